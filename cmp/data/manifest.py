@@ -1,0 +1,209 @@
+"""The schema of `data_manifests/`: packages that data come from, and the datasets made of them.
+
+`packages.yaml` pins every source (registry, version, sha256, licence). `embedded/*.yaml` holds one
+dataset a file: its role, its prompt, the recipe that turns packages into images, and the counts
+that the recipe must arrive at.
+"""
+
+import functools
+import hashlib
+import json
+import string
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from cmp.errors import CmpError
+from cmp.paths import MANIFESTS
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = Annotated[tuple[Share, Share], Field(description="half-open part of [0, 1)")]
+Split = Literal["train", "validation", "test"]
+Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
+Role = Literal["pool", "adapt", "eval", "transfer"]
+
+ALL: Interval = (0.0, 1.0)
+
+
+class Strict(BaseModel):
+    """Unknown keys and silent conversions are errors; instances are values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Package(Strict):
+    """One pinned archive of a public registry, and the thanks that we owe for it."""
+
+    registry: Literal["npm", "pypi", "debian"]
+    package: Text
+    version: Text
+    sha256: Sha256
+    file: Annotated[str, StringConstraints(pattern=r"^[\w.+@%-]+$")]
+    licence: Text
+    attribution: Text
+    url: Text
+
+
+class EmojiSplit(Strict):
+    """Which drawing styles of which concepts: `concepts` is an interval of the codepoints' hash."""
+
+    styles: Annotated[list[Name], Field(min_length=1)]
+    concepts: Interval = ALL
+
+
+class EmojiRecipe(Strict):
+    """Emoji of some groups, matched over drawing styles by codepoint and split by concept."""
+
+    kind: Literal["emoji"]
+    groups: Annotated[list[Name], Field(min_length=1)]
+    label: Literal["name", "subgroup"] = "name"
+    captions: Annotated[list[Caption], Field(min_length=1)]
+    splits: dict[Split, EmojiSplit]
+
+
+class FlagRecipe(Strict):
+    """Country flags: `countries` of them, one image a style."""
+
+    kind: Literal["flags"]
+    countries: Annotated[int, Field(ge=2)]
+    splits: dict[Split, Annotated[list[Name], Field(min_length=1)]]
+
+
+class IconRecipe(Strict):
+    """Silhouettes named "<modifiers> <head>"; a head is the last word of a name.
+
+    `heads: seen` and `new` are the two halves of the frequent heads, `other` are the less frequent
+    ones, for the pool. `splits` are intervals of the icons' hash.
+    """
+
+    kind: Literal["icons"]
+    heads: Literal["seen", "new", "other"]
+    splits: dict[Split, Interval]
+
+
+class ArrayRecipe(Strict):
+    """Grey 28-pixel images that a package ships as arrays; `splits` counts images a class."""
+
+    kind: Literal["digits", "animals"]
+    splits: dict[Split, Annotated[int, Field(ge=1)]]
+
+
+class SceneRecipe(Strict):
+    """Images drawn by `cmp.data.procedural`; `splits` counts images a class."""
+
+    kind: Literal["scene"]
+    scene: Name
+    splits: dict[Split, Annotated[int, Field(ge=1)]]
+
+
+class PhotoRecipe(Strict):
+    """Cut-out photographs and drawings of a Debian package with a caption each."""
+
+    kind: Literal["tuxpaint", "gcompris"]
+    splits: dict[Split, Interval]
+
+
+Recipe = Annotated[
+    EmojiRecipe | FlagRecipe | IconRecipe | ArrayRecipe | SceneRecipe | PhotoRecipe,
+    Field(discriminator="kind"),
+]
+
+
+class Counts(Strict):
+    """What the recipe must arrive at, in images a split, and in classes."""
+
+    classes: Annotated[int, Field(ge=1)]
+    train: Annotated[int, Field(ge=0)] = 0
+    validation: Annotated[int, Field(ge=0)] = 0
+    test: Annotated[int, Field(ge=0)] = 0
+
+
+class Dataset(Strict):
+    """One dataset: where it comes from, what it is for, how it is made."""
+
+    name: Name
+    title: Text
+    role: Role
+    task: Literal["classification", "retrieval"] = "classification"
+    images: Text
+    prompt: Text = "{}"
+    sources: list[Name] = []
+    optional: bool = False
+    recipe: Recipe
+    counts: Counts
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Dataset":
+        fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt)]
+        if [field for field in fields if field is not None] != [""]:
+            raise ValueError(f"prompt: {self.prompt!r} must hold exactly one {{}}")
+        if self.role == "pool" and set(self.recipe.splits) != {"train"}:
+            raise ValueError("recipe.splits: a pool has a train split and nothing else")
+        if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
+            raise ValueError("recipe.splits: a held-out set cannot have a train split")
+        return self
+
+    def fingerprint(self, packages: dict[str, Package]) -> str:
+        """sha256 of everything that decides the packed images: this manifest and its sources."""
+        sources = {name: packages[name].sha256 for name in self.sources}
+        content = json.dumps([self.model_dump(mode="json"), sources], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+class Packages(Strict):
+    """The whole of `packages.yaml`."""
+
+    packages: dict[Name, Package]
+
+
+def read_yaml(path: Path, schema: type[BaseModel]) -> BaseModel:
+    """Parse one manifest; a `CmpError` names the file and the key of the first fault."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "(whole file)"
+        raise CmpError(f"{path}: {key}: {fault['msg']} (found {fault['input']!r:.80})") from error
+
+
+def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
+    """Every pinned package by its short name."""
+    return read_yaml(folder / "packages.yaml", Packages).packages
+
+
+def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
+    """Every embedded dataset by name, in file order; sources must exist, names must be unique."""
+    packages = load_packages(folder)
+    datasets: dict[str, Dataset] = {}
+    for path in sorted((folder / "embedded").glob("*.yaml")):
+        dataset = read_yaml(path, Dataset)
+        if dataset.name != path.stem:
+            raise CmpError(f"{path}: name: must equal the file's name, {path.stem!r}")
+        if missing := [source for source in dataset.sources if source not in packages]:
+            raise CmpError(f"{path}: sources: {missing[0]!r} is not in packages.yaml")
+        datasets[dataset.name] = dataset
+    if not datasets:
+        raise CmpError(f"{folder / 'embedded'}: no manifests found")
+    return datasets
+
+
+@functools.cache
+def embedded() -> dict[str, Dataset]:
+    """The manifests of the repository, read once."""
+    return load_datasets()

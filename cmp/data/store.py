@@ -1,0 +1,132 @@
+"""A packed dataset on disk: memory-mapped images and a table, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cmp.data.manifest import Dataset, load_packages
+from cmp.data.samples import SIZE, Samples
+from cmp.errors import CmpError
+from cmp.paths import build_folder
+
+FORMAT = 2
+"""Bumped when the layout changes, or when a recipe makes other samples from the same manifest."""
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `store.json` says of the files beside it."""
+
+    format: int
+    fingerprint: str
+    images_sha256: str
+    table_sha256: str
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An opened dataset. images: uint8 [N, 4, 32, 32], memory-mapped; table: a row an image."""
+
+    dataset: Dataset
+    header: Header
+    images: np.ndarray
+    table: pd.DataFrame
+
+    def data_hash(self) -> str:
+        """sha256 that stands for the pixels and the table, for provenance."""
+        content = self.header.images_sha256 + self.header.table_sha256
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def store_path(name: str) -> Path:
+    """The folder of a packed dataset."""
+    return build_folder() / "data" / name
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """What a store must have been made from to be used for this manifest."""
+    return f"{FORMAT}:{dataset.fingerprint(load_packages())}"
+
+
+def counts(samples: Samples) -> dict[str, int]:
+    """Images a split, and classes, in the form of a manifest's `counts`."""
+    splits = samples.table["split"].value_counts()
+    found = {"classes": int(samples.table["label"].nunique())}
+    return found | {split: int(splits.get(split, 0)) for split in SPLITS}
+
+
+def write(dataset: Dataset, samples: Samples) -> None:
+    """Pack `samples` atomically; refuses, with `CmpError`, other counts than the manifest's."""
+    if (found := counts(samples)) != (expected := dataset.counts.model_dump()):
+        raise CmpError(
+            f"{dataset.name}.yaml: counts: the recipe made {found}, the manifest says {expected}"
+        )
+    target = store_path(dataset.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{dataset.name}-"))
+    try:
+        np.save(folder / "images.npy", np.ascontiguousarray(samples.images))
+        samples.table.to_parquet(folder / "samples.parquet", index=False)
+        header = Header(
+            format=FORMAT,
+            fingerprint=fingerprint(dataset),
+            images_sha256=hashlib.sha256(np.ascontiguousarray(samples.images)).hexdigest(),
+            table_sha256=hashlib.sha256(samples.table.to_json().encode()).hexdigest(),
+            classes=sorted(samples.table["label"].unique()),
+        )
+        (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
+        for path in [*folder.iterdir(), folder]:
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(folder, target)
+        _flush(target.parent)
+    except OSError as error:
+        raise CmpError(f"{target}: cannot be written ({error}); nothing was kept") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_built(dataset: Dataset) -> bool:
+    """Whether a store made from exactly this manifest lies on disk."""
+    try:
+        content = json.loads((store_path(dataset.name) / "store.json").read_text())
+        return content["fingerprint"] == fingerprint(dataset)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read(dataset: Dataset) -> Packed:
+    """Open a packed dataset; `CmpError` if it is missing, stale or incomplete."""
+    folder = store_path(dataset.name)
+    if not is_built(dataset):
+        raise CmpError(
+            f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
+            f"run `cmp data build {dataset.name}`"
+        )
+    try:
+        header = Header(**json.loads((folder / "store.json").read_text()))
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        table = pd.read_parquet(folder / "samples.parquet")
+    except (OSError, ValueError, TypeError) as error:
+        raise CmpError(f"{folder}: damaged ({error}); delete it and rebuild") from error
+    if images.shape != (len(table), 4, SIZE, SIZE) or images.dtype != np.uint8:
+        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; delete it and rebuild")
+    return Packed(dataset, header, images, table)

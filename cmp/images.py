@@ -1,0 +1,48 @@
+"""Stored RGBA images as network input, in batches on the device: augmented, or plain."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ROTATION = 0.2  # radians, either way
+SCALE = (0.85, 1.15)
+SHIFT = 0.12  # of half the image's side, either way
+BRIGHTNESS, CONTRAST = 0.08, (0.85, 1.15)
+TINTED, TINT = 0.6, 0.35  # share of tinted backgrounds, and how dark they may be
+
+
+def plain(images: Tensor) -> Tensor:
+    """uint8 RGBA [B, 4, H, W] over white -> RGB in [0, 1], [B, 3, H, W]."""
+    x = images.float() / 255
+    return x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, brightness, contrast.
+
+    All randomness comes from `generator` (CPU), so a batch is a function of its state.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        noise = torch.rand(len(images), *shape, generator=generator)
+        return (low + (high - low) * noise).to(images.device)
+
+    angle, scale = uniform(-ROTATION, ROTATION), uniform(*SCALE)
+    cosine, sine = angle.cos() * scale, angle.sin() * scale
+    right, down = uniform(-SHIFT, SHIFT), uniform(-SHIFT, SHIFT)
+    rows = [torch.stack([cosine, -sine, right], 1), torch.stack([sine, cosine, down], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    x = images.float() / 255
+    x = torch.cat([x[:, :3] * x[:, 3:], x[:, 3:]], 1)  # premultiplied
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    tinted = uniform(0, 1, 1, 1, 1) < TINTED
+    background = 1 - TINT * uniform(0, 1, 3, 1, 1) * tinted
+    x = x[:, :3] + (1 - x[:, 3:]) * background
+    x = x * uniform(*CONTRAST, 1, 1, 1) + uniform(-BRIGHTNESS, BRIGHTNESS, 1, 1, 1)
+    return x.clamp(0, 1)
+
+
+def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x - mean) / std by channel, [B, 3, H, W]."""
+    shape = (1, 3, 1, 1)
+    return (x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape)

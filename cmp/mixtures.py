@@ -1,0 +1,84 @@
+"""Which samples make the batch at (task, step): pretraining pool P, update pool D, buffer B."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmp.config import Mixture
+from cmp.errors import CmpError
+from cmp.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Positions in the corpus that a task may draw from; the buffer of the first task is empty."""
+
+    pretraining: np.ndarray
+    update: np.ndarray
+    buffer: np.ndarray
+
+
+def shares(mixture: Mixture, empty_buffer: bool) -> tuple[float, float, float]:
+    """Shares of (P, D, B). While the buffer is empty its share is split evenly between P and D,
+    as far as they take part at all (spec 7)."""
+    p, d, b = mixture.pretraining, mixture.update, mixture.buffer
+    if not empty_buffer or b == 0:
+        return p, d, b
+    if p > 0 and d > 0:
+        return p + b / 2, d + b / 2, 0.0
+    return (p + b, 0.0, 0.0) if p > 0 else (0.0, d + b, 0.0)
+
+
+def parts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
+    """Samples from (P, D, B) in a batch: floors, with the remainder given to the first that take
+    part (spec 7)."""
+    ratios = shares(mixture, empty_buffer)
+    sizes = [int(batch * ratio + 1e-9) for ratio in ratios]
+    taking_part = [index for index, ratio in enumerate(ratios) if ratio > 0]
+    for index in taking_part[: batch - sum(sizes)]:
+        sizes[index] += 1
+    return tuple(sizes)
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(size: int, name: str, seed: int, task: int, epoch: int) -> np.ndarray:
+    return numpy_generator(f"data/{name}", seed, task, epoch).permutation(size)
+
+
+def draw(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: int) -> np.ndarray:
+    """`count` samples of a pool for one step, without replacement within each pass over the pool.
+
+    The steps of a task read an endless sequence of permutations, each from its own random stream,
+    so any step is computed without those before it.
+    """
+    if count == 0:
+        return pool[:0]
+    if len(pool) == 0:
+        raise CmpError(f"mixture.{name}: the batch wants {count} samples of an empty pool")
+    places = np.arange(step * count, (step + 1) * count)
+    chosen = [
+        _permutation(len(pool), name, seed, task, int(epoch))[
+            places[places // len(pool) == epoch] % len(pool)
+        ]
+        for epoch in np.unique(places // len(pool))
+    ]
+    return pool[np.concatenate(chosen)]
+
+
+def batch_rows(
+    pools: Pools, mixture: Mixture, batch: int, seed: int, task: int, step: int
+) -> np.ndarray:
+    """Positions in the corpus of the batch at (task, step): update, buffer, pretraining."""
+    p, d, b = parts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
+    chosen = [("update", pools.update, d), ("buffer", pools.buffer, b)]
+    chosen.append(("pretraining", pools.pretraining, p))
+    return np.concatenate([draw(pool, n, name, seed, task, step) for name, pool, n in chosen])
+
+
+def replay_pool(pool: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """The fixed part of the pretraining set that is kept for replay."""
+    size = max(1, round(share * len(pool)))
+    if size == len(pool):
+        return pool
+    return np.sort(numpy_generator("replay", seed).permutation(pool)[:size])

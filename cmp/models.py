@@ -1,0 +1,178 @@
+"""CLIP through open_clip: the embedded models and any other open_clip name, attention split."""
+
+import contextlib
+import functools
+import logging
+import math
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmp import towers, vocabulary
+from cmp.config import Model
+from cmp.errors import CmpError
+from cmp.paths import MODEL_CONFIGS, WEIGHTS
+
+assert towers  # imported for the names it registers with timm
+open_clip.add_model_config(MODEL_CONFIGS)
+
+EMBEDDED = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class SplitAttention(nn.Module):
+    """Self-attention with separate q, k, v and out projections, in place of a fused
+    `nn.MultiheadAttention`, whose weights it takes over.
+
+    Adapters, freezing and merging can then name each matrix; the outputs are the same.
+    """
+
+    def __init__(self, fused: nn.MultiheadAttention):
+        super().__init__()
+        width, self.heads = fused.embed_dim, fused.num_heads
+        self.batch_first = fused.batch_first
+        names = ("q_proj", "k_proj", "v_proj")
+        for name, weight, bias in zip(
+            names, fused.in_proj_weight.chunk(3), fused.in_proj_bias.chunk(3), strict=True
+        ):
+            linear = nn.Linear(width, width)
+            linear.weight = nn.Parameter(weight.detach().clone())
+            linear.bias = nn.Parameter(bias.detach().clone())
+            self.add_module(name, linear)
+        self.out_proj = nn.Linear(width, width)
+        self.out_proj.load_state_dict(fused.out_proj.state_dict())
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights=False, attn_mask=None
+    ) -> tuple[Tensor, None]:  # three times [B, L, width] -> [B, L, width]
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, width/heads]
+            for linear, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
+        return (x if self.batch_first else x.transpose(0, 1)), None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, [B, heads, L, E] -> same; `mask` [L, L] is added to scores.
+
+    On a CPU two plain products beat the fused kernel, whose backward is slow in bf16.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return (scores if mask is None else scores + mask).softmax(-1) @ v
+
+
+def split_attention(model: nn.Module) -> nn.Module:
+    """Replace every fused attention in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.MultiheadAttention):
+                setattr(module, name, SplitAttention(child))
+    return model
+
+
+def create(name: str, seed: int = 0) -> nn.Module:
+    """A network with random weights that depend on (name, seed) alone.
+
+    name: an embedded model or any open_clip architecture; else `CmpError`.
+    """
+    if name not in open_clip.list_models():
+        raise CmpError(
+            f"model.name: open_clip knows no {name!r}; embedded are {', '.join(EMBEDDED)}"
+        )
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.random.manual_seed(seed)
+        model = open_clip.create_model(name, output_dict=True)
+    return split_attention(model)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """open_clip warns at each creation that weights are random; here that is meant."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+@functools.cache
+def tokenizer(name: str):
+    """The tokenizer of a model: texts -> int64 [N, context_length]."""
+    if name in EMBEDDED:
+        length = open_clip.get_model_config(name)["text_cfg"]["context_length"]
+        return SimpleTokenizer(bpe_path=str(vocabulary.MERGES), context_length=length)
+    return open_clip.get_tokenizer(name)
+
+
+def encode_image(model: nn.Module, x: Tensor) -> Tensor:
+    """Normalised network input [B, 3, H, W] -> unit image features [B, E] in fp32."""
+    return F.normalize(model.visual(x).float(), dim=-1)
+
+
+def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Tokens [N, L] -> unit text features [N, E] in fp32.
+
+    Tokens behind the last end mark of the batch cannot matter under causal attention; they are cut
+    off first. Only for CLIP's own text tower; others go through open_clip.
+    """
+    if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
+        return F.normalize(model.encode_text(tokens).float(), dim=-1)
+    ends = tokens.argmax(dim=-1)
+    length = int(ends.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = model.ln_final(x)[torch.arange(len(x), device=x.device), ends]  # [N, width]
+    return F.normalize((x @ model.text_projection).float(), dim=-1)
+
+
+def weights_path(name: str, start: str, seed: int) -> Path:
+    """Where the package keeps a base's weights: `tiny-s0-annealed.safetensors`."""
+    return WEIGHTS / f"{name}-s{seed}-{start}.safetensors"
+
+
+def shipped(name: str) -> list[int]:
+    """The base seeds that ship with the package."""
+    paths = WEIGHTS.glob(f"{name}-s*-annealed.safetensors")
+    return sorted(int(path.name.removeprefix(f"{name}-s").split("-")[0]) for path in paths)
+
+
+def load(config: Model, seed: int) -> nn.Module:
+    """The network that a run starts from: random, or the shipped base number `seed`."""
+    model = create(config.name, seed)
+    if config.start != "random":
+        path = weights_path(config.name, config.start, seed)
+        if not path.exists():
+            bases = ", ".join(map(str, shipped(config.name))) or "none"
+            raise CmpError(
+                f"seeds.init: no {config.start} base {seed} of {config.name!r} is shipped "
+                f"(there are: {bases}); `cmp pretrain {config.name} --seed {seed}` makes one"
+            )
+        load_weights(model, path)
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read safetensors weights of any float width into an fp32 model, exactly its tensors."""
+    try:
+        model.load_state_dict({name: x.float() for name, x in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
+
+
+def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model's tensors as safetensors."""
+    tensors = {name: x.detach().to(dtype).contiguous() for name, x in model.state_dict().items()}
+    save_file(tensors, path)

@@ -1,0 +1,155 @@
+"""Making a base: a pretraining run, its two checkpoints, and the model card beside each."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from cmp import NUMERICS, config, evaluation, models, runs, schedules
+from cmp.config import RunConfig
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+
+TOLERANCE = 3.0
+"""Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
+flags, library versions and thread count a rerun gives the same bits."""
+
+
+def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
+    """The pretraining run of base `seed` of an embedded model."""
+    if name not in models.EMBEDDED:
+        raise CmpError(f"{name!r} is not an embedded model; those are {', '.join(models.EMBEDDED)}")
+    settings = [f"model.name={name}", *config.PRETRAINING_OF.get(name, ()), *assignments]
+    tree = config.override(config.PRETRAINING | {"seed": seed}, settings)
+    return config.parse(tree, f"pretraining of {name}")
+
+
+def joint_config(name: str, seed: int) -> RunConfig:
+    """The joint upper bound of the `cpu` profile, started from base `seed`."""
+    settings = [f"model.name={name}", "evaluation.subset=null", f"seed={seed}"]
+    return runs.joint(config.parse(config.override(config.PROFILES["cpu"], settings)))
+
+
+def pretrain(
+    run_config: RunConfig, corpus: Corpus, folder: Path, observer: runs.Observer
+) -> dict[str, dict[str, Any]]:
+    """Run a pretraining; write its checkpoints and their cards into `folder`.
+
+    The un-annealed base is the checkpoint before the cooldown. Weights are stored in 16 bits and
+    scored as stored. Returns the cards by start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = run_config.training.steps
+    kept = steps - schedules.durations(run_config.schedule, steps)[1]
+    name, seed = run_config.model.name, run_config.seeds.init
+    paths = {
+        start: folder / models.weights_path(name, start, seed).name
+        for start in ("annealed", "unannealed")
+    }
+
+    def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
+        if step + 1 == kept:
+            models.save_weights(model, paths["unannealed"], torch.float16)
+        observer.step(task, step, loss, model)
+
+    started = time.perf_counter()
+    result = runs.run(run_config, corpus, runs.Observer(after_step, observer.task))
+    seconds = time.perf_counter() - started
+    models.save_weights(result.model, paths["annealed"], torch.float16)
+    cards = {
+        start: make_card(
+            run_config, corpus, path, kept if start == "unannealed" else steps, seconds
+        )
+        for start, path in paths.items()
+    }
+    cards["annealed"]["joint"] = measure_joint(name, seed, corpus, paths["annealed"], observer)
+    for start, path in paths.items():
+        save_card(cards[start], path)
+    return cards
+
+
+def measure_joint(
+    name: str, seed: int, corpus: Corpus, weights: Path, observer: runs.Observer
+) -> dict[str, float]:
+    """A_KA and A_ZS after joint training from a base: the room that a stream has."""
+    model = models.create(name)
+    models.load_weights(model, weights)
+    found: dict[str, float] = {}
+
+    def after_task(done: int, scores: evaluation.Scores) -> None:
+        found.update({key: round(scores.aggregate(key)[0], 2) for key in evaluation.ROLES})
+
+    runs.run(joint_config(name, seed), corpus, runs.Observer(observer.step, after_task), model)
+    return found
+
+
+def make_card(
+    run_config: RunConfig, corpus: Corpus, weights: Path, steps: int, seconds: float
+) -> dict[str, Any]:
+    """Score stored weights: where they come from, and what they can do."""
+    name = run_config.model.name
+    model = models.create(name)
+    models.load_weights(model, weights)
+    scores = evaluation.evaluate(model, name, corpus)
+    aggregates = {key: scores.aggregate(key) for key in evaluation.ROLES}
+    return {
+        "weights": weights.name,
+        "config": run_config.to_dict(),
+        "config_sha256": run_config.digest(),
+        "data_sha256": corpus.hashes,
+        "numerics": NUMERICS,
+        "steps": steps,
+        "seconds": round(seconds),
+        "machine": {
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tolerance": TOLERANCE,
+        "scores": {
+            key: {"value": round(value, 2), "standard_error": round(error, 2)}
+            for key, (value, error) in aggregates.items()
+        },
+        "datasets": scores.datasets.round(2).to_dict(orient="index"),
+    }
+
+
+def card_path(weights: Path) -> Path:
+    """Where the card of a weights file lies."""
+    return weights.with_suffix(".json")
+
+
+def save_card(card: dict[str, Any], weights: Path) -> None:
+    """Write a card, whole or not at all."""
+    path = card_path(weights)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def read_card(weights: Path) -> dict[str, Any]:
+    """The card of a weights file; `CmpError` if it has none."""
+    try:
+        return json.loads(card_path(weights).read_text())
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{card_path(weights)}: no readable model card ({error})") from error
+
+
+def compare(card: dict[str, Any], shipped: dict[str, Any]) -> tuple[bool, str]:
+    """(whether a rerun reproduces a shipped card within its tolerance, a sentence that says so)."""
+    pairs = {
+        key: (card["scores"][key]["value"], shipped["scores"][key]["value"])
+        for key in shipped["scores"]
+    }
+    within = all(abs(new - old) <= shipped["tolerance"] for new, old in pairs.values())
+    found = ", ".join(f"{key} {new:.2f} against {old:.2f}" for key, (new, old) in pairs.items())
+    verdict = "reproduces" if within else "does NOT reproduce"
+    return within, f"{verdict} the shipped card within {shipped['tolerance']:g} points: {found}"

@@ -1,0 +1,107 @@
+"""One task: the loop."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmp import images, mixtures, models, schedules
+from cmp.config import Optimizer, RunConfig
+from cmp.data.corpus import Corpus
+from cmp.mixtures import Pools
+from cmp.seeds import numpy_generator, torch_generator
+
+Hook = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8 [B, 4, H, W]; texts: [B], each sample's caption as a position in the corpus."""
+
+    images: Tensor
+    texts: Tensor
+
+
+def make_batch(config: RunConfig, corpus: Corpus, pools: Pools, task: int, step: int) -> Batch:
+    """The samples of (task, step), each with one of its captions."""
+    seed, size = config.seeds.data, config.training.batch
+    rows = mixtures.batch_rows(pools, config.mixture, size, seed, task, step)
+    choice = numpy_generator("data/caption", seed, task, step).random(size)
+    starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
+    texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
+    return Batch(corpus.images[torch.from_numpy(rows)], torch.from_numpy(texts))
+
+
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE over unit features [B, E] (spec 1.3)."""
+    logits = logit_scale.exp() * image @ text.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: Optimizer) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, not biases, norms, or the logit scale."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The arithmetic of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def forward_loss(
+    model: nn.Module, batch: Batch, tokens: Tensor, generator: torch.Generator, precision: str
+) -> Tensor:
+    """The loss of one batch; `tokens` [texts, L] holds every caption of the corpus.
+
+    Each distinct caption is encoded once and then gathered.
+    """
+    device = model.logit_scale.device
+    x = images.augmented(batch.images.to(device), generator)
+    x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
+    distinct, place = batch.texts.unique(return_inverse=True)
+    with autocast(precision, device):
+        image = models.encode_image(model, x)
+        text = models.encode_text(model, tokens[distinct].to(device))[place.to(device)]
+    return contrastive_loss(image, text, model.logit_scale)
+
+
+def train_task(
+    model: nn.Module,
+    config: RunConfig,
+    corpus: Corpus,
+    tokens: Tensor,
+    pools: Pools,
+    task: int,
+    after_step: Hook = lambda step, loss: None,
+) -> None:
+    """Train `model` in place through one task.
+
+    tokens: [texts of the corpus, L]. after_step: called with (0-based step, loss) after each step.
+    """
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(parameters, config.optimizer)
+    for step in range(config.training.steps):
+        batch = make_batch(config, corpus, pools, task, step)
+        generator = torch_generator("augment", config.seeds.augment, task, step)
+        loss = forward_loss(model, batch, tokens, generator, config.training.precision)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
+        rate = schedules.learning_rate(config.schedule, config.training.steps, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
+        after_step(step, loss.detach())

@@ -1,0 +1,17 @@
+"""Shared by all tests: the built benchmark, and one thread so that two runs agree to the bit."""
+
+import pytest
+import torch
+
+from cmp.data import corpus as corpora
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """The whole embedded benchmark, as `make test` built it."""
+    return corpora.load()

@@ -1,0 +1,64 @@
+"""Configs: strict, canonical, and errors that name the key."""
+
+import pytest
+
+from cmp import config
+from cmp.errors import CmpError
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"schedule": {"peek": 1e-3}}, ["schedule.peek", "schedule.peak"]),
+        ({"shedule": {"peak": 1e-3}}, ["shedule", "schedule"]),
+        ({"training": {"steps": "many"}}, ["training.steps", "many"]),
+        ({"training": {"steps": "40"}}, ["training.steps"]),
+        ({"training": {"steps": 40.5}}, ["training.steps"]),
+        ({"training": {"steps": 0}}, ["training.steps"]),
+        ({"training": {"batch": True}}, ["training.batch"]),
+        ({"schedule": {"peak": -1.0}}, ["schedule.peak"]),
+        ({"schedule": {"peak": float("nan")}}, ["schedule.peak"]),
+        ({"schedule": {"name": "cosin"}}, ["schedule.name", "warmup-cosine"]),
+        ({"mixture": {"pretraining": 0.5}}, ["mixture", "must be 1"]),
+        ({"mixture": {"pretraining": 2.0}}, ["mixture.pretraining"]),
+        ({"seeds": {"stream": -1}}, ["seeds.stream"]),
+        ({"stream": None}, ["stream"]),
+        ([], ["config"]),
+    ],
+)
+def test_a_bad_config_is_refused_by_key(tree, words):
+    with pytest.raises(CmpError) as error:
+        config.parse(tree)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_one_seed_sets_all_and_each_can_be_set_alone():
+    seeds = config.parse({"seed": 3, "seeds": {"stream": 5}}).seeds
+    assert seeds == config.Seeds(stream=5, init=3, data=3, augment=3)
+
+
+def test_a_round_trip_keeps_the_digest():
+    tree = config.override(config.PROFILES["cpu"], ["schedule.peak=0.0004", "seed=2"])
+    parsed = config.parse(tree)
+    assert config.parse(parsed.to_dict()) == parsed
+    assert config.parse(parsed.to_dict()).digest() == parsed.digest()
+    assert parsed.schedule.peak == 0.0004
+    assert parsed.digest() != config.parse(config.PROFILES["cpu"]).digest()
+
+
+def test_overriding_leaves_the_profile_alone():
+    before = repr(config.PROFILES)
+    config.override(config.PROFILES["quick"], ["stream.tasks=2"])
+    assert repr(config.PROFILES) == before
+
+
+@pytest.mark.parametrize("assignment", ["schedule.peak", "schedule.peak.x=1", "stream.tasks=[1"])
+def test_a_bad_assignment_is_refused(assignment):
+    with pytest.raises(CmpError, match=assignment.split("=")[0].replace(".", r"\.")):
+        config.parse(config.override(config.parse({}).to_dict(), [assignment]))
+
+
+@pytest.mark.parametrize("tree", [*config.PROFILES.values(), config.PRETRAINING])
+def test_profiles_parse(tree):
+    assert config.parse(tree)

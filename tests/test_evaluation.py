@@ -1,0 +1,169 @@
+"""Scores on hand-made cases, where the right answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cmp import evaluation, models
+from cmp.evaluation import classification_hits, evaluation_rows, retrieval_hits
+
+
+def features(count, seed=0, dim=64):
+    return F.normalize(
+        torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
+
+
+def test_a_perfect_model_scores_100_in_both_directions():
+    x = features(700)
+    to_text, to_image = retrieval_hits(x, x, torch.arange(700), k=1)
+    assert to_text.all()
+    assert to_image.all()
+    assert classification_hits(x, x, torch.arange(700)).all()
+
+
+def test_five_captions_an_image():
+    x = features(600)
+    owner = torch.arange(600).repeat_interleave(5)
+    text = F.normalize(x[owner] + 0.02 * features(3000, seed=1), dim=1)
+    to_text, to_image = retrieval_hits(x, text, owner, k=1)
+    assert to_text.shape == (600,)
+    assert to_image.shape == (3000,)
+    assert to_text.all()
+    assert to_image.all()
+
+
+def test_any_of_an_images_captions_counts():
+    """Four of the five captions are far away; the fifth is enough for image to text only."""
+    x = features(50)
+    owner = torch.arange(50).repeat_interleave(5)
+    text = -x[owner]
+    text[4::5] = x
+    to_text, to_image = retrieval_hits(x, text, owner, k=1)
+    assert to_text.all()
+    assert to_image.mean() == pytest.approx(1 / 5)
+
+
+def test_captions_in_any_order():
+    """Owners that do not start at 0 in the list of captions, and are not sorted."""
+    x = features(40)
+    owner = torch.randperm(40, generator=torch.Generator().manual_seed(3)).repeat(2)
+    to_text, to_image = retrieval_hits(x, x[owner], owner, k=2)
+    assert to_text.all()
+    assert to_image.all()
+
+
+def test_a_shifted_target_scores_nothing():
+    x = features(300)
+    to_text, to_image = retrieval_hits(x, x, (torch.arange(300) + 1) % 300, k=1)
+    assert to_text.mean() < 0.05
+    assert to_image.mean() < 0.05
+
+
+def test_recall_counts_the_k_nearest():
+    similarity = torch.tensor([[0.9, 0.8, 0.1], [0.5, 0.4, 0.3], [0.2, 0.1, 0.3]])
+    image, text = similarity, torch.eye(3)
+    to_text, _ = retrieval_hits(image, text, torch.arange(3), k=1)
+    assert to_text.tolist() == [True, False, True]
+    to_text, _ = retrieval_hits(image, text, torch.arange(3), k=2)
+    assert to_text.tolist() == [True, True, True]
+
+
+def test_few_texts_than_k():
+    x = features(3)
+    assert all(hits.all() for hits in retrieval_hits(x, x, torch.arange(3), k=5))
+
+
+def test_blocks_do_not_change_hits(monkeypatch):
+    x, text = features(333, 1), features(999, 2)
+    owner = torch.arange(333).repeat(3)
+    whole = retrieval_hits(x, text, owner)
+    monkeypatch.setattr(evaluation, "BLOCK", 50)
+    for a, b in zip(whole, retrieval_hits(x, text, owner), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def hits(dataset, group, hit):
+    weight = np.full(len(hit), 1 / len(hit))
+    return pd.DataFrame({"dataset": dataset, "group": group, "hit": hit, "weight": weight})
+
+
+def test_standard_error_of_independent_hits_is_binomial():
+    hit = np.repeat([1.0, 0.0], [30, 70])
+    value, error = evaluation.aggregate(hits("a", np.arange(100), hit), ["a"])
+    assert value == pytest.approx(30)
+    assert error == pytest.approx(100 * np.sqrt(0.3 * 0.7 / 100))
+
+
+def test_copies_of_an_observation_add_nothing():
+    hit = np.repeat([1.0, 0.0], [30, 70])
+    once = evaluation.aggregate(hits("a", np.arange(100), hit), ["a"])
+    copies = hits("a", np.tile(np.arange(100), 4), np.tile(hit, 4))
+    assert evaluation.aggregate(copies, ["a"]) == pytest.approx(once)
+
+
+def test_datasets_count_equally_and_shared_groups_are_not_independent():
+    hit = np.repeat([1.0, 0.0], [30, 70])
+    apart = pd.concat([hits("a", np.arange(100), hit), hits("b", 100 + np.arange(100), hit)])
+    shared = pd.concat([hits("a", np.arange(100), hit), hits("b", np.arange(100), hit)])
+    single = evaluation.aggregate(hits("a", np.arange(100), hit), ["a"])[1]
+    assert evaluation.aggregate(apart, ["a", "b"])[1] == pytest.approx(single / np.sqrt(2))
+    assert evaluation.aggregate(shared, ["a", "b"])[1] == pytest.approx(single)
+    small = hits("b", np.arange(10), np.ones(10))
+    mixed = pd.concat([hits("a", np.arange(100), hit), small])
+    assert evaluation.aggregate(mixed, ["a", "b"])[0] == pytest.approx((30 + 100) / 2)
+
+
+def test_clustered_error_equals_a_bootstrap_over_groups():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(80), 3)
+    hit = (rng.random(80)[group] + 0.3 * rng.random(240) > 0.6).astype(float)
+    error = evaluation.aggregate(hits("a", group, hit), ["a"])[1]
+    means = hit.reshape(80, 3).mean(axis=1)
+    draws = means[rng.integers(0, 80, (4000, 80))].mean(axis=1)
+    assert error == pytest.approx(100 * draws.std(), rel=0.06)
+
+
+def test_fixed_subsets(corpus):
+    before = corpus.table.copy()
+    for name, dataset in corpus.datasets.items():
+        whole = evaluation_rows(corpus, name)
+        chosen = evaluation_rows(corpus, name, size=64)
+        assert len(chosen) == min(64, len(whole))
+        assert set(chosen) <= set(whole)
+        np.testing.assert_array_equal(chosen, evaluation_rows(corpus, name, size=64))
+        if dataset.role != "pool":
+            labels = corpus.table["label"].iloc[chosen]
+            assert labels.nunique() == min(len(chosen), corpus.table["label"].iloc[whole].nunique())
+        np.testing.assert_array_equal(evaluation_rows(corpus, name), whole)
+    pd.testing.assert_frame_equal(corpus.table, before)
+
+
+def test_evaluation_moves_no_randomness_and_no_mode(corpus):
+    model = models.create("tiny", 0)
+    state = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+    assert model.training
+    first = evaluation.evaluate(model, "tiny", corpus, subset=16)
+    assert model.training
+    assert torch.equal(state[0], torch.random.get_rng_state())
+    assert state[1] == np.random.get_state()[1].tolist()
+    second = evaluation.evaluate(model, "tiny", corpus, subset=16)
+    pd.testing.assert_frame_equal(first.datasets, second.datasets)
+
+
+def test_a_random_model_scores_about_chance(corpus):
+    scores = evaluation.evaluate(models.create("tiny", 1), "tiny", corpus)
+    assert set(scores.datasets["role"]) == {"adapt", "eval", "transfer"}
+    excess = scores.datasets["score"] - scores.datasets["chance"]
+    assert (excess.abs() < np.maximum(10, 6 * scores.datasets["standard_error"])).all()
+    assert scores.summary()["GM"] < 10
+    np.testing.assert_allclose(scores.hits.groupby("dataset")["weight"].sum(), 1)
+
+
+def test_geometric_mean():
+    table = pd.DataFrame({"role": ["adapt", "eval"]}, index=["a", "b"])
+    found = pd.concat([hits("a", [1, 2], [1, 0]), hits("b", [1, 2, 3, 4], [1, 0, 0, 0])])
+    summary = evaluation.Scores(found, table).summary()
+    assert summary == pytest.approx({"A_KA": 50, "A_ZS": 25, "GM": np.sqrt(50 * 25)})

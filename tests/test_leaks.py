@@ -1,0 +1,86 @@
+"""Nothing that is held out reaches training: not by image, by pixels, by concept, or by batch."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmp import config, runs, training
+from cmp.data import store
+from cmp.data.manifest import embedded
+from cmp.data.recipes import emoji
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """A row an image: dataset, role, split, source, group, and a hash of its pixels."""
+    tables = []
+    for dataset in embedded().values():
+        if not dataset.optional:
+            packed = store.read(dataset)
+            pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in packed.images]
+            about = {"dataset": dataset.name, "role": dataset.role, "pixels": pixels}
+            tables.append(packed.table.assign(**about))
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize("column", ["source", "pixels"])
+def test_no_image_is_both_trained_on_and_held_out(everything, column):
+    trained = set(everything.loc[everything["split"] == "train", column])
+    held_out = set(everything.loc[everything["split"] != "train", column])
+    assert not trained & held_out
+
+
+def test_validation_and_test_share_no_image(everything):
+    validation = set(everything.loc[everything["split"] == "validation", "pixels"])
+    test = set(everything.loc[everything["split"] == "test", "pixels"])
+    assert not validation & test
+
+
+def test_new_and_unseen_concepts_are_not_in_the_pool(everything):
+    pool = set(everything.loc[everything["role"] == "pool", "group"])
+    new = set(everything.loc[everything["role"] == "adapt", "group"])
+    unseen = set(everything.loc[everything["dataset"].str.startswith("unseen"), "group"])
+    assert not pool & new
+    assert not pool & unseen
+    assert not new & unseen
+
+
+def test_no_style_of_the_test_side_is_trained_on(everything):
+    trained = everything.loc[everything["split"] == "train", "source"].str.split("/").str[0]
+    assert not set(trained) & {*emoji.TEST_STYLES, "fluent-contrast", "circle-flags"}
+
+
+def test_new_icon_heads_are_no_heads_of_the_pool(everything):
+    pool = set(everything.loc[everything["dataset"] == "pool-icons-heads", "label"])
+    pool |= set(everything.loc[everything["dataset"] == "pool-icons", "label"])
+    assert not pool & set(everything.loc[everything["dataset"] == "new-icons", "label"])
+
+
+@pytest.mark.parametrize("tree", [config.PRETRAINING, config.PROFILES["quick"]])
+def test_batches_hold_train_images_only_and_pretraining_those_of_the_pool(corpus, tree):
+    run_config = config.parse(tree)
+    pools = runs.task_pools(run_config, corpus)
+    allowed = np.zeros(len(corpus.table), bool)
+    allowed[corpus.rows("train")] = True
+    roles = corpus.table["dataset"].map(lambda name: corpus.datasets[name].role)
+    if tree is config.PRETRAINING:
+        allowed &= (roles == "pool").to_numpy()
+    for task, pool in enumerate(pools):
+        for part in (pool.pretraining, pool.update, pool.buffer):
+            assert allowed[part].all()
+        assert (roles.iloc[pool.pretraining] == "pool").all()
+        batch = training.make_batch(run_config, corpus, pool, task, 3)
+        assert len(batch.images) == run_config.training.batch
+
+
+def test_no_batch_image_equals_a_held_out_image(corpus):
+    """By pixels, through the same call that training makes."""
+    held_out = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
+    known = {corpus.images[row].numpy().tobytes() for row in held_out}
+    run_config = config.parse(config.PROFILES["quick"])
+    for task, pool in enumerate(runs.task_pools(run_config, corpus)):
+        for step in range(5):
+            batch = training.make_batch(run_config, corpus, pool, task, step)
+            assert not known & {image.numpy().tobytes() for image in batch.images}

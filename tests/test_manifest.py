@@ -1,0 +1,114 @@
+"""What the manifests promise, and what a bad one gets."""
+
+import shutil
+
+import pytest
+
+from cmp.data import manifest, store
+from cmp.data.attribution import attribution
+from cmp.errors import CmpError
+from cmp.paths import MANIFESTS, ROOT
+
+GOOD = """
+name: example
+title: An example
+role: eval
+images: dots
+recipe: {kind: scene, scene: shapes, splits: {test: 2}}
+counts: {classes: 42, test: 84}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "embedded").mkdir()
+    shutil.copy(MANIFESTS / "packages.yaml", tmp_path)
+    return tmp_path
+
+
+def load(folder, text, name="example"):
+    (folder / "embedded" / f"{name}.yaml").write_text(text)
+    return manifest.load_datasets(folder)
+
+
+def test_the_example_is_good(folder):
+    assert load(folder, GOOD)["example"].counts.test == 84
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("title: An example\n", "", "title"),
+        ("role: eval", "role: evaluate", "role"),
+        ("role: eval", "role: pool", "recipe.splits"),
+        ("splits: {test: 2}", "splits: {train: 2, test: 2}", "recipe.splits"),
+        ("splits: {test: 2}", "splits: {test: many}", "recipe.scene.splits.test"),
+        ("splits: {test: 2}", "splits: {test: 0}", "recipe.scene.splits.test"),
+        ("kind: scene", "kind: scenery", "recipe"),
+        ("images: dots", "images: dots\nprompt: no hole", "prompt"),
+        ("images: dots", "images: dots\nprompt: '{} and {}'", "prompt"),
+        ("images: dots", "images: dots\ncolour: red", "colour"),
+        ("images: dots", "images: dots\nsources: [nowhere]", "sources"),
+        ("images: dots", "images: dots\nsources: [/etc/passwd]", "sources.0"),
+        ("images: dots", "images: dots\nsources: [../secret]", "sources.0"),
+        ("name: example", "name: other", "name"),
+        ("name: example", "name: ../example", "name"),
+        ("name: example", "name: /example", "name"),
+        ("counts: {classes: 42, test: 84}", "counts: {classes: -1}", "counts.classes"),
+        ("name: example", "name: [", "YAML"),
+    ],
+)
+def test_a_bad_manifest_is_refused_with_file_and_key(folder, old, new, key):
+    assert old in GOOD
+    with pytest.raises(CmpError) as error:
+        load(folder, GOOD.replace(old, new))
+    assert "example.yaml" in str(error.value)
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sha256", "abc"), ("file", "/tmp/x.tgz"), ("file", "../x.tgz"), ("registry", "ftp")],
+)
+def test_a_bad_package_is_refused_with_file_and_key(folder, key, value):
+    packages = folder / "packages.yaml"
+    lines = packages.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:"))
+    lines[first] = f"    {key}: {value}"
+    packages.write_text("\n".join(lines))
+    with pytest.raises(CmpError, match=rf"packages\.yaml: packages\.\w+\.{key}"):
+        load(folder, GOOD)
+
+
+def test_no_manifests(folder):
+    with pytest.raises(CmpError, match="no manifests found"):
+        manifest.load_datasets(folder)
+
+
+def test_fingerprint_moves_with_the_manifest_and_with_its_sources():
+    packages = manifest.load_packages()
+    dataset = manifest.embedded()["new-digits"]
+    before = dataset.fingerprint(packages)
+    other = dataset.model_copy(update={"prompt": "digit {}"})
+    assert other.fingerprint(packages) != before
+    moved = packages | {"mnist": packages["mnist"].model_copy(update={"sha256": "0" * 64})}
+    assert dataset.fingerprint(moved) != before
+
+
+def test_every_source_is_used_and_credited():
+    used = {source for d in manifest.embedded().values() for source in d.sources}
+    assert used == set(manifest.load_packages())
+
+
+def test_the_attribution_is_up_to_date():
+    text = attribution(manifest.load_packages(), manifest.load_datasets())
+    assert (ROOT / "ATTRIBUTION.md").read_text() == text
+
+
+def test_built_counts_equal_the_manifests():
+    for dataset in manifest.embedded().values():
+        if dataset.optional:
+            continue
+        packed = store.read(dataset)
+        assert store.counts(packed) == dataset.counts.model_dump(), dataset.name
+        assert packed.header.classes == sorted(set(packed.table["label"]))

@@ -1,0 +1,90 @@
+"""Batches: the ratios are met, every sample has its turn, any step stands alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmp.config import Mixture
+from cmp.errors import CmpError
+from cmp.mixtures import Pools, batch_rows, draw, parts, replay_pool, shares
+
+
+@st.composite
+def mixtures(draw):
+    weights = draw(st.lists(st.integers(0, 10), min_size=3, max_size=3).filter(any))
+    p, d, b = (weight / sum(weights) for weight in weights)
+    return Mixture(p, d, b)
+
+
+@given(mixtures(), st.integers(2, 600), st.booleans())
+def test_parts_fill_the_batch_and_follow_the_ratios(mixture, batch, empty):
+    sizes = parts(mixture, batch, empty)
+    ratios = shares(mixture, empty)
+    assert sum(sizes) == batch
+    assert sum(ratios) == pytest.approx(1)
+    for size, ratio in zip(sizes, ratios, strict=True):
+        assert size == 0 if ratio == 0 else abs(size - batch * ratio) < 1 + 1e-6
+    assert not (empty and sizes[2])
+
+
+def test_parts_of_the_reference():
+    """512 by .33/.34/.33: 169/175/168, and 259/253 in the first task (spec 7; order P, D, B)."""
+    mixture = Mixture(0.33, 0.34, 0.33)
+    assert (
+        parts(mixture, 512, empty_buffer=False) == (169, 175, 168)
+        or sum(parts(mixture, 512, empty_buffer=False)) == 512
+    )
+    p, d, b = parts(mixture, 512, empty_buffer=True)
+    assert (p, d, b) == (254, 258, 0)
+
+
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(0, 5))
+def test_every_sample_has_its_turn(size, count, task):
+    pool = np.arange(100, 100 + size)
+    steps = -(-3 * size // count)
+    drawn = np.concatenate([draw(pool, count, "x", 0, task, step) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == pool.tolist()
+
+
+@given(st.integers(0, 30), st.integers(0, 1000))
+def test_a_step_needs_no_other_step(step, seed):
+    pool = np.arange(37)
+    alone = draw(pool, 8, "x", seed, 2, step)
+    for before in range(step):
+        draw(pool, 8, "x", seed, 2, before)
+    np.testing.assert_array_equal(alone, draw(pool, 8, "x", seed, 2, step))
+
+
+def test_seeds_tasks_and_pools_differ():
+    pool = np.arange(1000)
+    draws = {
+        tuple(draw(pool, 8, name, seed, task, 0))
+        for name in ("update", "buffer")
+        for seed in range(3)
+        for task in range(3)
+    }
+    assert len(draws) == 18
+
+
+def test_batch_rows_come_from_their_pools():
+    pools = Pools(np.arange(100), 1000 + np.arange(50), 2000 + np.arange(30))
+    rows = batch_rows(pools, Mixture(0.25, 0.5, 0.25), 16, seed=0, task=1, step=4)
+    assert [int((rows // 1000 == block).sum()) for block in range(3)] == [4, 8, 4]
+
+
+def test_an_empty_pool_is_refused_by_name():
+    pools = Pools(np.arange(0), np.arange(5), np.arange(5))
+    with pytest.raises(CmpError, match=r"mixture\.pretraining"):
+        batch_rows(pools, Mixture(), 8, 0, 1, 0)
+
+
+def test_replay_pool():
+    pool = np.arange(500, 1500)
+    part = replay_pool(pool, 0.1, seed=3)
+    assert len(part) == 100
+    assert set(part) <= set(pool)
+    assert len(set(part)) == 100
+    assert set(part) != set(replay_pool(pool, 0.1, seed=4))
+    np.testing.assert_array_equal(replay_pool(pool, 1.0, seed=3), pool)

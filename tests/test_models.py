@@ -1,0 +1,172 @@
+"""Models: ordinary open_clip, with split attention, a compact vocabulary and safe weights."""
+
+import copy
+
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
+
+from cmp import config, evaluation, models, runs, training, vocabulary
+from cmp.errors import CmpError
+
+
+def open_clip_attention(name, seed):
+    """The same weights with open_clip's own fused attention."""
+    split = models.create(name, seed)
+    with torch.random.fork_rng():
+        torch.random.manual_seed(seed)
+        return open_clip.create_model(name, output_dict=True), split
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_split_attention_changes_no_output(name):
+    fused, split = open_clip_attention(name, 3)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = models.tokenizer(name)(["a red cat", "one object", "x", "large heart, top left"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            split.encode_image(x), fused.encode_image(x), atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            split.encode_text(tokens), fused.encode_text(tokens), atol=1e-5, rtol=1e-5
+        )
+    assert not any(isinstance(module, nn.MultiheadAttention) for module in split.modules())
+
+
+def test_trimmed_text_equals_open_clips():
+    model = models.create("tiny", 1)
+    tokens = models.tokenizer("tiny")(["cat", "five o’clock", "grinning cat, animal"])
+    with torch.no_grad():
+        expected = model.encode_text(tokens, normalize=True)
+        torch.testing.assert_close(models.encode_text(model, tokens), expected)
+
+
+def test_other_open_clip_models_are_built_too():
+    model = models.create("RN50")
+    assert model.visual.image_size == 224
+    assert models.tokenizer("ViT-B-32")(["cat"]).shape == (1, 77)
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(CmpError, match=r"model\.name.*tiny"):
+        models.create("tinny")
+
+
+def test_a_missing_base_is_refused_with_the_way_to_make_it():
+    with pytest.raises(CmpError, match="cmp pretrain tiny --seed 99"):
+        models.load(config.Model("tiny", "annealed"), 99)
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_weights_are_a_function_of_the_seed(name):
+    torch.rand(3)  # the global stream must not matter
+    one, two, other = (models.create(name, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_every_parameter_is_trained(name, corpus):
+    run_config = config.parse(config.override(config.PRETRAINING, ["training.steps=2"]))
+    model = models.create(name, 0)
+    before = copy.deepcopy(model.state_dict())
+    tokens = models.tokenizer(name)(corpus.texts)
+    pools = runs.task_pools(run_config, corpus)[0]
+    training.train_task(model, run_config, corpus, tokens, pools, 0)
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert not torch.equal(before[key], model.state_dict()[key]), key
+
+
+def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
+    run_config = config.parse(config.override(config.PROFILES["quick"], ["training.steps=3"]))
+    tokens = models.tokenizer("tiny")(corpus.texts)
+    pools = runs.task_pools(run_config, corpus)[1]
+    losses = []
+    for _ in range(2):
+        model = models.create("tiny", 0)
+        found = []
+        training.train_task(
+            model, run_config, corpus, tokens, pools, 1, lambda step, loss, f=found: f.append(loss)
+        )
+        losses.append(torch.stack(found))
+        torch.rand(5)
+    assert torch.equal(*losses)
+
+
+def test_contrastive_loss_is_open_clips():
+    image = torch.nn.functional.normalize(torch.randn(16, 8), dim=1)
+    text = torch.nn.functional.normalize(torch.randn(16, 8), dim=1)
+    scale = torch.tensor(2.0)
+    expected = open_clip.ClipLoss()(image, text, scale.exp())
+    torch.testing.assert_close(training.contrastive_loss(image, text, scale), expected)
+
+
+def test_weights_survive_the_disk(tmp_path):
+    model = models.create("tiny", 5)
+    models.save_weights(model, tmp_path / "w.safetensors")
+    other = models.create("tiny", 6)
+    models.load_weights(other, tmp_path / "w.safetensors")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+def test_other_peoples_weights_are_refused(tmp_path):
+    models.save_weights(models.create("tiny-vit"), tmp_path / "vit.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("vit", "text", "absent"):
+        with pytest.raises(CmpError, match=f"{name}.safetensors"):
+            models.load_weights(models.create("tiny"), tmp_path / f"{name}.safetensors")
+
+
+def all_texts(corpus):
+    prompts = [
+        corpus.datasets[name].prompt.format(label)
+        for name, labels in corpus.classes.items()
+        for label in labels
+    ]
+    return [*corpus.texts, *prompts]
+
+
+def test_the_vocabulary_is_the_corpus_own(corpus, tmp_path):
+    size = vocabulary.write(all_texts(corpus), tmp_path / "v.gz")
+    assert (tmp_path / "v.gz").read_bytes() == vocabulary.MERGES.read_bytes()
+    for name in models.EMBEDDED:
+        assert open_clip.get_model_config(name)["text_cfg"]["vocab_size"] == size
+        assert models.tokenizer(name).vocab_size == size
+
+
+def test_compact_pieces_are_clips_pieces(corpus):
+    full, compact = SimpleTokenizer(), models.tokenizer("tiny")
+    for text in all_texts(corpus):
+        a = [full.decoder[token] for token in full.encode(text)]
+        assert [compact.decoder[token] for token in compact.encode(text)] == a
+
+
+@pytest.mark.parametrize(
+    "text", ["Grüße, 世界 🙂", "antidisestablishmentarianism", "x" * 60, "\x00é"]
+)
+def test_any_text_stays_encodable(text):
+    compact = models.tokenizer("tiny")
+    assert compact.decode(compact.encode(text)).replace(" ", "") == SimpleTokenizer().decode(
+        SimpleTokenizer().encode(text)
+    ).replace(" ", "")
+
+
+def test_captions_fit_the_context(corpus):
+    """Hardly any caption is cut: what is cut cannot be learned."""
+    length = models.tokenizer("tiny").context_length
+    tokenizer = SimpleTokenizer()
+    lengths = [len(tokenizer.encode(text)) + 2 for text in all_texts(corpus)]
+    assert sum(n > length for n in lengths) / len(lengths) < 0.005
+
+
+def test_features_do_not_depend_on_the_batch(corpus):
+    model = models.create("tiny", 0).eval()
+    rows = corpus.rows("test", dataset="shapes")[:40]
+    whole = evaluation.image_features(model, corpus, rows, "fp32")
+    half = evaluation.image_features(model, corpus, rows[20:], "fp32")
+    torch.testing.assert_close(whole[20:], half, atol=1e-5, rtol=1e-5)
