@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cmp import __version__, evaluation, models, pretraining, runs
 from cmp.config import Model
-from cmp.data import attribution, build, corpus, manifest, sheet, store
+from cmp.data import attribution, build, corpus, manifest, packed, sheet
 from cmp.errors import CmpError
 from cmp.paths import ROOT, build_folder
 
@@ -74,7 +74,7 @@ def data_list() -> None:
             c = dataset.counts
             numbers = [str(n) if n else "" for n in (c.classes, c.train, c.validation, c.test)]
             missing = "extra" if dataset.optional else "missing"
-            state = "built" if store.is_built(dataset) else missing
+            state = "built" if packed.is_built(dataset) else missing
             table.add_row(dataset.name, role, *numbers, state)
         table.add_section()
     console.print(table)
@@ -97,15 +97,15 @@ def data_show(
     for source in dataset.sources:
         p = packages[source]
         console.print(f"source: {p.attribution}, {p.licence}, {p.package} {p.version} ({p.url})")
-    packed = store.read(dataset)
-    counts = packed.table["split"].value_counts()
+    opened = packed.read(dataset)
+    counts = opened.table["split"].value_counts()
     sizes = ", ".join(f"{n} {split}" for split, n in counts.items())
-    console.print(f"{len(packed.header.classes)} classes; images: {sizes}")
-    for row in packed.table.iloc[:: max(1, len(packed.table) // 6)].itertuples():
+    console.print(f"{len(opened.header.classes)} classes; images: {sizes}")
+    for row in opened.table.iloc[:: max(1, len(opened.table) // 6)].itertuples():
         texts = " | ".join(row.captions)
         console.print(f"  {row.split:10} {row.source}: {texts}", markup=False, highlight=False)
     if sheet_file:
-        sheet.contact_sheet(packed, sheet_file)
+        sheet.contact_sheet(opened, sheet_file)
         console.print(f"contact sheet: {sheet_file}")
 
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROTATION = 0.2  # radians, either way
-SCALE = (0.85, 1.15)
-SHIFT = 0.12  # of half the image's side, either way
-BRIGHTNESS, CONTRAST = 0.08, (0.85, 1.15)
+ROTATION = 0.3  # radians, either way
+SCALE = (0.75, 1.25)
+SHIFT = 0.15  # of half the image's side, either way
+BRIGHTNESS, CONTRAST, SATURATION = 0.08, (0.85, 1.15), (0.3, 1.4)
 TINTED, TINT = 0.6, 0.35  # share of tinted backgrounds, and how dark they may be
 
 
@@ -18,7 +18,8 @@ def plain(images: Tensor) -> Tensor:
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, brightness, contrast.
+    """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, contrast,
+    brightness and saturation.
 
     All randomness comes from `generator` (CPU), so a batch is a function of its state.
     """
@@ -39,7 +40,8 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     background = 1 - TINT * uniform(0, 1, 3, 1, 1) * tinted
     x = x[:, :3] + (1 - x[:, 3:]) * background
     x = x * uniform(*CONTRAST, 1, 1, 1) + uniform(-BRIGHTNESS, BRIGHTNESS, 1, 1, 1)
-    return x.clamp(0, 1)
+    grey = x.mean(1, keepdim=True)
+    return (grey + uniform(*SATURATION, 1, 1, 1) * (x - grey)).clamp(0, 1)
 
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

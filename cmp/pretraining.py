@@ -19,6 +19,19 @@ TOLERANCE = 3.0
 """Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
 flags, library versions and thread count a rerun gives the same bits."""
 
+OVERVIEW = f"""# Pretrained bases
+
+Each weights file (safetensors, 16 bit, scored as stored) has a model card beside it: a JSON file with
+the config, the hashes of the data, and the zero-shot score, standard error and chance of every
+dataset. *Un-annealed* is the checkpoint before the learning rate's cooldown. *Joint* is A_KA after
+training on all adaptation data at once from that base. Scores are percent, with the standard error
+over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to the
+bit on a machine like the one that it names.
+
+| weights | steps | seconds | A_KA | A_ZS | joint A_KA |
+|---|---|---|---|---|---|
+"""
+
 
 def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
     """The pretraining run of base `seed` of an embedded model."""
@@ -70,6 +83,7 @@ def pretrain(
     cards["annealed"]["joint"] = measure_joint(name, seed, corpus, paths["annealed"], observer)
     for start, path in paths.items():
         save_card(cards[start], path)
+    (folder / "README.md").write_text(overview(folder))
     return cards
 
 
@@ -141,6 +155,18 @@ def read_card(weights: Path) -> dict[str, Any]:
         return json.loads(card_path(weights).read_text())
     except (OSError, ValueError) as error:
         raise CmpError(f"{card_path(weights)}: no readable model card ({error})") from error
+
+
+def overview(folder: Path) -> str:
+    """A Markdown page of all cards of a folder: how each base was made and what it scores."""
+    cards = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    lines = []
+    for card in cards:
+        scores = [f"{s['value']:.1f} ± {s['standard_error']:.1f}" for s in card["scores"].values()]
+        joint = f"{card['joint']['A_KA']:.1f}" if "joint" in card else ""
+        cells = [f"`{card['weights']}`", str(card["steps"]), str(card["seconds"]), *scores, joint]
+        lines.append(f"| {' | '.join(cells)} |")
+    return OVERVIEW + "\n".join([*lines, ""])
 
 
 def compare(card: dict[str, Any], shipped: dict[str, Any]) -> tuple[bool, str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmp import config, runs, training
-from cmp.data import store
+from cmp.data import packed
 from cmp.data.manifest import embedded
 from cmp.data.recipes import emoji
 
@@ -18,10 +18,10 @@ def everything():
     tables = []
     for dataset in embedded().values():
         if not dataset.optional:
-            packed = store.read(dataset)
-            pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in packed.images]
+            opened = packed.read(dataset)
+            pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in opened.images]
             about = {"dataset": dataset.name, "role": dataset.role, "pixels": pixels}
-            tables.append(packed.table.assign(**about))
+            tables.append(opened.table.assign(**about))
     return pd.concat(tables, ignore_index=True)
 
 

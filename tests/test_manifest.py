@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from cmp.data import manifest, store
+from cmp.data import manifest, packed
 from cmp.data.attribution import attribution
 from cmp.errors import CmpError
 from cmp.paths import MANIFESTS, ROOT
@@ -109,6 +109,6 @@ def test_built_counts_equal_the_manifests():
     for dataset in manifest.embedded().values():
         if dataset.optional:
             continue
-        packed = store.read(dataset)
-        assert store.counts(packed) == dataset.counts.model_dump(), dataset.name
-        assert packed.header.classes == sorted(set(packed.table["label"]))
+        opened = packed.read(dataset)
+        assert packed.counts(opened) == dataset.counts.model_dump(), dataset.name
+        assert opened.header.classes == sorted(set(opened.table["label"]))

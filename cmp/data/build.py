@@ -6,7 +6,7 @@ import os
 
 from tqdm import tqdm
 
-from cmp.data import store
+from cmp.data import packed
 from cmp.data.fetch import cache_path, fetch
 from cmp.data.manifest import Dataset, load_datasets, load_packages
 from cmp.data.recipes import RECIPES
@@ -28,7 +28,7 @@ def make(dataset: Dataset) -> str:
     """Run a dataset's recipe on its cached packages and pack the result; returns its name."""
     packages = load_packages()
     archives = {source: cache_path(packages[source]) for source in dataset.sources}
-    store.write(dataset, RECIPES[dataset.recipe.kind](dataset.recipe, archives))
+    packed.write(dataset, RECIPES[dataset.recipe.kind](dataset.recipe, archives))
     return dataset.name
 
 
@@ -37,7 +37,7 @@ def build(names: list[str] | None = None, jobs: int | None = None) -> list[str]:
 
     Each dataset is written whole or not at all, so an interrupted build goes on where it was.
     """
-    todo = [dataset for dataset in select(names) if not store.is_built(dataset)]
+    todo = [dataset for dataset in select(names) if not packed.is_built(dataset)]
     if not todo:
         return []
     _fetch_all(todo)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cmp.data import store
+from cmp.data import packed
 from cmp.data.manifest import Dataset, embedded
 
 
@@ -54,17 +54,17 @@ class Corpus:
 def load(*roles: str) -> Corpus:
     """The embedded benchmark's datasets of the given roles (all roles where none is named)."""
     chosen = [d for d in embedded().values() if not d.optional and (not roles or d.role in roles)]
-    return join([store.read(dataset) for dataset in chosen])
+    return join([packed.read(dataset) for dataset in chosen])
 
 
-def join(packed: list[store.Packed]) -> Corpus:
+def join(chosen: list[packed.Packed]) -> Corpus:
     """Put packed datasets side by side, in the order given."""
-    tables = [each.table.assign(dataset=each.dataset.name) for each in packed]
+    tables = [each.table.assign(dataset=each.dataset.name) for each in chosen]
     table = pd.concat(tables, ignore_index=True)
     captions = table.pop("captions")
     lengths = captions.map(len).to_numpy()
     ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
-    images = np.concatenate([each.images for each in packed])
+    images = np.concatenate([each.images for each in chosen])
     for column in ("dataset", "split", "label"):
         table[column] = table[column].astype("category")
     return Corpus(
@@ -73,7 +73,7 @@ def join(packed: list[store.Packed]) -> Corpus:
         texts=list(texts),
         caption_ids=ids,
         caption_starts=np.concatenate([[0], np.cumsum(lengths)]),
-        datasets={each.dataset.name: each.dataset for each in packed},
-        classes={each.dataset.name: each.header.classes for each in packed},
-        hashes={each.dataset.name: each.data_hash() for each in packed},
+        datasets={each.dataset.name: each.dataset for each in chosen},
+        classes={each.dataset.name: each.header.classes for each in chosen},
+        hashes={each.dataset.name: each.data_hash() for each in chosen},
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cmp.data.packed import Packed
 from cmp.data.samples import SIZE
-from cmp.data.store import Packed
 from cmp.seeds import numpy_generator
 
 COLUMNS, ZOOM, LINE, GAP = 8, 4, 12, 4

@@ -9,7 +9,7 @@ from cmp.data.recipes import iconify
 from cmp.data.samples import Samples, from_rows
 from cmp.seeds import unit
 
-FREQUENT, RARE = 9, 3
+FREQUENT, RARE = 7, 3
 SUITS = {"clubs", "diamonds", "hearts", "spades"}
 """Playing cards differ by their pips, not by what they show; their heads are no classes."""
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cmp.data import build, manifest, procedural, store
+from cmp.data import build, manifest, packed, procedural
 from cmp.data.recipes import scenes
 from cmp.errors import CmpError
 
@@ -18,59 +18,59 @@ def dataset(tmp_path, monkeypatch):
 
 def test_what_is_written_is_read(dataset):
     samples = scenes.make(dataset.recipe, {})
-    assert not store.is_built(dataset)
-    store.write(dataset, samples)
-    packed = store.read(dataset)
-    np.testing.assert_array_equal(packed.images, samples.images)
-    assert packed.header.classes == sorted(procedural.SCENES["shapes"])
-    assert list(packed.table["captions"][0]) == samples.table["captions"][0]
+    assert not packed.is_built(dataset)
+    packed.write(dataset, samples)
+    opened = packed.read(dataset)
+    np.testing.assert_array_equal(opened.images, samples.images)
+    assert opened.header.classes == sorted(procedural.SCENES["shapes"])
+    assert list(opened.table["captions"][0]) == samples.table["captions"][0]
 
 
 def test_building_twice_gives_the_same_bits_and_the_second_time_nothing_to_do(dataset):
     assert build.build(["shapes"], jobs=1) == ["shapes"]
-    first = store.read(dataset).header
+    first = packed.read(dataset).header
     assert build.build(["shapes"], jobs=1) == []
-    store.write(dataset, scenes.make(dataset.recipe, {}))
-    assert store.read(dataset).header == first
+    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    assert packed.read(dataset).header == first
 
 
 def test_other_counts_than_the_manifest_are_refused(dataset):
     counts = dataset.counts.model_copy(update={"test": 1})
     wrong = dataset.model_copy(update={"counts": counts})
     with pytest.raises(CmpError, match=r"shapes\.yaml: counts"):
-        store.write(wrong, scenes.make(dataset.recipe, {}))
-    assert not store.is_built(dataset)
+        packed.write(wrong, scenes.make(dataset.recipe, {}))
+    assert not packed.is_built(dataset)
 
 
 def test_another_manifest_makes_the_store_stale(dataset):
-    store.write(dataset, scenes.make(dataset.recipe, {}))
+    packed.write(dataset, scenes.make(dataset.recipe, {}))
     changed = dataset.model_copy(update={"title": "Other shapes"})
-    assert not store.is_built(changed)
+    assert not packed.is_built(changed)
     with pytest.raises(CmpError, match="cmp data build shapes"):
-        store.read(changed)
+        packed.read(changed)
 
 
 @pytest.mark.parametrize("failing", ["save", "rename"])
 def test_an_interrupted_write_leaves_what_was_there(dataset, monkeypatch, failing):
     samples = scenes.make(dataset.recipe, {})
-    store.write(dataset, samples)
-    before = store.read(dataset).header
+    packed.write(dataset, samples)
+    before = packed.read(dataset).header
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((np, "save") if failing == "save" else (store.os, "rename")), full)
+    monkeypatch.setattr(*((np, "save") if failing == "save" else (packed.os, "rename")), full)
     with pytest.raises(CmpError, match="No space left"):
-        store.write(dataset, samples)
+        packed.write(dataset, samples)
     monkeypatch.undo()
-    monkeypatch.setenv("CMP_BUILD", str(store.store_path("x").parents[1]))
-    assert before.fingerprint == store.fingerprint(dataset)
+    monkeypatch.setenv("CMP_BUILD", str(packed.store_path("x").parents[1]))
+    assert before.fingerprint == packed.fingerprint(dataset)
 
 
 @pytest.mark.parametrize("damage", ["header", "images", "shorter", "table", "missing"])
 def test_damage_is_named(dataset, damage):
-    store.write(dataset, scenes.make(dataset.recipe, {}))
-    folder = store.store_path("shapes")
+    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    folder = packed.store_path("shapes")
     if damage == "header":
         (folder / "store.json").write_text("{")
     elif damage == "images":
@@ -84,4 +84,4 @@ def test_damage_is_named(dataset, damage):
         del header["classes"]
         (folder / "store.json").write_text(json.dumps(header))
     with pytest.raises(CmpError, match="shapes"):
-        store.read(dataset)
+        packed.read(dataset)

@@ -16,7 +16,7 @@ from cmp.data.samples import SIZE, Samples
 from cmp.errors import CmpError
 from cmp.paths import build_folder
 
-FORMAT = 2
+FORMAT = 3
 """Bumped when the layout changes, or when a recipe makes other samples from the same manifest."""
 SPLITS = ("train", "validation", "test")
 

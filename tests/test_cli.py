@@ -1,0 +1,65 @@
+"""The command line: what a person sees, and what misuse gets."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cmp import cli
+from cmp.data import manifest
+
+run = CliRunner().invoke
+
+
+def shell(*arguments):
+    """The real program, in a process of its own."""
+    command = [sys.executable, "-c", "from cmp.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_list_names_every_dataset_with_its_counts():
+    lines = run(cli.app, ["data", "list"]).stdout.splitlines()
+    for dataset in manifest.embedded().values():
+        [line] = [line for line in lines if f" {dataset.name} " in line]
+        numbers = [int(cell) for cell in line.replace("│", " ").split() if cell.isdigit()]
+        assert numbers == [n for n in dataset.counts.model_dump().values() if n]
+
+
+def test_show_writes_a_contact_sheet(tmp_path):
+    sheet = tmp_path / "flags.png"
+    result = run(cli.app, ["data", "show", "new-flags", "--sheet", str(sheet)])
+    assert "Circle Flags by HatScripts, MIT" in result.stdout
+    assert "96 classes" in result.stdout
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 132, 8 * 144)
+        assert len(image.getcolors(100_000)) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "show", "nothing"], ["nothing", "new-flags"]),
+        (["data", "build", "nothing"], ["nothing", "new-flags"]),
+        (["eval", "tinny"], ["tinny", "tiny"]),
+        (["eval", "tiny", "--seed", "77"], ["77", "cmp pretrain tiny --seed 77"]),
+        (["eval", "tiny", "--start", "raw"], ["raw", "unannealed"]),
+        (["eval", "tiny", "--split", "train"], ["train", "validation"]),
+        (["eval", "tiny", "--weights", "absent.safetensors"], ["absent.safetensors"]),
+        (["pretrain", "tiny", "schedule.peek=1"], ["schedule.peek", "schedule.peak"]),
+        (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
+    ],
+)
+def test_misuse_is_one_sentence_and_status_2(arguments, words):
+    result = shell(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("cmp: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_version():
+    assert run(cli.app, ["--version"]).stdout.startswith("cmp 0.")

@@ -1,0 +1,108 @@
+"""Bases: a small pretraining from end to end, and what the shipped cards promise."""
+
+import json
+
+import pytest
+import torch
+
+from cmp import evaluation, models, pretraining, runs
+from cmp.config import Model
+from cmp.data.corpus import load
+from cmp.errors import CmpError
+from cmp.paths import WEIGHTS
+
+CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(WEIGHTS.glob("*.json"))}
+SHORT = ("training.steps=8", "training.batch=16")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        short_joint = pretraining.pretraining_config("tiny", 7, *SHORT)
+        patch.setattr(pretraining, "joint_config", lambda name, seed: runs.joint(short_joint))
+        run_config = pretraining.pretraining_config("tiny", 7, *SHORT)
+        return folder, pretraining.pretrain(run_config, corpus, folder, runs.Observer())
+
+
+def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
+    folder, cards = pretrained
+    weights = {}
+    for start in ("annealed", "unannealed"):
+        path = folder / f"tiny-s7-{start}.safetensors"
+        weights[start] = models.load_file(path)
+        assert pretraining.read_card(path) == json.loads(json.dumps(cards[start]))
+        assert {x.dtype for x in weights[start].values()} == {torch.float16}
+    assert cards["annealed"]["steps"] == 8
+    assert cards["unannealed"]["steps"] == 6
+    assert any(
+        not torch.equal(x, weights["unannealed"][name]) for name, x in weights["annealed"].items()
+    )
+    assert "A_KA" in cards["annealed"]["joint"]
+    assert "tiny-s7-annealed" in (folder / "README.md").read_text()
+
+
+def test_a_rerun_gives_the_same_bits(pretrained, corpus):
+    folder, _ = pretrained
+    run_config = pretraining.pretraining_config("tiny", 7, *SHORT)
+    model = runs.run(run_config, corpus).model
+    stored = models.load_file(folder / "tiny-s7-annealed.safetensors")
+    assert all(torch.equal(x.half(), stored[name]) for name, x in model.state_dict().items())
+
+
+def test_comparing_cards():
+    card = {"scores": {"A_KA": {"value": 10.0}, "A_ZS": {"value": 40.0}}, "tolerance": 3.0}
+    other = {"scores": {"A_KA": {"value": 10.0}, "A_ZS": {"value": 36.9}}}
+    assert pretraining.compare(card, card)[0]
+    within, sentence = pretraining.compare(other, card)
+    assert not within
+    assert "36.90 against 40.00" in sentence
+
+
+def test_an_unknown_model_or_setting_is_refused():
+    with pytest.raises(CmpError, match="tiny-vit"):
+        pretraining.pretraining_config("ViT-B-16", 0)
+    with pytest.raises(CmpError, match=r"training\.step"):
+        pretraining.pretraining_config("tiny", 0, "training.stepps=3")
+
+
+def test_what_ships():
+    assert models.shipped("tiny") == [0, 1, 2, 3, 4]
+    assert models.shipped("tiny-vit") == [0]
+    weights = list(WEIGHTS.glob("*.safetensors"))
+    assert {path.stem for path in weights} == set(CARDS)
+    assert sum(path.stat().st_size for path in weights) < 40e6
+    assert (WEIGHTS / "README.md").read_text() == pretraining.overview(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_tells_of_this_config(name):
+    card = CARDS[name]
+    model, seed = card["config"]["model"]["name"], card["config"]["seeds"]["init"]
+    assert card["config_sha256"] == pretraining.pretraining_config(model, seed).digest()
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if name.startswith("tiny-s")])
+def test_the_default_bases_give_signal(name):
+    """What the studies need of a base (annealed: fully; un-annealed: enough to start from)."""
+    card = CARDS[name]
+    assert max(score["standard_error"] for score in card["scores"].values()) <= 1.2
+    if name.endswith("-annealed"):
+        retention = [d for d in card["datasets"].values() if d["role"] == "eval"]
+        assert all(d["score"] >= max(5 * d["chance"], d["chance"] + 10) for d in retention)
+        assert card["scores"]["A_ZS"]["value"] >= 38
+        assert card["joint"]["A_KA"] - card["scores"]["A_KA"]["value"] >= 30
+
+
+def test_the_attention_base_is_good_enough():
+    assert CARDS["tiny-vit-s0-annealed"]["scores"]["A_ZS"]["value"] >= 28
+
+
+@pytest.mark.parametrize("name", ["tiny-s0-annealed", "tiny-vit-s0-annealed"])
+def test_a_shipped_base_scores_what_its_card_says(name):
+    card = CARDS[name]
+    model_name, _, start = name.rsplit("-", 2)[0], None, name.rsplit("-", 1)[1]
+    corpus = load("adapt", "eval", "transfer")
+    scores = evaluation.evaluate(models.load(Model(model_name, start), 0), model_name, corpus)
+    for key, expected in card["scores"].items():
+        assert scores.aggregate(key)[0] == pytest.approx(expected["value"], abs=0.5)
