@@ -174,7 +174,7 @@ def pretrain(
     torch.set_num_threads(threads)
     run_config = pretraining.pretraining_config(model, seed, *(settings or []))
     folder = out or build_folder() / "models"
-    steps = run_config.training.steps
+    steps = run_config.training.steps + pretraining.joint_config(model, seed).training.steps
     with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
         cards = pretraining.pretrain(run_config, corpus.load(), folder, _watch(bar))
     for start, card in cards.items():

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -90,9 +91,11 @@ class Training:
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
-    """Images a dataset in the evaluation after each task; `None` takes every test image."""
+    """Images a dataset in the evaluation after each task, `None` for all; and whether the whole
+    test is scored as well, before the stream and after it."""
 
     subset: Count | None = 64
+    full: bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -193,7 +196,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "stream": {"tasks": 4},
         "training": {"steps": 20, "batch": 32},
-        "evaluation": {"subset": 32},
+        "evaluation": {"subset": 32, "full": False},
     },
     "cpu": {
         "stream": {"tasks": 8},
@@ -202,6 +205,25 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """Sizes of a run, by profile."""
+
+
+def profile(name: str) -> dict[str, Any]:
+    """The tree of a profile; `CmpError` for an unknown one."""
+    if name not in PROFILES:
+        raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
+    return json.loads(json.dumps(PROFILES[name]))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's tree of keys; `CmpError` names the file if there is none."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise CmpError(f"{path}: expected a mapping of keys")
+    return tree
+
 
 PRETRAINING: dict[str, Any] = {
     "model": {"start": "random"},
@@ -215,5 +237,5 @@ PRETRAINING: dict[str, Any] = {
 }  # fmt: skip
 """Pretraining is a run: one task, the pool alone, random weights."""
 
-PRETRAINING_OF: dict[str, tuple[str, ...]] = {}
+PRETRAINING_OF: dict[str, tuple[str, ...]] = {"tiny-vit": ("training.steps=4000",)}
 """Where a model's pretraining differs from `PRETRAINING`, as key=value."""

@@ -28,8 +28,9 @@ BLOCK = 512
 class Scores:
     """What an evaluation found.
 
-    hits: a row a question: `dataset`, `group`, `hit` (0 or 1), `weight` (of the question in its
-        dataset's score; they sum to one a dataset).
+    hits: a row a question: `dataset`, `row` (the image's or, for text to image, its owner's
+        position in the corpus), `group`, `answer` (the class that was chosen, empty in retrieval),
+        `hit` (0 or 1), `weight` (of the question in its dataset's score; they sum to one).
     datasets: a row a dataset: `role`, `metric`, `score`, `standard_error`, `chance` (all three in
         percent), `images`, `classes`.
     """
@@ -115,9 +116,9 @@ def _tokens(name: str, texts: tuple[str, ...]) -> Tensor:
     return models.tokenizer(name)(list(texts))
 
 
-def classification_hits(image: Tensor, prompts: Tensor, targets: Tensor) -> np.ndarray:
-    """Top-1 hits. image: [N, E]; prompts: [classes, E]; targets: [N], a position in prompts."""
-    return (image @ prompts.T).argmax(dim=1).eq(targets.to(image.device)).cpu().numpy()
+def classify(image: Tensor, prompts: Tensor) -> np.ndarray:
+    """The nearest prompt of each image. image: [N, E]; prompts: [classes, E] -> int [N]."""
+    return (image @ prompts.T).argmax(dim=1).cpu().numpy()
 
 
 def retrieval_hits(
@@ -144,9 +145,19 @@ def retrieval_hits(
     return torch.cat(to_text).cpu().numpy(), torch.cat(to_image).cpu().numpy()
 
 
-def _hits(dataset: str, groups: np.ndarray, hit: np.ndarray, share: float) -> pd.DataFrame:
-    weight = np.full(len(hit), share / len(hit))
-    return pd.DataFrame({"dataset": dataset, "group": groups, "hit": hit * 1.0, "weight": weight})
+def _hits(
+    corpus: Corpus, dataset: str, rows: np.ndarray, hit: np.ndarray, answer: object, share: float
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "dataset": dataset,
+            "row": rows,
+            "group": corpus.table["group"].to_numpy()[rows],
+            "answer": answer,
+            "hit": hit.astype(float),
+            "weight": share / len(rows),
+        }
+    )
 
 
 def _evaluate_one(
@@ -154,24 +165,20 @@ def _evaluate_one(
 ) -> tuple[pd.DataFrame, float]:
     """(hits, chance in percent) of one dataset."""
     image = image_features(model, corpus, rows, precision)
-    groups = corpus.table["group"].iloc[rows].to_numpy()
     if dataset.task == "classification":
-        classes = corpus.classes[dataset.name]
-        place = {label: index for index, label in enumerate(classes)}
+        classes = np.array(corpus.classes[dataset.name])
         prompts = [dataset.prompt.format(label) for label in classes]
-        text = text_features(model, name, prompts, precision)
-        labels = corpus.table["label"].iloc[rows].astype(str)
-        targets = torch.tensor([place[label] for label in labels])
-        hit = classification_hits(image, text, targets)
-        return _hits(dataset.name, groups, hit, 1.0), 100 / len(classes)
+        answer = classes[classify(image, text_features(model, name, prompts, precision))]
+        hit = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
+        return _hits(corpus, dataset.name, rows, hit, answer, 1.0), 100 / len(classes)
     captions = [corpus.captions(row) for row in rows]
     owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in captions])
     flat = [text for texts in captions for text in texts]
     text = text_features(model, name, flat, precision)
     to_text, to_image = retrieval_hits(image, text, torch.from_numpy(owner))
     both = [
-        _hits(dataset.name, groups, to_text, 0.5),
-        _hits(dataset.name, groups[owner], to_image, 0.5),
+        _hits(corpus, dataset.name, rows, to_text, "", 0.5),
+        _hits(corpus, dataset.name, rows[owner], to_image, "", 0.5),
     ]
     return pd.concat(both), 100 * min(1.0, RETRIEVAL_K / len(rows))
 

@@ -1,7 +1,6 @@
 """Making a base: a pretraining run, its two checkpoints, and the model card beside each."""
 
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from cmp import NUMERICS, config, evaluation, models, runs, schedules
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
+from cmp.files import write_whole
 
 TOLERANCE = 3.0
 """Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
@@ -21,12 +21,12 @@ flags, library versions and thread count a rerun gives the same bits."""
 
 OVERVIEW = f"""# Pretrained bases
 
-Each weights file (safetensors, 16 bit, scored as stored) has a model card beside it: a JSON file with
-the config, the hashes of the data, and the zero-shot score, standard error and chance of every
+Each weights file (safetensors, 16 bit, scored as stored) has a model card beside it: a JSON file
+with the config, the hashes of the data, and the zero-shot score, standard error and chance of every
 dataset. *Un-annealed* is the checkpoint before the learning rate's cooldown. *Joint* is A_KA after
 training on all adaptation data at once from that base. Scores are percent, with the standard error
-over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to the
-bit on a machine like the one that it names.
+over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to
+the bit on a machine like the one that it names.
 
 | weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
@@ -83,20 +83,20 @@ def pretrain(
     cards["annealed"]["joint"] = measure_joint(name, seed, corpus, paths["annealed"], observer)
     for start, path in paths.items():
         save_card(cards[start], path)
-    (folder / "README.md").write_text(overview(folder))
+    write_whole(folder / "README.md", overview(folder))
     return cards
 
 
 def measure_joint(
     name: str, seed: int, corpus: Corpus, weights: Path, observer: runs.Observer
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """A_KA and A_ZS after joint training from a base: the room that a stream has."""
     model = models.create(name)
     models.load_weights(model, weights)
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
-        found.update({key: round(scores.aggregate(key)[0], 2) for key in evaluation.ROLES})
+        found.update(rounded(scores))
 
     runs.run(joint_config(name, seed), corpus, runs.Observer(observer.step, after_task), model)
     return found
@@ -110,11 +110,9 @@ def make_card(
     model = models.create(name)
     models.load_weights(model, weights)
     scores = evaluation.evaluate(model, name, corpus)
-    aggregates = {key: scores.aggregate(key) for key in evaluation.ROLES}
     return {
         "weights": weights.name,
         "config": run_config.to_dict(),
-        "config_sha256": run_config.digest(),
         "data_sha256": corpus.hashes,
         "numerics": NUMERICS,
         "steps": steps,
@@ -128,11 +126,17 @@ def make_card(
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "tolerance": TOLERANCE,
-        "scores": {
-            key: {"value": round(value, 2), "standard_error": round(error, 2)}
-            for key, (value, error) in aggregates.items()
-        },
+        "scores": rounded(scores),
         "datasets": scores.datasets.round(2).to_dict(orient="index"),
+    }
+
+
+def rounded(scores: evaluation.Scores) -> dict[str, dict[str, float]]:
+    """A_KA and A_ZS with their standard errors, for a card."""
+    found = {key: scores.aggregate(key) for key in evaluation.ROLES}
+    return {
+        key: {"value": round(value, 2), "standard_error": round(error, 2)}
+        for key, (value, error) in found.items()
     }
 
 
@@ -143,10 +147,7 @@ def card_path(weights: Path) -> Path:
 
 def save_card(card: dict[str, Any], weights: Path) -> None:
     """Write a card, whole or not at all."""
-    path = card_path(weights)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(partial, path)
+    write_whole(card_path(weights), json.dumps(card, indent=1) + "\n")
 
 
 def read_card(weights: Path) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def overview(folder: Path) -> str:
     lines = []
     for card in cards:
         scores = [f"{s['value']:.1f} ± {s['standard_error']:.1f}" for s in card["scores"].values()]
-        joint = f"{card['joint']['A_KA']:.1f}" if "joint" in card else ""
+        joint = f"{card['joint']['A_KA']['value']:.1f}" if "joint" in card else ""
         cells = [f"`{card['weights']}`", str(card["steps"]), str(card["seconds"]), *scores, joint]
         lines.append(f"| {' | '.join(cells)} |")
     return OVERVIEW + "\n".join([*lines, ""])

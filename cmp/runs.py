@@ -78,8 +78,10 @@ def run(
     metrics: list[pd.DataFrame] = []
 
     def evaluate(done: int) -> None:
-        sizes = {config.evaluation.subset} | ({None} if done in (0, len(pools)) else set())
-        for size in sorted(sizes, key=lambda size: size is None):
+        sizes = [config.evaluation.subset]
+        if config.evaluation.full and done in (0, len(pools)) and sizes != [None]:
+            sizes.append(None)
+        for size in sizes:
             scores = evaluation.evaluate(
                 model, config.model.name, corpus, subset=size, precision=config.training.precision
             )

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cmp import files
 from cmp.data import build, manifest, packed, procedural
 from cmp.data.recipes import scenes
 from cmp.errors import CmpError
@@ -59,7 +60,7 @@ def test_an_interrupted_write_leaves_what_was_there(dataset, monkeypatch, failin
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((np, "save") if failing == "save" else (packed.os, "rename")), full)
+    monkeypatch.setattr(*((np, "save") if failing == "save" else (files.os, "rename")), full)
     with pytest.raises(CmpError, match="No space left"):
         packed.write(dataset, samples)
     monkeypatch.undo()

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pandas as pd
 from cmp.data.manifest import Dataset, load_packages
 from cmp.data.samples import SIZE, Samples
 from cmp.errors import CmpError
+from cmp.files import whole_folder
 from cmp.paths import build_folder
 
 FORMAT = 3
@@ -70,38 +68,18 @@ def write(dataset: Dataset, samples: Samples) -> None:
         raise CmpError(
             f"{dataset.name}.yaml: counts: the recipe made {found}, the manifest says {expected}"
         )
-    target = store_path(dataset.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{dataset.name}-"))
-    try:
-        np.save(folder / "images.npy", np.ascontiguousarray(samples.images))
+    with whole_folder(store_path(dataset.name)) as folder:
+        images = np.ascontiguousarray(samples.images)
+        np.save(folder / "images.npy", images)
         samples.table.to_parquet(folder / "samples.parquet", index=False)
         header = Header(
             format=FORMAT,
             fingerprint=fingerprint(dataset),
-            images_sha256=hashlib.sha256(np.ascontiguousarray(samples.images)).hexdigest(),
+            images_sha256=hashlib.sha256(images).hexdigest(),
             table_sha256=hashlib.sha256(samples.table.to_json().encode()).hexdigest(),
             classes=sorted(samples.table["label"].unique()),
         )
         (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
-        for path in [*folder.iterdir(), folder]:
-            _flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(folder, target)
-        _flush(target.parent)
-    except OSError as error:
-        raise CmpError(f"{target}: cannot be written ({error}); nothing was kept") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def is_built(dataset: Dataset) -> bool:

@@ -1,0 +1,55 @@
+"""Writing files and folders so that they are there whole, or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cmp.errors import CmpError
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file's or a folder's content on the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
+
+    Raises `CmpError` where the disk refuses; `target` is then as it was.
+    """
+    folder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(folder, target)
+        flush(target.parent)
+    except OSError as error:
+        raise CmpError(f"{target}: cannot be written ({error}); nothing was kept") from error
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary file beside it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise CmpError(f"{path}: cannot be written ({error})") from error

@@ -1,0 +1,137 @@
+"""Finished runs by id: a run that is stored is never computed again.
+
+A run's id is the hash of what decides its result: config, data, starting weights, `NUMERICS`.
+Beside the result stands what else may matter for its last bits: versions, processor, threads.
+"""
+
+import datetime
+import functools
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pandas as pd
+import torch
+
+from cmp import NUMERICS, __version__, config, models
+from cmp.config import RunConfig
+from cmp.data.corpus import Corpus
+from cmp.data.fetch import sha256
+from cmp.errors import CmpError
+from cmp.files import whole_folder
+from cmp.paths import build_folder
+
+FORMAT = 1
+SHORT = 12
+"""Characters of an id that name its folder and are shown to people."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. metrics: a row a (task, scope, dataset), see `cmp.runs.Result`."""
+
+    id: str
+    config: RunConfig
+    provenance: dict[str, Any]
+    metrics: pd.DataFrame
+
+
+def identify(run_config: RunConfig, corpus: Corpus) -> str:
+    """The id of a run: sha256 over everything that decides its result."""
+    start = run_config.model.start
+    weights = models.weights_path(run_config.model.name, start, run_config.seeds.init)
+    content = {
+        "config": run_config.to_dict(),
+        "data": corpus.hashes,
+        "weights": sha256(weights) if start != "random" and weights.exists() else start,
+        "numerics": NUMERICS,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """Versions and hardware that decide the last bits of a result."""
+    return {
+        "cmp": __version__,
+        "numerics": NUMERICS,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "numpy": np.__version__,
+        "processor": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def folder(run_id: str) -> Path:
+    """Where a run is stored."""
+    return build_folder() / "runs" / run_id[:SHORT]
+
+
+def save(run_id: str, run_config: RunConfig, metrics: pd.DataFrame, seconds: float) -> Run:
+    """Store a finished run, whole or not at all."""
+    provenance = machine() | {
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 2),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    run = Run(run_id, run_config, provenance, metrics)
+    with whole_folder(folder(run_id)) as target:
+        metrics.to_parquet(target / "metrics.parquet", index=False)
+        content = {"format": FORMAT, "id": run_id, "config": run_config.to_dict()}
+        (target / "run.json").write_text(json.dumps(content | {"provenance": provenance}, indent=1))
+    return run
+
+
+def load(run_id: str) -> Run:
+    """Read a stored run; `CmpError` if it is missing or damaged."""
+    place = folder(run_id)
+    try:
+        content = json.loads((place / "run.json").read_text())
+        metrics = pd.read_parquet(place / "metrics.parquet")
+        found, tree, provenance = content["id"], content["config"], content["provenance"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CmpError(
+            f"{place}: no readable run ({error}); delete the folder and rerun"
+        ) from error
+    if not found.startswith(run_id):
+        raise CmpError(f"{place}: holds run {found[:SHORT]}, not {run_id[:SHORT]}")
+    return Run(found, config.parse(tree, str(place)), provenance, metrics)
+
+
+def is_stored(run_id: str) -> bool:
+    """Whether a run of this id is finished."""
+    return (folder(run_id) / "run.json").exists()
+
+
+def stored_ids() -> list[str]:
+    """The short ids of all finished runs, oldest first."""
+    found = (build_folder() / "runs").glob("[0-9a-f]*/run.json")
+    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def find(prefix: str) -> Run:
+    """The one stored run whose id starts with `prefix`; else `CmpError`."""
+    matching = [name for name in stored_ids() if name.startswith(prefix[:SHORT])]
+    if len(matching) != 1:
+        problem = "no stored run" if not matching else f"{len(matching)} stored runs"
+        raise CmpError(f"{prefix!r}: {problem} of this id; `cmp results ls` shows them all")
+    return load(matching[0])
+
+
+def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
+    """A_KA, A_ZS and GM a (task, scope), with whatever other columns tell runs apart.
+
+    metrics: as in `Run`, or several runs side by side told apart by `setting` and `replicate`.
+    """
+    keys = [key for key in ("setting", "replicate") if key in metrics] + ["task", "scope"]
+    means = metrics.groupby([*keys, "role"], sort=False)["score"].mean().unstack()
+    table = means.rename(columns={"adapt": "A_KA", "eval": "A_ZS"})[["A_KA", "A_ZS"]]
+    table["GM"] = np.sqrt(table["A_KA"] * table["A_ZS"])
+    return table.rename_axis(columns=None).reset_index()
