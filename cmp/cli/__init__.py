@@ -1,0 +1,37 @@
+"""`cmp`: the package from a shell."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cmp import __version__
+from cmp.cli import data, networks, results
+from cmp.cli.shared import console
+from cmp.errors import CmpError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
+app.add_typer(results.app, name="results")
+app.command("eval")(networks.evaluate)
+app.command()(networks.pretrain)
+app.command()(results.run)
+app.command()(results.study)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is printed as a sentence, with status 2."""
+    try:
+        app()
+    except CmpError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"cmp: {error}", markup=False)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False):
+    """Continual multimodal pretraining: keep a CLIP model up to date, and measure it."""
+    if version:
+        console.print(f"cmp {__version__}")
+        raise typer.Exit

@@ -1,0 +1,18 @@
+"""What the commands share: the console, options, names."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+Threads = Annotated[int, typer.Option(help="Torch threads; results depend on it in the last bits.")]
+Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
+
+ROLE_NAMES = {
+    "pool": "pretraining pool",
+    "adapt": "adaptation (A_KA)",
+    "eval": "retention (A_ZS)",
+    "transfer": "transfer (reported apart)",
+}
