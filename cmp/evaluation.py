@@ -55,6 +55,19 @@ class Scores:
         return found
 
 
+def forgotten(before: Scores, after: Scores) -> pd.DataFrame:
+    """The questions of classification that `before` answered rightly and `after` wrongly.
+
+    Both must come from the same evaluation images. A row a question: `dataset`, `role`, `row` (the
+    image's position in the corpus), `answer` (what is said now).
+    """
+    keys = ["dataset", "row"]
+    old = before.hits[before.hits["answer"] != ""].set_index(keys)
+    new = after.hits[after.hits["answer"] != ""].set_index(keys)
+    lost = new[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
+    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]
+
+
 def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
     """Mean over datasets of their scores, in percent, with its cluster-robust standard error.
 

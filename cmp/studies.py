@@ -60,9 +60,9 @@ class Study:
         return runs.joint(run_config) if joint else run_config
 
 
-def load(chapter: str, folder: Path = STUDIES) -> Study:
+def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
-    path = folder / f"{chapter}.yaml"
+    path = STUDIES / f"{chapter}.yaml"
     tree = config.read_yaml(path)
     wanted = {"question": str, "replicates": int, "live": list, "settings": dict}
     for key in [*wanted, *tree]:

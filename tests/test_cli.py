@@ -9,14 +9,9 @@ from typer.testing import CliRunner
 
 from cmp import cli
 from cmp.data import manifest
+from cmp.errors import CmpError
 
 run = CliRunner().invoke
-
-
-def shell(*arguments):
-    """The real program, in a process of its own."""
-    command = [sys.executable, "-c", "from cmp.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_list_names_every_dataset_with_its_counts():
@@ -51,14 +46,21 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
     ],
 )
-def test_misuse_is_one_sentence_and_status_2(arguments, words):
-    result = shell(*arguments)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("cmp: ")
-    assert result.stderr.count("\n") == 1
+def test_misuse_is_refused_by_name(arguments, words):
+    error = run(cli.app, arguments).exception
+    assert isinstance(error, CmpError)
+    assert "\n" not in str(error)
     for word in words:
-        assert word in result.stderr
+        assert word in str(error)
+
+
+def test_the_shell_prints_a_sentence_and_ends_with_status_2():
+    command = [sys.executable, "-c", "from cmp.cli import main; main()", "data", "show", "nothing"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("cmp: no dataset is called 'nothing'")
+    assert result.stderr.count("\n") == 1
 
 
 def test_version():

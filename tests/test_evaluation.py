@@ -162,6 +162,17 @@ def test_a_random_model_scores_about_chance(corpus):
     np.testing.assert_allclose(scores.hits.groupby("dataset")["weight"].sum(), 1)
 
 
+def test_forgotten():
+    def scores(answers):
+        right = np.array(["a", "b", "c", ""])
+        found = pd.DataFrame({"dataset": ["d", "d", "d", "r"], "row": [5, 6, 7, 8]})
+        found = found.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
+        return evaluation.Scores(found, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
+
+    lost = evaluation.forgotten(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
+    assert lost.to_dict("records") == [{"dataset": "d", "row": 6, "role": "eval", "answer": "y"}]
+
+
 def test_geometric_mean():
     table = pd.DataFrame({"role": ["adapt", "eval"]}, index=["a", "b"])
     found = pd.concat([hits("a", [1, 2], [1, 0]), hits("b", [1, 2, 3, 4], [1, 0, 0, 0])])

@@ -1,0 +1,190 @@
+"""Interactive views over pure functions: a control that moves draws the same figures again.
+
+An explorer shows its picture and its sentence from the first draw on, so an executed notebook holds
+them without a kernel; a `*_still` is a plain figure of a few cases, for a page without widgets.
+"""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+from ipywidgets import FloatLogSlider, FloatSlider, IntSlider, VBox
+from matplotlib.figure import Figure
+
+from cmp import mixtures, plots, schedules
+from cmp.config import Mixture, Schedule
+from cmp.errors import CmpError
+
+POOL, ARRIVING = 5893, 6375
+"""Images of the embedded benchmark: the pretraining set, and all updates together."""
+
+
+def schedule_curves(schedule: Schedule, tasks: int, steps: int) -> pd.DataFrame:
+    """The learning rate over a stream of `tasks` tasks of `steps` steps.
+
+    Columns: `schedule` (its name), `task` (1, 2, ...), `step` (0-based, within the stream), `rate`.
+    """
+    once = [schedules.learning_rate(schedule, steps, step) for step in range(steps)]
+    return pd.DataFrame(
+        {
+            "schedule": schedule.name,
+            "task": [task for task in range(1, tasks + 1) for _ in once],
+            "step": range(tasks * steps),
+            "rate": once * tasks,
+        }
+    )
+
+
+def normalised(pretraining: float, update: float, buffer: float, replay: float = 0.1) -> Mixture:
+    """The mixture whose shares are weight / sum of weights; thirds where all weights are zero."""
+    total = pretraining + update + buffer
+    if total == 0:
+        return Mixture(replay=replay)
+    return Mixture(pretraining / total, update / total, buffer / total, replay)
+
+
+def exposure(
+    mixture: Mixture, batch: int, tasks: int, steps: int, pool_size: float, task_size: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a batch is made of, and how often an image is seen over the stream, on average.
+
+    pool_size: images of the pretraining pool that are kept for replay; task_size: images that
+    arrive in each task. The buffer of a task holds all earlier tasks' images, drawn uniformly.
+    Returns (parts, passes) as `plots.batch_mixture` takes them; `passes` has a third column,
+    `images`, so that (own task + replay) * images adds up to batch * steps * tasks.
+    """
+    if min(pool_size, task_size) <= 0:
+        raise CmpError(f"exposure: sizes must be positive, not {pool_size} and {task_size}")
+    first, later = (mixtures.parts(mixture, batch, empty) for empty in (True, False))
+    each = [first] + [later] * (tasks - 1)
+    own = [steps * update / task_size for _, update, _ in each]
+    shares = [steps * later[2] / (task_size * earlier) for earlier in range(1, tasks)]
+    passes = pd.DataFrame(
+        {
+            "own task": [0.0, *own],
+            "replay": [
+                steps * sum(pool for pool, _, _ in each) / pool_size,
+                *[sum(shares[task:]) for task in range(tasks)],
+            ],
+            "images": [pool_size] + [task_size] * tasks,
+        },
+        index=pd.RangeIndex(tasks + 1, name="arrives"),
+    )
+    names = ["first task", "later tasks"][: min(tasks, 2)]
+    parts = pd.DataFrame([first, later][: len(names)], names, columns=list(plots.POOLS))
+    return parts, passes
+
+
+def schedule_sentence(schedule: Schedule, curves: pd.DataFrame) -> str:
+    """The mean rate against the peak, in words."""
+    mean = curves["rate"].mean()
+    return (
+        f"Mean rate {mean:.2g} = {mean / schedule.peak:.2f} of the peak {schedule.peak:.2g}, over "
+        f"{curves['task'].max()} tasks x {len(curves) // curves['task'].max()} steps."
+    )
+
+
+def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
+    """The shares, and how often images are seen, in words."""
+    seen = passes["own task"] + passes["replay"]
+    return (
+        f"Shares P {mixture.pretraining:.2f}, D {mixture.update:.2f}, B {mixture.buffer:.2f}. "
+        f"An image of the replay pool ({passes['images'][0]:,.0f} images) is seen {seen[0]:.1f} "
+        f"times, one that arrives first {seen[1]:.1f} times, one that arrives last "
+        f"{seen.iloc[-1]:.1f} times."
+    )
+
+
+def schedule_still() -> Figure:
+    """The base schedules over four tasks."""
+    every = [schedule_curves(Schedule(name), 4, 40) for name in schedules.SCHEDULES]
+    return plots.learning_rates(pd.concat(every, ignore_index=True))
+
+
+def mixture_still() -> Figure:
+    """Thirds, by the sizes of the embedded benchmark."""
+    return plots.batch_mixture(*exposure(Mixture(), 64, 8, 40, 0.1 * POOL, ARRIVING / 8))
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=144)
+    return file.getvalue()
+
+
+def _explorer(
+    controls: dict[str, ipywidgets.Widget], draw: Callable[..., tuple[Figure, str]]
+) -> VBox:
+    """Controls above what `draw` makes of their values: a sentence and a picture.
+
+    The picture is one image widget whose bytes are replaced: nothing flickers and no figure is
+    left to a notebook to show.
+    """
+    sentence, picture = ipywidgets.HTML(), ipywidgets.Image(format="png")
+    picture.layout.max_width = "100%"
+    picture.layout.width = "900px"
+
+    def update(_: Any = None) -> None:
+        figure, text = draw(**{name: control.value for name, control in controls.items()})
+        sentence.value, picture.value = text, _png(figure)
+
+    for control in controls.values():
+        control.style.description_width = "190px"
+        control.layout.width = "460px"
+        control.continuous_update = False
+        control.observe(update, names="value")
+    update()
+    flow = ipywidgets.Layout(flex_flow="row wrap")
+    return VBox([ipywidgets.Box(list(controls.values()), layout=flow), sentence, picture])
+
+
+def schedule_explorer() -> VBox:
+    """Base schedule, peak, warmup, cooldown, tasks and steps -> the curve over the stream."""
+
+    def draw(name, peak, warmup, cooldown, tasks, steps):
+        schedule = Schedule(name, peak, warmup, cooldown)
+        controls["warmup"].disabled = name == "constant"
+        controls["cooldown"].disabled = name != "warmup-constant-cooldown"
+        curves = schedule_curves(schedule, tasks, steps)
+        return plots.learning_rates(curves), schedule_sentence(schedule, curves)
+
+    share = {"min": 0.0, "max": 1.0, "step": 0.05, "readout_format": ".0%"}
+    controls = {
+        "name": ipywidgets.Dropdown(options=list(schedules.SCHEDULES), description="Schedule"),
+        "peak": FloatLogSlider(1e-3, min=-5, max=-2, readout_format=".1e", description="Peak"),
+        "warmup": FloatSlider(0.1, **share, description="Warmup, of a task"),
+        "cooldown": FloatSlider(0.25, **share, description="Cooldown, of a task"),
+        "tasks": IntSlider(8, min=1, max=20, description="Tasks T"),
+        "steps": IntSlider(40, min=5, max=200, description="Steps a task"),
+    }
+    controls["name"].value = Schedule().name
+    return _explorer(controls, draw)
+
+
+def mixture_explorer(pool: int = POOL, arriving: int = ARRIVING) -> VBox:
+    """Weights of P, D and B, batch, tasks, steps, replay share -> the batch and what is seen.
+
+    pool: images of the pretraining set; arriving: images of all updates together, evenly divided.
+    """
+
+    def draw(p, d, b, batch, tasks, steps, replay):
+        mixture = normalised(p, d, b, replay)
+        kept = max(1, round(replay * pool))
+        parts, passes = exposure(mixture, batch, tasks, steps, kept, arriving / tasks)
+        return plots.batch_mixture(parts, passes), mixture_sentence(mixture, passes)
+
+    weight = {"min": 0.0, "max": 1.0, "step": 0.05}
+    controls = {
+        "p": FloatSlider(0.5, **weight, description="Pool P: weight / sum"),
+        "d": FloatSlider(0.5, **weight, description="Update D: weight / sum"),
+        "b": FloatSlider(0.5, **weight, description="Buffer B: weight / sum"),
+        "batch": IntSlider(64, min=8, max=512, step=8, description="Batch"),
+        "tasks": IntSlider(8, min=1, max=20, description="Tasks T"),
+        "steps": IntSlider(40, min=5, max=200, description="Steps a task"),
+        "replay": FloatLogSlider(
+            0.1, min=-2, max=0, readout_format=".0%", description="Pool kept for replay"
+        ),
+    }
+    return _explorer(controls, draw)

@@ -1,0 +1,231 @@
+"""Runs: what they draw from, what they store, and that the same config is the same run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cmp import cli, config, runs, store, studies
+from cmp.errors import CmpError
+
+SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
+
+
+def small(*settings):
+    tree = config.override(config.profile("quick"), [*SMALL, *settings])
+    return config.parse(tree)
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own; the data were read before."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    return tmp_path
+
+
+def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
+    first = studies.run_one(small())
+    assert first.metrics["task"].tolist() == sorted(first.metrics["task"])
+    assert set(first.metrics["task"]) == {0, 1, 2}
+    monkeypatch.setattr(runs, "run", lambda *_: pytest.fail("computed again"))
+    again = studies.run_one(small())
+    assert again.id == first.id
+    assert again.config == small()
+    pd.testing.assert_frame_equal(again.metrics, first.metrics)
+    assert again.provenance["seconds"] > 0
+
+
+def test_the_same_config_gives_the_same_numbers(corpus):
+    one, two = runs.run(small(), corpus), runs.run(small(), corpus)
+    pd.testing.assert_frame_equal(one.metrics, two.metrics)
+    pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
+    result = CliRunner().invoke(cli.app, ["run", "quick", *SMALL])
+    assert result.exit_code == 0, result.output
+    run_id = store.identify(small(), corpus)
+    by_shell = store.load(run_id)
+    assert run_id[: store.SHORT] in result.output
+    fresh = runs.run(small(), corpus).metrics
+    pd.testing.assert_frame_equal(by_shell.metrics, fresh)
+
+
+def test_every_key_of_the_config_moves_the_id(corpus):
+    other = {
+        "model.name": "tiny-vit", "model.start": "unannealed", "schedule.name": "constant",
+        "training.precision": "fp32", "evaluation.full": True, "stream.order": None,
+        "mixture.pretraining": [0.5, 0.25, 0.25], "mixture.update": None, "mixture.buffer": None,
+    }  # fmt: skip
+    base, ids = small(), set()
+    for key, value in config.flat_keys(base.to_dict()):
+        changed = (
+            other[key] if key in other else value / 2 if isinstance(value, float) else value + 1
+        )
+        if changed is None:
+            continue
+        settings = [f"{key}={json.dumps(changed)}"]
+        if isinstance(changed, list):
+            names = ("pretraining", "update", "buffer")
+            settings = [f"mixture.{n}={v}" for n, v in zip(names, changed, strict=True)]
+        ids.add(store.identify(small(*settings), corpus))
+    assert store.identify(base, corpus) not in ids
+    assert len(ids) == len(config.KEYS) - 3
+
+
+def test_other_data_are_another_run(corpus):
+    hashes = corpus.hashes | {"new-flags": "0"}
+    assert store.identify(small(), corpus) != store.identify(
+        small(), dataclasses.replace(corpus, hashes=hashes)
+    )
+
+
+def test_joint_training_is_one_task_of_all_classes_and_as_many_steps(corpus):
+    joint = runs.joint(small())
+    [pools] = runs.task_pools(joint, corpus)
+    assert joint.training.steps == 6
+    assert len(pools.update) == sum(
+        corpus.datasets[name].counts.train for name in corpus.by_role("adapt")
+    )
+
+
+def test_the_control_sees_no_new_data(corpus):
+    control = small("mixture.pretraining=1", "mixture.update=0", "mixture.buffer=0")
+    for pools in runs.task_pools(control, corpus):
+        assert len(pools.update) == len(pools.buffer) == 0
+
+
+def test_the_buffer_holds_all_earlier_updates(corpus):
+    pools = runs.task_pools(small("stream.tasks=5"), corpus)
+    for task, pool in enumerate(pools):
+        earlier = [each.update for each in pools[:task]]
+        expected = np.sort(np.concatenate([np.array([], int), *earlier]))
+        np.testing.assert_array_equal(pool.buffer, expected)
+
+
+def test_full_tests_are_scored_at_both_ends(corpus):
+    metrics = runs.run(small("evaluation.full=true"), corpus).metrics
+    assert set(metrics[metrics["scope"] == "full"]["task"]) == {0, 2}
+    assert set(metrics[metrics["scope"] == "subset"]["task"]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["stream.tasks=5000"], ["stream.tasks", "5000"]),
+        (["mixture.update=0.9"], ["mixture", "must be 1"]),
+        (["training.batchsize=3"], ["training.batchsize", "training.batch"]),
+        (["seed=99"], ["99", "cmp pretrain"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, settings, words):
+    result = CliRunner().invoke(cli.app, ["run", "quick", *settings])
+    assert isinstance(result.exception, CmpError)
+    for word in words:
+        assert word in str(result.exception)
+    assert not (build / "runs").exists()
+
+
+def test_results_are_listed_shown_and_exported(corpus, build):
+    run = studies.run_one(small())
+    short = run.id[: store.SHORT]
+    invoke = CliRunner().invoke
+    assert short in invoke(cli.app, ["results", "ls"]).output
+    shown = invoke(cli.app, ["results", "show", short[:6]]).output
+    assert "training.steps: 3" in shown
+    for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
+        invoke(cli.app, ["results", "export", short, str(build / f"x{suffix}")])
+        frame = read(build / f"x{suffix}")
+        assert len(frame) == len(run.metrics)
+        assert frame["score"].tolist() == pytest.approx(run.metrics["score"].tolist())
+    assert "results ls" in str(invoke(cli.app, ["results", "show", "fff"]).exception)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"id": 3}', ""])
+def test_a_damaged_run_is_named(corpus, build, damage):
+    run = studies.run_one(small())
+    (store.folder(run.id) / "run.json").write_text(damage)
+    with pytest.raises(CmpError, match=run.id[: store.SHORT]):
+        store.load(run.id)
+
+
+GRID = """
+question: Does it work?
+replicates: 2
+live: [a]
+settings:
+  a: {}
+  b: {schedule.peak: 0.0005}
+  joint: {joint: true}
+"""
+
+
+@pytest.fixture
+def write_grid(tmp_path, monkeypatch):
+    """Write a grid as chapter 77's and read it."""
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+
+    def write(text=GRID):
+        (tmp_path / "77.yaml").write_text(text)
+        return studies.load("77")
+
+    return write
+
+
+def test_a_study_pairs_bases_and_streams(write_grid):
+    study = write_grid()
+    configs = study.configs("quick")
+    assert list(configs) == [(s, r) for r in (0, 1) for s in ("a", "b", "joint")]
+    assert all(c.seeds == config.Seeds(r, r, r, r) for (_, r), c in configs.items())
+    assert configs["b", 1].schedule.peak == 0.0005
+    assert configs["joint", 0].stream.tasks == 1
+    assert list(study.configs("quick", 1, live_only=True)) == [("a", 0)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("question: Does it work?\n", "", "question"),
+        ("replicates: 2", "replicates: two", "replicates"),
+        ("live: [a]", "live: [z]", "live"),
+        ("live: [a]", "live: [a]\ncolour: red", "colour"),
+        ("schedule.peak", "schedule.peek", "schedule.peek"),
+        ("question", "- question", "YAML"),
+    ],
+)
+def test_a_bad_grid_is_refused_with_file_and_key(write_grid, old, new, word):
+    with pytest.raises(CmpError) as error:
+        write_grid(GRID.replace(old, new))
+    assert "77" in str(error.value)
+    assert word in str(error.value)
+
+
+def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, monkeypatch):
+    monkeypatch.setitem(config.PROFILES, "quick", small().to_dict())
+    monkeypatch.setattr(studies, "RESULTS", build / "results")
+    study = write_grid()
+    with pytest.raises(CmpError, match="6 runs"):
+        studies.publish(study, "quick")
+    for run_config in study.configs("quick").values():
+        studies.run_one(run_config)
+    assert studies.missing(list(study.configs("quick").values())) == []
+    studies.publish(study, "quick")
+    frame = studies.published("77")
+    assert list(frame["setting"].unique()) == ["a", "b", "joint"]
+    expected = studies.collect(study.configs("quick"))
+    assert len(frame) == len(expected)
+    assert frame["score"].sum() == pytest.approx(expected["score"].sum())
+    trajectory = store.trajectory(frame)
+    for _, row in trajectory.iterrows():
+        mine = frame[
+            (frame["setting"] == row["setting"])
+            & (frame["replicate"] == row["replicate"])
+            & (frame["task"] == row["task"])
+        ]
+        assert row["A_KA"] == pytest.approx(mine[mine["role"] == "adapt"]["score"].mean())
+        assert row["GM"] == pytest.approx(np.sqrt(row["A_KA"] * row["A_ZS"]))
