@@ -304,7 +304,7 @@ def kernel_manager() -> type:
 
     command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
     spec = KernelSpec(
-        argv=[*command, "-f", "{connection_file}", "--log-level=ERROR"],
+        argv=[*command, "-f", "{connection_file}", "--log-level=CRITICAL"],
         env={"PYTHONHASHSEED": "0"},
         display_name=KERNELSPEC["display_name"],
         language=KERNELSPEC["language"],

@@ -9,14 +9,13 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cmp.errors import CmpError
+from cmp.files import parse_yaml
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
@@ -186,8 +185,8 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             if not isinstance(node, dict):
                 raise CmpError(f"{key}: {parent!r} holds a value, not further keys")
         try:
-            node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            node[leaf] = parse_yaml(text)
+        except ValueError as error:
             raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
     return result
 
@@ -212,17 +211,6 @@ def profile(name: str) -> dict[str, Any]:
     if name not in PROFILES:
         raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
     return json.loads(json.dumps(PROFILES[name]))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's tree of keys; `CmpError` names the file if there is none."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise CmpError(f"{path}: expected a mapping of keys")
-    return tree
 
 
 PRETRAINING: dict[str, Any] = {

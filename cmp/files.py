@@ -1,13 +1,47 @@
-"""Writing files and folders so that they are there whole, or not at all."""
+"""Files: YAML that is read strictly, files and folders that are written whole or not at all."""
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cmp.errors import CmpError
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    "-+0123456789",
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for; `ValueError` if it is none."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's tree of keys; `CmpError` names the file if it holds none."""
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
+    return tree
 
 
 def flush(path: Path) -> None:

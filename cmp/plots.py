@@ -19,6 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from cmp.errors import CmpError
@@ -37,6 +38,8 @@ STYLE = {
     "lines.markersize": 5, "figure.dpi": 110, "figure.facecolor": "white",
 }  # fmt: skip
 
+HALO = [withStroke(linewidth=3, foreground="white")]
+Colours = dict[str, str] | None
 Label = tuple[float, float, str, dict[str, Any]]  # x, y, text, properties of the text
 
 
@@ -96,116 +99,90 @@ def _layers(
     Those of the background come first and pale, and unlabelled where `trajectory` has them too.
     """
     frames = [summary(each) for each in (background, trajectory) if each is not None]
-    names = [frame.index.unique("setting") for frame in frames]
-    colours, layers = colours or palette(itertools.chain(*names)), []
-    place = {name: index for index, name in enumerate(n for n in colours if n not in SPECIAL)}
-    for frame, name in (
-        (f, name) for f, settings in zip(frames, names, strict=True) for name in settings
-    ):
-        pale, index = frame is not frames[-1], place.get(name, 0)
-        style = {"color": colours[name], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
-        style["marker"] = MARKERS[index % len(MARKERS)]
+    layers = [(name, frame) for frame in frames for name in frame.index.unique("setting")]
+    colours = colours or palette(name for name, _ in layers)
+    places = {name: place for place, name in enumerate(n for n in colours if n not in SPECIAL)}
+    for index, (name, frame) in enumerate(layers):
+        pale, place = frame is not frames[-1], places.get(name, 0)
+        style = {"color": colours[name], "marker": MARKERS[place % len(MARKERS)]}
+        style["linestyle"] = LINES[place // len(COLOURS) % len(LINES)]
         style |= {"linestyle": "--", "marker": "X", "markersize": 4} if name in SPECIAL else {}
         style |= {"alpha": 0.35, "linewidth": 1.3, "markersize": 3.5} if pale else {}
         label = {"color": colours[name]} | ({"alpha": 0.6} if pale else {"fontweight": "bold"})
-        hidden = pale and name in names[-1]
-        layers.append((name, frame.loc[name].sort_index(), style, None if hidden else label))
-    low, high = frames[-1]["n"].min(), frames[-1]["n"].max()
-    count = f"{high}" if low == high else f"{low} to {high}"
-    note = f"Means of {count} replicates, 95% t-intervals" if high > 1 else "One replicate"
-    note += " where there are two or more" if low < 2 <= high else ""
-    return layers, note + (". Pale: for comparison" if background is not None else "")
+        label = None if pale and name in frames[-1].index else label
+        layers[index] = (name, frame.loc[name].sort_index(), style, label)
+    counts = sorted(set(frames[-1]["n"]))
+    note = f"Replicates: {', '.join(map(str, counts))}."
+    note += " Means with 95% t-intervals." if counts[-1] > 1 else ""
+    return layers, note + (" Pale: for comparison." if background is not None else "")
 
 
 def spread(places: Sequence[float], gap: float) -> np.ndarray:
     """Places at least `gap` apart, in the same order, moved as little as possible: isotonic
     regression (least squares, by its max-min formula) of what is left when gaps are taken off."""
-    values, n = np.asarray(places, float), len(places)
-    order, ramp = np.argsort(values, kind="stable"), gap * np.arange(n)
-    v, result = values[order] - ramp, np.empty(n)
+    n, values, result = len(places), np.asarray(places, float), np.empty(len(places))
+    order = np.argsort(values, kind="stable")
+    v = values[order] - gap * np.arange(n)
     for k in range(n):
-        result[order[k]] = ramp[k] + max(
-            min(v[i : j + 1].mean() for j in range(k, n)) for i in range(k + 1)
-        )
+        level = max(min(v[i:j].mean() for j in range(k + 1, n + 1)) for i in range(k + 1))
+        result[order[k]] = level + gap * k
     return result
 
 
 def _label_ends(axes: Axes, ends: list[Label]) -> None:
-    """Labels right of the axes, none on top of another, each tied to its point."""
+    """Labels right of their points, each tied to its own; none on top of another of the same x."""
     axes.figure.draw_without_rendering()
     line = 1.3 * plt.rcParams["font.size"] * axes.figure.dpi / 72
-    places = spread([y for _, y, _, _ in ends], line / axes.bbox.height * np.ptp(axes.get_ylim()))
+    gap, shift = line / axes.bbox.height * np.ptp(axes.get_ylim()), 0.06 * np.ptp(axes.get_xlim())
     tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-    for (x, y, text, style), place in zip(ends, places, strict=True):
-        axes.annotate(
-            text, (x, y), (1.06, place), textcoords=axes.get_yaxis_transform(), va="center",
-            annotation_clip=False, arrowprops=tie | {"color": style["color"]}, **style,
-        )  # fmt: skip
+    for x, group in itertools.groupby(sorted(ends, key=lambda end: end[0]), lambda end: end[0]):
+        group = list(group)
+        places = spread([y for _, y, _, _ in group], gap)
+        for (_, y, text, style), place in zip(group, places, strict=True):
+            arrow = {"arrowprops": tie | {"color": style["color"]}, "path_effects": HALO}
+            at = {"xytext": (x + shift, place), "va": "center", "annotation_clip": False}
+            axes.annotate(text, (x, y), **at, **arrow, **style)
 
 
-def _label_points(axes: Axes, points: list[Label], drawn: np.ndarray) -> None:
-    """Labels beside their points, where they hide least of each other and of what is drawn
-    ([N, 2], in the axes' units)."""
+def _label_points(axes: Axes, points: list[Label]) -> None:
+    """Labels beside their points, where they hide least of each other and of what is drawn."""
     axes.figure.draw_without_rendering()
-    drawn, inside, boxes = axes.transData.transform(drawn), axes.bbox, []
+    paths = [line.get_xydata() for line in axes.lines]
+    paths += [path for each in axes.collections for path in each.get_segments() if len(path)]
+    pairs = [pair for path in paths for pair in itertools.pairwise(axes.transData.transform(path))]
+    drawn, inside, boxes = np.concatenate([np.linspace(*p, 40) for p in pairs]), axes.bbox, []
+    centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
     for x, y, text, style in points:
-        label = axes.annotate(
-            text, (x, y), (0, 0), textcoords="offset points", ha="center", va="center", **style
-        )
-        box, options = label.get_window_extent(), []
+        tie = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 7}
+        label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
+        size, middle, options = label.get_window_extent().size, axes.transData.transform((x, y)), []
         for radius, angle in itertools.product((11, 18, 28, 40), np.arange(24) * np.pi / 12):
-            way = np.array([np.cos(angle), np.sin(angle)])
-            move = way * (box.size / 2 + radius)
-            low, high = box.min + move - 3, box.max + move + 3
+            move = np.array([np.cos(angle), np.sin(angle)]) * (size / 2 + radius)
+            low, high = middle + move - size / 2 - 3, middle + move + size / 2 + 3
             cost = 0.3 * radius + np.all((drawn > low) & (drawn < high), axis=1).sum()
             cost += 1000 * ((low < inside.min).any() + (high > inside.max).any())
             cost += 1000 * sum((low < b).all() and (high > a).all() for a, b in boxes)
-            options.append((cost, move, low, high))
-        _, move, low, high = min(options, key=lambda option: option[0])
+            options.append((cost, move, (low, high)))
+        _, move, box = min(options, key=lambda option: option[0])
         label.set_position(move * 72 / axes.figure.dpi)
-        boxes.append((low, high))
+        boxes.append(box)
 
 
 def _contours(axes: Axes) -> None:
     """Lines of equal geometric mean, named above the axes; the limits stay as they are."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    x = np.linspace(max(left, 0.1), right, 200)
-    grey = {"color": "0.55", "fontsize": 10, "ha": "center"}
-    for mean in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, np.sqrt(right * top))[1:-1]:
+    above = {"textcoords": "offset points", "color": "0.55", "fontsize": 10}
+    for mean in MaxNLocator(8).tick_values(1, np.sqrt(right * top))[1:]:
+        x = np.linspace(max(mean**2 / top, left), right, 100)
         axes.plot(x, mean**2 / x, color="0.9", linewidth=1, zorder=0)
         if left <= mean**2 / top <= right:
-            axes.annotate(
-                f"{mean:g}", (mean**2 / top, top), (0, 4), textcoords="offset points", **grey
-            )
+            axes.annotate(f"{mean:g}", (mean**2 / top, top), (0, 4), ha="center", **above)
+    axes.annotate("geometric mean (%)", (right, top), (0, 20), ha="right", **above)
     axes.set(xlim=(left, right), ylim=(bottom, top))
-    axes.annotate(
-        "geometric mean (%)",
-        (1, 1),
-        (0, 20),
-        "axes fraction",
-        "offset points",
-        **grey | {"ha": "right"},
-    )
-
-
-def _draw_end(axes: Axes, name: str, rows: pd.DataFrame, style: dict[str, Any]) -> np.ndarray:
-    """The end of one setting's way with its interval; the ends of the bars, [2, 2, 2]."""
-    end, pale = rows.iloc[-1], "alpha" in style
-    middle, half = end[list(AXES)].to_numpy(), end[[f"{name} half" for name in AXES]].fillna(0)
-    bars = dict(zip(("xerr", "yerr"), half, strict=True)) if end["n"] > 1 else {}
-    size, marker = (17, "*") if name == JOINT else (11, style["marker"])
-    axes.errorbar(
-        *middle, **bars, color=style["color"], alpha=style.get("alpha"), elinewidth=1.4, capsize=3,
-        marker=marker, markersize=0.65 * size if pale else size, markeredgecolor="white",
-        zorder=3 if pale else 5,
-    )  # fmt: skip
-    return middle + np.diag(half)[:, None] * np.array([-1, 1])[:, None]
 
 
 def plane(
-    trajectory: pd.DataFrame,
-    background: pd.DataFrame | None = None,
-    colours: dict[str, str] | None = None,
+    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: Colours = None
 ) -> Figure:
     """A_KA against A_ZS: each setting's way through the stream, a marker a task, the end large.
 
@@ -213,32 +190,30 @@ def plane(
     The joint upper bound is a star at its end, for it has no way through the stream.
     """
     layers, note = _layers(trajectory, background, colours)
-    ends, starts, drawn = [], [], []
+    labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     with _figure(9, 6.2, note) as (figure, axes):
         for name, rows, style, label in layers:
-            way = rows[list(AXES)].to_numpy()
-            bars = _draw_end(axes, name, rows, style)
-            drawn += [np.linspace(*bar, 40) for bar in bars] + [np.repeat(way[-1:], 60, axis=0)]
-            ends += [(*way[-1], name, label)] if label else []
+            way, pale = rows[list(AXES)].to_numpy(), "alpha" in style
+            error = {"xerr": rows["A_KA half"].iloc[-1], "yerr": rows["A_ZS half"].iloc[-1]}
+            end = {"markersize": 7 if pale else 11, "zorder": 3 if pale else 5, "linestyle": ""}
+            end |= {"marker": "*", "markersize": 12 if pale else 17} if name == JOINT else {}
+            bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white"}
+            axes.errorbar(*way[-1], **error, **style | end | bars)
+            labels += [(*way[-1], textwrap.fill(name, 14), label)] if label else []
             if name != JOINT:
                 axes.plot(*way.T, **style)
-                axes.plot(
-                    *way[0], "o", color="white", markeredgecolor="0.2", markersize=7, zorder=4
-                )
-                drawn += [np.linspace(*pair, 40) for pair in itertools.pairwise(way)]
-                starts += [way[0]] * all(np.hypot(*(way[0] - other)) > 1.5 for other in starts)
+                axes.plot(*way[0], "o", **circle)
+                near = [text for x, y, text, _ in labels if np.hypot(*(way[0] - (x, y))) < 1.5]
+                labels += [] if "before" in near else [(*way[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
         axes.set(xlabel=AXES["A_KA"], ylabel=AXES["A_ZS"])
+        _label_points(axes, labels)
         _contours(axes)
-        before = [(*start, "before", {"color": "0.2"}) for start in starts]
-        _label_points(axes, before + ends, np.concatenate(drawn))
     return figure
 
 
 def over_tasks(
-    trajectory: pd.DataFrame,
-    background: pd.DataFrame | None = None,
-    colours: dict[str, str] | None = None,
+    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: Colours = None
 ) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side; arguments as those of `plane`.
 
@@ -262,29 +237,8 @@ def over_tasks(
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _label_ends(panels[1], ends)
+        figure.get_layout_engine().set(wspace=0.05)
     return figure
-
-
-def _dumbbell(axes: Axes, y: int, before: pd.Series, after: pd.Series) -> None:
-    """One dataset of `change_by_dataset`."""
-    change = after["score"] - before["score"]
-    colour = COLOURS[0] if change >= 0 else COLOURS[3]
-    shared = {"color": colour, "markeredgecolor": colour, "marker": "o", "markersize": 8}
-    axes.plot(
-        [before["score"], after["score"]],
-        [y - 0.13, y + 0.13],
-        color=colour,
-        linewidth=3,
-        alpha=0.35,
-    )
-    for row, place, fill in ((before, y - 0.13, "white"), (after, y + 0.13, colour)):
-        half = 1.96 * row["standard_error"]
-        axes.errorbar(
-            row["score"], place, xerr=half, elinewidth=1.3, markerfacecolor=fill, **shared
-        )
-    axes.vlines(after["chance"], y - 0.3, y + 0.3, color="0.6", linewidth=1.5, zorder=0)
-    text = f"{change:+.1f}".replace("-", "−")
-    axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
 
 
 def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
@@ -295,18 +249,26 @@ def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     """
     if odd := set(before.index) ^ set(after.index):
         raise CmpError(f"only one of before and after has {', '.join(sorted(odd))}")
-    gains = (after["score"] - before["score"]).sort_values(ascending=False, kind="stable")
-    roles = after["role"][gains.index]
-    groups = [(title, gains.index[roles == role]) for role, title in ROLES.items()]
+    gain = (after["score"] - before["score"]).sort_values(ascending=False, kind="stable")
+    roles = after["role"][gain.index]
+    groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
     rows = [row for title, names in groups if len(names) for row in (title, *names)]
     note = "Hollow: before, filled: after, with 95% intervals over test images. Grey tick: chance"
     with _figure(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
         axes.set_yticks(range(len(rows)), rows)
         for y, (name, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
-            if name in gains.index:
-                _dumbbell(axes, y, before.loc[name], after.loc[name])
-            else:
+            if name not in gain.index:
                 label.set_fontweight("bold")
+                continue
+            colour, ends = COLOURS[0 if gain[name] >= 0 else 3], (before.loc[name], after.loc[name])
+            scores, places = [end["score"] for end in ends], [y - 0.13, y + 0.13]
+            axes.plot(scores, places, color=colour, linewidth=3, alpha=0.35)
+            for end, place, fill in zip(ends, places, ("white", colour), strict=True):
+                dot = {"fmt": "o", "color": colour, "markersize": 8, "markerfacecolor": fill}
+                axes.errorbar(end["score"], place, xerr=1.96 * end["standard_error"], **dot)
+            axes.vlines(ends[1]["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
+            text, at = f"{gain[name]:+.1f}".replace("-", "−"), axes.get_yaxis_transform()
+            axes.text(1.02, y, text, transform=at, va="center", color=colour)
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel="Score (%)", ylim=(len(rows) - 0.4, -0.6))
         axes.grid(axis="x", color="0.92", zorder=-1)
@@ -321,18 +283,16 @@ def stream(counts: pd.DataFrame) -> Figure:
     table = counts.T.set_axis([f"{name}  ({total})" for name, total in counts.sum().items()])
     size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) + 1.1)
     with _figure(*size, "Classes; in brackets: over all updates") as (figure, axes):
-        text = table.astype(str).mask(table == 0, "")
-        style = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max(), "cbar": False}
-        sns.heatmap(
-            table, annot=text, fmt="", linewidths=1.5, annot_kws={"size": 11}, ax=axes, **style
-        )
+        text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
+        shade = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max()}
+        sns.heatmap(table, ax=axes, linewidths=1.5, annot_kws={"size": 11}, **text, **shade)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="Update", ylabel="")
     return figure
 
 
 def gallery(
-    images: Any, titles: Sequence[str], columns: int = 8, subtitles: Sequence[str] | None = None
+    images: Any, titles: Sequence[str], columns: int = 8, subtitles: Sequence[str] = ()
 ) -> Figure:
     """Images over white, enlarged without smoothing, each with its title (and subtitle) below.
 
@@ -340,22 +300,19 @@ def gallery(
     """
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
-    lines = -(-len(pixels) // columns)
-    height = 1.9 + 0.25 * bool(subtitles)
-    with _figure(1.45 * columns, height * lines, nrows=lines, ncols=columns) as (figure, axes):
-        for place in np.ravel(axes):
+    lines, below = -(-len(pixels) // columns), {"ha": "center", "va": "top"}
+    size = (1.45 * columns, (2.1 if len(subtitles) else 1.9) * lines)
+    with _figure(*size, nrows=lines, ncols=columns, squeeze=False) as (figure, axes):
+        for place in axes.flat:
             place.set_axis_off()
-        below = {"textcoords": "offset points", "ha": "center", "va": "top"}
-        for n, (place, image) in enumerate(zip(np.ravel(axes), pixels, strict=False)):
+        for n, (place, image) in enumerate(zip(axes.flat, pixels, strict=False)):
             place.imshow(image, interpolation="nearest")
-            title = textwrap.fill(titles[n], 15)
-            place.annotate(title, (0.5, 0), (0, -5), "axes fraction", fontsize=10.5, **below)
-            if subtitles is not None:
-                down = (0, -21 - 13 * title.count("\n"))
-                text = textwrap.fill(subtitles[n], 18)
-                place.annotate(
-                    text, (0.5, 0), down, "axes fraction", fontsize=9, color="0.45", **below
-                )
+            title, points = textwrap.fill(titles[n], 15), ("axes fraction", "offset points")
+            place.annotate(title, (0.5, 0), (0, -5), *points, fontsize=10.5, **below)
+            if len(subtitles):
+                down, text = (0, -21 - 13 * title.count("\n")), textwrap.fill(subtitles[n], 18)
+                grey = {"fontsize": 9, "color": "0.45", **below}
+                place.annotate(text, (0.5, 0), down, *points, **grey)
     return figure
 
 
@@ -381,26 +338,23 @@ def learning_rates(curves: pd.DataFrame) -> Figure:
 def batch_mixture(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
     """What a batch is made of, and how often an image is seen over the stream.
 
-    parts: a row a kind of batch (index: its name), columns "pretraining pool", "update", "buffer":
-    samples. passes: index = the task in which an image arrives, 0 for images of the pretraining
-    pool; columns "own task" and "replay": how often it is seen, on average.
+    Both have the columns "pretraining pool", "update" and "buffer". parts: a row a kind of batch
+    (index: its name), samples of each. passes: a row a task in which an image arrives (0: images of
+    the pretraining pool), how often such an image is seen as a sample of each, on average.
     """
+    names, bold = list(POOLS), {"color": "white", "fontweight": "bold"}
+    shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
     with _figure(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
-        start = 0 * parts["update"]
-        for name, colour in POOLS.items():
-            bars = left.barh(parts.index, parts[name], 0.6, start, color=colour, label=name)
+        parts[names].plot.barh(ax=left, **shared)
+        for bars, name in zip(left.containers, names, strict=True):
             counts = [f"{count:g}" if count else "" for count in parts[name]]
-            left.bar_label(bars, counts, label_type="center", color="white", fontweight="bold")
-            start = start + parts[name]
-        left.set(xlabel="Samples in a batch", ylim=(max(len(parts), 2) - 0.5, -0.5))
-        names = [str(task) if task else "pool" for task in passes.index]
-        replay = [POOLS["buffer" if task else "pretraining pool"] for task in passes.index]
-        right.bar(names, passes["own task"], color=POOLS["update"])
-        bars = right.bar(names, passes["replay"], bottom=passes["own task"], color=replay)
-        right.bar_label(bars, fmt="{:.3g}", padding=2, fontsize=10, color="0.3")
+            left.bar_label(bars, counts, label_type="center", **bold)
+        left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
+        passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)
+        total = [f"{seen:.1f}" for seen in passes[names].sum(axis=1)]
+        right.bar_label(right.containers[-1], total, padding=2, fontsize=10, color="0.3")
         right.set(xlabel="Update in which the image arrives", ylabel="Times an image is seen")
-        figure.legend(
-            *left.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False
-        )
+        entries = left.get_legend_handles_labels()
+        figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
         figure.get_layout_engine().set(wspace=0.06)
     return figure

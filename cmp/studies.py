@@ -21,6 +21,7 @@ from cmp import config, runs, store
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
+from cmp.files import read_yaml
 from cmp.paths import ROOT
 
 STUDIES = ROOT / "book" / "studies"
@@ -63,7 +64,7 @@ class Study:
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
     path = STUDIES / f"{chapter}.yaml"
-    tree = config.read_yaml(path)
+    tree = read_yaml(path)
     wanted = {"question": str, "replicates": int, "live": list, "settings": dict}
     for key in [*wanted, *tree]:
         if key not in wanted:

@@ -52,29 +52,27 @@ def exposure(
 
     pool_size: images of the pretraining pool that are kept for replay; task_size: images that
     arrive in each task. The buffer of a task holds all earlier tasks' images, drawn uniformly.
-    Returns (parts, passes) as `plots.batch_mixture` takes them; `passes` has a third column,
-    `images`, so that (own task + replay) * images adds up to batch * steps * tasks.
+    Returns (parts, passes) as `plots.batch_mixture` takes them; `passes` has another column,
+    `images`: what is seen times how many there are adds up to batch * steps * tasks.
     """
     if min(pool_size, task_size) <= 0:
         raise CmpError(f"exposure: sizes must be positive, not {pool_size} and {task_size}")
     first, later = (mixtures.parts(mixture, batch, empty) for empty in (True, False))
-    each = [first] + [later] * (tasks - 1)
-    own = [steps * update / task_size for _, update, _ in each]
-    shares = [steps * later[2] / (task_size * earlier) for earlier in range(1, tasks)]
+    each = pd.DataFrame([first] + [later] * (tasks - 1), columns=list(plots.POOLS))
+    # what a task's buffer part adds to each earlier image, summed over the tasks that follow
+    replay = [0.0] + [steps * later[2] / (task_size * earlier) for earlier in range(1, tasks)]
     passes = pd.DataFrame(
         {
-            "own task": [0.0, *own],
-            "replay": [
-                steps * sum(pool for pool, _, _ in each) / pool_size,
-                *[sum(shares[task:]) for task in range(tasks)],
-            ],
+            "pretraining pool": [steps * each["pretraining pool"].sum() / pool_size]
+            + [0.0] * tasks,
+            "update": [0.0, *steps * each["update"] / task_size],
+            "buffer": [0.0, *[sum(replay[task:]) for task in range(1, tasks + 1)]],
             "images": [pool_size] + [task_size] * tasks,
         },
         index=pd.RangeIndex(tasks + 1, name="arrives"),
     )
     names = ["first task", "later tasks"][: min(tasks, 2)]
-    parts = pd.DataFrame([first, later][: len(names)], names, columns=list(plots.POOLS))
-    return parts, passes
+    return each.iloc[: len(names)].set_axis(names), passes
 
 
 def schedule_sentence(schedule: Schedule, curves: pd.DataFrame) -> str:
@@ -88,7 +86,7 @@ def schedule_sentence(schedule: Schedule, curves: pd.DataFrame) -> str:
 
 def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
     """The shares, and how often images are seen, in words."""
-    seen = passes["own task"] + passes["replay"]
+    seen = passes[list(plots.POOLS)].sum(axis=1)
     return (
         f"Shares P {mixture.pretraining:.2f}, D {mixture.update:.2f}, B {mixture.buffer:.2f}. "
         f"An image of the replay pool ({passes['images'][0]:,.0f} images) is seen {seen[0]:.1f} "

@@ -53,6 +53,12 @@ def test_overriding_leaves_the_profile_alone():
     assert repr(config.PROFILES) == before
 
 
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1E-3", "1.0e-3", "+1e-3"])
+def test_numbers_may_be_written_as_people_write_them(text):
+    tree = config.override(config.profile("quick"), [f"schedule.peak={text}"])
+    assert config.parse(tree).schedule.peak == 0.001
+
+
 @pytest.mark.parametrize("assignment", ["schedule.peak", "schedule.peak.x=1", "stream.tasks=[1"])
 def test_a_bad_assignment_is_refused(assignment):
     with pytest.raises(CmpError, match=assignment.split("=")[0].replace(".", r"\.")):

@@ -14,6 +14,7 @@ from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
 from cmp.data import corpus
 from cmp.errors import CmpError
+from cmp.files import read_yaml
 
 app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, export.")
 
@@ -22,7 +23,7 @@ def read_config(what: str, settings: list[str]) -> RunConfig:
     """A config from a profile's name or a YAML file, with key=value settings on top."""
     path = Path(what)
     is_file = path.suffix in (".yaml", ".yml")
-    tree = config.read_yaml(path) if is_file else config.profile(what)
+    tree = read_yaml(path) if is_file else config.profile(what)
     return config.parse(config.override(tree, settings), what)
 
 

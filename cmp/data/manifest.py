@@ -12,7 +12,6 @@ import string
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from cmp import files
 from cmp.errors import CmpError
 from cmp.paths import MANIFESTS
 
@@ -168,12 +168,9 @@ class Packages(Strict):
     packages: dict[Name, Package]
 
 
-def read_yaml(path: Path, schema: type[BaseModel]) -> BaseModel:
+def read(path: Path, schema: type[BaseModel]) -> BaseModel:
     """Parse one manifest; a `CmpError` names the file and the key of the first fault."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
+    content = files.read_yaml(path)
     try:
         return schema.model_validate(content)
     except ValidationError as error:
@@ -184,7 +181,7 @@ def read_yaml(path: Path, schema: type[BaseModel]) -> BaseModel:
 
 def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
     """Every pinned package by its short name."""
-    return read_yaml(folder / "packages.yaml", Packages).packages
+    return read(folder / "packages.yaml", Packages).packages
 
 
 def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
@@ -192,7 +189,7 @@ def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
     packages = load_packages(folder)
     datasets: dict[str, Dataset] = {}
     for path in sorted((folder / "embedded").glob("*.yaml")):
-        dataset = read_yaml(path, Dataset)
+        dataset = read(path, Dataset)
         if dataset.name != path.stem:
             raise CmpError(f"{path}: name: must equal the file's name, {path.stem!r}")
         if missing := [source for source in dataset.sources if source not in packages]:
