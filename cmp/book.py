@@ -238,31 +238,33 @@ def differing(source: Path, values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if value != valid[name].default}
 
 
-def guard(scope: dict[str, object]) -> None:
-    """For chapters, right after the parameters cell: `guard(globals())`.
+def guard(scope: dict[str, object], **used: object) -> None:
+    """For chapters, in the cell after the parameters cell: `guard(globals())`.
 
     papermill itself only warns about an unknown `-p name` and takes any type. It puts the given
     values in a cell of its own that begins with `# Parameters`; this looks that cell and the
     parameters cell up in the kernel's history (`In`), so that whatever else is defined, now or
-    when the cell is run again, does not matter. Raises `CmpError` that lists the valid parameters
-    for a name that the parameters cell does not declare and for a value that is not of its type.
-    Outside IPython nothing can have been injected, and nothing is checked.
+    when the cell is run again, does not matter. Keywords, `profile=profile, ...`, may say which
+    parameters the chapter uses: they must be the declared ones. Raises `CmpError` that lists the
+    valid parameters for a name that the parameters cell does not declare and for a value that is
+    not of its type. Outside IPython nothing can have been injected, and nothing is checked.
     """
     if "In" not in scope:
         return
     valid: dict[str, Parameter] = {}
     injected: set[str] = set()
     for cell in scope["In"]:
-        try:
+        with contextlib.suppress(CmpError, SyntaxError):
             if cell.startswith("# Parameters\n"):
                 statements = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
                 injected |= {node.targets[0].id for node in statements}
-            valid = valid or declared(cell)
-        except (CmpError, SyntaxError):
-            continue
+            else:
+                valid = valid or declared(cell)
     if not valid:
         raise CmpError("run the parameters cell first")
-    check({name: scope[name] for name in sorted({*valid, *injected} & scope.keys())}, valid)
+    check({name: scope[name] for name in [*valid, *sorted(injected - {*valid})]}, valid)
+    if used and used.keys() != valid.keys():
+        raise refusal(f"the chapter uses {', '.join(used)}", valid)
 
 
 # running
@@ -521,9 +523,10 @@ VOLATILE = (  # what differs between two runs of one chapter, and what stands fo
     (re.compile(r"/[^\s\"]*/ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(r" at 0x[0-9a-f]{6,16}\b"), " at 0x0"),
     (re.compile(r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]"), "[time]"),
-    (re.compile(re.escape(f"{ROOT}/")), ""),
-    (re.compile(re.escape(f"{sys.prefix}/")), "<python>/"),
-    (re.compile(re.escape(f"{Path.home()}/")), "~/"),
+    *(
+        (re.compile(re.escape(str(path)) + r"(?![\w.-])"), replacement)
+        for path, replacement in ((sys.prefix, "<python>"), (ROOT, "."), (Path.home(), "~"))
+    ),
 )
 
 
@@ -550,7 +553,8 @@ def stable(executed, source: Path):
     """An executed notebook as it is committed: a second run of the chapter differs in nothing.
 
     Goes: times, paths of this machine, addresses, random ids of cells and widgets, versions.
-    Stays: outputs, widget state, and the source's hash.
+    Stays: outputs, widget state, the source's hash, and what makes jupytext see the same inputs in
+    both files (it refuses to open a pair whose notebook is newer and differs).
     """
     import nbformat
 
@@ -566,6 +570,7 @@ def stable(executed, source: Path):
     states = {name: model for kind in state.values() for name, model in kind["state"].items()}
     widgets = widget_names([cell.get("outputs") for cell in executed.cells], states)
     book = notebook(source)
+    pairing = {"default_lexer": "ipython3", "formats": FORMATS} | book.metadata.get("jupytext", {})
     for cell, ran in zip(book.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
             cell.execution_count = ran.execution_count
@@ -577,7 +582,7 @@ def stable(executed, source: Path):
     book.metadata = nbformat.from_dict(
         {
             "cmp": made,
-            "jupytext": {"formats": FORMATS},
+            "jupytext": {key: pairing[key] for key in ("default_lexer", "formats")},
             "kernelspec": KERNELSPEC,
             "language_info": {"name": "python", "file_extension": ".py"},
             **({"widgets": scrub(state)} if state else {}),

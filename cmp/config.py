@@ -195,7 +195,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "stream": {"tasks": 4},
         "training": {"steps": 20, "batch": 32},
-        "evaluation": {"subset": 32, "full": False},
+        "evaluation": {"subset": 64, "full": False},
     },
     "cpu": {
         "stream": {"tasks": 8},

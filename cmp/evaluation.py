@@ -115,13 +115,18 @@ def image_features(model: nn.Module, corpus: Corpus, rows: np.ndarray, precision
 
 @torch.no_grad()
 def text_features(model: nn.Module, name: str, texts: list[str], precision: str) -> Tensor:
-    """Unit features of texts, [len(texts), E]; `name` is the model's, for its tokenizer."""
+    """Unit features of texts, [len(texts), E]; `name` is the model's, for its tokenizer.
+
+    Texts go through the model by length, so that short ones are not padded to the longest.
+    """
     device = model.logit_scale.device
+    tokens = _tokens(name, tuple(texts))
+    by_length = tokens.argmax(dim=1).argsort(stable=True)
     features = []
-    for block in _tokens(name, tuple(texts)).split(BLOCK):
+    for block in by_length.split(BLOCK):
         with autocast(precision, device):
-            features.append(models.encode_text(model, block.to(device)))
-    return torch.cat(features)
+            features.append(models.encode_text(model, tokens[block].to(device)))
+    return torch.cat(features)[by_length.argsort().to(device)]
 
 
 @functools.lru_cache(maxsize=256)
@@ -158,42 +163,67 @@ def retrieval_hits(
     return torch.cat(to_text).cpu().numpy(), torch.cat(to_image).cpu().numpy()
 
 
-def _hits(
-    corpus: Corpus, dataset: str, rows: np.ndarray, hit: np.ndarray, answer: object, share: float
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "dataset": dataset,
-            "row": rows,
-            "group": corpus.table["group"].to_numpy()[rows],
-            "answer": answer,
-            "hit": hit.astype(float),
-            "weight": share / len(rows),
-        }
-    )
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of a dataset: images at `rows`, and the texts to choose from. owner: for
+    retrieval, the position in `rows` of the image that each text describes."""
+
+    dataset: Dataset
+    rows: np.ndarray
+    texts: list[str]
+    owner: np.ndarray | None = None
 
 
-def _evaluate_one(
-    model: nn.Module, name: str, corpus: Corpus, dataset: Dataset, rows: np.ndarray, precision: str
-) -> tuple[pd.DataFrame, float]:
-    """(hits, chance in percent) of one dataset."""
-    image = image_features(model, corpus, rows, precision)
+def _ask(corpus: Corpus, dataset: Dataset, rows: np.ndarray) -> _Question:
     if dataset.task == "classification":
-        classes = np.array(corpus.classes[dataset.name])
-        prompts = [dataset.prompt.format(label) for label in classes]
-        answer = classes[classify(image, text_features(model, name, prompts, precision))]
-        hit = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
-        return _hits(corpus, dataset.name, rows, hit, answer, 1.0), 100 / len(classes)
+        labels = corpus.classes[dataset.name]
+        return _Question(dataset, rows, [dataset.prompt.format(label) for label in labels])
     captions = [corpus.captions(row) for row in rows]
     owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in captions])
-    flat = [text for texts in captions for text in texts]
-    text = text_features(model, name, flat, precision)
-    to_text, to_image = retrieval_hits(image, text, torch.from_numpy(owner))
-    both = [
-        _hits(corpus, dataset.name, rows, to_text, "", 0.5),
-        _hits(corpus, dataset.name, rows[owner], to_image, "", 0.5),
+    return _Question(dataset, rows, [text for texts in captions for text in texts], owner)
+
+
+def _answer(corpus: Corpus, question: _Question, image: Tensor, text: Tensor) -> pd.DataFrame:
+    """The hits of one dataset, from the features of its images and of its texts."""
+    rows = question.rows
+    if question.owner is None:
+        answer = np.array(corpus.classes[question.dataset.name])[classify(image, text)]
+        hit = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
+        parts = [(rows, hit, answer)]
+    else:
+        to_text, to_image = retrieval_hits(image, text, torch.from_numpy(question.owner))
+        parts = [(rows, to_text, ""), (rows[question.owner], to_image, "")]
+    frames = [
+        pd.DataFrame(
+            {
+                "dataset": question.dataset.name,
+                "row": asked,
+                "group": corpus.table["group"].to_numpy()[asked],
+                "answer": answer,
+                "hit": hit.astype(float),
+                "weight": 1 / len(parts) / len(asked),
+            }
+        )
+        for asked, hit, answer in parts
     ]
-    return pd.concat(both), 100 * min(1.0, RETRIEVAL_K / len(rows))
+    return pd.concat(frames)
+
+
+def _row(corpus: Corpus, question: _Question, found: pd.DataFrame) -> dict[str, object]:
+    """A dataset's row in the table of scores."""
+    dataset, images_asked = question.dataset, len(question.rows)
+    classify_it = dataset.task == "classification"
+    score, error = aggregate(found, [dataset.name])
+    return {
+        "dataset": dataset.name,
+        "role": dataset.role,
+        "metric": "top-1" if classify_it else f"R@{RETRIEVAL_K}",
+        "score": score,
+        "standard_error": error,
+        "chance": 100 * min(1, (1 if classify_it else RETRIEVAL_K) / len(question.texts)),
+        "images": images_asked,
+        "classes": len(corpus.classes[dataset.name]),
+    }
 
 
 def evaluate(
@@ -206,34 +236,29 @@ def evaluate(
 ) -> Scores:
     """Score `model` on every dataset of the corpus that has images in `split`.
 
-    name: the model's, for its tokenizer. subset: images a dataset, or None for all.
-    The model's training mode and all randomness are left as they were.
+    name: the model's, for its tokenizer. subset: images a dataset, or None for all. Each distinct
+    text and each image is encoded once, however many datasets ask for it. The model's training
+    mode and all randomness are left as they were.
     """
+    questions = [
+        _ask(corpus, dataset, rows)
+        for dataset in corpus.datasets.values()
+        if dataset.role != "pool"
+        and len(rows := evaluation_rows(corpus, dataset.name, split, subset))
+    ]
+    texts = list(dict.fromkeys(text for question in questions for text in question.texts))
+    place = {text: index for index, text in enumerate(texts)}
     was_training = model.training
     model.eval()
-    hits, rows_of = [], []
-    for dataset in corpus.datasets.values():
-        rows = evaluation_rows(corpus, dataset.name, split, subset)
-        if dataset.role == "pool" or len(rows) == 0:
-            continue
-        found, chance = _evaluate_one(model, name, corpus, dataset, rows, precision)
-        score, error = aggregate(found, [dataset.name])
-        metric = "top-1" if dataset.task == "classification" else f"R@{RETRIEVAL_K}"
-        classes = len(corpus.classes[dataset.name])
-        hits.append(found)
-        rows_of.append(
-            (dataset.name, dataset.role, metric, score, error, chance, len(rows), classes)
-        )
+    text = text_features(model, name, texts, precision)
+    rows = np.concatenate([question.rows for question in questions])
+    image = image_features(model, corpus, rows, precision)
     model.train(was_training)
-    columns = [
-        "dataset",
-        "role",
-        "metric",
-        "score",
-        "standard_error",
-        "chance",
-        "images",
-        "classes",
+    found = [
+        _answer(corpus, question, mine, text[[place[text_] for text_ in question.texts]])
+        for question, mine in zip(
+            questions, image.split([len(question.rows) for question in questions]), strict=True
+        )
     ]
-    table = pd.DataFrame(rows_of, columns=columns).set_index("dataset")
-    return Scores(pd.concat(hits, ignore_index=True), table)
+    table = [_row(corpus, *each) for each in zip(questions, found, strict=True)]
+    return Scores(pd.concat(found, ignore_index=True), pd.DataFrame(table).set_index("dataset"))

@@ -7,7 +7,6 @@ those are drawn, for they ask the same questions after every task.
 """
 
 import contextlib
-import functools
 import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +18,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from cmp import plot_labels
+from cmp.claims import t_interval
 from cmp.errors import CmpError
 
 JOINT, CONTROL = "joint", "replay-only control"
@@ -38,9 +38,7 @@ STYLE = {
     "lines.markersize": 5, "figure.dpi": 110, "figure.facecolor": "white",
 }  # fmt: skip
 
-HALO = [withStroke(linewidth=3, foreground="white")]
 Colours = dict[str, str] | None
-Label = tuple[float, float, str, dict[str, Any]]  # x, y, text, properties of the text
 
 
 @contextlib.contextmanager
@@ -65,20 +63,6 @@ def palette(settings: Iterable[str]) -> dict[str, str]:
     return dict(zip(ordinary, itertools.cycle(COLOURS), strict=False)) | SPECIAL
 
 
-@functools.cache
-def t_quantile(freedom: int) -> float:
-    """The 97.5% point of Student's t; not a number without a degree of freedom.
-
-    With t = sqrt(freedom) tan(a), the density of a is proportional to cos(a)^(freedom - 1).
-    """
-    if freedom < 1:
-        return float("nan")
-    angle = np.linspace(0, np.pi / 2, 200_001)
-    density = np.cos(angle) ** (freedom - 1)
-    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(freedom) * np.tan(np.interp(0.95, mass / mass[-1], angle)))
-
-
 def summary(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Index (setting, task): the means "A_KA" and "A_ZS", the half widths of their intervals
     "A_KA half" and "A_ZS half" (not a number where n = 1), and `n`, the number of replicates."""
@@ -87,12 +71,12 @@ def summary(trajectory: pd.DataFrame) -> pd.DataFrame:
     if lacking := set(trajectory["setting"]) - set(frame["setting"]):
         raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(lacking))}")
     groups = frame.groupby(["setting", "task"], sort=False, observed=True)[list(AXES)]
-    half = groups.sem() * (groups.count() - 1).map(t_quantile)
+    half = groups.agg(lambda values: t_interval(values.to_numpy())[2])
     return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
 
 
 def _layers(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: dict[str, str] | None
+    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: Colours
 ) -> tuple[list[tuple[str, pd.DataFrame, dict[str, Any], dict[str, Any] | None]], str]:
     """([(setting, rows by task, line style, label style or None for no label)], what is shown).
 
@@ -113,66 +97,17 @@ def _layers(
         layers[index] = (name, frame.loc[name].sort_index(), style, label)
     counts = sorted(set(frames[-1]["n"]))
     note = f"Replicates: {', '.join(map(str, counts))}."
-    note += " Means with 95% t-intervals." if counts[-1] > 1 else ""
+    if counts[-1] > 1:
+        note += f" Means with 95% t-intervals{' where there are several' * (counts[0] == 1)}."
+    note += " On fixed subsets of the tests." if "subset" in set(trajectory["scope"]) else ""
     return layers, note + (" Pale: for comparison." if background is not None else "")
-
-
-def spread(places: Sequence[float], gap: float) -> np.ndarray:
-    """Places at least `gap` apart, in the same order, moved as little as possible: isotonic
-    regression (least squares, by its max-min formula) of what is left when gaps are taken off."""
-    n, values, result = len(places), np.asarray(places, float), np.empty(len(places))
-    order = np.argsort(values, kind="stable")
-    v = values[order] - gap * np.arange(n)
-    for k in range(n):
-        level = max(min(v[i:j].mean() for j in range(k + 1, n + 1)) for i in range(k + 1))
-        result[order[k]] = level + gap * k
-    return result
-
-
-def _label_ends(axes: Axes, ends: list[Label]) -> None:
-    """Labels right of their points, each tied to its own; none on top of another of the same x."""
-    axes.figure.draw_without_rendering()
-    line = 1.3 * plt.rcParams["font.size"] * axes.figure.dpi / 72
-    gap, shift = line / axes.bbox.height * np.ptp(axes.get_ylim()), 0.06 * np.ptp(axes.get_xlim())
-    tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-    for x, group in itertools.groupby(sorted(ends, key=lambda end: end[0]), lambda end: end[0]):
-        group = list(group)
-        places = spread([y for _, y, _, _ in group], gap)
-        for (_, y, text, style), place in zip(group, places, strict=True):
-            arrow = {"arrowprops": tie | {"color": style["color"]}, "path_effects": HALO}
-            at = {"xytext": (x + shift, place), "va": "center", "annotation_clip": False}
-            axes.annotate(text, (x, y), **at, **arrow, **style)
-
-
-def _label_points(axes: Axes, points: list[Label]) -> None:
-    """Labels beside their points, where they hide least of each other and of what is drawn."""
-    axes.figure.draw_without_rendering()
-    paths = [line.get_xydata() for line in axes.lines]
-    paths += [path for each in axes.collections for path in each.get_segments() if len(path)]
-    pairs = [pair for path in paths for pair in itertools.pairwise(axes.transData.transform(path))]
-    drawn, inside, boxes = np.concatenate([np.linspace(*p, 40) for p in pairs]), axes.bbox, []
-    centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
-    for x, y, text, style in points:
-        tie = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 7}
-        label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
-        size, middle, options = label.get_window_extent().size, axes.transData.transform((x, y)), []
-        for radius, angle in itertools.product((11, 18, 28, 40), np.arange(24) * np.pi / 12):
-            move = np.array([np.cos(angle), np.sin(angle)]) * (size / 2 + radius)
-            low, high = middle + move - size / 2 - 3, middle + move + size / 2 + 3
-            cost = 0.3 * radius + np.all((drawn > low) & (drawn < high), axis=1).sum()
-            cost += 1000 * ((low < inside.min).any() + (high > inside.max).any())
-            cost += 1000 * sum((low < b).all() and (high > a).all() for a, b in boxes)
-            options.append((cost, move, (low, high)))
-        _, move, box = min(options, key=lambda option: option[0])
-        label.set_position(move * 72 / axes.figure.dpi)
-        boxes.append(box)
 
 
 def _contours(axes: Axes) -> None:
     """Lines of equal geometric mean, named above the axes; the limits stay as they are."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     above = {"textcoords": "offset points", "color": "0.55", "fontsize": 10}
-    for mean in MaxNLocator(8).tick_values(1, np.sqrt(right * top))[1:]:
+    for mean in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(1, np.sqrt(right * top))[1:]:
         x = np.linspace(max(mean**2 / top, left), right, 100)
         axes.plot(x, mean**2 / x, color="0.9", linewidth=1, zorder=0)
         if left <= mean**2 / top <= right:
@@ -199,7 +134,7 @@ def plane(
             end |= {"marker": "*", "markersize": 12 if pale else 17} if name == JOINT else {}
             bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white"}
             axes.errorbar(*way[-1], **error, **style | end | bars)
-            labels += [(*way[-1], textwrap.fill(name, 14), label)] if label else []
+            labels += [(*way[-1], textwrap.fill(name, 18), label)] if label else []
             if name != JOINT:
                 axes.plot(*way.T, **style)
                 axes.plot(*way[0], "o", **circle)
@@ -207,7 +142,7 @@ def plane(
                 labels += [] if "before" in near else [(*way[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
         axes.set(xlabel=AXES["A_KA"], ylabel=AXES["A_ZS"])
-        _label_points(axes, labels)
+        plot_labels.label_points(axes, labels)
         _contours(axes)
     return figure
 
@@ -236,7 +171,7 @@ def over_tasks(
                 ends += [(x, mean.iloc[-1], name, label)] if label else []
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _label_ends(panels[1], ends)
+        plot_labels.label_ends(panels[1], ends)
         figure.get_layout_engine().set(wspace=0.05)
     return figure
 
@@ -264,8 +199,8 @@ def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
             scores, places = [end["score"] for end in ends], [y - 0.13, y + 0.13]
             axes.plot(scores, places, color=colour, linewidth=3, alpha=0.35)
             for end, place, fill in zip(ends, places, ("white", colour), strict=True):
-                dot = {"fmt": "o", "color": colour, "markersize": 8, "markerfacecolor": fill}
-                axes.errorbar(end["score"], place, xerr=1.96 * end["standard_error"], **dot)
+                dot = {"fmt": "o", "color": colour, "markerfacecolor": fill, "elinewidth": 1.4}
+                axes.errorbar(end["score"], place, xerr=1.96 * end["standard_error"], ms=8, **dot)
             axes.vlines(ends[1]["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
             text, at = f"{gain[name]:+.1f}".replace("-", "−"), axes.get_yaxis_transform()
             axes.text(1.02, y, text, transform=at, va="center", color=colour)
@@ -331,7 +266,7 @@ def learning_rates(curves: pd.DataFrame) -> Figure:
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
         axes.set(xlabel="Optimizer step", ylabel="Learning rate", ylim=(0, None))
         axes.margins(x=0.01)
-        _label_ends(axes, ends)
+        plot_labels.label_ends(axes, ends)
     return figure
 
 
@@ -351,7 +286,7 @@ def batch_mixture(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
             left.bar_label(bars, counts, label_type="center", **bold)
         left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
         passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)
-        total = [f"{seen:.1f}" for seen in passes[names].sum(axis=1)]
+        total = [f"{seen:.{int(seen < 9.95)}f}" for seen in passes[names].sum(axis=1)]
         right.bar_label(right.containers[-1], total, padding=2, fontsize=10, color="0.3")
         right.set(xlabel="Update in which the image arrives", ylabel="Times an image is seen")
         entries = left.get_legend_handles_labels()

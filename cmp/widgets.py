@@ -131,7 +131,8 @@ def _explorer(
     for control in controls.values():
         control.style.description_width = "190px"
         control.layout.width = "460px"
-        control.continuous_update = False
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False
         control.observe(update, names="value")
     update()
     flow = ipywidgets.Layout(flex_flow="row wrap")

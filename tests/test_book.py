@@ -1,0 +1,377 @@
+"""The book as a program: parameters refused early, runs that are whole or absent, stable files."""
+
+import json
+import subprocess
+import sys
+
+import jupytext
+import nbformat
+import pytest
+
+from cmp import book
+from cmp.errors import CmpError
+
+PARAMETERS = """\
+profile: str = "quick"  # quick, cpu or gpu
+seeds: int = 1  # replicates of the live settings
+jobs: int = 2  # worker processes
+device: str = "cpu"  # cpu or cuda
+rate: float = 0.5  # learning rate
+live: bool = False  # draw the live runs
+"""
+GUARD = "from cmp import book\n\nbook.guard(globals())"
+WIDGET = """\
+import sys
+import warnings
+import ipywidgets
+from cmp.paths import ROOT
+
+warnings.warn(f"look at {ROOT} and {sys.prefix}/lib", stacklevel=1)
+print(object())
+ipywidgets.VBox([ipywidgets.IntSlider(description=name) for name in "ab"])"""
+DECLARED = {"profile": "quick", "seeds": 1, "jobs": 2, "device": "cpu", "rate": 0.5, "live": False}
+
+
+def write(folder, name, *cells, parameters=PARAMETERS, formats=book.FORMATS):
+    """A chapter: a parameters cell and then these cells."""
+    kernelspec = "".join(f"\n  {key}: {value}" for key, value in book.KERNELSPEC.items())
+    header = f"---\njupytext:\n  formats: {formats}\nkernelspec:{kernelspec}\n---\n\n# {name}\n\n"
+    code = [f":tags: [parameters]\n\n{parameters}", *cells]
+    source = folder / f"{name}.md"
+    source.write_text(
+        header + "\n".join(f"```{{code-cell}} python\n{cell}\n```\n" for cell in code)
+    )
+    return source
+
+
+def texts(path):
+    """What an executed notebook printed."""
+    outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+# chapters and notebooks
+
+
+def test_chapters_come_in_order_by_number(tmp_path):
+    for name in ("A1_own", "10_late", "00_first", "02_second"):
+        write(tmp_path, name)
+    assert list(book.chapters(tmp_path)) == ["00", "02", "10", "A1"]
+    assert [path.stem for path in book.select(["A1", "2"], tmp_path)] == ["02_second", "A1_own"]
+    with pytest.raises(CmpError, match="no chapter 07; there are 00, 02, 10, A1"):
+        book.select(["7"], tmp_path)
+
+
+@pytest.mark.parametrize(("second", "words"), [("00_b", "one number"), ("b", "NN_name")])
+def test_chapters_with_a_wrong_name_are_refused(tmp_path, second, words):
+    write(tmp_path, "00_a")
+    write(tmp_path, second)
+    with pytest.raises(CmpError, match=words):
+        book.chapters(tmp_path)
+
+
+def test_a_notebook_is_the_same_every_time_and_an_edit_is_local(tmp_path):
+    source = write(tmp_path, "00_a", "1 + 1", "1 + 1", "2 + 2")
+    first = book.notebook(source)
+    assert nbformat.writes(first) == nbformat.writes(book.notebook(source))
+    assert len({cell.id for cell in first.cells}) == len(first.cells)
+    assert first.metadata.kernelspec == book.KERNELSPEC
+    nbformat.validate(first)
+    before = [cell.id for cell in first.cells]
+    source.write_text(source.read_text().replace("2 + 2", "2 + 3"))
+    after = [cell.id for cell in book.notebook(source).cells]
+    assert after[:-1] == before[:-1] and after[-1] != before[-1]
+
+
+def test_the_source_hash_ignores_line_ends_only(tmp_path):
+    source = write(tmp_path, "00_a", "1 + 1")
+    unix = book.source_hash(source)
+    text = source.read_text()
+    source.write_bytes(text.replace("\n", "\r\n").encode())
+    assert book.source_hash(source) == unix
+    source.write_text(text.replace("1 + 1", "1 + 2"))
+    assert book.source_hash(source) != unix
+
+
+# parameters
+
+
+def test_parameters_are_what_the_cell_declares(tmp_path):
+    found = book.parameters(write(tmp_path, "00_a"))
+    assert {name: parameter.default for name, parameter in found.items()} == DECLARED
+    assert str(found["seeds"]) == "seeds: int (replicates of the live settings)"
+
+
+def test_given_texts_become_values(tmp_path):
+    source = write(tmp_path, "00_a")
+    given = {"profile": "gpu", "seeds": "5", "device": "cuda:1", "rate": "1e-3", "live": "True"}
+    values = {"profile": "gpu", "seeds": 5, "device": "cuda:1", "rate": 1e-3, "live": True}
+    assert book.check_parameters(source, given) == DECLARED | values
+    assert book.check_parameters(source, {}) == DECLARED
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("sedes", "3", "did you mean seeds?"),
+        ("seeds", "three", "'three' is no int"),
+        ("seeds", "1.5", "'1.5' is no int"),
+        ("seeds", "-1", "-1 must be at least 1"),
+        ("jobs", "0", "0 must be at least 1"),
+        ("rate", "fast", "'fast' is no float"),
+        ("live", "yes", "'yes' is no bool"),
+        ("profile", "huge", "one of quick, cpu, gpu"),
+        ("device", "gpu", "cpu, cuda or cuda:N"),
+    ],
+)
+def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, words):
+    source = write(tmp_path, "00_a")
+    with pytest.raises(CmpError) as caught:
+        book.check_parameters(source, {name: text})
+    assert words in str(caught.value) and name in str(caught.value)
+    for parameter in book.parameters(source).values():
+        assert str(parameter) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("seeds = 1", "name: type = value"),
+        ("seeds: list = [1]", "name: type = value"),
+        ("seeds: int = 1 + len('a')", "name: type = value"),
+        ("seeds: int = 1  # so that n=1", "papermill cannot read seeds"),
+        ("seeds: int =", "invalid syntax"),
+    ],
+)
+def test_a_parameters_cell_that_is_not_plain_is_refused(tmp_path, cell, words):
+    with pytest.raises(CmpError, match=words):
+        book.parameters(write(tmp_path, "00_a", parameters=cell))
+
+
+def test_exactly_one_cell_is_tagged(tmp_path):
+    source = write(tmp_path, "00_a")
+    source.write_text(source.read_text().replace("[parameters]", "[other]"))
+    with pytest.raises(CmpError, match="0 cells are tagged parameters"):
+        book.parameters(source)
+
+
+# the guard
+
+
+def scope(*cells, **names):
+    """The globals of a kernel that ran these cells."""
+    return {"In": ["", PARAMETERS, *cells], **DECLARED, "unrelated": 1, **names}
+
+
+def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
+    book.guard(scope(GUARD))
+    book.guard(scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3))
+    book.guard(scope(GUARD, "later: int = 3"), **DECLARED)
+    book.guard({"no": "IPython"})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (scope("# Parameters\nsedes = 3\n", sedes=3), "did you mean seeds"),
+        (scope(seeds="3"), "'3' is no int"),
+        (scope(seeds=True), "True is no int"),
+        (scope(seeds=-3), "at least 1"),
+        (scope(profile="huge"), "one of quick"),
+        ({"In": ["", GUARD]}, "run the parameters cell first"),
+    ],
+)
+def test_the_guard_refuses(kernel, words):
+    with pytest.raises(CmpError, match=words):
+        book.guard(kernel)
+
+
+def test_the_guard_wants_the_names_that_are_declared():
+    with pytest.raises(CmpError, match="the chapter uses profile"):
+        book.guard(scope(), profile="quick")
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory):
+    """papermill from a shell on a small notebook; arguments -> finished process."""
+    folder = tmp_path_factory.mktemp("hand")
+    source = write(folder, "00_a", GUARD, "print('seeds', seeds)")
+    nbformat.write(book.notebook(source), folder / "a.ipynb")
+
+    def papermill(*arguments):
+        command = [sys.executable, "-m", "papermill", "a.ipynb", "out.ipynb", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr, folder / "out.ipynb"
+
+    return papermill
+
+
+def test_papermill_by_hand_takes_what_is_declared(by_hand):
+    code, _, out = by_hand("-p", "seeds", "3")
+    assert code == 0 and texts(out) == "seeds 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is no int")],
+)
+def test_papermill_by_hand_is_refused(by_hand, name, value, words):
+    code, errors, _ = by_hand("-p", name, value)
+    assert code != 0
+    assert words in errors and "seeds: int (replicates of the live settings)" in errors
+
+
+# running
+
+
+def test_execute_writes_a_whole_notebook(tmp_path, capfd):
+    source = write(
+        tmp_path, "00_a", "import os\nprint(seeds, os.getcwd(), os.environ['PYTHONHASHSEED'])"
+    )
+    target = tmp_path / "out {seeds}" / "00_a.ipynb"
+    seen = []
+    values = book.check_parameters(source, {"seeds": "4"})
+    book.execute(source, target, values, lambda done, cells: seen.append((done, cells)), "print")
+    assert texts(target) == f"4 {tmp_path} 0\n"
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]  # title, parameters, the injected ones, code
+    made = book.record(target)
+    assert made.pop("seconds") > 0
+    assert made == {
+        "source_sha256": book.source_hash(source),
+        "parameters": DECLARED | {"seeds": 4},
+        "fingerprint": "print",
+    }
+    assert [path.name for path in target.parent.iterdir()] == ["00_a.ipynb"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("print('so far')\n1 / 0", ["print('so far')", "ZeroDivisionError: division by zero"]),
+        ("import os\nos._exit(1)", ["import os", "Kernel died"]),
+    ],
+)
+def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
+    source = write(tmp_path, "00_a", "ok = 1", cell)
+    target = tmp_path / "out" / "00_a.ipynb"
+    target.parent.mkdir()
+    target.write_text("as it was")
+    with pytest.raises(book.ChapterFailed) as caught:
+        book.execute(source, target, DECLARED)
+    failed = target.with_suffix(".failed.ipynb")
+    for word in ["00_a: cell [3]", str(failed), *words]:
+        assert word in str(caught.value)
+    assert target.read_text() == "as it was"
+    assert {path.name for path in target.parent.iterdir()} == {target.name, failed.name}
+    assert len(nbformat.read(failed, 4).cells) >= 4
+
+
+def test_a_notebook_is_current_until_anything_changes(tmp_path):
+    source = write(tmp_path, "00_a")
+    target = tmp_path / "00_a.ipynb"
+    assert not book.is_current(source, target, DECLARED, "f")
+    made = {"source_sha256": book.source_hash(source), "parameters": DECLARED, "fingerprint": "f"}
+    target.write_text(json.dumps({"metadata": {"cmp": made}}))
+    assert book.is_current(source, target, dict(DECLARED), "f")
+    assert not book.is_current(source, target, DECLARED | {"seeds": 2}, "f")
+    assert not book.is_current(source, target, DECLARED, "g")
+    target.write_text(target.read_text()[:-9])
+    assert not book.is_current(source, target, DECLARED, "f")
+    target.write_text(json.dumps({"metadata": {"cmp": made}}))
+    source.write_text(source.read_text() + "\nmore\n")
+    assert not book.is_current(source, target, DECLARED, "f")
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("cmp/data/new.py", True),
+        ("cmp/weights/tiny.json", True),
+        ("data_manifests/embedded/x.yaml", True),
+        ("book/results/01.parquet", True),
+        ("book/studies/01.yaml", True),
+        ("book/01_a.md", False),
+        ("tests/test_a.py", False),
+    ],
+)
+def test_the_fingerprint_covers_code_manifests_and_results(tmp_path, path, counts):
+    (tmp_path / "cmp").mkdir()
+    before = book.package_fingerprint(tmp_path)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("x")
+    assert (book.package_fingerprint(tmp_path) != before) is counts
+
+
+def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, capsys):
+    write(tmp_path, "00_a", "1 / 0")
+    write(tmp_path, "01_b", "print(hash('a'), profile, seeds)")
+    write(tmp_path, "02_c", "print(hash('a'), profile, seeds)")
+
+    def run(jobs, target, numbers=None):
+        given = {"seeds": "2"}
+        return book.run_book("cpu", numbers, given, jobs, target=tmp_path / target, folder=tmp_path)
+
+    for jobs in (1, 2):
+        with pytest.raises(CmpError, match=r"1 of the chapters failed\n00_a: cell \[3\]"):
+            run(jobs, f"out{jobs}")
+    assert texts(tmp_path / "out1" / "01_b.ipynb").endswith(" cpu 2\n")
+    found = {texts(tmp_path / f"out{n}" / f"{c}.ipynb") for n in (1, 2) for c in ("01_b", "02_c")}
+    assert len(found) == 1
+    capsys.readouterr()
+    run(1, "out1", ["1", "2"])
+    printed = capsys.readouterr().out
+    assert "01_b: current, skipped" in printed and "0 of 2 chapters to run" in printed
+    assert str(tmp_path / "out1") in printed
+
+
+def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, capsys):
+    write(tmp_path, "00_a", "print(seeds)")
+    write(tmp_path, "01_b", parameters='profile: str = "quick"  # quick, cpu or gpu')
+    out = tmp_path / "out"
+    with pytest.raises(CmpError, match="01_b: no parameter is called 'seeds'"):
+        book.run_book("quick", given={"seeds": "2"}, target=out, folder=tmp_path)
+    with pytest.raises(CmpError, match="--profile: 'huge'"):
+        book.run_book("huge", target=out, folder=tmp_path)
+    with pytest.raises(CmpError, match="quick and gpu are both given"):
+        book.run_book("quick", given={"profile": "gpu"}, target=out, folder=tmp_path)
+    book.run_book("quick", dry_run=True, target=out, folder=tmp_path)
+    assert "2 of 2 chapters to run" in capsys.readouterr().out
+    assert not out.exists()
+
+
+# the committed notebooks
+
+
+def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch):
+    source = write(tmp_path, "00_a", WIDGET, GUARD)
+    assert book.stale(tmp_path) == ["00_a"]
+    written = []
+    for build in ("one", "two"):
+        monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
+        [path] = book.publish(folder=tmp_path)
+        written.append(path.read_text())
+    assert written[0] == written[1]
+    assert path == tmp_path / "00_a.ipynb" and book.stale(tmp_path) == []
+    nbformat.validate(nbformat.read(path, 4))
+    for machine in ("ipykernel_", "papermill", str(book.ROOT), sys.prefix, sys.version.split()[0]):
+        assert machine not in written[0]
+    assert "look at . and <python>/lib" in written[0]
+    assert "IntSliderModel" in written[0]
+    ours, theirs = jupytext.read(path), jupytext.read(source, fmt="md:myst")
+    assert ours.metadata.jupytext.formats == "ipynb,md:myst"
+    ours, theirs = (jupytext.writes(n, "md:myst").split("---")[2] for n in (ours, theirs))
+    assert ours == theirs
+    source.write_text(source.read_text() + "\nmore\n")
+    assert book.stale(tmp_path) == ["00_a"]
+
+
+def test_a_source_that_is_not_paired_is_not_published(tmp_path):
+    write(tmp_path, "00_a", formats="md:myst")
+    with pytest.raises(CmpError, match="formats: ipynb,md:myst"):
+        book.publish(folder=tmp_path)
+
+
+def test_every_chapter_of_the_book_declares_its_parameters():
+    for source in book.select():
+        assert {"profile", "seeds", "jobs", "device"} <= set(book.parameters(source))

@@ -1,0 +1,236 @@
+"""Figures: the right axes and artists, one colour a setting, exact intervals, nothing left open."""
+
+import itertools
+import warnings
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from cmp import plot_labels, plots
+from cmp.errors import CmpError
+
+matplotlib.use("Agg")
+
+ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), plots.CONTROL: (10, 36)}
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_and_no_open_figure():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    assert plt.get_fignums() == []
+
+
+def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full")):
+    """A made-up stream; "full" rows only before and after it, as a run gives them."""
+    random, rows = np.random.default_rng(0), []
+    for name, replicate in itertools.product(names, range(replicates)):
+        last = 1 if name == "joint" else tasks
+        for task, scope in itertools.product(range(last + 1), scopes):
+            if scope == "full" and len(scopes) > 1 and task not in (0, last):
+                continue
+            ka, zs = np.add((10, 44), np.subtract(ENDS[name], (10, 44)) * task / last)
+            ka, zs = np.add((ka, zs), random.normal(0, 0.5, 2) + 5 * (scope == "full"))
+            rows.append((name, replicate, task, scope, ka, zs, np.sqrt(ka * zs)))
+    columns = ["setting", "replicate", "task", "scope", "A_KA", "A_ZS", "GM"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def scores(shift=0.0):
+    rows = [("a", "adapt", 10), ("b", "adapt", 20), ("c", "eval", 40), ("d", "transfer", 30)]
+    table = pd.DataFrame(rows, columns=["dataset", "role", "score"]).set_index("dataset")
+    gain = table["role"].map({"adapt": shift, "eval": -shift, "transfer": 0})
+    return table.assign(score=table["score"] + gain, standard_error=1.5, chance=5.0)
+
+
+def texts(figure):
+    """All words of a figure's axes, line breaks taken out."""
+    return {text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts}
+
+
+def colour_of(axes, points):
+    """The colour of the line through `points`, [N, 2]."""
+    for line in axes.lines:
+        if line.get_xydata().shape == points.shape and np.allclose(line.get_xydata(), points):
+            return to_hex(line.get_color())
+    raise AssertionError("no such line")
+
+
+def test_summary_is_the_t_interval_by_hand():
+    values = [20.0, 23.0, 25.0]
+    frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
+    row = plots.summary(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
+    assert row["A_KA"] == pytest.approx(68 / 3)
+    assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
+    assert (row["A_ZS half"], row["n"]) == (0, 3)
+    alone = plots.summary(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
+    assert alone.isna().to_list() == [False, False, True, True, False]
+
+
+def test_summary_keeps_to_one_scope():
+    frame = trajectory()
+    subset = frame[frame["scope"] == "subset"]
+    pd.testing.assert_frame_equal(plots.summary(frame), plots.summary(subset))
+    only_full = subset["setting"].eq("joint")
+    mixed = subset.assign(scope=subset["scope"].mask(only_full, "full"))
+    with pytest.raises(CmpError, match="'subset' rows of joint"):
+        plots.summary(mixed)
+
+
+def test_palette():
+    names = [f"s{i}" for i in range(len(plots.COLOURS))]
+    colours = plots.palette([plots.CONTROL, *names, *names, "joint"])
+    assert [colours[name] for name in names] == plots.COLOURS
+    assert len(set(colours.values())) == len(names) + 2
+    assert plots.palette(names[:1])["joint"] == colours["joint"]
+
+
+@given(st.lists(st.floats(-100, 100), max_size=9), st.floats(0.01, 20))
+def test_spread(places, gap):
+    result = plot_labels.spread(places, gap)
+    order = np.argsort(places, kind="stable")
+    assert (np.diff(result[order]) >= gap - 1e-9).all()
+    if places:
+        assert np.mean(result) == pytest.approx(np.mean(places), abs=1e-9)
+    if (np.diff(np.sort(places)) >= gap).all():
+        np.testing.assert_allclose(result, places, atol=1e-9)
+
+
+def test_plane():
+    frame = trajectory()
+    figure = plots.plane(frame)
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
+    assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
+    assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
+    assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
+    rows, bars = plots.summary(frame).loc["thirds"], axes.containers[0].lines[2]
+    half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
+    assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
+
+
+def test_plane_labels_do_not_collide():
+    figure = plots.plane(trajectory())
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("draw", [plots.plane, plots.over_tasks])
+def test_one_replicate_has_no_interval(draw):
+    figure = draw(trajectory(replicates=1))
+    assert figure.get_supxlabel() == "Replicates: 1. On fixed subsets of the tests."
+    for collection in figure.axes[0].collections:
+        assert all(
+            np.isnan(path.vertices).any() or not len(path) for path in collection.get_paths()
+        )
+
+
+@pytest.mark.parametrize("draw", [plots.plane, plots.over_tasks])
+def test_colours_hold_over_figures_and_layers(draw):
+    axis = ["A_KA", "A_ZS"] if draw is plots.plane else ["task", "A_KA"]
+    live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
+    figures = [(draw(frame), frame), (draw(live, frame), frame), (draw(live, frame), live)]
+    figures += [(draw(live, colours=plots.palette(ENDS)), live)]
+    for figure, source in figures:
+        points = plots.summary(source).loc["update only"].sort_index().reset_index()[axis]
+        assert colour_of(figure.axes[0], points.to_numpy()) == plots.COLOURS[1]
+    assert "Pale: for comparison." in figures[1][0].get_supxlabel()
+    assert list(texts(figures[1][0])).count("update only") == 1
+
+
+def test_over_tasks():
+    frame = trajectory()
+    figure = plots.over_tasks(frame)
+    left, right = figure.axes
+    assert {left.get_xlabel(), right.get_xlabel()} == {"Updates learned"}
+    assert [left.get_ylabel(), right.get_ylabel()] == list(plots.AXES.values())
+    assert [text.get_text() for text in left.texts] == []
+    assert texts(figure) == set(ENDS)
+    joint = plots.summary(frame).loc[("joint", 1), "A_KA"]
+    levels = [line for line in left.lines if set(line.get_ydata()) == {joint}]
+    assert [line.get_linestyle() for line in levels] == ["--"]
+    rows, band = plots.summary(frame).loc["thirds"], left.collections[0].get_paths()[0].vertices
+    for task, row in rows.iterrows():
+        heights = band[band[:, 0] == task, 1]
+        assert heights.max() == pytest.approx(row["A_KA"] + row["A_KA half"])
+        assert heights.min() == pytest.approx(row["A_KA"] - row["A_KA half"])
+
+
+def test_change_by_dataset():
+    figure = plots.change_by_dataset(scores(), scores(6))
+    (axes,) = figure.axes
+    titles = plots.ROLES.values()
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert [row for row in rows if row in titles] == list(titles)
+    assert rows.index("b") < rows.index(plots.ROLES["eval"]) < rows.index("c")
+    assert axes.get_xlabel() == "Score (%)"
+    assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
+    segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
+    assert len(segments) == 2 * 4
+    for segment in segments:
+        assert np.ptp(segment) == pytest.approx(2 * 1.96 * 1.5)
+    with pytest.raises(CmpError, match="has d"):
+        plots.change_by_dataset(scores(), scores().drop(index="d"))
+
+
+@pytest.mark.parametrize("tasks", [4, 20])
+def test_stream(tasks):
+    counts = pd.DataFrame(1, index=range(1, tasks + 1), columns=list("abcdefghij"))
+    counts.iloc[0, 0] = 0
+    figure = plots.stream(counts)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "Update"
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, counts.index))
+    assert axes.get_yticklabels()[0].get_text() == f"a  ({tasks - 1})"
+    assert len(axes.texts) == 10 * tasks
+    assert axes.texts[0].get_text() == ""
+
+
+def test_gallery():
+    images = np.zeros((5, 4, 32, 32), np.uint8)
+    images[1, [0, 3]] = 255
+    figure = plots.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
+    shown = [axes.images[0] for axes in figure.axes if axes.images]
+    assert (len(figure.axes), len(shown)) == (8, 5)
+    assert (shown[0].get_array() == 1).all()  # transparent is white
+    assert shown[1].get_array()[0, 0].tolist() == [1, 0, 0]
+    assert {image.get_interpolation() for image in shown} == {"nearest"}
+    assert texts(figure) == {*"abcde", "x"}
+
+
+def test_learning_rates():
+    curve = pd.DataFrame({"task": [1, 1, 2, 2], "step": range(4), "rate": [1e-3, 5e-4] * 2})
+    curves = pd.concat([curve.assign(schedule="one"), curve.assign(schedule="two")])
+    (axes,) = plots.learning_rates(curves).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate")
+    assert [line.get_xdata()[0] for line in axes.lines].count(1.5) == 1
+    assert colour_of(axes, curve[["step", "rate"]].to_numpy()) == plots.COLOURS[0]
+    assert {text.get_text() for text in axes.texts} == {"one", "two"}
+
+
+def test_batch_mixture():
+    names = list(plots.POOLS)
+    parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
+    passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
+    left, right = plots.batch_mixture(parts, passes).axes
+    assert left.get_xlabel() == "Samples in a batch"
+    assert right.get_ylabel() == "Times an image is seen"
+    assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["pool", "1", "2"]
+    widths = [[bar.get_width() for bar in bars] for bars in left.containers]
+    assert np.array(widths).T.tolist() == parts.to_numpy().tolist()
+
+
+def test_an_error_leaves_no_figure_open():
+    with pytest.raises(KeyError):
+        plots.learning_rates(pd.DataFrame({"schedule": ["x"], "task": [1], "step": [0]}))
