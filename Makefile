@@ -3,11 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study test lint clean
+.PHONY: study lab test lint clean
 
-study: $(READY)  ## data, then the shipped base evaluated on all of it
+study: $(READY)
 	$(BIN)/cmp data build
 	$(BIN)/cmp eval tiny
+	$(BIN)/cmp book --profile quick
+	@echo "Read on: the executed chapters are in _build/quick; 'make lab' opens them in JupyterLab."
+
+lab: $(READY)
+	$(BIN)/cmp data build
+	JUPYTER_CONFIG_PATH=book/_lab $(BIN)/jupyter lab book
 
 test: $(READY)
 	$(BIN)/cmp data build

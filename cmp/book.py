@@ -140,6 +140,13 @@ def notebook(source: Path):
     return book
 
 
+def write_notebook(book, path: Path) -> None:
+    """Write an nbformat notebook, whole or not at all."""
+    import nbformat
+
+    write_whole(path, nbformat.writes(book))
+
+
 # parameters
 
 
@@ -327,11 +334,10 @@ def failure(source: Path, kept: Path, last: dict, error: Exception) -> ChapterFa
 
 def run_kernel(book, part: Path, changed: dict, folder: Path, on_start: Callable):
     """papermill, quiet, in this folder; the notebook so far is at `part`; returns it at the end."""
-    import nbformat
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    write_whole(part, nbformat.writes(book))
+    write_notebook(book, part)
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     return papermill.execute_notebook(
         path,
@@ -341,6 +347,7 @@ def run_kernel(book, part: Path, changed: dict, folder: Path, on_start: Callable
         start_timeout=120,
         kernel_manager_class=kernel_manager(),
         resources={"metadata": {"path": str(folder)}},
+        shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
         record_timing=False,
         coalesce_streams=True,
         on_cell_start=on_start,
@@ -360,10 +367,10 @@ def execute(
     is called before each cell. Raises `ChapterFailed`; the notebook so far is then
     `NAME.failed.ipynb`.
     """
-    import nbformat
     from papermill.exceptions import PapermillExecutionError
 
-    book, made = notebook(source), {"source_sha256": source_hash(source)}
+    book = notebook(source)
+    made = {"source_sha256": source_hash(source), "parameters": parameters}
     part = target.resolve().with_name(f".{target.stem}.part.ipynb")
     failed = target.with_suffix(".failed.ipynb")
     last = {"number": 0, "source": ""}
@@ -384,10 +391,10 @@ def execute(
         raise failure(source, failed, last, error) from error
     finally:
         part.unlink(missing_ok=True)
-    made |= {"parameters": parameters, "fingerprint": fingerprint}
-    done.metadata["cmp"] = made | {"seconds": round(time.monotonic() - began, 1)}
+    seconds = round(time.monotonic() - began, 1)
+    done.metadata["cmp"] = made | {"fingerprint": fingerprint, "seconds": seconds}
     del done.metadata["papermill"]
-    write_whole(target, nbformat.writes(done))
+    write_notebook(done, target)
     failed.unlink(missing_ok=True)
 
 
@@ -585,8 +592,8 @@ def stable(executed, source: Path):
             "jupytext": {key: pairing[key] for key in ("default_lexer", "formats")},
             "kernelspec": KERNELSPEC,
             "language_info": {"name": "python", "file_extension": ".py"},
-            **({"widgets": scrub(state)} if state else {}),
         }
+        | ({"widgets": scrub(state)} if state else {})
     )
     return book
 
@@ -612,7 +619,7 @@ def publish(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[P
         if is_current(task.source, task.target, task.parameters, task.fingerprint):
             book = stable(nbformat.read(task.target, as_version=4), task.source)
             written.append(task.source.with_suffix(".ipynb"))
-            write_whole(written[-1], nbformat.writes(book))
+            write_notebook(book, written[-1])
     console.print(f"notebooks: {folder}")
     report(failures)
     return written

@@ -60,4 +60,4 @@ def paired_difference(trajectory: pd.DataFrame, one: str, other: str) -> pd.Data
             "errors": mean / error,
             "replicates": len(differences),
         }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient="index")

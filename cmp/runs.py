@@ -26,6 +26,9 @@ class Observer:
     task: Callable[[int, evaluation.Scores], None] = lambda done, scores: None
 
 
+SILENT = Observer()
+
+
 @dataclass(frozen=True)
 class Result:
     """metrics: a row a (task, dataset): tasks done, `scope` ("subset" or "full"), and the columns
@@ -65,15 +68,17 @@ def joint(config: RunConfig) -> RunConfig:
 def run(
     config: RunConfig,
     corpus: Corpus,
-    observer: Observer = Observer(),
+    observer: Observer = SILENT,
     model: nn.Module | None = None,
+    device: str = "cpu",
 ) -> Result:
     """Take a model through the stream of `config`.
 
     model: starting weights, trained in place; those that `config.model` names where left out.
+    device: where the network lives, "cpu" or "cuda"; it decides no more than the last bits.
     """
     pools = task_pools(config, corpus)
-    model = model or models.load(config.model, config.seeds.init)
+    model = (model or models.load(config.model, config.seeds.init)).to(device)
     tokens = models.tokenizer(config.model.name)(corpus.texts)
     metrics: list[pd.DataFrame] = []
 

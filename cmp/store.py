@@ -74,9 +74,12 @@ def folder(run_id: str) -> Path:
     return build_folder() / "runs" / run_id[:SHORT]
 
 
-def save(run_id: str, run_config: RunConfig, metrics: pd.DataFrame, seconds: float) -> Run:
+def save(
+    run_id: str, run_config: RunConfig, metrics: pd.DataFrame, seconds: float, device: str = "cpu"
+) -> Run:
     """Store a finished run, whole or not at all."""
     provenance = machine() | {
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 2),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -81,15 +81,18 @@ def load(chapter: str) -> Study:
     return study
 
 
-def run_one(run_config: RunConfig, observer: runs.Observer | None = None) -> store.Run:
+def run_one(
+    run_config: RunConfig, observer: runs.Observer = runs.SILENT, device: str = "cpu"
+) -> store.Run:
     """The stored run of a config, computed in this process if it is missing."""
     corpus = corpora.load()
     run_id = store.identify(run_config, corpus)
     if store.is_stored(run_id):
         return store.load(run_id)
     started = time.perf_counter()
-    result = runs.run(run_config, corpus, observer or runs.Observer())
-    return store.save(run_id, run_config, result.metrics, time.perf_counter() - started)
+    result = runs.run(run_config, corpus, observer, device=device)
+    seconds = time.perf_counter() - started
+    return store.save(run_id, run_config, result.metrics, seconds, device)
 
 
 def missing(configs: list[RunConfig]) -> list[RunConfig]:
@@ -98,12 +101,12 @@ def missing(configs: list[RunConfig]) -> list[RunConfig]:
     return [each for each in configs if not store.is_stored(store.identify(each, corpus))]
 
 
-def _work(run_config: RunConfig) -> str:
+def _work(run_config: RunConfig, device: str) -> str:
     torch.set_num_threads(1)
-    return run_one(run_config).id
+    return run_one(run_config, device=device).id
 
 
-def compute(configs: list[RunConfig], jobs: int = 1) -> None:
+def compute(configs: list[RunConfig], jobs: int = 1, device: str = "cpu") -> None:
     """Compute the runs that are missing, in `jobs` one-thread processes, with a forecast.
 
     Finished runs are stored at once, so a study that is stopped goes on where it was.
@@ -116,7 +119,9 @@ def compute(configs: list[RunConfig], jobs: int = 1) -> None:
         concurrent.futures.ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool,
         tqdm(total=len(todo), desc="runs", unit=" runs") as bar,
     ):
-        for done in concurrent.futures.as_completed(pool.submit(_work, each) for each in todo):
+        for done in concurrent.futures.as_completed(
+            pool.submit(_work, each, device) for each in todo
+        ):
             done.result()
             bar.update()
 

@@ -229,6 +229,8 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
         tmp_path, "00_a", "import os\nprint(seeds, os.getcwd(), os.environ['PYTHONHASHSEED'])"
     )
     target = tmp_path / "out {seeds}" / "00_a.ipynb"
+    target.parent.mkdir()
+    target.with_suffix(".failed.ipynb").write_text("of an earlier run")
     seen = []
     values = book.check_parameters(source, {"seeds": "4"})
     book.execute(source, target, values, lambda done, cells: seen.append((done, cells)), "print")
@@ -319,8 +321,10 @@ def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, caps
     found = {texts(tmp_path / f"out{n}" / f"{c}.ipynb") for n in (1, 2) for c in ("01_b", "02_c")}
     assert len(found) == 1
     capsys.readouterr()
+    before = (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns
     run(1, "out1", ["1", "2"])
     printed = capsys.readouterr().out
+    assert (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns == before
     assert "01_b: current, skipped" in printed and "0 of 2 chapters to run" in printed
     assert str(tmp_path / "out1") in printed
 

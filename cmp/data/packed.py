@@ -14,7 +14,7 @@ from cmp.errors import CmpError
 from cmp.files import whole_folder
 from cmp.paths import build_folder
 
-FORMAT = 3
+FORMAT = 4
 """Bumped when the layout changes, or when a recipe makes other samples from the same manifest."""
 SPLITS = ("train", "validation", "test")
 

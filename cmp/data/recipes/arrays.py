@@ -21,7 +21,12 @@ ANIMALS = (
 
 
 def _choose(source: str, grey: np.ndarray, labels: np.ndarray, names, recipe: ArrayRecipe, caption):
-    """Take a seeded, disjoint choice of images a class for each split."""
+    """Take a seeded, disjoint choice of images a class for each split; repeated images count once.
+
+    The sources hold a few images twice, which could otherwise stand on two sides of a split.
+    """
+    _, first = np.unique(grey.reshape(len(grey), -1), axis=0, return_index=True)
+    grey, labels = grey[np.sort(first)], labels[np.sort(first)]
     kept, rows = [], []
     for label, name in enumerate(names):
         mine = np.flatnonzero(labels == label)
