@@ -13,7 +13,8 @@ study: $(READY)
 
 lab: $(READY)
 	$(BIN)/cmp data build
-	JUPYTER_CONFIG_PATH=book/_lab $(BIN)/jupyter lab book
+	JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	  $(BIN)/jupyter lab book
 
 test: $(READY)
 	$(BIN)/cmp data build

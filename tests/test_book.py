@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from cmp import book
+from cmp import book, chapters, publishing
 from cmp.errors import CmpError
 
 PARAMETERS = """\
@@ -19,7 +19,7 @@ device: str = "cpu"  # cpu or cuda
 rate: float = 0.5  # learning rate
 live: bool = False  # draw the live runs
 """
-GUARD = "from cmp import book\n\nbook.guard(globals())"
+GUARD = "from cmp import chapters\n\nchapters.guard(globals())"
 WIDGET = """\
 import sys
 import warnings
@@ -32,9 +32,9 @@ ipywidgets.VBox([ipywidgets.IntSlider(description=name) for name in "ab"])"""
 DECLARED = {"profile": "quick", "seeds": 1, "jobs": 2, "device": "cpu", "rate": 0.5, "live": False}
 
 
-def write(folder, name, *cells, parameters=PARAMETERS, formats=book.FORMATS):
+def write(folder, name, *cells, parameters=PARAMETERS, formats=chapters.FORMATS):
     """A chapter: a parameters cell and then these cells."""
-    kernelspec = "".join(f"\n  {key}: {value}" for key, value in book.KERNELSPEC.items())
+    kernelspec = "".join(f"\n  {key}: {value}" for key, value in chapters.KERNELSPEC.items())
     header = f"---\njupytext:\n  formats: {formats}\nkernelspec:{kernelspec}\n---\n\n# {name}\n\n"
     code = [f":tags: [parameters]\n\n{parameters}", *cells]
     source = folder / f"{name}.md"
@@ -56,10 +56,10 @@ def texts(path):
 def test_chapters_come_in_order_by_number(tmp_path):
     for name in ("A1_own", "10_late", "00_first", "02_second"):
         write(tmp_path, name)
-    assert list(book.chapters(tmp_path)) == ["00", "02", "10", "A1"]
-    assert [path.stem for path in book.select(["A1", "2"], tmp_path)] == ["02_second", "A1_own"]
+    assert list(chapters.chapters(tmp_path)) == ["00", "02", "10", "A1"]
+    assert [path.stem for path in chapters.select(["A1", "2"], tmp_path)] == ["02_second", "A1_own"]
     with pytest.raises(CmpError, match="no chapter 07; there are 00, 02, 10, A1"):
-        book.select(["7"], tmp_path)
+        chapters.select(["7"], tmp_path)
 
 
 @pytest.mark.parametrize(("second", "words"), [("00_b", "one number"), ("b", "NN_name")])
@@ -67,47 +67,47 @@ def test_chapters_with_a_wrong_name_are_refused(tmp_path, second, words):
     write(tmp_path, "00_a")
     write(tmp_path, second)
     with pytest.raises(CmpError, match=words):
-        book.chapters(tmp_path)
+        chapters.chapters(tmp_path)
 
 
 def test_a_notebook_is_the_same_every_time_and_an_edit_is_local(tmp_path):
     source = write(tmp_path, "00_a", "1 + 1", "1 + 1", "2 + 2")
-    first = book.notebook(source)
-    assert nbformat.writes(first) == nbformat.writes(book.notebook(source))
+    first = chapters.notebook(source)
+    assert nbformat.writes(first) == nbformat.writes(chapters.notebook(source))
     assert len({cell.id for cell in first.cells}) == len(first.cells)
-    assert first.metadata.kernelspec == book.KERNELSPEC
+    assert first.metadata.kernelspec == chapters.KERNELSPEC
     nbformat.validate(first)
     before = [cell.id for cell in first.cells]
     source.write_text(source.read_text().replace("2 + 2", "2 + 3"))
-    after = [cell.id for cell in book.notebook(source).cells]
+    after = [cell.id for cell in chapters.notebook(source).cells]
     assert after[:-1] == before[:-1] and after[-1] != before[-1]
 
 
 def test_the_source_hash_ignores_line_ends_only(tmp_path):
     source = write(tmp_path, "00_a", "1 + 1")
-    unix = book.source_hash(source)
+    unix = chapters.source_hash(source)
     text = source.read_text()
     source.write_bytes(text.replace("\n", "\r\n").encode())
-    assert book.source_hash(source) == unix
+    assert chapters.source_hash(source) == unix
     source.write_text(text.replace("1 + 1", "1 + 2"))
-    assert book.source_hash(source) != unix
+    assert chapters.source_hash(source) != unix
 
 
 # parameters
 
 
 def test_parameters_are_what_the_cell_declares(tmp_path):
-    found = book.parameters(write(tmp_path, "00_a"))
+    found = chapters.parameters(write(tmp_path, "00_a"))
     assert {name: parameter.default for name, parameter in found.items()} == DECLARED
     assert str(found["seeds"]) == "seeds: int (replicates of the live settings)"
 
 
 def test_given_texts_become_values(tmp_path):
     source = write(tmp_path, "00_a")
-    given = {"profile": "gpu", "seeds": "5", "device": "cuda:1", "rate": "1e-3", "live": "True"}
-    values = {"profile": "gpu", "seeds": 5, "device": "cuda:1", "rate": 1e-3, "live": True}
-    assert book.check_parameters(source, given) == DECLARED | values
-    assert book.check_parameters(source, {}) == DECLARED
+    given = {"profile": "cpu", "seeds": "5", "device": "cuda:1", "rate": "1e-3", "live": "True"}
+    values = {"profile": "cpu", "seeds": 5, "device": "cuda:1", "rate": 1e-3, "live": True}
+    assert chapters.check_parameters(source, given) == DECLARED | values
+    assert chapters.check_parameters(source, {}) == DECLARED
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,16 @@ def test_given_texts_become_values(tmp_path):
         ("jobs", "0", "0 must be at least 1"),
         ("rate", "fast", "'fast' is no float"),
         ("live", "yes", "'yes' is no bool"),
-        ("profile", "huge", "one of quick, cpu, gpu"),
+        ("profile", "huge", "one of quick, cpu"),
         ("device", "gpu", "cpu, cuda or cuda:N"),
     ],
 )
 def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, words):
     source = write(tmp_path, "00_a")
     with pytest.raises(CmpError) as caught:
-        book.check_parameters(source, {name: text})
+        chapters.check_parameters(source, {name: text})
     assert words in str(caught.value) and name in str(caught.value)
-    for parameter in book.parameters(source).values():
+    for parameter in chapters.parameters(source).values():
         assert str(parameter) in str(caught.value)
 
 
@@ -145,14 +145,14 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, 
 )
 def test_a_parameters_cell_that_is_not_plain_is_refused(tmp_path, cell, words):
     with pytest.raises(CmpError, match=words):
-        book.parameters(write(tmp_path, "00_a", parameters=cell))
+        chapters.parameters(write(tmp_path, "00_a", parameters=cell))
 
 
 def test_exactly_one_cell_is_tagged(tmp_path):
     source = write(tmp_path, "00_a")
     source.write_text(source.read_text().replace("[parameters]", "[other]"))
     with pytest.raises(CmpError, match="0 cells are tagged parameters"):
-        book.parameters(source)
+        chapters.parameters(source)
 
 
 # the guard
@@ -164,10 +164,10 @@ def scope(*cells, **names):
 
 
 def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
-    book.guard(scope(GUARD))
-    book.guard(scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3))
-    book.guard(scope(GUARD, "later: int = 3"), **DECLARED)
-    book.guard({"no": "IPython"})
+    chapters.guard(scope(GUARD))
+    chapters.guard(scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3))
+    chapters.guard(scope(GUARD, "later: int = 3"), **DECLARED)
+    chapters.guard({"no": "IPython"})
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
 )
 def test_the_guard_refuses(kernel, words):
     with pytest.raises(CmpError, match=words):
-        book.guard(kernel)
+        chapters.guard(kernel)
 
 
 def test_the_guard_wants_the_names_that_are_declared():
     with pytest.raises(CmpError, match="the chapter uses profile"):
-        book.guard(scope(), profile="quick")
+        chapters.guard(scope(), profile="quick")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def by_hand(tmp_path_factory):
     """papermill from a shell on a small notebook; arguments -> finished process."""
     folder = tmp_path_factory.mktemp("hand")
     source = write(folder, "00_a", GUARD, "print('seeds', seeds)")
-    nbformat.write(book.notebook(source), folder / "a.ipynb")
+    nbformat.write(chapters.notebook(source), folder / "a.ipynb")
 
     def papermill(*arguments):
         command = [sys.executable, "-m", "papermill", "a.ipynb", "out.ipynb", *arguments]
@@ -232,14 +232,14 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     target.parent.mkdir()
     target.with_suffix(".failed.ipynb").write_text("of an earlier run")
     seen = []
-    values = book.check_parameters(source, {"seeds": "4"})
+    values = chapters.check_parameters(source, {"seeds": "4"})
     book.execute(source, target, values, lambda done, cells: seen.append((done, cells)), "print")
     assert texts(target) == f"4 {tmp_path} 0\n"
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]  # title, parameters, the injected ones, code
     made = book.record(target)
     assert made.pop("seconds") > 0
     assert made == {
-        "source_sha256": book.source_hash(source),
+        "source_sha256": chapters.source_hash(source),
         "parameters": DECLARED | {"seeds": 4},
         "fingerprint": "print",
     }
@@ -273,7 +273,11 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
     source = write(tmp_path, "00_a")
     target = tmp_path / "00_a.ipynb"
     assert not book.is_current(source, target, DECLARED, "f")
-    made = {"source_sha256": book.source_hash(source), "parameters": DECLARED, "fingerprint": "f"}
+    made = {
+        "source_sha256": chapters.source_hash(source),
+        "parameters": DECLARED,
+        "fingerprint": "f",
+    }
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
     assert book.is_current(source, target, dict(DECLARED), "f")
     assert not book.is_current(source, target, DECLARED | {"seeds": 2}, "f")
@@ -337,8 +341,8 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
         book.run_book("quick", given={"seeds": "2"}, target=out, folder=tmp_path)
     with pytest.raises(CmpError, match="--profile: 'huge'"):
         book.run_book("huge", target=out, folder=tmp_path)
-    with pytest.raises(CmpError, match="quick and gpu are both given"):
-        book.run_book("quick", given={"profile": "gpu"}, target=out, folder=tmp_path)
+    with pytest.raises(CmpError, match="quick and cpu are both given"):
+        book.run_book("quick", given={"profile": "cpu"}, target=out, folder=tmp_path)
     book.run_book("quick", dry_run=True, target=out, folder=tmp_path)
     assert "2 of 2 chapters to run" in capsys.readouterr().out
     assert not out.exists()
@@ -349,14 +353,14 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 
 def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
-    assert book.stale(tmp_path) == ["00_a"]
+    assert publishing.stale(tmp_path) == ["00_a"]
     written = []
     for build in ("one", "two"):
         monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
-        [path] = book.publish(folder=tmp_path)
+        [path] = publishing.publish(folder=tmp_path)
         written.append(path.read_text())
     assert written[0] == written[1]
-    assert path == tmp_path / "00_a.ipynb" and book.stale(tmp_path) == []
+    assert path == tmp_path / "00_a.ipynb" and publishing.stale(tmp_path) == []
     nbformat.validate(nbformat.read(path, 4))
     for machine in ("ipykernel_", "papermill", str(book.ROOT), sys.prefix, sys.version.split()[0]):
         assert machine not in written[0]
@@ -367,15 +371,19 @@ def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch
     ours, theirs = (jupytext.writes(n, "md:myst").split("---")[2] for n in (ours, theirs))
     assert ours == theirs
     source.write_text(source.read_text() + "\nmore\n")
-    assert book.stale(tmp_path) == ["00_a"]
+    assert publishing.stale(tmp_path) == ["00_a"]
 
 
 def test_a_source_that_is_not_paired_is_not_published(tmp_path):
     write(tmp_path, "00_a", formats="md:myst")
     with pytest.raises(CmpError, match="formats: ipynb,md:myst"):
-        book.publish(folder=tmp_path)
+        publishing.publish(folder=tmp_path)
 
 
 def test_every_chapter_of_the_book_declares_its_parameters():
-    for source in book.select():
-        assert {"profile", "seeds", "jobs", "device"} <= set(book.parameters(source))
+    for source in chapters.select():
+        assert {"profile", "seeds", "jobs", "device"} <= set(chapters.parameters(source))
+
+
+def test_the_committed_notebooks_are_current():
+    assert publishing.stale() == []

@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
-from cmp import book
-from cmp.cli.shared import console
+from cmp import book, publishing
 from cmp.errors import CmpError
 
 
 def run_book(
-    profile: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "quick",
+    profile: Annotated[str, typer.Option(help="quick or cpu.")] = "quick",
     chapter: Annotated[
         list[str] | None, typer.Option(help="A chapter's number, such as 01; all by default.")
     ] = None,
@@ -25,8 +24,9 @@ def run_book(
 ) -> None:
     """Run the chapters through papermill; what is current is skipped."""
     if publish:
-        written = book.publish(chapter)
-        console.print(f"{len(written)} notebooks written")
+        if parameter or dry_run:
+            raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
+        publishing.publish(chapter)
         return
     given = {}
     for assignment in parameter or []:
