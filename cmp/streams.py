@@ -1,8 +1,10 @@
 """The order in which classes arrive, and its cut into tasks."""
 
+import collections
 import itertools
 
 import numpy as np
+import pandas as pd
 
 from cmp.config import Stream
 from cmp.data.corpus import Corpus
@@ -33,6 +35,13 @@ def cut(order: list[str], tasks: int) -> list[list[str]]:
     size, more = divmod(len(order), tasks)
     bounds = np.cumsum([0] + [size + (task < more) for task in range(tasks)])
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def class_counts(tasks: list[list[str]]) -> pd.DataFrame:
+    """Classes of each dataset (columns) in each task (index `task`, from 1)."""
+    rows = [collections.Counter(entry.split("+++")[0] for entry in task) for task in tasks]
+    index = pd.RangeIndex(1, len(tasks) + 1, name="task")
+    return pd.DataFrame(rows, index=index).fillna(0).astype(int)
 
 
 def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:

@@ -101,9 +101,23 @@ def schedule_still() -> Figure:
     return plots.learning_rates(pd.concat(every, ignore_index=True))
 
 
+STILLS = {
+    "thirds (right)": Mixture(),
+    "update only": Mixture(0.0, 1.0, 0.0),
+    "buffer only": Mixture(0.0, 0.5, 0.5),
+    "pool only": Mixture(0.5, 0.5, 0.0),
+}
+
+
 def mixture_still() -> Figure:
-    """Thirds, by the sizes of the embedded benchmark."""
-    return plots.batch_mixture(*exposure(Mixture(), 64, 8, 40, 0.1 * POOL, ARRIVING / 8))
+    """The batches of four mixtures, and for thirds how often images are seen, by the sizes of the
+    embedded benchmark."""
+    cases = {
+        name: exposure(mixture, 64, 8, 40, 0.1 * POOL, ARRIVING / 8)
+        for name, mixture in STILLS.items()
+    }
+    parts = pd.DataFrame({name: parts.iloc[-1] for name, (parts, _) in cases.items()}).T
+    return plots.batch_mixture(parts, cases["thirds (right)"][1])
 
 
 def _png(figure: Figure) -> bytes:

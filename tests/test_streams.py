@@ -31,6 +31,14 @@ def test_entries_are_the_adaptation_classes(corpus):
     assert "new-digits+++seven" in entries
 
 
+def test_class_counts(corpus):
+    tasks = streams.cut(streams.random(streams.entries(corpus), 0), 5)
+    counts = streams.class_counts(tasks)
+    assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
+    assert counts["new-digits"].sum() == 10
+    assert counts.index.tolist() == [1, 2, 3, 4, 5]
+
+
 def test_tasks_share_all_training_images(corpus):
     rows = streams.task_rows(corpus, Stream(tasks=7), seed=2)
     everything = np.concatenate(rows)

@@ -123,4 +123,5 @@ def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
 
 def test_stills():
     assert isinstance(widgets.schedule_still(), Figure)
-    assert isinstance(widgets.mixture_still(), Figure)
+    left, _ = widgets.mixture_still().axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(widgets.STILLS)
