@@ -1,5 +1,9 @@
 """Shared by all tests: the built benchmark, and one thread so that two runs agree to the bit."""
 
+import warnings
+
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -15,3 +19,13 @@ def _one_thread():
 def corpus():
     """The whole embedded benchmark, as `make test` built it."""
     return corpora.load()
+
+
+@pytest.fixture
+def clean_drawing():
+    """Figures drawn without a screen, without a warning, and all of them closed."""
+    matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    assert plt.get_fignums() == []

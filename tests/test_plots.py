@@ -1,10 +1,7 @@
 """Figures: the right axes and artists, one colour a setting, exact intervals, nothing left open."""
 
 import itertools
-import warnings
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,17 +13,9 @@ from matplotlib.figure import Figure
 from cmp import plot_labels, plots
 from cmp.errors import CmpError
 
-matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("clean_drawing")
 
 ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), plots.CONTROL: (10, 36)}
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_and_no_open_figure():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    assert plt.get_fignums() == []
 
 
 def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full")):

@@ -1,9 +1,5 @@
 """Widgets: the pure functions behind them are right, and a moved control draws them again."""
 
-import warnings
-
-import matplotlib
-import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,16 +9,8 @@ from cmp import mixtures, plots, schedules, widgets
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 
-matplotlib.use("Agg")
+pytestmark = pytest.mark.usefixtures("clean_drawing")
 WEIGHTS = st.floats(0, 1).map(lambda weight: round(weight, 2))
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_and_no_open_figure():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-    assert plt.get_fignums() == []
 
 
 def parts_of(explorer):

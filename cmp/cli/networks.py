@@ -41,11 +41,11 @@ def evaluate(
 
 def print_scores(scores: evaluation.Scores, title: str) -> None:
     """The table of an evaluation, datasets by role, then the aggregates."""
-    table = Table(title=title)
-    table.add_column("dataset")
+    table = Table(title=f"{title}, in percent")
+    table.add_column("dataset", no_wrap=True)
     table.add_column("role")
     table.add_column("metric")
-    for column in ("score %", "std. error", "chance %", "images", "classes"):
+    for column in ("score", "± s.e.", "chance", "images", "ways"):
         table.add_column(column, justify="right")
     for role in ROLE_NAMES:
         rows = scores.datasets[scores.datasets["role"] == role]
