@@ -19,26 +19,21 @@ class Pools:
     buffer: np.ndarray
 
 
-def shares(mixture: Mixture, empty_buffer: bool) -> tuple[float, float, float]:
-    """Shares of (P, D, B). While the buffer is empty its share is split evenly between P and D,
-    as far as they take part at all (spec 7)."""
-    p, d, b = mixture.pretraining, mixture.update, mixture.buffer
-    if not empty_buffer or b == 0:
-        return p, d, b
-    if p > 0 and d > 0:
-        return p + b / 2, d + b / 2, 0.0
-    return (p + b, 0.0, 0.0) if p > 0 else (0.0, d + b, 0.0)
-
-
 def parts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
     """Samples from (P, D, B) in a batch: floors, with the remainder given to the first that take
-    part (spec 7)."""
-    ratios = shares(mixture, empty_buffer)
+    part. While the buffer is empty its samples are split between P and D, as far as they take part
+    at all (spec 7)."""
+    ratios = (mixture.pretraining, mixture.update, mixture.buffer)
     sizes = [int(batch * ratio + 1e-9) for ratio in ratios]
     taking_part = [index for index, ratio in enumerate(ratios) if ratio > 0]
     for index in taking_part[: batch - sum(sizes)]:
         sizes[index] += 1
-    return tuple(sizes)
+    p, d, b = sizes
+    if not empty_buffer:
+        return p, d, b
+    if mixture.pretraining > 0 and mixture.update > 0:
+        return p + b // 2, d + b - b // 2, 0
+    return (p + b, 0, 0) if mixture.pretraining > 0 else (0, d + b, 0)
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,9 +7,11 @@ import sys
 import jupytext
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
-from cmp import book, chapters, publishing
+from cmp import book, chapters, cli, config, publishing, studies
 from cmp.errors import CmpError
+from cmp.paths import build_folder
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -387,3 +389,37 @@ def test_every_chapter_of_the_book_declares_its_parameters():
 
 def test_the_committed_notebooks_are_current():
     assert publishing.stale() == []
+
+
+RUN = """
+from cmp import config, studies
+settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
+run_config = config.parse(config.override(config.profile("quick"), settings))
+studies.compute([run_config])
+frame = studies.collect({("it", 0): run_config})
+print(frame["run"][0], repr(float(frame["score"].sum())))
+"""
+
+
+def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
+    """The same config through papermill, `cmp run` and Python: one id, the same numbers."""
+    found = {}
+    settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
+    run_config = config.parse(config.override(config.profile("quick"), settings))
+    data = build_folder() / "data"
+    for way in ("chapter", "shell", "library"):
+        folder = tmp_path / way
+        folder.mkdir()
+        (folder / "data").symlink_to(data)
+        monkeypatch.setenv("CMP_BUILD", str(folder))
+        if way == "chapter":
+            source = write(tmp_path, "00_a", RUN)
+            book.execute(source, tmp_path / "00_a.ipynb", DECLARED)
+            printed = texts(tmp_path / "00_a.ipynb").splitlines()[-1]
+        elif way == "shell":
+            CliRunner().invoke(cli.app, ["run", "quick", *settings])
+        else:
+            studies.run_one(run_config)
+        frame = studies.collect({("it", 0): run_config})
+        found[way] = f"{frame['run'][0]} {float(frame['score'].sum())!r}"
+    assert found["chapter"] == found["shell"] == found["library"] == printed

@@ -45,7 +45,7 @@ def print_scores(scores: evaluation.Scores, title: str) -> None:
     table.add_column("dataset", no_wrap=True)
     table.add_column("role")
     table.add_column("metric")
-    for column in ("score", "± s.e.", "chance", "images", "ways"):
+    for column in ("score", "s.e.", "chance", "n", "ways"):
         table.add_column(column, justify="right")
     for role in ROLE_NAMES:
         rows = scores.datasets[scores.datasets["role"] == role]
