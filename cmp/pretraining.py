@@ -28,6 +28,10 @@ training on all adaptation data at once from that base. Scores are percent, with
 over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to
 the bit on a machine like the one that it names.
 
+`tiny` is a small residual network on the image side, pretrained for 2,600 steps. `tiny-vit` is a
+transformer behind a stem of three strided convolutions, pretrained by the same recipe for 4,000
+steps; neither distillation nor other augmentation was needed.
+
 | weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
 """

@@ -101,7 +101,7 @@ class StemTransformer(nn.Module):
 
 @register_model
 def cmp_conv_tiny(pretrained: bool = False, **_) -> ConvTower:
-    """The default tower: 0.5 M parameters."""
+    """The default tower: 0.4 M parameters."""
     return ConvTower(stem=32, widths=(64, 128), depth=1)
 
 
