@@ -71,6 +71,17 @@ def batch_rows(
     return np.concatenate([draw(pool, n, name, seed, task, step) for name, pool, n in chosen])
 
 
+def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
+    """The largest batch up to `batch` that takes no sample of these pools twice."""
+    sizes = (len(pools.pretraining), len(pools.update), len(pools.buffer))
+
+    def fits(size: int) -> bool:
+        taken = parts(mixture, size, empty_buffer=sizes[2] == 0)
+        return all(part <= there for part, there in zip(taken, sizes, strict=True))
+
+    return next((size for size in range(batch, 0, -1) if fits(size)), 0)
+
+
 def replay_pool(pool: np.ndarray, share: float, seed: int) -> np.ndarray:
     """The fixed part of the pretraining set that is kept for replay."""
     size = max(1, round(share * len(pool)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cmp import evaluation, mixtures, models, streams, training
 from cmp.config import Mixture, RunConfig
 from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
 from cmp.mixtures import Pools
 
 
@@ -39,7 +40,7 @@ class Result:
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
-    """What each task may draw from."""
+    """What each task may draw from; `CmpError` if a batch would take a sample of a pool twice."""
     train = corpus.rows("train")
     in_pool = corpus.table["dataset"].iloc[train].isin(corpus.by_role("pool")).to_numpy()
     mixture = config.mixture
@@ -48,10 +49,18 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         updates = [train[:0]] * config.stream.tasks
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
-    return [
+    pools = [
         Pools(replay, update, np.sort(np.concatenate([train[:0], *updates[:task]])))
         for task, update in enumerate(updates)
     ]
+    batch = config.training.batch
+    largest = min(mixtures.largest_batch(each, mixture, batch) for each in pools)
+    if largest < batch:
+        raise CmpError(
+            f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
+            f"fits this stream and mixture is {largest}"
+        )
+    return pools
 
 
 def joint(config: RunConfig) -> RunConfig:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.mixtures import Pools, batch_rows, draw, parts, replay_pool
+from cmp.mixtures import Pools, batch_rows, draw, largest_batch, parts, replay_pool
 
 
 @st.composite
@@ -85,6 +85,19 @@ def test_an_empty_pool_is_refused_by_name():
     pools = Pools(np.arange(0), np.arange(5), np.arange(5))
     with pytest.raises(CmpError, match=r"mixture\.pretraining"):
         batch_rows(pools, Mixture(), 8, 0, 1, 0)
+
+
+@given(mixtures(), st.integers(2, 300), st.lists(st.integers(0, 60), min_size=3, max_size=3))
+def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
+    pools = Pools(*(1000 * i + np.arange(size) for i, size in enumerate(sizes)))
+    largest = largest_batch(pools, mixture, batch)
+    assert largest <= batch
+    if largest:
+        rows = batch_rows(pools, mixture, largest, 0, 0, 0)
+        assert len(set(rows)) == len(rows) == largest
+    if largest < batch:
+        taken = parts(mixture, largest + 1, empty_buffer=sizes[2] == 0)
+        assert any(part > size for part, size in zip(taken, sizes, strict=True))
 
 
 def test_replay_pool():

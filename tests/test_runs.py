@@ -121,6 +121,7 @@ def test_full_tests_are_scored_at_both_ends(corpus):
         (["mixture.update=0.9"], ["mixture", "must be 1"]),
         (["training.batchsize=3"], ["training.batchsize", "training.batch"]),
         (["seed=99"], ["99", "cmp pretrain"]),
+        (["training.batch=5000"], ["training.batch", "5000", "the largest that fits"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, settings, words):
