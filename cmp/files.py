@@ -77,13 +77,27 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary file beside it."""
-    partial = path.with_name(f".{path.name}.partial")
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; it becomes `target` at the end, goes at an error.
+
+    Raises `CmpError` where the disk refuses; `target` is then as it was.
+    """
+    partial = target.with_name(f".{target.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
         flush(partial)
-        os.replace(partial, path)
+        os.replace(partial, target)
+        flush(target.parent)
     except OSError as error:
-        raise CmpError(f"{path}: cannot be written ({error})") from error
+        raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
 from pathlib import Path
@@ -176,3 +177,12 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     """Write a model's tensors as safetensors."""
     tensors = {name: x.detach().to(dtype).contiguous() for name, x in model.state_dict().items()}
     save_file(tensors, path)
+
+
+def digest(model: nn.Module) -> str:
+    """sha256 over a model's tensors, names and all, in the order of the names."""
+    found = hashlib.sha256()
+    for name, x in sorted(model.state_dict().items()):
+        found.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()

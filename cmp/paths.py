@@ -9,6 +9,9 @@ MANIFESTS = ROOT / "data_manifests"
 WEIGHTS = PACKAGE / "weights"
 MODEL_CONFIGS = PACKAGE / "model_configs"
 
+SHORT = 12
+"""Characters of a run's id that name its folder and are shown to people."""
+
 
 def build_folder() -> Path:
     """Downloads, stores and results: `$CMP_BUILD`, else `_build` in the repository."""

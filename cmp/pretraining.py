@@ -1,15 +1,14 @@
 """Making a base: a pretraining run, its two checkpoints, and the model card beside each."""
 
+import dataclasses
 import json
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 
-from cmp import NUMERICS, config, evaluation, models, runs, schedules
+from cmp import config, evaluation, models, runs, schedules, store
+from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
@@ -58,7 +57,7 @@ def pretrain(
     """Run a pretraining; write its checkpoints and their cards into `folder`.
 
     The un-annealed base is the checkpoint before the cooldown. Weights are stored in 16 bits and
-    scored as stored. Returns the cards by start.
+    scored as stored. Stopped, it goes on where it was. Returns the cards by start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     steps = run_config.training.steps
@@ -74,14 +73,13 @@ def pretrain(
             models.save_weights(model, paths["unannealed"], torch.float16)
         observer.step(task, step, loss, model)
 
-    started = time.perf_counter()
-    result = runs.run(run_config, corpus, runs.Observer(after_step, observer.task))
-    seconds = time.perf_counter() - started
-    models.save_weights(result.model, paths["annealed"], torch.float16)
+    watched = dataclasses.replace(observer, step=after_step)
+    with Keeper(store.identify(run_config, corpus)) as keeper:
+        result = runs.run(run_config, corpus, watched, keeper=keeper)
+        models.save_weights(result.model, paths["annealed"], torch.float16)
+        keeper.remove()
     cards = {
-        start: make_card(
-            run_config, corpus, path, kept if start == "unannealed" else steps, seconds
-        )
+        start: make_card(run_config, corpus, path, kept if start == "unannealed" else steps, result)
         for start, path in paths.items()
     }
     cards["annealed"]["joint"] = measure_joint(name, seed, corpus, paths["annealed"], observer)
@@ -107,9 +105,12 @@ def measure_joint(
 
 
 def make_card(
-    run_config: RunConfig, corpus: Corpus, weights: Path, steps: int, seconds: float
+    run_config: RunConfig, corpus: Corpus, weights: Path, steps: int, result: runs.Result
 ) -> dict[str, Any]:
-    """Score stored weights: where they come from, and what they can do."""
+    """Score stored weights: where they come from, and what they can do.
+
+    steps: done when they were kept; result: of the run that made them.
+    """
     name = run_config.model.name
     model = models.create(name)
     models.load_weights(model, weights)
@@ -118,16 +119,9 @@ def make_card(
         "weights": weights.name,
         "config": run_config.to_dict(),
         "data_sha256": corpus.hashes,
-        "numerics": NUMERICS,
         "steps": steps,
-        "seconds": round(seconds),
-        "machine": {
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-        },
+        "seconds": round(result.seconds),
+        "machine": result.provenance,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tolerance": TOLERANCE,
         "scores": rounded(scores),

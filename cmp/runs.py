@@ -1,18 +1,28 @@
 """A run: tasks in order, evaluated after each. Pretraining and joint training are runs too."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
-from cmp import evaluation, mixtures, models, streams, training
+from cmp import checkpoints, mixtures, models, provenance, streams, training
+from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import Mixture, RunConfig
 from cmp.data.corpus import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.evaluation import Scores, evaluate
 from cmp.mixtures import Pools
+from cmp.paths import SHORT
+from cmp.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -20,11 +30,13 @@ class Observer:
     """What is told of a run's progress; every hook may be left out.
 
     step: (task, step, loss, model) after each step; the model must not be changed. task: (number of
-    tasks done, scores) after each evaluation, with 0 for the one before the stream.
+    tasks done, scores) after each evaluation, with 0 for the one before the stream. resumed:
+    (number of steps done before), first of all, when a run goes on from a checkpoint.
     """
 
     step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
-    task: Callable[[int, evaluation.Scores], None] = lambda done, scores: None
+    task: Callable[[int, Scores], None] = lambda done, scores: None
+    resumed: Callable[[int], None] = lambda steps: None
 
 
 SILENT = Observer()
@@ -33,10 +45,14 @@ SILENT = Observer()
 @dataclass(frozen=True)
 class Result:
     """metrics: a row a (task, dataset): tasks done, `scope` ("subset" or "full"), and the columns
-    of `evaluation.Scores.datasets`; model: the network after the last task."""
+    of `evaluation.Scores.datasets`; model: the network after the last task; seconds: of computing;
+    provenance: where that was, see `cmp.provenance.here`, with `began` if it began elsewhere.
+    """
 
     metrics: pd.DataFrame
     model: nn.Module
+    seconds: float
+    provenance: dict[str, Any]
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
@@ -80,34 +96,127 @@ def run(
     observer: Observer = SILENT,
     model: nn.Module | None = None,
     device: str = "cpu",
+    keeper: Keeper | None = None,
 ) -> Result:
     """Take a model through the stream of `config`.
 
     model: starting weights, trained in place; those that `config.model` names where left out.
     device: where the network lives, "cpu" or "cuda"; it decides no more than the last bits.
+    keeper: keeps checkpoints; the run goes on from the last one.
+    Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
+    the last good state kept and a report beside it.
     """
     pools = task_pools(config, corpus)
     model = (model or models.load(config.model, config.seeds.init)).to(device)
     tokens = models.tokenizer(config.model.name)(corpus.texts)
-    metrics: list[pd.DataFrame] = []
+    with StopRequest() as stop:
+        sitting = _Sitting(config, corpus, observer, model, keeper, stop, provenance.here(device))
+        state = sitting.begin()
+        begun, first = (state.progress.task, state.progress.step) if state else (0, 0)
+        for task in range(begun, len(pools)):
+            optimizer = training.make_optimizer(model, config.optimizer)
+            if first:
+                checkpoints.restore_optimizer(state, model, optimizer)
+            hook = functools.partial(sitting.after_step, task, optimizer)
+            with sitting.reporting():
+                training.train_task(
+                    model, config, corpus, tokens, pools[task], task, hook, optimizer, first
+                )
+            first = 0
+            sitting.evaluate(task + 1)
+            sitting.save(task + 1, 0)
+    return sitting.result()
 
-    def evaluate(done: int) -> None:
-        sizes = [config.evaluation.subset]
-        if config.evaluation.full and done in (0, len(pools)) and sizes != [None]:
+
+@dataclass
+class _Sitting:
+    """A run as far as this process has taken it."""
+
+    config: RunConfig
+    corpus: Corpus
+    observer: Observer
+    model: nn.Module
+    keeper: Keeper | None
+    stop: StopRequest
+    machine: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def begin(self) -> RunState | None:
+        """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
+
+        A run that goes on elsewhere than it began is warned of and keeps both in its provenance.
+        """
+        state = self.keeper.load() if self.keeper else None
+        if state is None:
+            self.evaluate(0)
+            self.save(0, 0)
+            return None
+        progress = state.progress
+        checkpoints.restore_weights(state, self.model)
+        self.rows, self.before = list(progress.metrics), progress.seconds
+        if found := provenance.differences(progress.machine, self.machine):
+            message = f"the run began elsewhere, its last bits may differ: {found}"
+            warnings.warn(message, stacklevel=2)
+            self.machine = self.machine | {"began": progress.machine}
+        self.observer.resumed(progress.task * self.config.training.steps + progress.step)
+        return state
+
+    def evaluate(self, done: int) -> None:
+        """Score the model after `done` tasks: the subset, and the full test at both ends."""
+        evaluation = self.config.evaluation
+        sizes = [evaluation.subset]
+        if evaluation.full and done in (0, self.config.stream.tasks) and sizes != [None]:
             sizes.append(None)
         for size in sizes:
-            scores = evaluation.evaluate(
-                model, config.model.name, corpus, subset=size, precision=config.training.precision
-            )
+            scores = evaluate(
+                self.model, self.config.model.name, self.corpus,
+                subset=size, precision=self.config.training.precision,
+            )  # fmt: skip
             scope = "full" if size is None else "subset"
-            metrics.append(scores.datasets.reset_index().assign(task=done, scope=scope))
-        observer.task(done, scores)
+            table = scores.datasets.reset_index().assign(task=done, scope=scope)
+            self.rows += table.to_dict("records")
+        self.observer.task(done, scores)
 
-    evaluate(0)
-    for task, pool in enumerate(pools):
-        training.train_task(
-            model, config, corpus, tokens, pool, task,
-            lambda step, loss, task=task: observer.step(task, step, loss, model),
-        )  # fmt: skip
-        evaluate(task + 1)
-    return Result(pd.concat(metrics, ignore_index=True), model)
+    def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
+        """Tell the observer; save where a checkpoint is due or a stop was asked for."""
+        self.observer.step(task, step, loss, self.model)
+        done = step + 1
+        due = self.keeper and done % self.keeper.every == 0 and done < self.config.training.steps
+        if due or self.stop.signal:
+            self.save(task, done, optimizer)
+
+    def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
+        if self.keeper:
+            tree, seconds = self.config.to_dict(), self.seconds()
+            machine = self.machine.get("began", self.machine)
+            progress = Progress(
+                SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
+            )
+            self.keeper.save(RunState(progress, checkpoints.tensors(self.model, optimizer)))
+        if self.stop.signal:
+            run_id = self.keeper and self.keeper.run_id[:SHORT]
+            kept = f"all is saved; `cmp resume {run_id}` goes on" if run_id else "nothing is kept"
+            where = f"stopped after {task} tasks and {step} steps"
+            raise Interrupted(f"{where}; {kept}", self.stop.signal)
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Where a step diverges, write down what is known of it beside the last good state."""
+        try:
+            yield
+        except Diverged as error:
+            if not self.keeper:
+                raise
+            path = self.keeper.report(error.report)
+            raise Diverged(f"{error}; {path} says more", error.report) from error
+
+    def seconds(self) -> float:
+        """Computing time so far, of all sittings."""
+        return self.before + time.perf_counter() - self.started
+
+    def result(self) -> Result:
+        """The finished run."""
+        return Result(pd.DataFrame(self.rows), self.model, self.seconds(), self.machine)

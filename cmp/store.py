@@ -5,40 +5,37 @@ Beside the result stands what else may matter for its last bits: versions, proce
 """
 
 import datetime
-import functools
 import hashlib
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pandas as pd
-import torch
 
-from cmp import NUMERICS, __version__, config, models
+from cmp import NUMERICS, config, models
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
 from cmp.files import whole_folder
-from cmp.paths import build_folder
+from cmp.paths import SHORT, build_folder
+from cmp.runs import Result
 
-FORMAT = 1
-SHORT = 12
-"""Characters of an id that name its folder and are shown to people."""
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. metrics: a row a (task, scope, dataset), see `cmp.runs.Result`."""
+    """A finished run. metrics: a row a (task, scope, dataset), see `cmp.runs.Result`; weights: the
+    hash of the final weights, see `cmp.models.digest`."""
 
     id: str
     config: RunConfig
     provenance: dict[str, Any]
     metrics: pd.DataFrame
+    weights: str
 
 
 def identify(run_config: RunConfig, corpus: Corpus) -> str:
@@ -54,41 +51,28 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@functools.cache
-def machine() -> dict[str, Any]:
-    """Versions and hardware that decide the last bits of a result."""
-    return {
-        "cmp": __version__,
-        "numerics": NUMERICS,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-        "numpy": np.__version__,
-        "processor": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
 def folder(run_id: str) -> Path:
     """Where a run is stored."""
     return build_folder() / "runs" / run_id[:SHORT]
 
 
-def save(
-    run_id: str, run_config: RunConfig, metrics: pd.DataFrame, seconds: float, device: str = "cpu"
-) -> Run:
+def save(run_id: str, run_config: RunConfig, result: Result) -> Run:
     """Store a finished run, whole or not at all."""
-    provenance = machine() | {
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 2),
+    about = result.provenance | {
+        "seconds": round(result.seconds, 2),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    run = Run(run_id, run_config, provenance, metrics)
+    run = Run(run_id, run_config, about, result.metrics, models.digest(result.model))
+    content = {
+        "format": FORMAT,
+        "id": run_id,
+        "config": run_config.to_dict(),
+        "weights_sha256": run.weights,
+        "provenance": about,
+    }
     with whole_folder(folder(run_id)) as target:
-        metrics.to_parquet(target / "metrics.parquet", index=False)
-        content = {"format": FORMAT, "id": run_id, "config": run_config.to_dict()}
-        (target / "run.json").write_text(json.dumps(content | {"provenance": provenance}, indent=1))
+        result.metrics.to_parquet(target / "metrics.parquet", index=False)
+        (target / "run.json").write_text(json.dumps(content, indent=1))
     return run
 
 
@@ -98,14 +82,15 @@ def load(run_id: str) -> Run:
     try:
         content = json.loads((place / "run.json").read_text())
         metrics = pd.read_parquet(place / "metrics.parquet")
-        found, tree, provenance = content["id"], content["config"], content["provenance"]
+        found, tree, about = content["id"], content["config"], content["provenance"]
+        weights = content["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CmpError(
             f"{place}: no readable run ({error}); delete the folder and rerun"
         ) from error
     if not found.startswith(run_id):
         raise CmpError(f"{place}: holds run {found[:SHORT]}, not {run_id[:SHORT]}")
-    return Run(found, config.parse(tree, str(place)), provenance, metrics)
+    return Run(found, config.parse(tree, str(place)), about, metrics, weights)
 
 
 def is_stored(run_id: str) -> bool:

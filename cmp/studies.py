@@ -8,7 +8,6 @@ that is, recomputed in `quick`. Replicate r takes base r and stream r, paired ac
 import concurrent.futures
 import multiprocessing
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ import torch
 from tqdm.auto import tqdm
 
 from cmp import config, runs, store
+from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import read_yaml
-from cmp.paths import ROOT
+from cmp.paths import ROOT, SHORT
 
 STUDIES = ROOT / "book" / "studies"
 RESULTS = ROOT / "book" / "results"
@@ -84,15 +84,18 @@ def load(chapter: str) -> Study:
 def run_one(
     run_config: RunConfig, observer: runs.Observer = runs.SILENT, device: str = "cpu"
 ) -> store.Run:
-    """The stored run of a config, computed in this process if it is missing."""
+    """The stored run of a config; computed in this process if it is missing, from its last
+    checkpoint on."""
     corpus = corpora.load()
     run_id = store.identify(run_config, corpus)
     if store.is_stored(run_id):
         return store.load(run_id)
-    started = time.perf_counter()
-    result = runs.run(run_config, corpus, observer, device=device)
-    seconds = time.perf_counter() - started
-    return store.save(run_id, run_config, result.metrics, seconds, device)
+    with Keeper(run_id) as keeper:
+        if not store.is_stored(run_id):  # else another process was faster
+            result = runs.run(run_config, corpus, observer, device=device, keeper=keeper)
+            store.save(run_id, run_config, result)
+        keeper.remove()
+    return store.load(run_id)
 
 
 def missing(configs: list[RunConfig]) -> list[RunConfig]:
@@ -131,7 +134,7 @@ def collect(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     corpus, frames = corpora.load(), []
     for (setting, replicate), run_config in configs.items():
         run = store.load(store.identify(run_config, corpus))
-        about = {"setting": setting, "replicate": replicate, "run": run.id[: store.SHORT]}
+        about = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT]}
         frames.append(run.metrics.assign(**about))
     return pd.concat(frames, ignore_index=True)
 

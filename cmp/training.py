@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cmp import images, mixtures, models, schedules
 from cmp.config import Optimizer, RunConfig
 from cmp.data.corpus import Corpus
+from cmp.errors import Diverged
 from cmp.mixtures import Pools
 from cmp.seeds import numpy_generator, torch_generator
 
@@ -20,8 +21,10 @@ Hook = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 [B, 4, H, W]; texts: [B], each sample's caption as a position in the corpus."""
+    """rows: [B], the samples' positions in the corpus; images: uint8 [B, 4, H, W]; texts: [B], each
+    sample's caption as a position in the corpus."""
 
+    rows: np.ndarray
     images: Tensor
     texts: Tensor
 
@@ -33,7 +36,7 @@ def make_batch(config: RunConfig, corpus: Corpus, pools: Pools, task: int, step:
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
-    return Batch(corpus.images[torch.from_numpy(rows)], torch.from_numpy(texts))
+    return Batch(rows, corpus.images[torch.from_numpy(rows)], torch.from_numpy(texts))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -43,8 +46,9 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: Optimizer) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, not biases, norms, or the logit scale."""
+def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
+    """AdamW over what trains; it decays matrices only, not biases, norms, or the logit scale."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -83,25 +87,49 @@ def train_task(
     pools: Pools,
     task: int,
     after_step: Hook = lambda step, loss: None,
+    optimizer: torch.optim.AdamW | None = None,
+    first: int = 0,
 ) -> None:
-    """Train `model` in place through one task.
+    """Train `model` in place through one task, or through what is left of it.
 
     tokens: [texts of the corpus, L]. after_step: called with (0-based step, loss) after each step.
+    optimizer, first: where a task goes on from step `first`; a fresh optimizer where left out.
+    Raises `Diverged`, with the weights as before the step, if a loss or gradient is not finite.
     """
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(parameters, config.optimizer)
-    for step in range(config.training.steps):
+    optimizer = optimizer or make_optimizer(model, config.optimizer)
+    for step in range(first, config.training.steps):
         batch = make_batch(config, corpus, pools, task, step)
         generator = torch_generator("augment", config.seeds.augment, task, step)
         loss = forward_loss(model, batch, tokens, generator, config.training.precision)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, config.optimizer.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         rate = schedules.learning_rate(config.schedule, config.training.steps, step)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise diverged(batch, task, step, loss, norm, rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
         after_step(step, loss.detach())
+
+
+def diverged(
+    batch: Batch, task: int, step: int, loss: Tensor, norm: Tensor, rate: float
+) -> Diverged:
+    """The error of a step whose loss or gradient is not finite, with all that is known of it."""
+    report = {
+        "task": task,
+        "step": step,
+        "loss": {"contrastive": str(loss.item())},
+        "gradient_norm": str(norm.item()),
+        "learning_rate": rate,
+        "samples": batch.rows.tolist(),
+    }
+    return Diverged(
+        f"training diverged at task {task}, step {step}: loss {loss.item():g}, gradient norm "
+        f"{norm.item():g}, learning rate {rate:g}; lower schedule.peak or optimizer.clip",
+        report,
+    )

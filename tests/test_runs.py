@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, runs, store, studies
 from cmp.errors import CmpError
+from cmp.paths import SHORT
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 
@@ -51,7 +52,7 @@ def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
     assert result.exit_code == 0, result.output
     run_id = store.identify(small(), corpus)
     by_shell = store.load(run_id)
-    assert run_id[: store.SHORT] in result.output
+    assert run_id[:SHORT] in result.output
     fresh = runs.run(small(), corpus).metrics
     pd.testing.assert_frame_equal(by_shell.metrics, fresh)
 
@@ -134,7 +135,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, setting
 
 def test_results_are_listed_shown_and_exported(corpus, build):
     run = studies.run_one(small())
-    short = run.id[: store.SHORT]
+    short = run.id[:SHORT]
     invoke = CliRunner().invoke
     assert short in invoke(cli.app, ["results", "ls"]).output
     shown = invoke(cli.app, ["results", "show", short[:6]]).output
@@ -151,7 +152,7 @@ def test_results_are_listed_shown_and_exported(corpus, build):
 def test_a_damaged_run_is_named(corpus, build, damage):
     run = studies.run_one(small())
     (store.folder(run.id) / "run.json").write_text(damage)
-    with pytest.raises(CmpError, match=run.id[: store.SHORT]):
+    with pytest.raises(CmpError, match=run.id[:SHORT]):
         store.load(run.id)
 
 

@@ -1,6 +1,7 @@
 """`cmp`: the package from a shell."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.console import Console
 from cmp import __version__
 from cmp.cli import chapters, data, networks, results
 from cmp.cli.shared import console
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
@@ -17,17 +18,30 @@ app.add_typer(results.app, name="results")
 app.command("eval")(networks.evaluate)
 app.command()(networks.pretrain)
 app.command()(results.run)
+app.command()(results.resume)
 app.command()(results.study)
 app.command("book")(chapters.run_book)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is printed as a sentence, with status 2."""
+    """Run the command line; what a user can mend is printed as a sentence, with status 2.
+
+    A run that was stopped by a signal ends with 128 and the signal's number, as a shell has it.
+    """
+    warnings.showwarning = lambda message, *_: complain(message)
     try:
         app()
     except CmpError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"cmp: {error}", markup=False)
+        complain(error)
         sys.exit(2)
+    except Interrupted as stop:
+        complain(stop)
+        sys.exit(128 + stop.signal)
+
+
+def complain(message: object) -> None:
+    """A sentence on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"cmp: {message}", markup=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -99,4 +99,7 @@ def watch(bar: tqdm) -> runs.Observer:
         found = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
         bar.write(f"after {done} tasks: {found}")
 
-    return runs.Observer(step, after_task)
+    def resumed(steps: int) -> None:  # what was done before says nothing about the speed now
+        bar.n, bar.initial = bar.n + steps, bar.initial + steps
+
+    return runs.Observer(step, after_task, resumed)

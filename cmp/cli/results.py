@@ -8,15 +8,16 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import config, runs, store, studies
+from cmp import checkpoints, config, runs, store, studies, verification
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
 from cmp.data import corpus
 from cmp.errors import CmpError
 from cmp.files import read_yaml
+from cmp.paths import SHORT
 
-app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, export.")
+app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, export.")
 
 
 def read_config(what: str, settings: list[str]) -> RunConfig:
@@ -44,12 +45,27 @@ def run(
         return
     if store.is_stored(run_id):
         console.print("this run is stored; nothing to compute")
-        finished = store.load(run_id)
+        print_run(store.load(run_id))
     else:
-        total = run_config.stream.tasks * run_config.training.steps
-        with tqdm(total=total, desc="run", unit=" steps") as bar:
-            finished = studies.run_one(run_config, watch(bar))
+        compute(run_config)
+
+
+def compute(run_config: RunConfig) -> None:
+    """Compute a run, from its last checkpoint on, with progress; print what it found."""
+    total = run_config.stream.tasks * run_config.training.steps
+    with tqdm(total=total, desc="run", unit=" steps") as bar:
+        finished = studies.run_one(run_config, watch(bar))
     print_run(finished)
+
+
+def resume(
+    run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
+    threads: Annotated[int | None, typer.Option(help="Torch threads; as it began.")] = None,
+) -> None:
+    """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
+    progress = checkpoints.find(run_id)
+    torch.set_num_threads(threads or progress.machine["threads"])
+    compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
 
 
 def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> None:
@@ -60,12 +76,12 @@ def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> N
     console.print(f"images of each update: {sizes}", highlight=False)
     state = "stored" if store.is_stored(run_id) else "to be computed"
     steps = run_config.stream.tasks * run_config.training.steps
-    console.print(f"run {run_id[: store.SHORT]}: {steps} steps, {state}", highlight=False)
+    console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
 
 
 def print_run(finished: store.Run) -> None:
     """A run's trajectory, its id and its time."""
-    table = Table(title=f"run {finished.id[: store.SHORT]}")
+    table = Table(title=f"run {finished.id[:SHORT]}")
     for column in ("updates", "images", "A_KA %", "A_ZS %", "GM %"):
         table.add_column(column, justify="right")
     for row in store.trajectory(finished.metrics).itertuples():
@@ -74,6 +90,7 @@ def print_run(finished: store.Run) -> None:
     console.print(table)
     about = finished.provenance
     console.print(f"{about['seconds']:.1f} s on {about['threads']} thread(s)", highlight=False)
+    console.print(f"final weights sha256 {finished.weights}", highlight=False, soft_wrap=True)
 
 
 @app.command("ls")
@@ -93,6 +110,12 @@ def list_() -> None:
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{found.provenance['seconds']:.0f}")
         table.add_row(run_id, *scores, changes)
     console.print(table)
+    for progress in checkpoints.unfinished():
+        console.print(
+            f"unfinished: {progress.run[:SHORT]}, {progress.task} of "
+            f"{progress.config['stream']['tasks']} tasks and {progress.step} steps",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -102,6 +125,18 @@ def show(run_id: Annotated[str, typer.Argument(help="The id, or its beginning.")
     for key, value in [*config.flat_keys(found.config.to_dict()), *found.provenance.items()]:
         console.print(f"{key}: {value}", highlight=False)
     print_run(found)
+
+
+@app.command()
+def verify(run_id: Annotated[str, typer.Argument(help="The id, or its beginning.")]) -> None:
+    """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1)."""
+    found = store.find(run_id)
+    total = found.config.stream.tasks * found.config.training.steps
+    with tqdm(total=total, desc="run", unit=" steps") as bar:
+        verdict = verification.verify(found, corpus.load(), watch(bar))
+    console.print(f"{found.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
+    if verdict.answer == "different":
+        raise typer.Exit(1)
 
 
 @app.command()
