@@ -24,14 +24,19 @@ def here(device: str = "cpu") -> dict[str, Any]:
         "numpy": np.__version__,
         "processor": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_name": found.get("cpu_name", ""),
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if found.get(flag)),
+        "cpu_caches": f"{found.get('l1d_cache_size')} {found.get('l2_cache_size')}",
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
     }
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where two processes differ, such as "threads 1 and 2"; empty if nowhere."""
-    keys = here().keys()
-    pairs = {key: (one.get(key), other.get(key)) for key in keys}
+    """Where two processes differ, such as "threads 1 and 2"; empty if nowhere.
+
+    The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts.
+    """
+    keys = here().keys() - {"cmp"}
+    pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)

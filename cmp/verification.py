@@ -52,7 +52,8 @@ def compare(stored: pd.DataFrame, again: pd.DataFrame, weights: bool, elsewhere:
     )
     order = pair.reindex(pd.MultiIndex.from_frame(stored[KEYS]))
     apart = order[order["score"] != order["again"]]
-    if apart.empty and weights and len(pair) == len(stored):
+    complete = len(pair) == len(stored) and pair["again"].notna().all()
+    if apart.empty and weights and complete:
         return Verdict("bitwise equal", f"{len(stored)} scores and the final weights are equal")
     if apart.empty:
         where = "the scores are equal, the final weights are not"
@@ -69,6 +70,6 @@ def compare(stored: pd.DataFrame, again: pd.DataFrame, weights: bool, elsewhere:
     where += f"; A_KA and A_ZS move by at most {drift:.2f} points"
     if not elsewhere:
         return Verdict("different", f"{where}, though nothing else differs")
-    inside = len(pair) == len(stored) and drift <= TOLERANCE
+    inside = complete and drift <= TOLERANCE
     answer = "within tolerance" if inside else "different"
     return Verdict(answer, f"{where}, against {TOLERANCE:g} allowed where {elsewhere} differ")

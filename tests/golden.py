@@ -1,0 +1,49 @@
+"""The golden runs: `python -m tests.golden` computes them again and writes `golden.json`.
+
+Do so only together with a new `NUMERICS`, that is, when results are meant to change.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from cmp import NUMERICS, config, models, provenance, runs
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+
+PATH = Path(__file__).with_suffix(".json")
+RUNS = {
+    f"{name} {precision}": [f"model.name={name}", f"training.precision={precision}"]
+    for name in models.EMBEDDED
+    for precision in ("bf16", "fp32")
+}
+SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=16", "evaluation.subset=8"]
+
+
+def compute() -> dict:
+    """Weights' hash and losses of each golden run, with where they were computed."""
+    found = {}
+    for name, settings in RUNS.items():
+        losses = []
+        tree = config.override(config.profile("quick"), [*SMALL, *settings])
+        result = runs.run(
+            config.parse(tree),
+            corpora.load(),
+            runs.Observer(step=lambda task, step, loss, model, to=losses: to.append(loss.item())),
+        )
+        scores = result.metrics["score"].round(9).tolist()
+        found[name] = {"weights": models.digest(result.model), "losses": losses, "scores": scores}
+    return {"numerics": NUMERICS, "machine": provenance.here(), "runs": found}
+
+
+def read() -> dict:
+    """The golden runs as committed."""
+    return json.loads(PATH.read_text())
+
+
+if __name__ == "__main__":
+    if PATH.exists() and read()["numerics"] == NUMERICS:
+        raise CmpError(f"{PATH.name} is of NUMERICS {NUMERICS}; raise it in cmp/__init__.py first")
+    torch.set_num_threads(1)
+    PATH.write_text(json.dumps(compute(), indent=1) + "\n")

@@ -1,0 +1,175 @@
+"""A run that goes on from a checkpoint ends as if it had never stopped, to the bit."""
+
+import dataclasses
+import typing
+
+import pandas as pd
+import pytest
+import torch
+
+from cmp import checkpoints, config, models, provenance, runs, store, studies, verification
+from cmp.checkpoints import Keeper, RunState
+from cmp.errors import CmpError
+
+SMALL = [
+    "stream.tasks=2", "training.steps=3", "training.batch=8", "evaluation.subset=1",
+    "evaluation.full=false",
+]  # fmt: skip
+FIRST, MIDDLE, BOUNDARY = (0, 1), (1, 2), (1, 0)
+
+
+def small(*settings):
+    return config.parse(config.override(config.profile("quick"), [*SMALL, *settings]))
+
+
+def tables(of=config.RunConfig, prefix=""):
+    """Every "key=value" of a config's named choices: a new one is covered without being named."""
+    for field in dataclasses.fields(of):
+        if dataclasses.is_dataclass(field.type):
+            yield from tables(field.type, f"{prefix}{field.name}.")
+        elif typing.get_origin(field.type) is typing.Literal:
+            yield from (f"{prefix}{field.name}={value}" for value in typing.get_args(field.type))
+
+
+SETTINGS = [*tables(), *(f"model.name={name}" for name in models.EMBEDDED)]
+
+
+class Memory:
+    """A keeper that keeps every state of a run, and goes on from the one that it is given."""
+
+    run_id, every = "memory", 1
+
+    def __init__(self, start: RunState | None = None):
+        self.start, self.states = start, {}
+
+    def load(self) -> RunState | None:
+        return self.start
+
+    def save(self, state: RunState) -> None:
+        tensors = {name: x.detach().clone() for name, x in state.tensors.items()}
+        place = (state.progress.task, state.progress.step)
+        self.states[place] = dataclasses.replace(state, tensors=tensors)
+
+
+def same(one: runs.Result, other: runs.Result) -> bool:
+    pd.testing.assert_frame_equal(one.metrics, other.metrics, check_exact=True)
+    return models.digest(one.model) == models.digest(other.model)
+
+
+def test_the_tables_are_found():
+    assert {"schedule.name=constant", "training.precision=fp32", "model.name=tiny-vit"} <= set(
+        SETTINGS
+    )
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_named_setting_resumes_to_the_bit(corpus, setting):
+    memory = Memory()
+    whole = runs.run(small(setting), corpus, keeper=memory)
+    for place in (FIRST, MIDDLE, BOUNDARY):
+        torch.rand(7)  # the global stream must not matter
+        again = runs.run(small(setting), corpus, keeper=Memory(memory.states[place]))
+        assert same(again, whole), place
+
+
+def test_a_state_survives_the_disk(corpus, tmp_path):
+    memory = Memory()
+    runs.run(small(), corpus, keeper=memory)
+    for state in memory.states.values():
+        back = checkpoints.read(checkpoints.write(state, tmp_path))
+        assert back.progress == state.progress
+        assert back.tensors.keys() == state.tensors.keys()
+        assert all(torch.equal(back.tensors[name], x) for name, x in state.tensors.items())
+    assert any("/exp_avg_sq" in name for name in memory.states[MIDDLE].tensors)
+    assert not any("optimizer/" in name for name in memory.states[BOUNDARY].tensors)
+
+
+def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    run = studies.run_one(small())
+    assert store.is_stored(run.id)
+    assert checkpoints.unfinished() == []
+    assert not checkpoints.folder_of(run.id).exists()
+
+
+def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    with Keeper("e" * 64, every=1) as keeper:
+        runs.run(small(), corpus, keeper=keeper)
+        found = [path.name.split("-")[1:4:2] for path in checkpoints.candidates(keeper.folder)]
+    assert found == [["2", "0"], ["1", "2"]]
+
+
+def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    with Keeper("a" * 64) as keeper:
+        runs.run(small(), corpus, keeper=keeper)
+    other = "a" * 12 + "b" * 52  # the same short id
+    with Keeper(other) as keeper, pytest.raises(CmpError, match="aaaa"):
+        keeper.load()
+
+
+def test_going_on_elsewhere_is_said_and_kept(corpus):
+    memory = Memory()
+    whole = runs.run(small(), corpus, keeper=memory)
+    assert "began" not in whole.provenance
+    state = memory.states[MIDDLE]
+    machine = state.progress.machine | {"torch": "1.0"}
+    state = dataclasses.replace(
+        state, progress=dataclasses.replace(state.progress, machine=machine)
+    )
+    with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
+        again = runs.run(small(), corpus, keeper=Memory(state))
+    assert again.provenance["began"]["torch"] == "1.0"
+    assert again.seconds > state.progress.seconds
+
+
+def test_evaluation_does_not_move_training(corpus):
+    losses = {}
+    for subset in (1, 3):
+        found = losses[subset] = []
+        hook = runs.Observer(step=lambda task, step, loss, model, f=found: f.append(loss))
+        runs.run(small(f"evaluation.subset={subset}"), corpus, hook)
+    assert torch.equal(torch.stack(losses[1]), torch.stack(losses[3]))
+
+
+@pytest.fixture
+def stored(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    return studies.run_one(small())
+
+
+def test_a_stored_run_is_verified_to_the_bit(stored, corpus):
+    verdict = verification.verify(stored, corpus)
+    assert verdict.answer == "bitwise equal", verdict.sentence
+
+
+def test_a_changed_score_is_found_and_named(stored):
+    changed = stored.metrics.copy()
+    place = changed.index[changed["role"] == "adapt"][3]
+    changed.loc[place, "score"] += 0.01
+    row = changed.loc[place]
+    here = verification.compare(changed, stored.metrics, True, "")
+    assert here.answer == "different"
+    for word in (row["dataset"], f"after {row['task']} tasks"):
+        assert word in here.sentence
+    elsewhere = verification.compare(changed, stored.metrics, False, "torch 1 and 2")
+    assert elsewhere.answer == "within tolerance"
+    changed.loc[changed["role"] == "adapt", "score"] += 5
+    assert verification.compare(changed, stored.metrics, False, "torch").answer == "different"
+
+
+@pytest.mark.parametrize("elsewhere", ["", "torch 1 and 2"])
+def test_missing_scores_and_other_weights_are_different(stored, elsewhere):
+    part = stored.metrics.iloc[:-1]
+    assert verification.compare(stored.metrics, part, True, elsewhere).answer == "different"
+    assert verification.compare(part, stored.metrics, True, elsewhere).answer == "different"
+    only_weights = verification.compare(stored.metrics, stored.metrics, False, "")
+    assert only_weights.answer == "different"
+    assert "weights" in only_weights.sentence
+
+
+def test_where_two_processes_differ():
+    here = provenance.here()
+    assert provenance.differences(here, here) == ""
+    assert provenance.differences(here | {"threads": 7}, here) == f"threads 7 and {here['threads']}"

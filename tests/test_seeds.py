@@ -1,0 +1,68 @@
+"""Seeds reach what they name and nothing else; jobs and processes do not matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmp import config, images, models, runs, store, studies, training
+from cmp.paths import build_folder
+from cmp.seeds import torch_generator
+
+SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
+
+
+def small(*settings):
+    return config.parse(config.override(config.profile("quick"), [*SMALL, *settings]))
+
+
+def batches(run_config, corpus):
+    """The samples of each task's first step."""
+    pools = runs.task_pools(run_config, corpus)
+    return [
+        training.make_batch(run_config, corpus, pool, task, 0) for task, pool in enumerate(pools)
+    ]
+
+
+def test_the_data_seed_moves_every_task_of_one_stream(corpus):
+    one, two = (batches(small(f"seeds.data={seed}"), corpus) for seed in (0, 1))
+    for a, b in zip(one, two, strict=True):
+        assert set(a.rows) != set(b.rows)
+        assert a.texts.tolist() != b.texts.tolist()
+
+
+def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
+    [one, two] = (batches(small(f"seeds.augment={seed}"), corpus) for seed in (0, 1))
+    for task, (a, b) in enumerate(zip(one, two, strict=True)):
+        np.testing.assert_array_equal(a.rows, b.rows)
+        seen = [
+            images.augmented(a.images, torch_generator("augment", seed, task, 0)) for seed in (0, 1)
+        ]
+        assert not torch.equal(*seen)
+
+
+def test_the_stream_seed_moves_the_tasks_and_no_weight(corpus):
+    one, two = (small(f"seeds.stream={seed}") for seed in (0, 1))
+    tasks = [[set(pool.update) for pool in runs.task_pools(each, corpus)] for each in (one, two)]
+    assert all(a != b for a, b in zip(*tasks, strict=True))
+    starts = [models.digest(models.load(each.model, each.seeds.init)) for each in (one, two)]
+    assert starts[0] == starts[1]
+
+
+def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
+    one, two = (small(f"seeds.init={seed}") for seed in (0, 1))
+    starts = [models.digest(models.load(each.model, each.seeds.init)) for each in (one, two)]
+    assert starts[0] != starts[1]
+    for a, b in zip(batches(one, corpus), batches(two, corpus), strict=True):
+        np.testing.assert_array_equal(a.rows, b.rows)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_is_the_same_in_any_process(corpus, tmp_path, monkeypatch, jobs):
+    configs = [small("seed=0"), small("seed=1")]
+    here = [models.digest(runs.run(each, corpus).model) for each in configs]
+    assert here[0] != here[1]
+    (tmp_path / "data").symlink_to(build_folder() / "data")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    studies.compute(configs, jobs)
+    ids = [store.identify(each, corpus) for each in configs]
+    assert [store.load(run_id).weights for run_id in ids] == here
