@@ -293,3 +293,24 @@ def batch_mixture(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
         figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
         figure.get_layout_engine().set(wspace=0.06)
     return figure
+
+
+def drift(losses: pd.DataFrame, reference: str) -> Figure:
+    """How far runs of one config part in arithmetic: each column's distance from `reference`.
+
+    losses: a row an optimizer step, a column a way of computing it. Equal losses, which a
+    logarithm cannot show, lie on the floor.
+    """
+    others = losses.drop(columns=reference)
+    distance = others.sub(losses[reference], axis=0).abs()
+    floor = distance[distance > 0].min().min() / 10
+    with _figure(9, 4.2, f"Bottom line: equal to {reference}, to the bit") as (figure, axes):
+        colours, ends = palette(others.columns), []
+        axes.axhline(floor, color="0.7", linewidth=1)
+        for name, values in distance.clip(lower=floor).items():
+            axes.semilogy(values.index, values, color=colours[name])
+            ends.append((values.index[-1], values.iloc[-1], name, {"color": colours[name]}))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="Optimizer step", ylabel="Distance of the loss")
+        plot_labels.label_ends(axes, ends)
+    return figure

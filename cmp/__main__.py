@@ -1,0 +1,5 @@
+"""`python -m cmp` is `cmp`."""
+
+from cmp.cli import main
+
+main()
