@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import config, runs, store, studies
+from cmp import claims, config, runs, store, studies
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
@@ -130,6 +130,7 @@ def study(
 ) -> None:
     """Compute the missing runs of a chapter's study; stopped, it goes on where it was."""
     grid = studies.load(chapter)
+    claims.of(grid)  # what it is to show is refused now, not after hours of runs
     configs = list(grid.configs(profile).values())
     todo = len(studies.missing(configs))
     console.print(f"{grid.question}\n{len(configs)} runs, {todo} to compute", highlight=False)
