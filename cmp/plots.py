@@ -42,7 +42,7 @@ Colours = dict[str, str] | None
 
 
 @contextlib.contextmanager
-def _figure(width: float, height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
+def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
     """(figure, axes) in the house style; closed at the end, so that a notebook draws it once."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
@@ -126,7 +126,7 @@ def plane(
     """
     layers, note = _layers(trajectory, background, colours)
     labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
-    with _figure(9, 6.2, note) as (figure, axes):
+    with canvas(9, 6.2, note) as (figure, axes):
         for name, rows, style, label in layers:
             way, pale = rows[list(AXES)].to_numpy(), "alpha" in style
             error = {"xerr": rows["A_KA half"].iloc[-1], "yerr": rows["A_ZS half"].iloc[-1]}
@@ -156,7 +156,7 @@ def over_tasks(
     """
     layers, note = _layers(trajectory, background, colours)
     last = max(rows.index[-1] for _, rows, _, _ in layers)
-    with _figure(12, 5, note, ncols=2) as (figure, panels):
+    with canvas(12, 5, note, ncols=2) as (figure, panels):
         for axes, (column, title) in zip(panels, AXES.items(), strict=True):
             ends = []
             for name, rows, style, label in layers:
@@ -189,7 +189,7 @@ def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
     rows = [row for title, names in groups if len(names) for row in (title, *names)]
     note = "Hollow: before, filled: after, with 95% intervals over test images. Grey tick: chance"
-    with _figure(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
+    with canvas(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
         axes.set_yticks(range(len(rows)), rows)
         for y, (name, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
             if name not in gain.index:
@@ -217,7 +217,7 @@ def stream(counts: pd.DataFrame) -> Figure:
     """
     table = counts.T.set_axis([f"{name}  ({total})" for name, total in counts.sum().items()])
     size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) + 1.1)
-    with _figure(*size, "Classes; in brackets: over all updates") as (figure, axes):
+    with canvas(*size, "Classes; in brackets: over all updates") as (figure, axes):
         text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
         shade = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max()}
         sns.heatmap(table, ax=axes, linewidths=1.5, annot_kws={"size": 11}, **text, **shade)
@@ -237,7 +237,7 @@ def gallery(
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
     lines, below = -(-len(pixels) // columns), {"ha": "center", "va": "top"}
     size = (1.45 * columns, (2.1 if len(subtitles) else 1.9) * lines)
-    with _figure(*size, nrows=lines, ncols=columns, squeeze=False) as (figure, axes):
+    with canvas(*size, nrows=lines, ncols=columns, squeeze=False) as (figure, axes):
         for place in axes.flat:
             place.set_axis_off()
         for n, (place, image) in enumerate(zip(axes.flat, pixels, strict=False)):
@@ -257,7 +257,7 @@ def learning_rates(curves: pd.DataFrame) -> Figure:
     curves: columns `schedule`, `task`, `step` (within the stream), `rate`.
     """
     colours, ends = palette(curves["schedule"]), []
-    with _figure(10, 4, "Thin lines: a new task begins") as (figure, axes):
+    with canvas(10, 4, "Thin lines: a new task begins") as (figure, axes):
         for border in curves.groupby("task")["step"].min().iloc[1:]:
             axes.axvline(border - 0.5, color="0.85", linewidth=1, zorder=0)
         for name, curve in curves.groupby("schedule", sort=False):
@@ -279,7 +279,7 @@ def batch_mixture(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
     """
     names, bold = list(POOLS), {"color": "white", "fontweight": "bold"}
     shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
-    with _figure(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
+    with canvas(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
         parts[names].plot.barh(ax=left, **shared)
         for bars, name in zip(left.containers, names, strict=True):
             counts = [f"{count:g}" if count else "" for count in parts[name]]
@@ -303,14 +303,16 @@ def drift(losses: pd.DataFrame, reference: str) -> Figure:
     """
     others = losses.drop(columns=reference)
     distance = others.sub(losses[reference], axis=0).abs()
-    floor = distance[distance > 0].min().min() / 10
-    with _figure(9, 4.2, f"Bottom line: equal to {reference}, to the bit") as (figure, axes):
+    floor = np.floor(np.log10(distance[distance > 0].min().min())) - 1
+    with canvas(9, 4.2, f"Bottom line: equal to {reference}, to the bit") as (figure, axes):
         colours, ends = palette(others.columns), []
         axes.axhline(floor, color="0.7", linewidth=1)
-        for name, values in distance.clip(lower=floor).items():
-            axes.semilogy(values.index, values, color=colours[name])
+        for name, values in np.log10(distance.clip(lower=10**floor)).items():
+            axes.plot(values.index, values, color=colours[name])
             ends.append((values.index[-1], values.iloc[-1], name, {"color": colours[name]}))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
         axes.set(xlabel="Optimizer step", ylabel="Distance of the loss")
         plot_labels.label_ends(axes, ends)
     return figure

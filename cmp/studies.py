@@ -2,7 +2,8 @@
 
 `book/studies/NN.yaml` states a chapter's grid: for each setting what it changes in the profile
 (`joint: true` makes it the joint upper bound), how many replicates, and which settings are `live`,
-that is, recomputed in `quick`. Replicate r takes base r and stream r, paired across settings.
+that is, recomputed in `quick`. Replicate r takes base r and stream r, paired across settings. What
+the chapter claims of its settings may stand there too, under `claims`; `cmp.claims` reads it.
 """
 
 import concurrent.futures
@@ -31,13 +32,17 @@ MAX_LIVE = 4
 
 @dataclass(frozen=True)
 class Study:
-    """A chapter's grid. settings: name -> (assignments to the profile, whether joint)."""
+    """A chapter's grid. settings: name -> (assignments to the profile, whether joint).
+
+    claims: as they stand in the file; `cmp.claims.of` reads them, strictly.
+    """
 
     chapter: str
     question: str
     replicates: int
     live: tuple[str, ...]
     settings: dict[str, dict[str, Any]]
+    claims: list[Any]
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
@@ -64,8 +69,8 @@ class Study:
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
     path = STUDIES / f"{chapter}.yaml"
-    tree = read_yaml(path)
-    wanted = {"question": str, "replicates": int, "live": list, "settings": dict}
+    tree = {"claims": []} | read_yaml(path)
+    wanted = {"question": str, "replicates": int, "live": list, "settings": dict, "claims": list}
     for key in [*wanted, *tree]:
         if key not in wanted:
             raise CmpError(f"{path}: {key}: no such key; there are {', '.join(wanted)}")
@@ -76,7 +81,8 @@ def load(chapter: str) -> Study:
     if len(tree["live"]) > MAX_LIVE:
         raise CmpError(f"{path}: live: at most {MAX_LIVE} settings, not {len(tree['live'])}")
     settings = {name: dict(changes or {}) for name, changes in tree["settings"].items()}
-    study = Study(chapter, tree["question"], tree["replicates"], tuple(tree["live"]), settings)
+    live, claims = tuple(tree["live"]), tree["claims"]
+    study = Study(chapter, tree["question"], tree["replicates"], live, settings, claims)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
 

@@ -1,10 +1,26 @@
-"""Statistics of studies: hand-computed cases, pairing, coverage."""
+"""Claims: hand-computed cases, pairing, what intervals and verdicts keep in simulated studies."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from cmp.claims import ends, final, paired_difference, t_interval
+from cmp import claims, store, studies
+from cmp.claims import (
+    Claim,
+    ends,
+    final,
+    holm,
+    judge,
+    paired_difference,
+    t_interval,
+    verdicts,
+)
+from cmp.errors import CmpError
+
+SIMULATED = 20_000
 
 
 def trajectory(**settings):
@@ -18,6 +34,33 @@ def trajectory(**settings):
     return pd.DataFrame(rows)
 
 
+def claim(name="c", setting="a", against="b", aggregate="A_KA", **more):
+    return Claim(name, "It is so.", setting, against, aggregate, **more)
+
+
+def same(**more):
+    return claim(kind="equivalence", **more)
+
+
+def judged(differences, family):
+    """`judge` over simulated families: differences [simulation, claim, replicate]."""
+    count = differences.shape[-1]
+    error = differences.std(axis=-1, ddof=1) / np.sqrt(count)
+    return judge(differences.mean(axis=-1), error, np.array(count), family)
+
+
+def simulated(truths, replicates=5, noise=1.0, seed=0):
+    """Paired differences [simulation, claim, replicate], all against one and the same setting, so
+    that claims are correlated as those of a chapter are."""
+    rng = np.random.default_rng(seed)
+    runs = rng.normal(0, noise, (SIMULATED, len(truths) + 1, replicates))
+    return runs[:, 1:] - runs[:, :1] + np.asarray(truths)[:, None]
+
+
+def rate(found, *which):
+    return np.isin(found["verdict"], which).any(axis=-1).mean()
+
+
 def test_t_interval_by_hand():
     """Five values with mean 3 and deviation sqrt(2.5); t(0.975, 4) = 2.776."""
     mean, error, half = t_interval(np.array([1.0, 2, 3, 4, 5]))
@@ -29,6 +72,7 @@ def test_t_interval_by_hand():
 def test_one_value_has_no_spread():
     assert t_interval(np.array([4.0]))[0] == 4
     assert np.isnan(t_interval(np.array([4.0]))[1:]).all()
+    assert np.isnan(t_interval(np.array([]))).all()
 
 
 def test_the_end_is_the_last_task_on_the_full_test():
@@ -44,13 +88,256 @@ def test_differences_are_paired_whatever_the_order_of_rows():
     expected = paired_difference(frame, "a", "b")
     assert expected.loc["A_KA", "difference"] == pytest.approx(2)
     assert expected.loc["A_KA", "standard_error"] == pytest.approx(1 / np.sqrt(3))
+    assert expected.loc["A_KA", "errors"] == pytest.approx(2 * np.sqrt(3))
     assert expected.loc["A_ZS", "difference"] == pytest.approx(4)
     shuffled = frame.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(paired_difference(shuffled, "a", "b"), expected)
+    assert np.isnan(paired_difference(frame, "a", "a").loc["GM", "errors"])
+
+
+@pytest.mark.parametrize(
+    ("more", "region"),
+    [
+        ({}, (2, np.inf)),
+        ({"direction": "lower", "margin": 0.5}, (-np.inf, -0.5)),
+        ({"kind": "equivalence", "margin": 1}, (-1, 1)),
+    ],
+)
+def test_the_region_of_which_a_claim_is_true(more, region):
+    assert claim(**more).region == region
+
+
+def test_a_verdict_by_hand():
+    """Differences 3, 4, 5, 6, 7: mean 5, standard error 0.7071; t = 3 / 0.7071 from the margin."""
+    frame = trajectory(a=[13.0, 24, 35, 46, 57], b=[10.0, 20, 30, 40, 50])
+    row = verdicts(frame, [claim()]).loc["c"]
+    assert (row["estimate"], row["n"], row["level"]) == (5, 5, 0.95)
+    assert row["low"] == pytest.approx(5 - 2.7764 * np.sqrt(0.5), rel=1e-4)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(3 / np.sqrt(0.5), 4))
+    assert row["p_adjusted"] == row["p"]
+    assert row["sentence"] == (
+        "Supported: on A_KA, 'a' minus 'b' is 5.0 points (95% interval 3.0 to 7.0); claimed is "
+        "above 2 (adjusted p = 0.013, n = 5)."
+    )
+    row = verdicts(frame, [same(margin=6.75)]).loc["c"]
+    assert row["high"] == pytest.approx(5 + 2.1318 * np.sqrt(0.5), rel=1e-4)
+    assert (row["level"], row["verdict"]) == (pytest.approx(0.9), "supported")
+    assert "claimed is above -6.75 and below 6.75" in row["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "more", "verdict"),
+    [
+        (6, {}, "supported"),
+        (2, {}, "undecided"),
+        (-2, {}, "not supported"),
+        (-6, {"direction": "lower"}, "supported"),
+        (-2, {"direction": "lower"}, "undecided"),
+        (2, {"direction": "lower"}, "not supported"),
+        (0, {"kind": "equivalence"}, "supported"),
+        (2, {"kind": "equivalence"}, "undecided"),
+        (-2, {"kind": "equivalence"}, "undecided"),
+        (6, {"kind": "equivalence"}, "not supported"),
+        (-6, {"kind": "equivalence"}, "not supported"),
+    ],
+)
+def test_verdicts_on_either_side_of_the_margin(shift, more, verdict):
+    frame = trajectory(a=np.array([9.0, 10, 11, 10, 10]) + shift, b=[10.0] * 5)
+    assert verdicts(frame, [claim(**more)]).loc["c", "verdict"] == verdict
+
+
+def test_without_any_spread_only_the_margin_itself_is_undecided():
+    frame = trajectory(a=[12.0] * 3, b=[10.0] * 3)
+    family = [claim("at"), claim("over", margin=1.0), claim("under", margin=3.0)]
+    found = verdicts(frame, family)
+    assert found["verdict"].tolist() == ["undecided", "supported", "not supported"]
+    assert found["p"].tolist() == [1, 0, 0]
 
 
 def test_intervals_cover():
+    for family, level in (([claim()], 0.95), ([same()], 0.9)):
+        found = judged(simulated([1.0]), family)
+        covered = (found["low"] < 1) & (found["high"] > 1)
+        assert covered.mean() == pytest.approx(level, abs=0.008)
+
+
+def test_a_superiority_claim_at_its_margin_is_wrongly_decided_at_a_fortieth_a_side():
+    found = judged(simulated([2.0]), [claim()])
+    assert rate(found, "supported") == pytest.approx(0.025, abs=0.005)
+    assert rate(found, "not supported") == pytest.approx(0.025, abs=0.005)
+
+
+@pytest.mark.parametrize("edge", [-2.0, 2.0])
+def test_equivalence_at_the_edge_of_its_margin_has_its_nominal_size(edge):
+    precise = rate(judged(simulated([edge], noise=0.2), [same()]), "supported")
+    assert precise == pytest.approx(0.05, abs=0.006)
+    assert rate(judged(simulated([edge], noise=2.0), [same()]), "supported") < 0.05
+    assert rate(judged(simulated([0.0], noise=0.2), [same()]), "supported") > 0.95
+
+
+def test_holm_by_hand():
+    adjusted, divisor = holm(np.array([0.04, 0.01, np.nan, 0.03]))
+    np.testing.assert_allclose(adjusted, [0.09, 0.04, 1, 0.09])
+    assert divisor.tolist() == [3, 4, 3, 3]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_the_step_down_procedure(p):
+    """Against the procedure as it is told: reject the smallest while it holds, then stop."""
+    rejected, left = set(), sorted(range(len(p)), key=lambda index: p[index])
+    while left and p[left[0]] * len(left) < claims.ALPHA:
+        rejected.add(left.pop(0))
+    adjusted, divisor = holm(np.array(p))
+    assert set(np.flatnonzero(adjusted < claims.ALPHA)) == rejected
+    assert set(np.flatnonzero(np.array(p) * divisor < claims.ALPHA)) == rejected
+    assert (adjusted >= p).all()
+    assert set(divisor[list(left)]) <= {len(left)}
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(0.1, 3)), min_size=4, max_size=4))
+def test_the_interval_and_the_adjusted_p_say_the_same(pairs):
+    estimate, error = np.array(pairs).T
+    family = [claim("1"), claim("2", direction="lower"), same(name="3"), same(name="4", margin=5)]
+    found = judge(estimate, error, np.array([2, 3, 5, 9]), family)
+    decided = found["verdict"] != "undecided"
+    assert decided.tolist() == (found["p_adjusted"] < claims.ALPHA).tolist()
+    for here, each, verdict in zip(estimate, family, found["verdict"], strict=True):
+        inside = each.region[0] < here < each.region[1]
+        assert verdict in ("undecided", "supported" if inside else "not supported")
+
+
+def test_holm_keeps_the_error_of_a_chapter():
+    """Five nulls that hold, correlated as in a chapter: one verdict too many in twenty chapters;
+    judged one by one it would be more than one in seven."""
+    family = [claim(str(number)) for number in range(5)]
+    differences = simulated([2.0] * 5)
+    assert rate(judged(differences, family), "supported", "not supported") <= 0.052
+    alone = [judged(differences[:, [i]], [family[i]])["verdict"] != "undecided" for i in range(5)]
+    assert np.any(alone, axis=0).mean() > 0.14
+
+
+@pytest.mark.parametrize("kind", ["superiority", "equivalence"])
+@pytest.mark.parametrize("other", [1.99, 1.5, 0.0, -6.0])
+def test_wrong_verdicts_are_rare_where_some_claims_are_true(kind, other):
+    """Two claims just inside a margin and two elsewhere, some decided rightly, which loosens what
+    Holm asks of the rest: wrong verdicts stay within the error of the chapter."""
+    truths = [2.01, 2.01, other, other]
+    family = [claim(str(number), kind=kind) for number in range(4)]
+    verdict = judged(simulated(truths, noise=0.5), family)["verdict"]
+    true = [
+        each.region[0] < truth < each.region[1] for each, truth in zip(family, truths, strict=True)
+    ]
+    wrong = np.where(true, verdict == "not supported", verdict == "supported")
+    assert 0.001 < wrong.any(axis=-1).mean() < 0.055
+
+
+@given(st.permutations(range(24)), st.lists(st.floats(0, 90), min_size=8, max_size=8))
+def test_verdicts_do_not_depend_on_the_order_of_rows(order, values):
+    frame = trajectory(a=values[:4], b=values[4:])
+    family = [claim("1"), same(name="2", margin=10), claim("3", aggregate="GM", direction="lower")]
+    expected = verdicts(frame, family)
+    pd.testing.assert_frame_equal(verdicts(frame.iloc[order], family), expected, check_exact=True)
+
+
+def test_tasks_and_datasets_are_not_replicates():
+    """Twice the datasets and tasks, the same means: nothing changes."""
     rng = np.random.default_rng(0)
-    draws = rng.normal(size=(4000, 5))
-    covered = [abs(mean) <= half for mean, _, half in map(t_interval, draws)]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
+    score = pd.Series(rng.uniform(20, 60, 12))
+    metrics = pd.DataFrame(
+        [(s, r, 1, "full", role) for s in "ab" for r in range(3) for role in ("adapt", "eval")],
+        columns=["setting", "replicate", "task", "scope", "role"],
+    ).assign(score=score)
+    once = verdicts(store.trajectory(metrics), [claim()])
+    more = pd.concat([metrics, metrics, metrics.assign(task=0)])
+    pd.testing.assert_frame_equal(verdicts(store.trajectory(more), [claim()]), once)
+    assert once.loc["c", "n"] == 3
+
+
+def test_a_stored_row_that_changes_changes_the_verdict():
+    frame = studies.published("01")
+    (first, *_) = family = claims.of(studies.load("01"))
+    before = verdicts(store.trajectory(frame), family)
+    row = (frame["setting"] == first.setting) & (frame["role"] == "eval")
+    row &= (frame["scope"] == "full") & (frame["replicate"] == 0) & (frame["task"] > 0)
+    changed = frame.copy()
+    changed.loc[frame.index[row][0], "score"] += 1000
+    after = verdicts(store.trajectory(changed), family)
+    assert before.loc[first.name, "verdict"] != "undecided"
+    assert after.loc[first.name, "verdict"] == "undecided"
+
+
+def test_missing_replicates_are_dropped_in_pairs_and_named():
+    frame = trajectory(a=[13.0, 24, 35, 46, 57], b=[10.0, 20, 30, 40, 50], c=[1.0] * 6)
+    frame = frame[(frame["replicate"] != 5) | (frame["scope"] == "subset")]  # not yet at its end
+    gone = (frame["setting"] == "b") & (frame["replicate"] == 2)
+    row = verdicts(frame[~gone], [claim()]).loc["c"]
+    assert (row["n"], row["estimate"]) == (4, np.mean([3, 4, 6, 7]))
+    assert row["sentence"].endswith("n = 4). Left out, as not in both: replicates 2, 5.")
+    unscored = frame.assign(A_KA=frame["A_KA"].mask(gone))
+    assert verdicts(unscored, [claim()]).loc["c", "n"] == 4
+    assert verdicts(unscored, [claim(aggregate="A_ZS")]).loc["c", "n"] == 5
+
+
+def test_fewer_than_two_replicates_are_undecided_and_stay_in_the_family():
+    frame = trajectory(a=[13.0, 24, 35], b=[10.0], c=[1.0, 12.2, 23.1], d=[7.0])
+    frame = frame[(frame["setting"] != "d") | (frame["scope"] == "subset")]
+    family = [claim("1"), claim("2", against="c"), claim("3", against="d")]
+    found = verdicts(frame, family)
+    assert found["verdict"].tolist() == ["undecided", "supported", "undecided"]
+    assert found["n"].tolist() == [1, 3, 0]
+    assert found.loc["2", "p_adjusted"] == pytest.approx(3 * found.loc["2", "p"])
+    assert found.loc[["1", "3"], ["low", "high", "p", "p_adjusted"]].isna().all(axis=None)
+    assert found["sentence"]["1"] == (
+        "Undecided: only one replicate holds both 'a' and 'b', and an interval takes two or more. "
+        "Left out, as not in both: replicates 1, 2."
+    )
+    assert "no replicate holds both 'a' and 'd'" in found["sentence"]["3"]
+
+
+def test_an_unknown_setting_and_a_run_twice_are_refused():
+    frame = trajectory(a=[1.0, 2], b=[1.0, 2])
+    with pytest.raises(CmpError, match=r"claim 'mine': no setting 'z'; there are a, b"):
+        verdicts(frame, [claim("mine", against="z")])
+    with pytest.raises(CmpError, match=r"no setting 'z'; there are a, b"):
+        paired_difference(frame, "z", "a")
+    with pytest.raises(CmpError, match=r"replicate 1 of 'b' is there twice"):
+        verdicts(pd.concat([frame, frame[-1:]]), [claim()])
+
+
+GOOD = {"name": "n", "sentence": "s", "setting": "a", "against": "b", "aggregate": "GM"}
+
+
+def study(*trees):
+    return studies.Study("77", "?", 2, (), {"a": {}, "b": {}}, list(trees))
+
+
+def test_claims_are_read_from_the_study():
+    assert claims.of(study()) == ()
+    (found,) = claims.of(study(GOOD | {"margin": 1}))
+    assert found == Claim("n", "s", "a", "b", "GM", "higher", 1.0, "superiority")
+
+
+@pytest.mark.parametrize(
+    ("trees", "words"),
+    [
+        ([GOOD | {"margn": 1}], r"claims\.0\.margn: .*the keys of a claim are name, .*margin"),
+        ([GOOD | {"margin": -1}], r"claims\.0\.margin"),
+        ([GOOD | {"margin": "2"}], r"claims\.0\.margin"),
+        ([GOOD | {"aggregate": "KA"}], r"claims\.0\.aggregate: .*'A_KA'"),
+        ([GOOD, {"name": "m"}], r"claims\.1\.sentence"),
+        ([GOOD, GOOD], "two are named 'n'"),
+        ([GOOD | {"against": "a"}], "'n' holds 'a' against itself"),
+        ([GOOD | {"against": "z"}], "'n': no setting 'z'; there are a, b"),
+        ([GOOD | {"kind": "equivalence", "margin": 0}], "margin above 0"),
+        ([GOOD | {"kind": "equivalence", "direction": "lower"}], "no direction"),
+        ([GOOD | {"name": {1}}], "not JSON serializable"),
+    ],
+)
+def test_a_bad_claim_is_refused_with_study_and_key(trees, words):
+    with pytest.raises(CmpError, match=rf"study 77: .*{words}"):
+        claims.of(study(*trees))
+
+
+@pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_claims_of_the_book_are_well_formed(path):
+    assert claims.of(studies.load(path.stem))

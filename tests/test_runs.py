@@ -207,6 +207,12 @@ def test_a_bad_grid_is_refused_with_file_and_key(write_grid, old, new, word):
     assert word in str(error.value)
 
 
+def test_a_study_with_a_bad_claim_is_refused_before_it_starts(write_grid):
+    write_grid(GRID + "claims: [{name: n, sentence: s, setting: a, against: z, aggregate: GM}]")
+    result = CliRunner().invoke(cli.app, ["study", "77", "--dry-run"])
+    assert "'n': no setting 'z'; there are a, b, joint" in str(result.exception)
+
+
 def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, monkeypatch):
     monkeypatch.setitem(config.PROFILES, "quick", small().to_dict())
     monkeypatch.setattr(studies, "RESULTS", build / "results")

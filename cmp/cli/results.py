@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, config, runs, store, studies, verification
+from cmp import checkpoints, claims, config, runs, store, studies, verification
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
@@ -165,6 +165,7 @@ def study(
 ) -> None:
     """Compute the missing runs of a chapter's study; stopped, it goes on where it was."""
     grid = studies.load(chapter)
+    claims.of(grid)  # what it is to show is refused now, not after hours of runs
     configs = list(grid.configs(profile).values())
     todo = len(studies.missing(configs))
     console.print(f"{grid.question}\n{len(configs)} runs, {todo} to compute", highlight=False)
