@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import chapters, data, networks, results
+from cmp.cli import bench, chapters, data, networks, results
 from cmp.cli.shared import console
 from cmp.errors import CmpError
 
@@ -18,6 +18,7 @@ app.command("eval")(networks.evaluate)
 app.command()(networks.pretrain)
 app.command()(results.run)
 app.command()(results.study)
+app.command()(bench.bench)
 app.command("book")(chapters.run_book)
 
 
