@@ -21,7 +21,7 @@ from cmp.training import autocast
 
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
-BLOCK = 512
+BLOCK = 256  # images, texts or rows at a time; activations of more leave the caches
 
 
 @dataclass(frozen=True)

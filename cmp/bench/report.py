@@ -26,7 +26,7 @@ class Report:
 
     def table(self) -> Table:
         """The rows for the terminal."""
-        table = Table(title=self.title)
+        table = Table(title=self.title, box=None)  # fits 80 characters
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left", no_wrap=True)
         for row in self.rows:
