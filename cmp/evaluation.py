@@ -21,7 +21,7 @@ from cmp.training import autocast
 
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
-BLOCK = 512
+BLOCK = 256  # images, texts or rows at a time; activations of more leave the caches
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,16 @@ def evaluation_rows(
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    place = [unit("evaluation subset", dataset, split, index) for index in range(len(rows))]
+    place = _places(dataset, split, len(rows))
     table = pd.DataFrame({"label": corpus.table["label"].iloc[rows].astype(str), "place": place})
     table["turn"] = table.groupby("label")["place"].rank()
     return np.sort(rows[np.lexsort((table["place"], table["turn"]))[:size]])
+
+
+@functools.lru_cache(maxsize=256)
+def _places(dataset: str, split: str, count: int) -> tuple[float, ...]:
+    """A number an image that depends on its dataset, split and place in it alone."""
+    return tuple(unit("evaluation subset", dataset, split, index) for index in range(count))
 
 
 @torch.no_grad()
@@ -120,12 +126,12 @@ def text_features(model: nn.Module, name: str, texts: list[str], precision: str)
     Texts go through the model by length, so that short ones are not padded to the longest.
     """
     device = model.logit_scale.device
-    tokens = _tokens(name, tuple(texts))
+    tokens = _tokens(name, tuple(texts))  # on the CPU, as `models.encode_text` likes them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     features = []
     for block in by_length.split(BLOCK):
         with autocast(precision, device):
-            features.append(models.encode_text(model, tokens[block].to(device)))
+            features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
 
 

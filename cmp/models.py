@@ -46,7 +46,7 @@ class SplitAttention(nn.Module):
             linear.weight = nn.Parameter(weight.detach().clone())
             linear.bias = nn.Parameter(bias.detach().clone())
             self.add_module(name, linear)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width).to(fused.out_proj.weight)
         self.out_proj.load_state_dict(fused.out_proj.state_dict())
 
     def forward(
@@ -83,18 +83,22 @@ def split_attention(model: nn.Module) -> nn.Module:
 
 
 def create(name: str, seed: int = 0) -> nn.Module:
-    """A network with random weights that depend on (name, seed) alone.
+    """A network with random weights that depend on (name, seed) alone, attention split.
 
     name: an embedded model or any open_clip architecture; else `CmpError`.
     """
+    return split_attention(create_fused(name, seed))
+
+
+def create_fused(name: str, seed: int = 0) -> nn.Module:
+    """What `create` makes, with the same weights, as open_clip leaves it: attention fused."""
     if name not in open_clip.list_models():
         raise CmpError(
             f"model.name: open_clip knows no {name!r}; embedded are {', '.join(EMBEDDED)}"
         )
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.random.manual_seed(seed)
-        model = open_clip.create_model(name, output_dict=True)
-    return split_attention(model)
+        return open_clip.create_model(name, output_dict=True)
 
 
 @contextlib.contextmanager
@@ -117,25 +121,33 @@ def tokenizer(name: str):
     return open_clip.get_tokenizer(name)
 
 
+def _unit(x: Tensor) -> Tensor:
+    """Features [N, E] -> the same of length one, in fp32 at least."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
 def encode_image(model: nn.Module, x: Tensor) -> Tensor:
-    """Normalised network input [B, 3, H, W] -> unit image features [B, E] in fp32."""
-    return F.normalize(model.visual(x).float(), dim=-1)
+    """Normalised network input [B, 3, H, W] -> unit image features [B, E], in fp32 at least."""
+    return _unit(model.visual(x))
 
 
 def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Tokens [N, L] -> unit text features [N, E] in fp32.
+    """Tokens [N, L] -> unit text features [N, E], in fp32 at least.
 
     Tokens behind the last end mark of the batch cannot matter under causal attention; they are cut
-    off first. Only for CLIP's own text tower; others go through open_clip.
+    off first. Only for CLIP's own text tower; others go through open_clip. `tokens` are best on the
+    CPU, whatever the model's device: where they end is then known without waiting for the device.
     """
+    device = model.logit_scale.device
     if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
-        return F.normalize(model.encode_text(tokens).float(), dim=-1)
+        return _unit(model.encode_text(tokens.to(device)))
     ends = tokens.argmax(dim=-1)
     length = int(ends.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    tokens, ends = (x.to(device, non_blocking=True) for x in (tokens[:, :length], ends))
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x), device=x.device), ends]  # [N, width]
-    return F.normalize((x @ model.text_projection).float(), dim=-1)
+    x = model.ln_final(x)[torch.arange(len(x), device=device), ends]  # [N, width]
+    return _unit(x @ model.text_projection)
 
 
 def weights_path(name: str, start: str, seed: int) -> Path:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import chapters, data, networks, results
+from cmp.cli import bench, chapters, data, networks, results
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
@@ -20,6 +20,7 @@ app.command()(networks.pretrain)
 app.command()(results.run)
 app.command()(results.resume)
 app.command()(results.study)
+app.command()(bench.bench)
 app.command("book")(chapters.run_book)
 
 

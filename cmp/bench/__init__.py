@@ -1,0 +1,1 @@
+"""Benchmarks as commands: ratios inside one process, interleaved, see `cmp.bench.timing`."""

@@ -1,0 +1,121 @@
+"""Evaluation: images a second, a whole checkpoint, and retrieval at the size of MSCOCO's test."""
+
+import concurrent.futures
+import functools
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmp import evaluation, models
+from cmp.bench import timing
+from cmp.bench.report import Report
+from cmp.config import Model
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+
+IMAGES, CAPTIONS, WIDTH = 5_000, 5, 512
+COLUMNS = ("what", "times as fast", "ms", "images/s", "MB")
+
+
+def retrieval_features(images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit features of images, and of five texts near each: as `evaluation.retrieval_hits` wants
+    them."""
+    generator = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(images, WIDTH, generator=generator), dim=1)
+    owner = torch.arange(images).repeat_interleave(CAPTIONS)
+    noise = 0.35 * torch.randn(len(owner), WIDTH, generator=generator)  # about half are found
+    return image, F.normalize(image[owner] + noise, dim=1), owner
+
+
+def retrieval_memory() -> float:
+    """MB by which the retrieval of `retrieval_features` raises a fresh process's resident set.
+
+    The system's own high-water mark, reset when the features are ready, sees what torch and its
+    libraries allocate by themselves, and needs no sampling. A process of its own, because memory
+    that was freed before would be used again and not show.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_resident_growth, torch.get_num_threads()).result()
+        except OSError as error:
+            raise CmpError(
+                f"the memory of retrieval can be measured on Linux only ({error})"
+            ) from error
+
+
+def _resident_growth(threads: int) -> float:
+    def status(key: str) -> int:  # KiB
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+    torch.set_num_threads(threads)
+    asked = retrieval_features()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is resident
+    before = status("VmRSS")
+    evaluation.retrieval_hits(*asked)
+    return (status("VmHWM") - before) * 1024 / 1e6
+
+
+def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """The test images of the benchmark through a model, its whole evaluation, and retrieval.
+
+    batch: images of the throughput's measurement, all of the test by default.
+    """
+    asked = corpus.rows("test")[:batch]
+    rows = []
+    for name in names:
+        model = models.load(Model(name), 0).eval()
+        rows += _compared(
+            {
+                f"{name} images, {precision}": functools.partial(
+                    evaluation.image_features, model, corpus, asked, precision
+                )
+                for precision in ("fp32", "bf16")
+            },
+            rounds,
+            len(asked),
+        )
+        rows += _compared(
+            {
+                f"{name} evaluation, {size or 'all'} a dataset": functools.partial(
+                    evaluation.evaluate, model, name, corpus, subset=size
+                )
+                for size in (None, 64)
+            },
+            rounds,
+        )
+    image, text, owner = retrieval_features()
+    products = functools.partial(_products, image, text)
+    hits = functools.partial(evaluation.retrieval_hits, image, text, owner)
+    title = f"retrieval {len(image):,} x {len(text):,}"
+    rows += _compared({f"{title}, products": products, f"{title}, hits": hits}, min(rounds, 5))
+    rows[-1]["MB"] = retrieval_memory()
+    return Report("evaluate", "evaluation", COLUMNS, rows)
+
+
+def _compared(
+    calls: dict[str, Callable[[], object]], rounds: int, images: int | None = None
+) -> list[dict[str, object]]:
+    """A row a call; the first is what the others are compared with."""
+    seconds = timing.interleaved(calls, rounds)
+    base, *_ = seconds.values()
+    rows = []
+    for what, found in seconds.items():
+        middle = float(np.median(found))
+        row = {"what": what, "times as fast": timing.times_faster(base, found), "ms": 1e3 * middle}
+        rows.append(row | ({"images/s": images / middle} if images else {}))
+    return rows
+
+
+def _products(image: Tensor, text: Tensor) -> None:
+    """The products that retrieval cannot do without, and nothing else."""
+    for block in image.split(evaluation.BLOCK):
+        block @ text.T
+    for block in text.split(evaluation.BLOCK):
+        block @ image.T

@@ -1,0 +1,110 @@
+"""A training step on a GPU: its time and memory, and whether it ever waits for the device."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmp.bench import networks, timing
+from cmp.bench.networks import BF16, FP32, Pieces, Setting
+from cmp.bench.report import Report
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+from cmp.paths import PACKAGE
+
+DEVICE = "cuda"
+STEPS = 10  # that are timed together, so that the device's queue is full
+COLUMNS = (
+    "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
+)  # fmt: skip
+PATHS = {
+    "TF32": (FP32, torch.contiguous_format),
+    "bf16": (BF16, torch.contiguous_format),
+    "bf16, channels_last": (BF16, torch.channels_last),
+}
+
+
+def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """TF32, bf16 and channels_last, all with torch's fused attention; `CmpError` without a GPU."""
+    if not torch.cuda.is_available():
+        raise CmpError(
+            "cmp bench gpu needs a CUDA device, and torch finds none: use a machine with an NVIDIA "
+            "GPU and a CUDA build of torch; cmp bench step measures the CPU"
+        )
+    torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
+    settings = [networks.setting(name, corpus, batch) for name in names]
+    rows = [row for setting in settings for row in measure(setting, rounds)]
+    notes = ["waits at: where the host first waits for the device within a step; it never should"]
+    return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
+
+
+def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
+    """A row a path of one model; the first is what the others are compared with."""
+    steppers, memory = {}, {}
+    for path, (pieces, layout) in PATHS.items():
+        steppers[path], memory[path] = with_memory(setting, pieces, layout)
+    blocks = {path: block(step) for path, step in steppers.items()}
+    seconds = timing.interleaved(blocks, rounds)
+    base, *_ = seconds.values()
+    rows = []
+    for path, (pieces, _) in PATHS.items():
+        middle = float(np.median(seconds[path])) / STEPS
+        peak = timing.matmul_peak(torch.bfloat16 if pieces.bf16 else torch.float32, DEVICE)
+        rows.append(
+            {
+                "path": f"{setting.name} {path}",
+                "times as fast": timing.times_faster(base, seconds[path]),
+                "ms a step": 1e3 * middle,
+                "samples/s": setting.config.training.batch / middle,
+                "peak MB": memory[path] / 1e6,
+                "% of peak": 100 * networks.step_flops(setting, pieces) / middle / peak,
+                "waits at": first_wait(steppers[path]) or "never",
+            }
+        )
+    return rows
+
+
+def with_memory(
+    setting: Setting, pieces: Pieces, layout: torch.memory_format
+) -> tuple[Callable[[], None], int]:
+    """A step, and the bytes on the device that weights, optimizer and two steps took at most."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step = networks.stepper(setting, pieces, DEVICE, layout)
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    return step, torch.cuda.max_memory_allocated() - before
+
+
+def block(step: Callable[[], None]) -> Callable[[], None]:
+    """A function that makes `STEPS` steps and returns when the device is done."""
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+
+    return steps
+
+
+def first_wait(step: Callable[[], None]) -> str | None:
+    """Where in the package, as `file.py:line`, a step makes the host wait; None if nowhere.
+
+    torch raises at the first operation that synchronises; whatever comes behind is not seen.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+        return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None

@@ -1,0 +1,77 @@
+"""The whole loop against its bare core: what batches, augmentation, schedule and hooks cost."""
+
+from collections.abc import Callable
+from itertools import islice
+
+import numpy as np
+import torch
+
+from cmp import images, models, training
+from cmp.bench import networks, timing
+from cmp.bench.networks import BF16, TASK, Setting
+from cmp.bench.report import Report
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+from cmp.seeds import torch_generator
+
+STEPS = 8  # of one task, the unit that is timed
+COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
+
+
+def whole(setting: Setting) -> Callable[[], None]:
+    """A function that trains one task through `training.train_task`."""
+    model, tokens = networks.network(setting, BF16)
+
+    def task() -> None:
+        training.train_task(
+            model, setting.config, setting.corpus, tokens, setting.pools, TASK,
+            after_step=lambda step, loss: None,
+        )  # fmt: skip
+
+    return task
+
+
+def bare(setting: Setting) -> Callable[[], None]:
+    """A function that makes as many steps, forward, backward and AdamW, on ready batches."""
+    model, tokens = networks.network(setting, BF16)
+    ready = []
+    for step, batch in enumerate(islice(setting.batches(), setting.config.training.steps)):
+        x = images.augmented(batch.images, torch_generator("augment", 0, TASK, step))
+        x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
+        distinct, place = batch.texts.unique(return_inverse=True)
+        ready.append((x, tokens[distinct], place))
+    parameters = list(model.parameters())
+
+    def steps() -> None:
+        optimizer = training.make_optimizer(parameters, setting.config.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = networks.RATE
+        for x, text_tokens, place in ready:
+            with training.autocast(BF16.precision, torch.device("cpu")):
+                image = models.encode_image(model, x)
+                text = models.encode_text(model, text_tokens)[place]
+            loss = training.contrastive_loss(image, text, model.logit_scale)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+def loop(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """`training.train_task` against the bare steps, in bf16, for models of the stored size."""
+    rows = []
+    for name in names:
+        setting = networks.setting(name, corpus, batch, STEPS)
+        if setting.side != corpus.images.shape[-1]:
+            raise CmpError(f"--model: the loop enlarges no images, and {name!r} takes another size")
+        seconds = timing.interleaved({"bare": bare(setting), "loop": whole(setting)}, rounds)
+        rows.append(
+            {
+                "model": name,
+                "loop / bare": timing.times_faster(seconds["loop"], seconds["bare"]),
+                "ms a step": 1e3 / STEPS * float(np.median(seconds["loop"])),
+                "bare ms a step": 1e3 / STEPS * float(np.median(seconds["bare"])),
+            }
+        )
+    return Report("loop", "the whole loop", COLUMNS, rows)

@@ -1,0 +1,188 @@
+"""What is trained in a benchmark: a model, real batches, and the pieces of the fast path.
+
+`bench-nano`, `bench-micro` and `bench-mid` are plain vision transformers that nothing else uses;
+they are known to open_clip once this module is imported.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmp import compact, config, images, models, runs, training
+from cmp.config import RunConfig
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+from cmp.mixtures import Pools
+from cmp.paths import PACKAGE
+from cmp.seeds import torch_generator
+
+CONFIGS = PACKAGE / "bench" / "model_configs"
+open_clip.add_model_config(CONFIGS)
+
+BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
+MODELS = (*models.EMBEDDED, *BENCH)
+FULL_VOCABULARY = 49408
+TASK = 1  # the first with a buffer: a third of the batch from each pool
+RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Which pieces of the fast path a step has; with none it is plain open_clip.
+
+    compact: only the vocabulary in use. trimmed: text no longer than the batch's longest.
+    distinct: each caption encoded once. split: attention by two plain products. fused: one call
+    for the whole of AdamW. bf16: products in bfloat16.
+    """
+
+    compact: bool = False
+    trimmed: bool = False
+    distinct: bool = False
+    split: bool = False
+    fused: bool = False
+    bf16: bool = False
+
+    @property
+    def precision(self) -> str:
+        """As `training.forward_loss` wants it."""
+        return "bf16" if self.bf16 else "fp32"
+
+
+PLAIN = Pieces()
+FP32 = Pieces(compact=True, trimmed=True, distinct=True, split=True, fused=True)
+BF16 = dataclasses.replace(FP32, bf16=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model's name and the batches that it is trained on."""
+
+    name: str
+    config: RunConfig
+    corpus: Corpus
+    pools: Pools
+
+    @property
+    def side(self) -> int:
+        """Pixels of the images that the model takes."""
+        return open_clip.get_model_config(self.name)["vision_cfg"]["image_size"]
+
+    def batches(self) -> Iterator[training.Batch]:
+        """The batches of the task, images enlarged to what the model takes, without end."""
+        for step in itertools.count():
+            batch = training.make_batch(self.config, self.corpus, self.pools, TASK, step)
+            yield training.Batch(enlarged(batch.images, self.side), batch.texts)
+
+    def distinct_captions(self, steps: int = 8) -> float:
+        """Mean number of distinct captions in a batch."""
+        counts = [len(batch.texts.unique()) for batch in itertools.islice(self.batches(), steps)]
+        return sum(counts) / steps
+
+
+def enlarged(x: Tensor, side: int) -> Tensor:
+    """uint8 images [B, 4, H, W] -> [B, 4, side, side]; as they are where that is their side."""
+    return x if x.shape[-1] == side else F.interpolate(x, size=(side, side))
+
+
+def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1) -> Setting:
+    """The batches of the `cpu` profile, thirds of each pool; `CmpError` for an unknown model.
+
+    batch: 128 samples by default, 64 for `bench-mid`.
+    """
+    if name not in MODELS:
+        raise CmpError(f"--model: {name!r} is no model for benchmarks; choose {', '.join(MODELS)}")
+    size = batch or (64 if name == "bench-mid" else 128)
+    settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
+    run_config = config.parse(config.override(config.profile("cpu"), settings), "benchmark")
+    return Setting(name, run_config, corpus, runs.task_pools(run_config, corpus)[TASK])
+
+
+def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
+    """A model with random weights and the tokens of all captions [texts, L], as `pieces` say.
+
+    Without the compact vocabulary a model has all rows of CLIP's and reads CLIP's own tokens.
+    """
+    model = models.create_fused(setting.name)
+    tokens = models.tokenizer(setting.name)(setting.corpus.texts)
+    if setting.name not in BENCH and not pieces.compact:
+        width = model.token_embedding.embedding_dim
+        model.token_embedding = nn.Embedding(FULL_VOCABULARY, width)
+        tokens = SimpleTokenizer(context_length=model.context_length)(setting.corpus.texts)
+    elif setting.name in BENCH and pieces.compact:
+        used = compact.used_ids(tokens)
+        model, tokens = compact.shrink(model, used), compact.to_compact(tokens, used)
+    return models.split_attention(model) if pieces.split else model, tokens
+
+
+def loss_of(
+    model: nn.Module,
+    batch: training.Batch,
+    tokens: Tensor,
+    generator: torch.Generator,
+    pieces: Pieces,
+) -> Tensor:
+    """The loss of a batch by the way that `pieces` say; the same value by all of them."""
+    if pieces.distinct:
+        return training.forward_loss(model, batch, tokens, generator, pieces.precision)
+    x = images.augmented(batch.images, generator)
+    x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
+    if pieces.trimmed:
+        image, text = models.encode_image(model, x), models.encode_text(model, tokens[batch.texts])
+        return training.contrastive_loss(image, text, model.logit_scale)
+    found = model(x, tokens[batch.texts])
+    return open_clip.ClipLoss()(
+        found["image_features"], found["text_features"], found["logit_scale"]
+    )
+
+
+def stepper(
+    setting: Setting,
+    pieces: Pieces,
+    device: str = "cpu",
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Callable[[], None]:
+    """A function that makes the next training step: a batch made and augmented, its loss and
+    gradients, clipping, AdamW, and the bound of the logit scale. layout: of the weights."""
+    model, tokens = network(setting, pieces)
+    model.to(device, memory_format=layout).train()
+    parameters = list(model.parameters())
+    if pieces.fused:
+        optimizer = training.make_optimizer(parameters, setting.config.optimizer)
+    else:
+        optimizer = torch.optim.AdamW(parameters)
+    for group in optimizer.param_groups:
+        group["lr"] = RATE
+    numbered = enumerate(setting.batches())
+
+    def step() -> None:
+        number, batch = next(numbered)
+        generator = torch_generator("augment", 0, TASK, number)
+        loss = loss_of(model, batch, tokens, generator, pieces)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, setting.config.optimizer.clip)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
+
+    return step
+
+
+def step_flops(setting: Setting, pieces: Pieces) -> int:
+    """FLOPs of one step's products and convolutions, forward and backward.
+
+    Counted with split attention in any case: torch's counter does not see the fused one on a CPU.
+    """
+    model, tokens = network(setting, dataclasses.replace(pieces, split=True, bf16=False))
+    generator = torch_generator("augment", 0, TASK, 0)
+    with FlopCounterMode(display=False) as counter:
+        loss_of(model, next(setting.batches()), tokens, generator, pieces).backward()
+    return counter.get_total_flops()

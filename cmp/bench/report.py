@@ -1,0 +1,51 @@
+"""What a benchmark found: a table for the reader, a JSON file for the record."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from cmp import store
+from cmp.files import write_whole
+from cmp.paths import build_folder
+
+
+@dataclass(frozen=True)
+class Report:
+    """columns: those of the table; rows: a dict a row, where what is missing stays empty."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+    def table(self) -> Table:
+        """The rows for the terminal."""
+        table = Table(title=self.title, box=None)  # fits 80 characters
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(_text(row.get(column, "")) for column in self.columns))
+        return table
+
+    def write(self) -> Path:
+        """Write `bench/NAME.json` in the build folder, with machine and threads."""
+        path = build_folder() / "bench" / f"{self.name}.json"
+        content = dataclasses.asdict(self) | {
+            "machine": store.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        write_whole(path, json.dumps(content, indent=1))
+        return path
+
+
+def _text(value: Any) -> str:
+    """Three digits of a number, all of a large one."""
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,76 @@
+"""How everything is timed: alternatives in turn within one process, compared round by round.
+
+What else a machine does changes its speed by tens of percent from minute to minute, for all
+alternatives of a round alike. So times are compared within rounds, and the median of those ratios
+is the result; milliseconds are only given for orientation.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product stands for the peak
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast something is: the median over rounds, and their 10-90 % range."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def clock() -> float:
+    """Seconds: of this process's work on one thread, of the wall on several or with a GPU.
+
+    On one thread both are the same on a quiet machine; work of others then does not count.
+    """
+    if torch.get_num_threads() > 1 or torch.cuda.is_available():
+        return time.perf_counter()
+    return time.process_time()
+
+
+def interleaved(
+    alternatives: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, np.ndarray]:
+    """Seconds of each alternative in each round, [rounds]; each is called once before, unmeasured.
+
+    The order moves on by one every round, so that none always follows the same other.
+    """
+    names = list(alternatives)
+    for call in alternatives.values():
+        call()
+    seconds = {name: np.empty(rounds) for name in names}
+    for index in range(rounds):
+        first = index % len(names)
+        for name in [*names[first:], *names[:first]]:
+            started = clock()
+            alternatives[name]()
+            seconds[name][index] = clock() - started
+    return seconds
+
+
+def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
+    """How many times as fast `other` is, from the seconds of both in the same rounds."""
+    low, median, high = np.quantile(base / other, [0.1, 0.5, 0.9])
+    return Ratio(float(median), float(low), float(high))
+
+
+def matmul_peak(dtype: torch.dtype, device: str = "cpu", rounds: int = 5) -> float:
+    """FLOP/s of the best of some products of square matrices on the threads that torch has."""
+    side = SIDE[device]
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * side**3 / float(interleaved({"product": product}, rounds)["product"].min())

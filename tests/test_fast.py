@@ -1,0 +1,282 @@
+"""The fast path is the same training as plain open_clip's; how its speed is measured."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from cmp import cli, compact, evaluation, images, models, schedules, training
+from cmp.bench import evaluate, gpu, networks, step, timing
+from cmp.bench.networks import BF16, FP32, PLAIN, TASK
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+from cmp.seeds import torch_generator
+
+run = CliRunner().invoke
+
+
+def nano(corpus: Corpus, batch: int, steps: int, precision: str = "fp32") -> networks.Setting:
+    setting = networks.setting("bench-nano", corpus, batch, steps)
+    settings = dataclasses.replace(setting.config.training, precision=precision)
+    return dataclasses.replace(
+        setting, config=dataclasses.replace(setting.config, training=settings)
+    )
+
+
+def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, torch.Tensor]:
+    """The network after one task of `training.train_task`, and the losses."""
+    model, tokens = networks.network(setting, FP32)
+    losses = []
+    training.train_task(
+        model.double() if double else model, setting.config, setting.corpus, tokens,
+        setting.pools, TASK, after_step=lambda _, loss: losses.append(loss),
+    )  # fmt: skip
+    return model, torch.stack(losses)
+
+
+def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]:
+    """The same task in float64 with open_clip's model and loss, and torch's AdamW as it comes."""
+    model, tokens = networks.network(setting, PLAIN)
+    model.double().train()
+    recipe = setting.config.optimizer
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+        betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, weight_decay=recipe.weight_decay,
+    )  # fmt: skip
+    losses, steps = [], setting.config.training.steps
+    for number in range(steps):
+        batch = training.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
+        x = images.augmented(batch.images, torch_generator("augment", 0, TASK, number))
+        x = images.normalise(x, model.visual.image_mean, model.visual.image_std).double()
+        found = model(x, tokens[batch.texts])
+        features = found["image_features"], found["text_features"]
+        loss = open_clip.ClipLoss()(*features, found["logit_scale"])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.learning_rate(setting.config.schedule, steps, number)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+        losses.append(loss.detach())
+    return model, torch.stack(losses)
+
+
+def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
+    setting = nano(corpus, batch=16, steps=50)
+    assert setting.config.optimizer.weight_decay > 0
+    start = networks.network(setting, PLAIN)[0].double().state_dict()
+    plain, expected = plain_reference(setting)
+    as_it_is = images.normalise
+    monkeypatch.setattr(images, "normalise", lambda *given: as_it_is(*given).double())
+    model, losses = fast(setting, double=True)
+    torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
+    assert losses[-5:].mean() < losses[:5].mean()
+
+    used = compact.used_ids(models.tokenizer("bench-nano")(corpus.texts))
+    base = start[compact.EMBEDDING]
+    rates = [schedules.learning_rate(setting.config.schedule, 50, step) for step in range(50)]
+    decay = compact.untouched_decay(rates, setting.config.optimizer.weight_decay)
+    weights = models.split_attention(plain).state_dict()
+    found = compact.export_weights(model.state_dict(), used, base, decay)
+    assert weights.keys() == found.keys()
+    for key in weights:
+        torch.testing.assert_close(found[key], weights[key], atol=1e-8, rtol=0, msg=key)
+    undecayed = compact.export_weights(model.state_dict(), used, base)[compact.EMBEDDING]
+    assert (undecayed - weights[compact.EMBEDDING]).abs().max() > 1e-5
+
+
+def test_bf16_stays_close_to_fp32(corpus):
+    losses = [fast(nano(corpus, 32, 20, precision))[1] for precision in ("fp32", "bf16")]
+    assert not torch.equal(*losses)
+    torch.testing.assert_close(*losses, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "bench-nano"])
+def test_every_path_of_the_benchmark_has_the_same_loss(name, corpus):
+    """Only then do their times compare; the vocabulary of a shipped model has other weights."""
+    setting = networks.setting(name, corpus, 16)
+    batch = next(setting.batches())
+    paths = [PLAIN] if name in networks.BENCH else []
+    current = PLAIN
+    for key in step.LABELS:
+        current = dataclasses.replace(current, **{key: True})
+        paths.append(current)
+    losses = []
+    for pieces in paths:
+        model, tokens = networks.network(setting, pieces)
+        generator = torch_generator("augment", 0, TASK, 0)
+        losses.append(networks.loss_of(model, batch, tokens, generator, pieces).item())
+    assert losses[:-1] == pytest.approx([losses[0]] * (len(paths) - 1), abs=1e-5)
+    assert losses[-1] == pytest.approx(losses[0], abs=1e-2)  # bf16
+
+
+def test_export_undoes_import():
+    full = models.create("bench-nano").state_dict()
+    used = torch.tensor([0, 7, 320, 49406, 49407])
+    small = compact.import_weights(full, used)
+    assert small[compact.EMBEDDING].shape == (5, 128)
+    back = compact.export_weights(small, used, full[compact.EMBEDDING])
+    assert back.keys() == full.keys()
+    assert all(torch.equal(back[key], full[key]) for key in full)
+    decayed = compact.export_weights(small, used, full[compact.EMBEDDING], 0.5)[compact.EMBEDDING]
+    assert torch.equal(decayed[320], full[compact.EMBEDDING][320])
+    assert torch.equal(decayed[321], full[compact.EMBEDDING][321] / 2)
+
+
+def test_export_leaves_its_arguments_alone():
+    state = {compact.EMBEDDING: torch.ones(2, 3)}
+    base = torch.zeros(4, 3)
+    compact.export_weights(state, torch.tensor([1, 3]), base)
+    assert not base.any()
+
+
+def test_weights_without_clips_text_tower_are_refused():
+    with pytest.raises(CmpError, match="text tower"):
+        compact.import_weights({"text.weight": torch.ones(2)}, torch.tensor([0]))
+
+
+def test_compact_tokens_stand_for_the_same_pieces(corpus):
+    full = models.tokenizer("bench-nano")
+    texts = corpus.texts[::7]
+    used = compact.used_ids(full(texts))
+    small = compact.compact_tokenizer(full, used)
+    assert torch.equal(used[small(texts)], full(texts))
+    assert torch.equal(small(texts).argmax(1), full(texts).argmax(1))
+    assert small(texts).max() == len(used) - 1
+    assert (full(texts) == compact.PADDING).sum() == (small(texts) == compact.PADDING).sum()
+    with pytest.raises(CmpError, match="outside the compact vocabulary"):
+        small(["antidisestablishmentarianism"])
+
+
+def test_a_compact_model_reads_the_same_text(corpus):
+    setting = networks.setting("bench-nano", corpus, 16)
+    (plain, tokens), (small, ids) = (networks.network(setting, each) for each in (PLAIN, FP32))
+    assert small.token_embedding.num_embeddings < 5000
+    with torch.no_grad():
+        expected = plain.encode_text(tokens[:32], normalize=True)
+        torch.testing.assert_close(models.encode_text(small, ids[:32]), expected)
+
+
+def retrieval_hits_reference(image, text, owner, k):
+    """Recall@k hits from the whole table of similarities, sorted."""
+    similarity = image @ text.T
+    to_text = owner[similarity.argsort(dim=1, descending=True)[:, :k]]
+    to_image = similarity.T.argsort(dim=1, descending=True)[:, :k]
+    rows = torch.arange(len(image))[:, None]
+    return (to_text == rows).any(1).numpy(), (to_image == owner[:, None]).any(1).numpy()
+
+
+@pytest.mark.parametrize("block", [64, 512])
+@pytest.mark.parametrize("k", [1, 5])
+def test_retrieval_in_blocks_equals_the_whole_table(block, k, monkeypatch):
+    monkeypatch.setattr(evaluation, "BLOCK", block)
+    image, text, owner = evaluate.retrieval_features(700)
+    found = evaluation.retrieval_hits(image, text, owner, k)
+    for mine, expected in zip(found, retrieval_hits_reference(image, text, owner, k), strict=True):
+        np.testing.assert_array_equal(mine, expected)
+        assert 0.02 < mine.mean() < 0.98
+
+
+def test_changed_weights_are_scored_anew(corpus):
+    """Also where the change goes past autograd's count of changes."""
+    model = models.create("tiny", 0)
+    first = evaluation.evaluate(model, "tiny", corpus, subset=16)
+    for change in ("visual.trunk.norm.weight", "token_embedding.weight"):
+        weight = model.get_parameter(change)
+        weight.data.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+        now = evaluation.evaluate(model, "tiny", corpus, subset=16)
+        anew = evaluation.evaluate(copy.deepcopy(model), "tiny", corpus, subset=16)
+        np.testing.assert_array_equal(now.hits["hit"], anew.hits["hit"])
+        assert (now.hits["answer"] != first.hits["answer"]).any()
+        first = now
+
+
+def test_alternatives_take_turns():
+    calls = []
+    alternatives = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = timing.interleaved(alternatives, rounds=3)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 3)
+
+
+def test_ratios_are_taken_within_rounds():
+    """A machine that is ten times slower in some rounds changes nothing."""
+    weather = np.array([1.0, 10.0, 1.0, 10.0, 1.0])
+    found = timing.times_faster(3 * weather, 2 * weather)
+    assert (found.low, found.median, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_flops_of_a_step(corpus):
+    """Backward is twice forward, and trimming and distinct captions save what they should."""
+    setting = networks.setting("bench-nano", corpus, 32)
+    batch = next(setting.batches())
+    tokens = models.tokenizer("bench-nano")(corpus.texts)
+    full, less = (networks.step_flops(setting, pieces) for pieces in (PLAIN, FP32))
+    length = int(tokens[batch.texts].argmax(1).max()) + 1
+    share = len(batch.texts.unique()) * length / (32 * 16)
+    text = 6 * 32 * 16 * 3 * 12 * 128**2  # three layers' matrices
+    assert 1 < full / (text + 6 * 32 * 17 * 4 * 12 * 128**2) < 1.1  # and four of the image's
+    assert share < 0.9
+    assert (full - less) / (text * (1 - share)) == pytest.approx(1, abs=0.1)
+
+
+def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    result = run(cli.app, ["bench", "step", "--model", "tiny", "--rounds", "2", "--batch", "8"])
+    assert result.exception is None
+    for words in ("tiny plain fp32", "tiny bf16", "distinct captions"):
+        assert words in result.stdout
+    found = json.loads((tmp_path / "bench" / "step.json").read_text())
+    assert [row["path"] for row in found["rows"]] == ["tiny plain fp32", "tiny fp32", "tiny bf16"]
+    assert found["rows"][0]["times as fast"]["median"] == 1
+    assert found["threads"] == 1
+    assert found["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stepp"], ["stepp", "evaluate"]),
+        (["step", "--model", "tinny"], ["tinny", "bench-nano"]),
+        (["loop", "--model", "bench-mid"], ["bench-mid"]),
+        pytest.param(
+            ["gpu"], ["CUDA"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)  # fmt: skip
+def test_misuse_is_refused(arguments, words, corpus):
+    error = run(cli.app, ["bench", *arguments]).exception
+    assert isinstance(error, CmpError)
+    assert all(word in str(error) for word in words)
+
+
+def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
+    """Everything but the device itself."""
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "STEPS", 1)
+    monkeypatch.setitem(timing.SIDE, "cpu", 64)
+    for name in ("synchronize", "reset_peak_memory_stats", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    rows = gpu.measure(networks.setting("tiny", corpus, 4), rounds=1)
+    assert [row["path"] for row in rows] == [f"tiny {path}" for path in gpu.PATHS]
+    assert {row["waits at"] for row in rows} == {"never"}
+
+    def waiting(*_):
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(images, "normalise", waiting)
+    step_ = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
+    assert gpu.first_wait(step_).startswith("training.py:")
