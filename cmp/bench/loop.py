@@ -40,10 +40,9 @@ def bare(setting: Setting) -> Callable[[], None]:
         x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
         distinct, place = batch.texts.unique(return_inverse=True)
         ready.append((x, tokens[distinct], place))
-    parameters = list(model.parameters())
 
     def steps() -> None:
-        optimizer = training.make_optimizer(parameters, setting.config.optimizer)
+        optimizer = training.make_optimizer(model, setting.config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = networks.RATE
         for x, text_tokens, place in ready:

@@ -155,7 +155,7 @@ def stepper(
     model.to(device, memory_format=layout).train()
     parameters = list(model.parameters())
     if pieces.fused:
-        optimizer = training.make_optimizer(parameters, setting.config.optimizer)
+        optimizer = training.make_optimizer(model, setting.config.optimizer)
     else:
         optimizer = torch.optim.AdamW(parameters)
     for group in optimizer.param_groups:

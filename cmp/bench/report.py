@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from cmp import store
+from cmp import provenance
 from cmp.files import write_whole
 from cmp.paths import build_folder
 
@@ -36,10 +35,7 @@ class Report:
     def write(self) -> Path:
         """Write `bench/NAME.json` in the build folder, with machine and threads."""
         path = build_folder() / "bench" / f"{self.name}.json"
-        content = dataclasses.asdict(self) | {
-            "machine": store.machine(),
-            "threads": torch.get_num_threads(),
-        }
+        content = dataclasses.asdict(self) | {"machine": provenance.here()}
         write_whole(path, json.dumps(content, indent=1))
         return path
 

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "pieces": ("step", ("tiny",)),
     "loop": ("loop", ("tiny",)),
     "evaluate": ("evaluate", ("tiny",)),
+    "checkpoint": ("checkpoint", ("tiny",)),
     "gpu": ("gpu", ("tiny", "bench-mid")),
 }
 """Name -> (module of `cmp.bench`, which has a function of that name; models by default)."""

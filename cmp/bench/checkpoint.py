@@ -1,0 +1,64 @@
+"""What a checkpoint costs, against the steps between two of them."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cmp import checkpoints, provenance, training
+from cmp.bench import networks, timing
+from cmp.bench.networks import BF16, TASK
+from cmp.bench.report import Report
+from cmp.checkpoints import EVERY, SCHEMA, Keeper, Progress, RunState
+from cmp.data.corpus import Corpus
+
+COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {EVERY} steps")
+BATCH = 64  # of the `cpu` profile: the shorter the steps, the more a checkpoint weighs
+
+
+def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """One checkpoint within a task, on this disk, and the steps that come between two."""
+    rows = []
+    for name in names:
+        setting = networks.setting(name, corpus, batch or BATCH, EVERY)
+        model, tokens = networks.network(setting, BF16)
+        optimizer = training.make_optimizer(model, setting.config.optimizer)
+
+        def steps(setting=setting, model=model, tokens=tokens, optimizer=optimizer) -> None:
+            training.train_task(
+                model, setting.config, setting.corpus, tokens, setting.pools, TASK,
+                optimizer=optimizer,
+            )  # fmt: skip
+
+        with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
+            save = saving(Path(folder), setting.config.to_dict(), model, optimizer)
+            seconds = timing.interleaved(
+                {"steps": steps, "save": save}, rounds, clock=time.perf_counter
+            )
+            megabytes = checkpoints.candidates(Path(folder))[0].stat().st_size / 1e6
+        low, middle, high = 100 * np.quantile(seconds["save"] / seconds["steps"], [0.1, 0.5, 0.9])
+        rows.append(
+            {
+                "model": name,
+                "% of the time": float(middle),
+                "10-90 %": f"{low:.2f}-{high:.2f}",
+                "ms": 1e3 * float(np.median(seconds["save"])),
+                "MB": megabytes,
+                f"ms of {EVERY} steps": 1e3 * float(np.median(seconds["steps"])),
+            }
+        )
+    return Report("checkpoint", f"a checkpoint every {EVERY} steps", COLUMNS, rows)
+
+
+def saving(folder: Path, tree: dict, model, optimizer) -> Callable[[], None]:
+    """A function that saves the state as a run does, two checkpoints kept."""
+    keeper = Keeper("benchmark")
+    keeper.folder = folder
+
+    def save() -> None:
+        progress = Progress(SCHEMA, "benchmark", tree, TASK, EVERY, [], 0.0, provenance.here())
+        keeper.save(RunState(progress, checkpoints.tensors(model, optimizer)))
+
+    return save
