@@ -1,6 +1,7 @@
 """Files: YAML that is read strictly, files and folders that are written whole or not at all."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,16 @@ from cmp.errors import CmpError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do."""
+    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do.
+
+    Without aliases: what they stand for can be endless, or grow beyond any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError("an alias is not taken; write the value out", mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -26,11 +36,15 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for; `ValueError` if it is none."""
+    """The value that a YAML text stands for; `ValueError` if it is none that JSON could hold."""
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+        json.dumps(value)  # refuses dates, bytes, sets, and whole numbers that nobody can print
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
+    except (ArithmeticError, AttributeError, LookupError) as error:  # PyYAML at `!!bool maybe`
+        raise ValueError(f"a value is not what its tag or form says ({error!r})") from error
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
