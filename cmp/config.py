@@ -156,11 +156,12 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     tree = dict(tree)
     if "seed" in tree:
         every = dict.fromkeys(Seeds().__dataclass_fields__, tree.pop("seed"))
-        tree["seeds"] = every | dict(tree.get("seeds") or {})
+        named = tree.get("seeds") or {}
+        if not isinstance(named, Mapping):
+            raise CmpError(f"{source}: seeds: expected seeds by name, found {named!r:.60}")
+        tree["seeds"] = every | dict(named)
     try:
         return _ADAPTER.validate_json(json.dumps(tree))
-    except TypeError as error:
-        raise CmpError(f"{source}: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
@@ -169,6 +170,8 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
             raise CmpError(f"{source}: {key}: no such key; the nearest is {near!r}") from error
         raise CmpError(f"{source}: {key}: {message} (found {fault['input']!r:.80})") from error
+    except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
+        raise CmpError(f"{source}: {error}") from error
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
