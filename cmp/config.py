@@ -22,13 +22,14 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
     """Which network, and the weights it starts from: a shipped base, or random ones."""
 
-    name: str = "tiny"
+    name: Name = "tiny"
     start: Literal["annealed", "unannealed", "random"] = "annealed"
 
 
