@@ -20,7 +20,9 @@ from cmp.files import parse_yaml
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""The largest count."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 
@@ -85,7 +87,7 @@ class Training:
     """Steps of `batch` samples in each task, and the arithmetic of the forward pass."""
 
     steps: Count = 40
-    batch: Annotated[int, Field(ge=2)] = 64
+    batch: Annotated[int, Field(ge=2, le=MOST)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
