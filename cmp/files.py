@@ -8,11 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from cmp.errors import CmpError
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,6 +48,24 @@ def parse_yaml(text: str) -> Any:
     except (ArithmeticError, AttributeError, LookupError) as error:  # PyYAML at `!!bool maybe`
         raise ValueError(f"a value is not what its tag or form says ({error!r})") from error
     return value
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for; `ValueError` if it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def parse_record(text: str, kind: type[T]) -> T:
+    """A JSON text as an instance of a pydantic dataclass; `ValueError` names the key at fault."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "(whole file)"
+        raise ValueError(f"{key}: {fault['msg']}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
