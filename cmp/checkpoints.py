@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cmp.errors import CmpError
 from cmp.files import flush, write_whole
-from cmp.paths import SHORT, build_folder
+from cmp.paths import SHORT, build_folder, named
 
 SCHEMA = 1
 EVERY = 50
@@ -160,7 +160,7 @@ def read(path: Path) -> RunState:
 
 def folder_of(run_id: str) -> Path:
     """Where the checkpoints of a run lie while it is not finished."""
-    return build_folder() / "checkpoints" / run_id[:SHORT]
+    return named(build_folder() / "checkpoints", run_id[:SHORT])
 
 
 def unfinished() -> list[Progress]:

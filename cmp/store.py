@@ -22,7 +22,7 @@ from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
 from cmp.files import parse_record, whole_folder
-from cmp.paths import SHORT, build_folder
+from cmp.paths import SHORT, build_folder, named
 from cmp.runs import Result
 from cmp.tables import METRICS, read_table
 
@@ -72,7 +72,7 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
 
 def folder(run_id: str) -> Path:
     """Where a run is stored."""
-    return build_folder() / "runs" / run_id[:SHORT]
+    return named(build_folder() / "runs", run_id[:SHORT])
 
 
 def save(run_id: str, run_config: RunConfig, result: Result) -> Run:
@@ -128,7 +128,10 @@ def find(prefix: str) -> Run:
     if len(matching) != 1:
         problem = "no stored run" if not matching else f"{len(matching)} stored runs"
         raise CmpError(f"{prefix!r}: {problem} of this id; `cmp results ls` shows them all")
-    return load(matching[0])
+    run = load(matching[0])
+    if not run.id.startswith(prefix):
+        raise CmpError(f"{prefix!r}: no stored run of this id; the nearest is {run.id}")
+    return run
 
 
 def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:

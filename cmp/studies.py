@@ -22,7 +22,7 @@ from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import read_yaml
-from cmp.paths import ROOT, SHORT
+from cmp.paths import ROOT, SHORT, named
 
 STUDIES = ROOT / "book" / "studies"
 RESULTS = ROOT / "book" / "results"
@@ -63,7 +63,7 @@ class Study:
 
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
-    path = STUDIES / f"{chapter}.yaml"
+    path = named(STUDIES, chapter, ".yaml")
     tree = read_yaml(path)
     wanted = {"question": str, "replicates": int, "live": list, "settings": dict}
     for key in [*wanted, *tree]:
@@ -157,7 +157,7 @@ def publish(study: Study, profile: str = "cpu") -> Path:
 
 def published(chapter: str) -> pd.DataFrame:
     """The published metrics of a chapter's study, settings in the order of its grid."""
-    path = RESULTS / f"{chapter}.parquet"
+    path = named(RESULTS, chapter, ".parquet")
     if not path.exists():
         raise CmpError(f"{path}: not published yet; `cmp study {chapter} --publish` computes it")
     frame = pd.read_parquet(path)
