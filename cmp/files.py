@@ -88,6 +88,20 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; `CmpError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
+
+
+def _make_room(target: Path) -> None:
+    if "\0" in target.name:
+        raise CmpError(f"{target.name!r:.60}: no name of a file")
+    make_folder(target.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
@@ -95,8 +109,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises `CmpError` where the disk refuses; `target` is then as it was.
     """
     folder = None
+    _make_room(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         yield folder
         for path in [*folder.iterdir(), folder]:
@@ -118,9 +132,9 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     Raises `CmpError` where the disk refuses; `target` is then as it was.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.parent / f".{target.name}.partial"
+    _make_room(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         flush(partial)
         os.replace(partial, target)

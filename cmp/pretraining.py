@@ -14,7 +14,7 @@ from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.files import parse_json, parse_record, write_whole
+from cmp.files import make_folder, parse_json, parse_record, write_whole
 
 TOLERANCE = 3.0
 """Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
@@ -92,7 +92,7 @@ def pretrain(
     The un-annealed base is the checkpoint before the cooldown. Weights are stored in 16 bits and
     scored as stored. Stopped, it goes on where it was. Returns the cards by start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     steps = run_config.training.steps
     kept = steps - schedules.durations(run_config.schedule, steps)[1]
     name, seed = run_config.model.name, run_config.seeds.init

@@ -14,7 +14,7 @@ from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
 from cmp.data import corpus
 from cmp.errors import CmpError
-from cmp.files import read_yaml
+from cmp.files import read_yaml, whole_file
 from cmp.paths import SHORT
 
 app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, export.")
@@ -147,12 +147,11 @@ def export(
     """Write a run's metrics, a row a (task, scope, dataset), to a file."""
     found = store.find(run_id)
     frame = found.metrics.assign(run=found.id)
-    if file.suffix == ".csv":
-        frame.to_csv(file, index=False)
-    elif file.suffix == ".parquet":
-        frame.to_parquet(file, index=False)
-    else:
+    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
+    if file.suffix not in writers:
         raise CmpError(f"{file}: the name must end in .csv or .parquet")
+    with whole_file(file) as partial:
+        writers[file.suffix](partial, index=False)
     console.print(f"{len(frame)} rows: {file}")
 
 
