@@ -64,7 +64,7 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
     progress = checkpoints.find(run_id)
-    torch.set_num_threads(threads or progress.machine["threads"])
+    torch.set_num_threads(threads or checkpoints.threads(progress))
     compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
 
 
@@ -111,9 +111,10 @@ def list_() -> None:
         table.add_row(run_id, *scores, changes)
     console.print(table)
     for progress in checkpoints.unfinished():
+        run_config = config.parse(progress.config, f"checkpoint of run {progress.run}")
         console.print(
-            f"unfinished: {progress.run[:SHORT]}, {progress.task} of "
-            f"{progress.config['stream']['tasks']} tasks and {progress.step} steps",
+            f"unfinished: {progress.run[:SHORT]}, {progress.task} of {run_config.stream.tasks} "
+            f"tasks and {progress.step} steps",
             highlight=False,
         )
 
