@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import queue
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cmp import chapters
 from cmp.config import PROFILES
 from cmp.errors import CmpError
+from cmp.files import parse_json
 from cmp.paths import ROOT, build_folder
 
 FINGERPRINTED = (
@@ -63,8 +63,9 @@ def package_fingerprint(root: Path = ROOT) -> str:
 def record(target: Path) -> dict:
     """What an executed notebook says of its making; empty where it is missing or damaged."""
     try:
-        return json.loads(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
-    except (OSError, ValueError, KeyError, TypeError):
+        made = parse_json(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
+        return made if isinstance(made.get("seconds", 0.0), int | float) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

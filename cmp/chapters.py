@@ -88,9 +88,10 @@ def notebook(source: Path):
     """
     import jupytext
 
+    text = source_text(source)
     try:
-        book = jupytext.reads(source_text(source), fmt="md:myst")
-    except ValueError as error:
+        book = jupytext.reads(text, fmt="md:myst")
+    except Exception as error:  # whatever its parsers of YAML, Markdown and JSON schemas raise
         raise CmpError(f"{source}: not a MyST Markdown notebook ({error})") from error
     book.metadata["kernelspec"] = dict(KERNELSPEC)
     seen: dict[str, int] = {}
@@ -114,12 +115,16 @@ def declared(cell: str) -> dict[str, Parameter]:
     else is a `CmpError`.
     """
     found = {}
-    for node in ast.parse(cell).body:
-        line = cell.splitlines()[node.end_lineno - 1].encode()
+    try:
+        body = ast.parse(cell).body
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise CmpError(f"parameters cell: Python cannot read it ({error})") from error
+    for node in body:
+        line = cell.split("\n")[node.end_lineno - 1].encode()  # lines as Python counts them
         try:
             name, kind = node.target.id, ast.unparse(node.annotation)
             default, _ = ast.literal_eval(node.value), TYPES[kind]
-        except (AttributeError, ValueError, KeyError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CmpError(
                 f"parameters cell: {line.decode().strip()!r}: write name: type = value  # help, "
                 f"with a type of {', '.join(TYPES)}"
@@ -167,7 +172,11 @@ def check(values: dict[str, object], valid: dict[str, Parameter]) -> None:
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise refusal(f"{name}: {value!r} is no {kind.__name__}", valid)
         words, holds = RULES.get(name, ("", lambda value: True))
-        if not holds(value):
+        try:
+            obeyed = holds(value)
+        except TypeError:  # declared with another type than the rule's
+            obeyed = False
+        if not obeyed:
             raise refusal(f"{name}: {value!r} must be {words}", valid)
 
 

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmp.errors import CmpError
-from cmp.files import flush, write_whole
-from cmp.paths import SHORT, build_folder
+from cmp.files import flush, make_folder, write_whole
+from cmp.paths import SHORT, build_folder, named
 
 SCHEMA = 1
 EVERY = 50
@@ -160,7 +160,7 @@ def read(path: Path) -> RunState:
 
 def folder_of(run_id: str) -> Path:
     """Where the checkpoints of a run lie while it is not finished."""
-    return build_folder() / "checkpoints" / run_id[:SHORT]
+    return named(build_folder() / "checkpoints", run_id[:SHORT])
 
 
 def unfinished() -> list[Progress]:
@@ -168,6 +168,14 @@ def unfinished() -> list[Progress]:
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
     found = [latest(folder) for folder in folders]
     return [each[1].progress for each in found if each]
+
+
+def threads(progress: Progress) -> int:
+    """Torch threads where the run began; `CmpError` if the checkpoint does not say."""
+    found = progress.machine.get("threads")
+    if not isinstance(found, int) or found < 1:
+        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
+    return found
 
 
 def find(prefix: str) -> Progress:
@@ -212,8 +220,10 @@ class Keeper:
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
+        if self.folder.is_symlink():
+            raise CmpError(f"{self.folder}: is a link; checkpoints elsewhere are not touched")
+        make_folder(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -243,7 +253,7 @@ class Keeper:
         path = write(state, self.folder)
         keep = {path, self._last, self.folder / "lock"}
         for other in self.folder.iterdir():
-            if other not in keep:
+            if other not in keep and not other.is_dir():
                 other.unlink(missing_ok=True)
         self._last = path
 

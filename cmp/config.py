@@ -20,15 +20,18 @@ from cmp.files import parse_yaml
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""The largest count."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
     """Which network, and the weights it starts from: a shipped base, or random ones."""
 
-    name: str = "tiny"
+    name: Name = "tiny"
     start: Literal["annealed", "unannealed", "random"] = "annealed"
 
 
@@ -84,7 +87,7 @@ class Training:
     """Steps of `batch` samples in each task, and the arithmetic of the forward pass."""
 
     steps: Count = 40
-    batch: Annotated[int, Field(ge=2)] = 64
+    batch: Annotated[int, Field(ge=2, le=MOST)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -156,11 +159,12 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     tree = dict(tree)
     if "seed" in tree:
         every = dict.fromkeys(Seeds().__dataclass_fields__, tree.pop("seed"))
-        tree["seeds"] = every | dict(tree.get("seeds") or {})
+        named = tree.get("seeds") or {}
+        if not isinstance(named, Mapping):
+            raise CmpError(f"{source}: seeds: expected seeds by name, found {named!r:.60}")
+        tree["seeds"] = every | dict(named)
     try:
         return _ADAPTER.validate_json(json.dumps(tree))
-    except TypeError as error:
-        raise CmpError(f"{source}: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
@@ -169,6 +173,8 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
             raise CmpError(f"{source}: {key}: no such key; the nearest is {near!r}") from error
         raise CmpError(f"{source}: {key}: {message} (found {fault['input']!r:.80})") from error
+    except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
+        raise CmpError(f"{source}: {error}") from error
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -1,21 +1,34 @@
 """Files: YAML that is read strictly, files and folders that are written whole or not at all."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from cmp.errors import CmpError
 
+T = TypeVar("T")
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do."""
+    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do.
+
+    Without aliases: what they stand for can be endless, or grow beyond any memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError("an alias is not taken; write the value out", mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -26,11 +39,33 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for; `ValueError` if it is none."""
+    """The value that a YAML text stands for; `ValueError` if it is none that JSON could hold."""
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+        json.dumps(value)  # refuses dates, bytes, sets, and whole numbers that nobody can print
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
+    except (ArithmeticError, AttributeError, LookupError) as error:  # PyYAML at `!!bool maybe`
+        raise ValueError(f"a value is not what its tag or form says ({error!r})") from error
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for; `ValueError` if it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def parse_record(text: str, kind: type[T]) -> T:
+    """A JSON text as an instance of a pydantic dataclass; `ValueError` names the key at fault."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "(whole file)"
+        raise ValueError(f"{key}: {fault['msg']}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -53,6 +88,20 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; `CmpError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
+
+
+def _make_room(target: Path) -> None:
+    if "\0" in target.name:
+        raise CmpError(f"{target.name!r:.60}: no name of a file")
+    make_folder(target.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
@@ -60,8 +109,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises `CmpError` where the disk refuses; `target` is then as it was.
     """
     folder = None
+    _make_room(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         yield folder
         for path in [*folder.iterdir(), folder]:
@@ -83,9 +132,9 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     Raises `CmpError` where the disk refuses; `target` is then as it was.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.parent / f".{target.name}.partial"
+    _make_room(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         flush(partial)
         os.replace(partial, target)

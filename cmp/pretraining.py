@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from cmp import config, evaluation, models, runs, schedules, store
 from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.files import write_whole
+from cmp.files import make_folder, parse_json, parse_record, write_whole
 
 TOLERANCE = 3.0
 """Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
@@ -34,6 +36,37 @@ steps; neither distillation nor other augmentation was needed.
 | weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
 """
+
+
+CARD = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=CARD)
+class Score:
+    """An aggregate and its standard error, in percent."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True, config=CARD)
+class Aggregates:
+    """The two that a card gives."""
+
+    A_KA: Score
+    A_ZS: Score
+
+
+@dataclass(frozen=True, config=CARD)
+class Card:
+    """What a model card must say; it says more."""
+
+    weights: str
+    steps: int
+    seconds: int
+    tolerance: float
+    scores: Aggregates
+    joint: Aggregates | None = None
 
 
 def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
@@ -59,7 +92,7 @@ def pretrain(
     The un-annealed base is the checkpoint before the cooldown. Weights are stored in 16 bits and
     scored as stored. Stopped, it goes on where it was. Returns the cards by start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     steps = run_config.training.steps
     kept = steps - schedules.durations(run_config.schedule, steps)[1]
     name, seed = run_config.model.name, run_config.seeds.init
@@ -149,16 +182,19 @@ def save_card(card: dict[str, Any], weights: Path) -> None:
 
 
 def read_card(weights: Path) -> dict[str, Any]:
-    """The card of a weights file; `CmpError` if it has none."""
+    """The card of a weights file; `CmpError` if it has none that says what a `Card` must."""
     try:
-        return json.loads(card_path(weights).read_text())
+        text = card_path(weights).read_text()
+        parse_record(text, Card)
+        return parse_json(text)
     except (OSError, ValueError) as error:
-        raise CmpError(f"{card_path(weights)}: no readable model card ({error})") from error
+        raise CmpError(f"{weights}: no readable model card beside it ({error})") from error
 
 
 def overview(folder: Path) -> str:
-    """A Markdown page of all cards of a folder: how each base was made and what it scores."""
-    cards = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    """A Markdown page of all bases of a folder: how each was made and what it scores."""
+    weights = sorted(folder.glob("*.safetensors"))
+    cards = [read_card(path) for path in weights if card_path(path).exists()]
     lines = []
     for card in cards:
         scores = [f"{s['value']:.1f} ± {s['standard_error']:.1f}" for s in card["scores"].values()]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cmp import checkpoints, mixtures, models, provenance, streams, training
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
-from cmp.config import Mixture, RunConfig
+from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
@@ -82,6 +82,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
 def joint(config: RunConfig) -> RunConfig:
     """The upper bound of a run: all its classes in one task of as many steps, one schedule."""
     steps = config.stream.tasks * config.training.steps
+    if steps > MOST:
+        raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {MOST}")
     return dataclasses.replace(
         config,
         stream=dataclasses.replace(config.stream, tasks=1),

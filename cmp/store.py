@@ -9,21 +9,40 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import NUMERICS, config, models
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
-from cmp.files import whole_folder
-from cmp.paths import SHORT, build_folder
+from cmp.files import parse_record, whole_folder
+from cmp.paths import SHORT, build_folder, named
 from cmp.runs import Result
+from cmp.tables import METRICS, read_table
 
 FORMAT = 2
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Stored:
+    """What `run.json` says."""
+
+    format: Literal[FORMAT]
+    id: str
+    config: dict[str, Any]
+    weights_sha256: str
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for key, kind in (("seconds", int | float), ("threads", int)):
+            if not isinstance(self.provenance.get(key), kind):
+                raise ValueError(f"provenance.{key}: must be a number")
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
 
 def folder(run_id: str) -> Path:
     """Where a run is stored."""
-    return build_folder() / "runs" / run_id[:SHORT]
+    return named(build_folder() / "runs", run_id[:SHORT])
 
 
 def save(run_id: str, run_config: RunConfig, result: Result) -> Run:
@@ -80,17 +99,16 @@ def load(run_id: str) -> Run:
     """Read a stored run; `CmpError` if it is missing or damaged."""
     place = folder(run_id)
     try:
-        content = json.loads((place / "run.json").read_text())
-        metrics = pd.read_parquet(place / "metrics.parquet")
-        found, tree, about = content["id"], content["config"], content["provenance"]
-        weights = content["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stored = parse_record((place / "run.json").read_text(), Stored)
+        metrics = read_table(place / "metrics.parquet", METRICS)
+    except (OSError, ValueError) as error:
         raise CmpError(
             f"{place}: no readable run ({error}); delete the folder and rerun"
         ) from error
-    if not found.startswith(run_id):
-        raise CmpError(f"{place}: holds run {found[:SHORT]}, not {run_id[:SHORT]}")
-    return Run(found, config.parse(tree, str(place)), about, metrics, weights)
+    if not stored.id.startswith(run_id):
+        raise CmpError(f"{place}: holds run {stored.id[:SHORT]}, not {run_id[:SHORT]}")
+    run_config = config.parse(stored.config, str(place))
+    return Run(stored.id, run_config, stored.provenance, metrics, stored.weights_sha256)
 
 
 def is_stored(run_id: str) -> bool:
@@ -110,7 +128,10 @@ def find(prefix: str) -> Run:
     if len(matching) != 1:
         problem = "no stored run" if not matching else f"{len(matching)} stored runs"
         raise CmpError(f"{prefix!r}: {problem} of this id; `cmp results ls` shows them all")
-    return load(matching[0])
+    run = load(matching[0])
+    if not run.id.startswith(prefix):
+        raise CmpError(f"{prefix!r}: no stored run of this id; the nearest is {run.id}")
+    return run
 
 
 def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -23,11 +23,13 @@ from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import read_yaml
-from cmp.paths import ROOT, SHORT
+from cmp.paths import ROOT, SHORT, named
+from cmp.tables import METRICS, read_table
 
 STUDIES = ROOT / "book" / "studies"
 RESULTS = ROOT / "book" / "results"
 MAX_LIVE = 4
+MAX_REPLICATES = 1000
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,33 @@ class Study:
 
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
-    path = STUDIES / f"{chapter}.yaml"
+    path = named(STUDIES, chapter, ".yaml")
     tree = {"claims": []} | read_yaml(path)
+    _check(path, tree)
+    settings = {name: dict(changes or {}) for name, changes in tree["settings"].items()}
+    live, claims = tuple(tree["live"]), tree["claims"]
+    study = Study(chapter, tree["question"], tree["replicates"], live, settings, claims)
+    study.configs("quick", 1)  # refuses impossible settings now
+    return study
+
+
+def _check(path: Path, tree: dict[str, Any]) -> None:
+    """Refuse a grid that is not well-formed."""
     wanted = {"question": str, "replicates": int, "live": list, "settings": dict, "claims": list}
     for key in [*wanted, *tree]:
         if key not in wanted:
             raise CmpError(f"{path}: {key}: no such key; there are {', '.join(wanted)}")
         if not isinstance(tree.get(key), wanted[key]):
             raise CmpError(f"{path}: {key}: must be given, as {wanted[key].__name__}")
-    if unknown := [name for name in tree["live"] if name not in tree["settings"]]:
+    for name, changes in tree["settings"].items():
+        if not isinstance(name, str) or not isinstance(changes, dict | None):
+            raise CmpError(f"{path}: settings: {name}: must be a name, with its changes as keys")
+    if not 1 <= tree["replicates"] <= MAX_REPLICATES:
+        raise CmpError(f"{path}: replicates: must be 1 to {MAX_REPLICATES}")
+    if unknown := [name for name in tree["live"] if name not in [*tree["settings"]]]:
         raise CmpError(f"{path}: live: {unknown[0]!r} is no setting")
     if len(tree["live"]) > MAX_LIVE:
         raise CmpError(f"{path}: live: at most {MAX_LIVE} settings, not {len(tree['live'])}")
-    settings = {name: dict(changes or {}) for name, changes in tree["settings"].items()}
-    live, claims = tuple(tree["live"]), tree["claims"]
-    study = Study(chapter, tree["question"], tree["replicates"], live, settings, claims)
-    study.configs("quick", 1)  # refuses impossible settings now
-    return study
 
 
 def run_one(
@@ -163,9 +175,14 @@ def publish(study: Study, profile: str = "cpu") -> Path:
 
 def published(chapter: str) -> pd.DataFrame:
     """The published metrics of a chapter's study, settings in the order of its grid."""
-    path = RESULTS / f"{chapter}.parquet"
+    path = named(RESULTS, chapter, ".parquet")
     if not path.exists():
         raise CmpError(f"{path}: not published yet; `cmp study {chapter} --publish` computes it")
-    frame = pd.read_parquet(path)
+    try:
+        frame = read_table(path, {"setting": str, "replicate": int} | METRICS)
+    except (OSError, ValueError) as error:
+        raise CmpError(
+            f"{path}: cannot be read ({error}); `cmp study {chapter} --publish` writes it again"
+        ) from error
     order = {name: place for place, name in enumerate(load(chapter).settings)}
     return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")

@@ -8,9 +8,8 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import evaluation, models, pretraining, runs
+from cmp import config, evaluation, models, pretraining, runs
 from cmp.cli.shared import ROLE_NAMES, Seed, Threads, console
-from cmp.config import Model
 from cmp.data import corpus
 from cmp.errors import CmpError
 from cmp.paths import build_folder
@@ -34,7 +33,9 @@ def evaluate(
         network = models.create(model)
         models.load_weights(network, weights)
     else:
-        network = models.load(Model(model, start), seed)
+        tree = {"model": {"name": model, "start": start}, "seed": seed}
+        chosen = config.parse(tree, "cmp eval")
+        network = models.load(chosen.model, chosen.seeds.init)
     scores = evaluation.evaluate(network, model, corpus.load(), split)
     print_scores(scores, f"{model}, {weights or f'{start} base {seed}'}, {split}")
 

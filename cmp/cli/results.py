@@ -14,7 +14,7 @@ from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
 from cmp.data import corpus
 from cmp.errors import CmpError
-from cmp.files import read_yaml
+from cmp.files import read_yaml, whole_file
 from cmp.paths import SHORT
 
 app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, export.")
@@ -64,7 +64,7 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
     progress = checkpoints.find(run_id)
-    torch.set_num_threads(threads or progress.machine["threads"])
+    torch.set_num_threads(threads or checkpoints.threads(progress))
     compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
 
 
@@ -111,9 +111,10 @@ def list_() -> None:
         table.add_row(run_id, *scores, changes)
     console.print(table)
     for progress in checkpoints.unfinished():
+        run_config = config.parse(progress.config, f"checkpoint of run {progress.run}")
         console.print(
-            f"unfinished: {progress.run[:SHORT]}, {progress.task} of "
-            f"{progress.config['stream']['tasks']} tasks and {progress.step} steps",
+            f"unfinished: {progress.run[:SHORT]}, {progress.task} of {run_config.stream.tasks} "
+            f"tasks and {progress.step} steps",
             highlight=False,
         )
 
@@ -147,12 +148,11 @@ def export(
     """Write a run's metrics, a row a (task, scope, dataset), to a file."""
     found = store.find(run_id)
     frame = found.metrics.assign(run=found.id)
-    if file.suffix == ".csv":
-        frame.to_csv(file, index=False)
-    elif file.suffix == ".parquet":
-        frame.to_parquet(file, index=False)
-    else:
+    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
+    if file.suffix not in writers:
         raise CmpError(f"{file}: the name must end in .csv or .parquet")
+    with whole_file(file) as partial:
+        writers[file.suffix](partial, index=False)
     console.print(f"{len(frame)} rows: {file}")
 
 

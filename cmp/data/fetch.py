@@ -1,6 +1,7 @@
 """Pinned packages: fetched once through the registries' own clients, checked, read as streams."""
 
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
@@ -21,6 +22,11 @@ MEMBER_CAP = 64 * 2**20
 ARCHIVE_CAP = 512 * 2**20
 TIMEOUT = 600
 AR_MAGIC = b"!<arch>\n"
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(ValueError, RuntimeError),  # names that are no text; a password, an unknown compression
+)
+"""What reading an archive raises that is not as it was made."""
 
 
 def cache_path(package: Package) -> Path:
@@ -110,7 +116,7 @@ def members(archive: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:
             if size > MEMBER_CAP or total > ARCHIVE_CAP:
                 raise CmpError(f"{archive}: {name}: unpacks to more than the cap; refused")
             yield name, read()
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise CmpError(f"{archive}: damaged archive ({error}); delete it and rerun") from error
 
 
@@ -120,7 +126,7 @@ def _entries(archive: Path):
         with zipfile.ZipFile(archive) as source:
             for info in source.infolist():
                 if not info.is_dir():
-                    yield info.filename, info.file_size, lambda info=info: source.read(info)
+                    yield info.filename, info.file_size, lambda info=info: _read(source, info)
         return
     with archive.open("rb") as file:
         _seek_tar(file)
@@ -128,6 +134,12 @@ def _entries(archive: Path):
             for info in source:
                 if info.isfile():
                     yield info.name, info.size, lambda info=info: source.extractfile(info).read()
+
+
+def _read(source: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A file of a zip: never more than the size that it states."""
+    with source.open(info) as file:
+        return file.read(info.file_size)
 
 
 def _seek_tar(file: BinaryIO) -> None:

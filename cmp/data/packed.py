@@ -4,22 +4,27 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pandas as pd
+from pydantic.dataclasses import dataclass as checked_dataclass
 
+from cmp.config import STRICT
 from cmp.data.manifest import Dataset, load_packages
 from cmp.data.samples import SIZE, Samples
 from cmp.errors import CmpError
-from cmp.files import whole_folder
+from cmp.files import parse_json, parse_record, whole_folder
 from cmp.paths import build_folder
+from cmp.tables import read_table
 
 FORMAT = 4
 """Bumped when the layout changes, or when a recipe makes other samples from the same manifest."""
 SPLITS = ("train", "validation", "test")
+COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=STRICT)
 class Header:
     """What `store.json` says of the files beside it."""
 
@@ -85,7 +90,7 @@ def write(dataset: Dataset, samples: Samples) -> None:
 def is_built(dataset: Dataset) -> bool:
     """Whether a store made from exactly this manifest lies on disk."""
     try:
-        content = json.loads((store_path(dataset.name) / "store.json").read_text())
+        content = parse_json((store_path(dataset.name) / "store.json").read_text())
         return content["fingerprint"] == fingerprint(dataset)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -100,10 +105,10 @@ def read(dataset: Dataset) -> Packed:
             f"run `cmp data build {dataset.name}`"
         )
     try:
-        header = Header(**json.loads((folder / "store.json").read_text()))
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        table = pd.read_parquet(folder / "samples.parquet")
-    except (OSError, ValueError, TypeError) as error:
+        header = parse_record((folder / "store.json").read_text(), Header)
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
+        table = read_table(folder / "samples.parquet", COLUMNS)
+    except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:
         raise CmpError(f"{folder}: damaged ({error}); delete it and rebuild") from error
     if images.shape != (len(table), 4, SIZE, SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; delete it and rebuild")

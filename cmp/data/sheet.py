@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from cmp.data.packed import Packed
 from cmp.data.samples import SIZE
+from cmp.files import whole_file
 from cmp.seeds import numpy_generator
 
 COLUMNS, ZOOM, LINE, GAP = 8, 4, 12, 4
@@ -29,4 +30,5 @@ def contact_sheet(packed: Packed, path: Path, count: int = 64) -> None:
         sheet.paste(seen.resize((side, side), Image.Resampling.NEAREST), (x, y))
         label = packed.table["label"].iloc[index].encode("ascii", "replace").decode()
         draw.text((x, y + side), label[:20], fill="black")
-    sheet.save(path)
+    with whole_file(path) as partial:
+        sheet.save(partial, "PNG")
