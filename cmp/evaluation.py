@@ -125,7 +125,7 @@ def text_features(model: nn.Module, name: str, texts: list[str], precision: str)
     features = []
     for block in by_length.split(BLOCK):
         with autocast(precision, device):
-            features.append(models.encode_text(model, tokens[block].to(device)))
+            features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
 
 

@@ -24,6 +24,7 @@ open_clip.add_model_config(MODEL_CONFIGS)
 
 EMBEDDED = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
 MAX_LOGIT_SCALE = math.log(100)
+TEXTS_ROUNDED = 16
 
 
 class SplitAttention(nn.Module):
@@ -122,19 +123,46 @@ def encode_image(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Tokens [N, L] -> unit text features [N, E] in fp32.
+    """Tokens [N, L], best on the CPU, -> unit text features [N, E] in fp32, on the model's device.
 
-    Tokens behind the last end mark of the batch cannot matter under causal attention; they are cut
-    off first. Only for CLIP's own text tower; others go through open_clip.
+    Texts go through the tower in pairs, which changes no feature and saves most of the padding.
+    Only for CLIP's own text tower; others go through open_clip.
     """
+    device = model.logit_scale.device
     if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
-        return F.normalize(model.encode_text(tokens).float(), dim=-1)
-    ends = tokens.argmax(dim=-1)
-    length = int(ends.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x), device=x.device), ends]  # [N, width]
-    return F.normalize((x @ model.text_projection).float(), dim=-1)
+        return F.normalize(model.encode_text(tokens.to(device)).float(), dim=-1)
+    rows, position, mask, ends = (x.to(device) for x in in_pairs(tokens.cpu()))
+    x = model.token_embedding(rows) + model.positional_embedding[position]
+    x = model.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
+    return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
+
+
+def in_pairs(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Put texts two to a row, the longest with the shortest, so that all rows are about as long.
+
+    tokens: [N, L], each text ended by its largest token. Returns the rows' tokens and positions in
+    their texts, [R, M]; a mask to add to attention scores, [R, 1, M, M], under which a token sees
+    its own text up to itself; and the place of each text's end in the flattened rows, [N].
+
+    R and M are rounded up: a CPU compiles kernels for every new shape.
+    """
+    count = len(tokens)
+    tokens = F.pad(tokens, (0, 0, 0, -count % TEXTS_ROUNDED))
+    length = tokens.argmax(dim=1) + 1
+    order = length.argsort(stable=True)
+    right, left = order[: len(order) // 2], order[len(order) // 2 :].flip(0)
+    size = int((length[left] + length[right]).max())
+    column = torch.arange(size + size % 2)
+    start = length[left, None]  # of the right text
+    is_right = column >= start
+    position = (column - start * is_right).clamp(max=tokens.shape[1] - 1)
+    rows = tokens[torch.where(is_right, right[:, None], left[:, None]), position]
+    seen = (is_right[:, :, None] == is_right[:, None]) & (column[:, None] >= column)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
+    ends = torch.empty_like(length)
+    ends[left] = torch.arange(len(left)) * len(column) + length[left] - 1
+    ends[right] = ends[left] + length[right]
+    return rows, position, mask, ends[:count]
 
 
 def weights_path(name: str, start: str, seed: int) -> Path:
