@@ -80,10 +80,10 @@ class StemTransformer(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 4, 3, stride=2, padding=1),
-            nn.GroupNorm(8, width // 4),
+            group_norm(width // 4),
             nn.GELU(),
             nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
-            nn.GroupNorm(8, width // 2),
+            group_norm(width // 2),
             nn.GELU(),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
         )
