@@ -9,25 +9,31 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GROUPS = 8
+CHANNELS_IN_GROUP = 16
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """A norm over groups of 16 channels and all positions.
+
+    It has no running statistics, so weights can be averaged without spoiling any. In bf16 and
+    channels_last a CPU takes seven times as long for groups of 8, twelve times for groups of 4.
+    """
+    return nn.GroupNorm(width // CHANNELS_IN_GROUP, width)
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation block: (GroupNorm, GELU, 3x3 convolution) twice, added to the input.
-
-    GroupNorm has no running statistics, so weights can be averaged without spoiling any.
-    """
+    """Pre-activation block: (GroupNorm, SiLU, 3x3 convolution) twice, added to the input."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm_1 = nn.GroupNorm(GROUPS, width)
+        self.norm_1 = group_norm(width)
         self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm_2 = nn.GroupNorm(GROUPS, width)
+        self.norm_2 = group_norm(width)
         self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, width, H, W] -> same
-        y = self.conv_1(F.gelu(self.norm_1(x)))
-        return x + self.conv_2(F.gelu(self.norm_2(y)))
+        y = self.conv_1(F.silu(self.norm_1(x)))
+        return x + self.conv_2(F.silu(self.norm_2(y)))
 
 
 class ConvTower(nn.Module):
@@ -40,7 +46,7 @@ class ConvTower(nn.Module):
     def __init__(self, stem: int, widths: tuple[int, ...], depth: int):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, stem, 3, stride=2, padding=1), nn.GroupNorm(GROUPS, stem), nn.GELU()
+            nn.Conv2d(3, stem, 3, stride=2, padding=1), group_norm(stem), nn.SiLU()
         )
         self.stages = nn.Sequential(
             *(
@@ -74,10 +80,10 @@ class StemTransformer(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 4, 3, stride=2, padding=1),
-            nn.GroupNorm(GROUPS, width // 4),
+            group_norm(width // 4),
             nn.GELU(),
             nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
-            nn.GroupNorm(GROUPS, width // 2),
+            group_norm(width // 2),
             nn.GELU(),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
         )

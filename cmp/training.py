@@ -75,7 +75,7 @@ def forward_loss(
     distinct, place = batch.texts.unique(return_inverse=True)
     with autocast(precision, device):
         image = models.encode_image(model, x)
-        text = models.encode_text(model, tokens[distinct].to(device))[place.to(device)]
+        text = models.encode_text(model, tokens[distinct])[place.to(device)]
     return contrastive_loss(image, text, model.logit_scale)
 
 

@@ -45,9 +45,7 @@ def run_one(
     return store.load(run_id)
 
 
-def local(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
-) -> Failures:
+def local(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]) -> Failures:
     """Compute runs in `jobs` processes; calls `finished` after each, returns why others failed.
 
     A worker that dies (out of memory, killed) is replaced and its run goes on from its checkpoint.

@@ -35,12 +35,29 @@ def test_split_attention_changes_no_output(name):
     assert not any(isinstance(module, nn.MultiheadAttention) for module in split.modules())
 
 
-def test_trimmed_text_equals_open_clips():
+@pytest.mark.parametrize("count", [1, 2, 16, 33])
+def test_text_in_pairs_equals_open_clips(corpus, count):
     model = models.create("tiny", 1)
-    tokens = models.tokenizer("tiny")(["cat", "five o’clock", "grinning cat, animal"])
+    tokens = models.tokenizer("tiny")(corpus.texts[-count:])
     with torch.no_grad():
         expected = model.encode_text(tokens, normalize=True)
         torch.testing.assert_close(models.encode_text(model, tokens), expected)
+
+
+def test_a_text_does_not_see_its_neighbour():
+    model = models.create("tiny", 1)
+    tokens = models.tokenizer("tiny")(["a grinning cat, animal, pet", "cat"])
+    other = models.tokenizer("tiny")(["a large red heart, top left", "cat"])
+    with torch.no_grad():
+        alike = models.encode_text(model, tokens)[1], models.encode_text(model, other)[1]
+        torch.testing.assert_close(*alike)
+
+
+def test_pairs_save_most_of_the_padding(corpus):
+    tokens = models.tokenizer("tiny")(corpus.texts[:128])
+    length = tokens.argmax(dim=1) + 1
+    needed, trimmed = int(length.sum()), len(tokens) * int(length.max())
+    assert models.in_pairs(tokens)[0].numel() - needed < (trimmed - needed) / 2
 
 
 def test_other_open_clip_models_are_built_too():
