@@ -209,12 +209,13 @@ def latest(folder: Path) -> tuple[Path, RunState] | None:
 class Keeper:
     """The checkpoints of one run, held by one process at a time.
 
-    Used as a context; `CmpError` if another process computes the same run. every: steps between two
-    checkpoints within a task; one is also written at each task's end.
+    Used as a context; `CmpError` if another process computes the same run, or with `wait` once it
+    does no more. every: steps between two checkpoints within a task; one is also written at each
+    task's end.
     """
 
-    def __init__(self, run_id: str, every: int = EVERY):
-        self.run_id, self.every = run_id, every
+    def __init__(self, run_id: str, every: int = EVERY, wait: bool = False):
+        self.run_id, self.every, self.wait = run_id, every, wait
         self.folder = folder_of(run_id)
         self._last: Path | None = None
         self._lock: int | None = None
@@ -225,7 +226,7 @@ class Keeper:
         make_folder(self.folder)
         try:
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             self.__exit__()
             raise CmpError(f"{self.folder}: another process is computing this run") from error

@@ -126,18 +126,13 @@ def text_features(model: nn.Module, name: str, texts: list[str], precision: str)
     Texts go through the model by length, so that short ones are not padded to the longest.
     """
     device = model.logit_scale.device
-    tokens = _tokens(name, tuple(texts))  # on the CPU, as `models.encode_text` likes them
+    tokens = models.tokens(name, texts)  # on the CPU, as `models.encode_text` likes them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     features = []
     for block in by_length.split(BLOCK):
         with autocast(precision, device):
             features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
-
-
-@functools.lru_cache(maxsize=256)
-def _tokens(name: str, texts: tuple[str, ...]) -> Tensor:
-    return models.tokenizer(name)(list(texts))
 
 
 def classify(image: Tensor, prompts: Tensor) -> np.ndarray:

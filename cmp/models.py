@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -127,13 +128,23 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
+def tokens(name: str, texts: Sequence[str]) -> Tensor:
+    """Texts as a model's tokens, int64 [N, context_length]; not to be changed, as they are kept."""
+    return _tokens(name, tuple(texts))
+
+
+@functools.lru_cache(maxsize=256)
+def _tokens(name: str, texts: tuple[str, ...]) -> Tensor:
+    return tokenizer(name)(list(texts))
+
+
 def encode_image(model: nn.Module, x: Tensor) -> Tensor:
     """Normalised network input [B, 3, H, W] -> unit image features [B, E], in fp32 at least."""
     return _unit(model.visual(x))
 
 
 def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Tokens [N, L], best on the CPU, -> unit text features [N, E], in fp32 at least, on its device.
+    """Tokens [N, L], best on the CPU, -> unit text features [N, E], in fp32 at least.
 
     Texts go through the tower in pairs, which changes no feature and saves most of the padding.
     Only for CLIP's own text tower; others go through open_clip.

@@ -92,6 +92,14 @@ def joint(config: RunConfig) -> RunConfig:
     )
 
 
+def evaluations(config: RunConfig) -> list[tuple[int | None, int]]:
+    """(images a dataset, how often): after each task, and where asked for on the full test at both
+    ends of the stream, which `None` stands for."""
+    asked = config.evaluation
+    often = [(asked.subset, config.stream.tasks + 1)]
+    return often + [(None, 2)] * (asked.full and asked.subset is not None)
+
+
 def run(
     config: RunConfig,
     corpus: Corpus,
@@ -110,7 +118,7 @@ def run(
     """
     pools = task_pools(config, corpus)
     model = (model or models.load(config.model, config.seeds.init)).to(device)
-    tokens = models.tokenizer(config.model.name)(corpus.texts)
+    tokens = models.tokens(config.model.name, corpus.texts)
     with StopRequest() as stop:
         sitting = _Sitting(config, corpus, observer, model, keeper, stop, provenance.here(device))
         state = sitting.begin()
@@ -167,11 +175,10 @@ class _Sitting:
 
     def evaluate(self, done: int) -> None:
         """Score the model after `done` tasks: the subset, and the full test at both ends."""
-        evaluation = self.config.evaluation
-        sizes = [evaluation.subset]
-        if evaluation.full and done in (0, self.config.stream.tasks) and sizes != [None]:
-            sizes.append(None)
-        for size in sizes:
+        ends = done in (0, self.config.stream.tasks)
+        for size, count in evaluations(self.config):
+            if count == 2 and not ends:
+                continue
             scores = evaluate(
                 self.model, self.config.model.name, self.corpus,
                 subset=size, precision=self.config.training.precision,

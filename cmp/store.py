@@ -75,40 +75,53 @@ def folder(run_id: str) -> Path:
     return named(build_folder() / "runs", run_id[:SHORT])
 
 
-def save(run_id: str, run_config: RunConfig, result: Result) -> Run:
-    """Store a finished run, whole or not at all."""
+def finished(run_id: str, run_config: RunConfig, result: Result) -> Run:
+    """What is stored of a result."""
     about = result.provenance | {
         "seconds": round(result.seconds, 2),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    run = Run(run_id, run_config, about, result.metrics, models.digest(result.model))
+    return Run(run_id, run_config, about, result.metrics, models.digest(result.model))
+
+
+def save(run: Run) -> None:
+    """Store a finished run, whole or not at all."""
     content = {
         "format": FORMAT,
-        "id": run_id,
-        "config": run_config.to_dict(),
+        "id": run.id,
+        "config": run.config.to_dict(),
         "weights_sha256": run.weights,
-        "provenance": about,
+        "provenance": run.provenance,
     }
-    with whole_folder(folder(run_id)) as target:
-        result.metrics.to_parquet(target / "metrics.parquet", index=False)
+    with whole_folder(folder(run.id)) as target:
+        run.metrics.to_parquet(target / "metrics.parquet", index=False)
         (target / "run.json").write_text(json.dumps(content, indent=1))
-    return run
 
 
 def load(run_id: str) -> Run:
     """Read a stored run; `CmpError` if it is missing or damaged."""
+    stored, run_config = about(run_id)
+    try:
+        metrics = read_table(folder(run_id) / "metrics.parquet", METRICS)
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder(run_id), error) from error
+    return Run(stored.id, run_config, stored.provenance, metrics, stored.weights_sha256)
+
+
+def about(run_id: str) -> tuple[Stored, RunConfig]:
+    """What is stored of a run beside its metrics; `CmpError` as in `load`."""
     place = folder(run_id)
     try:
         stored = parse_record((place / "run.json").read_text(), Stored)
-        metrics = read_table(place / "metrics.parquet", METRICS)
     except (OSError, ValueError) as error:
-        raise CmpError(
-            f"{place}: no readable run ({error}); delete the folder and rerun"
-        ) from error
+        raise _unreadable(place, error) from error
     if not stored.id.startswith(run_id):
         raise CmpError(f"{place}: holds run {stored.id[:SHORT]}, not {run_id[:SHORT]}")
-    run_config = config.parse(stored.config, str(place))
-    return Run(stored.id, run_config, stored.provenance, metrics, stored.weights_sha256)
+    return stored, config.parse(stored.config, str(place))
+
+
+def _unreadable(place: Path, error: Exception) -> CmpError:
+    return CmpError(f"{place}: no readable run ({error}); delete the folder and rerun")
 
 
 def is_stored(run_id: str) -> bool:

@@ -2,34 +2,40 @@
 
 `book/studies/NN.yaml` states a chapter's grid: for each setting what it changes in the profile
 (`joint: true` makes it the joint upper bound), how many replicates, and which settings are `live`,
-that is, recomputed in `quick`. Replicate r takes base r and stream r, paired across settings. What
-the chapter claims of its settings may stand there too, under `claims`; `cmp.claims` reads it.
+that is, recomputed in `quick`. Replicate r takes base r and stream r, paired across settings.
+
+A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
+them, or for the first values, the second values and so on. Each is named after its values: `full`
+with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and "full, peak 0.002".
+
+What the chapter claims of its settings may stand there too, under `claims`; see `cmp.claims`.
 """
 
-import concurrent.futures
-import multiprocessing
-import os
+import itertools
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
-from cmp import config, runs, store
-from cmp.checkpoints import Keeper
+from cmp import cluster, config, forecast, runs, store, workers
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import read_yaml
 from cmp.paths import ROOT, SHORT, named
-from cmp.tables import METRICS, read_table
 
 STUDIES = ROOT / "book" / "studies"
-RESULTS = ROOT / "book" / "results"
 MAX_LIVE = 4
 MAX_REPLICATES = 1000
+MAX_RUNS, MAX_CORE_HOURS = 180, 2.5
+"""A chapter's budget in the `cpu` profile."""
+
+BACKENDS = {"local": workers.local, "ray": cluster.ray}
+"""Where runs are computed: (configs, jobs, device, called after each) -> why which failed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Study:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
         tree = config.profile(profile)
-        settings = [f"{key}={value}" for key, value in changes.items()]
+        settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(tree, [*settings, f"seed={replicate}"])
         run_config = config.parse(tree, f"study {self.chapter}, setting {name!r}")
         return runs.joint(run_config) if joint else run_config
@@ -73,7 +79,13 @@ def load(chapter: str) -> Study:
     path = named(STUDIES, chapter, ".yaml")
     tree = {"claims": []} | read_yaml(path)
     _check(path, tree)
-    settings = {name: dict(changes or {}) for name, changes in tree["settings"].items()}
+    settings = {}
+    for name, changes in tree["settings"].items():
+        settings |= expand(name, changes or {}, f"{path}: settings: {name}")
+    if unknown := [name for name in tree["live"] if name not in settings]:
+        raise CmpError(
+            f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
+        )
     live, claims = tuple(tree["live"]), tree["claims"]
     study = Study(chapter, tree["question"], tree["replicates"], live, settings, claims)
     study.configs("quick", 1)  # refuses impossible settings now
@@ -93,27 +105,67 @@ def _check(path: Path, tree: dict[str, Any]) -> None:
             raise CmpError(f"{path}: settings: {name}: must be a name, with its changes as keys")
     if not 1 <= tree["replicates"] <= MAX_REPLICATES:
         raise CmpError(f"{path}: replicates: must be 1 to {MAX_REPLICATES}")
-    if unknown := [name for name in tree["live"] if name not in [*tree["settings"]]]:
-        raise CmpError(f"{path}: live: {unknown[0]!r} is no setting")
+    if not all(isinstance(name, str) for name in tree["live"]):
+        raise CmpError(f"{path}: live: must be names of settings")
     if len(tree["live"]) > MAX_LIVE:
         raise CmpError(f"{path}: live: at most {MAX_LIVE} settings, not {len(tree['live'])}")
 
 
-def run_one(
-    run_config: RunConfig, observer: runs.Observer = runs.SILENT, device: str = "cpu"
-) -> store.Run:
-    """The stored run of a config; computed in this process if it is missing, from its last
-    checkpoint on."""
-    corpus = corpora.load()
-    run_id = store.identify(run_config, corpus)
-    if store.is_stored(run_id):
-        return store.load(run_id)
-    with Keeper(run_id) as keeper:
-        if not store.is_stored(run_id):  # else another process was faster
-            result = runs.run(run_config, corpus, observer, device=device, keeper=keeper)
-            store.save(run_id, run_config, result)
-        keeper.remove()
-    return store.load(run_id)
+def expand(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """A setting by name, or those that its `product` or `zip` stands for; `CmpError` names the key
+    of lists that cannot be combined."""
+    swept = [key for key in ("product", "zip") if key in changes]
+    if not swept:
+        return {name: dict(changes)}
+    fixed = {key: value for key, value in changes.items() if key not in swept}
+    lists = changes[swept[0]]
+    if len(swept) == 2 or not isinstance(lists, dict) or not lists:
+        raise CmpError(
+            f"{source}: {swept[-1]}: must stand alone and hold keys with lists of values"
+        )
+    if not all(isinstance(values, list) and values for values in lists.values()):
+        raise CmpError(f"{source}: {swept[0]}: every key must hold a list of values")
+    if swept == ["product"]:
+        rows = list(itertools.product(*lists.values()))
+    elif len({len(values) for values in lists.values()}) == 1:
+        rows = list(zip(*lists.values(), strict=True))
+    else:
+        raise CmpError(f"{source}: zip: all lists must be of one length")
+    found = {}
+    for row in rows:
+        pairs = dict(zip(lists, row, strict=True))
+        words = [f"{key.rpartition('.')[2]} {value}" for key, value in pairs.items()]
+        found[", ".join([name, *words])] = fixed | pairs
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do. runs: of the grid; todo: those that are not stored; seconds: on one
+    core, forecast for those."""
+
+    runs: int
+    todo: list[RunConfig]
+    seconds: float
+
+    def __str__(self) -> str:
+        todo, hours = len(self.todo), self.seconds / 3600
+        stored = self.runs - todo
+        return f"{self.runs} runs, {stored} stored, {todo} to compute: {hours:.2f} core-hours"
+
+    def check_budget(self) -> None:
+        """`CmpError` if this is more than a chapter may take."""
+        if self.runs > MAX_RUNS or self.seconds > 3600 * MAX_CORE_HOURS:
+            raise CmpError(
+                f"{self}; a chapter may take {MAX_RUNS} runs and {MAX_CORE_HOURS} core-hours: cut "
+                f"the grid, not the replicates, or force it"
+            )
+
+
+def plan(configs: list[RunConfig], device: str = "cpu") -> Plan:
+    """What is stored of these runs, and what computing the others would take."""
+    todo = missing(configs)
+    return Plan(len(configs), todo, sum(forecast.seconds(todo, device)))
 
 
 def missing(configs: list[RunConfig]) -> list[RunConfig]:
@@ -122,29 +174,35 @@ def missing(configs: list[RunConfig]) -> list[RunConfig]:
     return [each for each in configs if not store.is_stored(store.identify(each, corpus))]
 
 
-def _work(run_config: RunConfig, device: str) -> str:
-    torch.set_num_threads(1)
-    return run_one(run_config, device=device).id
+def compute(
+    configs: list[RunConfig], jobs: int = 1, device: str = "cpu", backend: str = "local"
+) -> None:
+    """Compute the runs that are missing, `jobs` at a time, with progress and a forecast.
 
-
-def compute(configs: list[RunConfig], jobs: int = 1, device: str = "cpu") -> None:
-    """Compute the runs that are missing, in `jobs` one-thread processes, with a forecast.
-
-    Finished runs are stored at once, so a study that is stopped goes on where it was.
+    Finished runs are stored at once and unfinished ones have checkpoints, so a study that is
+    stopped or killed goes on where it was. A run that fails stops no other; `CmpError` at the end
+    says which failed and why.
     """
     todo = missing(configs)
     if not todo:
         return
-    context = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool,
-        tqdm(total=len(todo), desc="runs", unit=" runs") as bar,
-    ):
-        for done in concurrent.futures.as_completed(
-            pool.submit(_work, each, device) for each in todo
-        ):
-            done.result()
-            bar.update()
+    with tqdm(total=len(todo), desc="runs", unit=" runs") as bar:
+        failures = BACKENDS[backend](todo, jobs, device, bar.update)
+    if failures:
+        corpus = corpora.load()
+        lines = [
+            f"  {store.identify(each, corpus)[:SHORT]}: {why}" for each, why in failures.items()
+        ]
+        raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
+
+
+def shard(configs: list[RunConfig], text: str) -> list[RunConfig]:
+    """Part i of n of the runs, from "i/n": every part is fixed by the grid, not by what is stored,
+    so parts that run at the same time share nothing. `CmpError` for another text."""
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise CmpError(f"shard {text!r}: expected i/n with i from 1 to n, such as 2/8")
+    return configs[int(match[1]) - 1 :: int(match[2])]
 
 
 def collect(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
@@ -155,34 +213,3 @@ def collect(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
         about = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT]}
         frames.append(run.metrics.assign(**about))
     return pd.concat(frames, ignore_index=True)
-
-
-def publish(study: Study, profile: str = "cpu") -> Path:
-    """Write the whole study's metrics to `book/results/NN.parquet`; every run must be stored."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path, partial = RESULTS / f"{study.chapter}.parquet", RESULTS / f".{study.chapter}.partial"
-    configs = study.configs(profile)
-    if lacking := missing(list(configs.values())):
-        raise CmpError(
-            f"study {study.chapter}: {len(lacking)} runs are missing; compute them first"
-        )
-    frame = collect(configs).sort_values(["setting", "replicate", "task", "scope", "dataset"])
-    frame.attrs.clear()
-    frame.to_parquet(partial, index=False)
-    os.replace(partial, path)
-    return path
-
-
-def published(chapter: str) -> pd.DataFrame:
-    """The published metrics of a chapter's study, settings in the order of its grid."""
-    path = named(RESULTS, chapter, ".parquet")
-    if not path.exists():
-        raise CmpError(f"{path}: not published yet; `cmp study {chapter} --publish` computes it")
-    try:
-        frame = read_table(path, {"setting": str, "replicate": int} | METRICS)
-    except (OSError, ValueError) as error:
-        raise CmpError(
-            f"{path}: cannot be read ({error}); `cmp study {chapter} --publish` writes it again"
-        ) from error
-    order = {name: place for place, name in enumerate(load(chapter).settings)}
-    return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")

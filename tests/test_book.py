@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from cmp import book, chapters, cli, config, publishing, studies
+from cmp import book, chapters, cli, config, publishing, studies, workers
 from cmp.errors import CmpError
 from cmp.paths import build_folder
 
@@ -419,7 +419,7 @@ def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path,
         elif way == "shell":
             CliRunner().invoke(cli.app, ["run", "quick", *settings])
         else:
-            studies.run_one(run_config)
+            workers.run_one(run_config)
         frame = studies.collect({("it", 0): run_config})
         found[way] = f"{frame['run'][0]} {float(frame['score'].sum())!r}"
     assert found["chapter"] == found["shell"] == found["library"] == printed

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cmp import claims, store, studies
+from cmp import claims, results, store, studies
 from cmp.claims import (
     Claim,
     ends,
@@ -254,7 +254,7 @@ def test_tasks_and_datasets_are_not_replicates():
 
 
 def test_a_stored_row_that_changes_changes_the_verdict():
-    frame = studies.published("01")
+    frame = results.published("01")
     (first, *_) = family = claims.of(studies.load("01"))
     before = verdicts(store.trajectory(frame), family)
     row = (frame["setting"] == first.setting) & (frame["role"] == "eval")

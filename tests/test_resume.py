@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cmp import checkpoints, config, models, provenance, runs, store, studies, verification
+from cmp import checkpoints, config, models, provenance, runs, store, verification, workers
 from cmp.checkpoints import Keeper, RunState
 from cmp.errors import CmpError
 
@@ -86,7 +86,7 @@ def test_a_state_survives_the_disk(corpus, tmp_path):
 
 def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    run = studies.run_one(small())
+    run = workers.run_one(small())
     assert store.is_stored(run.id)
     assert checkpoints.unfinished() == []
     assert not checkpoints.folder_of(run.id).exists()
@@ -136,7 +136,7 @@ def test_evaluation_does_not_move_training(corpus):
 @pytest.fixture
 def stored(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    return studies.run_one(small())
+    return workers.run_one(small())
 
 
 def test_a_stored_run_is_verified_to_the_bit(stored, corpus):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, runs, store, studies
+from cmp import cli, config, results, runs, store, studies, workers
 from cmp.errors import CmpError
 from cmp.paths import SHORT
 
@@ -29,11 +29,11 @@ def build(tmp_path, monkeypatch):
 
 
 def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
-    first = studies.run_one(small())
+    first = workers.run_one(small())
     assert first.metrics["task"].tolist() == sorted(first.metrics["task"])
     assert set(first.metrics["task"]) == {0, 1, 2}
     monkeypatch.setattr(runs, "run", lambda *_: pytest.fail("computed again"))
-    again = studies.run_one(small())
+    again = workers.run_one(small())
     assert again.id == first.id
     assert again.config == small()
     pd.testing.assert_frame_equal(again.metrics, first.metrics)
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, setting
 
 
 def test_results_are_listed_shown_and_exported(corpus, build):
-    run = studies.run_one(small())
+    run = workers.run_one(small())
     short = run.id[:SHORT]
     invoke = CliRunner().invoke
     assert short in invoke(cli.app, ["results", "ls"]).output
@@ -150,7 +150,7 @@ def test_results_are_listed_shown_and_exported(corpus, build):
 
 @pytest.mark.parametrize("damage", ["{", '{"id": 3}', ""])
 def test_a_damaged_run_is_named(corpus, build, damage):
-    run = studies.run_one(small())
+    run = workers.run_one(small())
     (store.folder(run.id) / "run.json").write_text(damage)
     with pytest.raises(CmpError, match=run.id[:SHORT]):
         store.load(run.id)
@@ -215,15 +215,15 @@ def test_a_study_with_a_bad_claim_is_refused_before_it_starts(write_grid):
 
 def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, monkeypatch):
     monkeypatch.setitem(config.PROFILES, "quick", small().to_dict())
-    monkeypatch.setattr(studies, "RESULTS", build / "results")
+    monkeypatch.setattr(results, "RESULTS", build / "results")
     study = write_grid()
     with pytest.raises(CmpError, match="6 runs"):
-        studies.publish(study, "quick")
+        results.publish(study, "quick")
     for run_config in study.configs("quick").values():
-        studies.run_one(run_config)
+        workers.run_one(run_config)
     assert studies.missing(list(study.configs("quick").values())) == []
-    studies.publish(study, "quick")
-    frame = studies.published("77")
+    results.publish(study, "quick")
+    frame = results.published("77")
     assert list(frame["setting"].unique()) == ["a", "b", "joint"]
     expected = studies.collect(study.configs("quick"))
     assert len(frame) == len(expected)

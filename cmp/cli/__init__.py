@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import bench, chapters, data, networks, results
+from cmp.cli import bench, chapters, data, networks, results, runs, studies
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
@@ -17,9 +17,9 @@ app.add_typer(data.app, name="data")
 app.add_typer(results.app, name="results")
 app.command("eval")(networks.evaluate)
 app.command()(networks.pretrain)
-app.command()(results.run)
-app.command()(results.resume)
-app.command()(results.study)
+app.command()(runs.run)
+app.command()(runs.resume)
+app.command()(studies.study)
 app.command()(bench.bench)
 app.command("book")(chapters.run_book)
 

@@ -1,96 +1,21 @@
-"""`cmp run`, `cmp study` and `cmp results`: runs computed, kept, and shown."""
+"""`cmp results`: finished runs, in the store and published."""
 
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, claims, config, runs, store, studies, verification
+from cmp import checkpoints, config, results, store
 from cmp.cli.networks import watch
-from cmp.cli.shared import Threads, console
-from cmp.config import RunConfig
-from cmp.data import corpus
+from cmp.cli.runs import print_run
+from cmp.cli.shared import console
 from cmp.errors import CmpError
-from cmp.files import read_yaml, whole_file
+from cmp.files import whole_file
 from cmp.paths import SHORT
 
 app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, export.")
-
-
-def read_config(what: str, settings: list[str]) -> RunConfig:
-    """A config from a profile's name or a YAML file, with key=value settings on top."""
-    path = Path(what)
-    is_file = path.suffix in (".yaml", ".yml")
-    tree = read_yaml(path) if is_file else config.profile(what)
-    return config.parse(config.override(tree, settings), what)
-
-
-def run(
-    what: Annotated[str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, or FILE.yaml.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
-    threads: Threads = 1,
-) -> None:
-    """Take a model through a stream of updates; a run that is stored is looked up."""
-    torch.set_num_threads(threads)
-    run_config = read_config(what, settings or [])
-    data = corpus.load()
-    run_id = store.identify(run_config, data)
-    pools = runs.task_pools(run_config, data)  # refuses what cannot be, before anything starts
-    if dry_run:
-        print_plan(run_config, run_id, pools)
-        return
-    if store.is_stored(run_id):
-        console.print("this run is stored; nothing to compute")
-        print_run(store.load(run_id))
-    else:
-        compute(run_config)
-
-
-def compute(run_config: RunConfig) -> None:
-    """Compute a run, from its last checkpoint on, with progress; print what it found."""
-    total = run_config.stream.tasks * run_config.training.steps
-    with tqdm(total=total, desc="run", unit=" steps") as bar:
-        finished = studies.run_one(run_config, watch(bar))
-    print_run(finished)
-
-
-def resume(
-    run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
-    threads: Annotated[int | None, typer.Option(help="Torch threads; as it began.")] = None,
-) -> None:
-    """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
-    progress = checkpoints.find(run_id)
-    torch.set_num_threads(threads or checkpoints.threads(progress))
-    compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
-
-
-def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> None:
-    """What a run would do: its settings, its tasks, whether it is stored."""
-    for key, value in config.flat_keys(run_config.to_dict()):
-        console.print(f"{key}: {value}", highlight=False)
-    sizes = ", ".join(str(len(pool.update)) for pool in pools)
-    console.print(f"images of each update: {sizes}", highlight=False)
-    state = "stored" if store.is_stored(run_id) else "to be computed"
-    steps = run_config.stream.tasks * run_config.training.steps
-    console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
-
-
-def print_run(finished: store.Run) -> None:
-    """A run's trajectory, its id and its time."""
-    table = Table(title=f"run {finished.id[:SHORT]}")
-    for column in ("updates", "images", "A_KA %", "A_ZS %", "GM %"):
-        table.add_column(column, justify="right")
-    for row in store.trajectory(finished.metrics).itertuples():
-        values = (f"{value:.1f}" for value in (row.A_KA, row.A_ZS, row.GM))
-        table.add_row(str(row.task), row.scope, *values)
-    console.print(table)
-    about = finished.provenance
-    console.print(f"{about['seconds']:.1f} s on {about['threads']} thread(s)", highlight=False)
-    console.print(f"final weights sha256 {finished.weights}", highlight=False, soft_wrap=True)
 
 
 @app.command("ls")
@@ -129,14 +54,26 @@ def show(run_id: Annotated[str, typer.Argument(help="The id, or its beginning.")
 
 
 @app.command()
-def verify(run_id: Annotated[str, typer.Argument(help="The id, or its beginning.")]) -> None:
-    """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1)."""
-    found = store.find(run_id)
-    total = found.config.stream.tasks * found.config.training.steps
-    with tqdm(total=total, desc="run", unit=" steps") as bar:
-        verdict = verification.verify(found, corpus.load(), watch(bar))
-    console.print(f"{found.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
-    if verdict.answer == "different":
+def verify(
+    run_id: Annotated[str | None, typer.Argument(help="The id, or its beginning.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Published runs, drawn by --seed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another sample.")] = 0,
+) -> None:
+    """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1).
+
+    Without an id, a sample of the book's published runs.
+    """
+    found = [store.find(run_id)] if run_id else results.sample(sample, seed)
+    if not found:
+        raise CmpError("nothing is published yet; `cmp study NN --publish` does it")
+    answers = []
+    for each in found:
+        total = each.config.stream.tasks * each.config.training.steps
+        with tqdm(total=total, desc="verify", unit=" steps") as bar:
+            verdict = results.verify(each, watch(bar))
+        console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
+        answers.append(verdict.answer)
+    if "different" in answers:
         raise typer.Exit(1)
 
 
@@ -154,23 +91,3 @@ def export(
     with whole_file(file) as partial:
         writers[file.suffix](partial, index=False)
     console.print(f"{len(frame)} rows: {file}")
-
-
-def study(
-    chapter: Annotated[str, typer.Argument(help="The chapter's number, such as 01.")],
-    profile: Annotated[str, typer.Option(help="quick or cpu.")] = "cpu",
-    jobs: Annotated[int, typer.Option(min=1, help="One-thread processes.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
-    publish: Annotated[bool, typer.Option("--publish", help="Write book/results.")] = False,
-) -> None:
-    """Compute the missing runs of a chapter's study; stopped, it goes on where it was."""
-    grid = studies.load(chapter)
-    claims.of(grid)  # what it is to show is refused now, not after hours of runs
-    configs = list(grid.configs(profile).values())
-    todo = len(studies.missing(configs))
-    console.print(f"{grid.question}\n{len(configs)} runs, {todo} to compute", highlight=False)
-    if dry_run:
-        return
-    studies.compute(configs, jobs)
-    if publish:
-        console.print(f"published: {studies.publish(grid, profile)}")

@@ -1,0 +1,90 @@
+"""`cmp run` and `cmp resume`: one run, computed and kept."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+from tqdm import tqdm
+
+from cmp import checkpoints, config, runs, store, workers
+from cmp.cli.networks import watch
+from cmp.cli.shared import Threads, console
+from cmp.config import RunConfig
+from cmp.data import corpus
+from cmp.files import read_yaml
+from cmp.paths import SHORT
+
+
+def read_config(what: str, settings: list[str]) -> RunConfig:
+    """A config from a profile's name or a YAML file, with key=value settings on top."""
+    path = Path(what)
+    is_file = path.suffix in (".yaml", ".yml")
+    tree = read_yaml(path) if is_file else config.profile(what)
+    return config.parse(config.override(tree, settings), what)
+
+
+def run(
+    what: Annotated[str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, or FILE.yaml.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    threads: Threads = 1,
+) -> None:
+    """Take a model through a stream of updates; a run that is stored is looked up."""
+    torch.set_num_threads(threads)
+    run_config = read_config(what, settings or [])
+    data = corpus.load()
+    run_id = store.identify(run_config, data)
+    pools = runs.task_pools(run_config, data)  # refuses what cannot be, before anything starts
+    if dry_run:
+        print_plan(run_config, run_id, pools)
+        return
+    if store.is_stored(run_id):
+        console.print("this run is stored; nothing to compute")
+        print_run(store.load(run_id))
+    else:
+        compute(run_config)
+
+
+def compute(run_config: RunConfig) -> None:
+    """Compute a run, from its last checkpoint on, with progress; print what it found."""
+    total = run_config.stream.tasks * run_config.training.steps
+    with tqdm(total=total, desc="run", unit=" steps") as bar:
+        finished = workers.run_one(run_config, watch(bar))
+    print_run(finished)
+
+
+def resume(
+    run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
+    threads: Annotated[int | None, typer.Option(help="Torch threads; as it began.")] = None,
+) -> None:
+    """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
+    progress = checkpoints.find(run_id)
+    torch.set_num_threads(threads or checkpoints.threads(progress))
+    compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
+
+
+def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> None:
+    """What a run would do: its settings, its tasks, whether it is stored."""
+    for key, value in config.flat_keys(run_config.to_dict()):
+        console.print(f"{key}: {value}", highlight=False)
+    sizes = ", ".join(str(len(pool.update)) for pool in pools)
+    console.print(f"images of each update: {sizes}", highlight=False)
+    state = "stored" if store.is_stored(run_id) else "to be computed"
+    steps = run_config.stream.tasks * run_config.training.steps
+    console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
+
+
+def print_run(finished: store.Run) -> None:
+    """A run's trajectory, its id and its time."""
+    table = Table(title=f"run {finished.id[:SHORT]}")
+    for column in ("updates", "images", "A_KA %", "A_ZS %", "GM %"):
+        table.add_column(column, justify="right")
+    for row in store.trajectory(finished.metrics).itertuples():
+        values = (f"{value:.1f}" for value in (row.A_KA, row.A_ZS, row.GM))
+        table.add_row(str(row.task), row.scope, *values)
+    console.print(table)
+    about = finished.provenance
+    console.print(f"{about['seconds']:.1f} s on {about['threads']} thread(s)", highlight=False)
+    console.print(f"final weights sha256 {finished.weights}", highlight=False, soft_wrap=True)

@@ -1,0 +1,42 @@
+"""`cmp study`: a chapter's grid of runs."""
+
+from typing import Annotated
+
+import typer
+
+from cmp import claims, results, studies
+from cmp.cli.shared import console
+from cmp.errors import CmpError
+
+
+def study(
+    chapter: Annotated[str, typer.Argument(help="The chapter's number, such as 01.")],
+    profile: Annotated[str, typer.Option(help="quick or cpu.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each on one thread.")] = 2,
+    backend: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts only.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go over the chapter's budget.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write book/results.")] = False,
+) -> None:
+    """Compute the missing runs of a chapter's study; stopped or killed, it goes on where it was."""
+    if backend not in studies.BACKENDS:
+        raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
+    if publish and shard:
+        raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
+    grid = studies.load(chapter)
+    claims.of(grid)  # what it is to show is refused now, not after hours of runs
+    configs = list(grid.configs(profile).values())
+    if shard:
+        configs = studies.shard(configs, shard)
+    console.print(grid.question, highlight=False)
+    plan = studies.plan(configs, device)
+    console.print(f"study {chapter}, {profile}: {plan}", highlight=False)
+    if dry_run:
+        return
+    if profile == "cpu" and not force:
+        plan.check_budget()
+    studies.compute(configs, jobs, device, backend)
+    if publish:
+        console.print(f"published: {results.publish(grid, profile)}", highlight=False)

@@ -1,0 +1,134 @@
+"""Published results: one Parquet file a chapter, a row a (run, task, scope, dataset).
+
+Chapters argue from these. Each run's config, weights' hash and provenance stand beside its rows, so
+anyone can compute it again and compare.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from cmp import NUMERICS, config, runs, store, studies, verification
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.files import whole_file
+from cmp.paths import ROOT, named
+from cmp.runs import Observer
+from cmp.seeds import numpy_generator
+from cmp.store import Run
+from cmp.studies import Study
+from cmp.tables import METRICS, read_table
+from cmp.verification import Verdict
+
+RESULTS = ROOT / "book" / "results"
+MAX_BYTES = 2_000_000
+KEYS = ["setting", "replicate", "task", "scope", "dataset"]
+ABOUT = {"run": str, "weights": str, "config": str, "provenance": str}
+"""What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
+
+
+def published(chapter: str) -> pd.DataFrame:
+    """The published metrics of a chapter's study, settings in the order of its grid.
+
+    `CmpError` if there are none, or they are of another `NUMERICS`: stale results are computed
+    again, never used.
+    """
+    frame = _read(chapter)
+    numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
+    if numerics != {NUMERICS}:
+        found = ", ".join(map(str, sorted(numerics)))
+        raise CmpError(
+            f"results of chapter {chapter}: of NUMERICS {found}, but this is {NUMERICS}; "
+            f"`cmp study {chapter} --publish` computes them again"
+        )
+    order = {name: place for place, name in enumerate(studies.load(chapter).settings)}
+    frame = frame.drop(columns=[name for name in ABOUT if name != "run"])
+    return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")
+
+
+def _read(chapter: str) -> pd.DataFrame:
+    path = named(RESULTS, chapter, ".parquet")
+    again = f"`cmp study {chapter} --publish` writes it"
+    if not path.exists():
+        raise CmpError(f"{path}: not published yet; {again}")
+    try:
+        frame = read_table(path, {"setting": str, "replicate": int} | ABOUT | METRICS)
+        for text in frame["provenance"].unique():
+            if not isinstance(json.loads(text)["numerics"], int):
+                raise ValueError("provenance: numerics: must be a number")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CmpError(f"{path}: cannot be read ({error}); {again}") from error
+    return frame
+
+
+def publish(study: Study, profile: str = "cpu") -> Path:
+    """Write a study's metrics to `book/results/NN.parquet`, sorted; every run must be there.
+
+    Runs that are not in the store are taken over from what was published, if they are the same.
+    """
+    corpus = corpora.load()
+    path = named(RESULTS, study.chapter, ".parquet")
+    old = _read(study.chapter) if path.exists() else pd.DataFrame(columns=["run"])
+    frames, lacking = [], []
+    for (setting, replicate), run_config in study.configs(profile).items():
+        run_id = store.identify(run_config, corpus)
+        if store.is_stored(run_id):
+            frame = _tidy(store.load(run_id))
+        else:
+            frame = old[old["run"] == run_id]
+            lacking += [run_id] * frame.empty
+        frames.append(frame.assign(setting=setting, replicate=replicate))
+    if lacking:
+        raise CmpError(
+            f"study {study.chapter}: {len(lacking)} runs are missing; compute them first"
+        )
+    table = pd.concat(frames).sort_values(KEYS)
+    table = table[KEYS + [name for name in table if name not in KEYS]]
+    with whole_file(path) as partial:
+        table.to_parquet(partial, index=False)
+        if (size := partial.stat().st_size) > MAX_BYTES:
+            raise CmpError(
+                f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"
+            )
+    return path
+
+
+def _tidy(run: Run) -> pd.DataFrame:
+    about = (run.id, run.weights, json.dumps(run.config.to_dict()), json.dumps(run.provenance))
+    frame = run.metrics.assign(**dict(zip(ABOUT, about, strict=True)))
+    frame.attrs.clear()
+    return frame
+
+
+def runs_of(chapter: str) -> list[Run]:
+    """The published runs of a chapter, by setting and replicate."""
+    found = []
+    for run_id, rows in _read(chapter).groupby("run", sort=False):
+        weights, tree, about = rows.iloc[0][["weights", "config", "provenance"]]
+        run_config = config.parse(json.loads(tree), f"results of chapter {chapter}")
+        metrics = rows.drop(columns=["setting", "replicate", *ABOUT]).reset_index(drop=True)
+        found.append(Run(run_id, run_config, json.loads(about), metrics, weights))
+    return found
+
+
+def all_runs() -> list[Run]:
+    """Every published run of the book."""
+    chapters = sorted(path.stem for path in RESULTS.glob("*.parquet"))
+    return [run for chapter in chapters for run in runs_of(chapter)]
+
+
+def sample(count: int, seed: int) -> list[Run]:
+    """Some published runs, drawn anew for every seed."""
+    everything = all_runs()
+    order = numpy_generator("sample of results", seed).permutation(len(everything))
+    return [everything[place] for place in order[:count]]
+
+
+def verify(run: Run, observer: Observer = runs.SILENT) -> Verdict:
+    """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
+    corpus = corpora.load()
+    if store.identify(run.config, corpus) != run.id:
+        reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
+        return Verdict("different", reason)
+    return verification.verify(run, corpus, observer)
