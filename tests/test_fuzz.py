@@ -687,6 +687,14 @@ def test_a_zip_that_lies_of_its_size_is_not_unpacked_beyond_it(folder):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["password", "compression"])
+def test_a_zip_that_cannot_be_opened_is_refused(folder, place, value):
+    content = bytearray(archive_zip())
+    entry = content.index(b"PK\x01\x02")  # of the directory; the one before the data agrees
+    content[entry + place] = content[place - 2] = value
+    assert "damaged" in survives(lambda: read_archive(folder, bytes(content)))
+
+
 def test_the_smallest_of_the_profile_is_a_file_too(folder):
     """`cmp run FILE` reads an empty mapping as the defaults, and no other nothing."""
     assert survives(lambda: read_run_config(folder, b"{}")) == ""
