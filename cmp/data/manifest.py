@@ -25,7 +25,7 @@ from cmp import files
 from cmp.errors import CmpError
 from cmp.paths import MANIFESTS
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +50,7 @@ class Package(Strict):
     package: Text
     version: Text
     sha256: Sha256
-    file: Annotated[str, StringConstraints(pattern=r"^[\w.+@%-]+$")]
+    file: Annotated[str, StringConstraints(pattern=r"^[\w@%][\w.+@%-]*$", max_length=200)]
     licence: Text
     attribution: Text
     url: Text

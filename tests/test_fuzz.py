@@ -1,0 +1,718 @@
+"""Damaged and hostile files: every reader gives a `CmpError` or a value, soon and in little memory.
+
+Each reader is first shown a good file, then files made from it: pieces cut out, put in or replaced,
+and trees with a key deleted or a value that no one expects.
+"""
+
+import hashlib
+import io
+import json
+import resource
+import sys
+import tarfile
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from cmp import book, chapters, checkpoints, config, models, pretraining, store, studies
+from cmp.cli.results import read_config
+from cmp.data import fetch, manifest, packed
+from cmp.errors import CmpError
+from cmp.paths import MANIFESTS, WEIGHTS
+
+pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
+
+SECONDS = 2.0
+"""Of processor time, for one file."""
+MEMORY = 2**30
+"""What this process may take beyond what it holds when the tests begin."""
+
+BOUNDED = settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,  # processor time is measured instead, see `survives`
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_memory(tmp_path_factory):
+    """Bound what the process may take, once the libraries that chapters load late are there."""
+    read_chapter(tmp_path_factory.mktemp("first"), CHAPTER.encode())
+    if sys.platform != "linux":
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (size, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def survives(read: Callable[[], Any]) -> str:
+    """Call a reader; what it said if it refused. Anything but a `CmpError` is raised."""
+    began = time.process_time()
+    try:
+        read()
+        said = ""
+    except CmpError as error:
+        said = str(error)
+        assert said.strip()
+    assert time.process_time() - began < SECONDS
+    return said
+
+
+# Mutations
+
+
+def nested(depth: int) -> list:
+    """A list in a list in a list."""
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+VALUES = [
+    *(None, True, False, 0, -1, 1, 3.5, 2**31, 10**30, 10**4000, -1e308, 1e-320),
+    *(float("nan"), float("inf"), "", " ", "a", "A" * 20_000, "\0", "a\0b", "../../etc/passwd"),
+    *("{} {}", "{0.__class__}", "{", "%s", "é\u2028\u202e\U0001f600\ufeff", "1e400", "null"),
+    *([], {}, [None], {"": None}, {"a": {"b": {"c": 1}}}, [1, "a", {}], nested(150)),
+]
+
+
+def paths_of(tree: Any, path: tuple = ()) -> list[tuple]:
+    """The way to every value of a tree, the whole first."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if is_list(tree) else ()
+    return [path, *(found for key, value in pairs for found in paths_of(value, (*path, key)))]
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def changed(tree: Any, path: tuple, change: str, value: Any) -> Any:
+    """A copy of a tree in which the value at `path` is replaced, deleted or renamed."""
+    if not path:
+        return value
+    tree = json.loads(json.dumps(tree))
+    *parents, leaf = path
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    if change == "replace":
+        node[leaf] = value
+    elif change == "rename" and isinstance(node, dict):
+        node[str(value)[:200]] = node.pop(leaf)
+    else:
+        del node[leaf]
+    return tree
+
+
+def mutated_trees(tree: Any) -> st.SearchStrategy:
+    """Trees that differ from a good one in one or two places."""
+    change = st.sampled_from(["replace", "replace", "delete", "rename"])
+
+    def once(found: Any) -> st.SearchStrategy:
+        ways = st.sampled_from(paths_of(found)[1:] or [()])
+        return st.builds(changed, st.just(found), ways, change, st.sampled_from(VALUES))
+
+    return once(tree) | once(tree).flatmap(once)
+
+
+def spliced(good: bytes) -> st.SearchStrategy:
+    """Bytes that differ from good ones in up to three places."""
+    junk = st.binary(max_size=8) | st.sampled_from(
+        [b"\0", b"\xff", b"[" * 100, b"{", b'"', b"&a ", b"*a", b"!!bool ", b": ", b"9" * 5000]
+    )
+    place = st.tuples(st.integers(0, len(good)), st.integers(0, 12), junk)
+
+    def apply(places: list[tuple[int, int, bytes]]) -> bytes:
+        content = good
+        for start, length, new in places:
+            content = content[:start] + new + content[start + length :]
+        return content
+
+    return st.lists(place, min_size=1, max_size=3).map(apply)
+
+
+def damaged(good: bytes) -> st.SearchStrategy:
+    """Random bytes, the beginning of good ones, and good ones changed in places."""
+    beginnings = st.integers(0, len(good) - 1).map(lambda size: good[:size])
+    return st.binary(max_size=200) | beginnings | spliced(good) | spliced(good)
+
+
+def to_json(tree: Any) -> bytes:
+    return json.dumps(tree).encode()
+
+
+def to_yaml(tree: Any) -> bytes:
+    return yaml.safe_dump(tree, allow_unicode=True).encode()
+
+
+# Good files
+
+
+def small_metrics() -> pd.DataFrame:
+    rows = [
+        {"task": t, "scope": "full", "dataset": d, "role": r, "score": 10.0 * t, "metric": "top-1"}
+        for t in (0, 1)
+        for d, r in (("new-flags", "adapt"), ("shapes", "eval"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    target = io.BytesIO()
+    table.to_parquet(target, index=False)
+    return target.getvalue()
+
+
+def to_npy(array: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    np.save(target, array)
+    return target.getvalue()
+
+
+RUN_ID = "0123456789ab"
+RUN = {
+    "format": store.FORMAT,
+    "id": RUN_ID + "0" * 52,
+    "config": config.parse(config.PROFILES["quick"]).to_dict(),
+    "weights_sha256": "0" * 64,
+    "provenance": {"seconds": 1.5, "threads": 1, "torch": "2"},
+}
+PROGRESS = {
+    "schema": checkpoints.SCHEMA,
+    "run": RUN["id"],
+    "config": RUN["config"],
+    "task": 1,
+    "step": 2,
+    "metrics": small_metrics().to_dict("records"),
+    "seconds": 2.5,
+    "machine": {"threads": 1},
+}
+HEADER = {
+    "format": packed.FORMAT,
+    "fingerprint": "x",
+    "images_sha256": "0" * 64,
+    "table_sha256": "0" * 64,
+    "classes": ["a", "b"],
+}
+PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
+SAMPLES = pd.DataFrame(
+    {
+        "split": ["train", "test"],
+        "label": ["a", "b"],
+        "group": ["a", "b"],
+        "source": ["s", "s"],
+        "captions": [["one"], ["two", "three"]],
+    }
+)
+STUDY = {
+    "question": "Does it work?",
+    "replicates": 2,
+    "live": ["a"],
+    "settings": {"a": {}, "b": {"schedule.peak": 0.0005}, "joint": {"joint": True}},
+}
+NOTEBOOK = {
+    "cells": [],
+    "nbformat": 4,
+    "nbformat_minor": 5,
+    "metadata": {
+        "cmp": {"source_sha256": "0", "parameters": {"seeds": 1}, "fingerprint": "", "seconds": 2.5}
+    },
+}
+CHAPTER = """---
+jupytext:
+  formats: ipynb,md:myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+profile: str = "quick"  # quick or cpu
+seeds: int = 1  # bases and streams
+```
+"""
+
+
+def checkpoint(progress: str) -> bytes:
+    return save({"weights/a": torch.zeros(2)}, {"progress": progress})
+
+
+def archive_zip() -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("package/a", b"x" * 600)
+        opened.writestr("package/b", b"y")
+    return target.getvalue()
+
+
+def archive_tar(mode: str) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode=mode) as opened:
+        info = tarfile.TarInfo("package/a")
+        info.size = 600
+        opened.addfile(info, io.BytesIO(b"x" * 600))
+    return target.getvalue()
+
+
+# Readers: each gets a folder of its own and the content of the file that is damaged.
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a kind of file is read. tree, dump: for files that are trees of keys."""
+
+    read: Callable[[Path, bytes], Any]
+    good: bytes
+    tree: Any = None
+    dump: Callable[[Any], bytes] | None = None
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write a file anew: an old one may still be mapped into memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def read_packages(folder: Path, content: bytes) -> Any:
+    return manifest.read(put(folder / "packages.yaml", content), manifest.Packages)
+
+
+def read_dataset(folder: Path, content: bytes) -> Any:
+    dataset = manifest.read(put(folder / "x.yaml", content), manifest.Dataset)
+    return dataset.model_dump_json()
+
+
+def read_run_config(folder: Path, content: bytes) -> Any:
+    return read_config(str(put(folder / "x.yaml", content)), ["training.batch=8"]).digest()
+
+
+def read_study(folder: Path, content: bytes) -> Any:
+    put(folder / "studies" / "77.yaml", content)
+    return studies.load("77").configs("quick")
+
+
+def read_checkpoint(folder: Path, content: bytes) -> Any:
+    digest = hashlib.sha256(content).hexdigest()
+    path = put(folder / f"task-1-step-2-{digest}.safetensors", content)
+    try:
+        state = checkpoints.read(path)
+        return checkpoints.threads(state.progress), state.metrics()
+    finally:
+        path.unlink()
+
+
+def read_progress(folder: Path, content: bytes) -> Any:
+    return read_checkpoint(folder, checkpoint(content.decode("utf-8", "replace")))
+
+
+def read_run(folder: Path, run: bytes, metrics: bytes | None = None) -> Any:
+    place = store.folder(RUN_ID)
+    put(place / "run.json", run)
+    put(place / "metrics.parquet", metrics or GOOD_METRICS)
+    found = store.load(RUN_ID)
+    return f"{found.provenance['seconds']:.1f}{found.provenance['threads']:d}"
+
+
+def read_metrics(folder: Path, content: bytes) -> Any:
+    return read_run(folder, to_json(RUN), content)
+
+
+def read_packed(header: bytes, images: bytes, table: bytes) -> Any:
+    dataset = manifest.embedded()["shapes"]
+    place = packed.store_path("shapes")
+    put(place / "store.json", header)
+    put(place / "images.npy", images)
+    put(place / "samples.parquet", table)
+    opened = packed.read(dataset)
+    return opened.data_hash(), int(opened.images.sum())
+
+
+def read_header(folder: Path, content: bytes) -> Any:
+    packed.is_built(manifest.embedded()["shapes"])
+    return read_packed(content, to_npy(PIXELS), GOOD_SAMPLES)
+
+
+def read_images(folder: Path, content: bytes) -> Any:
+    return read_packed(to_json(HEADER), content, GOOD_SAMPLES)
+
+
+def read_samples(folder: Path, content: bytes) -> Any:
+    return read_packed(to_json(HEADER), to_npy(PIXELS), content)
+
+
+def read_model_card(folder: Path, content: bytes) -> Any:
+    weights = put(folder / "cards" / "x.safetensors", b"")
+    put(pretraining.card_path(weights), content)
+    card = pretraining.read_card(weights)
+    return pretraining.compare(card, card), pretraining.overview(weights.parent)
+
+
+def read_weights(folder: Path, content: bytes) -> Any:
+    return models.load_weights(torch.nn.Linear(3, 2), put(folder / "x.safetensors", content))
+
+
+def read_published(folder: Path, content: bytes) -> Any:
+    put(folder / "studies" / "77.yaml", to_yaml(STUDY))
+    put(folder / "results" / "77.parquet", content)
+    return studies.published("77")
+
+
+def read_notebook_record(folder: Path, content: bytes) -> Any:
+    put(folder / "00_x.ipynb", content)
+    source = put(folder / "00_x.md", CHAPTER.encode())
+    [task] = book.plan([source], folder, {})
+    return f"{task.seconds or 0:.0f}"
+
+
+def read_chapter(folder: Path, content: bytes) -> Any:
+    return chapters.check_parameters(put(folder / "00_x.md", content), {"seeds": "2"})
+
+
+def read_archive(folder: Path, content: bytes) -> Any:
+    return list(fetch.members(put(folder / "x.tgz", content)))
+
+
+GOOD_METRICS = to_parquet(small_metrics())
+GOOD_SAMPLES = to_parquet(SAMPLES)
+GOOD_RESULTS = to_parquet(small_metrics().assign(setting="a", replicate=0))
+GOOD_WEIGHTS = save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
+CARD = json.loads((WEIGHTS / "tiny-s0-annealed.json").read_text())
+PACKAGES = yaml.safe_load((MANIFESTS / "packages.yaml").read_text())
+FEW = {"packages": dict(list(PACKAGES["packages"].items())[:2])}
+EMOJI = yaml.safe_load((MANIFESTS / "embedded" / "new-emoji-living.yaml").read_text())
+
+
+def of_tree(read: Callable, tree: Any, dump: Callable[[Any], bytes]) -> Reader:
+    return Reader(read, dump(tree), tree, dump)
+
+
+READERS = {
+    "packages": of_tree(read_packages, FEW, to_yaml),
+    "dataset": of_tree(read_dataset, EMOJI, to_yaml),
+    "run config": of_tree(read_run_config, RUN["config"], to_yaml),
+    "run config, one seed": of_tree(read_run_config, {"seed": 3, "seeds": {"data": 1}}, to_yaml),
+    "study": of_tree(read_study, STUDY, to_yaml),
+    "progress": of_tree(read_progress, PROGRESS, to_json),
+    "run": of_tree(read_run, RUN, to_json),
+    "header": of_tree(read_header, HEADER, to_json),
+    "card": of_tree(read_model_card, CARD, to_json),
+    "notebook": of_tree(read_notebook_record, NOTEBOOK, to_json),
+    "checkpoint": Reader(read_checkpoint, checkpoint(json.dumps(PROGRESS))),
+    "metrics": Reader(read_metrics, GOOD_METRICS),
+    "images": Reader(read_images, to_npy(PIXELS)[:128] + bytes(2 * 4 * 32 * 32)),
+    "samples": Reader(read_samples, GOOD_SAMPLES),
+    "weights": Reader(read_weights, GOOD_WEIGHTS),
+    "published": Reader(read_published, GOOD_RESULTS),
+    "chapter": Reader(read_chapter, CHAPTER.encode()),
+    "zip": Reader(read_archive, archive_zip()),
+    "tar": Reader(read_archive, archive_tar("w")),
+    "tgz": Reader(read_archive, archive_tar("w:gz")),
+    "txz": Reader(read_archive, archive_tar("w:xz")),
+}
+TREES = [name for name, reader in READERS.items() if reader.dump]
+YAML_TREES = [name for name in TREES if READERS[name].dump is to_yaml]
+JSON_TREES = [name for name in TREES if READERS[name].dump is to_json]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of the test's own, where the package builds, keeps studies and publishes."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(book, "package_fingerprint", lambda: "")
+    monkeypatch.setattr(packed, "fingerprint", lambda dataset: "x")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_good_file_is_read(folder, name):
+    reader = READERS[name]
+    assert survives(lambda: reader.read(folder, reader.good)) == ""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_bytes(folder, name):
+    reader = READERS[name]
+    refused = []
+
+    @BOUNDED
+    @given(damaged(reader.good))
+    def check(content):
+        refused.append(bool(survives(lambda: reader.read(folder, content))))
+
+    check()
+    assert any(refused) or name == "notebook"  # whose record then counts as missing
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_mutated_trees(folder, name):
+    reader = READERS[name]
+    refused = []
+
+    @BOUNDED
+    @given(mutated_trees(reader.tree))
+    def check(tree):
+        content = reader.dump(tree)
+        refused.append(bool(survives(lambda: reader.read(folder, content))))
+
+    check()
+    assert any(refused) or name == "notebook"
+
+
+LAUGHS = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+)
+HOSTILE_YAML = {
+    "a billion laughs": LAUGHS,
+    "a list of itself": "a: &a [*a]",
+    "a mapping of itself": "a: &a {b: *a}",
+    "merged into itself": "a: &a {<<: *a}",
+    "a word for a truth": "a: !!bool maybe",
+    "a word for a time": "a: !!timestamp maybe",
+    "nothing for a number": "a: !!int ''",
+    "sixty times sixty times": f"a: {'1:' * 400}1.5",
+    "too long to print": f"a: 0x{'f' * 6000}",
+    "too long to read": f"a: {'9' * 6000}",
+    "a date": "a: 2020-01-01",
+    "a date that cannot be": "a: 2020-13-45",
+    "a date for a key": "2020-01-01: 1",
+    "bytes": "a: !!binary aaaa",
+    "a set": "a: !!set {x}",
+    "an object": "a: !!python/object/apply:os.system [ls]",
+    "a list for a key": "? [1, 2]\n: 3",
+    "half a character": 'a: "\\ud800"',
+    "a NUL": "a: \0",
+    "an escaped NUL": 'a: "\\0"',
+    "lists in lists": f"a: {'[' * 900}",
+    "lists in lists, closed": f"a: {'[' * 200}{']' * 200}",
+    "mappings in mappings": "".join(f"{' ' * n}a:\n" for n in range(400)),
+    "many documents": "a: 1\n---\na: 2",
+    "another version": "%YAML 9.9\n---\na: 1",
+    "nothing": "",
+    "a mark of byte order": "\ufeffa: 1",
+    "a long line": f"a: {'b' * 200_000}",
+    "a long key": f"{'b' * 900}: 1",
+    "an endless number": "a: 1e999999999",
+}
+HOSTILE_JSON = {
+    "lists in lists": "[" * 100_000,
+    "mappings in mappings": '{"a":' * 100_000,
+    "too long to read": '{"id": ' + "9" * 10_000 + "}",
+    "half a character": '{"id": "\\ud800"}',
+    "a NUL": '{"id": "\\u0000"}',
+    "not a number": "NaN",
+    "an endless number": '{"id": 1e999999}',
+    "a list": "[]",
+    "a word": '"metadata"',
+    "nothing": "",
+    "null": "null",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML.values(), ids=HOSTILE_YAML)
+@pytest.mark.parametrize("name", YAML_TREES)
+def test_hostile_yaml_alone_is_refused(folder, name, text):
+    said = survives(lambda: READERS[name].read(folder, text.encode()))
+    if not (name.startswith("run config") and text == ""):
+        assert ".yaml" in said
+
+
+@pytest.mark.parametrize("text", HOSTILE_YAML.values(), ids=HOSTILE_YAML)
+@pytest.mark.parametrize("name", YAML_TREES)
+def test_hostile_yaml_in_a_good_file_is_refused(folder, name, text):
+    content = READERS[name].good + text.encode()
+    said = survives(lambda: READERS[name].read(folder, content))
+    assert ".yaml" in said or text == ""
+
+
+@pytest.mark.parametrize("text", HOSTILE_JSON.values(), ids=HOSTILE_JSON)
+@pytest.mark.parametrize("name", JSON_TREES)
+def test_hostile_json_is_refused(folder, name, text):
+    said = survives(lambda: READERS[name].read(folder, text.encode()))
+    assert said or name == "notebook"
+
+
+@BOUNDED
+@given(
+    st.lists(st.sampled_from([*config.KEYS, "seed", "seeds", "a.b", "", ".", "..", "stream"])),
+    st.lists(st.sampled_from([*map(str, VALUES), *HOSTILE_YAML.values()]), min_size=8),
+)
+def test_settings(keys, values):
+    given_settings = [f"{key}={value}" for key, value in zip(keys, values, strict=False)]
+    tree = config.profile("quick")
+    survives(lambda: config.parse(config.override(tree, given_settings)).digest())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ".".join("a" * 3000) + "=1",
+        "seeds=5",
+        "seeds=ab",
+        "seeds=[1]",
+        "model.name=" + "a" * 300,
+        "model.name=../../x",
+        'model.name="a\\0b"',
+        "training.steps=" + "9" * 4000,
+        "training.batch=" + "9" * 4000,
+        "seed=" + "9" * 30,
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(setting):
+    tree = config.profile("quick") | {"seed": 1}
+    assert survives(lambda: config.parse(config.override(tree, [setting])))
+
+
+def test_joint_training_of_endless_tasks_is_refused(folder):
+    grid = STUDY | {
+        "settings": {"a": {"joint": True, "stream.tasks": 2**30, "training.steps": 2**30}}
+    }
+    assert "at most" in survives(lambda: read_study(folder, to_yaml(grid)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"a: int = {'-' * 6000}1",
+        f"a: int = {'(' * 300}",
+        f"a: int = {'9' * 6000}",
+        f"a: int = {'1 + ' * 3000}1",
+        "a: int = {[]: 1}",
+        "a: int",
+        "a: list = []",
+        "a = 1",
+        "a\0: int = 1",
+        "seeds: str = 'three'  # bases",
+        "device: int = 3  # where",
+    ],
+)
+def test_a_hostile_parameter_is_refused(folder, line):
+    content = CHAPTER.replace("seeds: int = 1  # bases and streams", line)
+    source = put(folder / "00_x.md", content.encode())
+    assert "00_x" in survives(lambda: chapters.check_parameters(source, {}))
+
+
+def test_lines_are_counted_as_python_counts_them():
+    cell = "a: int = 1  # x\x0cé\x0c\x1c\nb: str = 'é'  # y"
+    assert [p.help[:1] for p in chapters.declared(cell).values()] == ["x", "y"]
+
+
+SHAPES = [[0], [2**62], [2**32, 2**32], [0, 2**62], [-1], [2.5], "2", None, [2] * 300]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["F32", "I64", "BOOL", "C64", "F8_E4M3", "F8_E8M0", "F4", "X"])
+def test_weights_of_another_shape_or_kind_are_refused(folder, shape, dtype):
+    about = {"weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, 24]}}
+    header = json.dumps(about).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(24)
+    assert survives(lambda: read_weights(folder, content))
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63, 2**64 - 1])
+def test_a_header_that_is_longer_than_its_file_is_refused(folder, length):
+    content = length.to_bytes(8, "little") + b"{}"
+    assert survives(lambda: read_weights(folder, content))
+    assert survives(lambda: read_checkpoint(folder, content))
+
+
+NPY_HEADERS = [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 32, 32, )",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (2, 4, 32, 32)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 32, 32)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4, 32, 32)}",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (1208925819614629174706176, 4, 32, 32)}",
+    "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (2, 4, 32, 32)}",
+    "{'descr': __import__('os'), 'fortran_order': False, 'shape': (2,)}",
+    "(" * 5000,
+    "-" * 9000 + "1",
+    "'''",
+    "",
+]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("header", NPY_HEADERS, ids=range(len(NPY_HEADERS)))
+def test_an_array_header_that_cannot_be_is_refused(folder, header):
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    assert "shapes" in survives(lambda: read_images(folder, content + bytes(8192)))
+
+
+def test_what_numpy_would_open_as_something_else_is_refused(folder):
+    target = io.BytesIO()
+    np.savez(target, images=PIXELS)
+    assert "shapes" in survives(lambda: read_images(folder, target.getvalue()))
+    assert "shapes" in survives(lambda: read_images(folder, b""))
+
+
+def test_a_zip_that_lies_of_its_size_is_not_unpacked_beyond_it(folder):
+    size, target = 32 * 2**20, io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("a", bytes(size))
+    content = target.getvalue().replace(size.to_bytes(4, "little"), b"\x08\0\0\0")
+    tracemalloc.start()
+    try:
+        assert "damaged" in survives(lambda: read_archive(folder, content))
+        assert tracemalloc.get_traced_memory()[1] < size / 8
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["password", "compression"])
+def test_a_zip_that_cannot_be_opened_is_refused(folder, place, value):
+    content = bytearray(archive_zip())
+    entry = content.index(b"PK\x01\x02")  # of the directory; the one before the data agrees
+    content[entry + place] = content[place - 2] = value
+    assert "damaged" in survives(lambda: read_archive(folder, bytes(content)))
+
+
+def test_the_smallest_of_the_profile_is_a_file_too(folder):
+    """`cmp run FILE` reads an empty mapping as the defaults, and no other nothing."""
+    assert survives(lambda: read_run_config(folder, b"{}")) == ""
+    assert "x.yaml" in survives(lambda: read_run_config(folder, b"null"))
+
+
+def test_another_error_than_ours_is_not_taken_for_a_refusal():
+    with pytest.raises(KeyError):
+        survives(lambda: {}["a"])
+
+
+def test_time_is_bounded(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.01)
+    with pytest.raises(AssertionError):
+        survives(lambda: sum(range(10**7)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps this limit")
+def test_memory_is_bounded():
+    with pytest.raises(MemoryError):
+        bytearray(2 * MEMORY)

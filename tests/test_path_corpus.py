@@ -1,0 +1,334 @@
+"""Names and paths that would lead out of their folders: refused, or shown to stay inside."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cmp import book, chapters, checkpoints, cli, config, files, models, pretraining, store, studies
+from cmp.cli.results import read_config
+from cmp.data import build, fetch, manifest, packed, sheet
+from cmp.errors import CmpError
+from cmp.paths import WEIGHTS
+
+OUTSIDE = [
+    *("../outside/secret", "../../outside/secret", "..", ".", "", "/", "/etc/passwd", "~", "~root"),
+    *("./secret", "a/../../outside/secret", "..\\outside\\secret", "\\\\host\\share", "C:\\x"),
+    *("a\0b", "\0", "secret\0.yaml", "a" * 300, "é/../..", "\u2024\u2024/x", "\uff0e\uff0e/x"),
+    *("*", "[0-9a-f]*", "?", "**", "{a,b}", "$HOME", "$(id)", "a\nb", "-rf", "secret\n", " "),
+]
+IDS = [repr(name)[:24] for name in OUTSIDE]
+PATHS = [name for name in OUTSIDE if not name.isalnum()]  # an id that is only long is cut short
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Folders of the test's own; what lies in `outside` must be neither read nor changed."""
+    outside = tmp_path / "outside"
+    for folder in (outside, tmp_path / "build", tmp_path / "studies", tmp_path / "results"):
+        folder.mkdir()
+    (outside / "secret").write_text("secret")
+    (outside / "secret.yaml").write_text("secret: 1")
+    (outside / "secret.parquet").write_bytes(b"secret")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The paths that Python opens while a test runs."""
+    found: list[str] = []
+    real = io.open
+
+    def spy(file, *arguments, **options):
+        found.append(os.fspath(file) if isinstance(file, str | Path) else "")
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", spy)
+    monkeypatch.setattr("builtins.open", spy)
+    return found
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
+@pytest.mark.parametrize("read", [studies.load, studies.published, store.load])
+def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opened, read, name):
+    with pytest.raises(CmpError) as error:
+        read(name)
+    assert "not the name" in str(error.value)
+    assert opened == []
+
+
+@pytest.mark.parametrize("read", [studies.load, studies.published, store.load])
+def test_a_long_name_is_refused(place, read):
+    with pytest.raises(CmpError):
+        read("a" * 300)
+
+
+def test_a_name_that_is_a_name_is_looked_for(place):
+    with pytest.raises(CmpError, match=r"studies/77\.yaml"):
+        studies.load("77")
+    with pytest.raises(CmpError, match=r"results/77\.parquet"):
+        studies.published("77")
+
+
+@pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
+@pytest.mark.parametrize("find", [store.find, checkpoints.find, lambda x: chapters.select([x])])
+def test_what_no_id_begins_with_is_not_found(place, find, name):
+    keep_run(place)
+    keep_checkpoint("0123456789ab" + "0" * 52)
+    with pytest.raises(CmpError):
+        find(name)
+
+
+def test_the_empty_beginning_finds_only_what_is_alone(place):
+    keep_run(place)
+    keep_checkpoint("0123456789ab" + "0" * 52)
+    assert store.find("").id == checkpoints.find("").run == "0123456789ab" + "0" * 52
+    keep_checkpoint("fedcba987654" + "0" * 52)
+    with pytest.raises(CmpError, match="fedcba987654"):
+        checkpoints.find("")
+
+
+def test_all_of_an_id_counts(place):
+    keep_run(place)
+    assert store.find("0123456789ab0000").id.startswith("0123456789ab")
+    with pytest.raises(CmpError, match="no stored run"):
+        store.find("0123456789ab1111")
+
+
+@pytest.mark.parametrize("name", PATHS, ids=ascii)
+def test_checkpoints_are_kept_under_a_name_only(place, name):
+    with pytest.raises(CmpError, match="not the name"), checkpoints.Keeper(name):
+        pass
+    assert content_of(place / "build") == {}
+
+
+def keep_run(place: Path) -> None:
+    """A stored run of id 0123456789ab0..."""
+    run_config = config.parse(config.PROFILES["quick"])
+    row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 1.0}
+    result = store.Result(
+        pd.DataFrame([row]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
+    )
+    store.save("0123456789ab" + "0" * 52, run_config, result)
+
+
+def keep_checkpoint(run_id: str) -> Path:
+    """A checkpoint of an unfinished run."""
+    tree = config.parse(config.PROFILES["quick"]).to_dict()
+    progress = checkpoints.Progress(checkpoints.SCHEMA, run_id, tree, 0, 0, [], 0.0, {"threads": 1})
+    state = checkpoints.RunState(progress, {"weights/a": torch.zeros(1)})
+    return checkpoints.write(state, checkpoints.folder_of(run_id))
+
+
+def test_checkpoints_behind_a_link_are_neither_written_nor_deleted(place):
+    (place / "build" / "checkpoints").mkdir()
+    (place / "build" / "checkpoints" / "abc").symlink_to(place / "outside")
+    before = content_of(place / "outside")
+    with pytest.raises(CmpError, match="link"), checkpoints.Keeper("abc"):
+        pass
+    assert content_of(place / "outside") == before
+
+
+def test_a_folder_among_the_checkpoints_is_left_alone(place):
+    with checkpoints.Keeper("abc") as keeper:
+        other = keeper.folder / "other"
+        other.mkdir()
+        (keeper.folder / "link").symlink_to(place / "outside" / "secret")
+        progress = checkpoints.Progress(checkpoints.SCHEMA, "abc", {}, 0, 0, [], 0.0, {})
+        keeper.save(checkpoints.RunState(progress, {"weights/a": torch.zeros(1)}))
+        assert other.is_dir()
+        assert not (keeper.folder / "link").is_symlink()
+    assert (place / "outside" / "secret").read_text() == "secret"
+
+
+def write(whole, target: Path) -> None:
+    """Write something through one of the two that write whole or not at all."""
+    with whole(target) as partial:
+        (partial / "x" if partial.is_dir() else partial).write_text("new")
+
+
+@pytest.mark.parametrize("whole", [files.whole_folder, files.whole_file])
+def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
+    before = content_of(place / "outside")
+    target = place / "link"
+    target.symlink_to(place / "outside")
+    try:
+        write(whole, target)
+    except CmpError as error:
+        assert str(target) in str(error)
+    assert content_of(place / "outside") == before
+    assert [path for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
+def test_a_models_name_is_a_name(place, opened, name):
+    setting = f"model.name={json.dumps(name)}"
+    with pytest.raises(CmpError, match=r"model\.name"):
+        config.parse(config.override(config.profile("quick"), [setting]))
+    with pytest.raises(CmpError):
+        pretraining.pretraining_config(name, 0)
+    with pytest.raises(CmpError, match="knows no"):
+        models.create(name)
+    assert [path for path in opened if not path.startswith(str(WEIGHTS.parent))] == []
+
+
+def test_every_architecture_has_a_name_that_a_config_takes():
+    for name in models.open_clip.list_models():
+        assert config.parse({"model": {"name": name}}).model.name == name
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
+def test_a_datasets_name_is_a_name(place, name):
+    tree = manifest.embedded()["shapes"].model_dump(mode="json")
+    with pytest.raises(CmpError):
+        build.select([name])
+    for key, value in (("name", name), ("sources", [name])):
+        with pytest.raises(manifest.ValidationError) as error:
+            manifest.Dataset.model_validate(tree | {key: value})
+        assert error.value.errors()[0]["loc"][0] == key
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
+def test_an_archive_lies_in_the_packages_folder(place, name):
+    tree = {
+        "registry": "npm", "package": "x", "version": "1", "sha256": "0" * 64,
+        "licence": "MIT", "attribution": "somebody", "url": "somewhere",
+    }  # fmt: skip
+    try:
+        package = manifest.Package.model_validate(tree | {"file": name})
+    except manifest.ValidationError:
+        return
+    inside = (place / "build" / "packages").resolve()
+    assert fetch.cache_path(package).resolve().parent == inside
+
+
+@pytest.mark.parametrize("text", ["{name}.yaml", "{name}/x.yaml", "{name}"])
+@pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
+def test_a_config_that_is_no_file_is_refused(place, monkeypatch, name, text):
+    monkeypatch.chdir(place / "build")
+    with pytest.raises(CmpError):
+        read_config(text.format(name=name), [])
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
+def test_weights_and_cards_that_are_no_files_are_refused(place, monkeypatch, name):
+    monkeypatch.chdir(place / "build")
+    with pytest.raises(CmpError):
+        models.load_weights(torch.nn.Linear(1, 1), Path(name))
+    with pytest.raises(CmpError):
+        pretraining.read_card(Path(name))
+    assert book.record(Path(name)) == {}
+
+
+NOWHERE = ["\0", "a\0b", "a" * 300, "file/x", "/proc/nothing/x", "/dev/null/x", "file/../x"]
+
+
+@pytest.fixture
+def nowhere(place, monkeypatch):
+    """In a folder where `file` is a file, so that nothing can lie below it."""
+    monkeypatch.chdir(place / "build")
+    Path("file").write_text("as it was")
+    return place
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=ascii)
+def test_where_nothing_can_be_written_is_said(nowhere, name):
+    with pytest.raises(CmpError):
+        files.make_folder(Path(name))
+    for whole in (files.whole_file, files.whole_folder):
+        with pytest.raises(CmpError):
+            write(whole, Path(name))
+    assert content_of(nowhere / "build") == {"file": b"as it was"}
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=ascii)
+def test_out_is_tried_before_anything_is_computed(nowhere, monkeypatch, corpus, name):
+    monkeypatch.setattr(pretraining.runs, "run", lambda *_, **__: pytest.fail("computed"))
+    run_config = pretraining.pretraining_config("tiny", 0)
+    with pytest.raises(CmpError):
+        pretraining.pretrain(run_config, corpus, Path(name), pretraining.runs.Observer())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt", ""])
+@pytest.mark.parametrize("name", NOWHERE, ids=ascii)
+def test_an_export_that_cannot_be_written_is_refused(nowhere, name, suffix):
+    keep_run(nowhere)
+    arguments = ["results", "export", "0123456789ab", f"{name}{suffix}"]
+    result = CliRunner().invoke(cli.app, arguments)
+    refused_by_typer = "\0" in name and result.exit_code == 2
+    assert isinstance(result.exception, CmpError) or refused_by_typer
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=ascii)
+def test_a_sheet_that_cannot_be_written_is_refused(nowhere, corpus, name):
+    dataset = corpus.datasets["shapes"]
+    rows = corpus.rows("test", dataset="shapes")[:4]
+    header = packed.Header(packed.FORMAT, "", "", "", [])
+    some = packed.Packed(
+        dataset, header, corpus.images[rows].numpy(), corpus.table.iloc[rows].reset_index()
+    )
+    with pytest.raises(CmpError):
+        sheet.contact_sheet(some, Path(name))
+
+
+MEMBERS = [name for name in OUTSIDE if name and "\0" not in name]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archives_names_are_only_names(place, monkeypatch, kind):
+    monkeypatch.chdir(place / "build")
+    archive = place / "outside" / "x"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as target:
+            for name in MEMBERS:
+                if not name.endswith("/"):
+                    target.writestr(name, b"content")
+    else:
+        with tarfile.open(archive, "w:gz") as target:
+            for name in MEMBERS:
+                info = tarfile.TarInfo(name)
+                info.size = 7
+                target.addfile(info, io.BytesIO(b"content"))
+    before = content_of(place)
+    found = dict(fetch.members(archive))
+    assert found["../outside/secret"] == b"content"
+    assert content_of(place) == before
+
+
+LINKS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE]
+
+
+def test_an_archives_links_and_devices_are_left_out(place):
+    archive = place / "x.tgz"
+    with tarfile.open(archive, "w:gz") as target:
+        for number, kind in enumerate(LINKS):
+            info = tarfile.TarInfo(f"package/{number}")
+            info.type, info.linkname = kind, "../outside/secret"
+            target.addfile(info)
+        info = tarfile.TarInfo("package/file")
+        target.addfile(info, io.BytesIO())
+    assert dict(fetch.members(archive)) == {"package/file": b""}
+
+
+def test_a_link_in_a_zip_is_its_text(place):
+    archive = place / "x.whl"
+    with zipfile.ZipFile(archive, "w") as target:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = 0o120777 << 16
+        target.writestr(info, str(place / "outside" / "secret"))
+    assert fetch.member(archive, "link") == str(place / "outside" / "secret").encode()
