@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab test lint clean
+.PHONY: study lab test kill-test lint clean
 
 study: $(READY)
 	$(BIN)/cmp data build
@@ -19,6 +19,10 @@ lab: $(READY)
 test: $(READY)
 	$(BIN)/cmp data build
 	$(BIN)/python -m pytest
+
+kill-test: $(READY)
+	$(BIN)/cmp data build
+	$(BIN)/python tests/kill.py --kills 200
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -10,7 +10,7 @@ class CmpError(Exception):
 
 
 class Diverged(CmpError):
-    """Training met a loss or a gradient that is not finite; the weights are those before the step.
+    """Training met a loss, a gradient or weights that are not finite.
 
     `report`: what is known of the step, ready for JSON.
     """

@@ -106,7 +106,8 @@ def _make_room(target: Path) -> None:
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
 
-    Raises `CmpError` where the disk refuses; `target` is then as it was.
+    Raises `CmpError` where the disk refuses; `target` is then as it was. A process that is killed
+    meanwhile leaves a hidden folder beside `target`, which nothing ever reads.
     """
     folder = None
     _make_room(target)

@@ -94,7 +94,8 @@ def train_task(
 
     tokens: [texts of the corpus, L]. after_step: called with (0-based step, loss) after each step.
     optimizer, first: where a task goes on from step `first`; a fresh optimizer where left out.
-    Raises `Diverged`, with the weights as before the step, if a loss or gradient is not finite.
+    Raises `Diverged` if a loss or gradient is not finite, with the weights as before the step, or
+    if a step leaves weights that are not finite, before anyone hears of it.
     """
     model.train()
     optimizer = optimizer or make_optimizer(model, config.optimizer)
@@ -113,13 +114,16 @@ def train_task(
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
+            size = nn.utils.get_total_norm(model.parameters())
+        if not size.isfinite():
+            raise diverged(batch, task, step, loss, norm, rate)
         after_step(step, loss.detach())
 
 
 def diverged(
     batch: Batch, task: int, step: int, loss: Tensor, norm: Tensor, rate: float
 ) -> Diverged:
-    """The error of a step whose loss or gradient is not finite, with all that is known of it."""
+    """The error of a step that is or leaves something not finite, with all that is known of it."""
     report = {
         "task": task,
         "step": step,

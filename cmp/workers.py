@@ -36,6 +36,7 @@ def run_one(
     corpus = corpora.load()
     run_id = store.identify(run_config, corpus)
     if store.is_stored(run_id):
+        Keeper(run_id).remove()  # a kill may have come between the last two lines below
         return store.load(run_id)
     with Keeper(run_id, wait=wait) as keeper:
         if not store.is_stored(run_id):  # else another process was faster

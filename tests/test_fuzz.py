@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cmp import book, chapters, checkpoints, config, models, pretraining, store, studies
+from cmp import book, chapters, checkpoints, config, models, pretraining, results, store, studies
 from cmp.cli.results import read_config
 from cmp.data import fetch, manifest, packed
 from cmp.errors import CmpError
@@ -381,7 +381,7 @@ def read_weights(folder: Path, content: bytes) -> Any:
 def read_published(folder: Path, content: bytes) -> Any:
     put(folder / "studies" / "77.yaml", to_yaml(STUDY))
     put(folder / "results" / "77.parquet", content)
-    return studies.published("77")
+    return results.published("77")
 
 
 def read_notebook_record(folder: Path, content: bytes) -> Any:
@@ -446,7 +446,7 @@ def folder(tmp_path, monkeypatch):
     """A folder of the test's own, where the package builds, keeps studies and publishes."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
-    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(book, "package_fingerprint", lambda: "")
     monkeypatch.setattr(packed, "fingerprint", lambda dataset: "x")
     return tmp_path

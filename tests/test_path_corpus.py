@@ -12,7 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import book, chapters, checkpoints, cli, config, files, models, pretraining, store, studies
+from cmp import (
+    book, chapters, checkpoints, cli, config, files, models, pretraining, results, store, studies,
+)  # fmt: skip
 from cmp.cli.results import read_config
 from cmp.data import build, fetch, manifest, packed, sheet
 from cmp.errors import CmpError
@@ -39,7 +41,7 @@ def place(tmp_path, monkeypatch):
     (outside / "secret.parquet").write_bytes(b"secret")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
-    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -64,7 +66,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
-@pytest.mark.parametrize("read", [studies.load, studies.published, store.load])
+@pytest.mark.parametrize("read", [studies.load, results.published, store.load])
 def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opened, read, name):
     with pytest.raises(CmpError) as error:
         read(name)
@@ -72,7 +74,7 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opene
     assert opened == []
 
 
-@pytest.mark.parametrize("read", [studies.load, studies.published, store.load])
+@pytest.mark.parametrize("read", [studies.load, results.published, store.load])
 def test_a_long_name_is_refused(place, read):
     with pytest.raises(CmpError):
         read("a" * 300)
@@ -82,7 +84,7 @@ def test_a_name_that_is_a_name_is_looked_for(place):
     with pytest.raises(CmpError, match=r"studies/77\.yaml"):
         studies.load("77")
     with pytest.raises(CmpError, match=r"results/77\.parquet"):
-        studies.published("77")
+        results.published("77")
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)

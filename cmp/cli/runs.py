@@ -42,7 +42,7 @@ def run(
         return
     if store.is_stored(run_id):
         console.print("this run is stored; nothing to compute")
-        print_run(store.load(run_id))
+        print_run(workers.run_one(run_config))
     else:
         compute(run_config)
 

@@ -1,0 +1,297 @@
+"""Small runs in processes of their own, which may die at any moment.
+
+A fork server has imported the package and read a small corpus once, see `forked_preload`; a child
+costs little more than its run. Nothing in the package knows of this: a child patches what it needs.
+"""
+
+import functools
+import hashlib
+import os
+import pwd
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from cmp import checkpoints, cli, config, files, runs, store, workers
+from cmp.checkpoints import Keeper
+from cmp.cli import results
+from cmp.config import RunConfig
+from cmp.data import corpus as corpora
+from cmp.data import manifest, packed
+from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
+from cmp.paths import SHORT
+
+DATASETS = ("pool-shapes", "new-flags", "shapes")
+SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")
+TASKS, STEPS = 3, 4
+TIMEOUT = 120.0
+
+
+@functools.cache
+def small_corpus() -> Corpus:
+    """A pool, an update and a retention set: all that a run needs."""
+    return corpora.join([packed.read(manifest.embedded()[name]) for name in DATASETS])
+
+
+def small_config(*settings: str) -> RunConfig:
+    """Three tasks of four steps."""
+    return config.parse(config.override(config.profile("quick"), [*SETTINGS, *settings]))
+
+
+def small_id() -> str:
+    """The id of the run that every child computes."""
+    return store.identify(small_config(), small_corpus())
+
+
+@functools.cache
+def server():
+    """The fork server, running. To be called while `CMP_BUILD` is where the data are."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["forked_preload"])
+    with pytest.MonkeyPatch.context() as patch:  # the server does not take over sys.path
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return context
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended. weights, metrics: of the stored run, if it got that far; resumed: steps
+    that it found done, none if it computed nothing; error: what it refused to do."""
+
+    status: int | None = None
+    weights: str | None = None
+    metrics: pd.DataFrame | None = None
+    resumed: int | None = None
+    error: str = ""
+
+
+class Child:
+    """A process that computes the small run, or does as `body` says, in a build folder."""
+
+    def __init__(self, build: Path, body: Callable | None = None, *arguments):
+        self.build, self.output = build, build.with_name(f"{build.name}.txt")
+        self.begun = False
+        self._outcome = Outcome()
+        self._receiver, sender = server().Pipe(duplex=False)
+        body = body or compute
+        self._process = server().Process(
+            target=_live, args=(sender, build, self.output, body, arguments)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+        sender.close()
+
+    def hear(self, timeout: float = 0.0) -> bool:
+        """Take one message, if there is any in time; false once the child is gone, too."""
+        try:
+            if not self._receiver.poll(timeout):
+                return False
+            message = self._receiver.recv()
+        except (EOFError, OSError):
+            return False
+        if isinstance(message, Outcome):
+            self._outcome = message
+        self.begun = True
+        return True
+
+    def await_run(self) -> None:
+        """Wait until the run has begun, or until the child ends without one."""
+        if not self.hear(TIMEOUT):
+            raise AssertionError(f"the child did not begin\n{self.said()}")
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.is_alive()
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if there is anyone to get it."""
+        if self.alive():
+            os.kill(self.pid, number)
+
+    def outcome(self) -> Outcome:
+        """Wait for its end."""
+        self._process.join(TIMEOUT)
+        if self.alive():
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"the child hangs\n{self.said()}")
+        while self.hear():
+            pass
+        found = self._outcome
+        return Outcome(
+            self._process.exitcode, found.weights, found.metrics, found.resumed, found.error
+        )
+
+    def said(self) -> str:
+        """All that it, and those before it in the same folder, printed."""
+        return self.output.read_text() if self.output.exists() else ""
+
+
+def _live(sender: Connection, build: Path, output: Path, body: Callable, arguments: tuple) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(handle, standard)
+    os.environ["CMP_BUILD"] = str(build)
+    # nothing damaged may ever be met, so no warning of it
+    warnings.filterwarnings("error", category=UserWarning, module="cmp")
+    corpora.load = lambda *roles: small_corpus()
+    body(sender.send, *arguments)
+
+
+def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) -> None:
+    """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
+    `save` on, the first being 1."""
+    workers.Keeper = functools.partial(Keeper, every=1)
+    if trouble:
+        _before_save(save, TROUBLES[trouble])
+    found: list[int] = []
+    observer = runs.Observer(
+        step=lambda task, step, loss, model: tell("a step"),
+        task=lambda done, scores: found.append(0),
+        resumed=found.append,
+    )
+    tell("begun")
+    try:
+        run = workers.run_one(small_config(), observer)
+    except CmpError as error:
+        tell(Outcome(error=str(error)))
+    else:
+        tell(Outcome(None, run.weights, run.metrics, found[0] if found else None))
+
+
+def command(
+    tell: Callable[[object], None], arguments: tuple[str, ...], number: int = 0, at: int = 0
+) -> None:
+    """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
+    watch = results.watch
+
+    def watch_and_stop(bar) -> runs.Observer:
+        observer = watch(bar)
+
+        def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
+            observer.step(task, step, loss, model)
+            if number and task * STEPS + step + 1 == at:
+                os.kill(os.getpid(), number)
+
+        return runs.Observer(step, observer.task, observer.resumed)
+
+    results.watch = watch_and_stop
+    cli.sys.argv = ["cmp", *arguments]
+    cli.main()
+
+
+def _before_save(number: int, action: Callable[[], None]) -> None:
+    """Do something right before a run's save of this number."""
+    save, count = Keeper.save, iter(range(1, 1000))
+
+    def counted(keeper: Keeper, state: checkpoints.RunState) -> None:
+        if next(count) == number:
+            action()
+        save(keeper, state)
+
+    Keeper.save = counted
+
+
+def die(*_: object, **__: object) -> None:
+    """Die as if the power failed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(TIMEOUT)  # the signal is on its way
+
+
+def _die_instead(place: object, name: str) -> Callable[[], None]:
+    return lambda: setattr(place, name, die)
+
+
+def _die_half_written() -> None:
+    save_file = checkpoints.save_file
+
+    def write_half(tensors: dict, path: Path, header: dict) -> None:
+        save_file(tensors, path, header)
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
+    checkpoints.save_file = write_half
+
+
+def _die_flushing(place: object, pattern: str) -> Callable[[], None]:
+    """Die where `place` would flush a path like `pattern`."""
+    real = files.flush
+
+    def flush(path: Path) -> None:
+        if path.match(pattern):
+            die()
+        real(path)
+
+    return lambda: setattr(place, "flush", flush)
+
+
+def _die_pruning(before: bool) -> None:
+    unlink = Path.unlink
+
+    def prune(path: Path, missing_ok: bool = False) -> None:
+        is_checkpoint = checkpoints.NAME.fullmatch(path.name)
+        if not (before and is_checkpoint):
+            unlink(path, missing_ok)
+        if is_checkpoint:
+            die()
+
+    Path.unlink = prune
+
+
+def _die_removing() -> None:
+    def remove(keeper: Keeper) -> None:
+        checkpoints.candidates(keeper.folder)[0].unlink()
+        die()
+
+    Keeper.remove = remove
+
+
+def _fill_disk() -> None:
+    """From now on no file takes more than a third of a checkpoint: writes fail, as on a full disk;
+    Python ignores the signal that comes with it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))
+
+
+def _make_read_only() -> None:
+    """Nobody may write to the run's folder, which root always may: so root goes."""
+    checkpoints.folder_of(small_id()).chmod(0o555)
+    if os.getuid() == 0:
+        os.setuid(pwd.getpwnam("nobody").pw_uid)
+
+
+TROUBLES: dict[str, Callable[[], None]] = {
+    "before the write": _die_instead(checkpoints, "save_file"),
+    "half written": _die_half_written,
+    "before the hash": _die_instead(hashlib, "file_digest"),
+    "before the rename": _die_instead(os, "replace"),
+    "before the folder is flushed": _die_flushing(checkpoints, "checkpoints/*"),
+    "before the old one is pruned": functools.partial(_die_pruning, True),
+    "after the old one is pruned": functools.partial(_die_pruning, False),
+    "before the result is written": _die_instead(pd.DataFrame, "to_parquet"),
+    "before the result is renamed": _die_instead(os, "rename"),
+    "after the result is renamed": _die_flushing(files, "runs"),
+    "before the checkpoints are removed": _die_instead(Keeper, "remove"),
+    "while the checkpoints are removed": _die_removing,
+    "the disk is full": _fill_disk,
+    "the folder is read-only": _make_read_only,
+}
+
+
+def leftovers(build: Path) -> list[str]:
+    """What a finished run left in its build folder beside itself."""
+    name = small_id()[:SHORT]
+    run = {"runs", f"runs/{name}", f"runs/{name}/metrics.parquet", f"runs/{name}/run.json"}
+    found = {str(path.relative_to(build)) for path in build.rglob("*")}
+    return sorted(found - run - {"checkpoints"})

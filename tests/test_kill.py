@@ -1,0 +1,390 @@
+"""A run may be killed at any moment, and goes on to the same bits."""
+
+import dataclasses
+import json
+import random
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import forked
+import numpy as np
+import pandas as pd
+import pytest
+from forked import Child, small_config, small_corpus, small_id
+from kill import Campaign, uninterrupted
+
+from cmp import checkpoints, models, runs, store, training
+from cmp.checkpoints import Keeper
+from cmp.errors import CmpError, Diverged
+from cmp.paths import SHORT
+
+TOTAL = forked.TASKS * forked.STEPS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncut(tmp_path_factory):
+    """The run that nobody kills, and its seconds; the server starts while the data are in sight."""
+    forked.server()
+    small_corpus()
+    return uninterrupted(tmp_path_factory.mktemp("uncut"))
+
+
+@pytest.fixture
+def reference(uncut):
+    return uncut[0]
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, for it and for its children."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    return tmp_path / "build"
+
+
+def folder():
+    return checkpoints.folder_of(small_id())
+
+
+def finite(state):
+    return all(x.isfinite().all() for x in state.tensors.values())
+
+
+def steps_kept():
+    """Steps done in the run's last checkpoint, none without; damage there would be an error."""
+    found = checkpoints.latest(folder())
+    if found is None:
+        return None
+    assert finite(found[1])
+    return found[1].progress.task * forked.STEPS + found[1].progress.step
+
+
+def assert_same(end, reference):
+    assert end.status == 0, end.error
+    assert end.weights == reference.weights
+    assert end.metrics.equals(reference.metrics)
+
+
+def test_the_reference_is_what_the_library_computes(reference):
+    result = runs.run(small_config(), small_corpus())
+    assert models.digest(result.model) == reference.weights
+    assert result.metrics.equals(reference.metrics)
+    assert reference.resumed == 0
+
+
+SAVE = 7
+"""The initial state is save 1, so this one is of six steps: task 1 is half done."""
+
+
+@pytest.mark.parametrize(
+    ("moment", "save", "kept"),
+    [
+        ("before the write", 1, None),
+        ("half written", 1, None),
+        ("before the write", SAVE, 5),
+        ("half written", SAVE, 5),
+        ("before the hash", SAVE, 5),
+        ("before the rename", SAVE, 5),
+        ("before the folder is flushed", SAVE, 6),
+        ("before the old one is pruned", SAVE, 6),
+        ("after the old one is pruned", SAVE, 6),
+        ("half written", TOTAL + 1, TOTAL - 1),
+    ],
+)
+def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, moment, save, kept):
+    assert Child(build, forked.compute, moment, save).outcome().status == -signal.SIGKILL
+    assert steps_kept() == kept
+    end = Child(build).outcome()
+    assert_same(end, reference)
+    assert end.resumed == (kept or 0)
+    assert forked.leftovers(build) == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "resumed", "hidden"),
+    [
+        ("before the result is written", TOTAL, True),
+        ("before the result is renamed", TOTAL, True),
+        ("after the result is renamed", None, False),
+        ("before the checkpoints are removed", None, False),
+        ("while the checkpoints are removed", None, False),
+    ],
+)
+def test_killed_while_the_result_is_stored_it_is_stored_once(
+    build, reference, moment, resumed, hidden
+):
+    assert Child(build, forked.compute, moment, TOTAL + 1).outcome().status == -signal.SIGKILL
+    end = Child(build).outcome()
+    assert_same(end, reference)
+    assert end.resumed == resumed
+    left = forked.leftovers(build)
+    assert bool(left) == hidden
+    assert all(path.startswith(f"runs/.{small_id()[:SHORT]}-") for path in left)
+
+
+def test_twenty_kills_at_random_moments_change_nothing(uncut, tmp_path):
+    campaign = Campaign(*uncut, 20, tmp_path, random.Random(0))
+    campaign.go()
+    assert campaign.killed == 20
+    assert campaign.differences == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"weights": "0" * 64}, "weights 000"),
+        ({"weights": None}, "status 0"),
+        ({"status": 1}, "status 1"),
+        ({"metrics": pd.DataFrame()}, "metrics"),
+    ],
+)
+def test_a_campaign_notices_a_run_that_ends_otherwise(reference, tmp_path, change, word):
+    campaign = Campaign(reference, 1.0, 20, tmp_path, random.Random(0))
+    (tmp_path / "one").mkdir()
+    campaign.compare(tmp_path / "one", reference, "")
+    assert campaign.differences == []
+    (tmp_path / "two").mkdir()
+    campaign.compare(tmp_path / "two", dataclasses.replace(reference, **change), "")
+    assert word in campaign.differences[0]
+    (tmp_path / "three/checkpoints/rest").mkdir(parents=True)
+    campaign.compare(tmp_path / "three", reference, "")
+    assert "leftovers ['checkpoints/rest']" in campaign.differences[1]
+
+
+def test_two_processes_do_not_compute_the_same_run(build, reference):
+    first = Child(build)
+    first.await_run()
+    assert first.hear(forked.TIMEOUT), first.said()  # it trains, so it holds the run
+    first.signal(signal.SIGSTOP)
+    second = Child(build).outcome()
+    assert "another process is computing this run" in second.error
+    assert first.alive()
+    first.signal(signal.SIGKILL)
+    assert first.outcome().weights is None
+    assert_same(Child(build).outcome(), reference)
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8)])
+def test_asked_to_stop_the_shell_finishes_the_step_and_can_resume(build, reference, number, step):
+    arguments = ("run", "quick", *forked.SETTINGS)
+    stopped = Child(build, forked.command, arguments, number, step)
+    assert stopped.outcome().status == 128 + number
+    short = small_id()[:SHORT]
+    assert f"cmp: stopped after 1 tasks and {step - 4} steps" in stopped.said()
+    assert f"`cmp resume {short}` goes on" in stopped.said()
+    assert steps_kept() == step
+    resumed = Child(build, forked.command, ("resume", short))
+    assert resumed.outcome().status == 0, resumed.said()
+    run = store.load(small_id())
+    assert run.weights == reference.weights
+    assert run.metrics.equals(reference.metrics)
+    assert forked.leftovers(build) == []
+
+
+def test_a_run_that_is_stored_is_not_left_unfinished_by_the_shell(build):
+    Child(build, forked.compute, "before the checkpoints are removed", TOTAL + 1).outcome()
+    assert forked.leftovers(build)
+    again = Child(build, forked.command, ("run", "quick", *forked.SETTINGS))
+    assert again.outcome().status == 0, again.said()
+    assert "nothing to compute" in again.said()
+    assert forked.leftovers(build) == []
+
+
+class Stop(BaseException):
+    """Not an `Exception`, as a kill is none."""
+
+
+def run_until(count, *settings):
+    """Compute the small run here, a checkpoint a step, and break it off in step `count`."""
+
+    def step(task, step, loss, model):
+        if task * forked.STEPS + step + 1 == count:
+            raise Stop
+
+    config = small_config(*settings)
+    with Keeper(store.identify(config, small_corpus()), every=1) as keeper:
+        return runs.run(config, small_corpus(), runs.Observer(step), keeper=keeper)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, uncut):
+    """A build folder with two checkpoints, of 1 and of 2 steps."""
+    place = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(place))
+        with pytest.raises(Stop):
+            run_until(3)
+    return place
+
+
+@pytest.fixture
+def pair(two, build):
+    """A copy of these two: the paths of the newest and of the one before it."""
+    shutil.copytree(two, build)
+    newest, before = checkpoints.candidates(folder())
+    return newest, before
+
+
+def assert_refused(newest, before):
+    """The newest is refused by name and warned of; the one before it is used, and is whole."""
+    with pytest.raises(CmpError, match=newest.name):
+        checkpoints.read(newest)
+    with pytest.warns(UserWarning, match=newest.name):
+        path, state = checkpoints.latest(folder())
+    assert path == before
+    assert (state.progress.task, state.progress.step) == (0, 1)
+    assert finite(state)
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(pair):
+    newest, before = pair
+    content = newest.read_bytes()
+    for sixteenths in range(16):
+        newest.write_bytes(content[: len(content) * sixteenths // 16])
+        assert_refused(newest, before)
+    newest.write_bytes(content)
+    assert steps_kept() == 2
+
+
+def test_a_checkpoint_with_one_byte_changed_is_refused(pair):
+    newest, before = pair
+    content = newest.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    generator = np.random.default_rng(0)
+    for start, stop, count in ((0, 8, 8), (8, header, 8), (header, len(content), 8)):
+        for place in generator.choice(np.arange(start, stop), count, replace=False):
+            changed = bytearray(content)
+            changed[place] ^= 1 << generator.integers(8)
+            newest.write_bytes(changed)
+            assert_refused(newest, before)
+
+
+def test_checkpoints_under_each_others_names_are_refused(pair):
+    newest, before = pair
+    aside = newest.with_suffix(".aside")
+    newest.rename(aside)
+    before.rename(newest)
+    aside.rename(before)
+    for path in pair:
+        with pytest.raises(CmpError, match=path.name):
+            checkpoints.read(path)
+    with pytest.warns(UserWarning) as warned:
+        assert checkpoints.latest(folder()) is None
+    assert len(warned) == 2
+
+
+def test_a_checkpoint_of_another_schema_is_refused(pair):
+    newest, before = pair
+    state = checkpoints.read(newest)
+    newest.unlink()
+    newer = dataclasses.replace(state.progress, schema=checkpoints.SCHEMA + 1)
+    path = checkpoints.write(dataclasses.replace(state, progress=newer), folder())
+    with pytest.raises(CmpError, match="schema"):
+        checkpoints.read(path)
+    assert_refused(path, before)
+
+
+def test_with_every_checkpoint_damaged_a_run_starts_anew(pair, reference):
+    for path in pair:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning) as warned:
+        result = run_until(0)
+    assert [str(each.message).count("damaged") for each in warned] == [1, 1]
+    assert models.digest(result.model) == reference.weights
+    assert result.metrics.equals(reference.metrics)
+    assert len(checkpoints.candidates(folder())) == 2
+    assert steps_kept() == TOTAL
+
+
+@pytest.fixture
+def open_build(monkeypatch):
+    """A build folder that every user of the machine can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("CMP_BUILD", name)
+        yield Path(name) / "build"
+
+
+@pytest.mark.parametrize("trouble", ["the disk is full", "the folder is read-only"])
+def test_where_the_disk_refuses_the_run_says_so_and_keeps_the_last(
+    build, open_build, reference, monkeypatch, trouble
+):
+    monkeypatch.setenv("CMP_BUILD", str(open_build))
+    end = Child(open_build, forked.compute, trouble, SAVE).outcome()
+    assert end.weights is None
+    assert f"{folder()}: the checkpoint of task 1, step 2 cannot be written" in end.error
+    assert "the one before it is kept" in end.error
+    assert not list(folder().glob(".partial*"))
+    assert steps_kept() == 5
+    folder().chmod(0o755)
+    end = Child(open_build).outcome()
+    assert_same(end, reference)
+    assert end.resumed == 5
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(build):
+    build.mkdir()
+    (build / "checkpoints").write_text("a file where a folder should be")
+    end = Child(build).outcome()
+    assert f"{folder()}: cannot be written" in end.error
+
+
+def batch_of(config, task, step):
+    pools = runs.task_pools(config, small_corpus())
+    return training.make_batch(config, small_corpus(), pools[task], task, step)
+
+
+@pytest.mark.parametrize(
+    ("peak", "step", "loss"), [("1e6", 1, "nan"), ("1e30", 0, "finite"), ("1e300", 0, "finite")]
+)
+def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build, peak, step, loss):
+    config = small_config(f"schedule.peak={peak}")
+    place = checkpoints.folder_of(store.identify(config, small_corpus()))
+    with pytest.raises(Diverged, match=f"task 0, step {step}.*diverged.json") as error:
+        run_until(0, f"schedule.peak={peak}")
+    report = json.loads((place / "diverged.json").read_text())
+    assert report == error.value.report
+    assert (report["task"], report["step"]) == (0, step)
+    assert np.isfinite(float(report["loss"]["contrastive"])) == (loss == "finite")
+    assert np.isfinite(float(report["gradient_norm"])) == (loss == "finite")
+    assert report["learning_rate"] == pytest.approx(float(peak), rel=0.5)
+    assert report["samples"] == batch_of(config, 0, step).rows.tolist()
+    _, state = checkpoints.latest(place)
+    assert state.progress.step == step
+    assert finite(state)
+
+
+def test_a_run_that_diverges_in_its_very_last_step_is_not_finished(build):
+    with pytest.raises(Diverged):
+        run_until(0, "schedule.peak=1e30", "stream.tasks=1", "training.steps=1")
+
+
+def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
+    build, reference, monkeypatch
+):
+    sound, calls = training.forward_loss, iter(range(TOTAL))
+
+    def poisoned(*arguments):
+        return sound(*arguments) * (np.nan if next(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(training, "forward_loss", poisoned)
+    with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
+        run_until(0)
+    assert steps_kept() == 6
+    monkeypatch.undo()
+    monkeypatch.setenv("CMP_BUILD", str(build))
+    result = run_until(0)
+    assert models.digest(result.model) == reference.weights
+    assert not (folder() / "diverged.json").exists()
+
+
+def test_the_shell_ends_with_an_error_where_a_run_diverges(build):
+    settings = (*forked.SETTINGS, "schedule.peak=1e6")
+    child = Child(build, forked.command, ("run", "quick", *settings))
+    assert child.outcome().status == 2
+    assert "cmp: training diverged at task 0, step 1: loss nan" in child.said()
+    assert "diverged.json says more" in child.said()
+    [path] = build.glob("checkpoints/*/diverged.json")
+    assert path.read_text().startswith("{")
+    assert not (build / "runs").exists()
