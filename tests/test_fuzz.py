@@ -27,7 +27,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cmp import book, chapters, checkpoints, config, models, pretraining, results, store, studies
+from cmp import (
+    NUMERICS,
+    book,
+    chapters,
+    checkpoints,
+    config,
+    models,
+    pretraining,
+    results,
+    store,
+    studies,
+)
 from cmp.cli.results import read_config
 from cmp.data import fetch, manifest, packed
 from cmp.errors import CmpError
@@ -401,7 +412,11 @@ def read_archive(folder: Path, content: bytes) -> Any:
 
 GOOD_METRICS = to_parquet(small_metrics())
 GOOD_SAMPLES = to_parquet(SAMPLES)
-GOOD_RESULTS = to_parquet(small_metrics().assign(setting="a", replicate=0))
+ABOUT = {"run": "0" * 64, "weights": "0" * 64, "config": "{}"}
+MADE = json.dumps({"numerics": NUMERICS})
+GOOD_RESULTS = to_parquet(
+    small_metrics().assign(setting="a", replicate=0, provenance=MADE, **ABOUT)
+)
 GOOD_WEIGHTS = save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
 CARD = json.loads((WEIGHTS / "tiny-s0-annealed.json").read_text())
 PACKAGES = yaml.safe_load((MANIFESTS / "packages.yaml").read_text())

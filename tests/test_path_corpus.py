@@ -126,7 +126,7 @@ def keep_run(place: Path) -> None:
     result = store.Result(
         pd.DataFrame([row]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
     )
-    store.save("0123456789ab" + "0" * 52, run_config, result)
+    store.save(store.finished("0123456789ab" + "0" * 52, run_config, result))
 
 
 def keep_checkpoint(run_id: str) -> Path:
