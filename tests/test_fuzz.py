@@ -39,7 +39,7 @@ from cmp import (
     store,
     studies,
 )
-from cmp.cli.results import read_config
+from cmp.cli.runs import read_config
 from cmp.data import fetch, manifest, packed
 from cmp.errors import CmpError
 from cmp.paths import MANIFESTS, WEIGHTS

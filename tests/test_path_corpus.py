@@ -13,9 +13,19 @@ import torch
 from typer.testing import CliRunner
 
 from cmp import (
-    book, chapters, checkpoints, cli, config, files, models, pretraining, results, store, studies,
-)  # fmt: skip
-from cmp.cli.results import read_config
+    book,
+    chapters,
+    checkpoints,
+    cli,
+    config,
+    files,
+    models,
+    pretraining,
+    results,
+    store,
+    studies,
+)
+from cmp.cli.runs import read_config
 from cmp.data import build, fetch, manifest, packed, sheet
 from cmp.errors import CmpError
 from cmp.paths import WEIGHTS
