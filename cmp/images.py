@@ -1,5 +1,7 @@
 """Stored RGBA images as network input, in batches on the device: augmented, or plain."""
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         noise = torch.rand(len(images), *shape, generator=generator)
-        return (low + (high - low) * noise).to(images.device)
+        return (low + (high - low) * noise).to(images.device, non_blocking=True)
 
     angle, scale = uniform(-ROTATION, ROTATION), uniform(*SCALE)
     cosine, sine = angle.cos() * scale, angle.sin() * scale
@@ -58,5 +60,11 @@ def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std by channel, [B, 3, H, W]."""
-    shape = (1, 3, 1, 1)
-    return (x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape)
+    mean, std = (_channels(tuple(values), x.device, x.dtype) for values in (mean, std))
+    return (x - mean) / std
+
+
+@functools.lru_cache
+def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept, since a copy of a list to a GPU waits for it."""
+    return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)

@@ -70,12 +70,12 @@ def forward_loss(
     Each distinct caption is encoded once and then gathered.
     """
     device = model.logit_scale.device
-    x = images.augmented(batch.images.to(device), generator)
+    x = images.augmented(batch.images.to(device, non_blocking=True), generator)
     x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
     with autocast(precision, device):
         image = models.encode_image(model, x)
-        text = models.encode_text(model, tokens[distinct])[place.to(device)]
+        text = models.encode_text(model, tokens[distinct])[place.to(device, non_blocking=True)]
     return contrastive_loss(image, text, model.logit_scale)
 
 

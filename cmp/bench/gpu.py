@@ -36,7 +36,10 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
     settings = [networks.setting(name, corpus, batch) for name in names]
     rows = [row for setting in settings for row in measure(setting, rounds)]
-    notes = ["waits at: where the host first waits for the device within a step; it never should"]
+    notes = [
+        "waits at: where the host first waits for the device within a step; it never should",
+        "a run itself waits twice a step, so that nothing that is not finite is ever kept",
+    ]
     return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
 
 
