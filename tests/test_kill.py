@@ -157,10 +157,12 @@ def test_two_processes_do_not_compute_the_same_run(build, reference):
     first.await_run()
     assert first.hear(forked.TIMEOUT), first.said()  # it trains, so it holds the run
     first.signal(signal.SIGSTOP)
-    second = Child(build).outcome()
+    try:
+        second = Child(build).outcome()
+        assert first.alive()
+    finally:
+        first.signal(signal.SIGKILL)
     assert "another process is computing this run" in second.error
-    assert first.alive()
-    first.signal(signal.SIGKILL)
     assert first.outcome().weights is None
     assert_same(Child(build).outcome(), reference)
 
