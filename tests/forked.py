@@ -25,7 +25,7 @@ from torch import nn
 
 from cmp import checkpoints, cli, config, files, runs, store, workers
 from cmp.checkpoints import Keeper
-from cmp.cli import results
+from cmp.cli import runs as shell
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.data import manifest, packed
@@ -175,7 +175,7 @@ def command(
     tell: Callable[[object], None], arguments: tuple[str, ...], number: int = 0, at: int = 0
 ) -> None:
     """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
-    watch = results.watch
+    watch = shell.watch
 
     def watch_and_stop(bar) -> runs.Observer:
         observer = watch(bar)
@@ -187,7 +187,7 @@ def command(
 
         return runs.Observer(step, observer.task, observer.resumed)
 
-    results.watch = watch_and_stop
+    shell.watch = watch_and_stop
     cli.sys.argv = ["cmp", *arguments]
     cli.main()
 

@@ -101,6 +101,16 @@ def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, m
     assert forked.leftovers(build) == []
 
 
+@pytest.mark.parametrize("steps", range(TOTAL + 1))
+def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, steps):
+    moment = "before the write" if steps < TOTAL else "before the checkpoints are removed"
+    Child(build, forked.compute, moment, steps + 2 if steps < TOTAL else TOTAL + 1).outcome()
+    assert steps_kept() == steps
+    end = Child(build).outcome()
+    assert_same(end, reference)
+    assert end.resumed == (steps if steps < TOTAL else None)
+
+
 @pytest.mark.parametrize(
     ("moment", "resumed", "hidden"),
     [
