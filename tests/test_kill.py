@@ -12,6 +12,7 @@ import forked
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from forked import Child, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 
@@ -207,7 +208,7 @@ class Stop(BaseException):
     """Not an `Exception`, as a kill is none."""
 
 
-def run_until(count, *settings):
+def run_until(count, *settings, model=None):
     """Compute the small run here, a checkpoint a step, and break it off in step `count`."""
 
     def step(task, step, loss, model):
@@ -216,7 +217,7 @@ def run_until(count, *settings):
 
     config = small_config(*settings)
     with Keeper(store.identify(config, small_corpus()), every=1) as keeper:
-        return runs.run(config, small_corpus(), runs.Observer(step), keeper=keeper)
+        return runs.run(config, small_corpus(), runs.Observer(step), model, keeper=keeper)
 
 
 @pytest.fixture(scope="module")
@@ -381,9 +382,12 @@ def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
         return sound(*arguments) * (np.nan if next(calls) == 6 else 1.0)
 
     monkeypatch.setattr(training, "forward_loss", poisoned)
+    model = models.load(small_config().model, 0)
     with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
-        run_until(0)
+        run_until(0, model=model)
     assert steps_kept() == 6
+    _, state = checkpoints.latest(folder())  # the network is as it was before that step, too
+    assert all(torch.equal(x, state.tensors[f"weights/{n}"]) for n, x in model.state_dict().items())
     monkeypatch.undo()
     monkeypatch.setenv("CMP_BUILD", str(build))
     result = run_until(0)
