@@ -85,15 +85,14 @@ class Campaign:
         started = time.monotonic()
         whole = self.start(self.folder / "whole")
         assert whole.outcome().status == 0, whole.said()
-        span = 2 * (time.monotonic() - started) / self.runs
+        span = (time.monotonic() - started) / self.runs
         kinds = ["parent"] * self.parents + ["worker"] * self.workers
         self.random.shuffle(kinds)
-        moments = sorted(self.random.randrange(self.runs - 4) for _ in kinds)
+        moments = sorted(self.random.randrange(self.runs // 3) for _ in kinds)
         child = self.start(self.build)
         for kind, moment in zip(kinds, moments, strict=True):
             self.watch(child, lambda moment=moment: self.look() >= moment)
-            until = time.monotonic() + self.random.uniform(0, span)
-            self.watch(child, lambda until=until: time.monotonic() > until)
+            self.wait(child, self.random.uniform(0, span))
             child = self.kill(child, kind)
             self.tick()
         self.watch(child, lambda: not child.alive())
@@ -102,6 +101,11 @@ class Campaign:
     def watch(self, child: Child, condition: Callable[[], bool]) -> None:
         """Keep looking at the stored runs until something is so, or the study ends."""
         await_true(lambda: self.look() < 0 or condition() or not child.alive(), "so", 10 * TIMEOUT)
+
+    def wait(self, child: Child, seconds: float) -> None:
+        """Let some time pass, but no more than one run end in it."""
+        until, count = time.monotonic() + seconds, self.look()
+        self.watch(child, lambda: time.monotonic() > until or self.look() > count)
 
     def kill(self, child: Child, kind: str) -> Child:
         """Kill a worker, or the study's own process; that is started again, sometimes at once."""
@@ -162,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     server()
+    small_corpus()  # while the data are in sight
     with tempfile.TemporaryDirectory() as name, tqdm(total=15, unit=" kills") as bar:
         campaign = Campaign(Path(name), random.Random(arguments.seed), tick=bar.update)
         campaign.go()
