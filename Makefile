@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab test kill-test lint clean
+.PHONY: study lab test kill-test study-kill-test lint clean
 
 study: $(READY)
 	$(BIN)/cmp data build
@@ -23,6 +23,10 @@ test: $(READY)
 kill-test: $(READY)
 	$(BIN)/cmp data build
 	$(BIN)/python tests/kill.py --kills 200
+
+study-kill-test: $(READY)
+	$(BIN)/cmp data build
+	$(BIN)/python tests/kill_study.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Self
@@ -25,9 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.files import flush, make_folder, write_whole
 from cmp.paths import SHORT, build_folder, named
+from cmp.signals import StopRequest
 
 SCHEMA = 1
 EVERY = 50
@@ -226,13 +228,27 @@ class Keeper:
         make_folder(self.folder)
         try:
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            self._take_lock()
         except BlockingIOError as error:
             self.__exit__()
             raise CmpError(f"{self.folder}: another process is computing this run") from error
         except OSError as error:
             raise CmpError(f"{self.folder}: cannot be written ({error})") from error
         return self
+
+    def _take_lock(self) -> None:
+        """Lock the folder, at once or with `wait` at last; a request to stop ends the wait."""
+        with StopRequest() as stop:
+            while not stop.signal:
+                try:
+                    return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not self.wait:
+                        raise
+                time.sleep(0.1)
+        self.__exit__()
+        message = f"stopped waiting for another process that computes run {self.run_id[:SHORT]}"
+        raise Interrupted(message, stop.signal)
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:

@@ -4,10 +4,13 @@ import dataclasses
 import time
 
 import numpy as np
+import torch
+from torch import nn
 
 from cmp import evaluation, models, runs, store, training
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
+from cmp.errors import CmpError
 
 STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
@@ -35,33 +38,50 @@ def _kind(config: RunConfig) -> tuple:
 
 
 def _known(device: str) -> dict[tuple, float]:
-    """Seconds a step of stored runs, by kind: the median."""
+    """Seconds a step of stored runs on one thread, by kind: the median."""
     found: dict[tuple, list[float]] = {}
     for run_id in store.stored_ids():
-        stored, run_config = store.about(run_id)
+        try:
+            stored, run_config = store.about(run_id)
+        except CmpError:  # damaged or of an older format: it says nothing, and is in nobody's way
+            continue
         made = stored.provenance
-        if (made["device"] == "cpu") == (device == "cpu"):
+        if made["threads"] == 1 and (made.get("device") == "cpu") == (device == "cpu"):
             found.setdefault(_kind(run_config), []).append(made["seconds"] / _steps(run_config))
     return {kind: float(np.median(times)) for kind, times in found.items()}
 
 
 def _measure(config: RunConfig, device: str) -> float:
-    """Seconds a step of such a run, evaluations shared out, from a few of its steps and one
-    evaluation of each size."""
-    corpus, steps = corpora.load(), []
+    """Seconds a step of such a run on one thread, evaluations shared out, from a few of its steps
+    and one evaluation of each size; random weights take as long as any."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = models.create(config.model.name).to(device)
+        step, asked = _step_seconds(config, model), runs.evaluations(config)
+        rest = sum(count * _evaluation_seconds(config, model, size) for size, count in asked)
+        return step + rest / _steps(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _step_seconds(config: RunConfig, model: nn.Module) -> float:
+    """A step of the last task: the mean of a few."""
+    corpus, ends = corpora.load(), []
     short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=STEPS))
-    model = models.load(config.model, config.seeds.init).to(device)
     tokens = models.tokens(config.model.name, corpus.texts)
     pools = runs.task_pools(short, corpus)
     training.train_task(
         model, short, corpus, tokens, pools[-1], len(pools) - 1,
-        after_step=lambda step, loss: steps.append((loss.item(), time.perf_counter())),
+        after_step=lambda step, loss: ends.append((loss.item(), time.perf_counter())),
     )  # fmt: skip
-    total = _steps(config) * (steps[-1][1] - steps[0][1]) / (STEPS - 1)
-    for size, count in runs.evaluations(config):
-        started = time.perf_counter()
-        evaluation.evaluate(
-            model, config.model.name, corpus, subset=size, precision=config.training.precision
-        )
-        total += count * (time.perf_counter() - started)
-    return total / _steps(config)
+    return (ends[-1][1] - ends[0][1]) / (STEPS - 1)
+
+
+def _evaluation_seconds(config: RunConfig, model: nn.Module, size: int | None) -> float:
+    """One evaluation on so many images a dataset, none for all."""
+    started = time.perf_counter()
+    evaluation.evaluate(
+        model, config.model.name, corpora.load(), subset=size, precision=config.training.precision
+    )
+    return time.perf_counter() - started

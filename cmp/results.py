@@ -55,8 +55,10 @@ def _read(chapter: str) -> pd.DataFrame:
     try:
         frame = read_table(path, {"setting": str, "replicate": int} | ABOUT | METRICS)
         for text in frame["provenance"].unique():
-            if not isinstance(json.loads(text)["numerics"], int):
-                raise ValueError("provenance: numerics: must be a number")
+            about = json.loads(text)
+            for key in ("numerics", "threads"):
+                if not isinstance(about[key], int):
+                    raise ValueError(f"provenance: {key}: must be a number")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CmpError(f"{path}: cannot be read ({error}); {again}") from error
     return frame
@@ -69,20 +71,18 @@ def publish(study: Study, profile: str = "cpu") -> Path:
     """
     corpus = corpora.load()
     path = named(RESULTS, study.chapter, ".parquet")
-    old = _read(study.chapter) if path.exists() else pd.DataFrame(columns=["run"])
-    frames, lacking = [], []
-    for (setting, replicate), run_config in study.configs(profile).items():
-        run_id = store.identify(run_config, corpus)
-        if store.is_stored(run_id):
-            frame = _tidy(store.load(run_id))
-        else:
-            frame = old[old["run"] == run_id]
-            lacking += [run_id] * frame.empty
-        frames.append(frame.assign(setting=setting, replicate=replicate))
-    if lacking:
+    grid = {key: store.identify(each, corpus) for key, each in study.configs(profile).items()}
+    found = {each: store.load(each) for each in set(grid.values()) if store.is_stored(each)}
+    if found.keys() != set(grid.values()) and path.exists():
+        found = {run.id: run for run in runs_of(study.chapter)} | found
+    if lacking := set(grid.values()) - found.keys():
         raise CmpError(
             f"study {study.chapter}: {len(lacking)} runs are missing; compute them first"
         )
+    frames = [
+        _tidy(found[run_id]).assign(setting=setting, replicate=replicate)
+        for (setting, replicate), run_id in grid.items()
+    ]
     table = pd.concat(frames).sort_values(KEYS)
     table = table[KEYS + [name for name in table if name not in KEYS]]
     with whole_file(path) as partial:
@@ -107,7 +107,10 @@ def runs_of(chapter: str) -> list[Run]:
     for run_id, rows in _read(chapter).groupby("run", sort=False):
         weights, tree, about = rows.iloc[0][["weights", "config", "provenance"]]
         run_config = config.parse(json.loads(tree), f"results of chapter {chapter}")
-        metrics = rows.drop(columns=["setting", "replicate", *ABOUT]).reset_index(drop=True)
+        # two settings that come to the same are one run, and its rows stand there for each
+        metrics = rows.drop(columns=["setting", "replicate", *ABOUT]).drop_duplicates(
+            ["task", "scope", "dataset"], ignore_index=True
+        )
         found.append(Run(run_id, run_config, json.loads(about), metrics, weights))
     return found
 

@@ -81,7 +81,10 @@ def load(chapter: str) -> Study:
     _check(path, tree)
     settings = {}
     for name, changes in tree["settings"].items():
-        settings |= expand(name, changes or {}, f"{path}: settings: {name}")
+        found = expand(name, changes or {}, f"{path}: settings: {name}")
+        if twice := settings.keys() & found.keys():
+            raise CmpError(f"{path}: settings: {name}: {min(twice)!r} stands there already")
+        settings |= found
     if unknown := [name for name in tree["live"] if name not in settings]:
         raise CmpError(
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
@@ -125,6 +128,8 @@ def expand(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[st
         )
     if not all(isinstance(values, list) and values for values in lists.values()):
         raise CmpError(f"{source}: {swept[0]}: every key must hold a list of values")
+    if twice := sorted(fixed.keys() & lists.keys()):
+        raise CmpError(f"{source}: {swept[0]}: {twice[0]}: is set beside it, too")
     if swept == ["product"]:
         rows = list(itertools.product(*lists.values()))
     elif len({len(values) for values in lists.values()}) == 1:
@@ -136,6 +141,8 @@ def expand(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[st
         pairs = dict(zip(lists, row, strict=True))
         words = [f"{key.rpartition('.')[2]} {value}" for key, value in pairs.items()]
         found[", ".join([name, *words])] = fixed | pairs
+    if len(found) < len(rows):
+        raise CmpError(f"{source}: {swept[0]}: the same values stand there twice")
     return found
 
 
@@ -165,13 +172,13 @@ class Plan:
 def plan(configs: list[RunConfig], device: str = "cpu") -> Plan:
     """What is stored of these runs, and what computing the others would take."""
     todo = missing(configs)
-    return Plan(len(configs), todo, sum(forecast.seconds(todo, device)))
+    return Plan(len(set(configs)), todo, sum(forecast.seconds(todo, device)))
 
 
 def missing(configs: list[RunConfig]) -> list[RunConfig]:
-    """Those whose run is not stored."""
-    corpus = corpora.load()
-    return [each for each in configs if not store.is_stored(store.identify(each, corpus))]
+    """Those whose run is not stored, each once, as two settings may come to the same."""
+    corpus, distinct = corpora.load(), dict.fromkeys(configs)
+    return [each for each in distinct if not store.is_stored(store.identify(each, corpus))]
 
 
 def compute(

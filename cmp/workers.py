@@ -1,23 +1,27 @@
 """Runs in one-thread worker processes of this machine, where a lost worker costs its run only."""
 
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 from cmp import runs, store
 from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError, Interrupted
-from cmp.signals import StopRequest
+from cmp.paths import build_folder
+from cmp.signals import SIGNALS, StopRequest
 
 ATTEMPTS = 5
 """Times that a run is begun or gone on with before its lost workers are taken for its own fault."""
@@ -52,67 +56,139 @@ def local(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], 
     A worker that dies (out of memory, killed) is replaced and its run goes on from its checkpoint.
     Raises `Interrupted` on SIGINT and SIGTERM, once the workers have saved their runs.
     """
-    attempts, failures = dict.fromkeys(todo, 0), {}
-    with StopRequest() as stop, _pool(min(jobs, len(todo))) as pool:
-        waiting = {}
-
-        def begin(run_config: RunConfig) -> None:
-            attempts[run_config] += 1
-            waiting[pool.schedule(_work, args=[run_config, device])] = run_config
-
-        for run_config in todo:
-            begin(run_config)
-        while waiting:
-            done, _ = concurrent.futures.wait(waiting, 0.2, concurrent.futures.FIRST_COMPLETED)
-            if stop.signal:
-                message = f"stopped with {len(waiting)} runs to go; the same command goes on"
-                raise Interrupted(message, stop.signal)
-            for future in done:
-                run_config = waiting.pop(future)
-                error = future.exception()
-                if error is None:
-                    finished()
-                elif isinstance(error, ProcessExpired) and attempts[run_config] < ATTEMPTS:
-                    begin(run_config)
+    queue, attempts, failures = list(reversed(todo)), Counter(), {}
+    with StopRequest() as stop, _crew() as crew:
+        busy: dict[Connection, _Worker] = {}
+        while queue or busy:
+            while queue and len(busy) < jobs:
+                worker = next((each for each in crew if each not in busy.values()), None)
+                if worker is None:
+                    crew.append(worker := _Worker(device))
+                worker.begin(queue.pop())
+                busy[worker.pipe] = worker
+            for pipe in connection.wait(busy, 0.2):
+                worker = busy.pop(pipe)
+                run_config = worker.run_config
+                try:
+                    why = pipe.recv()
+                except (EOFError, OSError):
+                    crew.remove(worker)
+                    attempts[run_config] += 1
+                    if attempts[run_config] < ATTEMPTS:
+                        queue.append(run_config)
+                        continue
+                    why = worker.death()
+                if why:
+                    failures[run_config] = why
                 else:
-                    failures[run_config] = reason(error)
+                    finished()
+            if stop.signal and (queue or busy):
+                message = f"stopped with {len(queue) + len(busy)} runs to go"
+                raise Interrupted(f"{message}; the same command goes on", stop.signal)
     return failures
 
 
 def reason(error: BaseException) -> str:
     """Why a run failed, in one line."""
-    if isinstance(error, ProcessExpired):
-        code = error.exitcode or 0
-        cause = signal.Signals(-code).name if code < 0 else f"status {code}"
-        return f"its worker died {ATTEMPTS} times, last by {cause}; is there enough memory?"
     if isinstance(error, CmpError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of an exception that cannot even be shown
+        text = "(it has no text)"
+    return f"{type(error).__name__}: {text}"
+
+
+class _Worker:
+    """A process that computes the runs it is handed, one after another.
+
+    Each worker has a pipe of its own, and no lock is shared: whenever one is killed, the others and
+    this process go on.
+    """
+
+    def __init__(self, device: str):
+        context = _context(device)
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, device, str(build_folder().absolute()))
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def begin(self, run_config: RunConfig) -> None:
+        """Hand it a run; its answer through the pipe is why that failed, or nothing."""
+        self.run_config = run_config
+        with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
+            self.pipe.send(run_config)
+
+    def death(self) -> str:
+        """What it died of, and how often the run's workers did."""
+        self.process.join()
+        code = self.process.exitcode
+        cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        return f"its worker died {ATTEMPTS} times, last {cause}; is there enough memory?"
+
+
+def _context(device: str) -> BaseContext:
+    """How workers start: from a server that has imported everything, where that is safe.
+
+    The server outlives a study, so the next one in the same process starts at once.
+    """
+    if device != "cpu" or sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @contextlib.contextmanager
-def _pool(size: int) -> Iterator[ProcessPool]:
-    """A pool whose workers end with it, whatever ends it."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(size, context=context, initializer=_prepare, initargs=[os.getpid()])
+def _crew() -> Iterator[list[_Worker]]:
+    """Workers, who end when this is left, those with a run once that is saved.
+
+    They are asked again every second, as one may have been between two runs. However long it takes,
+    a second signal to this process ends it.
+    """
+    crew: list[_Worker] = []
     try:
-        yield pool
+        yield crew
     finally:
-        pool.stop()
-        pool.join()
+        try:
+            for worker in crew:
+                worker.pipe.close()
+            while alive := [each.process for each in crew if each.process.is_alive()]:
+                for process in alive:
+                    process.terminate()
+                connection.wait([process.sentinel for process in alive], 1.0)
+        finally:
+            for worker in crew:
+                worker.process.kill()
 
 
-def _prepare(parent: int) -> None:
-    """Set a worker up: one thread, and an end of its own once its parent was killed."""
+def _serve(pipe: Connection, device: str, build: str) -> None:
+    """A worker's life. Signals act on its runs only, so no second one breaks off a save."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    os.environ["CMP_BUILD"] = build
     torch.set_num_threads(1)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
+        while True:
+            pipe.send(_attempt(pipe.recv(), device))
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+
+def _attempt(run_config: RunConfig, device: str) -> str | None:
+    """Compute a run; returns why it failed, if it did. A run that was stopped ends the worker."""
+    try:
+        run_one(run_config, device=device, wait=True)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signal)
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def _stop_with_parent() -> None:
+    """Stop and save once the parent is gone, asking again as in `_crew`."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    while True:
         os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(run_config: RunConfig, device: str) -> None:
-    run_one(run_config, device=device, wait=True)
+        time.sleep(1.0)

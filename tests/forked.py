@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmp import checkpoints, cli, config, files, runs, store, workers
+from cmp import checkpoints, cli, config, files, runs, store, studies, workers
 from cmp.checkpoints import Keeper
 from cmp.cli import runs as shell
 from cmp.config import RunConfig
@@ -37,6 +37,7 @@ DATASETS = ("pool-shapes", "new-flags", "shapes")
 SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")
 TASKS, STEPS = 3, 4
 TIMEOUT = 120.0
+_serve = workers._serve
 
 
 @functools.cache
@@ -190,6 +191,72 @@ def command(
     shell.watch = watch_and_stop
     cli.sys.argv = ["cmp", *arguments]
     cli.main()
+
+
+LETHAL, DEADLY = 0.0011, 0.0012
+"""Peak learning rates of runs that kill their worker in their second task: once, and always."""
+
+
+def study(tell: Callable[[object], None], grids: Path, *arguments: str) -> None:
+    """`cmp study ARGUMENTS` on the grids of a folder; its workers are children of the fork server
+    as well, and live as `serve` says."""
+    forkserver._forkserver.ensure_running = lambda: None  # it is, though only its parent can ask
+    studies.STUDIES, workers._serve = grids, serve
+    tell("begun")
+    cli.sys.argv = ["cmp", "study", *arguments]
+    cli.main()
+
+
+def serve(pipe: Connection, device: str, build: str) -> None:
+    """A worker's life on the small corpus. It leaves a file of its process's number beside its
+    build folder, as `workers_of` reads, and one line in "resumed" for each run that goes on.
+
+    With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
+    """
+    corpora.load = lambda *roles: small_corpus()
+    place, run_one = Path(f"{build}-workers"), workers.run_one
+    place.mkdir(exist_ok=True)
+
+    def watched(run_config: RunConfig, **options) -> store.Run:
+        def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
+            if (place / "slow").exists():
+                time.sleep(0.2)
+            peak, mark = run_config.schedule.peak, place / "died"
+            if task == 1 and (peak == DEADLY or (peak == LETHAL and not mark.exists())):
+                mark.touch()
+                die()
+
+        def resumed(steps: int) -> None:
+            with open(place / "resumed", "a") as file:
+                file.write(f"{steps}\n")
+
+        return run_one(run_config, runs.Observer(step, resumed=resumed), **options)
+
+    workers.run_one = watched
+    (place / str(os.getpid())).touch()
+    _serve(pipe, device, build)
+
+
+def workers_of(build: Path) -> list[int]:
+    """The workers that studies in a build folder have, living ones only."""
+    names = [path.name for path in Path(f"{build}-workers").glob("[0-9]*")]
+    return sorted(int(name) for name in names if is_alive(int(name)))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def await_true(condition: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
+    """Wait until something is so; `AssertionError` says what never was."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds:g} s: never {what}"
+        time.sleep(0.01)
 
 
 def _before_save(number: int, action: Callable[[], None]) -> None:

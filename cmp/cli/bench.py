@@ -16,6 +16,7 @@ BENCHMARKS = {
     "loop": ("loop", ("tiny",)),
     "evaluate": ("evaluate", ("tiny",)),
     "checkpoint": ("checkpoint", ("tiny",)),
+    "study": ("study", ("tiny",)),
     "gpu": ("gpu", ("tiny", "bench-mid")),
 }
 """Name -> (module of `cmp.bench`, which has a function of that name; models by default)."""

@@ -1,0 +1,229 @@
+"""Published results: the same bytes in any order, and runs that anyone can compute again."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from forked import SETTINGS, small_config, small_corpus
+from typer.testing import CliRunner
+
+from cmp import cli, config, results, store, studies, workers
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.paths import SHORT
+
+invoke = CliRunner().invoke
+GRID = {
+    "question": "Why?",
+    "replicates": 2,
+    "live": [],
+    "settings": {"z": {}, "a": {"schedule.peak": 0.0005}, "same as z": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A build folder in which the four runs of the grid are stored."""
+    place = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        small_corpus()
+        prepare(patch, place)
+        for run_config in studies.load("77").configs("quick").values():
+            workers.run_one(run_config)
+    return place
+
+
+def prepare(patch, place):
+    """Chapter 77 in a folder of its own, with small runs on the small corpus."""
+    tree = config.override(config.profile("quick"), [*SETTINGS, "model.start=random"])
+    patch.setitem(config.PROFILES, "quick", tree)
+    patch.setattr(corpora, "load", lambda *roles: small_corpus())
+    patch.setattr(studies, "STUDIES", place)
+    patch.setattr(results, "RESULTS", place / "results")
+    patch.setenv("CMP_BUILD", str(place / "build"))
+    (place / "77.yaml").write_text(json.dumps(GRID))
+
+
+@pytest.fixture
+def place(computed, tmp_path, monkeypatch):
+    """A copy of that folder."""
+    shutil.copytree(computed, tmp_path / "place")
+    prepare(monkeypatch, tmp_path / "place")
+    return tmp_path / "place"
+
+
+def publish():
+    return results.publish(studies.load("77"), "quick")
+
+
+def stored_runs():
+    return [store.load(run_id) for run_id in store.stored_ids()]
+
+
+def test_what_is_published_is_what_was_collected(place):
+    publish()
+    frame = results.published("77")
+    assert list(frame["setting"].unique()) == ["z", "a", "same as z"]  # in the order of the grid
+    keys = ["setting", "replicate", "task", "scope", "dataset"]
+    expected = studies.collect(studies.load("77").configs("quick")).set_index(keys)["score"]
+    assert frame.set_index(keys)["score"].sort_index().equals(expected.sort_index())
+
+
+def test_the_file_is_the_same_whatever_order_runs_came_in(place):
+    content = publish().read_bytes()
+    again = stored_runs()[::-1]
+    assert len(again) == 4
+    shutil.rmtree(place / "build" / "runs")
+    for run in again:  # stored the other way round, their rows too
+        store.save(dataclasses.replace(run, metrics=run.metrics[::-1]))
+    assert publish().read_bytes() == content
+    backwards = GRID | {"settings": dict(reversed(GRID["settings"].items()))}
+    (place / "77.yaml").write_text(json.dumps(backwards))
+    assert publish().read_bytes() == content
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_published_runs_that_are_not_in_the_store_are_taken_over(place, lost):
+    content = publish().read_bytes()
+    for run in stored_runs()[:lost]:
+        shutil.rmtree(store.folder(run.id))
+    assert publish().read_bytes() == content
+
+
+def test_missing_runs_are_counted_and_nothing_is_written(place):
+    for run in stored_runs()[:3]:
+        shutil.rmtree(store.folder(run.id))
+    with pytest.raises(CmpError, match=r"study 77: 3 runs are missing"):
+        publish()
+    assert not (place / "results").exists()
+
+
+def test_damaged_results_are_replaced_where_every_run_is_stored(place):
+    path = publish()
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    with pytest.raises(CmpError, match=r"77\.parquet: cannot be read"):
+        results.published("77")
+    assert publish().read_bytes() == content
+
+
+def test_results_of_another_numerics_are_stale(place, monkeypatch):
+    publish()
+    stale = results.NUMERICS
+    monkeypatch.setattr(results, "NUMERICS", stale + 1)
+    monkeypatch.setattr(store, "NUMERICS", stale + 1)
+    words = f"chapter 77: of NUMERICS {stale}, but this is {stale + 1}; `cmp study 77 --publish`"
+    with pytest.raises(CmpError, match=words):
+        results.published("77")
+    with pytest.raises(CmpError, match="4 runs are missing"):  # no stale run is taken over
+        publish()
+    verdict = results.verify(results.runs_of("77")[0])
+    assert (verdict.answer, "stale" in verdict.sentence) == ("different", True)
+
+
+def test_a_file_that_grows_too_large_is_refused(place, monkeypatch):
+    path = publish()
+    content = path.read_bytes()
+    assert len(content) < results.MAX_BYTES == 2_000_000
+    monkeypatch.setattr(results, "MAX_BYTES", len(content) - 1)
+    with pytest.raises(CmpError, match=r"77\.parquet: 0\.0 MB, more than 0\.0.*: cut the grid"):
+        publish()
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_published_runs_are_those_of_the_store(place):
+    publish()
+    found = {run.id: run for run in results.runs_of("77")}
+    assert found.keys() == {run.id for run in stored_runs()}
+    for run in stored_runs():
+        there = found[run.id]
+        assert (there.config, there.provenance) == (run.config, run.provenance)
+        assert there.weights == run.weights
+        keys = ["task", "scope", "dataset"]
+        frames = [each.metrics.sort_values(keys, ignore_index=True) for each in (run, there)]
+        pd.testing.assert_frame_equal(*frames, check_exact=True, check_like=True)
+
+
+def test_samples_are_drawn_anew_for_every_seed(place):
+    publish()
+    everything = sorted(run.id for run in results.all_runs())
+    assert sorted(run.id for run in results.sample(9, 0)) == everything
+    assert [run.id for run in results.sample(2, 3)] == [run.id for run in results.sample(2, 3)]
+    assert len({results.sample(1, seed)[0].id for seed in range(30)}) == len(everything)
+
+
+def test_a_published_run_is_verified_to_the_bit_by_the_shell(place):
+    publish()
+    shutil.rmtree(place / "build")  # as one has it who has just cloned the repository
+    result = invoke(cli.app, ["results", "verify", "--sample", "1"])
+    assert result.exit_code == 0, result.output
+    [run] = results.sample(1, 0)
+    assert f"{run.id[:SHORT]}: bitwise equal: " in result.output
+    assert f"{len(run.metrics)} scores and the final weights are equal" in result.output
+
+
+def tamper(path, change):
+    """Change every row of the published run that is drawn first."""
+    [run] = results.sample(1, 0)
+    frame = pd.read_parquet(path)
+    mine = frame.index[frame["run"] == run.id]
+    change(frame, mine)
+    frame.to_parquet(path, index=False)
+    return run
+
+
+def raise_a_score(frame, mine):
+    row = frame.loc[mine].query("dataset == 'shapes' and task == 2").index
+    frame.loc[row, "score"] = np.nextafter(frame.loc[row, "score"], 200)
+
+
+def replace_weights(frame, mine):
+    frame.loc[mine, "weights"] = "0" * 64
+
+
+def raise_a_rate(frame, mine):
+    tree = json.loads(frame.loc[mine[0], "config"])
+    tree["schedule"]["peak"] *= 2
+    frame.loc[mine, "config"] = json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (raise_a_score, "scores differ, first shapes (subset) after 2 tasks: stored"),
+        (replace_weights, "the scores are equal, the final weights are not"),
+        (raise_a_rate, "it is stale"),
+    ],
+)
+def test_what_was_tampered_with_is_found_and_named(place, change, words):
+    run = tamper(publish(), change)
+    result = invoke(cli.app, ["results", "verify"])
+    assert result.exit_code == 1
+    text = " ".join(result.output.split())
+    assert f"{run.id[:SHORT]}: different: " in text
+    assert words in text
+
+
+@pytest.mark.parametrize("key", ["numerics", "threads"])
+def test_results_whose_provenance_lacks_a_number_cannot_be_read(place, key):
+    def drop(frame, mine):
+        about = json.loads(frame.loc[mine[0], "provenance"])
+        del about[key]
+        frame.loc[mine, "provenance"] = json.dumps(about)
+
+    tamper(publish(), drop)
+    with pytest.raises(CmpError, match=rf"77\.parquet: cannot be read \('{key}'\)"):
+        results.runs_of("77")
+
+
+def test_with_nothing_published_there_is_nothing_to_verify(place):
+    assert "nothing is published" in str(invoke(cli.app, ["results", "verify"]).exception)
+
+
+def test_the_small_config_is_the_grids(place):
+    """What the tests of this file rest on."""
+    assert studies.load("77").configs("quick")["z", 0] == small_config("model.start=random")

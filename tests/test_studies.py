@@ -1,0 +1,445 @@
+"""Studies: grids, plans, forecasts, and workers that are killed, stopped or left alone."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import forked
+import pandas as pd
+import pytest
+from forked import Child, await_true, is_alive, small_config, small_corpus, study, workers_of
+from kill_study import Campaign
+from typer.testing import CliRunner
+
+from cmp import checkpoints, cli, config, forecast, runs, store, studies, workers
+from cmp.checkpoints import Keeper
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.paths import ROOT, SHORT, build_folder
+
+SIZES = {
+    "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,
+    "model.start": "random",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    """The fork server starts, and the corpus is read, while the data are in sight."""
+    forked.server()
+    small_corpus()
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, with the small corpus."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(corpora, "load", lambda *roles: small_corpus())
+    return tmp_path / "build"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a grid as chapter 77's, of small runs, and read it."""
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+
+    def written(settings, replicates=1, live=()):
+        tree = {"question": "Why?", "replicates": replicates, "live": list(live)}
+        tree["settings"] = {name: SIZES | changes for name, changes in settings.items()}
+        (tmp_path / "77.yaml").write_text(json.dumps(tree))
+        return studies.load("77")
+
+    return written
+
+
+def configs_of(grid):
+    return list(grid.configs("quick").values())
+
+
+def stored(grid):
+    """Which settings are stored."""
+    pairs = grid.configs("quick").items()
+    return {name for (name, _), each in pairs if studies.missing([each]) == []}
+
+
+# grids
+
+
+def test_a_setting_without_lists_stands_for_itself():
+    assert studies.expand("a", {"x.y": 1}, "file") == {"a": {"x.y": 1}}
+
+
+def test_a_product_is_every_combination_named_after_its_values():
+    lists = {"schedule.peak": [0.1, 0.2], "mixture.replay": [1, 0.5]}
+    found = studies.expand("a", {"joint": True, "product": lists}, "file")
+    assert list(found) == [
+        "a, peak 0.1, replay 1", "a, peak 0.1, replay 0.5",
+        "a, peak 0.2, replay 1", "a, peak 0.2, replay 0.5",
+    ]  # fmt: skip
+    assert found["a, peak 0.2, replay 1"] == {
+        "joint": True, "schedule.peak": 0.2, "mixture.replay": 1,
+    }  # fmt: skip
+
+
+def test_a_zip_goes_along_its_lists():
+    found = studies.expand("a", {"zip": {"x.p": [1, 2], "x.q": [3, 4]}}, "file")
+    assert found == {"a, p 1, q 3": {"x.p": 1, "x.q": 3}, "a, p 2, q 4": {"x.p": 2, "x.q": 4}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zip": {"x": [1, 2], "y": [1]}}, "zip: all lists must be of one length"),
+        ({"zip": {"x": [1]}, "product": {"y": [1]}}, "zip: must stand alone"),
+        ({"product": [1, 2]}, "product: must stand alone and hold keys"),
+        ({"product": {}}, "product: must stand alone and hold keys"),
+        ({"product": {"x": 1}}, "product: every key must hold a list"),
+        ({"zip": {"x": []}}, "zip: every key must hold a list"),
+        ({"x": 1, "product": {"x": [1, 2]}}, "product: x: is set beside it"),
+        ({"product": {"x": [1, 1]}}, "product: the same values stand there twice"),
+        ({"product": {"schedule.peek": [1]}}, "schedule.peek"),
+        ({"product": {"schedule.peak": [-1]}}, "schedule.peak"),
+    ],
+)
+def test_lists_that_cannot_be_combined_are_refused(write, changes, words):
+    with pytest.raises(CmpError) as error:
+        write({"a": changes})
+    assert words in str(error.value)
+    assert "77" in str(error.value)
+
+
+def test_a_name_that_two_settings_come_to_is_refused(write):
+    sweep = {"product": {"schedule.peak": [0.1]}}
+    with pytest.raises(CmpError, match=r"77\.yaml: settings: a: 'a, peak 0\.1' stands there"):
+        write({"a, peak 0.1": {}, "a": sweep})
+
+
+def test_swept_settings_can_be_live_and_are_paired(write):
+    grid = write({"a": {"product": {"schedule.peak": [0.1, 0.2]}}}, 2, ["a, peak 0.2"])
+    [(key, live)] = grid.configs("quick", 1, live_only=True).items()
+    assert key == ("a, peak 0.2", 0)
+    assert live.schedule.peak == 0.2
+    seeds = {each.seeds for each in configs_of(grid)}
+    assert seeds == {config.Seeds(r, r, r, r) for r in (0, 1)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_the_whole(write, count):
+    everything = configs_of(write({"a": {"product": {"schedule.peak": [0.1, 0.2]}}}, 3))
+    parts = [studies.shard(everything, f"{i}/{count}") for i in range(1, count + 1)]
+    assert sorted(itertools.chain(*parts), key=everything.index) == everything
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/2/3", "-1/2", "1/0", "a/b"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(CmpError, match="expected i/n"):
+        studies.shard([], text)
+
+
+# plans
+
+
+def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
+    grid = write({"a": {}, "b": {"schedule.peak": 0.5}, "same as a": {}}, 2)
+    workers.run_one(configs_of(grid)[0])
+    plan = studies.plan(configs_of(grid))
+    assert (plan.runs, len(plan.todo)) == (4, 3)  # two settings come to the same
+    assert str(plan).startswith("4 runs, 1 stored, 3 to compute: 0.00 core-hours")
+    taken = store.load(store.stored_ids()[0]).provenance["seconds"]
+    assert plan.seconds == pytest.approx(3 * taken)
+
+
+def test_a_forecast_from_stored_runs_is_their_median(build, monkeypatch):
+    run = workers.run_one(small_config("model.start=random"))
+    for index, (seconds, threads) in enumerate([(12.0, 1), (24.0, 1), (600.0, 1), (1e6, 4)]):
+        about = run.provenance | {"seconds": seconds, "threads": threads}
+        store.save(store.Run(f"{index}" * 64, run.config, about, run.metrics, run.weights))
+    monkeypatch.setattr(forecast, "_measure", lambda *_: pytest.fail("measured"))
+    (store.folder(run.id) / "run.json").write_text("{")  # damage elsewhere is in nobody's way
+    assert forecast.seconds([run.config]) == [24.0]
+    with pytest.raises(pytest.fail.Exception):  # a GPU takes another time
+        forecast.seconds([run.config], "cuda")
+
+
+def test_without_such_runs_a_few_steps_are_measured(build):
+    """Random weights will do, as a base that is not there fails its run, not the plan."""
+    few, more = (small_config(f"training.steps={n}", "seeds.init=99") for n in (4, 400))
+    few, again, more = forecast.seconds([few, few, more])
+    assert 0 < few == again < 60
+    assert 10 * few < more < float("inf")
+
+
+def test_a_study_over_budget_is_refused_and_can_be_forced(build, write, monkeypatch):
+    write({"a": {}}, replicates=3)
+    began = []
+    monkeypatch.setitem(studies.BACKENDS, "local", lambda *todo: began.append(todo) or {})
+    monkeypatch.setattr(forecast, "seconds", lambda todo, device: [3601.0] * len(todo))
+    invoke = CliRunner().invoke
+    refused = invoke(cli.app, ["study", "77"])
+    assert "3 to compute: 3.00 core-hours; a chapter may take" in str(refused.exception)
+    assert began == []
+    assert invoke(cli.app, ["study", "77", "--force"]).exit_code == 0
+    assert invoke(cli.app, ["study", "77", "--profile", "quick"]).exit_code == 0
+    assert [len(todo) for todo, *_ in began] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "over"), [(180, 8999, False), (181, 0, True), (1, 9001, True)]
+)
+def test_the_budget(count, seconds, over):
+    plan = studies.Plan(count, [], seconds)
+    if over:
+        with pytest.raises(CmpError, match=r"180 runs and 2\.5 core-hours"):
+            plan.check_budget()
+    else:
+        plan.check_budget()
+
+
+def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatch):
+    write({"a": {}, "b": {"schedule.peak": 0.5}}, 2)
+    monkeypatch.setattr(studies, "compute", lambda *_: pytest.fail("computed"))
+    result = CliRunner().invoke(cli.app, ["study", "77", "--profile", "quick", "--dry-run"])
+    assert result.exit_code == 0
+    assert "4 runs, 0 stored, 4 to compute: 0.00 core-hours" in result.output
+    assert not build.exists()
+
+
+# workers
+
+
+def start(build, *more):
+    """`cmp study` of chapter 77 in a process of its own."""
+    return Child(build, study, build.parent, "77", "--profile", "quick", "--jobs", "2", *more)
+
+
+def slow(build):
+    """From now on every step takes a while; returns how to end that."""
+    place = Path(f"{build}-workers")
+    place.mkdir(exist_ok=True)
+    (place / "slow").touch()
+    return (place / "slow").unlink
+
+
+def steps_kept():
+    """Where each unfinished run was left, as steps within its task."""
+    return sorted(each.step for each in checkpoints.unfinished())
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
+    lost = {"model.start": "annealed", "seeds.init": 99}
+    grid = write({"lost": lost, "b": {}, "c": {"schedule.peak": 0.5}})
+    child = start(build)
+    assert child.outcome().status == 2
+    assert stored(grid) == {"b", "c"}
+    run_id = store.identify(grid.configs("quick")["lost", 0], small_corpus())
+    assert "cmp: 1 of 3 runs failed:\n" in child.said()
+    assert f"  {run_id[:SHORT]}: seeds.init: no annealed base 99 of 'tiny'" in child.said()
+    assert "Traceback" not in child.said()
+
+
+class Odd(Exception):
+    """Cannot be shown, nor sent to another process."""
+
+    def __init__(self):
+        self.lock = lambda: None
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (Odd(), "Odd: (it has no text)"),
+        (ValueError("two\n  lines"), "ValueError: two lines"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (CmpError("A sentence."), "A sentence."),
+    ],
+)
+def test_every_failure_is_a_line(monkeypatch, error, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(workers, "run_one", fail)
+    assert workers._attempt(small_config(), "cpu") == line
+
+
+def test_killed_workers_cost_their_own_run_only(build, write):
+    """One is killed once, and its run goes on; one always, and that run is given up."""
+    peaks = {"once": forked.LETHAL, "always": forked.DEADLY, "never": 0.5}
+    grid = write({name: {"schedule.peak": peak} for name, peak in peaks.items()})
+    child = start(build)
+    assert child.outcome().status == 2
+    assert stored(grid) == {"once", "never"}
+    died = f"its worker died {workers.ATTEMPTS} times, last by SIGKILL; is there enough memory?"
+    assert f"1 of 3 runs failed:\n  {failed_id(grid, 'always')}: {died}" in child.said()
+    resumed = Path(f"{build}-workers/resumed").read_text().split()
+    assert resumed == [str(forked.STEPS)] * workers.ATTEMPTS  # 1 of the one, the rest of the other
+    assert steps_kept() == [0]
+
+
+def failed_id(grid, name):
+    return store.identify(grid.configs("quick")[name, 0], small_corpus())[:SHORT]
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, everyone):
+    """A terminal or a batch system sends the signal to the workers as well."""
+    grid = write({"a": {}}, replicates=4)
+    fast = slow(build)
+    child = start(build)
+    await_true(lambda: len(checkpoints.unfinished()) == 2, "at work on two runs")
+    time.sleep(0.3)
+    for pid in workers_of(build) if everyone else []:
+        os.kill(pid, number)
+    child.signal(number)
+    assert child.outcome().status == 128 + number
+    assert "cmp: stopped with 4 runs to go; the same command goes on" in child.said()
+    assert workers_of(build) == []
+    kept = steps_kept()
+    assert len(kept) == 2
+    assert min(kept) > 0  # in the middle of a task, where only a stop saves
+    fast()
+    assert start(build).outcome().status == 0
+    assert stored(grid) == {"a"}
+    assert len(Path(f"{build}-workers/resumed").read_text().split()) == 2
+
+
+def test_workers_save_and_end_once_their_study_is_killed(build, write):
+    grid = write({"a": {}}, replicates=3)
+    fast = slow(build)
+    child = start(build)
+    await_true(lambda: len(checkpoints.unfinished()) == 2, "at work on two runs")
+    time.sleep(0.3)
+    child.signal(signal.SIGKILL)
+    child.outcome()
+    await_true(lambda: not workers_of(build), "without orphans", 15)
+    assert len(steps_kept()) == 2
+    assert min(steps_kept()) > 0
+    for progress in checkpoints.unfinished():
+        with Keeper(progress.run):  # nobody holds it
+            pass
+    fast()
+    again = start(build)
+    assert again.outcome().status == 0, again.said()
+    assert stored(grid) == {"a"}
+
+
+def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build, write):
+    grid = write({"a": {}})
+    [run_config] = configs_of(grid)
+    run_id = store.identify(run_config, small_corpus())
+    with Keeper(run_id) as keeper:
+        child = start(build)
+        await_true(lambda: workers_of(build), "with a worker")
+        time.sleep(0.5)
+        child.signal(signal.SIGTERM)
+        assert child.outcome().status == 128 + signal.SIGTERM
+        assert workers_of(build) == []
+        child = start(build)
+        await_true(lambda: workers_of(build), "with a worker")
+        result = runs.run(run_config, small_corpus(), keeper=keeper)
+        store.save(store.finished(run_id, run_config, result))
+        before = (store.folder(run_id) / "run.json").stat()
+    assert child.outcome().status == 0, child.said()
+    assert (store.folder(run_id) / "run.json").stat().st_ino == before.st_ino
+
+
+REAL = """
+import sys
+from pathlib import Path
+from cmp import cli, studies
+if __name__ == "__main__":
+    studies.STUDIES = Path(sys.argv.pop())
+    cli.main()
+"""
+
+
+def test_nothing_is_left_of_a_study_that_is_killed(tmp_path, write):
+    """With a fork server of its own, as the shell has it, and the whole corpus."""
+    data = build_folder() / "data"
+    build = tmp_path / "build"
+    build.mkdir()
+    (build / "data").symlink_to(data.absolute())
+    write({"a": {"training.steps": 10_000}}, replicates=2)
+    (tmp_path / "real.py").write_text(REAL)
+    command = [sys.executable, "real.py", "study", "77", "--profile", "quick", str(tmp_path)]
+    environment = os.environ | {"CMP_BUILD": str(build), "PYTHONPATH": str(ROOT)}
+    with open(tmp_path / "said", "w") as said:
+        parent = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=said, start_new_session=True
+        )
+    try:
+        ready = lambda: len(list(build.glob("checkpoints/*/task-0*"))) == 2  # noqa: E731
+        await_true(lambda: ready() or parent.poll() is not None, "at work on two runs")
+        assert parent.poll() is None, (tmp_path / "said").read_text()
+        session = members(parent.pid)
+        assert len(session) >= 4  # the study, its fork server, two workers
+        parent.kill()
+        parent.wait()
+        await_true(lambda: not members(parent.pid), "without orphans", 30)
+    finally:
+        for pid in members(parent.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def members(session):
+    """The living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        if int(fields[3]) == session and is_alive(pid):
+            found.append(pid)
+    return found
+
+
+def test_workers_of_a_gpu_are_spawned():
+    assert workers._context("cuda").get_start_method() == "spawn"
+    if sys.platform == "linux":
+        assert workers._context("cpu").get_start_method() == "forkserver"
+
+
+# kills
+
+
+def test_a_study_that_is_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path):
+    campaign = Campaign(tmp_path, random.Random(0), 6, 1, 2)
+    campaign.go()
+    assert str(campaign) == (
+        "6 runs, 1 kills of the parent, 2 of workers: 0 computed twice, tables equal"
+    )
+
+
+def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
+    campaign, whole = Campaign(tmp_path, random.Random(0), 6), tmp_path / "whole"
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+    metrics = pd.DataFrame({"task": [0], "scope": "s", "dataset": "d", "role": "r", "score": 1.0})
+
+    def put(place, score, weights):
+        monkeypatch.setenv("CMP_BUILD", str(place))
+        for each in configs_of(studies.load("77")):
+            run_id, about = store.identify(each, small_corpus()), {"seconds": 1.0, "threads": 1}
+            store.save(store.Run(run_id, each, about, metrics.assign(score=score), weights))
+
+    put(whole, 1.0, "w")
+    put(campaign.build, 1.0, "w")
+    assert campaign.look() == 6
+    campaign.compare(whole)
+    assert (campaign.twice, campaign.problems) == (set(), [])
+    put(campaign.build, 1.0 + 1e-12, "other")
+    campaign.look()
+    campaign.compare(whole)
+    assert len(campaign.twice) == 6
+    assert campaign.problems == ["the tables differ", "final weights differ"]
