@@ -147,7 +147,7 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     """Tokens [N, L], best on the CPU, -> unit text features [N, E], in fp32 at least.
 
     Texts go through the tower in pairs, which changes no feature and saves most of the padding.
-    Only for CLIP's own text tower; others go through open_clip.
+    Only for CLIP's own text tower with split attention; others go through open_clip.
     """
     device = model.logit_scale.device
     if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":

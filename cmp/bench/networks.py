@@ -38,15 +38,15 @@ RATE = 1e-4
 class Pieces:
     """Which pieces of the fast path a step has; with none it is plain open_clip.
 
-    compact: only the vocabulary in use. trimmed: text no longer than the batch's longest.
-    distinct: each caption encoded once. split: attention by two plain products. fused: one call
-    for the whole of AdamW. bf16: products in bfloat16.
+    compact: only the vocabulary in use. split: attention by two plain products. paired: texts two
+    to a row, which takes split attention. distinct: each caption encoded once. fused: one call for
+    the whole of AdamW. bf16: products in bfloat16.
     """
 
     compact: bool = False
-    trimmed: bool = False
-    distinct: bool = False
     split: bool = False
+    paired: bool = False
+    distinct: bool = False
     fused: bool = False
     bf16: bool = False
 
@@ -57,7 +57,7 @@ class Pieces:
 
 
 PLAIN = Pieces()
-FP32 = Pieces(compact=True, trimmed=True, distinct=True, split=True, fused=True)
+FP32 = Pieces(compact=True, split=True, paired=True, distinct=True, fused=True)
 BF16 = dataclasses.replace(FP32, bf16=True)
 
 
@@ -79,7 +79,7 @@ class Setting:
         """The batches of the task, images enlarged to what the model takes, without end."""
         for step in itertools.count():
             batch = training.make_batch(self.config, self.corpus, self.pools, TASK, step)
-            yield training.Batch(enlarged(batch.images, self.side), batch.texts)
+            yield dataclasses.replace(batch, images=enlarged(batch.images, self.side))
 
     def distinct_captions(self, steps: int = 8) -> float:
         """Mean number of distinct captions in a batch."""
@@ -134,7 +134,7 @@ def loss_of(
         return training.forward_loss(model, batch, tokens, generator, pieces.precision)
     x = images.augmented(batch.images, generator)
     x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
-    if pieces.trimmed:
+    if pieces.paired:
         image, text = models.encode_image(model, x), models.encode_text(model, tokens[batch.texts])
         return training.contrastive_loss(image, text, model.logit_scale)
     found = model(x, tokens[batch.texts])

@@ -12,9 +12,9 @@ from cmp.data.corpus import Corpus
 
 LABELS = {
     "compact": "compact vocabulary",
-    "trimmed": "trimmed text",
-    "distinct": "distinct captions",
     "split": "attention as products",
+    "paired": "texts in pairs",
+    "distinct": "distinct captions",
     "fused": "fused AdamW",
     "bf16": "bf16",
 }
