@@ -69,7 +69,8 @@ def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
 def matmul_peak(dtype: torch.dtype, device: str = "cpu", rounds: int = 5) -> float:
     """FLOP/s of the best of some products of square matrices on the threads that torch has."""
     side = SIDE[device]
-    a, b = (torch.full((side, side), 0.5, device=device, dtype=dtype) for _ in range(2))
+    noise = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(side, side, generator=noise).to(device, dtype) for _ in range(2))
 
     def product() -> None:
         a @ b
