@@ -1,0 +1,227 @@
+"""Studies on many machines: a lost node loses no run, and parts of a study make up the whole."""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import signal
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmp import checkpoints, cluster, config, store, studies
+from cmp.errors import CmpError, Interrupted
+from cmp.paths import build_folder
+
+SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
+SEEDS = range(8)
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps it to 127.0.0.1
+}
+
+
+def small(*settings, steps=4):
+    tree = config.override(config.profile("quick"), [*SMALL, f"training.steps={steps}", *settings])
+    return config.parse(tree)
+
+
+def fresh(folder, monkeypatch):
+    """Make `folder` the build folder, with the data in it."""
+    data = build_folder().absolute() / "data"
+    folder.mkdir()
+    (folder / "data").symlink_to(data)
+    monkeypatch.setenv("CMP_BUILD", str(folder))
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, with the data in it."""
+    return fresh(tmp_path / "build", monkeypatch)
+
+
+def patiently(start):
+    """Try it a few times: Ray gives up a node that needs more than 15 seconds to start, as one may
+    on a busy machine."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster on this machine, as Ray's own tests have them: a node of one core, where the driver
+    is, to which tests add others."""
+    if not importlib.util.find_spec("ray"):
+        pytest.skip('Ray is not installed: pip install "ray>=2.40,<3"')
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in SETTINGS.items():
+            patch.setenv(key, value)
+        from ray.cluster_utils import Cluster
+
+        noticed = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+        head = {"include_dashboard": False, "_system_config": noticed}
+        found = patiently(lambda: Cluster(True, head_node_args=head))
+        patch.setenv("RAY_ADDRESS", found.address)
+        yield found
+        found.shutdown()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def noted(build, monkeypatch):
+    """The lines that tasks wrote: whether on the doomed node, run, task where it began or went on,
+    and at the end why it failed. On the doomed node they hang once a task is saved."""
+    work, save, place = cluster._work, checkpoints.Keeper.save, build / "noted"
+
+    def hang(keeper, state):
+        save(keeper, state)
+        if state.progress.task == 1:
+            (build / "hangs").touch()
+            time.sleep(600)
+
+    def note(run_id, run_config, device):
+        doomed = "DOOMED" in os.environ
+        if doomed:
+            checkpoints.Keeper.save = hang
+        found = checkpoints.latest(checkpoints.folder_of(run_id))
+        with open(place, "a", buffering=1) as file:
+            print(doomed, run_id, found[1].progress.task if found else 0, file=file)
+            result = work(run_id, run_config, device)
+            if isinstance(result, str):
+                print(result, file=file)
+        return result
+
+    monkeypatch.setattr(cluster, "_work", note)
+    return lambda: place.read_text().splitlines()
+
+
+def kill(nodes, node):
+    """End a node and all that runs on it at once, as when its power fails."""
+    [raylet] = node.all_processes["raylet"]
+    everything = psutil.Process(raylet.process.pid).children(recursive=True)
+    raylet.process.kill()
+    for each in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    nodes.remove_node(node, allow_graceful=False)
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/run.json")}
+
+
+def wait_for(condition):
+    """Wait until it holds, for as long as a busy machine may take."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def tables(configs):
+    frame = studies.collect({("small", each.seeds.init): each for each in configs})
+    digests = frame["run"].map(lambda run: store.find(run).weights)
+    return frame.assign(weights=digests)
+
+
+def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_path, monkeypatch):
+    """Its run goes on from its checkpoint elsewhere; nothing that was finished is done again."""
+    configs = [small(f"seed={seed}") for seed in SEEDS]
+    node, before = patiently(lambda: nodes.add_node(env_vars={"DOOMED": "1"})), {}
+
+    def finished():
+        if len(stamps(build)) >= 3 and not before:
+            wait_for((build / "hangs").exists)
+            before.update(stamps(build))
+            kill(nodes, node)
+
+    assert cluster.ray(configs, 3, "cpu", finished) == {}
+    assert before.items() <= stamps(build).items()
+    assert len(before) < len(stamps(build)) == len(configs)
+    begun = [line.split() for line in noted()]
+    [lost] = [run for doomed, run, _ in begun if doomed == "True"]
+    assert [task for _, run, task in begun if run == lost] == ["0", "1"]
+    assert len(begun) == len(configs) + 1
+
+    on_ray = tables(configs)
+    fresh(tmp_path / "local", monkeypatch)
+    studies.compute(configs, 2)
+    pd.testing.assert_frame_equal(on_ray, tables(configs), check_exact=True)
+
+
+def test_a_failed_run_is_named_and_the_others_finish(nodes, build, corpus):
+    configs = [small("seed=0", steps=2), small("seed=99", "model.start=annealed")]
+    with pytest.raises(CmpError, match=r"1 of 2 runs failed:\n  \w+: .*99.*cmp pretrain"):
+        studies.compute(configs, 2, backend="ray")
+    assert studies.missing(configs) == [configs[1]]
+
+
+def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypatch):
+    monkeypatch.setattr(cluster, "ATTEMPTS", 2)
+    monkeypatch.setattr(cluster, "_work", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    [why] = cluster.ray([small()], 1, "cpu", lambda: None).values()
+    assert why.startswith("lost 2 times")
+    assert "\n" not in why
+
+
+def test_a_node_with_other_data_refuses(corpus, build):
+    assert "other data" in cluster._work("0" * 64, small(), "cpu")
+    assert not stamps(build)
+
+
+def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
+    configs = [small("seed=0", steps=1), small("seed=1", steps=10_000), small("seed=2")]
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def finished():
+        wait_for(checkpoints.unfinished)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
+        cluster.ray(configs, 2, "cpu", finished)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "stopped after 0 tasks" in "\n".join(noted())
+    assert any(each.step > 0 for each in checkpoints.unfinished())
+
+
+def test_no_gpu_is_a_sentence(nodes, build, corpus):
+    with pytest.raises(CmpError, match="no node of the Ray cluster has a GPU"):
+        cluster.ray([small()], 1, "cuda", lambda: None)
+
+
+def test_an_address_where_nothing_is_is_a_sentence(nodes, build, corpus, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(CmpError, match=r"backend ray: 127.0.0.1:9: .*refused"):
+        cluster.ray([small()], 1, "cpu", lambda: None)
+
+
+def test_without_ray_its_installation_is_named(corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(CmpError, match=r'pip install "ray>=2.40,<3"'):
+        cluster.ray([small()], 1, "cpu", lambda: None)
+
+
+@given(count=st.integers(0, 60), parts=st.integers(1, 70))
+def test_shards_are_disjoint_and_make_up_the_study(count, parts):
+    runs = list(range(count))
+    found = [studies.shard(runs, f"{part}/{parts}") for part in range(1, parts + 1)]
+    assert sorted(itertools.chain(*found)) == runs
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+@pytest.mark.parametrize(
+    "text", ["0/3", "4/3", "0/0", "x", "", "1", "1/", "-1/3", "1/3/5", "1.0/3"]
+)
+def test_no_part_is_refused(text):
+    with pytest.raises(CmpError, match="expected i/n"):
+        studies.shard([small()], text)
