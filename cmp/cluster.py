@@ -69,8 +69,11 @@ def ray(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], No
 
 @contextlib.contextmanager
 def _connected(jobs: int) -> Iterator[ModuleType]:
-    """Ray, connected to a cluster; one that was begun here ends here."""
+    """Ray, connected to a cluster; one that begins here is this machine's only, and ends here."""
+    address, handler = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:  # the only way to 127.0.0.1; Ray reads it when it is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray as engine
     except ImportError as error:
@@ -78,17 +81,11 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
     if engine.is_initialized():
         yield engine
         return
-    address, handler = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
-    here = {"num_cpus": jobs, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    here = {} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
         if address:
             _reach(address)
-        engine.init(
-            address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else here),
-        )
+        engine.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
     except SystemExit as error:  # how Ray ends at SIGTERM
         raise Interrupted("stopped before a run began", signal.SIGTERM) from error
     except Exception as error:  # Ray raises all kinds, plain `Exception` too
@@ -126,7 +123,7 @@ def _result(engine: ModuleType, done: Any) -> store.Run | str | Exception:
     try:
         return engine.get(done)
     except engine.exceptions.RayTaskError as error:  # not even `_work` could be called
-        return workers.reason(error.cause)
+        return workers.reason(error.cause or error)
     except engine.exceptions.RayError as error:
         return error
 

@@ -1,6 +1,7 @@
 """Studies on many machines: a lost node loses no run, and parts of a study make up the whole."""
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -22,7 +23,7 @@ SEEDS = range(8)
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "120",  # for a busy machine
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps it to 127.0.0.1
 }
 
 
@@ -46,12 +47,21 @@ def build(tmp_path, monkeypatch):
     return fresh(tmp_path / "build", monkeypatch)
 
 
+def patiently(start):
+    """Try it a few times: Ray gives up a node that needs more than 15 seconds to start, as one may
+    on a busy machine."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster on this machine, as Ray's own tests have them: a node of one core, where the driver
     is, to which tests add others."""
-    why = 'Ray is not installed: pip install "ray>=2.40,<3"'
-    pytest.importorskip("ray", reason=why)
+    if not importlib.util.find_spec("ray"):
+        pytest.skip('Ray is not installed: pip install "ray>=2.40,<3"')
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         for key, value in SETTINGS.items():
@@ -59,10 +69,8 @@ def nodes():
         from ray.cluster_utils import Cluster
 
         noticed = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        found = Cluster(
-            True, head_node_args={"include_dashboard": False, "_system_config": noticed}
-        )
-        found.add_node()
+        head = {"include_dashboard": False, "_system_config": noticed}
+        found = patiently(lambda: Cluster(True, head_node_args=head))
         patch.setenv("RAY_ADDRESS", found.address)
         yield found
         found.shutdown()
@@ -129,7 +137,7 @@ def tables(configs):
 def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_path, monkeypatch):
     """Its run goes on from its checkpoint elsewhere; nothing that was finished is done again."""
     configs = [small(f"seed={seed}") for seed in SEEDS]
-    node, before = nodes.add_node(env_vars={"DOOMED": "1"}), {}
+    node, before = patiently(lambda: nodes.add_node(env_vars={"DOOMED": "1"})), {}
 
     def finished():
         if len(stamps(build)) >= 3 and not before:
@@ -152,8 +160,8 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
 
 
 def test_a_failed_run_is_named_and_the_others_finish(nodes, build, corpus):
-    configs = [small("seed=0", steps=2), small("seed=99", "model.start=annealed"), small("seed=1")]
-    with pytest.raises(CmpError, match=r"1 of 3 runs failed:\n  \w+: .*99.*cmp pretrain"):
+    configs = [small("seed=0", steps=2), small("seed=99", "model.start=annealed")]
+    with pytest.raises(CmpError, match=r"1 of 2 runs failed:\n  \w+: .*99.*cmp pretrain"):
         studies.compute(configs, 2, backend="ray")
     assert studies.missing(configs) == [configs[1]]
 
@@ -166,25 +174,22 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
     assert "\n" not in why
 
 
-def test_a_node_with_other_data_is_refused(nodes, build, corpus, monkeypatch):
-    identify = store.identify
-    monkeypatch.setattr(store, "identify", lambda *args: identify(*args)[::-1])
-    [why] = cluster.ray([small()], 1, "cpu", lambda: None).values()
-    assert "other data" in why
+def test_a_node_with_other_data_refuses(corpus, build):
+    assert "other data" in cluster._work("0" * 64, small(), "cpu")
+    assert not stamps(build)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus, number):
+def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     configs = [small("seed=0", steps=1), small("seed=1", steps=10_000), small("seed=2")]
-    handler = signal.getsignal(number)
+    handler = signal.getsignal(signal.SIGTERM)
 
     def finished():
         wait_for(checkpoints.unfinished)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
         cluster.ray(configs, 2, "cpu", finished)
-    assert signal.getsignal(number) is handler
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert "stopped after 0 tasks" in "\n".join(noted())
     assert any(each.step > 0 for each in checkpoints.unfinished())
 
