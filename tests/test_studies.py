@@ -313,6 +313,22 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
     assert len(Path(f"{build}-workers/resumed").read_text().split()) == 2
 
 
+def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
+    grid = write({"a": {}})
+    fast = slow(build)
+    child = start(build)
+    await_true(checkpoints.unfinished, "at work")
+    time.sleep(0.3)
+    [pid] = workers_of(build)
+    os.kill(pid, signal.SIGTERM)
+    await_true(lambda: not is_alive(pid), "at its end")
+    fast()
+    assert child.outcome().status == 0, child.said()
+    assert stored(grid) == {"a"}
+    [steps] = Path(f"{build}-workers/resumed").read_text().split()
+    assert int(steps) > 0
+
+
 def test_workers_save_and_end_once_their_study_is_killed(build, write):
     grid = write({"a": {}}, replicates=3)
     fast = slow(build)
