@@ -117,7 +117,7 @@ def kill(nodes, node):
 
 
 def stamps(folder):
-    return {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/run.json")}
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("[0-9a-f]*/run.json")}
 
 
 def wait_for(condition):

@@ -413,7 +413,7 @@ def read_archive(folder: Path, content: bytes) -> Any:
 GOOD_METRICS = to_parquet(small_metrics())
 GOOD_SAMPLES = to_parquet(SAMPLES)
 ABOUT = {"run": "0" * 64, "weights": "0" * 64, "config": "{}"}
-MADE = json.dumps({"numerics": NUMERICS})
+MADE = json.dumps({"numerics": NUMERICS, "threads": 1})
 GOOD_RESULTS = to_parquet(
     small_metrics().assign(setting="a", replicate=0, provenance=MADE, **ABOUT)
 )

@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(bu
     build.mkdir()
     (build / "checkpoints").write_text("a file where a folder should be")
     end = Child(build).outcome()
-    assert f"{folder()}: cannot be written" in end.error
+    assert f"{folder()}: cannot be made a folder" in end.error
 
 
 def batch_of(config, task, step):
