@@ -10,9 +10,9 @@ from cmp.data.corpus import Corpus
 from cmp.runs import Observer
 from cmp.store import Run
 
-TOLERANCE = 2.0
-"""Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine: rounding
-differs there from the first step on, and an image that flips is worth a tenth of a point."""
+TOLERANCE = 3.0
+"""Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
+differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0."""
 
 KEYS = ["task", "scope", "dataset"]
 

@@ -58,7 +58,11 @@ def small_id() -> str:
 
 @functools.cache
 def server():
-    """The fork server, running. To be called while `CMP_BUILD` is where the data are."""
+    """The fork server, running. To be called while `CMP_BUILD` is where the data are.
+
+    A process has one such server; if a study began one before, it gives way.
+    """
+    forkserver._forkserver._stop()
     context = get_context("forkserver")
     context.set_forkserver_preload(["forked_preload"])
     with pytest.MonkeyPatch.context() as patch:  # the server does not take over sys.path
