@@ -226,8 +226,10 @@ def serve(pipe: Connection, device: str, build: str) -> None:
             if (place / "slow").exists():
                 time.sleep(0.2)
             peak, mark = run_config.schedule.peak, place / "died"
-            if task == 1 and (peak == DEADLY or (peak == LETHAL and not mark.exists())):
+            if task == 1 and peak == LETHAL and not mark.exists():
                 mark.touch()
+                die()
+            if task == 1 and peak == DEADLY:
                 die()
 
         def resumed(steps: int) -> None:
