@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from cmp.errors import CmpError
 
 STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
+
+CLOCKS = {"cpu": time.process_time}
+"""On one thread the processor's own time, which the work of others does not prolong; else wall."""
 
 
 def seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:
@@ -58,14 +62,15 @@ def _measure(config: RunConfig, device: str) -> float:
     torch.set_num_threads(1)
     try:
         model = models.create(config.model.name).to(device)
-        step, asked = _step_seconds(config, model), runs.evaluations(config)
-        rest = sum(count * _evaluation_seconds(config, model, size) for size, count in asked)
+        clock = CLOCKS.get(device, time.perf_counter)
+        step, asked = _step_seconds(config, model, clock), runs.evaluations(config)
+        rest = sum(count * _evaluation_seconds(config, model, size, clock) for size, count in asked)
         return step + rest / _steps(config)
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_seconds(config: RunConfig, model: nn.Module) -> float:
+def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float]) -> float:
     """A step of the last task: the mean of a few."""
     corpus, ends = corpora.load(), []
     short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=STEPS))
@@ -73,15 +78,17 @@ def _step_seconds(config: RunConfig, model: nn.Module) -> float:
     pools = runs.task_pools(short, corpus)
     training.train_task(
         model, short, corpus, tokens, pools[-1], len(pools) - 1,
-        after_step=lambda step, loss: ends.append((loss.item(), time.perf_counter())),
+        after_step=lambda step, loss: ends.append((loss.item(), clock())),
     )  # fmt: skip
     return (ends[-1][1] - ends[0][1]) / (STEPS - 1)
 
 
-def _evaluation_seconds(config: RunConfig, model: nn.Module, size: int | None) -> float:
+def _evaluation_seconds(
+    config: RunConfig, model: nn.Module, size: int | None, clock: Callable[[], float]
+) -> float:
     """One evaluation on so many images a dataset, none for all."""
-    started = time.perf_counter()
+    started = clock()
     evaluation.evaluate(
         model, config.model.name, corpora.load(), subset=size, precision=config.training.precision
     )
-    return time.perf_counter() - started
+    return clock() - started

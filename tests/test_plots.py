@@ -223,3 +223,13 @@ def test_batch_mixture():
 def test_an_error_leaves_no_figure_open():
     with pytest.raises(KeyError):
         plots.learning_rates(pd.DataFrame({"schedule": ["x"], "task": [1], "step": [0]}))
+
+
+def test_drift_keeps_equal_losses_on_the_floor():
+    losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
+    (axes,) = plots.drift(losses, reference="a").axes
+    floor = axes.lines[0].get_ydata()[0]
+    drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines[1:]}
+    assert drawn == {(floor, -3, floor), (-1, floor, -2)}
+    assert floor < -3
+    assert {"b", "c"} <= texts(axes.figure)
