@@ -10,8 +10,9 @@ import torch
 from cmp.data import corpus as corpora
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before a test's fixtures: an earlier test may have called a command that sets the threads."""
     torch.set_num_threads(1)
 
 
