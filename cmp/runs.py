@@ -194,6 +194,7 @@ class _Sitting:
         done = step + 1
         due = self.keeper and done % self.keeper.every == 0 and done < self.config.training.steps
         if due or self.stop.signal:
+            training.check_weights(self.model, task, done)
             self.save(task, done, optimizer)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

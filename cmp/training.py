@@ -36,7 +36,8 @@ def make_batch(config: RunConfig, corpus: Corpus, pools: Pools, task: int, step:
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
-    return Batch(rows, corpus.images[torch.from_numpy(rows)], torch.from_numpy(texts))
+    images = corpus.images.index_select(0, torch.from_numpy(rows))  # whole rows: 5x indexing
+    return Batch(rows, images, torch.from_numpy(texts))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def train_task(
     tokens: [texts of the corpus, L]. after_step: called with (0-based step, loss) after each step.
     optimizer, first: where a task goes on from step `first`; a fresh optimizer where left out.
     Raises `Diverged` if a loss or gradient is not finite, with the weights as before the step, or
-    if a step leaves weights that are not finite, before anyone hears of it.
+    if the task ends in weights that are not finite.
     """
     model.train()
     optimizer = optimizer or make_optimizer(model, config.optimizer)
@@ -114,10 +115,23 @@ def train_task(
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
-            size = nn.utils.get_total_norm(model.parameters())
-        if not size.isfinite():
-            raise diverged(batch, task, step, loss, norm, rate)
         after_step(step, loss.detach())
+    check_weights(model, task, config.training.steps)
+
+
+def check_weights(model: nn.Module, task: int, steps: int) -> None:
+    """`Diverged` if weights are not finite after so many steps of a task.
+
+    For where weights are kept or scored; elsewhere the next loss tells.
+    """
+    with torch.no_grad():
+        if nn.utils.get_total_norm(model.parameters()).isfinite():
+            return
+    raise Diverged(
+        f"training diverged: weights are not finite after {steps} steps of task {task}; lower "
+        "schedule.peak",
+        {"task": task, "step": steps - 1, "weights": "not finite"},
+    )
 
 
 def diverged(

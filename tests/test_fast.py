@@ -71,6 +71,20 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
     return model, torch.stack(losses)
 
 
+def test_colours_are_what_happens_one_after_the_other():
+    uniform = torch.Generator().manual_seed(0)
+    rgba = 255 * torch.rand(5, 4, 6, 7, generator=uniform)
+    rgba[:, :3] *= rgba[:, 3:] / 255
+    background = torch.rand(5, 3, 1, generator=uniform)
+    contrast, brightness, saturation = torch.rand(3, 5, 1, 1, generator=uniform)
+    mix, offset = images.colours(background, contrast, brightness, saturation)
+    x = rgba[:, :3] / 255 + (1 - rgba[:, 3:] / 255) * background[..., None]
+    x = x * contrast[..., None] + brightness[..., None]
+    grey = x.mean(1, keepdim=True)
+    expected = grey + saturation[..., None] * (x - grey)
+    torch.testing.assert_close((mix @ rgba.flatten(2) + offset).view_as(x), expected)
+
+
 def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     setting = nano(corpus, batch=16, steps=50)
     assert setting.config.optimizer.weight_decay > 0

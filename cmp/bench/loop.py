@@ -1,10 +1,11 @@
-"""The whole loop against its bare core: what batches, augmentation, schedule and hooks cost."""
+"""The whole loop against its bare core: what batches, augmentation, schedule and checks cost."""
 
 from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
 import torch
+from torch import nn
 
 from cmp import images, models, training
 from cmp.bench import networks, timing
@@ -32,7 +33,7 @@ def whole(setting: Setting) -> Callable[[], None]:
 
 
 def bare(setting: Setting) -> Callable[[], None]:
-    """A function that makes as many steps, forward, backward and AdamW, on ready batches."""
+    """A function that makes as many steps on ready batches: forward, backward, clipped AdamW."""
     model, tokens = networks.network(setting, BF16)
     ready = []
     for step, batch in enumerate(islice(setting.batches(), setting.config.training.steps)):
@@ -52,6 +53,7 @@ def bare(setting: Setting) -> Callable[[], None]:
             loss = training.contrastive_loss(image, text, model.logit_scale)
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), setting.config.optimizer.clip)
             optimizer.step()
 
     return steps
