@@ -66,7 +66,8 @@ class RunState:
 
     Batches, buffer, augmentation and learning rate are functions of (config, task, step), so what
     is left is where the run is, what it found, and its tensors: "weights/NAME",
-    "optimizer/PARAMETER/MOMENT".
+    "optimizer/PARAMETER/MOMENT", and while a branch is cooled down all of those it left the trunk
+    with as "trunk/...".
     """
 
     progress: Progress
@@ -86,30 +87,26 @@ def tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
     return found
 
 
-def restore_weights(state: RunState, model: nn.Module) -> None:
-    """Put a state's weights into the network."""
-    named = state.tensors.items()
-    weights = {name.removeprefix("weights/"): x for name, x in named if name.startswith("weights/")}
+def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    named = tensors.items()
+    return {name.removeprefix(prefix): x for name, x in named if name.startswith(prefix)}
+
+
+def restore(
+    found: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Put a state's weights into the network, and its moments beside the parameters that they
+    belong to; `CmpError` if they are another network's."""
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(below(found, "weights/"))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise CmpError(f"run {state.progress.run}: its checkpoint is of another network") from (
-            ValueError(reason)
-        )
-
-
-def restore_optimizer(state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a state's moments beside the parameters that they belong to."""
-    for name, parameter in model.named_parameters():
-        start = f"optimizer/{name}/"
-        moments = {
-            key.removeprefix(start): x.to(parameter.device, copy=True)
-            for key, x in state.tensors.items()
-            if key.startswith(start)
-        }
-        if moments:
-            optimizer.state[parameter] = moments
+        raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
+    for name, parameter in model.named_parameters() if optimizer else ():
+        if moments := below(found, f"optimizer/{name}/"):
+            optimizer.state[parameter] = {
+                key: x.to(parameter.device, copy=True) for key, x in moments.items()
+            }
 
 
 def write(state: RunState, folder: Path) -> Path:

@@ -4,10 +4,9 @@ A tree of frozen dataclasses, parsed strictly: an unknown key, a wrong type or a
 is refused with the key's name and the nearest valid one.
 """
 
-import dataclasses
 import difflib
-import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MOST = 2**31 - 1
 """The largest count."""
 Count = Annotated[int, Field(ge=1, le=MOST)]
+Steps = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 
@@ -61,20 +61,88 @@ class Mixture:
             raise ValueError(f"pretraining + update + buffer must be 1, not {total:g}")
 
 
+COOLED = ("rsqrt", "wsd", "wsd-sqrt", "infinite")
+WARMED = ("linear", "cosine", *COOLED)
+NAMES = {
+    "warmup": WARMED, "warmup_steps": WARMED, "cooldown": COOLED, "cooldown_steps": COOLED,
+    "shift": ("rsqrt",), "level": ("infinite",),
+}  # fmt: skip
+METAS = {"decay": ("geometric",), "peaks": ("free",)}
+"""Which schedules, and which meta schedules, a key is for."""
+BASES = {"cosine-dynamic": "cosine", "rsqrt-recovered": "rsqrt"}
+"""Meta schedules that change the curve within a task, and the one that they change."""
+SHARES = {"warmup": 0.1, "cooldown": 0.25}
+"""Of a task, where a schedule says nothing."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class Schedule:
-    """Learning rate within a task; `warmup` and `cooldown` are fractions of the task's steps."""
+    """The learning rate at (task, step); `cmp.schedules` has the formulas.
 
-    name: Literal["warmup-cosine", "constant", "warmup-constant-cooldown"] = "warmup-cosine"
+    name: the curve within a task, up to `peak`. meta: each task's peak, by its number. warmup and
+    cooldown: shares of a task, or numbers of steps as `warmup_steps` and `cooldown_steps`; `SHARES`
+    where neither is given. shift: steps after which `rsqrt` takes up its decay. level: `infinite`'s
+    constant phase, in peaks. decay: of `geometric`, a task. peaks: of `free`, each task's, in
+    multiples of `peak`.
+    """
+
+    name: Literal["constant", "linear", "cosine", "rsqrt", "wsd", "wsd-sqrt", "infinite"] = "cosine"
+    meta: Literal[
+        "none", "cosine", "cosine-dynamic", "rsqrt", "rsqrt-continued", "rsqrt-recovered",
+        "geometric", "free",
+    ] = "none"  # fmt: skip
     peak: Positive = 1e-3
-    warmup: Share = 0.1
-    cooldown: Share = 0.25
+    warmup: Share | None = None
+    warmup_steps: Steps | None = None
+    cooldown: Share | None = None
+    cooldown_steps: Steps | None = None
+    shift: Steps = 0
+    level: Share = 0.5
+    decay: Share = 0.5
+    peaks: tuple[Share, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, names in (NAMES | METAS).items():
+            chosen = self.meta if key in METAS else self.name
+            default = type(self).__dataclass_fields__[key].default
+            if getattr(self, key) != default and chosen not in names:
+                raise ValueError(f"{key}: {chosen!r} has none, only {', '.join(names)}")
+        for kind in SHARES:
+            share, steps = getattr(self, kind), getattr(self, f"{kind}_steps")
+            if share is not None and steps is not None:
+                raise ValueError(f"{kind} {share:g} and {kind}_steps {steps}: one says it all")
+        if BASES.get(self.meta, self.name) != self.name:
+            raise ValueError(f"meta {self.meta!r} changes {BASES[self.meta]!r}, not {self.name!r}")
+        if self.name == "infinite" and self.meta != "none":
+            raise ValueError(f"meta {self.meta!r}: 'infinite' is one curve over the whole stream")
+
+    def durations(self, steps: int) -> tuple[int, int]:
+        """Steps of warmup and of cooldown in a task of `steps` steps; shares are rounded up.
+
+        `ValueError` if they are longer than the task; rounding alone never makes them so.
+        """
+        found = []
+        for kind, default in SHARES.items():
+            share, exact = getattr(self, kind), getattr(self, f"{kind}_steps")
+            share = 0.0 if self.name not in NAMES[kind] else default if share is None else share
+            found.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
+        warmup, cooldown = found
+        rounded = self.warmup_steps is None and self.cooldown_steps is None
+        if warmup + cooldown > steps + rounded:
+            raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
+        if self.name == "infinite" and cooldown >= steps:
+            raise ValueError(f"cooldown {cooldown} steps: 'infinite' has nothing to go on from")
+        return warmup, min(cooldown, steps - warmup)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Optimizer:
-    """AdamW; weight decay acts on matrices only, gradients are clipped once by global norm."""
+    """AdamW; weight decay acts on matrices only, gradients are clipped once by global norm.
 
+    carry: the moments go on from task to task; else each task begins with none.
+    """
+
+    carry: bool = False
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     eps: Positive = 1e-8
@@ -124,13 +192,20 @@ class RunConfig:
     seeds: Seeds = Seeds()
 
     def to_dict(self) -> dict[str, Any]:
-        """The tree as plain dicts."""
-        return dataclasses.asdict(self)
+        """The tree as plain dicts and lists, as JSON has them."""
+        return _ADAPTER.dump_python(self, mode="json")
 
-    def digest(self) -> str:
-        """sha256 of the canonical JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+    def __post_init__(self) -> None:
+        self.schedule.durations(self.training.steps)
+        if self.schedule.meta == "free" and len(self.schedule.peaks) < self.stream.tasks:
+            peaks, tasks = len(self.schedule.peaks), self.stream.tasks
+            raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults, by dotted key: what identifies a config, so that a new
+        field leaves those alone that do not use it."""
+        leaves = flat_keys(self.to_dict())
+        return {key: value for key, value in leaves if value != DEFAULTS[key]}
 
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -145,7 +220,8 @@ def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-KEYS = tuple(key for key, _ in flat_keys(RunConfig().to_dict()))
+DEFAULTS = dict(flat_keys(RunConfig().to_dict()))
+"""Every key and its default. A default that changes is a new `NUMERICS`."""
 
 
 def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -170,7 +246,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         key = ".".join(map(str, fault["loc"]))
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
-            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.0)[0]
             raise CmpError(f"{source}: {key}: no such key; the nearest is {near!r}") from error
         raise CmpError(f"{source}: {key}: {message} (found {fault['input']!r:.80})") from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
@@ -224,7 +300,7 @@ PRETRAINING: dict[str, Any] = {
     "stream": {"tasks": 1},
     "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
     "schedule": {
-        "name": "warmup-constant-cooldown", "peak": 2e-3, "warmup": 0.04, "cooldown": 0.25,
+        "name": "wsd", "peak": 2e-3, "warmup": 0.04, "cooldown": 0.25,
     },
     "training": {"steps": 2600, "batch": 128},
     "evaluation": {"subset": None},

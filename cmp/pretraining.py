@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from cmp import config, evaluation, models, runs, schedules, store
+from cmp import config, evaluation, models, runs, store
 from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
@@ -94,7 +94,7 @@ def pretrain(
     """
     make_folder(folder)
     steps = run_config.training.steps
-    kept = steps - schedules.durations(run_config.schedule, steps)[1]
+    kept = steps - run_config.schedule.durations(steps)[1]
     name, seed = run_config.model.name, run_config.seeds.init
     paths = {
         start: folder / models.weights_path(name, start, seed).name

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import checkpoints, mixtures, models, provenance, streams, training
+from cmp import checkpoints, mixtures, models, provenance, schedules, streams, training
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
@@ -40,6 +40,7 @@ class Observer:
 
 
 SILENT = Observer()
+TRUNK = "trunk/"
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,11 @@ def run(
     tokens = models.tokens(config.model.name, corpus.texts)
     with StopRequest() as stop:
         sitting = _Sitting(config, corpus, observer, model, keeper, stop, provenance.here(device))
-        state = sitting.begin()
-        begun, first = (state.progress.task, state.progress.step) if state else (0, 0)
+        optimizer = training.make_optimizer(model, config.optimizer)
+        begun, first = sitting.begin(optimizer)
         for task in range(begun, len(pools)):
-            optimizer = training.make_optimizer(model, config.optimizer)
-            if first:
-                checkpoints.restore_optimizer(state, model, optimizer)
+            if task > begun and not config.optimizer.carry:
+                optimizer = training.make_optimizer(model, config.optimizer)
             hook = functools.partial(sitting.after_step, task, optimizer)
             with sitting.reporting():
                 training.train_task(
@@ -134,7 +134,8 @@ def run(
                 )
             first = 0
             sitting.evaluate(task + 1)
-            sitting.save(task + 1, 0)
+            sitting.go_back(task + 1, optimizer)
+            sitting.save(task + 1, 0, optimizer if config.optimizer.carry else None)
     return sitting.result()
 
 
@@ -150,11 +151,13 @@ class _Sitting:
     stop: StopRequest
     machine: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    trunk: dict[str, Tensor] = field(default_factory=dict)
     before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
-    def begin(self) -> RunState | None:
+    def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
+        Returns the task and step that come next.
 
         A run that goes on elsewhere than it began is warned of and keeps both in its provenance.
         """
@@ -162,16 +165,17 @@ class _Sitting:
         if state is None:
             self.evaluate(0)
             self.save(0, 0)
-            return None
+            return 0, 0
         progress = state.progress
-        checkpoints.restore_weights(state, self.model)
+        checkpoints.restore(state.tensors, self.model, optimizer)
+        self.trunk = checkpoints.below(state.tensors, TRUNK)
         self.rows, self.before = list(progress.metrics), progress.seconds
         if found := provenance.differences(progress.machine, self.machine):
             message = f"the run began elsewhere, its last bits may differ: {found}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(progress.task * self.config.training.steps + progress.step)
-        return state
+        return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
         """Score the model after `done` tasks: the subset, and the full test at both ends."""
@@ -189,13 +193,23 @@ class _Sitting:
         self.observer.task(done, scores)
 
     def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
-        """Tell the observer; save where a checkpoint is due or a stop was asked for."""
+        """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop
+        was asked for."""
         self.observer.step(task, step, loss, self.model)
         done = step + 1
+        if done == schedules.branch(self.config.schedule, self.config.training.steps):
+            kept = checkpoints.tensors(self.model, optimizer)
+            self.trunk = {name: x.detach().clone() for name, x in kept.items()}
         due = self.keeper and done % self.keeper.every == 0 and done < self.config.training.steps
         if due or self.stop.signal:
             training.check_weights(self.model, task, done)
             self.save(task, done, optimizer)
+
+    def go_back(self, done: int, optimizer: torch.optim.Optimizer) -> None:
+        """From the end of a branch to where it left the trunk, if another task follows."""
+        if self.trunk and done < self.config.stream.tasks:
+            checkpoints.restore(self.trunk, self.model, optimizer)
+        self.trunk = {}
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
@@ -205,7 +219,9 @@ class _Sitting:
             progress = Progress(
                 SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
             )
-            self.keeper.save(RunState(progress, checkpoints.tensors(self.model, optimizer)))
+            kept = checkpoints.tensors(self.model, optimizer)
+            kept |= {TRUNK + name: x for name, x in self.trunk.items()}
+            self.keeper.save(RunState(progress, kept))
         if self.stop.signal:
             run_id = self.keeper and self.keeper.run_id[:SHORT]
             kept = f"all is saved; `cmp resume {run_id}` goes on" if run_id else "nothing is kept"

@@ -1,43 +1,180 @@
-"""The learning rate at a step of a task: pure functions, in multiples of the peak."""
+"""The learning rate at (task, step): pure functions, in multiples of `schedule.peak`.
 
+A schedule is a curve within a task, `CURVES`, under a peak that a meta schedule gives each task,
+`METAS`; any two combine. Symbols as in spec 5: tasks t = 0, 1, ..., N steps a task of which W warm
+up and C cool down, steps n = 0 ... N - 1.
+"""
+
+import dataclasses
 import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from cmp.config import Schedule
 
-
-def durations(schedule: Schedule, steps: int) -> tuple[int, int]:
-    """Steps of warmup and of cooldown in a task of `steps` steps, rounded up, within the task."""
-    warmup = min(math.ceil(schedule.warmup * steps), steps)
-    return warmup, min(math.ceil(schedule.cooldown * steps), steps - warmup)
+FLOOR = 1e-3
+"""Of the curves that never reach zero, in peaks: eta_min / eta."""
 
 
-def constant(step: int, steps: int, warmup: int, cooldown: int) -> float:
-    """The peak at every step."""
-    return 1.0
+@dataclass(frozen=True)
+class Task:
+    """One task: its number t, N, W and C, and its peak as a multiple of the schedule's."""
+
+    schedule: Schedule
+    t: int
+    N: int
+    W: int
+    C: int
+    peak: float = 1.0
 
 
-def warmup_cosine(step: int, steps: int, warmup: int, cooldown: int) -> float:
-    """Linear warmup, then half a cosine to a thousandth of the peak at the last step (spec 5)."""
-    if step < warmup:
-        return (step + 1) / warmup
-    floor, progress = 1e-3, (step - warmup + 1) / (steps - warmup)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+def constant(task: Task, n: int) -> float:
+    """The peak."""
+    return task.peak
 
 
-def warmup_constant_cooldown(step: int, steps: int, warmup: int, cooldown: int) -> float:
-    """Linear warmup, the peak, then a linear cooldown that would reach zero after the last step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return min(1.0, (steps - step) / cooldown) if cooldown else 1.0
+def linear(task: Task, n: int) -> float:
+    """A line that would reach zero after the last step."""
+    return task.peak * (task.N - n) / max(task.N - task.W, 1)
 
 
-SCHEDULES = {
-    "constant": constant,
-    "warmup-cosine": warmup_cosine,
-    "warmup-constant-cooldown": warmup_constant_cooldown,
+def cosine(task: Task, n: int) -> float:
+    """Half a cosine, to the floor at the last step; with meta `cosine-dynamic`, the part in this
+    task of one that is stretched over all tasks so far."""
+    length = task.N - task.W
+    if task.schedule.meta != "cosine-dynamic":
+        return _above_floor(task.peak * _half_cosine(n - task.W + 1, length))
+    return _above_floor(_half_cosine(task.t * length + n - task.W + 1, (task.t + 1) * length))
+
+
+def rsqrt(task: Task, n: int) -> float:
+    """1 / sqrt(steps), W being the unit, and on top of it a line to zero at the last step."""
+    cooled = min(1.0, (task.N - 1 - n) / task.C) if task.C else 1.0
+    return _decayed(task, n) * cooled
+
+
+def wsd(task: Task, n: int) -> float:
+    """The peak, then a line that would reach zero after the last step."""
+    return task.peak * min(1.0, (task.N - n) / max(task.C, 1))
+
+
+def wsd_sqrt(task: Task, n: int) -> float:
+    """The peak, then one minus the square root of the cooldown's share that is over."""
+    return task.peak * (1 - math.sqrt(max(n - (task.N - task.C), 0) / max(task.C, 1)))
+
+
+def infinite(task: Task, n: int) -> float:
+    """One curve over the stream: from the peak by half a cosine to `level`, which the first task
+    ends in, and on at that level. The last C steps of each task are a branch of it, a line that
+    would reach zero; see `branch`."""
+    trunk = task.N - task.C
+    settled = min(task.t * trunk + min(n, trunk - 1) - task.W + 1, trunk - task.W)
+    level = task.schedule.level
+    value = level + (1 - level) * _half_cosine(settled, trunk - task.W)
+    return value * min(1.0, (task.N - n) / max(task.C, 1))
+
+
+def _half_cosine(step: int, steps: int) -> float:
+    return (1 + math.cos(math.pi * step / steps)) / 2 if step < steps else 0.0
+
+
+def _above_floor(share: float) -> float:
+    return FLOOR + (1 - FLOOR) * share
+
+
+def _decayed(task: Task, n: int) -> float:
+    """`rsqrt` without its cooldown. With meta `rsqrt-recovered` it goes on from task to task, and
+    neither warmups nor cooldowns count as its steps."""
+    unit, shift = max(task.W, 1), task.schedule.shift
+    if task.schedule.meta == "rsqrt-recovered":
+        shift += task.t * (task.N - task.C - task.W)
+    return _above_floor(task.peak * math.sqrt(unit / (n - task.W + unit + shift)))
+
+
+def _start(task: Task) -> float:
+    """What the warmup rises to."""
+    if task.schedule.name == "rsqrt":
+        return _decayed(task, task.W)
+    return _above_floor(task.peak) if task.schedule.name == "cosine" else task.peak
+
+
+CURVES = {
+    "constant": constant, "linear": linear, "cosine": cosine, "rsqrt": rsqrt, "wsd": wsd,
+    "wsd-sqrt": wsd_sqrt, "infinite": infinite,
+}  # fmt: skip
+"""By `schedule.name`: what follows the warmup, which is a line up to where the curve starts."""
+
+
+def meta_cosine(task: Task) -> float:
+    """A cosine is stretched over all tasks so far; a task starts where that curve is."""
+    length = max(task.N - task.W, 1)
+    return _half_cosine(task.t * length + 1, (task.t + 1) * length) if task.t else 1.0
+
+
+def meta_rsqrt(task: Task) -> float:
+    """The same with 1 / sqrt(steps) and a warmup that is stretched, too."""
+    unit = max(task.W, 1)
+    return math.sqrt((task.t + 1) * unit / (task.t * task.N + unit))
+
+
+def meta_rsqrt_continued(task: Task) -> float:
+    """Where one 1 / sqrt(steps) over the stream is, without warmups and cooldowns."""
+    unit = max(task.W, 1)
+    return math.sqrt(unit / max(task.t * (task.N - task.C) - (task.t - 1) * unit, unit))
+
+
+METAS = {
+    "none": lambda task: 1.0,
+    "cosine": meta_cosine,
+    "cosine-dynamic": meta_cosine,
+    "rsqrt": meta_rsqrt,
+    "rsqrt-continued": meta_rsqrt_continued,
+    "rsqrt-recovered": lambda task: 1.0,
+    "geometric": lambda task: task.schedule.decay**task.t,
+    "free": lambda task: task.schedule.peaks[task.t],
 }
+"""By `schedule.meta`: a task's peak, as a multiple of the schedule's."""
 
 
-def learning_rate(schedule: Schedule, steps: int, step: int) -> float:
-    """The learning rate at 0-based `step` of a task of `steps` steps."""
-    return schedule.peak * SCHEDULES[schedule.name](step, steps, *durations(schedule, steps))
+def multiple(schedule: Schedule, steps: int, task: int, step: int) -> float:
+    """The learning rate at 0-based (task, step), in multiples of the peak, from 0 to 1.
+
+    steps: of each task. `ValueError` if warmup and cooldown are longer than that.
+    """
+    bare = Task(schedule, task, steps, *schedule.durations(steps))
+    here = dataclasses.replace(bare, peak=METAS[schedule.meta](bare))
+    if step < here.W and not (schedule.name == "infinite" and task > 0):
+        return _start(here) * (step + 1) / here.W
+    return CURVES[schedule.name](here, step)
+
+
+def learning_rate(schedule: Schedule, steps: int, task: int, step: int) -> float:
+    """The learning rate at 0-based (task, step) of tasks of `steps` steps; see `multiple`."""
+    return schedule.peak * multiple(schedule, steps, task, step)
+
+
+def rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
+    """The learning rates of a whole stream, [tasks, steps]."""
+    every = [[learning_rate(schedule, steps, t, n) for n in range(steps)] for t in range(tasks)]
+    return np.array(every)
+
+
+def branch(schedule: Schedule, steps: int) -> int | None:
+    """The step of each task at which a branch leaves that is cooled down and deployed, while the
+    next task goes on from before it; none for schedules that deploy what they go on from."""
+    return steps - schedule.durations(steps)[1] if schedule.name == "infinite" else None
+
+
+def lr_scheduler(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedule for a loop of your own, one `step()` after each of the optimizer's.
+
+    Each parameter group's own learning rate takes the place of `schedule.peak`; tasks of `steps`
+    steps follow each other. With `infinite`, whoever calls goes back to before each `branch`.
+    """
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda number: multiple(schedule, steps, *divmod(number, steps))
+    )

@@ -62,7 +62,7 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
     start = run_config.model.start
     weights = models.weights_path(run_config.model.name, start, run_config.seeds.init)
     content = {
-        "config": run_config.to_dict(),
+        "config": run_config.changes(),
         "data": corpus.hashes,
         "weights": sha256(weights) if start != "random" and weights.exists() else start,
         "numerics": NUMERICS,

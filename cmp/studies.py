@@ -1,8 +1,9 @@
 """A study: a grid of settings and replicates, each run computed once and then looked up.
 
 `book/studies/NN.yaml` states a chapter's grid: for each setting what it changes in the profile
-(`joint: true` makes it the joint upper bound), how many replicates, and which settings are `live`,
-that is, recomputed in `quick`. Replicate r takes base r and stream r, paired across settings.
+(`joint: true` makes it the joint upper bound, `replicates: n` gives a sweep fewer of them), how many
+replicates, and which settings are `live`, that is, recomputed in `quick`. Replicate r takes base r
+and stream r, paired across settings.
 
 A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
 them, or for the first values, the second values and so on. Each is named after its values: `full`
@@ -40,7 +41,7 @@ BACKENDS = {"local": workers.local, "ray": cluster.ray}
 
 @dataclass(frozen=True)
 class Study:
-    """A chapter's grid. settings: name -> (assignments to the profile, whether joint).
+    """A chapter's grid. settings: name -> assignments to the profile, `joint` and `replicates`.
 
     claims: as they stand in the file; `cmp.claims.of` reads them, strictly.
     """
@@ -55,18 +56,21 @@ class Study:
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
     ) -> dict[tuple[str, int], RunConfig]:
-        """(setting, replicate) -> config, settings in the order of the grid."""
+        """(setting, replicate) -> config, settings in the order of the grid. replicates: of every
+        setting; as the grid says where left out."""
         names = self.live if live_only else self.settings
-        count = self.replicates if replicates is None else replicates
+        own = {name: self.settings[name].get("replicates", self.replicates) for name in names}
         return {
             (name, replicate): self._config(profile, name, replicate)
-            for replicate in range(count)
+            for replicate in range(replicates or max(own.values()))
             for name in names
+            if replicates or replicate < own[name]
         }
 
     def _config(self, profile: str, name: str, replicate: int) -> RunConfig:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
+        changes.pop("replicates", None)
         tree = config.profile(profile)
         settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(tree, [*settings, f"seed={replicate}"])
@@ -103,11 +107,14 @@ def _check(path: Path, tree: dict[str, Any]) -> None:
             raise CmpError(f"{path}: {key}: no such key; there are {', '.join(wanted)}")
         if not isinstance(tree.get(key), wanted[key]):
             raise CmpError(f"{path}: {key}: must be given, as {wanted[key].__name__}")
-    for name, changes in tree["settings"].items():
+    settings = tree["settings"].items()
+    for name, changes in settings:
         if not isinstance(name, str) or not isinstance(changes, dict | None):
             raise CmpError(f"{path}: settings: {name}: must be a name, with its changes as keys")
-    if not 1 <= tree["replicates"] <= MAX_REPLICATES:
-        raise CmpError(f"{path}: replicates: must be 1 to {MAX_REPLICATES}")
+    own = {f"settings: {n}: ": c["replicates"] for n, c in settings if "replicates" in (c or {})}
+    for where, count in ({"": tree["replicates"]} | own).items():
+        if type(count) is not int or not 1 <= count <= MAX_REPLICATES:
+            raise CmpError(f"{path}: {where}replicates: must be 1 to {MAX_REPLICATES}")
     if not all(isinstance(name, str) for name in tree["live"]):
         raise CmpError(f"{path}: live: must be names of settings")
     if len(tree["live"]) > MAX_LIVE:

@@ -107,7 +107,7 @@ def train_task(
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        rate = schedules.learning_rate(config.schedule, config.training.steps, step)
+        rate = schedules.learning_rate(config.schedule, config.training.steps, task, step)
         if not (loss.isfinite() and norm.isfinite()):
             raise diverged(batch, task, step, loss, norm, rate)
         for group in optimizer.param_groups:

@@ -63,7 +63,7 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in optimizer.param_groups:
-            group["lr"] = schedules.learning_rate(setting.config.schedule, steps, number)
+            group["lr"] = schedules.learning_rate(setting.config.schedule, steps, TASK, number)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
@@ -98,7 +98,7 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
 
     used = compact.used_ids(models.tokenizer("bench-nano")(corpus.texts))
     base = start[compact.EMBEDDING]
-    rates = [schedules.learning_rate(setting.config.schedule, 50, step) for step in range(50)]
+    rates = [schedules.learning_rate(setting.config.schedule, 50, TASK, step) for step in range(50)]
     decay = compact.untouched_decay(rates, setting.config.optimizer.weight_decay)
     weights = models.split_attention(plain).state_dict()
     found = compact.export_weights(model.state_dict(), used, base, decay)

@@ -1,6 +1,8 @@
 """A run that goes on from a checkpoint ends as if it had never stopped, to the bit."""
 
 import dataclasses
+import hashlib
+import json
 import typing
 
 import pandas as pd
@@ -15,6 +17,10 @@ SMALL = [
     "stream.tasks=2", "training.steps=3", "training.batch=8", "evaluation.subset=1",
     "evaluation.full=false",
 ]  # fmt: skip
+COMPANIONS = {
+    "schedule.meta=rsqrt-recovered": ["schedule.name=rsqrt"],
+    "schedule.meta=free": ["schedule.peaks=[1.0, 0.5]"],
+}
 FIRST, MIDDLE, BOUNDARY = (0, 1), (1, 2), (1, 0)
 
 
@@ -23,12 +29,14 @@ def small(*settings):
 
 
 def tables(of=config.RunConfig, prefix=""):
-    """Every "key=value" of a config's named choices: a new one is covered without being named."""
+    """Every "key=value" of a config's choices: a new one is covered without being named."""
     for field in dataclasses.fields(of):
         if dataclasses.is_dataclass(field.type):
             yield from tables(field.type, f"{prefix}{field.name}.")
         elif typing.get_origin(field.type) is typing.Literal:
             yield from (f"{prefix}{field.name}={value}" for value in typing.get_args(field.type))
+        elif field.type is bool:
+            yield f"{prefix}{field.name}={json.dumps(not field.default)}"
 
 
 SETTINGS = [*tables(), *(f"model.name={name}" for name in models.EMBEDDED)]
@@ -57,19 +65,53 @@ def same(one: runs.Result, other: runs.Result) -> bool:
 
 
 def test_the_tables_are_found():
-    assert {"schedule.name=constant", "training.precision=fp32", "model.name=tiny-vit"} <= set(
-        SETTINGS
-    )
+    assert set(SETTINGS) >= {
+        "schedule.name=constant", "training.precision=fp32", "model.name=tiny-vit",
+        "schedule.meta=cosine-dynamic", "optimizer.carry=true",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_named_setting_resumes_to_the_bit(corpus, setting):
-    memory = Memory()
-    whole = runs.run(small(setting), corpus, keeper=memory)
+    memory, chosen = Memory(), small(setting, *COMPANIONS.get(setting, []))
+    whole = runs.run(chosen, corpus, keeper=memory)
     for place in (FIRST, MIDDLE, BOUNDARY):
         torch.rand(7)  # the global stream must not matter
-        again = runs.run(small(setting), corpus, keeper=Memory(memory.states[place]))
+        again = runs.run(chosen, corpus, keeper=Memory(memory.states[place]))
         assert same(again, whole), place
+
+
+def test_moments_are_carried_where_asked_for(corpus):
+    memory = Memory()
+    runs.run(small("optimizer.carry=true"), corpus, keeper=memory)
+    steps = {
+        place: x.item()
+        for place, state in memory.states.items()
+        for name, x in state.tensors.items()
+        if name == "optimizer/logit_scale/step"
+    }
+    assert steps == {(t, n): 3 * t + n for t, n in memory.states if t or n}
+
+
+def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
+    memory, scored = Memory(), {}
+    settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
+    watch = runs.Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
+    result = runs.run(small(*settings), corpus, watch, keeper=memory)
+    states = {place: weights_of(state.tensors) for place, state in memory.states.items()}
+    assert states[0, 2] == scored[0, 1] == weights_of(memory.states[0, 2].tensors, "trunk/")
+    assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
+    assert states[2, 0] == scored[1, 2] == digest_of(result.model)  # what is left is deployed
+    assert not any(name.startswith("trunk/") for name in memory.states[1, 0].tensors)
+
+
+def digest_of(model):
+    return weights_of(checkpoints.tensors(model))
+
+
+def weights_of(tensors, prefix=""):
+    found = checkpoints.below(tensors, f"{prefix}weights/")
+    return hashlib.sha256(b"".join(found[n].numpy().tobytes() for n in sorted(found))).hexdigest()
 
 
 def test_a_state_survives_the_disk(corpus, tmp_path):

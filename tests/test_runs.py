@@ -59,24 +59,29 @@ def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
 
 def test_every_key_of_the_config_moves_the_id(corpus):
     other = {
-        "model.name": "tiny-vit", "model.start": "unannealed", "schedule.name": "constant",
-        "training.precision": "fp32", "evaluation.full": True, "stream.order": None,
-        "mixture.pretraining": [0.5, 0.25, 0.25], "mixture.update": None, "mixture.buffer": None,
+        "model.name": ["tiny-vit"], "model.start": ["unannealed"], "training.precision": ["fp32"],
+        "stream.order": None, "mixture.update": None, "mixture.buffer": None,
+        "mixture.pretraining": [0.5, "mixture.update=0.25", "mixture.buffer=0.25"],
+        "schedule.name": ["constant"], "schedule.meta": ["cosine"],
+        "schedule.warmup": [0.3], "schedule.warmup_steps": [2],
+        "schedule.cooldown": [0.3, "schedule.name=wsd"],
+        "schedule.cooldown_steps": [2, "schedule.name=wsd"],
+        "schedule.shift": [3, "schedule.name=rsqrt"],
+        "schedule.level": [0.3, "schedule.name=infinite"],
+        "schedule.decay": [0.3, "schedule.meta=geometric"],
+        "schedule.peaks": [[1.0] * 4, "schedule.meta=free"],
     }  # fmt: skip
     base, ids = small(), set()
     for key, value in config.flat_keys(base.to_dict()):
-        changed = (
-            other[key] if key in other else value / 2 if isinstance(value, float) else value + 1
-        )
-        if changed is None:
+        if key in other and other[key] is None:
             continue
-        settings = [f"{key}={json.dumps(changed)}"]
-        if isinstance(changed, list):
-            names = ("pretraining", "update", "buffer")
-            settings = [f"mixture.{n}={v}" for n, v in zip(names, changed, strict=True)]
-        ids.add(store.identify(small(*settings), corpus))
+        plain = not value if isinstance(value, bool) else value
+        plain = plain + 1 if type(plain) is int else plain
+        plain = plain / 2 if isinstance(plain, float) else plain
+        changed, *companions = other.get(key, [plain])
+        ids.add(store.identify(small(f"{key}={json.dumps(changed)}", *companions), corpus))
     assert store.identify(base, corpus) not in ids
-    assert len(ids) == len(config.KEYS) - 3
+    assert len(ids) == len(config.DEFAULTS) - 3
 
 
 def test_other_data_are_another_run(corpus):

@@ -1,58 +1,281 @@
-"""Learning rates: what each schedule promises, for any lengths."""
+"""Learning rates: what each schedule promises, for any lengths; and the reference's own numbers."""
 
 import itertools
+import math
+from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmp import config, schedules
 from cmp.config import Schedule
-from cmp.schedules import SCHEDULES, durations, learning_rate
+from cmp.errors import CmpError
 
-steps = st.integers(1, 400)
+FIELDS = get_type_hints(Schedule)
+PLAIN = [name for name in schedules.CURVES if name != "infinite"]
+PAIRS = [
+    *itertools.product(PLAIN, set(schedules.METAS) - set(config.BASES)),
+    *[(name, meta) for meta, name in config.BASES.items()],
+    ("infinite", "none"),
+]
+TASKS = 4
+lengths = st.integers(1, 120)
 shares = st.floats(0, 1)
-names = st.sampled_from(sorted(SCHEDULES))
 
 
-@given(names, steps, shares, shares, st.floats(1e-6, 1))
-def test_positive_and_never_above_the_peak(name, n, warmup, cooldown, peak):
-    schedule = Schedule(name, peak, warmup, cooldown)
-    rates = [learning_rate(schedule, n, step) for step in range(n)]
-    assert all(0 < rate <= peak * (1 + 1e-9) for rate in rates)
+@st.composite
+def any_schedule(draw, pairs=tuple(PAIRS)):
+    """A valid schedule and the steps of a task."""
+    name, meta = draw(st.sampled_from(pairs))
+    steps, given_ = draw(lengths), {}
+    if name in config.WARMED:
+        given_["warmup"] = draw(shares)
+    if name in config.COOLED:
+        given_["cooldown"] = draw(st.floats(0, 1 - given_["warmup"]))
+    if name == "rsqrt":
+        given_["shift"] = draw(st.integers(0, 50))
+    if name == "infinite":
+        given_["level"] = draw(shares)
+        if math.ceil(given_["cooldown"] * steps - 1e-9) >= steps:
+            given_["cooldown"] = 0.0
+    if meta == "geometric":
+        given_["decay"] = draw(shares)
+    if meta == "free":
+        given_["peaks"] = tuple(draw(st.lists(shares, min_size=TASKS, max_size=TASKS)))
+    return Schedule(name, meta, **given_), steps
 
 
-@given(steps, shares, shares)
-def test_durations_fit_into_the_task(n, warmup, cooldown):
-    rising, falling = durations(Schedule(warmup=warmup, cooldown=cooldown), n)
-    assert rising >= 0
-    assert falling >= 0
-    assert rising + falling <= n
+def test_the_names_of_the_config_are_those_of_the_tables():
+    assert set(get_args(FIELDS["name"])) == set(schedules.CURVES)
+    assert set(get_args(FIELDS["meta"])) == set(schedules.METAS)
 
 
-@given(st.sampled_from(["warmup-cosine", "warmup-constant-cooldown"]), steps, shares, shares)
-def test_rises_through_the_warmup_then_never_rises(name, n, warmup, cooldown):
-    schedule = Schedule(name, 1.0, warmup, cooldown)
-    rising, _ = durations(schedule, n)
-    rates = [learning_rate(schedule, n, step) for step in range(n)]
-    assert rates[:rising] == pytest.approx([(step + 1) / rising for step in range(rising)])
-    after = rates[max(rising - 1, 0) :]
-    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after))
+@given(any_schedule())
+def test_finite_never_negative_never_above_the_peak(case):
+    schedule, steps = case
+    rates = schedules.rates(schedule, TASKS, steps)
+    assert rates.shape == (TASKS, steps)
+    assert np.isfinite(rates).all()
+    assert (rates >= 0).all()
+    assert (rates <= schedule.peak * (1 + 1e-9)).all()
 
 
-def test_cosine_as_the_specification_has_it():
-    """Last step at a thousandth of the peak; a mean rate of half the peak (spec 5)."""
-    schedule = Schedule("warmup-cosine", 1.0, 0.1)
-    rates = [learning_rate(schedule, 1420, step) for step in range(1420)]
-    assert rates[-1] == pytest.approx(1e-3)
-    assert sum(rates) / 1420 == pytest.approx(0.5, abs=0.005)
+@given(any_schedule(), st.integers(0, TASKS - 1))
+def test_the_warmup_is_a_line_and_nothing_rises_after_it(case, task):
+    schedule, steps = case
+    rates = schedules.rates(schedule, TASKS, steps)[task]
+    warmup, _ = schedule.durations(steps)
+    if schedule.name == "infinite" and task:
+        warmup = 0
+    line = rates[max(warmup - 1, 0)] * np.arange(1, warmup + 1) / max(warmup, 1)
+    assert rates[:warmup] == pytest.approx(line, abs=1e-12)
+    assert (np.diff(rates[max(warmup - 1, 0) :]) <= 1e-12).all()
 
 
-def test_cooldown_starts_where_the_constant_phase_ends():
-    schedule = Schedule("warmup-constant-cooldown", 2.0, 0.1, 0.25)
-    rates = [learning_rate(schedule, 40, step) for step in range(40)]
-    assert rates[4:31] == [2.0] * 27
-    assert rates[-1] == pytest.approx(2.0 / 10)
+LAST = {
+    "constant": lambda n, w, c: 1.0,
+    "linear": lambda n, w, c: 1 / (n - w),
+    "cosine": lambda n, w, c: schedules.FLOOR,
+    "rsqrt": lambda n, w, c: 0.0,
+    "wsd": lambda n, w, c: 1 / c,
+    "wsd-sqrt": lambda n, w, c: 1 - math.sqrt((c - 1) / c),
+    "infinite": lambda n, w, c: 0.5 / c,
+}
 
 
-def test_constant():
-    assert {learning_rate(Schedule("constant", 0.5), 7, step) for step in range(7)} == {0.5}
+@given(st.sampled_from(list(schedules.CURVES)), st.integers(8, 200), st.integers(0, TASKS - 1))
+def test_the_last_step_is_what_the_definition_says(name, steps, task):
+    schedule = Schedule(name)
+    last = schedules.multiple(schedule, steps, task, steps - 1)
+    assert last == pytest.approx(LAST[name](steps, *schedule.durations(steps)), abs=1e-12)
+
+
+@given(any_schedule(), st.integers(0, TASKS - 1))
+@settings(deadline=None)
+def test_a_step_is_the_same_asked_directly_or_reached_by_running(case, task):
+    schedule, steps = case
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule.peak)
+    scheduler = schedules.lr_scheduler(optimizer, schedule, steps)
+    reached = []
+    for _ in range((task + 1) * steps):
+        reached.append(optimizer.param_groups[0]["lr"])
+        if len(reached) < TASKS * steps:
+            optimizer.step()
+            scheduler.step()
+    asked = [schedules.learning_rate(schedule, steps, task, n) for n in range(steps)]
+    assert reached[task * steps :] == asked
+
+
+def usual(name, meta, **more):
+    """A schedule of tenths where it has durations."""
+    kinds = [("warmup", config.WARMED), ("cooldown", config.COOLED)]
+    tenths = {kind: 0.1 for kind, names in kinds if name in names}
+    peaks = {"peaks": (1.0, 0.5, 0.25, 0.125)} if meta == "free" else {}
+    return Schedule(name, meta, 1.0, **tenths, **peaks, **more)
+
+
+@pytest.mark.parametrize(("name", "meta"), PAIRS)
+def test_continuous_inside_a_task(name, meta):
+    rates = schedules.rates(usual(name, meta), TASKS, 2000)
+    steepest = math.sqrt(1 / 200) if name == "wsd-sqrt" else 1 / 199  # the first step of a cooldown
+    assert np.abs(np.diff(rates, axis=1)).max() <= steepest + 1e-9
+
+
+def test_infinite_is_continuous_across_tasks_and_ends_each_in_a_branch():
+    schedule = usual("infinite", "none", level=0.4)
+    steps, kept = 2000, schedules.branch(schedule, 2000)
+    assert kept == 1800
+    rates = schedules.rates(schedule, TASKS, steps)
+    trunk = rates[:, :kept].ravel()
+    assert np.abs(np.diff(trunk)).max() <= 1 / 199
+    assert trunk[199] == 1
+    assert trunk[kept:] == pytest.approx(0.4)
+    assert (rates[:, kept] == pytest.approx(0.4)) and (np.diff(rates[:, kept:]) < 0).all()
+    assert rates[:, -1] == pytest.approx(0.4 / 200)
+    assert {schedules.branch(usual(*pair), steps) for pair in PAIRS if pair[0] != "infinite"} == {
+        None
+    }
+
+
+N, W = 1420, 142
+PUBLISHED = [
+    (("cosine", "none"), (1, 1, 1)),
+    (("rsqrt", "none"), (1, 1, 1)),
+    (("cosine", "cosine"), (1, 0.500, 0.250)),
+    (("cosine", "cosine-dynamic"), (1, 0.500, 0.250)),
+    (("rsqrt", "rsqrt"), (1, 0.427, 0.379)),
+    (("rsqrt", "rsqrt-continued"), (1, 0.334, 0.243)),
+    (("rsqrt", "rsqrt-recovered"), (1, 0.334, 0.243)),
+]
+
+
+@pytest.mark.parametrize(("pair", "peaks"), PUBLISHED)
+def test_peaks_as_published(pair, peaks):
+    rates = schedules.rates(usual(*pair), 3, N)
+    assert rates.max(axis=1) == pytest.approx(peaks, abs=1.5e-3)
+    assert rates[:, W - 1] == pytest.approx(rates.max(axis=1))
+
+
+def reference_cosine(t, n):
+    """The published recurrence with autoregressive recovery (spec 5)."""
+    low = 1e-3
+    v = (1 + math.cos(math.pi * (t * (N - W) + 1) / ((t + 1) * (N - W)))) / 2 if t else 1
+    peak = low + (1 - low) * v
+    if n < W:
+        return peak * (n + 1) / W
+    return low + (peak - low) * (1 + math.cos(math.pi * (n - W + 1) / (N - W))) / 2
+
+
+def reference_rsqrt(t, n):
+    """The published recurrence with autoregressive recovery and a cooldown (spec 5)."""
+    low, cooldown = 1e-3, W
+    peak = low + (1 - low) * math.sqrt((t + 1) * W / (t * N + W))
+    if n < W:
+        return peak * (n + 1) / W
+    q = low + (peak - low) * math.sqrt(W / n)
+    c = n - (N - cooldown)
+    return q if c < 0 else q * (cooldown - c - 1) / cooldown
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("cosine", reference_cosine), ("rsqrt", reference_rsqrt)]
+)
+def test_the_reference_recurrences(name, reference):
+    found = schedules.rates(usual(name, name), TASKS, N)
+    assert found == pytest.approx(np.array([[reference(t, n) for n in range(N)] for t in range(4)]))
+
+
+def test_dynamic_is_one_cosine_stretched_over_the_tasks_so_far():
+    found = schedules.rates(usual("cosine", "cosine-dynamic"), TASKS, N)
+    for t in range(TASKS):
+        place = np.arange(N)[W:] + t * N + 1 - W * (t + 1)
+        curve = (1 + np.cos(np.pi * place / ((t + 1) * (N - W)))) / 2
+        assert found[t, W:] == pytest.approx(1e-3 + (1 - 1e-3) * curve)
+
+
+def test_recovered_is_one_decay_over_the_stream():
+    found = schedules.rates(usual("rsqrt", "rsqrt-recovered"), TASKS, N)[:, W : N - W]
+    assert (np.diff(found.ravel()) <= 0).all()
+    counted = np.arange(TASKS * (N - 2 * W)) + W
+    assert found.ravel() == pytest.approx(1e-3 + (1 - 1e-3) * np.sqrt(W / counted))
+
+
+def test_a_shift_goes_on_where_so_many_steps_of_decay_end():
+    whole = schedules.rates(Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0), 1, 300)[0]
+    later = Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0, shift=200)
+    assert schedules.rates(later, 1, 100)[0, 10:] == pytest.approx(whole[210:300])
+
+
+def test_tables_by_hand():
+    third = math.sqrt(1 / 3)
+    for schedule, expected in (
+        (Schedule("linear", peak=2.0, warmup_steps=1), [2, 2, 1.5, 1, 0.5]),
+        (Schedule("wsd", peak=1.0, warmup_steps=2, cooldown_steps=2), [0.5, 1, 1, 1, 0.5]),
+        (
+            Schedule("wsd-sqrt", peak=1.0, warmup_steps=1, cooldown_steps=3),
+            [1, 1, 1, 1 - third, 1 - math.sqrt(2 / 3)],
+        ),
+        (Schedule("cosine", peak=1.0, warmup_steps=3), [1 / 3, 2 / 3, 1, 0.5005, 0.001]),
+        (Schedule("constant", "geometric", 0.5), [0.5] * 5),
+    ):
+        assert schedules.rates(schedule, 1, 5)[0] == pytest.approx(expected)
+    geometric = schedules.rates(Schedule("constant", "geometric", 1.0, decay=0.5), 4, 2)
+    assert geometric.tolist() == [[1, 1], [0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
+    free = schedules.rates(Schedule("constant", "free", 2.0, peaks=(1.0, 0.0, 0.5)), 3, 1)
+    assert free.ravel().tolist() == [2, 0, 1]
+
+
+def test_the_adapter_keeps_the_rates_of_groups():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = schedules.lr_scheduler(optimizer, Schedule("wsd", cooldown_steps=4), 8)
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 0.025])
+
+
+@given(st.sampled_from(config.COOLED), lengths, shares, shares)
+def test_durations_fit_into_the_task_or_are_refused(name, steps, warmup, cooldown):
+    schedule = Schedule(name, warmup=warmup, cooldown=cooldown)
+    try:
+        rising, falling = schedule.durations(steps)
+    except ValueError as error:
+        assert "in a task of" in str(error)
+        assert warmup + cooldown > 1 - 1e-9
+    else:
+        assert math.ceil(warmup * steps - 1e-9) == rising
+        assert 0 <= falling <= steps - rising
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["schedule.name=wsd", "schedule.warmup_steps=30", "schedule.cooldown_steps=11"],
+         "warmup 30 + cooldown 11 steps in a task of 40"),
+        (["schedule.name=wsd", "schedule.warmup=0.7", "schedule.cooldown=0.6"],
+         "warmup 28 + cooldown 24 steps in a task of 40"),
+        (["schedule.warmup_steps=41"], "warmup 41 + cooldown 0 steps in a task of 40"),
+        (["schedule.warmup=0.1", "schedule.warmup_steps=8"], "warmup 0.1 and warmup_steps 8"),
+        (["schedule.warmup_steps=-1"], "schedule.warmup_steps"),
+        (["training.steps=0"], "training.steps"),
+        (["schedule.meta=cosin"], "schedule.meta"),
+        (["schedule.meta=rsqrt-recovered"], "meta 'rsqrt-recovered' changes 'rsqrt', not 'cosine'"),
+        (["schedule.name=infinite", "schedule.meta=cosine"], "one curve over the whole stream"),
+        (["schedule.cooldown=0.2"], "cooldown: 'cosine' has none, only rsqrt, wsd"),
+        (["schedule.name=constant", "schedule.warmup=0.2"], "warmup: 'constant' has none"),
+        (["schedule.name=infinite", "schedule.cooldown_steps=40", "schedule.warmup=0.0"],
+         "has nothing to go on from"),
+        (["schedule.shift=3"], "shift: 'cosine' has none"),
+        (["schedule.peaks=[1.0]"], "peaks: 'none' has none, only free"),
+        (["schedule.meta=free", "schedule.peaks=[1.0, 0.5]"], "schedule.peaks: 2 peaks for 8"),
+        (["schedule.meta=free", "schedule.peaks=[1.0, 1.5]"], "schedule.peaks.1"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_with_the_numbers(settings, words):
+    with pytest.raises(CmpError) as error:
+        config.parse(config.override(config.profile("cpu"), settings))
+    assert words in str(error.value)

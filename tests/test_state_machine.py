@@ -118,7 +118,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def is_evaluated(self):
         path, state = self.latest()
-        checkpoints.restore_weights(state, self.model)
+        checkpoints.restore(state.tensors, self.model)
         found = evaluation.evaluate(self.model, "tiny", small_corpus(), subset=1).datasets["score"]
         if state.progress.step == 0:
             kept = state.metrics()
@@ -154,7 +154,7 @@ class Life(RuleBasedStateMachine):
         _, state = found
         task, step = state.progress.task, state.progress.step
         assert (task, step) == self.kept[-1]
-        checkpoints.restore_weights(state, self.model)
+        checkpoints.restore(state.tensors, self.model)
         assert models.digest(self.model) == self.digests[self.done()]
         rows = self.metrics[self.metrics["task"] <= task].to_dict("records")
         assert state.progress.metrics == rows
