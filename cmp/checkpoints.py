@@ -66,8 +66,8 @@ class RunState:
 
     Batches, buffer, augmentation and learning rate are functions of (config, task, step), so what
     is left is where the run is, what it found, and its tensors: "weights/NAME",
-    "optimizer/PARAMETER/MOMENT", and while a branch is cooled down all of those it left the trunk
-    with as "trunk/...".
+    "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/..." that a method and a merging policy
+    carry; and while a branch is cooled down, "trunk/..." that it left.
     """
 
     progress: Progress

@@ -4,11 +4,12 @@ A tree of frozen dataclasses, parsed strictly: an unknown key, a wrong type or a
 is refused with the key's name and the nearest valid one.
 """
 
+import dataclasses
 import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -47,13 +48,15 @@ class Stream:
 class Mixture:
     """Shares of a batch: pretraining pool, update pool, buffer. They sum to one.
 
-    `replay`: the part of the pretraining set that may be replayed; nobody keeps all of it.
+    replay: the part of the pretraining set that may be replayed; nobody keeps all of it. policy:
+    what the buffer keeps of earlier updates, see `cmp.mixtures.BUFFERS`.
     """
 
     pretraining: Share = 1 / 3
     update: Share = 1 / 3
     buffer: Share = 1 / 3
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    policy: Literal["unlimited"] = "unlimited"
 
     def __post_init__(self) -> None:
         total = self.pretraining + self.update + self.buffer
@@ -151,6 +154,23 @@ class Optimizer:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Method:
+    """What trains and what is added to the loss: a module of `cmp.methods`."""
+
+    name: Literal["full", "locked-image", "locked-text"] = "full"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Merging:
+    """Which weights are trained on from and deployed after a task, `cmp.merging.policies`, and how
+    they are combined, `cmp.merging.rules`. weight: of the newest weights in an interpolation."""
+
+    policy: Literal["none", "ema"] = "none"
+    rule: Literal["interpolation"] = "interpolation"
+    weight: Share = 0.5
+
+
+@dataclass(frozen=True, config=STRICT)
 class Training:
     """Steps of `batch` samples in each task, and the arithmetic of the forward pass."""
 
@@ -185,6 +205,8 @@ class RunConfig:
     model: Model = Model()
     stream: Stream = Stream()
     mixture: Mixture = Mixture()
+    method: Method = Method()
+    merging: Merging = Merging()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -197,6 +219,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.schedule.durations(self.training.steps)
+        if self.schedule.name == "infinite" and self.merging.policy != "none":
+            raise ValueError(
+                f"merging.policy {self.merging.policy!r}: with schedule 'infinite' training goes "
+                "on from its constant phase, not from merged weights"
+            )
         if self.schedule.meta == "free" and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
             raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
@@ -209,6 +236,20 @@ class RunConfig:
 
 
 _ADAPTER = TypeAdapter(RunConfig)
+
+
+def choices(of: type | None = None, prefix: str = "") -> dict[str, tuple]:
+    """Every key that takes one of some names, or true and false, and what it takes."""
+    found: dict[str, tuple] = {}
+    for field in dataclasses.fields(of or RunConfig):
+        key = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            found |= choices(field.type, f"{key}.")
+        elif get_origin(field.type) is Literal:
+            found[key] = get_args(field.type)
+        elif field.type is bool:
+            found[key] = (False, True)
+    return found
 
 
 def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import evaluation, models, runs, store, training
-from cmp.config import RunConfig
+from cmp import evaluation, methods, models, runs, store, training
+from cmp.config import Mixture, Model, Optimizer, RunConfig, Schedule, Seeds, Stream
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 
@@ -36,14 +36,22 @@ def _steps(config: RunConfig) -> int:
     return config.stream.tasks * config.training.steps
 
 
-def _kind(config: RunConfig) -> tuple:
-    """What decides the time of a step, with the evaluations' share in it."""
-    return (config.model.name, config.training, config.stream.tasks, config.evaluation)
+def _kind(config: RunConfig) -> RunConfig:
+    """The same without what does not move the time of a step, evaluations shared out."""
+    return dataclasses.replace(
+        config,
+        model=Model(config.model.name),
+        stream=Stream(tasks=config.stream.tasks),
+        mixture=Mixture(),
+        schedule=Schedule(),
+        optimizer=Optimizer(),
+        seeds=Seeds(),
+    )
 
 
-def _known(device: str) -> dict[tuple, float]:
+def _known(device: str) -> dict[RunConfig, float]:
     """Seconds a step of stored runs on one thread, by kind: the median."""
-    found: dict[tuple, list[float]] = {}
+    found: dict[RunConfig, list[float]] = {}
     for run_id in store.stored_ids():
         try:
             stored, run_config = store.about(run_id)
@@ -72,12 +80,12 @@ def _measure(config: RunConfig, device: str) -> float:
 
 def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float]) -> float:
     """A step of the last task: the mean of a few."""
-    corpus, ends = corpora.load(), []
+    ends = []
     short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=STEPS))
-    tokens = models.tokens(config.model.name, corpus.texts)
-    pools = runs.task_pools(short, corpus)
+    learner = methods.learner(short, corpora.load(), model)
+    pools = runs.task_pools(short, learner.corpus)
     training.train_task(
-        model, short, corpus, tokens, pools[-1], len(pools) - 1,
+        learner, pools[-1], len(pools) - 1,
         after_step=lambda step, loss: ends.append((loss.item(), clock())),
     )  # fmt: skip
     return (ends[-1][1] - ends[0][1]) / (STEPS - 1)

@@ -4,8 +4,11 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from cmp.config import Mixture
+from cmp.config import Mixture, RunConfig
+from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.seeds import numpy_generator
 
@@ -71,6 +74,27 @@ def batch_rows(
     return np.concatenate([draw(pool, n, name, seed, task, step) for name, pool, n in chosen])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """rows: [B], the samples' positions in the corpus; images: uint8 [B, 4, H, W]; texts: [B], each
+    sample's caption as a position in the corpus."""
+
+    rows: np.ndarray
+    images: Tensor
+    texts: Tensor
+
+
+def make_batch(config: RunConfig, corpus: Corpus, pools: Pools, task: int, step: int) -> Batch:
+    """The samples of 0-based (task, step), each with one of its captions."""
+    seed, size = config.seeds.data, config.training.batch
+    rows = batch_rows(pools, config.mixture, size, seed, task, step)
+    choice = numpy_generator("data/caption", seed, task, step).random(size)
+    starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
+    texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
+    images = corpus.images.index_select(0, torch.from_numpy(rows))  # whole rows: 5x indexing
+    return Batch(rows, images, torch.from_numpy(texts))
+
+
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
     """The largest batch up to `batch` that takes no sample of these pools twice."""
     sizes = (len(pools.pretraining), len(pools.update), len(pools.buffer))
@@ -88,3 +112,20 @@ def replay_pool(pool: np.ndarray, share: float, seed: int) -> np.ndarray:
     if size == len(pool):
         return pool
     return np.sort(numpy_generator("replay", seed).permutation(pool)[:size])
+
+
+def unlimited(updates: list[np.ndarray], mixture: Mixture, seed: int) -> np.ndarray:
+    """All that arrived."""
+    return np.sort(np.concatenate(updates))
+
+
+BUFFERS = {"unlimited": unlimited}
+"""By `mixture.policy`: what the buffer holds after some updates, as a function of (the training
+images of each, mixture, data seed). It never holds again what it once dropped."""
+
+
+def buffer_pool(updates: list[np.ndarray], mixture: Mixture, seed: int) -> np.ndarray:
+    """The buffer after these updates; empty after none."""
+    if not updates:
+        return np.empty(0, dtype=np.int64)
+    return BUFFERS[mixture.policy](updates, mixture, seed)

@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import checkpoints, mixtures, models, provenance, schedules, streams, training
+from cmp import checkpoints, methods, mixtures, provenance, schedules, streams, training
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
+from cmp.merging import policies
+from cmp.merging.policies import Memory
+from cmp.merging.rules import Weights
+from cmp.methods import Learner
 from cmp.mixtures import Pools
 from cmp.paths import SHORT
 from cmp.signals import StopRequest
@@ -40,7 +43,6 @@ class Observer:
 
 
 SILENT = Observer()
-TRUNK = "trunk/"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
     pools = [
-        Pools(replay, update, np.sort(np.concatenate([train[:0], *updates[:task]])))
+        Pools(replay, update, mixtures.buffer_pool(updates[:task], mixture, config.seeds.data))
         for task, update in enumerate(updates)
     ]
     batch = config.training.batch
@@ -118,24 +120,19 @@ def run(
     the last good state kept and a report beside it.
     """
     pools = task_pools(config, corpus)
-    model = (model or models.load(config.model, config.seeds.init)).to(device)
-    tokens = models.tokens(config.model.name, corpus.texts)
+    learner = methods.learner(config, corpus, model, device)
     with StopRequest() as stop:
-        sitting = _Sitting(config, corpus, observer, model, keeper, stop, provenance.here(device))
-        optimizer = training.make_optimizer(model, config.optimizer)
+        sitting = _Sitting(learner, observer, keeper, stop, provenance.here(device))
+        optimizer = training.make_optimizer(learner.model, config.optimizer)
         begun, first = sitting.begin(optimizer)
         for task in range(begun, len(pools)):
             if task > begun and not config.optimizer.carry:
-                optimizer = training.make_optimizer(model, config.optimizer)
+                optimizer = training.make_optimizer(learner.model, config.optimizer)
             hook = functools.partial(sitting.after_step, task, optimizer)
             with sitting.reporting():
-                training.train_task(
-                    model, config, corpus, tokens, pools[task], task, hook, optimizer, first
-                )
+                training.train_task(learner, pools[task], task, hook, optimizer, first)
             first = 0
-            sitting.evaluate(task + 1)
-            sitting.go_back(task + 1, optimizer)
-            sitting.save(task + 1, 0, optimizer if config.optimizer.carry else None)
+            sitting.end_task(task + 1, optimizer)
     return sitting.result()
 
 
@@ -143,17 +140,25 @@ def run(
 class _Sitting:
     """A run as far as this process has taken it."""
 
-    config: RunConfig
-    corpus: Corpus
+    learner: Learner
     observer: Observer
-    model: nn.Module
     keeper: Keeper | None
     stop: StopRequest
     machine: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     trunk: dict[str, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
     before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.config, self.model = self.learner.config, self.learner.model
+        if self.config.merging.policy != "none":
+            self.memory = {"zero": self.weights()}
+
+    def weights(self) -> Weights:
+        """A copy of the network's weights."""
+        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
@@ -168,7 +173,11 @@ class _Sitting:
             return 0, 0
         progress = state.progress
         checkpoints.restore(state.tensors, self.model, optimizer)
-        self.trunk = checkpoints.below(state.tensors, TRUNK)
+        self.trunk = checkpoints.below(state.tensors, "trunk/")
+        self.learner.state.update(checkpoints.below(state.tensors, "method/"))
+        memory = checkpoints.below(state.tensors, "merging/")
+        names = {name.partition("/")[0] for name in memory}
+        self.memory = {name: checkpoints.below(memory, f"{name}/") for name in names}
         self.rows, self.before = list(progress.metrics), progress.seconds
         if found := provenance.differences(progress.machine, self.machine):
             message = f"the run began elsewhere, its last bits may differ: {found}"
@@ -184,7 +193,7 @@ class _Sitting:
             if count == 2 and not ends:
                 continue
             scores = evaluate(
-                self.model, self.config.model.name, self.corpus,
+                self.model, self.config.model.name, self.learner.corpus,
                 subset=size, precision=self.config.training.precision,
             )  # fmt: skip
             scope = "full" if size is None else "subset"
@@ -205,11 +214,23 @@ class _Sitting:
             training.check_weights(self.model, task, done)
             self.save(task, done, optimizer)
 
-    def go_back(self, done: int, optimizer: torch.optim.Optimizer) -> None:
-        """From the end of a branch to where it left the trunk, if another task follows."""
-        if self.trunk and done < self.config.stream.tasks:
-            checkpoints.restore(self.trunk, self.model, optimizer)
+    def end_task(self, done: int, optimizer: torch.optim.Optimizer) -> None:
+        """Deploy and score what is deployed after `done` tasks; then, if another task follows, take
+        up the weights that it starts from; save."""
+        start = {}
+        if self.config.merging.policy != "none":
+            self.memory, start, deployed = policies.after_task(
+                self.config.merging, self.memory, self.weights()
+            )
+            self.model.load_state_dict(deployed)
+        self.evaluate(done)
+        if done < self.config.stream.tasks:
+            if self.trunk:
+                checkpoints.restore(self.trunk, self.model, optimizer)
+            elif start:
+                self.model.load_state_dict(start)
         self.trunk = {}
+        self.save(done, 0, optimizer if self.config.optimizer.carry else None)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
@@ -220,7 +241,10 @@ class _Sitting:
                 SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
             )
             kept = checkpoints.tensors(self.model, optimizer)
-            kept |= {TRUNK + name: x for name, x in self.trunk.items()}
+            kept |= {f"trunk/{name}": x for name, x in self.trunk.items()}
+            kept |= {f"method/{name}": x for name, x in self.learner.state.items()}
+            for of, weights in self.memory.items():
+                kept |= {f"merging/{of}/{name}": x for name, x in weights.items()}
             self.keeper.save(RunState(progress, kept))
         if self.stop.signal:
             run_id = self.keeper and self.keeper.run_id[:SHORT]

@@ -125,15 +125,35 @@ def meta_rsqrt_continued(task: Task) -> float:
     return math.sqrt(unit / max(task.t * (task.N - task.C) - (task.t - 1) * unit, unit))
 
 
+def meta_none(task: Task) -> float:
+    """The same peak for every task."""
+    return 1.0
+
+
+def meta_rsqrt_recovered(task: Task) -> float:
+    """The full peak, of a decay that goes on over the stream: see `_decayed`."""
+    return 1.0
+
+
+def geometric(task: Task) -> float:
+    """`decay` times the peak of the task before."""
+    return task.schedule.decay**task.t
+
+
+def free(task: Task) -> float:
+    """What `peaks` says."""
+    return task.schedule.peaks[task.t]
+
+
 METAS = {
-    "none": lambda task: 1.0,
+    "none": meta_none,
     "cosine": meta_cosine,
     "cosine-dynamic": meta_cosine,
     "rsqrt": meta_rsqrt,
     "rsqrt-continued": meta_rsqrt_continued,
-    "rsqrt-recovered": lambda task: 1.0,
-    "geometric": lambda task: task.schedule.decay**task.t,
-    "free": lambda task: task.schedule.peaks[task.t],
+    "rsqrt-recovered": meta_rsqrt_recovered,
+    "geometric": geometric,
+    "free": free,
 }
 """By `schedule.meta`: a task's peak, as a multiple of the schedule's."""
 

@@ -1,9 +1,9 @@
 """A study: a grid of settings and replicates, each run computed once and then looked up.
 
 `book/studies/NN.yaml` states a chapter's grid: for each setting what it changes in the profile
-(`joint: true` makes it the joint upper bound, `replicates: n` gives a sweep fewer of them), how many
-replicates, and which settings are `live`, that is, recomputed in `quick`. Replicate r takes base r
-and stream r, paired across settings.
+(`joint: true` makes it the joint upper bound, `replicates: n` gives a sweep fewer of them), how
+many replicates, and which settings are `live`, that is, recomputed in `quick`. Replicate r takes
+base r and stream r, paired across settings.
 
 A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
 them, or for the first values, the second values and so on. Each is named after its values: `full`

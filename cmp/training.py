@@ -2,42 +2,19 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import images, mixtures, models, schedules
-from cmp.config import Optimizer, RunConfig
-from cmp.data.corpus import Corpus
+from cmp import images, methods, models, schedules
+from cmp.config import Optimizer
 from cmp.errors import Diverged
-from cmp.mixtures import Pools
-from cmp.seeds import numpy_generator, torch_generator
+from cmp.methods import Learner
+from cmp.mixtures import Batch, Pools, make_batch
+from cmp.seeds import torch_generator
 
 Hook = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """rows: [B], the samples' positions in the corpus; images: uint8 [B, 4, H, W]; texts: [B], each
-    sample's caption as a position in the corpus."""
-
-    rows: np.ndarray
-    images: Tensor
-    texts: Tensor
-
-
-def make_batch(config: RunConfig, corpus: Corpus, pools: Pools, task: int, step: int) -> Batch:
-    """The samples of (task, step), each with one of its captions."""
-    seed, size = config.seeds.data, config.training.batch
-    rows = mixtures.batch_rows(pools, config.mixture, size, seed, task, step)
-    choice = numpy_generator("data/caption", seed, task, step).random(size)
-    starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
-    texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
-    images = corpus.images.index_select(0, torch.from_numpy(rows))  # whole rows: 5x indexing
-    return Batch(rows, images, torch.from_numpy(texts))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -63,12 +40,13 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def forward_loss(
+def features(
     model: nn.Module, batch: Batch, tokens: Tensor, generator: torch.Generator, precision: str
-) -> Tensor:
-    """The loss of one batch; `tokens` [texts, L] holds every caption of the corpus.
+) -> tuple[Tensor, Tensor]:
+    """Unit features of a batch's images, augmented, and of its captions, [B, E] each.
 
-    Each distinct caption is encoded once and then gathered.
+    tokens: [texts, L], every caption of the corpus; each distinct one is encoded once and then
+    gathered. generator: of the augmentation, on the CPU. precision: "bf16" or "fp32".
     """
     device = model.logit_scale.device
     x = images.augmented(batch.images.to(device, non_blocking=True), generator)
@@ -77,46 +55,49 @@ def forward_loss(
     with autocast(precision, device):
         image = models.encode_image(model, x)
         text = models.encode_text(model, tokens[distinct])[place.to(device, non_blocking=True)]
-    return contrastive_loss(image, text, model.logit_scale)
+    return image, text
 
 
 def train_task(
-    model: nn.Module,
-    config: RunConfig,
-    corpus: Corpus,
-    tokens: Tensor,
+    learner: Learner,
     pools: Pools,
     task: int,
     after_step: Hook = lambda step, loss: None,
     optimizer: torch.optim.AdamW | None = None,
     first: int = 0,
 ) -> None:
-    """Train `model` in place through one task, or through what is left of it.
+    """Train a network in place through one task, or through what is left of it.
 
-    tokens: [texts of the corpus, L]. after_step: called with (0-based step, loss) after each step.
-    optimizer, first: where a task goes on from step `first`; a fresh optimizer where left out.
+    after_step: called with (0-based step, loss) after each step. optimizer, first: where a task
+    goes on from step `first`; a fresh optimizer where left out.
     Raises `Diverged` if a loss or gradient is not finite, with the weights as before the step, or
     if the task ends in weights that are not finite.
     """
+    config, model, method = learner.config, learner.model, methods.of(learner.config)
+    steps = config.training.steps
     model.train()
     optimizer = optimizer or make_optimizer(model, config.optimizer)
-    for step in range(first, config.training.steps):
-        batch = make_batch(config, corpus, pools, task, step)
+    for step in range(first, steps):
+        batch = make_batch(config, learner.corpus, pools, task, step)
         generator = torch_generator("augment", config.seeds.augment, task, step)
-        loss = forward_loss(model, batch, tokens, generator, config.training.precision)
+        image, text = features(model, batch, learner.tokens, generator, config.training.precision)
+        terms = {"contrastive": contrastive_loss(image, text, model.logit_scale)}
+        terms |= method.losses(learner, batch, image, text)
+        loss = sum(terms.values())
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        rate = schedules.learning_rate(config.schedule, config.training.steps, task, step)
+        rate = schedules.learning_rate(config.schedule, steps, task, step)
         if not (loss.isfinite() and norm.isfinite()):
-            raise diverged(batch, task, step, loss, norm, rate)
+            raise diverged(batch, task, step, terms, norm, rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
         after_step(step, loss.detach())
-    check_weights(model, task, config.training.steps)
+    method.end_task(learner, pools, task)
+    check_weights(model, task, steps)
 
 
 def check_weights(model: nn.Module, task: int, steps: int) -> None:
@@ -135,19 +116,20 @@ def check_weights(model: nn.Module, task: int, steps: int) -> None:
 
 
 def diverged(
-    batch: Batch, task: int, step: int, loss: Tensor, norm: Tensor, rate: float
+    batch: Batch, task: int, step: int, terms: dict[str, Tensor], norm: Tensor, rate: float
 ) -> Diverged:
-    """The error of a step that is or leaves something not finite, with all that is known of it."""
+    """The error of a step whose loss or gradient is not finite, with all that is known of it."""
+    loss = sum(terms.values()).item()
     report = {
         "task": task,
         "step": step,
-        "loss": {"contrastive": str(loss.item())},
+        "loss": {name: str(term.item()) for name, term in terms.items()},
         "gradient_norm": str(norm.item()),
         "learning_rate": rate,
         "samples": batch.rows.tolist(),
     }
     return Diverged(
-        f"training diverged at task {task}, step {step}: loss {loss.item():g}, gradient norm "
+        f"training diverged at task {task}, step {step}: loss {loss:g}, gradient norm "
         f"{norm.item():g}, learning rate {rate:g}; lower schedule.peak or optimizer.clip",
         report,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, compact, evaluation, images, models, schedules, training
+from cmp import cli, compact, evaluation, images, mixtures, models, schedules, training
 from cmp.bench import evaluate, gpu, networks, step, timing
 from cmp.bench.networks import BF16, FP32, PLAIN, TASK
 from cmp.data.corpus import Corpus
@@ -31,13 +31,11 @@ def nano(corpus: Corpus, batch: int, steps: int, precision: str = "fp32") -> net
 
 def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, torch.Tensor]:
     """The network after one task of `training.train_task`, and the losses."""
-    model, tokens = networks.network(setting, FP32)
-    losses = []
-    training.train_task(
-        model.double() if double else model, setting.config, setting.corpus, tokens,
-        setting.pools, TASK, after_step=lambda _, loss: losses.append(loss),
-    )  # fmt: skip
-    return model, torch.stack(losses)
+    learner, losses = networks.learner(setting, FP32), []
+    if double:
+        learner.model.double()
+    training.train_task(learner, setting.pools, TASK, lambda _, loss: losses.append(loss))
+    return learner.model, torch.stack(losses)
 
 
 def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]:
@@ -53,7 +51,7 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
     )  # fmt: skip
     losses, steps = [], setting.config.training.steps
     for number in range(steps):
-        batch = training.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
+        batch = mixtures.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
         x = images.augmented(batch.images, torch_generator("augment", 0, TASK, number))
         x = images.normalise(x, model.visual.image_mean, model.visual.image_std).double()
         found = model(x, tokens[batch.texts])

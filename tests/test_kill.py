@@ -16,7 +16,7 @@ import torch
 from forked import Child, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 
-from cmp import checkpoints, models, runs, store, training
+from cmp import checkpoints, mixtures, models, runs, store, training
 from cmp.checkpoints import Keeper
 from cmp.errors import CmpError, Diverged
 from cmp.paths import SHORT
@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(bu
 
 def batch_of(config, task, step):
     pools = runs.task_pools(config, small_corpus())
-    return training.make_batch(config, small_corpus(), pools[task], task, step)
+    return mixtures.make_batch(config, small_corpus(), pools[task], task, step)
 
 
 def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
@@ -387,12 +387,12 @@ def test_a_run_that_diverges_in_its_very_last_step_is_not_finished(build):
 def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
     build, reference, monkeypatch
 ):
-    sound, calls = training.forward_loss, iter(range(TOTAL))
+    sound, calls = training.contrastive_loss, iter(range(TOTAL))
 
     def poisoned(*arguments):
         return sound(*arguments) * (np.nan if next(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(training, "forward_loss", poisoned)
+    monkeypatch.setattr(training, "contrastive_loss", poisoned)
     model = models.load(small_config().model, 0)
     with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
         run_until(0, model=model)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmp import config, runs, training
+from cmp import config, mixtures, runs
 from cmp.data import packed
 from cmp.data.manifest import embedded
 from cmp.data.recipes import emoji
@@ -71,7 +71,7 @@ def test_batches_hold_train_images_only_and_pretraining_those_of_the_pool(corpus
         for part in (pool.pretraining, pool.update, pool.buffer):
             assert allowed[part].all()
         assert (roles.iloc[pool.pretraining] == "pool").all()
-        batch = training.make_batch(run_config, corpus, pool, task, 3)
+        batch = mixtures.make_batch(run_config, corpus, pool, task, 3)
         assert len(batch.images) == run_config.training.batch
 
 
@@ -82,5 +82,5 @@ def test_no_batch_image_equals_a_held_out_image(corpus):
     run_config = config.parse(config.PROFILES["quick"])
     for task, pool in enumerate(runs.task_pools(run_config, corpus)):
         for step in range(5):
-            batch = training.make_batch(run_config, corpus, pool, task, step)
+            batch = mixtures.make_batch(run_config, corpus, pool, task, step)
             assert not known & {image.numpy().tobytes() for image in batch.images}

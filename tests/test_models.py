@@ -8,8 +8,9 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from cmp import config, evaluation, models, runs, training, vocabulary
+from cmp import config, evaluation, methods, models, runs, training, vocabulary
 from cmp.errors import CmpError
+from cmp.methods import Learner
 
 
 def open_clip_attention(name, seed):
@@ -89,9 +90,9 @@ def test_every_parameter_is_trained(name, corpus):
     run_config = config.parse(config.override(config.PRETRAINING, ["training.steps=2"]))
     model = models.create(name, 0)
     before = copy.deepcopy(model.state_dict())
-    tokens = models.tokenizer(name)(corpus.texts)
     pools = runs.task_pools(run_config, corpus)[0]
-    training.train_task(model, run_config, corpus, tokens, pools, 0)
+    tokens = models.tokens(name, corpus.texts)
+    training.train_task(Learner(run_config, corpus, model, tokens), pools, 0)
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert not torch.equal(before[key], model.state_dict()[key]), key
@@ -99,15 +100,12 @@ def test_every_parameter_is_trained(name, corpus):
 
 def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
     run_config = config.parse(config.override(config.PROFILES["quick"], ["training.steps=3"]))
-    tokens = models.tokenizer("tiny")(corpus.texts)
     pools = runs.task_pools(run_config, corpus)[1]
     losses = []
     for _ in range(2):
-        model = models.create("tiny", 0)
+        learner = methods.learner(run_config, corpus, models.create("tiny", 0))
         found = []
-        training.train_task(
-            model, run_config, corpus, tokens, pools, 1, lambda step, loss, f=found: f.append(loss)
-        )
+        training.train_task(learner, pools, 1, lambda step, loss, f=found: f.append(loss))
         losses.append(torch.stack(found))
         torch.rand(5)
     assert torch.equal(*losses)

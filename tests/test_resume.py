@@ -2,44 +2,19 @@
 
 import dataclasses
 import hashlib
-import json
-import typing
 
+import forked
+import options
 import pandas as pd
 import pytest
 import torch
+from options import small
 
-from cmp import checkpoints, config, models, provenance, runs, store, verification, workers
+from cmp import checkpoints, models, provenance, runs, store, verification, workers
 from cmp.checkpoints import Keeper, RunState
 from cmp.errors import CmpError
 
-SMALL = [
-    "stream.tasks=2", "training.steps=3", "training.batch=8", "evaluation.subset=1",
-    "evaluation.full=false",
-]  # fmt: skip
-COMPANIONS = {
-    "schedule.meta=rsqrt-recovered": ["schedule.name=rsqrt"],
-    "schedule.meta=free": ["schedule.peaks=[1.0, 0.5]"],
-}
-FIRST, MIDDLE, BOUNDARY = (0, 1), (1, 2), (1, 0)
-
-
-def small(*settings):
-    return config.parse(config.override(config.profile("quick"), [*SMALL, *settings]))
-
-
-def tables(of=config.RunConfig, prefix=""):
-    """Every "key=value" of a config's choices: a new one is covered without being named."""
-    for field in dataclasses.fields(of):
-        if dataclasses.is_dataclass(field.type):
-            yield from tables(field.type, f"{prefix}{field.name}.")
-        elif typing.get_origin(field.type) is typing.Literal:
-            yield from (f"{prefix}{field.name}={value}" for value in typing.get_args(field.type))
-        elif field.type is bool:
-            yield f"{prefix}{field.name}={json.dumps(not field.default)}"
-
-
-SETTINGS = [*tables(), *(f"model.name={name}" for name in models.EMBEDDED)]
+FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
 
 class Memory:
@@ -54,6 +29,8 @@ class Memory:
         return self.start
 
     def save(self, state: RunState) -> None:
+        places = [x.data_ptr() for x in state.tensors.values() if x.numel()]
+        assert len(set(places)) == len(places), "two names of one tensor, which no file can hold"
         tensors = {name: x.detach().clone() for name, x in state.tensors.items()}
         place = (state.progress.task, state.progress.step)
         self.states[place] = dataclasses.replace(state, tensors=tensors)
@@ -64,21 +41,27 @@ def same(one: runs.Result, other: runs.Result) -> bool:
     return models.digest(one.model) == models.digest(other.model)
 
 
-def test_the_tables_are_found():
-    assert set(SETTINGS) >= {
-        "schedule.name=constant", "training.precision=fp32", "model.name=tiny-vit",
-        "schedule.meta=cosine-dynamic", "optimizer.carry=true",
-    }  # fmt: skip
+def equal(one: RunState, other: RunState) -> bool:
+    """Whether two states are the same to the bit, seconds apart."""
+    places = [dataclasses.replace(each.progress, seconds=0) for each in (one, other)]
+    return (
+        places[0] == places[1]
+        and one.tensors.keys() == other.tensors.keys()
+        and all(torch.equal(x, other.tensors[name]) for name, x in one.tensors.items())
+    )
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_every_named_setting_resumes_to_the_bit(corpus, setting):
-    memory, chosen = Memory(), small(setting, *COMPANIONS.get(setting, []))
+@pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
+def test_every_choice_resumes_to_the_bit(settings, tmp_path):
+    """Anew, and through the disk from each kind of place; every later state, and the end."""
+    chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
     whole = runs.run(chosen, corpus, keeper=memory)
-    for place in (FIRST, MIDDLE, BOUNDARY):
+    for place in (None, FIRST, MIDDLE, BOUNDARY, END):
         torch.rand(7)  # the global stream must not matter
-        again = runs.run(chosen, corpus, keeper=Memory(memory.states[place]))
-        assert same(again, whole), place
+        start = place and checkpoints.read(checkpoints.write(memory.states[place], tmp_path))
+        again = Memory(start)
+        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
 def test_moments_are_carried_where_asked_for(corpus):

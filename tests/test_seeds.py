@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmp import config, images, models, runs, store, studies, training
+from cmp import config, images, mixtures, models, runs, store, studies
 from cmp.paths import build_folder
 from cmp.seeds import torch_generator
 
@@ -19,7 +19,7 @@ def batches(run_config, corpus):
     """The samples of each task's first step."""
     pools = runs.task_pools(run_config, corpus)
     return [
-        training.make_batch(run_config, corpus, pool, task, 0) for task, pool in enumerate(pools)
+        mixtures.make_batch(run_config, corpus, pool, task, 0) for task, pool in enumerate(pools)
     ]
 
 

@@ -23,17 +23,14 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch or BATCH, EVERY)
-        model, tokens = networks.network(setting, BF16)
-        optimizer = training.make_optimizer(model, setting.config.optimizer)
+        learner = networks.learner(setting, BF16)
+        optimizer = training.make_optimizer(learner.model, setting.config.optimizer)
 
-        def steps(setting=setting, model=model, tokens=tokens, optimizer=optimizer) -> None:
-            training.train_task(
-                model, setting.config, setting.corpus, tokens, setting.pools, TASK,
-                optimizer=optimizer,
-            )  # fmt: skip
+        def steps(setting=setting, learner=learner, optimizer=optimizer) -> None:
+            training.train_task(learner, setting.pools, TASK, optimizer=optimizer)
 
         with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
-            save = saving(Path(folder), setting.config.to_dict(), model, optimizer)
+            save = saving(Path(folder), setting.config.to_dict(), learner.model, optimizer)
             seconds = timing.interleaved(
                 {"steps": steps, "save": save}, rounds, clock=time.perf_counter
             )

@@ -21,15 +21,8 @@ COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
 
 def whole(setting: Setting) -> Callable[[], None]:
     """A function that trains one task through `training.train_task`."""
-    model, tokens = networks.network(setting, BF16)
-
-    def task() -> None:
-        training.train_task(
-            model, setting.config, setting.corpus, tokens, setting.pools, TASK,
-            after_step=lambda step, loss: None,
-        )  # fmt: skip
-
-    return task
+    learner = networks.learner(setting, BF16)
+    return lambda: training.train_task(learner, setting.pools, TASK)
 
 
 def bare(setting: Setting) -> Callable[[], None]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import compact, config, images, models, runs, training
+from cmp import compact, config, images, mixtures, models, runs, training
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.mixtures import Pools
+from cmp.methods import Learner
+from cmp.mixtures import Batch, Pools
 from cmp.paths import PACKAGE
 from cmp.seeds import torch_generator
 
@@ -52,7 +53,7 @@ class Pieces:
 
     @property
     def precision(self) -> str:
-        """As `training.forward_loss` wants it."""
+        """As `training.features` wants it."""
         return "bf16" if self.bf16 else "fp32"
 
 
@@ -75,10 +76,10 @@ class Setting:
         """Pixels of the images that the model takes."""
         return open_clip.get_model_config(self.name)["vision_cfg"]["image_size"]
 
-    def batches(self) -> Iterator[training.Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The batches of the task, images enlarged to what the model takes, without end."""
         for step in itertools.count():
-            batch = training.make_batch(self.config, self.corpus, self.pools, TASK, step)
+            batch = mixtures.make_batch(self.config, self.corpus, self.pools, TASK, step)
             yield dataclasses.replace(batch, images=enlarged(batch.images, self.side))
 
     def distinct_captions(self, steps: int = 8) -> float:
@@ -122,16 +123,22 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
     return models.split_attention(model) if pieces.split else model, tokens
 
 
+def learner(setting: Setting, pieces: Pieces) -> Learner:
+    """Such a model as `training.train_task` takes it."""
+    return Learner(setting.config, setting.corpus, *network(setting, pieces))
+
+
 def loss_of(
     model: nn.Module,
-    batch: training.Batch,
+    batch: Batch,
     tokens: Tensor,
     generator: torch.Generator,
     pieces: Pieces,
 ) -> Tensor:
     """The loss of a batch by the way that `pieces` say; the same value by all of them."""
     if pieces.distinct:
-        return training.forward_loss(model, batch, tokens, generator, pieces.precision)
+        image, text = training.features(model, batch, tokens, generator, pieces.precision)
+        return training.contrastive_loss(image, text, model.logit_scale)
     x = images.augmented(batch.images, generator)
     x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
     if pieces.paired:

@@ -1,0 +1,1 @@
+"""Model merging: which weights are combined, and how (spec 4)."""

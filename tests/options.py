@@ -1,0 +1,48 @@
+"""Every choice that a run's config offers, so that a new one is tested without being named here."""
+
+import json
+
+from cmp import config, mixtures, models, schedules, streams
+from cmp.config import RunConfig
+from cmp.merging import policies, rules
+
+TABLES = {
+    "stream.order": streams.ORDERS,
+    "mixture.policy": mixtures.BUFFERS,
+    "merging.policy": {"none": None} | policies.POLICIES,
+    "merging.rule": rules.RULES,
+    "schedule.name": schedules.CURVES,
+    "schedule.meta": schedules.METAS,
+}
+"""What must hold a row for each name of a key."""
+
+WITH = {
+    "schedule.meta=rsqrt-recovered": ("schedule.name=rsqrt",),
+    "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
+}
+"""What else a choice wants."""
+
+ALSO = {"merging.rule": ("merging.policy=ema",)}
+"""What else every choice of a key wants, to matter."""
+
+
+def settings() -> list[tuple[str, ...]]:
+    """Assignments to the defaults for every choice but the default, and for every model."""
+    found = [(f"model.name={name}",) for name in models.EMBEDDED]
+    for key, names in config.choices().items():
+        for name in names:
+            text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
+            found.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
+    return found
+
+
+SETTINGS = settings()
+SMALL = (
+    "stream.tasks=2", "training.steps=3", "training.batch=8", "evaluation.subset=1",
+    "evaluation.full=false",
+)  # fmt: skip
+
+
+def small(*assignments: str) -> RunConfig:
+    """A run of two tasks of three steps."""
+    return config.parse(config.override(config.profile("quick"), [*SMALL, *assignments]))

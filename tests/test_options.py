@@ -1,0 +1,164 @@
+"""What every choice of a config promises, by table and not by name."""
+
+import copy
+import importlib
+import inspect
+import itertools
+
+import forked
+import numpy as np
+import options
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cmp import cli, config, methods, mixtures, models, runs, streams, training
+from cmp.config import Merging, Mixture
+from cmp.merging import policies, rules
+
+PLAIN = {"model.start", "training.precision", "optimizer.carry", "evaluation.full"}
+"""Choices that no table stands behind."""
+
+
+def test_names_are_those_of_the_tables():
+    choices = config.choices()
+    assert choices.keys() == {*options.TABLES, "method.name", *PLAIN}
+    for key, table in options.TABLES.items():
+        assert set(choices[key]) == set(table), key
+
+
+def test_every_choice_says_what_it_is():
+    rows = [row for table in options.TABLES.values() for row in table.values() if row]
+    for name in config.choices()["method.name"]:
+        rows.append(importlib.import_module(f"cmp.methods.{name.replace('-', '_')}"))
+    for row in rows:
+        assert inspect.getdoc(row), row
+
+
+@pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
+def test_every_choice_can_be_made_from_a_shell(settings):
+    result = CliRunner().invoke(cli.app, ["run", "quick", *settings, "--dry-run"])
+    if settings == ("schedule.meta=free", "schedule.peaks=[1.0, 0.5]"):
+        assert "schedule.peaks: 2 peaks for 4 tasks" in str(result.exception)
+        return
+    assert result.exit_code == 0, result.output
+    key, _, value = settings[0].partition("=")
+    assert f"{key}" in result.output
+    assert value in result.output.replace("True", "true").replace("False", "false")
+
+
+@pytest.mark.parametrize("order", streams.ORDERS)
+def test_an_order_is_a_permutation_of_the_seed(order):
+    classes = [f"d{index % 3}+++{index}" for index in range(100)]
+    one, again, other = (streams.ORDERS[order](classes, seed) for seed in (0, 0, 1))
+    assert sorted(one) == sorted(classes)
+    assert one == again != other
+
+
+@pytest.mark.parametrize("policy", mixtures.BUFFERS)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 3))
+def test_a_buffer_holds_the_past_and_takes_nothing_back(policy, sizes, seed):
+    bounds = np.cumsum([0, *sizes])
+    updates = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
+    mixture, before = Mixture(policy=policy), set()
+    assert mixtures.buffer_pool([], mixture, seed).size == 0
+    for count in range(1, len(updates) + 1):
+        found = mixtures.buffer_pool(updates[:count], mixture, seed)
+        assert found.tolist() == sorted(set(found.tolist()))
+        assert set(found) <= before | set(updates[count - 1])
+        assert (found == mixtures.buffer_pool(updates[:count], mixture, seed)).all()
+        before = set(found)
+
+
+@pytest.mark.parametrize("name", config.choices()["method.name"])
+def test_a_method_trains_what_it_says_and_nothing_else(name):
+    chosen = options.small(f"method.name={name}", "stream.tasks=1")
+    learner = methods.learner(chosen, forked.small_corpus(), models.create("tiny", 0))
+    before = copy.deepcopy(learner.model.state_dict())
+    training.train_task(learner, runs.task_pools(chosen, learner.corpus)[0], 0)
+    trainable = {key for key, x in learner.model.named_parameters() if x.requires_grad}
+    moved = {k for k, x in learner.model.state_dict().items() if not torch.equal(x, before[k])}
+    assert moved == trainable != set()
+
+
+def test_locked_towers_are_the_ones_that_stay():
+    trains = {}
+    for name in ("full", "locked-image", "locked-text"):
+        chosen = options.small(f"method.name={name}")
+        model = methods.learner(chosen, forked.small_corpus(), models.create("tiny", 0)).model
+        trains[name] = {key for key, x in model.named_parameters() if x.requires_grad}
+    image = {key for key in trains["full"] if key.startswith("visual.")}
+    assert trains["locked-text"] == image
+    assert trains["locked-image"] == trains["full"] - image
+    assert "logit_scale" in trains["locked-image"]
+
+
+def weights(seed, shift=0.0):
+    noise = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(4, 3, generator=noise) + shift for name in ("a", "b")}
+
+
+def equal(one, other):
+    return all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_rule_leaves_its_arguments_alone_and_keeps_what_is_equal(rule, count):
+    zero, trained = weights(0), [weights(seed) for seed in range(1, count + 1)]
+    kept = copy.deepcopy([zero, *trained])
+    merged = rules.RULES[rule](trained, zero, Merging(rule=rule))
+    assert all(equal(one, other) for one, other in zip([zero, *trained], kept, strict=True))
+    places = {x.data_ptr() for each in [zero, *trained] for x in each.values()}
+    assert places.isdisjoint(x.data_ptr() for x in merged.values())
+    same = rules.RULES[rule]([trained[0]] * count, zero, Merging(rule=rule))
+    for name, x in trained[0].items():
+        torch.testing.assert_close(same[name], x)
+
+
+def test_interpolation_by_hand():
+    pair = [{"a": torch.tensor([1.0])}, {"a": torch.tensor([5.0])}]
+    assert rules.interpolation(pair, pair[0], Merging(weight=0.25))["a"].item() == 4.0
+    three = [*pair, {"a": torch.tensor([9.0])}]
+    assert rules.interpolation(three, pair[0], Merging(weight=0.5))["a"].item() == 4.0
+
+
+@pytest.mark.parametrize("policy", policies.POLICIES)
+def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
+    merging, zero = Merging(policy=policy), weights(0)
+    memory, kept = {"zero": zero}, copy.deepcopy(zero)
+    for task in range(3):
+        memory, start, deployed = policies.after_task(merging, memory, weights(task + 1))
+        assert equal(memory["zero"], kept)
+        assert start.keys() == deployed.keys() == zero.keys()
+
+
+def test_ema_merge_is_the_recurrence_of_the_specification():
+    merging, m = Merging(policy="ema", weight=0.3), weights(0)
+    memory = {"zero": weights(0)}
+    for task in range(1, 4):
+        m = {name: 0.3 * x + 0.7 * m[name] for name, x in weights(task).items()}
+        memory, start, deployed = policies.after_task(merging, memory, weights(task))
+        for name, x in m.items():
+            torch.testing.assert_close(start[name], x)
+            torch.testing.assert_close(deployed[name], x)
+
+
+def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
+    chosen = options.small("merging.policy=ema", "merging.weight=0.25")
+    ends, deployed = [], []
+    corpus, last = forked.small_corpus(), chosen.training.steps - 1
+
+    def step(task, number, loss, model):
+        if number == last:
+            ends.append(copy.deepcopy(model.state_dict()))
+
+    result = runs.run(chosen, corpus, runs.Observer(step))
+    zero = models.load(chosen.model, 0).state_dict()
+    for end in ends:
+        previous = deployed[-1] if deployed else zero
+        deployed.append({name: 0.25 * x + 0.75 * previous[name] for name, x in end.items()})
+    for name, x in result.model.state_dict().items():
+        torch.testing.assert_close(x, deployed[-1][name])
