@@ -182,8 +182,10 @@ class Training:
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """Images a dataset in the evaluation after each task, `None` for all; and whether the whole
-    test is scored as well, before the stream and after it."""
+    split is scored as well, before the stream and after it. split: "validation" is for choices,
+    such as of a learning rate, and is never published."""
 
+    split: Literal["test", "validation"] = "test"
     subset: Count | None = 64
     full: bool = True
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cmp import images, models
 from cmp.data.corpus import Corpus
 from cmp.data.manifest import Dataset
+from cmp.errors import CmpError
 from cmp.seeds import unit
 from cmp.training import autocast
 
@@ -235,11 +236,13 @@ def evaluate(
     subset: int | None = None,
     precision: str = "bf16",
 ) -> Scores:
-    """Score `model` on every dataset of the corpus that has images in `split`.
+    """Score `model` on every dataset of the corpus that has images in `split`; some have no
+    validation images.
 
     name: the model's, for its tokenizer. subset: images a dataset, or None for all. Each distinct
     text and each image is encoded once, however many datasets ask for it. The model's training
-    mode and all randomness are left as they were.
+    mode and all randomness are left as they were. `CmpError` if there is nothing to score, or if
+    features are not finite, whose nearest prompt would be an accident.
     """
     questions = [
         _ask(corpus, dataset, rows)
@@ -247,6 +250,8 @@ def evaluate(
         if dataset.role != "pool"
         and len(rows := evaluation_rows(corpus, dataset.name, split, subset))
     ]
+    if not questions:
+        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
     texts = list(dict.fromkeys(text for question in questions for text in question.texts))
     place = {text: index for index, text in enumerate(texts)}
     was_training = model.training
@@ -255,6 +260,8 @@ def evaluate(
     rows = np.concatenate([question.rows for question in questions])
     image = image_features(model, corpus, rows, precision)
     model.train(was_training)
+    if not (image.isfinite().all() and text.isfinite().all()):
+        raise CmpError("evaluation: features are not finite: are the weights those of this model?")
     found = [
         _answer(corpus, question, mine, text[[place[text_] for text_ in question.texts]])
         for question, mine in zip(

@@ -15,10 +15,7 @@ from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.files import make_folder, parse_json, parse_record, write_whole
-
-TOLERANCE = 3.0
-"""Points by which a rerun on another machine may miss a card's A_KA or A_ZS. With the same CPU
-flags, library versions and thread count a rerun gives the same bits."""
+from cmp.verification import TOLERANCE
 
 OVERVIEW = f"""# Pretrained bases
 
@@ -27,7 +24,7 @@ with the config, the hashes of the data, and the zero-shot score, standard error
 dataset. *Un-annealed* is the checkpoint before the learning rate's cooldown. *Joint* is A_KA after
 training on all adaptation data at once from that base. Scores are percent, with the standard error
 over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to
-the bit on a machine like the one that it names.
+the bit with the `numerics`, the versions and the kind of processor that the card names.
 
 `tiny` is a small residual network on the image side, pretrained for 2,600 steps. `tiny-vit` is a
 transformer behind a stem of three strided convolutions, pretrained by the same recipe for 4,000

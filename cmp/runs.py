@@ -194,7 +194,7 @@ class _Sitting:
                 continue
             scores = evaluate(
                 self.model, self.config.model.name, self.learner.corpus,
-                subset=size, precision=self.config.training.precision,
+                self.config.evaluation.split, size, self.config.training.precision,
             )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)

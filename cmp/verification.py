@@ -12,7 +12,8 @@ from cmp.store import Run
 
 TOLERANCE = 3.0
 """Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
-differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0."""
+differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
+is all that was measured. So this is a convention, not a bound."""
 
 KEYS = ["task", "scope", "dataset"]
 

@@ -18,7 +18,13 @@ from cmp import cli, config, methods, mixtures, models, runs, streams, training
 from cmp.config import Merging, Mixture
 from cmp.merging import policies, rules
 
-PLAIN = {"model.start", "training.precision", "optimizer.carry", "evaluation.full"}
+PLAIN = {
+    "model.start",
+    "training.precision",
+    "optimizer.carry",
+    "evaluation.full",
+    "evaluation.split",
+}
 """Choices that no table stands behind."""
 
 

@@ -28,7 +28,11 @@ def list_() -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("differs from cpu in")
     for run_id in store.stored_ids():
-        found = store.load(run_id)
+        try:
+            found = store.load(run_id)
+        except CmpError as error:  # damaged, or of a version with other settings
+            console.print(f"left out: {error}", highlight=False)
+            continue
         last = store.trajectory(found.metrics).iloc[-1]
         leaves = config.flat_keys(found.config.to_dict())
         changes = " ".join(f"{key}={value}" for key, value in leaves if value != defaults[key])
@@ -36,12 +40,12 @@ def list_() -> None:
         table.add_row(run_id, *scores, changes)
     console.print(table)
     for progress in checkpoints.unfinished():
-        run_config = config.parse(progress.config, f"checkpoint of run {progress.run}")
-        console.print(
-            f"unfinished: {progress.run[:SHORT]}, {progress.task} of {run_config.stream.tasks} "
-            f"tasks and {progress.step} steps",
-            highlight=False,
-        )
+        if not store.is_stored(progress.run):  # killed between the result and its checkpoints' end
+            console.print(
+                f"unfinished: {progress.run[:SHORT]}, {progress.task} tasks and {progress.step} "
+                "steps are done",
+                highlight=False,
+            )
 
 
 @app.command()

@@ -13,6 +13,7 @@ from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
 from cmp.data import corpus
+from cmp.errors import CmpError
 from cmp.files import read_yaml
 from cmp.paths import SHORT
 
@@ -62,7 +63,13 @@ def resume(
     """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
     progress = checkpoints.find(run_id)
     torch.set_num_threads(threads or checkpoints.threads(progress))
-    compute(config.parse(progress.config, f"checkpoint of run {run_id}"))
+    run_config = config.parse(progress.config, f"checkpoint of run {run_id}")
+    if store.identify(run_config, corpus.load()) != progress.run:
+        raise CmpError(
+            f"run {progress.run[:SHORT]} was begun with other data, other starting weights or "
+            "another version of this package; `cmp run` begins it anew"
+        )
+    compute(run_config)
 
 
 def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> None:
