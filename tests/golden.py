@@ -34,7 +34,17 @@ def compute() -> dict:
         )
         scores = result.metrics["score"].round(9).tolist()
         found[name] = {"weights": models.digest(result.model), "losses": losses, "scores": scores}
-    return {"numerics": NUMERICS, "machine": provenance.here(), "runs": found}
+    return {
+        "numerics": NUMERICS,
+        "machine": provenance.here(),
+        "defaults": defaults(),
+        "runs": found,
+    }
+
+
+def defaults() -> dict:
+    """What a config means where it says nothing."""
+    return config.DEFAULTS | {f"schedule.{kind} share": x for kind, x in config.SHARES.items()}
 
 
 def read() -> dict:

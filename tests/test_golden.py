@@ -18,6 +18,12 @@ def test_the_golden_runs_are_of_these_numerics():
     assert golden.read()["numerics"] == NUMERICS, "run `python -m tests.golden`"
 
 
+def test_no_default_changes_within_these_numerics():
+    """A default is no part of a run's id, so another one would give new results old names."""
+    known = golden.read()["defaults"]
+    assert {key: golden.defaults().get(key) for key in known} == known
+
+
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_results_are_those_of_this_numerics(computed, name):
     expected, found = golden.read()["runs"][name], computed["runs"][name]
