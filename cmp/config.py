@@ -30,10 +30,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """Which network, and the weights it starts from: a shipped base, or random ones."""
+    """Which network, and the weights it starts from: a base or random ones. A `cosine` base is of
+    another pretraining schedule; it does not ship, `cmp pretrain` makes it."""
 
     name: Name = "tiny"
-    start: Literal["annealed", "unannealed", "random"] = "annealed"
+    start: Literal["annealed", "unannealed", "cosine", "random"] = "annealed"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import towers, vocabulary
-from cmp.config import Model
+from cmp.config import Model, RunConfig
 from cmp.errors import CmpError
-from cmp.paths import MODEL_CONFIGS, WEIGHTS
+from cmp.paths import MODEL_CONFIGS, WEIGHTS, build_folder
 
 assert towers  # imported for the names it registers with timm
 open_clip.add_model_config(MODEL_CONFIGS)
+
+SHIPPED = ("annealed", "unannealed")
+"""Starts whose bases come with the package."""
 
 EMBEDDED = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
 MAX_LOGIT_SCALE = math.log(100)
@@ -187,14 +190,22 @@ def in_pairs(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def weights_path(name: str, start: str, seed: int) -> Path:
-    """Where the package keeps a base's weights: `tiny-s0-annealed.safetensors`."""
-    return WEIGHTS / f"{name}-s{seed}-{start}.safetensors"
+    """Where a base's weights are: `tiny-s0-annealed.safetensors` in the package; of a start that
+    does not ship, where `cmp pretrain` puts them."""
+    folder = WEIGHTS if start in SHIPPED else build_folder() / "models"
+    return folder / f"{name}-s{seed}-{start}.safetensors"
 
 
 def shipped(name: str) -> list[int]:
     """The base seeds that ship with the package."""
     paths = WEIGHTS.glob(f"{name}-s*-annealed.safetensors")
     return sorted(int(path.name.removeprefix(f"{name}-s").split("-")[0]) for path in paths)
+
+
+def has_start(run_config: RunConfig) -> bool:
+    """Whether the weights that a run starts from are here."""
+    name, start = run_config.model.name, run_config.model.start
+    return start == "random" or weights_path(name, start, run_config.seeds.init).exists()
 
 
 def load(config: Model, seed: int) -> nn.Module:
@@ -204,9 +215,10 @@ def load(config: Model, seed: int) -> nn.Module:
         path = weights_path(config.name, config.start, seed)
         if not path.exists():
             bases = ", ".join(map(str, shipped(config.name))) or "none"
+            family = "" if config.start in SHIPPED else f" schedule.name={config.start}"
             raise CmpError(
-                f"seeds.init: no {config.start} base {seed} of {config.name!r} is shipped "
-                f"(there are: {bases}); `cmp pretrain {config.name} --seed {seed}` makes one"
+                f"seeds.init: no {config.start} base {seed} of {config.name!r} is shipped (bases "
+                f"that are: {bases}); `cmp pretrain {config.name}{family} --seed {seed}` makes one"
             )
         load_weights(model, path)
     return model

@@ -86,33 +86,33 @@ def pretrain(
 ) -> dict[str, dict[str, Any]]:
     """Run a pretraining; write its checkpoints and their cards into `folder`.
 
-    The un-annealed base is the checkpoint before the cooldown. Weights are stored in 16 bits and
+    The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
+    the recipe's makes one base, called after it. Weights are stored in 16 bits and
     scored as stored. Stopped, it goes on where it was. Returns the cards by start.
     """
     make_folder(folder)
     steps = run_config.training.steps
     kept = steps - run_config.schedule.durations(steps)[1]
     name, seed = run_config.model.name, run_config.seeds.init
-    paths = {
-        start: folder / models.weights_path(name, start, seed).name
-        for start in ("annealed", "unannealed")
-    }
+    family = run_config.schedule.name
+    starts = ("annealed", "unannealed") if family == "wsd" else (family,)
+    paths = {start: folder / models.weights_path(name, start, seed).name for start in starts}
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
-        if step + 1 == kept:
+        if step + 1 == kept and "unannealed" in paths:
             models.save_weights(model, paths["unannealed"], torch.float16)
         observer.step(task, step, loss, model)
 
     watched = dataclasses.replace(observer, step=after_step)
     with Keeper(store.identify(run_config, corpus)) as keeper:
         result = runs.run(run_config, corpus, watched, keeper=keeper)
-        models.save_weights(result.model, paths["annealed"], torch.float16)
+        models.save_weights(result.model, paths[starts[0]], torch.float16)
         keeper.remove()
     cards = {
         start: make_card(run_config, corpus, path, kept if start == "unannealed" else steps, result)
         for start, path in paths.items()
     }
-    cards["annealed"]["joint"] = measure_joint(name, seed, corpus, paths["annealed"], observer)
+    cards[starts[0]]["joint"] = measure_joint(name, seed, corpus, paths[starts[0]], observer)
     for start, path in paths.items():
         save_card(cards[start], path)
     write_whole(folder / "README.md", overview(folder))

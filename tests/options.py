@@ -22,6 +22,9 @@ WITH = {
 }
 """What else a choice wants."""
 
+NOT_SHIPPED = ("model.start", "cosine")
+"""A base that has to be made first; its weights take the same way as the others'."""
+
 ALSO = {"merging.rule": ("merging.policy=ema",)}
 """What else every choice of a key wants, to matter."""
 
@@ -31,6 +34,8 @@ def settings() -> list[tuple[str, ...]]:
     found = [(f"model.name={name}",) for name in models.EMBEDDED]
     for key, names in config.choices().items():
         for name in names:
+            if (key, name) == NOT_SHIPPED:
+                continue
             text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
             found.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
     return found

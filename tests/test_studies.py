@@ -17,7 +17,7 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import checkpoints, cli, config, forecast, runs, store, studies, workers
+from cmp import checkpoints, cli, config, forecast, runs, schedules, store, studies, workers
 from cmp.checkpoints import Keeper
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -372,7 +372,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
 REAL = """
 import sys
 from pathlib import Path
-from cmp import cli, studies
+from cmp import cli, schedules, studies
 if __name__ == "__main__":
     studies.STUDIES = Path(sys.argv.pop())
     cli.main()
@@ -459,3 +459,30 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
     campaign.compare(whole)
     assert len(campaign.twice) == 6
     assert campaign.problems == ["the tables differ", "final weights differ"]
+
+
+@pytest.mark.parametrize(
+    ("lower", "schedule"),
+    [
+        ("lower cosine", "meta-cosine"),
+        ("unannealed lower cosine", "unannealed meta-cosine"),
+        ("control lower cosine", "control meta-cosine"),
+        ("lower rsqrt", "meta-rsqrt"),
+        ("wsd of cosine's mean", "cosine"),
+    ],
+)
+def test_lower_peaks_have_the_mean_rate_of_what_they_stand_beside(lower, schedule):
+    grid = studies.load("04").configs("cpu", 1)
+    means = [
+        schedules.rates(one.schedule, one.stream.tasks, one.training.steps).mean()
+        for one in (grid[lower, 0], grid[schedule, 0])
+    ]
+    assert means[0] == pytest.approx(means[1], rel=2e-3)
+
+
+def test_a_sweep_may_have_fewer_replicates():
+    grid = studies.load("04").configs("cpu")
+    count = {name: sum(each == name for each, _ in grid) for name, _ in grid}
+    assert count["cosine"] == 5
+    assert count["infinite"] == 3
+    assert len({name for name, _ in studies.load("04").configs("quick", 1)}) == len(count)
