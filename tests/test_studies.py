@@ -372,7 +372,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
 REAL = """
 import sys
 from pathlib import Path
-from cmp import cli, schedules, studies
+from cmp import cli, studies
 if __name__ == "__main__":
     studies.STUDIES = Path(sys.argv.pop())
     cli.main()
