@@ -1,13 +1,10 @@
 """Running the book: chapters through papermill, whole or not at all, skipped where current."""
 
 import contextlib
-import functools
 import hashlib
-import logging
 import os
 import queue
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cmp import chapters
+from cmp import chapters, kernels
 from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import parse_json
@@ -76,25 +73,6 @@ def is_current(source: Path, target: Path, parameters: dict, fingerprint: str) -
     return (made.get("source_sha256"), made.get("parameters"), made.get("fingerprint")) == wanted
 
 
-@functools.cache
-def kernel_manager() -> type:
-    """A manager whose kernels run this very Python with a fixed hash seed.
-
-    Jupyter itself looks `python3` up by name, first among the user's own kernels.
-    """
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
-    spec = KernelSpec(
-        argv=[*command, "-f", "{connection_file}", "--log-level=CRITICAL"],
-        env={"PYTHONHASHSEED": "0"},
-        display_name=chapters.KERNELSPEC["display_name"],
-        language=chapters.KERNELSPEC["language"],
-    )
-    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": property(lambda self: spec)})
-
-
 def failure(source: Path, kept: Path, last: dict, error: Exception) -> ChapterFailed:
     """The error for a chapter that stopped in its last started cell: where, the traceback's end."""
     text = "\n".join(getattr(error, "traceback", None) or [str(error)])
@@ -116,28 +94,6 @@ def watch(last: dict, cells: int, on_cell: OnCell | None) -> Callable:
             on_cell(cell_index, cells)
 
     return starts
-
-
-def run_kernel(book, part: Path, changed: dict, folder: Path, on_start: Callable):
-    """papermill, quiet, in this folder; the notebook so far is at `part`; returns it at the end."""
-    import papermill
-
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    chapters.write_notebook(book, part)
-    path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
-    return papermill.execute_notebook(
-        path,
-        path,
-        changed,
-        progress_bar=False,
-        start_timeout=120,
-        kernel_manager_class=kernel_manager(),
-        resources={"metadata": {"path": str(folder)}},
-        shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
-        record_timing=False,
-        coalesce_streams=True,
-        on_cell_start=on_start,
-    )
 
 
 def execute(
@@ -164,7 +120,7 @@ def execute(
     starts = watch(last, len(book.cells) + bool(changed), on_cell)
     began = time.monotonic()
     try:
-        done = run_kernel(book, part, changed, source.resolve().parent, starts)
+        done = kernels.run(book, part, changed, source.resolve().parent, starts)
     except (PapermillExecutionError, RuntimeError) as error:
         os.replace(part, failed)
         raise failure(source, failed, last, error) from error

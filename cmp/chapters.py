@@ -211,16 +211,15 @@ def differing(source: Path, values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if value != valid[name].default}
 
 
-def guard(scope: dict[str, object], **used: object) -> None:
+def guard(scope: dict[str, object]) -> None:
     """For chapters, in the cell after the parameters cell: `guard(globals())`.
 
     papermill itself only warns about an unknown `-p name` and takes any type. It puts the given
     values in a cell of its own that begins with `# Parameters`; this looks that cell and the
     parameters cell up in the kernel's history (`In`), so that whatever else is defined, now or
-    when the cell is run again, does not matter. Keywords, `profile=profile, ...`, may say which
-    parameters the chapter uses: they must be the declared ones. Raises `CmpError` that lists the
-    valid parameters for a name that the parameters cell does not declare and for a value that is
-    not of its type. Outside IPython nothing can have been injected, and nothing is checked.
+    when the cell is run again, does not matter. Raises `CmpError` that lists the valid parameters
+    for a name that the parameters cell does not declare and for a value that is not of its type.
+    Outside IPython nothing can have been injected, and nothing is checked.
     """
     if "In" not in scope:
         return
@@ -236,5 +235,3 @@ def guard(scope: dict[str, object], **used: object) -> None:
     if not valid:
         raise CmpError("run the parameters cell first")
     check({name: scope[name] for name in [*valid, *sorted(injected - {*valid})]}, valid)
-    if used and used.keys() != valid.keys():
-        raise refusal(f"the chapter uses {', '.join(used)}", valid)

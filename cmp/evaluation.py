@@ -228,6 +228,16 @@ def _row(corpus: Corpus, question: _Question, found: pd.DataFrame) -> dict[str, 
     }
 
 
+def _ask_all(corpus: Corpus, split: str, subset: int | None) -> list[_Question]:
+    """What is asked of every dataset that is scored and has images in the split."""
+    scored = [dataset for dataset in corpus.datasets.values() if dataset.role != "pool"]
+    rows = [evaluation_rows(corpus, dataset.name, split, subset) for dataset in scored]
+    found = [_ask(corpus, *pair) for pair in zip(scored, rows, strict=True) if len(pair[1])]
+    if not found:
+        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
+    return found
+
+
 def evaluate(
     model: nn.Module,
     name: str,
@@ -244,14 +254,7 @@ def evaluate(
     mode and all randomness are left as they were. `CmpError` if there is nothing to score, or if
     features are not finite, whose nearest prompt would be an accident.
     """
-    questions = [
-        _ask(corpus, dataset, rows)
-        for dataset in corpus.datasets.values()
-        if dataset.role != "pool"
-        and len(rows := evaluation_rows(corpus, dataset.name, split, subset))
-    ]
-    if not questions:
-        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
+    questions = _ask_all(corpus, split, subset)
     texts = list(dict.fromkeys(text for question in questions for text in question.texts))
     place = {text: index for index, text in enumerate(texts)}
     was_training = model.training

@@ -188,11 +188,6 @@ def test_the_guard_refuses(kernel, words):
         chapters.guard(kernel)
 
 
-def test_the_guard_wants_the_names_that_are_declared():
-    with pytest.raises(CmpError, match="the chapter uses profile"):
-        chapters.guard(scope(), profile="quick")
-
-
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory):
     """papermill from a shell on a small notebook; arguments -> finished process."""

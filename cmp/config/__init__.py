@@ -7,25 +7,24 @@ is refused with the key's name and the nearest valid one.
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
+from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
+from cmp.config.schedule import BASES, COOLED, METAS, NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-MOST = 2**31 - 1
-"""The largest count."""
-Count = Annotated[int, Field(ge=1, le=MOST)]
-Steps = Annotated[int, Field(ge=0, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
+__all__ = [
+    "BASES", "COOLED", "DEFAULTS", "METAS", "MOST", "NAMES", "PRETRAINING", "PRETRAINING_OF",
+    "PROFILES", "SHARES", "STRICT", "WARMED", "Evaluation", "Merging", "Method", "Mixture", "Model",
+    "Optimizer", "RunConfig", "Schedule", "Seeds", "Stream", "Training", "choices", "flat_keys",
+    "override", "parse", "profile",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,80 +62,6 @@ class Mixture:
         total = self.pretraining + self.update + self.buffer
         if abs(total - 1) > 1e-6:
             raise ValueError(f"pretraining + update + buffer must be 1, not {total:g}")
-
-
-COOLED = ("rsqrt", "wsd", "wsd-sqrt", "infinite")
-WARMED = ("linear", "cosine", *COOLED)
-NAMES = {
-    "warmup": WARMED, "warmup_steps": WARMED, "cooldown": COOLED, "cooldown_steps": COOLED,
-    "shift": ("rsqrt",), "level": ("infinite",),
-}  # fmt: skip
-METAS = {"decay": ("geometric",), "peaks": ("free",)}
-"""Which schedules, and which meta schedules, a key is for."""
-BASES = {"cosine-dynamic": "cosine", "rsqrt-recovered": "rsqrt"}
-"""Meta schedules that change the curve within a task, and the one that they change."""
-SHARES = {"warmup": 0.1, "cooldown": 0.25}
-"""Of a task, where a schedule says nothing."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class Schedule:
-    """The learning rate at (task, step); `cmp.schedules` has the formulas.
-
-    name: the curve within a task, up to `peak`. meta: each task's peak, by its number. warmup and
-    cooldown: shares of a task, or numbers of steps as `warmup_steps` and `cooldown_steps`; `SHARES`
-    where neither is given. shift: steps after which `rsqrt` takes up its decay. level: `infinite`'s
-    constant phase, in peaks. decay: of `geometric`, a task. peaks: of `free`, each task's, in
-    multiples of `peak`.
-    """
-
-    name: Literal["constant", "linear", "cosine", "rsqrt", "wsd", "wsd-sqrt", "infinite"] = "cosine"
-    meta: Literal[
-        "none", "cosine", "cosine-dynamic", "rsqrt", "rsqrt-continued", "rsqrt-recovered",
-        "geometric", "free",
-    ] = "none"  # fmt: skip
-    peak: Positive = 1e-3
-    warmup: Share | None = None
-    warmup_steps: Steps | None = None
-    cooldown: Share | None = None
-    cooldown_steps: Steps | None = None
-    shift: Steps = 0
-    level: Share = 0.5
-    decay: Share = 0.5
-    peaks: tuple[Share, ...] = ()
-
-    def __post_init__(self) -> None:
-        for key, names in (NAMES | METAS).items():
-            chosen = self.meta if key in METAS else self.name
-            default = type(self).__dataclass_fields__[key].default
-            if getattr(self, key) != default and chosen not in names:
-                raise ValueError(f"{key}: {chosen!r} has none, only {', '.join(names)}")
-        for kind in SHARES:
-            share, steps = getattr(self, kind), getattr(self, f"{kind}_steps")
-            if share is not None and steps is not None:
-                raise ValueError(f"{kind} {share:g} and {kind}_steps {steps}: one says it all")
-        if BASES.get(self.meta, self.name) != self.name:
-            raise ValueError(f"meta {self.meta!r} changes {BASES[self.meta]!r}, not {self.name!r}")
-        if self.name == "infinite" and self.meta != "none":
-            raise ValueError(f"meta {self.meta!r}: 'infinite' is one curve over the whole stream")
-
-    def durations(self, steps: int) -> tuple[int, int]:
-        """Steps of warmup and of cooldown in a task of `steps` steps; shares are rounded up.
-
-        `ValueError` if they are longer than the task; rounding alone never makes them so.
-        """
-        found = []
-        for kind, default in SHARES.items():
-            share, exact = getattr(self, kind), getattr(self, f"{kind}_steps")
-            share = 0.0 if self.name not in NAMES[kind] else default if share is None else share
-            found.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
-        warmup, cooldown = found
-        rounded = self.warmup_steps is None and self.cooldown_steps is None
-        if warmup + cooldown > steps + rounded:
-            raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
-        if self.name == "infinite" and cooldown >= steps:
-            raise ValueError(f"cooldown {cooldown} steps: 'infinite' has nothing to go on from")
-        return warmup, min(cooldown, steps - warmup)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -315,41 +240,3 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         except ValueError as error:
             raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
     return result
-
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "quick": {
-        "stream": {"tasks": 4},
-        "training": {"steps": 20, "batch": 32},
-        "evaluation": {"subset": 64, "full": False},
-    },
-    "cpu": {
-        "stream": {"tasks": 8},
-        "training": {"steps": 40, "batch": 64},
-        "evaluation": {"subset": 64},
-    },
-}
-"""Sizes of a run, by profile."""
-
-
-def profile(name: str) -> dict[str, Any]:
-    """The tree of a profile; `CmpError` for an unknown one."""
-    if name not in PROFILES:
-        raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
-    return json.loads(json.dumps(PROFILES[name]))
-
-
-PRETRAINING: dict[str, Any] = {
-    "model": {"start": "random"},
-    "stream": {"tasks": 1},
-    "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
-    "schedule": {
-        "name": "wsd", "peak": 2e-3, "warmup": 0.04, "cooldown": 0.25,
-    },
-    "training": {"steps": 2600, "batch": 128},
-    "evaluation": {"subset": None},
-}  # fmt: skip
-"""Pretraining is a run: one task, the pool alone, random weights."""
-
-PRETRAINING_OF: dict[str, tuple[str, ...]] = {"tiny-vit": ("training.steps=4000",)}
-"""Where a model's pretraining differs from `PRETRAINING`, as key=value."""

@@ -1,0 +1,43 @@
+"""Sizes of runs by profile, and what pretraining is, as trees that `parse` takes."""
+
+import json
+from typing import Any
+
+from cmp.errors import CmpError
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {
+        "stream": {"tasks": 4},
+        "training": {"steps": 20, "batch": 32},
+        "evaluation": {"subset": 64, "full": False},
+    },
+    "cpu": {
+        "stream": {"tasks": 8},
+        "training": {"steps": 40, "batch": 64},
+        "evaluation": {"subset": 64},
+    },
+}
+"""Sizes of a run, by profile."""
+
+
+def profile(name: str) -> dict[str, Any]:
+    """The tree of a profile; `CmpError` for an unknown one."""
+    if name not in PROFILES:
+        raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
+    return json.loads(json.dumps(PROFILES[name]))
+
+
+PRETRAINING: dict[str, Any] = {
+    "model": {"start": "random"},
+    "stream": {"tasks": 1},
+    "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
+    "schedule": {
+        "name": "wsd", "peak": 2e-3, "warmup": 0.04, "cooldown": 0.25,
+    },
+    "training": {"steps": 2600, "batch": 128},
+    "evaluation": {"subset": None},
+}  # fmt: skip
+"""Pretraining is a run: one task, the pool alone, random weights."""
+
+PRETRAINING_OF: dict[str, tuple[str, ...]] = {"tiny-vit": ("training.steps=4000",)}
+"""Where a model's pretraining differs from `PRETRAINING`, as key=value."""
