@@ -31,9 +31,7 @@ PRETRAINING: dict[str, Any] = {
     "model": {"start": "random"},
     "stream": {"tasks": 1},
     "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
-    "schedule": {
-        "name": "wsd", "peak": 2e-3, "warmup": 0.04, "cooldown": 0.25,
-    },
+    "schedule": {"name": "wsd", "peak": 2e-3, "warmup": 0.04},
     "training": {"steps": 2600, "batch": 128},
     "evaluation": {"subset": None},
 }  # fmt: skip
