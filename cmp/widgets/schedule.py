@@ -27,7 +27,8 @@ TASKS, STEPS = 8, 40
 FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
 """Peaks of `free` to begin with, one a task."""
 TABLE = (
-    "<style>.cmp-table td, .cmp-table th {padding: 1px 7px; text-align: right; font-size: 13px}"
+    "<style>.cmp-table td, .cmp-table th"
+    " {padding: 0 7px; text-align: right; font-size: 13px; line-height: 1.5}"
     " .cmp-table tr > :first-child, .cmp-table.words tr > :last-child {text-align: left}</style>"
 )
 
@@ -92,11 +93,15 @@ def _below(run: RunConfig, curves: dict[str, np.ndarray], known: list[Stored]) -
     scale, power = plot_inputs.unit(list(curves.values()))
     text = f"{TABLE}<b>Mean learning rate of each task ({power})</b>"
     text += settings.means(curves, scale).to_html(border=0, classes="cmp-table")
-    if known:
-        near = settings.nearest(run, known)
-        text += "<b>The nearest stored runs</b>, by the mean rate of each task: "
-        text += "distance 0.69 is a factor of two in each; scores after the stream"
+    near = settings.nearest(run, known)
+    if len(near):
+        text += (
+            "<b>The nearest stored runs</b>, by the sum of the rates of each task: distance 0.69 "
+        )
+        text += "is a factor of two in each. Scores after the stream, means over replicates"
         text += near.to_html(border=0, classes="cmp-table words", index=False)
+    elif known:
+        text += f"<p>No stored run is of a stream of {run.stream.tasks} tasks.</p>"
     lines = " \\\n    ".join(["cmp run cpu", *settings.assignments(run)])
     text += '<b>Copy as config</b> (a click marks it all)<pre style="user-select: all">'
     return f"{text}{html.escape(lines)}</pre>"
@@ -122,7 +127,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> VBox:
         run = settings.setting(**_values(**values))
         found = settings.rates(run)
         shown.clear()
-        shown[settings.label(run)] = found
+        shown[f"{settings.label(run)}, peak {run.schedule.peak:g}"] = found
         curves = shown | {f"held: {name}": rates for name, rates in held.items()}
         figure = plot_inputs.learning_rates(curves)
         return Drawn(figure, settings.sentence(run, found), _below(run, curves, known))
