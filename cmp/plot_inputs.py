@@ -87,7 +87,7 @@ def learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
     if there is one, in grey, to compare with.
 
     curves: the settings' names and rates, [tasks, steps] each. Drawn at every move of a control:
-    margins are fixed and nothing is measured, which is six times as fast as the other figures.
+    margins are fixed and nothing is measured, which takes a third of the time of the other figures.
     """
     (name, shown), *held = curves.items()
     scale, power = unit(list(curves.values()))
