@@ -1,4 +1,5 @@
-"""Figures as pure functions of frames: one house style, one colour a setting, nothing left open.
+"""Figures of results, as pure functions of frames: one house style, one colour a setting, nothing
+left open. `cmp.plot_inputs` has those of what goes into a run.
 
 A trajectory frame has a row a (setting, replicate, task): `task` (0 = before the stream), `scope`
 ("subset" or "full"), `A_KA`, `A_ZS`, `GM` in percent. Lines are means over replicates, bands and
@@ -9,7 +10,7 @@ those are drawn, for they ask the same questions after every task.
 import contextlib
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,6 @@ JOINT, CONTROL = "joint", "replay-only control"
 SPECIAL = {JOINT: "#222222", CONTROL: "#858585"}
 COLOURS = [*sns.color_palette("colorblind").as_hex()[:5], "#56b4e9", "#882255", "#ca9161"]
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
-POOLS = {"pretraining pool": COLOURS[0], "update": COLOURS[1], "buffer": COLOURS[2]}
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 STYLE = {
@@ -207,91 +207,6 @@ def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.set(xlabel="Score (%)", ylim=(len(rows) - 0.4, -0.6))
         axes.grid(axis="x", color="0.92", zorder=-1)
-    return figure
-
-
-def stream(counts: pd.DataFrame) -> Figure:
-    """How many classes of each dataset arrive in each update.
-
-    counts: index task (1, 2, ...), a column a dataset, values number of classes.
-    """
-    table = counts.T.set_axis([f"{name}  ({total})" for name, total in counts.sum().items()])
-    size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) + 1.1)
-    with canvas(*size, "Classes; in brackets: over all updates") as (figure, axes):
-        text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
-        shade = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max()}
-        sns.heatmap(table, ax=axes, linewidths=1.5, annot_kws={"size": 11}, **text, **shade)
-        axes.tick_params(length=0, labelrotation=0)
-        axes.set(xlabel="Update", ylabel="")
-    return figure
-
-
-def gallery(
-    images: Any, titles: Sequence[str], columns: int = 8, subtitles: Sequence[str] = ()
-) -> Figure:
-    """Images over white, enlarged without smoothing, each with its title (and subtitle) below.
-
-    images: uint8 [N, 4, H, W], RGBA, array or tensor.
-    """
-    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
-    pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
-    lines, below = -(-len(pixels) // columns), {"ha": "center", "va": "top"}
-    size = (1.45 * columns, (2.1 if len(subtitles) else 1.9) * lines)
-    with canvas(*size, nrows=lines, ncols=columns, squeeze=False) as (figure, axes):
-        for place in axes.flat:
-            place.set_axis_off()
-        for n, (place, image) in enumerate(zip(axes.flat, pixels, strict=False)):
-            place.imshow(image, interpolation="nearest")
-            title, points = textwrap.fill(titles[n], 15), ("axes fraction", "offset points")
-            place.annotate(title, (0.5, 0), (0, -5), *points, fontsize=10.5, **below)
-            if len(subtitles):
-                down, text = (0, -21 - 13 * title.count("\n")), textwrap.fill(subtitles[n], 18)
-                grey = {"fontsize": 9, "color": "0.45", **below}
-                place.annotate(text, (0.5, 0), down, *points, **grey)
-    return figure
-
-
-def learning_rates(curves: pd.DataFrame) -> Figure:
-    """Learning rates over the stream, with the borders between tasks.
-
-    curves: columns `schedule`, `task`, `step` (within the stream), `rate`.
-    """
-    colours, ends = palette(curves["schedule"]), []
-    with canvas(10, 4, "Thin lines: a new task begins") as (figure, axes):
-        for border in curves.groupby("task")["step"].min().iloc[1:]:
-            axes.axvline(border - 0.5, color="0.85", linewidth=1, zorder=0)
-        for name, curve in curves.groupby("schedule", sort=False):
-            axes.plot(curve["step"], curve["rate"], color=colours[name])
-            ends.append((*curve[["step", "rate"]].iloc[-1], name, {"color": colours[name]}))
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-        axes.set(xlabel="Optimizer step", ylabel="Learning rate", ylim=(0, None))
-        axes.margins(x=0.01)
-        plot_labels.label_ends(axes, ends)
-    return figure
-
-
-def batch_mixture(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
-    """What a batch is made of, and how often an image is seen over the stream.
-
-    Both have the columns "pretraining pool", "update" and "buffer". parts: a row a kind of batch
-    (index: its name), samples of each. passes: a row a task in which an image arrives (0: images of
-    the pretraining pool), how often such an image is seen as a sample of each, on average.
-    """
-    names, bold = list(POOLS), {"color": "white", "fontweight": "bold"}
-    shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
-    with canvas(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
-        parts[names].plot.barh(ax=left, **shared)
-        for bars, name in zip(left.containers, names, strict=True):
-            counts = [f"{count:g}" if count else "" for count in parts[name]]
-            left.bar_label(bars, counts, label_type="center", **bold)
-        left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
-        passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)
-        total = [f"{seen:.{int(seen < 9.95)}f}" for seen in passes[names].sum(axis=1)]
-        right.bar_label(right.containers[-1], total, padding=2, fontsize=10, color="0.3")
-        right.set(xlabel="Update in which the image arrives", ylabel="Times an image is seen")
-        entries = left.get_legend_handles_labels()
-        figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
-        figure.get_layout_engine().set(wspace=0.06)
     return figure
 
 

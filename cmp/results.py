@@ -29,7 +29,8 @@ ABOUT = {"run": str, "weights": str, "config": str, "provenance": str}
 
 
 def published(chapter: str) -> pd.DataFrame:
-    """The published metrics of a chapter's study, settings in the order of its grid.
+    """The published metrics of a chapter's study, settings in the order of its grid; with `run`,
+    the id, and `config`, a JSON text.
 
     `CmpError` if there are none, or they are of another `NUMERICS`: stale results are computed
     again, never used.
@@ -43,7 +44,7 @@ def published(chapter: str) -> pd.DataFrame:
             f"`cmp study {chapter} --publish` computes them again"
         )
     order = {name: place for place, name in enumerate(studies.load(chapter).settings)}
-    frame = frame.drop(columns=[name for name in ABOUT if name != "run"])
+    frame = frame.drop(columns=["weights", "provenance"])
     return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")
 
 

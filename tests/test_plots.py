@@ -172,59 +172,6 @@ def test_change_by_dataset():
         plots.change_by_dataset(scores(), scores().drop(index="d"))
 
 
-@pytest.mark.parametrize("tasks", [4, 20])
-def test_stream(tasks):
-    counts = pd.DataFrame(1, index=range(1, tasks + 1), columns=list("abcdefghij"))
-    counts.iloc[0, 0] = 0
-    figure = plots.stream(counts)
-    (axes,) = figure.axes
-    assert axes.get_xlabel() == "Update"
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, counts.index))
-    assert axes.get_yticklabels()[0].get_text() == f"a  ({tasks - 1})"
-    assert len(axes.texts) == 10 * tasks
-    assert axes.texts[0].get_text() == ""
-
-
-def test_gallery():
-    images = np.zeros((5, 4, 32, 32), np.uint8)
-    images[1, [0, 3]] = 255
-    figure = plots.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
-    shown = [axes.images[0] for axes in figure.axes if axes.images]
-    assert (len(figure.axes), len(shown)) == (8, 5)
-    assert (shown[0].get_array() == 1).all()  # transparent is white
-    assert shown[1].get_array()[0, 0].tolist() == [1, 0, 0]
-    assert {image.get_interpolation() for image in shown} == {"nearest"}
-    assert texts(figure) == {*"abcde", "x"}
-
-
-def test_learning_rates():
-    curve = pd.DataFrame({"task": [1, 1, 2, 2], "step": range(4), "rate": [1e-3, 5e-4] * 2})
-    curves = pd.concat([curve.assign(schedule="one"), curve.assign(schedule="two")])
-    (axes,) = plots.learning_rates(curves).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate")
-    assert [line.get_xdata()[0] for line in axes.lines].count(1.5) == 1
-    assert colour_of(axes, curve[["step", "rate"]].to_numpy()) == plots.COLOURS[0]
-    assert {text.get_text() for text in axes.texts} == {"one", "two"}
-
-
-def test_batch_mixture():
-    names = list(plots.POOLS)
-    parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
-    passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
-    left, right = plots.batch_mixture(parts, passes).axes
-    assert left.get_xlabel() == "Samples in a batch"
-    assert right.get_ylabel() == "Times an image is seen"
-    assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
-    assert [label.get_text() for label in right.get_xticklabels()] == ["pool", "1", "2"]
-    widths = [[bar.get_width() for bar in bars] for bars in left.containers]
-    assert np.array(widths).T.tolist() == parts.to_numpy().tolist()
-
-
-def test_an_error_leaves_no_figure_open():
-    with pytest.raises(KeyError):
-        plots.learning_rates(pd.DataFrame({"schedule": ["x"], "task": [1], "step": [0]}))
-
-
 def test_drift_keeps_equal_losses_on_the_floor():
     losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
     (axes,) = plots.drift(losses, reference="a").axes
@@ -233,3 +180,8 @@ def test_drift_keeps_equal_losses_on_the_floor():
     assert drawn == {(floor, -3, floor), (-1, floor, -2)}
     assert floor < -3
     assert {"b", "c"} <= texts(axes.figure)
+
+
+def test_an_error_leaves_no_figure_open():
+    with pytest.raises(ValueError, match="while drawing"), plots.canvas(2, 2):
+        raise ValueError("while drawing")

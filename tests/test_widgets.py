@@ -1,13 +1,13 @@
-"""Widgets: the pure functions behind them are right, and a moved control draws them again."""
+"""Mixtures: the pure functions are right, and a control that moves draws them again."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
-from cmp import mixtures, plots, schedules, widgets
-from cmp.config import Mixture, Schedule
+from cmp import mixtures, plot_inputs, widgets
+from cmp.config import Mixture
 from cmp.errors import CmpError
+from cmp.widgets.mixture import STILLS, exposure, normalised
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 WEIGHTS = st.floats(0, 1).map(lambda weight: round(weight, 2))
@@ -19,21 +19,9 @@ def parts_of(explorer):
     return {control.description: control for control in box.children}, sentence, picture
 
 
-@pytest.mark.parametrize("name", schedules.SCHEDULES)
-def test_schedule_curves(name):
-    schedule = Schedule(name, peak=4e-4)
-    curves = widgets.schedule_curves(schedule, tasks=3, steps=10)
-    assert list(curves.columns) == ["schedule", "task", "step", "rate"]
-    assert curves["step"].tolist() == list(range(30))
-    assert set(curves["schedule"]) == {name}
-    for row in curves.itertuples():
-        assert row.task == row.step // 10 + 1
-        assert row.rate == schedules.learning_rate(schedule, 10, row.step % 10)
-
-
 @given(WEIGHTS, WEIGHTS, WEIGHTS)
 def test_normalised_shares_sum_to_one_in_proportion(p, d, b):
-    mixture = widgets.normalised(p, d, b, replay=0.2)
+    mixture = normalised(p, d, b, replay=0.2)
     shares = (mixture.pretraining, mixture.update, mixture.buffer)
     assert sum(shares) == pytest.approx(1)
     assert mixture.replay == 0.2
@@ -51,12 +39,12 @@ def test_normalised_shares_sum_to_one_in_proportion(p, d, b):
 )
 @settings(max_examples=60, deadline=None)
 def test_exposure_adds_up_to_everything_seen(weights, batch, tasks, steps, pool, task_size):
-    mixture = widgets.normalised(*weights)
-    parts, passes = widgets.exposure(mixture, batch, tasks, steps, pool, task_size)
-    seen = passes[list(plots.POOLS)].mul(passes["images"], axis=0).sum()
+    mixture = normalised(*weights)
+    parts, passes = exposure(mixture, batch, tasks, steps, pool, task_size)
+    seen = passes[list(plot_inputs.POOLS)].mul(passes["images"], axis=0).sum()
     assert seen.sum() == pytest.approx(batch * steps * tasks)
     first, later = (mixtures.parts(mixture, batch, empty) for empty in (True, False))
-    for name, one, other in zip(plots.POOLS, first, later, strict=True):
+    for name, one, other in zip(plot_inputs.POOLS, first, later, strict=True):
         assert seen[name] == pytest.approx(steps * (one + other * (tasks - 1)))
     assert parts.to_numpy().tolist() == [list(first), list(later)][: min(tasks, 2)]
     assert (passes["buffer"].iloc[1:].diff().dropna() <= 1e-12).all()  # early images come back most
@@ -64,42 +52,24 @@ def test_exposure_adds_up_to_everything_seen(weights, batch, tasks, steps, pool,
 
 def test_exposure_by_hand():
     """Thirds of 6 (3, 3, 0 then 2, 2, 2), 3 tasks x 10 steps, 20 images a task, 10 in the pool."""
-    _, passes = widgets.exposure(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
+    _, passes = exposure(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
     assert passes["pretraining pool"].tolist() == [7, 0, 0, 0]
     assert passes["update"].tolist() == [0, 1.5, 1, 1]
     assert passes["buffer"].tolist() == [0, 1.5, 0.5, 0]
     with pytest.raises(CmpError, match="positive"):
-        widgets.exposure(Mixture(), 6, 3, 10, 0, 20)
-
-
-def test_schedule_explorer_draws_what_its_controls_say(monkeypatch):
-    drawn = []
-    original = plots.learning_rates
-    monkeypatch.setattr(plots, "learning_rates", lambda f: drawn.append(f) or original(f))
-    controls, sentence, picture = parts_of(widgets.schedule_explorer())
-    assert len(drawn) == 1
-    before = bytes(picture.value)
-    assert before.startswith(b"\x89PNG")
-    assert not controls["Steps a task"].continuous_update
-    controls["Schedule"].value = "constant"
-    controls["Tasks T"].value = 3
-    assert len(drawn) == 3
-    assert drawn[-1].equals(widgets.schedule_curves(Schedule("constant"), 3, 40))
-    assert bytes(picture.value) != before
-    assert "1.00 of the peak 0.001, over 3 tasks x 40 steps" in sentence.value
-    assert controls["Warmup, of a task"].disabled
-    controls["Schedule"].value = "warmup-constant-cooldown"
-    assert not controls["Cooldown, of a task"].disabled
+        exposure(Mixture(), 6, 3, 10, 0, 20)
 
 
 def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
     drawn = []
-    original = plots.batch_mixture
-    monkeypatch.setattr(plots, "batch_mixture", lambda a, b: drawn.append((a, b)) or original(a, b))
+    original = plot_inputs.batch_mixture
+    monkeypatch.setattr(
+        plot_inputs, "batch_mixture", lambda a, b: drawn.append((a, b)) or original(a, b)
+    )
     controls, sentence, picture = parts_of(widgets.mixture_explorer(pool=1000, arriving=800))
     before = bytes(picture.value)
     controls["Pool P: weight / sum"].value = 0.0
-    parts, passes = widgets.exposure(Mixture(0, 0.5, 0.5), 64, 8, 40, 100, 100.0)
+    parts, passes = exposure(Mixture(0, 0.5, 0.5), 64, 8, 40, 100, 100.0)
     assert drawn[-1][0].equals(parts)
     assert drawn[-1][1].equals(passes)
     assert bytes(picture.value) != before
@@ -109,7 +79,6 @@ def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
     assert "P 0.33, D 0.33, B 0.33" in sentence.value
 
 
-def test_stills():
-    assert isinstance(widgets.schedule_still(), Figure)
+def test_mixture_still():
     left, _ = widgets.mixture_still().axes
-    assert [label.get_text() for label in left.get_yticklabels()] == list(widgets.STILLS)
+    assert [label.get_text() for label in left.get_yticklabels()] == list(STILLS)

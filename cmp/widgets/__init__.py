@@ -1,0 +1,10 @@
+"""Interactive views over pure functions: a control that moves draws the same figures again.
+
+An explorer shows its picture and its sentence from the first draw on, so an executed notebook holds
+them without a kernel; a `*_still` is a plain figure of a few cases, for a page without widgets.
+"""
+
+from cmp.widgets.mixture import mixture_explorer, mixture_still
+from cmp.widgets.schedule import schedule_explorer, schedule_still
+
+__all__ = ["mixture_explorer", "mixture_still", "schedule_explorer", "schedule_still"]

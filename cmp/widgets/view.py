@@ -1,0 +1,74 @@
+"""What all explorers look like: controls above a sentence, a picture, and what is below it."""
+
+import html
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+from ipywidgets import VBox
+from matplotlib.figure import Figure
+
+from cmp.errors import CmpError
+
+LABEL_WIDTH, CONTROL_WIDTH, PICTURE_WIDTH = "190px", "460px", "900px"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an explorer shows; sentence: plain text, below: HTML."""
+
+    figure: Figure
+    sentence: str
+    below: str = ""
+
+
+def png(figure: Figure) -> bytes:
+    """The picture that a page shows."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=144)
+    return file.getvalue()
+
+
+def explorer(
+    controls: Mapping[str, ipywidgets.Widget],
+    draw: Callable[..., Drawn],
+    buttons: Mapping[ipywidgets.Button, Callable[[], None]] | None = None,
+) -> VBox:
+    """Controls above what `draw` makes of their values, which it is given by name.
+
+    Where `draw` raises `CmpError`, its words are the sentence and the last picture stays.
+    buttons: what each does, before all is drawn again. The picture is one image widget whose bytes
+    are replaced: nothing flickers and no figure is left to a notebook to show.
+    """
+    sentence, below = ipywidgets.HTML(), ipywidgets.HTML()
+    picture = ipywidgets.Image(format="png")
+    picture.layout.max_width, picture.layout.width = "100%", PICTURE_WIDTH
+
+    def update(_: Any = None) -> None:
+        try:
+            drawn = draw(**{name: control.value for name, control in controls.items()})
+        except CmpError as error:
+            words = html.escape(str(error), quote=False)
+            sentence.value = f"<b>Refused:</b> {words}. Below is what was drawn before."
+            return
+        sentence.value = html.escape(drawn.sentence, quote=False)
+        picture.value, below.value = png(drawn.figure), drawn.below
+
+    def pressed(button: ipywidgets.Button) -> None:
+        buttons[button]()
+        update()
+
+    for control in controls.values():
+        control.style.description_width = LABEL_WIDTH
+        control.layout.width = CONTROL_WIDTH
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False
+        control.observe(update, names="value")
+    for button in buttons or {}:
+        button.on_click(pressed)
+    update()
+    flow = ipywidgets.Layout(flex_flow="row wrap")
+    shown = [ipywidgets.Box([*controls.values(), *(buttons or {})], layout=flow), sentence, picture]
+    return VBox([*shown, below] if below.value else shown)

@@ -1,0 +1,102 @@
+"""Figures of inputs: the right axes and artists, and colours that tell settings apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from cmp import plot_inputs, plots
+
+pytestmark = pytest.mark.usefixtures("clean_drawing")
+
+
+def texts(figure):
+    return {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+@pytest.mark.parametrize("tasks", [4, 20])
+def test_stream(tasks):
+    counts = pd.DataFrame(1, index=range(1, tasks + 1), columns=list("abcdefghij"))
+    counts.iloc[0, 0] = 0
+    figure = plot_inputs.stream(counts)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "Update"
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, counts.index))
+    assert axes.get_yticklabels()[0].get_text() == f"a  ({tasks - 1})"
+    assert len(axes.texts) == 10 * tasks
+    assert axes.texts[0].get_text() == ""
+
+
+def test_gallery():
+    images = np.zeros((5, 4, 32, 32), np.uint8)
+    images[1, [0, 3]] = 255
+    figure = plot_inputs.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
+    shown = [axes.images[0] for axes in figure.axes if axes.images]
+    assert (len(figure.axes), len(shown)) == (8, 5)
+    assert (shown[0].get_array() == 1).all()  # transparent is white
+    assert shown[1].get_array()[0, 0].tolist() == [1, 0, 0]
+    assert {image.get_interpolation() for image in shown} == {"nearest"}
+    assert texts(figure) == {*"abcde", "x"}
+
+
+def test_batch_mixture():
+    names = list(plot_inputs.POOLS)
+    parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
+    passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
+    left, right = plot_inputs.batch_mixture(parts, passes).axes
+    assert left.get_xlabel() == "Samples in a batch"
+    assert right.get_ylabel() == "Times an image is seen"
+    assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["pool", "1", "2"]
+    widths = [[bar.get_width() for bar in bars] for bars in left.containers]
+    assert np.array(widths).T.tolist() == parts.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([[1e-3]], (1e-3, "10⁻³")),
+        ([[9.9e-4, 0.0]], (1e-4, "10⁻⁴")),
+        ([[2.5e-4], [4e-2]], (1e-2, "10⁻²")),
+        ([[1.0]], (1.0, "10⁰")),
+        ([[0.0]], (1.0, "10⁰")),
+    ],
+)
+def test_unit(rates, expected):
+    scale, text = plot_inputs.unit([np.array(each) for each in rates])
+    assert (scale, text) == (pytest.approx(expected[0]), expected[1])
+
+
+def test_learning_rates():
+    shown, held = np.array([[1e-3, 5e-4], [4e-4, 2e-4]]), np.array([[3e-4, 3e-4, 3e-4]])
+    figure = plot_inputs.learning_rates({"one": shown, "two": held})
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate (10⁻³)")
+    grey, blue = axes.lines
+    assert blue.get_ydata() == pytest.approx([1.0, 0.5, 0.4, 0.2])
+    assert grey.get_ydata() == pytest.approx([0.3] * 3)
+    colours = [to_hex(line.get_color()) for line in (blue, grey)]
+    assert colours == [plots.COLOURS[0], plot_inputs.HELD]
+    assert grey.get_linestyle() == "--"
+    means, shaded = axes.patches
+    assert means.get_data().values == pytest.approx([0.3])
+    assert shaded.get_data().values == pytest.approx([0.75, 0.3])
+    assert shaded.get_data().edges.tolist() == [-0.5, 1.5, 3.5]
+    (borders,) = axes.collections
+    assert [segment[0, 0] for segment in borders.get_segments()] == [1.5]
+    assert texts(figure) == {"one", "two"}
+    (axes,) = plot_inputs.learning_rates({"one": shown}).axes
+    assert [len(axes.lines), len(axes.patches)] == [1, 1]
+
+
+def test_schedule_grid():
+    names = list("abcde")
+    curves = {name: np.full((2, 3), place / 4) for place, name in enumerate(names)}
+    figure = plot_inputs.schedule_grid({"First": curves, "Second": {"f": np.ones((2, 3))}})
+    assert len(figure.axes) == 12
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["", *"abc", *"de", "", "", "", "f", "", ""]
+    assert texts(figure) == {"First", "Second"}
+    drawn = {axes.get_title(): axes.lines[0].get_ydata() for axes in figure.axes if axes.lines}
+    assert set(drawn) == {*names, "f"}
+    assert drawn["d"].tolist() == [0.75] * 6
