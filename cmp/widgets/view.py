@@ -31,6 +31,14 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def _lay_out(control: ipywidgets.Widget) -> None:
+    """All of one size; a slider tells of its value once it is let go."""
+    control.style.description_width = LABEL_WIDTH
+    control.layout.width = CONTROL_WIDTH
+    if control.has_trait("continuous_update"):
+        control.continuous_update = False
+
+
 def explorer(
     controls: Mapping[str, ipywidgets.Widget],
     draw: Callable[..., Drawn],
@@ -61,10 +69,7 @@ def explorer(
         update()
 
     for control in controls.values():
-        control.style.description_width = LABEL_WIDTH
-        control.layout.width = CONTROL_WIDTH
-        if control.has_trait("continuous_update"):
-            control.continuous_update = False
+        _lay_out(control)
         control.observe(update, names="value")
     for button in buttons or {}:
         button.on_click(pressed)
