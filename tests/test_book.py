@@ -168,7 +168,7 @@ def scope(*cells, **names):
 def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
     chapters.guard(scope(GUARD))
     chapters.guard(scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3))
-    chapters.guard(scope(GUARD, "later: int = 3"), **DECLARED)
+    chapters.guard(scope(GUARD, "later: int = 3"))
     chapters.guard({"no": "IPython"})
 
 

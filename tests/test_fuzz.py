@@ -321,7 +321,7 @@ def read_dataset(folder: Path, content: bytes) -> Any:
 
 
 def read_run_config(folder: Path, content: bytes) -> Any:
-    return read_config(str(put(folder / "x.yaml", content)), ["training.batch=8"]).digest()
+    return read_config(str(put(folder / "x.yaml", content)), ["training.batch=8"]).changes()
 
 
 def read_study(folder: Path, content: bytes) -> Any:
@@ -584,7 +584,7 @@ def test_hostile_json_is_refused(folder, name, text):
 def test_settings(keys, values):
     given_settings = [f"{key}={value}" for key, value in zip(keys, values, strict=False)]
     tree = config.profile("quick")
-    survives(lambda: config.parse(config.override(tree, given_settings)).digest())
+    survives(lambda: config.parse(config.override(tree, given_settings)).changes())
 
 
 @pytest.mark.parametrize(
