@@ -21,7 +21,8 @@ T = TypeVar("T")
 class _Loader(yaml.SafeLoader):
     """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do.
 
-    Without aliases: what they stand for can be endless, or grow beyond any memory.
+    Without aliases: what they stand for can be endless, or grow beyond any memory. Without keys
+    that stand there twice.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
@@ -29,6 +30,13 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError("an alias is not taken; write the value out", mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A key that stands there twice would silently lose its first value."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(f"{twice[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -229,7 +229,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict({name: x.float() for name, x in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
         raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
 
 

@@ -25,4 +25,4 @@ def named(folder: Path, name: str, suffix: str = "") -> Path:
 
 def build_folder() -> Path:
     """Downloads, stores and results: `$CMP_BUILD`, else `_build` in the repository."""
-    return Path(os.environ.get("CMP_BUILD", ROOT / "_build"))
+    return Path(os.environ.get("CMP_BUILD") or ROOT / "_build").expanduser()

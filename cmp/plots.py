@@ -188,7 +188,7 @@ def change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
     roles = after["role"][gain.index]
     groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
     rows = [row for title, names in groups if len(names) for row in (title, *names)]
-    note = "Hollow: before, filled: after, with 95% intervals over test images. Grey tick: chance"
+    note = "Hollow: before, filled: after, with 95% intervals over concepts. Grey tick: chance"
     with canvas(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
         axes.set_yticks(range(len(rows)), rows)
         for y, (name, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):

@@ -87,8 +87,8 @@ def pretrain(
     """Run a pretraining; write its checkpoints and their cards into `folder`.
 
     The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
-    the recipe's makes one base, called after it. Weights are stored in 16 bits and
-    scored as stored. Stopped, it goes on where it was. Returns the cards by start.
+    the recipe's makes one base, called after it. Weights are stored in 16 bits and scored as
+    stored. Stopped, it goes on where it was. Returns the cards by start.
     """
     make_folder(folder)
     steps = run_config.training.steps
@@ -107,14 +107,14 @@ def pretrain(
     with Keeper(store.identify(run_config, corpus)) as keeper:
         result = runs.run(run_config, corpus, watched, keeper=keeper)
         models.save_weights(result.model, paths[starts[0]], torch.float16)
+        cards = {}
+        for start, path in paths.items():
+            done = kept if start == "unannealed" else steps
+            cards[start] = make_card(run_config, corpus, path, done, result)
+        cards[starts[0]]["joint"] = measure_joint(name, seed, corpus, paths[starts[0]], observer)
+        for start, path in paths.items():
+            save_card(cards[start], path)
         keeper.remove()
-    cards = {
-        start: make_card(run_config, corpus, path, kept if start == "unannealed" else steps, result)
-        for start, path in paths.items()
-    }
-    cards[starts[0]]["joint"] = measure_joint(name, seed, corpus, paths[starts[0]], observer)
-    for start, path in paths.items():
-        save_card(cards[start], path)
     write_whole(folder / "README.md", overview(folder))
     return cards
 

@@ -8,8 +8,18 @@ import open_clip
 import torch
 
 from cmp import NUMERICS, __version__
+from cmp.errors import CmpError
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
+
+
+def check_device(device: str) -> None:
+    """`CmpError` if torch cannot compute there, such as on "cuda" without a card."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
 def here(device: str = "cpu") -> dict[str, Any]:

@@ -33,8 +33,9 @@ class Observer:
     """What is told of a run's progress; every hook may be left out.
 
     step: (task, step, loss, model) after each step; the model must not be changed. task: (number of
-    tasks done, scores) after each evaluation, with 0 for the one before the stream. resumed:
-    (number of steps done before), first of all, when a run goes on from a checkpoint.
+    tasks done, scores) after each evaluation, with 0 for the one before the stream; of the subset,
+    if there is one, so that they can be compared. resumed: (number of steps done before), first of
+    all, when a run goes on from a checkpoint.
     """
 
     step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
@@ -188,7 +189,7 @@ class _Sitting:
 
     def evaluate(self, done: int) -> None:
         """Score the model after `done` tasks: the subset, and the full test at both ends."""
-        ends = done in (0, self.config.stream.tasks)
+        ends, told = done in (0, self.config.stream.tasks), None
         for size, count in evaluations(self.config):
             if count == 2 and not ends:
                 continue
@@ -199,7 +200,8 @@ class _Sitting:
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
-        self.observer.task(done, scores)
+            told = told or scores
+        self.observer.task(done, told)
 
     def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
         """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop

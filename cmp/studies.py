@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from cmp import cluster, config, forecast, runs, store, workers
+from cmp import cluster, config, forecast, provenance, runs, store, workers
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -80,7 +80,10 @@ class Study:
 
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
-    path = named(STUDIES, chapter, ".yaml")
+    path = named(STUDIES, chapter.zfill(2), ".yaml")
+    if not path.exists():
+        known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
+        raise CmpError(f"no study {chapter}; there are {known or 'none'}")
     tree = {"claims": []} | read_yaml(path)
     _check(path, tree)
     settings = {}
@@ -94,7 +97,7 @@ def load(chapter: str) -> Study:
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
         )
     live, claims = tuple(tree["live"]), tree["claims"]
-    study = Study(chapter, tree["question"], tree["replicates"], live, settings, claims)
+    study = Study(path.stem, tree["question"], tree["replicates"], live, settings, claims)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
 
@@ -177,7 +180,9 @@ class Plan:
 
 
 def plan(configs: list[RunConfig], device: str = "cpu") -> Plan:
-    """What is stored of these runs, and what computing the others would take."""
+    """What is stored of these runs, and what computing the others would take; `CmpError` for a
+    device that is not here."""
+    provenance.check_device(device)
     todo = missing(configs)
     return Plan(len(set(configs)), todo, sum(forecast.seconds(todo, device)))
 

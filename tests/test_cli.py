@@ -44,6 +44,19 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["eval", "tiny", "--weights", "absent.safetensors"], ["absent.safetensors"]),
         (["pretrain", "tiny", "schedule.peek=1"], ["schedule.peek", "schedule.peak"]),
         (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
+        (["run", "quick", "model.name=tinny", "--dry-run"], ["tinny", "tiny"]),
+        (
+            ["run", "quick", "seed=7", "--dry-run"],
+            ["annealed base 7", "cmp pretrain tiny --seed 7"],
+        ),
+        (
+            ["run", "quick", "model.start=cosine", "seed=9"],
+            ["cmp pretrain tiny schedule.name=cosine"],
+        ),
+        (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
+        (["study", "99"], ["no study 99", "01"]),
+        (["study", "1", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
+        (["study", "01", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -65,3 +78,8 @@ def test_the_shell_prints_a_sentence_and_ends_with_status_2():
 
 def test_version():
     assert run(cli.app, ["--version"]).stdout.startswith("cmp 0.")
+
+
+def test_no_threads_are_refused_by_the_option():
+    for command in (["eval", "tiny"], ["run", "quick"], ["resume", "abc"]):
+        assert run(cli.app, [*command, "--threads", "0"]).exit_code == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmp import config
+from cmp import config, files
 from cmp.errors import CmpError
 
 
@@ -69,3 +69,10 @@ def test_a_bad_assignment_is_refused(assignment):
 @pytest.mark.parametrize("tree", [*config.PROFILES.values(), config.PRETRAINING])
 def test_profiles_parse(tree):
     assert config.parse(tree)
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(CmpError, match="'seed' stands there twice"):
+        files.read_yaml(path)

@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 import itertools
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, methods, mixtures, models, runs, streams, training
 from cmp.config import Merging, Mixture
+from cmp.errors import CmpError
 from cmp.merging import policies, rules
 
 PLAIN = {
@@ -168,3 +170,15 @@ def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
         deployed.append({name: 0.25 * x + 0.75 * previous[name] for name, x in end.items()})
     for name, x in result.model.state_dict().items():
         torch.testing.assert_close(x, deployed[-1][name])
+
+
+class Large(torch.nn.Module):
+    """As much of a network as is looked at."""
+
+    visual = SimpleNamespace(image_size=(224, 224))
+
+
+def test_a_model_of_other_images_is_refused():
+    chosen = options.small("model.name=ViT-B-32", "model.start=random")
+    with pytest.raises(CmpError, match=r"takes images of .224, 224. pixels, the data have 32"):
+        methods.learner(chosen, forked.small_corpus(), Large())

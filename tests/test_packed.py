@@ -86,3 +86,12 @@ def test_damage_is_named(dataset, damage):
         (folder / "store.json").write_text(json.dumps(header))
     with pytest.raises(CmpError, match="shapes"):
         packed.read(dataset)
+
+
+def test_pixels_that_are_not_what_was_written_are_refused(dataset):
+    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    with open(packed.store_path("shapes") / "images.npy", "r+b") as file:
+        file.seek(-1000, 2)
+        file.write(b"\x17" * 100)
+    with pytest.raises(CmpError, match=r"images\.npy is not what was written; delete it"):
+        packed.read(dataset)

@@ -24,6 +24,7 @@ def list_() -> None:
     defaults = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     table = Table()
     table.add_column("run", no_wrap=True)
+    table.add_column("images")
     for column in ("A_KA %", "A_ZS %", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("differs from cpu in")
@@ -37,7 +38,7 @@ def list_() -> None:
         leaves = config.flat_keys(found.config.to_dict())
         changes = " ".join(f"{key}={value}" for key, value in leaves if value != defaults[key])
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{found.provenance['seconds']:.0f}")
-        table.add_row(run_id, *scores, changes)
+        table.add_row(run_id, last.scope, *scores, changes)
     console.print(table)
     for progress in checkpoints.unfinished():
         if not store.is_stored(progress.run):  # killed between the result and its checkpoints' end

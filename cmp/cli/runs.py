@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, config, runs, store, workers
+from cmp import checkpoints, config, models, runs, store, workers
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
@@ -39,6 +39,7 @@ def run(
     run_id = store.identify(run_config, data)
     pools = runs.task_pools(run_config, data)  # refuses what cannot be, before anything starts
     if dry_run:
+        models.load(run_config.model, run_config.seeds.init)  # refuses what is not there
         print_plan(run_config, run_id, pools)
         return
     if store.is_stored(run_id):
@@ -58,12 +59,16 @@ def compute(run_config: RunConfig) -> None:
 
 def resume(
     run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
-    threads: Annotated[int | None, typer.Option(help="Torch threads; as it began.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads; as it began.")] = None,
 ) -> None:
     """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
     progress = checkpoints.find(run_id)
     torch.set_num_threads(threads or checkpoints.threads(progress))
     run_config = config.parse(progress.config, f"checkpoint of run {run_id}")
+    if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
+        raise CmpError(
+            f"run {progress.run[:SHORT]} is a pretraining: the same `cmp pretrain` goes on with it"
+        )
     if store.identify(run_config, corpus.load()) != progress.run:
         raise CmpError(
             f"run {progress.run[:SHORT]} was begun with other data, other starting weights or "
@@ -78,7 +83,9 @@ def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> N
         console.print(f"{key}: {value}", highlight=False)
     sizes = ", ".join(str(len(pool.update)) for pool in pools)
     console.print(f"images of each update: {sizes}", highlight=False)
-    state = "stored" if store.is_stored(run_id) else "to be computed"
+    begun = bool(checkpoints.candidates(checkpoints.folder_of(run_id)))
+    state = "goes on from its last checkpoint" if begun else "to be computed"
+    state = "stored" if store.is_stored(run_id) else state
     steps = run_config.stream.tasks * run_config.training.steps
     console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
 

@@ -7,7 +7,9 @@ from rich.console import Console
 
 console = Console()
 
-Threads = Annotated[int, typer.Option(help="Torch threads; results depend on it in the last bits.")]
+Threads = Annotated[
+    int, typer.Option(min=1, help="Torch threads; results depend on it in the last bits.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 
 ROLE_NAMES = {

@@ -23,6 +23,8 @@ def study(
     """Compute the missing runs of a chapter's study; stopped or killed, it goes on where it was."""
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
+    if publish and profile != "cpu":
+        raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
     if publish and shard:
         raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
     grid = studies.load(chapter)

@@ -217,7 +217,10 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         if fault["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.0)[0]
             raise CmpError(f"{source}: {key}: no such key; the nearest is {near!r}") from error
-        raise CmpError(f"{source}: {key}: {message} (found {fault['input']!r:.80})") from error
+        where = f"{source}: {key}" if key else source
+        if fault["type"] == "value_error":  # of several keys: it names them and their values
+            raise CmpError(f"{where}: {message}") from error
+        raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
 

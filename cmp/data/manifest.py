@@ -174,7 +174,8 @@ def read(path: Path, schema: type[BaseModel]) -> BaseModel:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        fault = faults[0]  # a misspelt key first, then the one that is missing for it
         key = ".".join(map(str, fault["loc"])) or "(whole file)"
         raise CmpError(f"{path}: {key}: {fault['msg']} (found {fault['input']!r:.80})") from error
 

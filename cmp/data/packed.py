@@ -97,7 +97,7 @@ def is_built(dataset: Dataset) -> bool:
 
 
 def read(dataset: Dataset) -> Packed:
-    """Open a packed dataset; `CmpError` if it is missing, stale or incomplete."""
+    """Open a packed dataset; `CmpError` if it is missing, stale, incomplete or damaged."""
     folder = store_path(dataset.name)
     if not is_built(dataset):
         raise CmpError(
@@ -112,4 +112,6 @@ def read(dataset: Dataset) -> Packed:
         raise CmpError(f"{folder}: damaged ({error}); delete it and rebuild") from error
     if images.shape != (len(table), 4, SIZE, SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; delete it and rebuild")
+    if hashlib.sha256(images).hexdigest() != header.images_sha256:
+        raise CmpError(f"{folder}: images.npy is not what was written; delete it and rebuild")
     return Packed(dataset, header, images, table)

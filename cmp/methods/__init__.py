@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cmp import models
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
+from cmp.errors import CmpError
 from cmp.mixtures import Batch, Pools
 
 
@@ -64,9 +65,15 @@ def learner(
     """A network ready for the first step of a run.
 
     model: trained in place; the weights that `config.model` names where left out, see `models.load`
-    for what it raises. device: where the network lives.
+    for what it raises. device: where the network lives. `CmpError` if the model takes images of
+    another size than the data's.
     """
     model = (model or models.load(config.model, config.seeds.init)).to(device)
+    if (side := model.visual.image_size) not in (corpus.images.shape[-1], corpus.images.shape[-2:]):
+        raise CmpError(
+            f"model.name: {config.model.name!r} takes images of {side} pixels, the data have "
+            f"{corpus.images.shape[-1]}"
+        )
     found = Learner(config, corpus, model, models.tokens(config.model.name, corpus.texts))
     of(config).prepare(found)
     return found
