@@ -218,14 +218,14 @@ PROGRESS = {
     "seconds": 2.5,
     "machine": {"threads": 1},
 }
+PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
 HEADER = {
     "format": packed.FORMAT,
     "fingerprint": "x",
-    "images_sha256": "0" * 64,
+    "images_sha256": hashlib.sha256(PIXELS).hexdigest(),
     "table_sha256": "0" * 64,
     "classes": ["a", "b"],
 }
-PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
 SAMPLES = pd.DataFrame(
     {
         "split": ["train", "test"],

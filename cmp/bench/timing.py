@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product stands for the peak
 
@@ -51,7 +52,7 @@ def interleaved(
     for call in alternatives.values():
         call()
     seconds = {name: np.empty(rounds) for name in names}
-    for index in range(rounds):
+    for index in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
         first = index % len(names)
         for name in [*names[first:], *names[:first]]:
             started = clock()

@@ -33,11 +33,11 @@ def make(dataset: Dataset) -> str:
 
 
 def build(names: list[str] | None = None, jobs: int | None = None) -> list[str]:
-    """Build every selected dataset that is not up to date; returns the names of those built.
+    """Build every selected dataset that is not up to date, or is damaged; returns the names.
 
     Each dataset is written whole or not at all, so an interrupted build goes on where it was.
     """
-    todo = [dataset for dataset in select(names) if not packed.is_built(dataset)]
+    todo = [dataset for dataset in select(names) if not packed.is_intact(dataset)]
     if not todo:
         return []
     _fetch_all(todo)

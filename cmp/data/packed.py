@@ -96,22 +96,30 @@ def is_built(dataset: Dataset) -> bool:
         return False
 
 
+def is_intact(dataset: Dataset) -> bool:
+    """Whether it can be read, too: every byte of the images is looked at."""
+    try:
+        return bool(read(dataset))
+    except CmpError:
+        return False
+
+
 def read(dataset: Dataset) -> Packed:
     """Open a packed dataset; `CmpError` if it is missing, stale, incomplete or damaged."""
-    folder = store_path(dataset.name)
+    folder, again = store_path(dataset.name), f"run `cmp data build {dataset.name}`"
     if not is_built(dataset):
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
-            f"run `cmp data build {dataset.name}`"
+            f"run `cmp data build`, or `cmp data build {dataset.name}` for it alone"
         )
     try:
         header = parse_record((folder / "store.json").read_text(), Header)
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", COLUMNS)
     except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:
-        raise CmpError(f"{folder}: damaged ({error}); delete it and rebuild") from error
+        raise CmpError(f"{folder}: damaged ({error}); {again}") from error
     if images.shape != (len(table), 4, SIZE, SIZE) or images.dtype != np.uint8:
-        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; delete it and rebuild")
+        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {again}")
     if hashlib.sha256(images).hexdigest() != header.images_sha256:
-        raise CmpError(f"{folder}: images.npy is not what was written; delete it and rebuild")
+        raise CmpError(f"{folder}: images.npy is not what was written; {again}")
     return Packed(dataset, header, images, table)

@@ -86,7 +86,10 @@ def mixture_explorer(pool: int = POOL, arriving: int = ARRIVING) -> ipywidgets.V
     """Weights of P, D and B, batch, tasks, steps, replay share -> the batch and what is seen.
 
     pool: images of the pretraining set; arriving: images of all updates together, evenly divided.
+    `CmpError` if there are none.
     """
+    if min(pool, arriving) <= 0:
+        raise CmpError(f"mixture_explorer: sizes must be positive, not {pool} and {arriving}")
 
     def draw(p, d, b, batch, tasks, steps, replay):
         mixture = normalised(p, d, b, replay)
