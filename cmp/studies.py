@@ -80,10 +80,10 @@ class Study:
 
 def load(chapter: str) -> Study:
     """Read a chapter's grid; `CmpError` with file and key if it is not well-formed."""
-    path = named(STUDIES, chapter.zfill(2), ".yaml")
+    path = named(STUDIES, chapter, ".yaml").with_stem(chapter.zfill(2))
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
-        raise CmpError(f"no study {chapter}; there are {known or 'none'}")
+        raise CmpError(f"{path}: no such study; there are {known or 'none'}")
     tree = {"claims": []} | read_yaml(path)
     _check(path, tree)
     settings = {}

@@ -54,7 +54,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["cmp pretrain tiny schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
-        (["study", "99"], ["no study 99", "01"]),
+        (["study", "99"], ["99.yaml", "no such study", "01"]),
         (["study", "1", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
         (["study", "01", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
     ],
