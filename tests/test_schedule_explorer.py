@@ -256,7 +256,7 @@ def test_controls_are_on_where_the_schedule_uses_them(monkeypatch):
 
 
 def test_every_key_of_a_schedule_has_a_control():
-    keys = {key for key in config.NAMES | config.METAS if not key.endswith("_steps")}
+    keys = {key for key in config.OF_NAMES | config.OF_METAS if not key.endswith("_steps")}
     assert keys <= set(Explorer().controls)
 
 

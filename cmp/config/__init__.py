@@ -15,15 +15,39 @@ from pydantic.dataclasses import dataclass
 
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
 from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
-from cmp.config.schedule import BASES, COOLED, METAS, NAMES, SHARES, WARMED, Schedule
+from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
 
 __all__ = [
-    "BASES", "COOLED", "DEFAULTS", "METAS", "MOST", "NAMES", "PRETRAINING", "PRETRAINING_OF",
-    "PROFILES", "SHARES", "STRICT", "WARMED", "Evaluation", "Merging", "Method", "Mixture", "Model",
-    "Optimizer", "RunConfig", "Schedule", "Seeds", "Stream", "Training", "choices", "flat_keys",
-    "override", "parse", "profile",
+    "BASES",
+    "COOLED",
+    "DEFAULTS",
+    "MOST",
+    "OF_METAS",
+    "OF_NAMES",
+    "PRETRAINING",
+    "PRETRAINING_OF",
+    "PROFILES",
+    "SHARES",
+    "STRICT",
+    "WARMED",
+    "Evaluation",
+    "Merging",
+    "Method",
+    "Mixture",
+    "Model",
+    "Optimizer",
+    "RunConfig",
+    "Schedule",
+    "Seeds",
+    "Stream",
+    "Training",
+    "choices",
+    "flat_keys",
+    "override",
+    "parse",
+    "profile",
 ]  # fmt: skip
 
 

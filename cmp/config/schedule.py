@@ -9,11 +9,11 @@ from cmp.config.fields import STRICT, Positive, Share, Steps
 
 COOLED = ("rsqrt", "wsd", "wsd-sqrt", "infinite")
 WARMED = ("linear", "cosine", *COOLED)
-NAMES = {
+OF_NAMES = {
     "warmup": WARMED, "warmup_steps": WARMED, "cooldown": COOLED, "cooldown_steps": COOLED,
     "shift": ("rsqrt",), "level": ("infinite",),
 }  # fmt: skip
-METAS = {"decay": ("geometric",), "peaks": ("free",)}
+OF_METAS = {"decay": ("geometric",), "peaks": ("free",)}
 """Which schedules, and which meta schedules, a key is for."""
 BASES = {"cosine-dynamic": "cosine", "rsqrt-recovered": "rsqrt"}
 """Meta schedules that change the curve within a task, and the one that they change."""
@@ -48,8 +48,8 @@ class Schedule:
     peaks: tuple[Share, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, names in (NAMES | METAS).items():
-            chosen = self.meta if key in METAS else self.name
+        for key, names in (OF_NAMES | OF_METAS).items():
+            chosen = self.meta if key in OF_METAS else self.name
             default = type(self).__dataclass_fields__[key].default
             if getattr(self, key) != default and chosen not in names:
                 raise ValueError(f"{key}: {chosen!r} has none, only {', '.join(names)}")
@@ -70,7 +70,7 @@ class Schedule:
         found = []
         for kind, default in SHARES.items():
             share, exact = getattr(self, kind), getattr(self, f"{kind}_steps")
-            share = 0.0 if self.name not in NAMES[kind] else default if share is None else share
+            share = 0.0 if self.name not in OF_NAMES[kind] else default if share is None else share
             found.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
         warmup, cooldown = found
         rounded = self.warmup_steps is None and self.cooldown_steps is None

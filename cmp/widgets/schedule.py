@@ -120,7 +120,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> VBox:
 
     def draw(**values) -> Drawn:
         used = settings.used(values["name"], values["meta"])
-        for key in config.NAMES | config.METAS:
+        for key in config.OF_NAMES | config.OF_METAS:
             if key in controls:
                 controls[key].disabled = key not in used
         release.disabled = not held

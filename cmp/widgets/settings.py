@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from cmp import config, schedules, store
-from cmp.config import METAS, NAMES, SHARES, RunConfig, Schedule, Stream, Training
+from cmp.config import OF_METAS, OF_NAMES, SHARES, RunConfig, Schedule, Stream, Training
 from cmp.errors import CmpError
 
 FREE = ("schedule.", "seeds.", "stream.tasks", "training.steps")
@@ -21,8 +21,8 @@ SHORTEST = 1e-9
 
 def used(name: str, meta: str) -> set[str]:
     """The keys of a schedule that this curve and this meta schedule look at, beyond the peak."""
-    every = (NAMES | METAS).items()
-    return {key for key, names in every if (meta if key in METAS else name) in names}
+    every = (OF_NAMES | OF_METAS).items()
+    return {key for key, names in every if (meta if key in OF_METAS else name) in names}
 
 
 def setting(name: str, meta: str, peak: float, tasks: int, steps: int, **more: Any) -> RunConfig:
