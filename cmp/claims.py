@@ -30,7 +30,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class Claim:
-    """What is claimed of `setting` minus `against` on one aggregate at the end of the stream.
+    """What is claimed of `setting` minus `against` on one aggregate, at the end of the stream or,
+    with `at: area`, in the mean over its tasks (of the subset that is scored after each).
 
     superiority: the difference lies beyond `margin` on the side of `direction`; equivalence: it
     lies within ± `margin`. The margin is in points: what the reader of a chapter would care about.
@@ -44,6 +45,7 @@ class Claim:
     direction: Literal["higher", "lower"] = "higher"
     margin: Annotated[float, Field(ge=0)] = 2.0
     kind: Literal["superiority", "equivalence"] = "superiority"
+    at: Literal["end", "area"] = "end"
 
     def __post_init__(self) -> None:
         if self.setting == self.against:
@@ -109,6 +111,17 @@ def final(trajectory: pd.DataFrame) -> pd.DataFrame:
     return chosen[chosen["task"] == last]
 
 
+def area(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """A row a (setting, replicate): each aggregate's mean over the tasks of the stream, on the
+    subset that is scored after every task; the area under its trajectory, per task. `CmpError` if
+    no subset was scored."""
+    chosen = trajectory[(trajectory["scope"] == "subset") & (trajectory["task"] > 0)]
+    if not len(chosen):
+        raise CmpError("trajectory: an area takes the scores after each task, scope 'subset'")
+    keys = ["setting", "replicate"]
+    return chosen.groupby(keys, sort=False)[list(AGGREGATES)].mean().reset_index()
+
+
 def ends(trajectory: pd.DataFrame) -> pd.DataFrame:
     """A row a setting: each aggregate at the end of the stream, as "mean ± half the interval"."""
     rows = final(trajectory).groupby("setting", sort=False)
@@ -121,10 +134,11 @@ def _ends(values: pd.Series) -> tuple[float, float]:
     return mean, half
 
 
-def by_replicate(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """The ends of all runs: a row a replicate, columns (aggregate, setting), sorted; NaN where a
-    run is missing. `CmpError` if a run is there twice, for it would count as two replicates."""
-    rows = final(trajectory)
+def by_replicate(trajectory: pd.DataFrame, at: str = "end") -> pd.DataFrame:
+    """The ends of all runs, or with at="area" their means over tasks: a row a replicate, columns
+    (aggregate, setting), sorted; NaN where a run is missing. `CmpError` if a run is there twice,
+    for it would count as two replicates."""
+    rows = area(trajectory) if at == "area" else final(trajectory)
     if (twice := rows.duplicated(["setting", "replicate"])).any():
         setting, replicate = rows.loc[twice, ["setting", "replicate"]].iloc[0]
         raise CmpError(f"trajectory: replicate {replicate} of {setting!r} is there twice")
@@ -220,23 +234,24 @@ def verdicts(trajectory: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     """A row a claim (index: its name): estimate, interval, verdict, and a sentence for people.
 
     claims: all claims of the chapter, for they are corrected together. Columns: `claimed` (its
-    sentence), `setting`, `against`, `aggregate`, `above` and `below` (the claim is true of
+    sentence), `setting`, `against`, `aggregate`, `at`, `above` and `below` (the claim is true of
     differences between these), `n` (replicates that hold both settings; the others are dropped,
     and `sentence` says which), `estimate` (setting minus against, points) and those of `judge`.
     Raises `CmpError` for a setting that the trajectory lacks.
     """
-    table, rows, lacking = by_replicate(trajectory), [], []
+    tables = {at: by_replicate(trajectory, at) for at in dict.fromkeys(c.at for c in claims)}
+    rows, lacking = [], []
     for claim in claims:
         known = trajectory["setting"]
         _check(known, claim.setting, claim.against, f"claim {claim.name!r}")
-        both = table[claim.aggregate]
+        both = tables[claim.at][claim.aggregate]
         differences = both[claim.setting] - both[claim.against]
         mean, error, _ = t_interval(differences.dropna().to_numpy())
         above, below = claim.region
         rows.append((claim.name, claim.sentence, claim.setting, claim.against, claim.aggregate,
-                     above, below, differences.notna().sum(), mean, error))  # fmt: skip
+                     claim.at, above, below, differences.notna().sum(), mean, error))  # fmt: skip
         lacking.append(list(differences.index[differences.isna()]))
-    names = ["claim", "claimed", "setting", "against", "aggregate", "above", "below", "n"]
+    names = ["claim", "claimed", "setting", "against", "aggregate", "at", "above", "below", "n"]
     frame = pd.DataFrame(rows, columns=[*names, "estimate", "error"]).set_index("claim")
     numbers = [frame[name].to_numpy() for name in ("estimate", "error", "n")]
     frame = frame.drop(columns="error").assign(**judge(*numbers, claims))
@@ -254,9 +269,10 @@ def _tell(row: dict[str, Any], dropped: list[int]) -> str:
         text = f"Undecided: {found} both {one!r} and {other!r}, and an interval takes two or more."
         return text + left_out * bool(dropped)
     bounds = [f"{word} {row[word]:g}" for word in ("above", "below") if np.isfinite(row[word])]
+    mean = " in the mean over tasks" if row["at"] == "area" else ""
     p = "< 0.001" if row["p_adjusted"] < 0.001 else f"= {row['p_adjusted']:.3f}"
     return (
-        f"{row['verdict'].capitalize()}: on {row['aggregate']}, {one!r} minus {other!r} is "
+        f"{row['verdict'].capitalize()}: on {row['aggregate']}{mean}, {one!r} minus {other!r} is "
         f"{row['estimate']:.1f} points ({100 * row['level']:.3g}% interval {row['low']:.1f} to "
         f"{row['high']:.1f}); claimed is {' and '.join(bounds)} (adjusted p {p}, n = {count})."
         + left_out

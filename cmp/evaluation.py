@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmp import images, models
 from cmp.data.corpus import Corpus
-from cmp.data.manifest import Dataset
+from cmp.data.manifest import POOLS, Dataset
 from cmp.errors import CmpError
 from cmp.seeds import unit
 from cmp.training import autocast
@@ -230,7 +230,7 @@ def _row(corpus: Corpus, question: _Question, found: pd.DataFrame) -> dict[str, 
 
 def _ask_all(corpus: Corpus, split: str, subset: int | None) -> list[_Question]:
     """What is asked of every dataset that is scored and has images in the split."""
-    scored = [dataset for dataset in corpus.datasets.values() if dataset.role != "pool"]
+    scored = [dataset for dataset in corpus.datasets.values() if dataset.role not in POOLS]
     rows = [evaluation_rows(corpus, dataset.name, split, subset) for dataset in scored]
     found = [_ask(corpus, *pair) for pair in zip(scored, rows, strict=True) if len(pair[1])]
     if not found:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import evaluation, methods, models, runs, store, training
+from cmp import evaluation, methods, mixtures, models, runs, store, training
 from cmp.config import Mixture, Model, Optimizer, RunConfig, Schedule, Seeds, Stream
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -83,7 +83,7 @@ def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float
     ends = []
     short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=STEPS))
     learner = methods.learner(short, corpora.load(), model)
-    pools = runs.task_pools(short, learner.corpus)
+    pools = mixtures.task_pools(short, learner.corpus)
     training.train_task(
         learner, pools[-1], len(pools) - 1,
         after_step=lambda step, loss: ends.append((loss.item(), clock())),

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import checkpoints, methods, mixtures, provenance, schedules, streams, training
+from cmp import checkpoints, methods, mixtures, provenance, schedules, training
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
@@ -23,7 +23,6 @@ from cmp.merging import policies
 from cmp.merging.policies import Memory
 from cmp.merging.rules import Weights
 from cmp.methods import Learner
-from cmp.mixtures import Pools
 from cmp.paths import SHORT
 from cmp.signals import StopRequest
 
@@ -57,30 +56,6 @@ class Result:
     model: nn.Module
     seconds: float
     provenance: dict[str, Any]
-
-
-def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
-    """What each task may draw from; `CmpError` if a batch would take a sample of a pool twice."""
-    train = corpus.rows("train")
-    in_pool = corpus.table["dataset"].iloc[train].isin(corpus.by_role("pool")).to_numpy()
-    mixture = config.mixture
-    replay = mixtures.replay_pool(train[in_pool], mixture.replay, config.seeds.data)
-    if mixture.update + mixture.buffer == 0:
-        updates = [train[:0]] * config.stream.tasks
-    else:
-        updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
-    pools = [
-        Pools(replay, update, mixtures.buffer_pool(updates[:task], mixture, config.seeds.data))
-        for task, update in enumerate(updates)
-    ]
-    batch = config.training.batch
-    largest = min(mixtures.largest_batch(each, mixture, batch) for each in pools)
-    if largest < batch:
-        raise CmpError(
-            f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
-            f"fits this stream and mixture is {largest}"
-        )
-    return pools
 
 
 def joint(config: RunConfig) -> RunConfig:
@@ -120,7 +95,7 @@ def run(
     Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
     the last good state kept and a report beside it.
     """
-    pools = task_pools(config, corpus)
+    pools = mixtures.task_pools(config, corpus)
     learner = methods.learner(config, corpus, model, device)
     with StopRequest() as stop:
         sitting = _Sitting(learner, observer, keeper, stop, provenance.here(device))

@@ -16,12 +16,13 @@ import pandas as pd
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp import NUMERICS, config, models
+from cmp import NUMERICS, config, models, streams
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
 from cmp.files import parse_record, whole_folder
+from cmp.mixtures import replay
 from cmp.paths import SHORT, build_folder, named
 from cmp.runs import Result
 from cmp.tables import METRICS, read_table
@@ -61,12 +62,17 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
     """The id of a run: sha256 over everything that decides its result."""
     start = run_config.model.start
     weights = models.weights_path(run_config.model.name, start, run_config.seeds.init)
+    unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
     content = {
         "config": run_config.changes(),
-        "data": corpus.hashes,
+        "data": {name: x for name, x in corpus.hashes.items() if name not in unused},
         "weights": sha256(weights) if start != "random" and weights.exists() else start,
         "numerics": NUMERICS,
     }
+    if run_config.stream.order != "random":  # what traits decide counts, not the tables themselves
+        content["order"] = streams.digest(corpus, run_config.stream, run_config.seeds.stream)
+    if run_config.mixture.select != "random":
+        content["replay"] = replay.digest(corpus, run_config.mixture, run_config.seeds.data)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

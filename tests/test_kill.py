@@ -344,7 +344,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(bu
 
 
 def batch_of(config, task, step):
-    pools = runs.task_pools(config, small_corpus())
+    pools = mixtures.task_pools(config, small_corpus())
     return mixtures.make_batch(config, small_corpus(), pools[task], task, step)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmp import config, mixtures, runs
+from cmp import config, mixtures
 from cmp.data import packed
 from cmp.data.manifest import embedded
 from cmp.data.recipes import emoji
@@ -61,7 +61,7 @@ def test_new_icon_heads_are_no_heads_of_the_pool(everything):
 @pytest.mark.parametrize("tree", [config.PRETRAINING, config.PROFILES["quick"]])
 def test_batches_hold_train_images_only_and_pretraining_those_of_the_pool(corpus, tree):
     run_config = config.parse(tree)
-    pools = runs.task_pools(run_config, corpus)
+    pools = mixtures.task_pools(run_config, corpus)
     allowed = np.zeros(len(corpus.table), bool)
     allowed[corpus.rows("train")] = True
     roles = corpus.table["dataset"].map(lambda name: corpus.datasets[name].role)
@@ -80,7 +80,7 @@ def test_no_batch_image_equals_a_held_out_image(corpus):
     held_out = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     known = {corpus.images[row].numpy().tobytes() for row in held_out}
     run_config = config.parse(config.PROFILES["quick"])
-    for task, pool in enumerate(runs.task_pools(run_config, corpus)):
+    for task, pool in enumerate(mixtures.task_pools(run_config, corpus)):
         for step in range(5):
             batch = mixtures.make_batch(run_config, corpus, pool, task, step)
             assert not known & {image.numpy().tobytes() for image in batch.images}

@@ -8,7 +8,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from cmp import config, evaluation, methods, models, runs, training, vocabulary
+from cmp import config, evaluation, methods, mixtures, models, training, vocabulary
 from cmp.errors import CmpError
 from cmp.methods import Learner
 
@@ -90,7 +90,7 @@ def test_every_parameter_is_trained(name, corpus):
     run_config = config.parse(config.override(config.PRETRAINING, ["training.steps=2"]))
     model = models.create(name, 0)
     before = copy.deepcopy(model.state_dict())
-    pools = runs.task_pools(run_config, corpus)[0]
+    pools = mixtures.task_pools(run_config, corpus)[0]
     tokens = models.tokens(name, corpus.texts)
     training.train_task(Learner(run_config, corpus, model, tokens), pools, 0)
     for key, parameter in model.named_parameters():
@@ -100,7 +100,7 @@ def test_every_parameter_is_trained(name, corpus):
 
 def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
     run_config = config.parse(config.override(config.PROFILES["quick"], ["training.steps=3"]))
-    pools = runs.task_pools(run_config, corpus)[1]
+    pools = mixtures.task_pools(run_config, corpus)[1]
     losses = []
     for _ in range(2):
         learner = methods.learner(run_config, corpus, models.create("tiny", 0))

@@ -85,7 +85,7 @@ def test_a_method_trains_what_it_says_and_nothing_else(name):
     chosen = options.small(f"method.name={name}", "stream.tasks=1")
     learner = methods.learner(chosen, forked.small_corpus(), models.create("tiny", 0))
     before = copy.deepcopy(learner.model.state_dict())
-    training.train_task(learner, runs.task_pools(chosen, learner.corpus)[0], 0)
+    training.train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
     trainable = {key for key, x in learner.model.named_parameters() if x.requires_grad}
     moved = {k for k, x in learner.model.state_dict().items() if not torch.equal(x, before[k])}
     assert moved == trainable != set()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, results, runs, store, studies, workers
+from cmp import cli, config, mixtures, results, runs, store, studies, workers
 from cmp.errors import CmpError
 from cmp.paths import SHORT
 
@@ -92,7 +92,7 @@ def test_other_data_are_another_run(corpus):
 
 def test_joint_training_is_one_task_of_all_classes_and_as_many_steps(corpus):
     joint = runs.joint(small())
-    [pools] = runs.task_pools(joint, corpus)
+    [pools] = mixtures.task_pools(joint, corpus)
     assert joint.training.steps == 6
     assert len(pools.update) == sum(
         corpus.datasets[name].counts.train for name in corpus.by_role("adapt")
@@ -101,12 +101,12 @@ def test_joint_training_is_one_task_of_all_classes_and_as_many_steps(corpus):
 
 def test_the_control_sees_no_new_data(corpus):
     control = small("mixture.pretraining=1", "mixture.update=0", "mixture.buffer=0")
-    for pools in runs.task_pools(control, corpus):
+    for pools in mixtures.task_pools(control, corpus):
         assert len(pools.update) == len(pools.buffer) == 0
 
 
 def test_the_buffer_holds_all_earlier_updates(corpus):
-    pools = runs.task_pools(small("stream.tasks=5"), corpus)
+    pools = mixtures.task_pools(small("stream.tasks=5"), corpus)
     for task, pool in enumerate(pools):
         earlier = [each.update for each in pools[:task]]
         expected = np.sort(np.concatenate([np.array([], int), *earlier]))

@@ -17,7 +17,7 @@ def small(*settings):
 
 def batches(run_config, corpus):
     """The samples of each task's first step."""
-    pools = runs.task_pools(run_config, corpus)
+    pools = mixtures.task_pools(run_config, corpus)
     return [
         mixtures.make_batch(run_config, corpus, pool, task, 0) for task, pool in enumerate(pools)
     ]
@@ -42,7 +42,9 @@ def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
 
 def test_the_stream_seed_moves_the_tasks_and_no_weight(corpus):
     one, two = (small(f"seeds.stream={seed}") for seed in (0, 1))
-    tasks = [[set(pool.update) for pool in runs.task_pools(each, corpus)] for each in (one, two)]
+    tasks = [
+        [set(pool.update) for pool in mixtures.task_pools(each, corpus)] for each in (one, two)
+    ]
     assert all(a != b for a, b in zip(*tasks, strict=True))
     starts = [models.digest(models.load(each.model, each.seeds.init)) for each in (one, two)]
     assert starts[0] == starts[1]

@@ -13,8 +13,9 @@ ROOMS = """
     errors paths seeds signals tables provenance
     files config
     data
-    vocabulary towers compact images streams mixtures schedules merging models methods
-    training evaluation
+    vocabulary towers compact images traits streams mixtures exposures
+    schedules merging models methods
+    training evaluation measuring
     checkpoints runs
     store verification pretraining forecast workers cluster studies
     claims fronts results

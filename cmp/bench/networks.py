@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import compact, config, images, mixtures, models, runs, training
+from cmp import compact, config, images, mixtures, models, training
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
@@ -103,7 +103,7 @@ def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1)
     size = batch or (64 if name == "bench-mid" else 128)
     settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
     run_config = config.parse(config.override(config.profile("cpu"), settings), "benchmark")
-    return Setting(name, run_config, corpus, runs.task_pools(run_config, corpus)[TASK])
+    return Setting(name, run_config, corpus, mixtures.task_pools(run_config, corpus)[TASK])
 
 
 def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:

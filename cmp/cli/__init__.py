@@ -8,13 +8,14 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import bench, chapters, data, networks, results, runs, studies
+from cmp.cli import bench, chapters, data, networks, results, runs, streams, studies
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(results.app, name="results")
+app.add_typer(streams.app, name="stream")
 app.command("eval")(networks.evaluate)
 app.command()(networks.pretrain)
 app.command()(runs.run)

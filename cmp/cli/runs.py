@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, config, models, runs, store, workers
+from cmp import checkpoints, config, mixtures, models, store, workers
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
@@ -37,7 +37,7 @@ def run(
     run_config = read_config(what, settings or [])
     data = corpus.load()
     run_id = store.identify(run_config, data)
-    pools = runs.task_pools(run_config, data)  # refuses what cannot be, before anything starts
+    pools = mixtures.task_pools(run_config, data)  # refuses what cannot be, before anything starts
     if dry_run:
         models.load(run_config.model, run_config.seeds.init)  # refuses what is not there
         print_plan(run_config, run_id, pools)
@@ -77,7 +77,7 @@ def resume(
     compute(run_config)
 
 
-def print_plan(run_config: RunConfig, run_id: str, pools: list[runs.Pools]) -> None:
+def print_plan(run_config: RunConfig, run_id: str, pools: list[mixtures.Pools]) -> None:
     """What a run would do: its settings, its tasks, whether it is stored."""
     for key, value in config.flat_keys(run_config.to_dict()):
         console.print(f"{key}: {value}", highlight=False)

@@ -14,6 +14,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 
 ROLE_NAMES = {
     "pool": "pretraining pool",
+    "substitute": "stand-in for the pool",
     "adapt": "adaptation (A_KA)",
     "eval": "retention (A_ZS)",
     "transfer": "transfer (reported apart)",

@@ -62,30 +62,52 @@ class Model:
 
 @dataclass(frozen=True, config=STRICT)
 class Stream:
-    """The order of the adaptation classes, cut into `tasks` blocks of equal class count."""
+    """The order of the adaptation classes, cut into `tasks` blocks.
 
-    order: Literal["random"] = "random"
+    order: see `cmp.streams.orders`; reverse: read from its end. equal: whether the blocks are of
+    equal class count or of about equal image count. traits: the table that every order but random
+    goes by, in `data_manifests/traits` or made by `cmp stream`.
+    """
+
+    order: Literal[
+        "random", "easy-accuracy", "easy-loss", "easy-alignment", "frequency", "similarity",
+        "dataset", "time", "listed",
+    ] = "random"  # fmt: skip
+    reverse: bool = False
+    equal: Literal["classes", "images"] = "classes"
     tasks: Count = 8
+    traits: Name = "embedded"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Mixture:
     """Shares of a batch: pretraining pool, update pool, buffer. They sum to one.
 
-    replay: the part of the pretraining set that may be replayed; nobody keeps all of it. policy:
-    what the buffer keeps of earlier updates, see `cmp.mixtures.BUFFERS`.
+    pool: what is replayed for the sake of retention, the pretraining set or a substitute for it;
+    replay: the part of it that is kept, for nobody keeps all of it; select: which part, see
+    `cmp.mixtures.SELECTIONS`. policy: what the buffer keeps of earlier updates and how evenly it is
+    drawn from, see `cmp.mixtures.BUFFERS`; capacity: how many images it holds at most.
     """
 
     pretraining: Share = 1 / 3
     update: Share = 1 / 3
     buffer: Share = 1 / 3
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    policy: Literal["unlimited"] = "unlimited"
+    pool: Literal["pretraining", "substitute"] = "pretraining"
+    select: Literal["random", "clustered", "aligned"] = "random"
+    policy: Literal["unlimited", "reservoir", "class-balanced", "task-balanced"] = "unlimited"
+    capacity: Count | None = None
 
     def __post_init__(self) -> None:
         total = self.pretraining + self.update + self.buffer
         if abs(total - 1) > 1e-6:
             raise ValueError(f"pretraining + update + buffer must be 1, not {total:g}")
+        if (self.policy == "reservoir") > (self.capacity is not None):
+            raise ValueError("policy 'reservoir' wants a capacity, the images that it holds")
+        if self.policy == "unlimited" and self.capacity is not None:
+            raise ValueError(
+                f"capacity {self.capacity}: 'unlimited' has none; 'reservoir' is of fixed size"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)

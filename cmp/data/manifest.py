@@ -32,7 +32,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Interval = Annotated[tuple[Share, Share], Field(description="half-open part of [0, 1)")]
 Split = Literal["train", "validation", "test"]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
-Role = Literal["pool", "adapt", "eval", "transfer"]
+Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]
+POOLS = ("pool", "substitute")
+"""Roles that are replayed and never scored: what the bases learned, and what could stand in for it
+where that is not to be had."""
 
 ALL: Interval = (0.0, 1.0)
 
@@ -93,6 +96,13 @@ class IconRecipe(Strict):
     splits: dict[Split, Interval]
 
 
+class IconSetRecipe(Strict):
+    """Every icon of one set, each of a class of its own; `splits` are intervals of their hash."""
+
+    kind: Literal["icon-set"]
+    splits: dict[Split, Interval]
+
+
 class ArrayRecipe(Strict):
     """Grey 28-pixel images that a package ships as arrays; `splits` counts images a class."""
 
@@ -116,7 +126,7 @@ class PhotoRecipe(Strict):
 
 
 Recipe = Annotated[
-    EmojiRecipe | FlagRecipe | IconRecipe | ArrayRecipe | SceneRecipe | PhotoRecipe,
+    EmojiRecipe | FlagRecipe | IconRecipe | IconSetRecipe | ArrayRecipe | SceneRecipe | PhotoRecipe,
     Field(discriminator="kind"),
 ]
 
@@ -131,7 +141,11 @@ class Counts(Strict):
 
 
 class Dataset(Strict):
-    """One dataset: where it comes from, what it is for, how it is made."""
+    """One dataset: where it comes from, what it is for, how it is made.
+
+    year: in which the dataset, or the one that it is made after, first came out; time-incremental
+    streams go by it.
+    """
 
     name: Name
     title: Text
@@ -141,6 +155,7 @@ class Dataset(Strict):
     prompt: Text = "{}"
     sources: list[Name] = []
     optional: bool = False
+    year: Annotated[int, Field(ge=1900, le=2100)] | None = None
     recipe: Recipe
     counts: Counts
 
@@ -149,7 +164,7 @@ class Dataset(Strict):
         fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt)]
         if [field for field in fields if field is not None] != [""]:
             raise ValueError(f"prompt: {self.prompt!r} must hold exactly one {{}}")
-        if self.role == "pool" and set(self.recipe.splits) != {"train"}:
+        if self.role in POOLS and set(self.recipe.splits) != {"train"}:
             raise ValueError("recipe.splits: a pool has a train split and nothing else")
         if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
             raise ValueError("recipe.splits: a held-out set cannot have a train split")
@@ -158,7 +173,9 @@ class Dataset(Strict):
     def fingerprint(self, packages: dict[str, Package]) -> str:
         """sha256 of everything that decides the packed images: this manifest and its sources."""
         sources = {name: packages[name].sha256 for name in self.sources}
-        content = json.dumps([self.model_dump(mode="json"), sources], sort_keys=True)
+        content = json.dumps(
+            [self.model_dump(mode="json", exclude={"year"}), sources], sort_keys=True
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from ipywidgets import FloatLogSlider, FloatSlider, IntSlider
 from matplotlib.figure import Figure
 
-from cmp import mixtures, plot_inputs
+from cmp import exposures, plot_inputs
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.widgets.view import Drawn, explorer
@@ -20,36 +20,6 @@ def normalised(pretraining: float, update: float, buffer: float, replay: float =
     if total == 0:
         return Mixture(replay=replay)
     return Mixture(pretraining / total, update / total, buffer / total, replay)
-
-
-def exposure(
-    mixture: Mixture, batch: int, tasks: int, steps: int, pool_size: float, task_size: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What a batch is made of, and how often an image is seen over the stream, on average.
-
-    pool_size: images of the pretraining pool that are kept for replay; task_size: images that
-    arrive in each task. The buffer of a task holds all earlier tasks' images, drawn uniformly.
-    Returns (parts, passes) as `plot_inputs.batch_mixture` takes them; `passes` has another column,
-    `images`: what is seen times how many there are adds up to batch * steps * tasks.
-    """
-    if min(pool_size, task_size) <= 0:
-        raise CmpError(f"exposure: sizes must be positive, not {pool_size} and {task_size}")
-    first, later = (mixtures.parts(mixture, batch, empty) for empty in (True, False))
-    each = pd.DataFrame([first] + [later] * (tasks - 1), columns=list(plot_inputs.POOLS))
-    # what a task's buffer part adds to each earlier image, summed over the tasks that follow
-    replay = [0.0] + [steps * later[2] / (task_size * earlier) for earlier in range(1, tasks)]
-    passes = pd.DataFrame(
-        {
-            "pretraining pool": [steps * each["pretraining pool"].sum() / pool_size]
-            + [0.0] * tasks,
-            "update": [0.0, *steps * each["update"] / task_size],
-            "buffer": [0.0, *[sum(replay[task:]) for task in range(1, tasks + 1)]],
-            "images": [pool_size] + [task_size] * tasks,
-        },
-        index=pd.RangeIndex(tasks + 1, name="arrives"),
-    )
-    names = ["first task", "later tasks"][: min(tasks, 2)]
-    return each.iloc[: len(names)].set_axis(names), passes
 
 
 def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
@@ -75,7 +45,7 @@ def mixture_still() -> Figure:
     """The batches of four mixtures, and for thirds how often images are seen, by the sizes of the
     embedded benchmark."""
     cases = {
-        name: exposure(mixture, 64, 8, 40, 0.1 * POOL, ARRIVING / 8)
+        name: exposures.expected(mixture, 64, 8, 40, 0.1 * POOL, ARRIVING / 8)
         for name, mixture in STILLS.items()
     }
     parts = pd.DataFrame({name: parts.iloc[-1] for name, (parts, _) in cases.items()}).T
@@ -94,7 +64,7 @@ def mixture_explorer(pool: int = POOL, arriving: int = ARRIVING) -> ipywidgets.V
     def draw(p, d, b, batch, tasks, steps, replay):
         mixture = normalised(p, d, b, replay)
         kept = max(1, round(replay * pool))
-        parts, passes = exposure(mixture, batch, tasks, steps, kept, arriving / tasks)
+        parts, passes = exposures.expected(mixture, batch, tasks, steps, kept, arriving / tasks)
         return Drawn(plot_inputs.batch_mixture(parts, passes), mixture_sentence(mixture, passes))
 
     weight = {"min": 0.0, "max": 1.0, "step": 0.05}

@@ -11,6 +11,7 @@ RECIPES = {
     "emoji": emoji.make,
     "flags": flags.make,
     "icons": icons.make,
+    "icon-set": icons.whole_set,
     "digits": arrays.digits,
     "animals": arrays.animals,
     "scene": scenes.make,

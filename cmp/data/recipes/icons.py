@@ -1,10 +1,10 @@
-"""Silhouette icons by the head of their name: "melting ice cube" is a cube."""
+"""Icons: silhouettes by the head of their name ("melting ice cube" is a cube), and whole sets."""
 
 import collections
 from pathlib import Path
 
 from cmp.data import raster
-from cmp.data.manifest import IconRecipe
+from cmp.data.manifest import IconRecipe, IconSetRecipe
 from cmp.data.recipes import iconify
 from cmp.data.samples import Samples, from_rows
 from cmp.seeds import unit
@@ -39,4 +39,20 @@ def make(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
                 captions = list(dict.fromkeys([name.replace("-", " "), head]))
                 images.append(image)
                 rows.append((split, head, f"icon {name}", f"game-icons/{name}", captions))
+    return from_rows(images, rows)
+
+
+def whole_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
+    """Draw every icon of the one set that is given; its name is label and caption."""
+    ((name_of_set, archive),) = archives.items()
+    icons, images, rows = iconify.read(archive), [], []
+    for name in sorted(icons.icons):
+        place, words = unit("icon", name_of_set, name), name.replace("-", " ")
+        for split, (low, high) in recipe.splits.items():
+            image = raster.render_svg(icons.svg(name)) if low <= place < high else None
+            if image is not None and raster.visible(image):
+                images.append(image)
+                rows.append(
+                    (split, words, f"{name_of_set} {name}", f"{name_of_set}/{name}", [words])
+                )
     return from_rows(images, rows)

@@ -1,25 +1,33 @@
 """Which samples make the batch at (task, step): pretraining pool P, update pool D, buffer B."""
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from cmp import streams
 from cmp.config import Mixture, RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
+from cmp.mixtures.buffers import BUFFERS, Past
+from cmp.mixtures.drawing import draw, draw_evenly
+from cmp.mixtures.replay import replay_pool
 from cmp.seeds import numpy_generator
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Positions in the corpus that a task may draw from; the buffer of the first task is empty."""
+    """Positions in the corpus that a task may draw from; the buffer of the first task is empty.
+
+    groups: of each image of the buffer, by number, where groups are drawn from equally often.
+    """
 
     pretraining: np.ndarray
     update: np.ndarray
     buffer: np.ndarray
+    groups: np.ndarray | None = None
 
 
 def parts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
@@ -39,39 +47,19 @@ def parts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, i
     return (p + b, 0, 0) if mixture.pretraining > 0 else (0, d + b, 0)
 
 
-@functools.lru_cache(maxsize=32)
-def _permutation(size: int, name: str, seed: int, task: int, epoch: int) -> np.ndarray:
-    return numpy_generator(f"data/{name}", seed, task, epoch).permutation(size)
-
-
-def draw(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: int) -> np.ndarray:
-    """`count` samples of a pool for one step, without replacement within each pass over the pool.
-
-    The steps of a task read an endless sequence of permutations, each from its own random stream,
-    so any step is computed without those before it.
-    """
-    if count == 0:
-        return pool[:0]
-    if len(pool) == 0:
-        raise CmpError(f"mixture.{name}: the batch wants {count} samples of an empty pool")
-    places = np.arange(step * count, (step + 1) * count)
-    chosen = [
-        _permutation(len(pool), name, seed, task, int(epoch))[
-            places[places // len(pool) == epoch] % len(pool)
-        ]
-        for epoch in np.unique(places // len(pool))
-    ]
-    return pool[np.concatenate(chosen)]
-
-
 def batch_rows(
     pools: Pools, mixture: Mixture, batch: int, seed: int, task: int, step: int
 ) -> np.ndarray:
     """Positions in the corpus of the batch at (task, step): update, buffer, pretraining."""
     p, d, b = parts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
-    chosen = [("update", pools.update, d), ("buffer", pools.buffer, b)]
-    chosen.append(("pretraining", pools.pretraining, p))
-    return np.concatenate([draw(pool, n, name, seed, task, step) for name, pool, n in chosen])
+    update = draw(pools.update, d, "update", seed, task, step)
+    if pools.groups is None:
+        buffer = draw(pools.buffer, b, "buffer", seed, task, step)
+    else:
+        buffer = draw_evenly(pools.buffer, pools.groups, b, seed, task, step)
+    return np.concatenate(
+        [update, buffer, draw(pools.pretraining, p, "pretraining", seed, task, step)]
+    )
 
 
 @dataclass(frozen=True)
@@ -106,26 +94,33 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
     return next((size for size in range(batch, 0, -1) if fits(size)), 0)
 
 
-def replay_pool(pool: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """The fixed part of the pretraining set that is kept for replay."""
-    size = max(1, round(share * len(pool)))
-    if size == len(pool):
-        return pool
-    return np.sort(numpy_generator("replay", seed).permutation(pool)[:size])
+def past(updates: list[np.ndarray], labels: np.ndarray) -> Past:
+    """What arrived in some updates. labels: the class number of every image of the corpus."""
+    rows = np.concatenate(updates) if updates else np.empty(0, np.int64)
+    task = np.repeat(np.arange(len(updates)), [len(update) for update in updates])
+    order = np.argsort(rows)
+    return Past(rows[order], task[order], labels[rows[order]])
 
 
-def unlimited(updates: list[np.ndarray], mixture: Mixture, seed: int) -> np.ndarray:
-    """All that arrived."""
-    return np.sort(np.concatenate(updates))
-
-
-BUFFERS = {"unlimited": unlimited}
-"""By `mixture.policy`: what the buffer holds after some updates, as a function of (the training
-images of each, mixture, data seed). It never holds again what it once dropped."""
-
-
-def buffer_pool(updates: list[np.ndarray], mixture: Mixture, seed: int) -> np.ndarray:
-    """The buffer after these updates; empty after none."""
-    if not updates:
-        return np.empty(0, dtype=np.int64)
-    return BUFFERS[mixture.policy](updates, mixture, seed)
+def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
+    """What each task may draw from; `CmpError` if a batch would take a sample of a pool twice."""
+    mixture, seed = config.mixture, config.seeds.data
+    replay = replay_pool(corpus, mixture, seed)
+    if mixture.update + mixture.buffer == 0:
+        updates = [replay[:0]] * config.stream.tasks
+    else:
+        updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
+    labels = pd.factorize(streams.names(corpus, np.arange(len(corpus.table))))[0]
+    keep, pools = BUFFERS[mixture.policy], []
+    for task, update in enumerate(updates):
+        before = past(updates[:task], labels)
+        held, groups = keep(before, mixture.capacity, seed)
+        pools.append(Pools(replay, update, before.rows[held], groups))
+    batch = config.training.batch
+    largest = min(largest_batch(each, mixture, batch) for each in pools)
+    if largest < batch:
+        raise CmpError(
+            f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
+            f"fits this stream and mixture is {largest}"
+        )
+    return pools
