@@ -42,11 +42,18 @@ def classes(name: str) -> pd.DataFrame:
 
     `CmpError` if there is no such table, or it lists a class twice.
     """
-    return _classes(path(name, "classes"))
+    return _classes(*stamp(name))
+
+
+def stamp(name: str) -> tuple[Path, int]:
+    """The file of a table of classes and when it was written, 0 if never: a key for what is kept
+    of it in memory."""
+    file = path(name, "classes")
+    return file, file.stat().st_mtime_ns if file.exists() else 0
 
 
 @functools.lru_cache(maxsize=8)
-def _classes(file: Path) -> pd.DataFrame:
+def _classes(file: Path, written: int) -> pd.DataFrame:
     table = _read(file, {"entry": str}, "cmp stream make` or `cmp stream import")
     for column in set(table) & CLASSES.keys():
         _read(file, {column: CLASSES[column]}, "cmp stream make")
@@ -74,7 +81,6 @@ def write(table: pd.DataFrame, name: str, of: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
         table.to_parquet(partial, index=False)
-    _classes.cache_clear()
     return file
 
 

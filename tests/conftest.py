@@ -7,13 +7,28 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from cmp import traits
 from cmp.data import corpus as corpora
+from cmp.data import packed
+from cmp.data.manifest import embedded
+from cmp.streams import listed
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Before a test's fixtures: an earlier test may have called a command that sets the threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_stream():
+    """The list that the tests of `stream.order=listed` follow: flags, by name."""
+    flags = packed.read(embedded()["new-flags"]).header.classes
+    path = traits.write(
+        listed.table([f"new-flags+++{name}" for name in flags]), "by-hand", "classes"
+    )
+    yield
+    path.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.paths import SHORT
 
-DATASETS = ("pool-shapes", "new-flags", "shapes")
+DATASETS = ("pool-shapes", "new-flags", "shapes", "substitute-icons")
 SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")
 TASKS, STEPS = 3, 4
 TIMEOUT = 120.0
@@ -42,7 +42,7 @@ _serve = workers._serve
 
 @functools.cache
 def small_corpus() -> Corpus:
-    """A pool, an update and a retention set: all that a run needs."""
+    """A pool, an update, a retention set and a stand-in for the pool: all that a run needs."""
     return corpora.join([packed.read(manifest.embedded()[name]) for name in DATASETS])
 
 

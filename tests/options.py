@@ -2,13 +2,17 @@
 
 import json
 
-from cmp import config, mixtures, models, schedules, streams
+from cmp import config, models, schedules
 from cmp.config import RunConfig
 from cmp.merging import policies, rules
+from cmp.mixtures import buffers, replay
+from cmp.streams import orders
 
 TABLES = {
-    "stream.order": streams.ORDERS,
-    "mixture.policy": mixtures.BUFFERS,
+    "stream.order": orders.ORDERS,
+    "mixture.pool": replay.POOLS,
+    "mixture.select": replay.SELECTIONS,
+    "mixture.policy": buffers.BUFFERS,
     "merging.policy": {"none": None} | policies.POLICIES,
     "merging.rule": rules.RULES,
     "schedule.name": schedules.CURVES,
@@ -17,6 +21,9 @@ TABLES = {
 """What must hold a row for each name of a key."""
 
 WITH = {
+    "stream.order=listed": ("stream.traits=by-hand",),
+    "mixture.policy=reservoir": ("mixture.capacity=40",),
+    "mixture.policy=class-balanced": ("mixture.capacity=40",),
     "schedule.meta=rsqrt-recovered": ("schedule.name=rsqrt",),
     "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
 }

@@ -1,23 +1,33 @@
-"""Batches: the ratios are met, every sample has its turn, any step stands alone."""
+"""Batches: the ratios are met, every sample has its turn, any step stands alone; and what they are
+drawn from: buffers that never hold the future, pools that are what was asked for."""
 
+import dataclasses
+import itertools
+from collections import Counter
+
+import forked
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmp import config, mixtures, traits
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.mixtures import Pools, batch_rows, draw, largest_batch, parts, replay_pool
+from cmp.mixtures import Pools, batch_rows, draw, draw_evenly, largest_batch, parts
+from cmp.mixtures.buffers import BUFFERS
+from cmp.mixtures.choice import lowest, ranks
+from cmp.mixtures.replay import POOLS, SELECTIONS, replay_pool
 
 
 @st.composite
-def mixtures(draw):
+def shares(draw):
     weights = draw(st.lists(st.integers(0, 10), min_size=3, max_size=3).filter(any))
     p, d, b = (weight / sum(weights) for weight in weights)
     return Mixture(p, d, b)
 
 
-@given(mixtures(), st.integers(2, 600))
+@given(shares(), st.integers(2, 600))
 def test_parts_fill_the_batch_and_follow_the_ratios(mixture, batch):
     sizes = parts(mixture, batch, empty_buffer=False)
     ratios = (mixture.pretraining, mixture.update, mixture.buffer)
@@ -26,7 +36,7 @@ def test_parts_fill_the_batch_and_follow_the_ratios(mixture, batch):
         assert size == 0 if ratio == 0 else abs(size - batch * ratio) < 1 + 1e-6
 
 
-@given(mixtures(), st.integers(2, 600))
+@given(shares(), st.integers(2, 600))
 def test_an_empty_buffer_leaves_its_samples_to_the_others(mixture, batch):
     full, empty = (parts(mixture, batch, flag) for flag in (False, True))
     assert sum(empty) == batch
@@ -87,7 +97,7 @@ def test_an_empty_pool_is_refused_by_name():
         batch_rows(pools, Mixture(), 8, 0, 1, 0)
 
 
-@given(mixtures(), st.integers(2, 300), st.lists(st.integers(0, 60), min_size=3, max_size=3))
+@given(shares(), st.integers(2, 300), st.lists(st.integers(0, 60), min_size=3, max_size=3))
 def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
     pools = Pools(*(1000 * i + np.arange(size) for i, size in enumerate(sizes)))
     largest = largest_batch(pools, mixture, batch)
@@ -100,11 +110,187 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
         assert any(part > size for part, size in zip(taken, sizes, strict=True))
 
 
-def test_replay_pool():
-    pool = np.arange(500, 1500)
-    part = replay_pool(pool, 0.1, seed=3)
-    assert len(part) == 100
-    assert set(part) <= set(pool)
-    assert len(set(part)) == 100
-    assert set(part) != set(replay_pool(pool, 0.1, seed=4))
-    np.testing.assert_array_equal(replay_pool(pool, 1.0, seed=3), pool)
+# --- choosing by keys
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45), st.integers(0, 40))
+def test_the_lowest_of_all_are_the_lowest_of_a_part(values, count, part):
+    keys = [np.arange(len(values))[::-1], np.array(values)]
+    chosen = lowest(keys, count)
+    expected = sorted(range(len(values)), key=lambda place: (values[place], -place))[:count]
+    assert chosen.tolist() == sorted(expected)
+    within = lowest([key[:part] for key in keys], count)
+    assert {place for place in chosen if place < part} <= set(within)
+    assert lowest(keys, None).tolist() == list(range(len(values)))
+
+
+@given(st.lists(st.integers(0, 4), max_size=40))
+def test_ranks_count_within_groups(groups):
+    priority = np.random.default_rng(0).permutation(len(groups))
+    found = ranks(np.array(groups, int), priority)
+    for place, group in enumerate(groups):
+        before = [p for p, g in zip(priority, groups, strict=True) if g == group]
+        assert found[place] == sum(p < priority[place] for p in before)
+
+
+# --- buffers
+
+
+@st.composite
+def pasts(draw):
+    """Some updates of some classes each; a class arrives in one update, as in a stream."""
+    sizes = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=5))
+    total = sum(map(sum, sizes))
+    labels = np.repeat(range(sum(map(len, sizes))), list(itertools.chain(*sizes)))
+    rows = np.random.default_rng(draw(st.integers(0, 9))).permutation(total)
+    of_row = np.empty(total, int)
+    of_row[rows] = labels
+    updates = np.split(rows, np.cumsum([sum(each) for each in sizes]))[:-1] if sizes else []
+    return [np.sort(update) for update in updates], of_row
+
+
+def held(policy, updates, labels, capacity, seed=0):
+    past = mixtures.past(updates, labels)
+    chosen, groups = BUFFERS[policy](past, capacity, seed)
+    return past.rows[chosen], groups
+
+
+@pytest.mark.parametrize("policy", BUFFERS)
+@given(pasts(), st.none() | st.integers(1, 60), st.integers(0, 3))
+def test_a_buffer_holds_the_past_and_takes_nothing_back(policy, past, capacity, seed):
+    (updates, labels), before = past, set()
+    capacity = {"unlimited": None, "reservoir": capacity or 5}.get(policy, capacity)
+    for count in range(len(updates) + 1):
+        found, groups = held(policy, updates[:count], labels, capacity, seed)
+        arrived = set().union(*map(set, updates[:count]))
+        assert found.tolist() == sorted(set(found.tolist()))
+        assert set(found) <= before | (set(updates[count - 1]) if count else set())
+        assert len(found) == (len(arrived) if capacity is None else min(capacity, len(arrived)))
+        again, _ = held(policy, updates[:count], labels, capacity, seed)
+        assert (found == again).all()
+        assert (groups is None) == (policy in ("unlimited", "reservoir"))
+        before = set(found)
+
+
+@given(pasts(), st.integers(1, 60))
+def test_balanced_buffers_hold_as_many_of_each_group(past, capacity):
+    updates, labels = past
+    of_task = {row: task for task, update in enumerate(updates) for row in update}
+    for policy, group_of in (("class-balanced", labels), ("task-balanced", of_task)):
+        found, groups = held(policy, updates, labels, capacity)
+        assert [group_of[row] for row in found] == groups.tolist()
+        kept, there = Counter(groups.tolist()), Counter(group_of[row] for row in of_task)
+        quota = max(kept.values(), default=0)
+        assert all(kept[group] >= min(quota - 1, count) for group, count in there.items())
+
+
+def test_a_reservoir_is_uniform():
+    """Each of 120 images is kept equally often over 3,000 seeds: chi-square, p = 0.001; and so is
+    each pair of images of the same and of different updates."""
+    updates = [np.arange(0, 10), np.arange(10, 70), np.arange(70, 120)]
+    labels, seeds, size = np.arange(120), 3000, 30
+    kept = np.zeros((seeds, 120))
+    for seed in range(seeds):
+        kept[seed, held("reservoir", updates, labels, size, seed)[0]] = 1
+    expected = seeds * size / 120
+    # counts of a fixed total without replacement spread less than Poisson, by 1 - size/120
+    chi_square = ((kept.sum(axis=0) - expected) ** 2 / (expected * (1 - size / 120))).sum()
+    assert 75.5 < chi_square < 173.6  # 0.1% and 99.9% of chi-square with 119 degrees
+    pairs, both = [(0, 5), (3, 60), (15, 100), (80, 81)], size * (size - 1) / (120 * 119)
+    for one, other in pairs:
+        found = (kept[:, one] * kept[:, other]).mean()
+        assert abs(found - both) < 4 * np.sqrt(both / seeds)
+
+
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 30))
+def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
+    sizes = [1, 2, 5, 3]
+    groups = np.repeat([7, 3, 9, 4], sizes)
+    pool = 100 + np.arange(len(groups))
+    steps = -(-4 * 5 // count)
+    drawn = [draw_evenly(pool, groups, count, seed, task, step) for step in range(steps)]
+    together = np.concatenate(drawn)
+    assert len(together) == steps * count
+    group_of = dict(zip(pool, groups, strict=True))
+    for turn in range(len(together) // 4):
+        assert sorted(group_of[row] for row in together[4 * turn : 4 * turn + 4]) == [3, 4, 7, 9]
+    for group, size in zip([7, 3, 9, 4], sizes, strict=True):
+        own = [row for row in together if group_of[row] == group]
+        for epoch in range(len(own) // size):
+            assert len(set(own[epoch * size : (epoch + 1) * size])) == size
+    alone = draw_evenly(pool, groups, count, seed, task, steps - 1)
+    assert (alone == drawn[-1]).all()
+
+
+@pytest.mark.parametrize("capacity", ["null", "30"])
+@pytest.mark.parametrize("policy", BUFFERS)
+def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
+    capacity = {"unlimited": "null", "reservoir": "30"}.get(policy, capacity)
+    chosen = forked.small_config(f"mixture.policy={policy}", f"mixture.capacity={capacity}")
+    pools = mixtures.task_pools(chosen, forked.small_corpus())
+    for task, pool in enumerate(pools):
+        earlier = set().union(*[set(each.update) for each in pools[:task]])
+        assert set(pool.buffer) <= earlier
+        for step in range(3):
+            batch = batch_rows(pool, chosen.mixture, 12, 0, task, step)
+            assert set(batch[4 + 2 * (task == 0) :]) <= earlier | set(pool.pretraining)
+
+
+def test_policies_want_what_they_need():
+    with pytest.raises(ValueError, match="'reservoir' wants a capacity"):
+        Mixture(policy="reservoir")
+    with pytest.raises(ValueError, match="capacity 5: 'unlimited' has none"):
+        Mixture(capacity=5)
+    with pytest.raises(CmpError, match=r"mixture: pretraining \+ update \+ buffer must be 1"):
+        config.parse({"mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.5}})
+    with pytest.raises(CmpError, match=r"mixture\.buffer.*found -0\.5"):
+        config.parse({"mixture": {"pretraining": 0.5, "update": 1.0, "buffer": -0.5}})
+    with pytest.raises(CmpError, match=r"mixture\.policy.*found 'class-balance'"):
+        config.parse({"mixture": {"policy": "class-balance"}})
+
+
+# --- replay of a pool
+
+
+@given(st.floats(0.001, 1.0), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_a_part_of_the_pool_is_kept(share, seed):
+    corpus = forked.small_corpus()
+    for pool, role in POOLS.items():
+        whole = np.concatenate([corpus.rows("train", dataset=d) for d in corpus.by_role(role)])
+        for select in SELECTIONS:
+            found = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
+            assert len(found) == len(set(found)) == max(1, round(share * len(whole)))
+            assert set(found) <= set(whole)
+            assert (np.diff(found) > 0).all()
+
+
+def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
+    corpus = forked.small_corpus()
+    parts_of = {
+        select: [set(replay_pool(corpus, Mixture(select=select), seed)) for seed in (3, 4)]
+        for select in SELECTIONS
+    }
+    assert parts_of["random"][0] != parts_of["random"][1]
+    assert parts_of["clustered"][0] != parts_of["clustered"][1]
+    assert parts_of["aligned"][0] == parts_of["aligned"][1]
+
+
+def test_selections_choose_by_their_traits(corpus):
+    whole = replay_pool(corpus, Mixture(replay=1.0), 0)
+    known = traits.of_images(corpus, whole).set_index(whole)
+    best = replay_pool(corpus, Mixture(select="aligned"), 0)
+    rest = np.setdiff1d(whole, best)
+    assert known["alignment"][best].min() >= known["alignment"][rest].max()
+    even = known["cluster"][replay_pool(corpus, Mixture(select="clustered"), 0)].value_counts()
+    chance = known["cluster"][replay_pool(corpus, Mixture(), 0)].value_counts()
+    assert even.max() - even.min() <= 1 < chance.max() - chance.min()
+
+
+def test_a_pool_that_is_not_there_is_refused():
+    whole = forked.small_corpus()
+    datasets = {n: d for n, d in whole.datasets.items() if d.role != "substitute"}
+    without = dataclasses.replace(whole, datasets=datasets)
+    chosen = forked.small_config("mixture.pool=substitute")
+    with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
+        mixtures.task_pools(chosen, without)

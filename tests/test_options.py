@@ -3,25 +3,23 @@
 import copy
 import importlib
 import inspect
-import itertools
 from types import SimpleNamespace
 
 import forked
-import numpy as np
 import options
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import cli, config, methods, mixtures, models, runs, streams, training
-from cmp.config import Merging, Mixture
+from cmp import cli, config, methods, mixtures, models, runs, training
+from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging import policies, rules
 
 PLAIN = {
     "model.start",
+    "stream.reverse",
+    "stream.equal",
     "training.precision",
     "optimizer.carry",
     "evaluation.full",
@@ -55,29 +53,6 @@ def test_every_choice_can_be_made_from_a_shell(settings):
     key, _, value = settings[0].partition("=")
     assert f"{key}" in result.output
     assert value in result.output.replace("True", "true").replace("False", "false")
-
-
-@pytest.mark.parametrize("order", streams.ORDERS)
-def test_an_order_is_a_permutation_of_the_seed(order):
-    classes = [f"d{index % 3}+++{index}" for index in range(100)]
-    one, again, other = (streams.ORDERS[order](classes, seed) for seed in (0, 0, 1))
-    assert sorted(one) == sorted(classes)
-    assert one == again != other
-
-
-@pytest.mark.parametrize("policy", mixtures.BUFFERS)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 3))
-def test_a_buffer_holds_the_past_and_takes_nothing_back(policy, sizes, seed):
-    bounds = np.cumsum([0, *sizes])
-    updates = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
-    mixture, before = Mixture(policy=policy), set()
-    assert mixtures.buffer_pool([], mixture, seed).size == 0
-    for count in range(1, len(updates) + 1):
-        found = mixtures.buffer_pool(updates[:count], mixture, seed)
-        assert found.tolist() == sorted(set(found.tolist()))
-        assert set(found) <= before | set(updates[count - 1])
-        assert (found == mixtures.buffer_pool(updates[:count], mixture, seed)).all()
-        before = set(found)
 
 
 @pytest.mark.parametrize("name", config.choices()["method.name"])

@@ -1,13 +1,41 @@
-"""Streams: nothing lost, nothing twice, blocks of equal class count, seeds that matter."""
+"""Streams: nothing lost, nothing twice, blocks as equal as can be, orders of the seed alone."""
 
+import itertools
+import json
+import subprocess
+import sys
+import time
+
+import forked
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from cmp import streams
+from cmp import cli, config, models, runs, store, streams, traits
 from cmp.config import Stream
 from cmp.errors import CmpError
+from cmp.streams import listed, orders, paths
+
+MEASURED = [order for order in orders.ORDERS if order != "listed"]
+
+
+def table(classes=60, datasets=3, seed=0):
+    """Traits of some classes, with many equal ones, as a table has them."""
+    random = np.random.default_rng(seed)
+    names = sorted(f"d{index % datasets}+++{index:03}" for index in range(classes))
+    columns = {
+        "accuracy": random.integers(0, 3, classes).astype(float),
+        "loss": random.integers(0, 5, classes).astype(float),
+        "alignment": random.integers(0, 4, classes) / 4,
+        "frequency": random.integers(0, 3, classes),
+        "year": np.array([2000.0 + int(name[1]) // 2 for name in names]),
+        "position": random.permutation(classes),
+        "embedding": list(random.standard_normal((classes, 8)).astype(np.float32)),
+    }
+    return pd.DataFrame(columns, index=pd.Index(names, name="entry"))
 
 
 @given(st.integers(1, 300), st.integers(1, 60))
@@ -25,33 +53,335 @@ def test_cut(classes, tasks):
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.data())
+def test_cut_by_images(images, data):
+    tasks = data.draw(st.integers(1, len(images)))
+    order = [f"d+++{index}" for index in range(len(images))]
+    blocks = streams.cut(order, tasks, np.array(images))
+    assert [entry for block in blocks for entry in block] == order
+    assert len(blocks) == tasks
+    assert min(len(block) for block in blocks) >= 1
+    share, largest = sum(images) / tasks, max(images)
+    if largest <= share / 2:  # then no block has to be made of one class alone
+        starts = np.cumsum([0, *map(len, blocks)])
+        sums = [sum(images[a:b]) for a, b in itertools.pairwise(starts)]
+        assert all(abs(each - share) <= largest for each in sums)
+
+
 def test_entries_are_the_adaptation_classes(corpus):
     entries = streams.entries(corpus)
     assert len(entries) == sum(corpus.datasets[d].counts.classes for d in corpus.by_role("adapt"))
     assert "new-digits+++seven" in entries
 
 
+@pytest.mark.parametrize("order", orders.ORDERS)
+def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
+    known = table()
+    one, again, other = (orders.ORDERS[order](known, seed) for seed in (0, 0, 1))
+    assert sorted(one) == list(range(len(known)))
+    assert (one == again).all()
+    assert (one == other).all() == (order == "listed")
+
+
+@pytest.mark.parametrize(
+    ("order", "column", "sign"),
+    [
+        ("easy-accuracy", "accuracy", -1),
+        ("easy-loss", "loss", 1),
+        ("easy-alignment", "alignment", -1),
+        ("frequency", "frequency", 1),
+        ("time", "year", 1),
+        ("listed", "position", 1),
+    ],
+)
+def test_an_order_goes_by_its_column(order, column, sign):
+    known = table()
+    values = sign * known[column].to_numpy()[orders.ORDERS[order](known, 3)]
+    assert (np.diff(values) >= 0).all()
+
+
+def test_dataset_is_one_after_the_other_by_year():
+    known = table(datasets=4)  # d0 and d1 of 2000, d2 and d3 of 2001
+    firsts = set()
+    for seed in range(8):
+        names = [known.index[place][:2] for place in orders.dataset(known, seed)]
+        runs_of = [
+            name for place, name in enumerate(names) if place == 0 or names[place - 1] != name
+        ]
+        assert sorted(runs_of) == ["d0", "d1", "d2", "d3"]
+        assert set(runs_of[:2]) == {"d0", "d1"}
+        firsts.add(runs_of[0])
+    assert firsts == {"d0", "d1"}
+
+
+def test_classes_without_a_year_come_last():
+    known = table()
+    known.loc[known.index[:7], "year"] = np.nan
+    assert set(orders.time(known, 0)[-7:]) == set(range(7))
+    known = known.astype({"year": float})
+    known.loc[known.index.str.startswith("d0"), "year"] = np.nan
+    assert all(known.index[place].startswith("d0") for place in orders.dataset(known, 0)[-20:])
+
+
+def test_a_trait_that_is_not_there_is_refused():
+    with pytest.raises(CmpError, match=r"stream\.traits: no 'loss' in this table, only accuracy"):
+        orders.easy_loss(table()[["accuracy"]], 0)
+    known = table()
+    known.loc["d0+++003", "accuracy"] = np.nan
+    with pytest.raises(CmpError, match=r"'d0\+\+\+003' has no 'accuracy'"):
+        orders.easy_accuracy(known, 0)
+
+
+def greedy_reference(points, start):
+    """A path with all cosines at hand: (positions, sum of cosines)."""
+    cosine = points.astype(np.float64) @ points.astype(np.float64).T
+    path, left = [start], set(range(len(points))) - {start}
+    while left:
+        here = path[-1]
+        path.append(max(left, key=lambda other: (cosine[here, other], -other)))
+        left.remove(path[-1])
+    return path, sum(cosine[a, b] for a, b in itertools.pairwise(path))
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 50), st.integers(1, 12))
+@settings(deadline=None)
+def test_the_path_is_the_greedy_one(count, width, seed, nearest):
+    x = np.random.default_rng(seed).integers(-2, 3, (count, width)).astype(np.float32)
+    x[(x == 0).all(axis=1)] = 1.0  # equal points and equal distances abound
+    points = paths._rounded(x)
+    near = paths._neighbours(points, min(nearest, count - 1))
+    for start in {0, count // 2, count - 1}:
+        path, total = paths._walk(points, near, start)
+        expected, of_all = greedy_reference(points, start)
+        assert path.tolist() == expected
+        assert total == of_all
+
+
+def test_the_best_of_the_starts_is_kept():
+    x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    points = paths._rounded(x)
+    starts = np.random.default_rng(5).permutation(50)[: paths.STARTS]
+    found = paths.nearest_path(x, np.random.default_rng(5))
+    sums = {int(start): greedy_reference(points, int(start)) for start in starts}
+    assert found.tolist() == max(sums.values(), key=lambda pair: pair[1])[0]
+
+
+def test_a_path_is_the_same_in_another_arithmetic():
+    """Sums of whole numbers are exact, so no order of summing them can make a difference."""
+    x = np.random.default_rng(1).standard_normal((300, 512)).astype(np.float32)
+    points = paths._rounded(x)
+    assert np.abs(points).max() <= paths.SCALE + 1
+    exact = points.astype(np.int64) @ points.astype(np.int64).T
+    assert exact.max() < 2**24
+    assert (points @ points.T == exact).all()
+
+
+LARGE = """
+import resource, time
+import numpy as np
+from cmp.streams.paths import nearest_path
+x = np.random.default_rng(0).standard_normal((18381, 512)).astype(np.float32)
+started = time.perf_counter()
+path = nearest_path(x, np.random.default_rng(1))
+assert sorted(path) == list(range(18381))
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_path_through_the_whole_reference_fits_into_a_gigabyte_and_a_minute():
+    answer = subprocess.run(
+        [sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=300
+    )
+    seconds, kilobytes = map(float, answer.stdout.split())
+    assert seconds < 60
+    assert kilobytes * (1 if sys.platform != "darwin" else 1 / 1024) < 1e6
+
+
+@pytest.mark.parametrize("order", [*MEASURED, "listed"])
+@pytest.mark.parametrize("equal", ["classes", "images"])
+def test_every_stream_of_the_benchmark_holds_every_image_once(corpus, order, equal):
+    name = "by-hand" if order == "listed" else "embedded"
+    stream = Stream(order=order, equal=equal, tasks=7, traits=name)
+    blocks = streams.blocks(corpus, stream, 1)
+    rows = streams.task_rows(corpus, stream, 1)
+    arranged = streams.arrange(corpus, stream, 1)
+    assert [entry for block in blocks for entry in block] == arranged
+    assert len(set(arranged)) == len(arranged)
+    everything = np.concatenate(rows)
+    assert len(set(everything)) == len(everything)
+    for block, task in zip(blocks, rows, strict=True):
+        assert set(streams.names(corpus, task)) == set(block)
+        assert (np.diff(task) > 0).all()
+    if order == "listed":
+        assert {entry.partition("+++")[0] for entry in arranged} == {"new-flags"}
+    else:
+        assert sorted(arranged) == streams.entries(corpus)
+        assert sorted(everything) == streams.adaptation_rows(corpus).tolist()
+    back = streams.arrange(corpus, Stream(order=order, reverse=True, traits=name), 1)
+    assert back == arranged[::-1]
+
+
+def test_equal_images_are_about_equal(corpus):
+    stream = Stream(order="dataset", equal="images", tasks=8)
+    sizes = [len(rows) for rows in streams.task_rows(corpus, stream, 0)]
+    assert max(sizes) - min(sizes) <= 200  # two classes of digits
+    classes = [len(rows) for rows in streams.task_rows(corpus, Stream(order="dataset"), 0)]
+    assert max(classes) > 5 * min(classes)
+
+
 def test_class_counts(corpus):
-    tasks = streams.cut(streams.random(streams.entries(corpus), 0), 5)
+    tasks = streams.blocks(corpus, Stream(tasks=5), 0)
     counts = streams.class_counts(tasks)
     assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
     assert counts["new-digits"].sum() == 10
     assert counts.index.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_tasks_share_all_training_images(corpus):
-    rows = streams.task_rows(corpus, Stream(tasks=7), seed=2)
-    everything = np.concatenate(rows)
-    assert len(set(everything)) == len(everything)
-    roles = corpus.table["dataset"].iloc[everything].map(lambda name: corpus.datasets[name].role)
-    assert set(roles) == {"adapt"}
-    adapt = sum(corpus.datasets[d].counts.train for d in corpus.by_role("adapt"))
-    assert len(everything) == adapt
-
-
 def test_two_seeds_differ_in_every_task(corpus):
-    one, two = (streams.task_rows(corpus, Stream(tasks=8), seed) for seed in (0, 1))
-    assert all(set(a) != set(b) for a, b in zip(one, two, strict=True))
-    again = streams.task_rows(corpus, Stream(tasks=8), 0)
-    for a, b in zip(one, again, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for order in MEASURED:
+        one, two = (streams.task_rows(corpus, Stream(order=order), seed) for seed in (0, 1))
+        differing = [set(a) != set(b) for a, b in zip(one, two, strict=True)]
+        free = order not in ("easy-loss", "easy-alignment")  # which have no equals to choose from
+        assert all(differing) if order == "random" else any(differing) == free, order
+        again = streams.task_rows(corpus, Stream(order=order), 0)
+        for a, b in zip(one, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_an_order_depends_on_no_other_seed_than_the_streams():
+    corpus, ids = forked.small_corpus(), []
+    for key in ("init", "data", "augment"):
+        chosen = forked.small_config("stream.order=easy-accuracy", f"seeds.{key}=3")
+        ids.append(streams.digest(corpus, chosen.stream, chosen.seeds.stream))
+    other = forked.small_config("stream.order=easy-accuracy", "seeds.stream=3")
+    assert len(set(ids)) == 1
+    assert ids[0] != streams.digest(corpus, other.stream, other.seeds.stream)
+
+
+def test_another_order_is_another_run(corpus, tmp_path, monkeypatch):
+    """Of what a table says, the order alone decides the id: what it leads to, not its bytes."""
+    chosen = config.parse({"stream": {"order": "easy-loss"}})
+    shipped = store.identify(chosen, corpus)
+    measured = traits.classes("embedded")
+    monkeypatch.setattr(traits, "classes", lambda name: measured.assign(loss=measured["loss"] * 2))
+    streams._arrange.cache_clear()
+    assert store.identify(chosen, corpus) == shipped
+    monkeypatch.setattr(traits, "classes", lambda name: measured.assign(loss=-measured["loss"]))
+    streams._arrange.cache_clear()
+    assert store.identify(chosen, corpus) != shipped
+    streams._arrange.cache_clear()
+
+
+def test_a_run_follows_its_order():
+    chosen = forked.small_config("stream.order=listed", "stream.traits=by-hand")
+    names = [
+        each.split("+++")[1] for each in streams.arrange(forked.small_corpus(), chosen.stream, 0)
+    ]
+    assert names == sorted(names)
+    found = runs.run(chosen, forked.small_corpus(), model=models.create("tiny", 0))
+    assert found.metrics["task"].max() == 3
+
+
+# --- stream files and tables of traits
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_the_references_stream_files_are_read_at_once(tmp_path):
+    entries = [f"SET{index % 41}+++class {index}" for index in range(18_381)]
+    path = write(tmp_path / "s.json", entries)
+    started = time.process_time()
+    order = listed.read(path)
+    blocks = streams.cut(order, 20)
+    assert time.process_time() - started < 1
+    assert order == entries
+    assert sorted(map(len, blocks)) == [919] * 19 + [920]
+    assert len(blocks[0]) == 920
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[", "cannot be read as a stream"),
+        ({"a": 1}, "a stream is a JSON list"),
+        ([], "a stream is a JSON list"),
+        (["A+++b", "A"], r"entry 2: 'A' is no \"DATASET"),
+        (["A+++b", 3], "entry 2: 3 is no"),
+        (["A+++b", "+++c"], "entry 2: '[+]{3}c' is no"),
+        (["A+++b", "A+++c", "A+++b"], "entry 3: 'A[+]{3}b' stands there already, as entry 1"),
+    ],
+)
+def test_what_is_no_stream_is_refused(tmp_path, content, words):
+    path = write(tmp_path / "s.json", content)
+    with pytest.raises(CmpError, match=words):
+        listed.read(path)
+    with pytest.raises(CmpError, match=r"none\.json: cannot be read"):
+        listed.read(tmp_path / "none.json")
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    return tmp_path
+
+
+def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, corpus):
+    good = ["new-flags+++canada", "new-digits+++seven", "new-flags+++chad"]
+    for name, order in (("good", good), ("bad", [*good, "new-digits+++sevem"])):
+        path = write(build / f"{name}.json", order)
+        answer = CliRunner().invoke(cli.app, ["stream", "import", str(path), name, "--tasks", "2"])
+        assert answer.exit_code == 0, answer.output
+        assert f"{len(order)} classes of 2 datasets" in answer.output
+    assert streams.arrange(corpus, Stream(order="listed", traits="good"), 5) == good
+    with pytest.raises(
+        CmpError, match=r"no class 'new-digits\+\+\+sevem'.*'new-digits\+\+\+seven'"
+    ):
+        streams.arrange(corpus, Stream(order="listed", traits="bad"), 5)
+    with pytest.raises(CmpError, match=r"'good' lacks|no 'loss' in this table"):
+        streams.arrange(corpus, Stream(order="easy-loss", traits="good"), 0)
+    with pytest.raises(CmpError, match=r"stream\.tasks: 4 tasks cannot share 3 classes"):
+        streams.task_rows(corpus, Stream(order="listed", traits="good", tasks=4), 0)
+    with pytest.raises(CmpError, match=r"no table nowhere-classes\.parquet; there are bad, emb"):
+        streams.arrange(corpus, Stream(order="time", traits="nowhere"), 0)
+
+
+def test_a_damaged_table_of_traits_is_refused(build):
+    folder = build / "traits"
+    folder.mkdir()
+    (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
+        traits.classes("broken")
+    traits.write(
+        pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
+    )
+    with pytest.raises(CmpError, match=r"'a\+\+\+b' stands there twice"):
+        traits.classes("twice")
+    traits.write(pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes")
+    with pytest.raises(CmpError, match="loss: must be one column of float"):
+        traits.classes("words")
+    with pytest.raises(CmpError, match="not the name of anything"):
+        traits.classes("../secret")
+
+
+def test_a_shown_stream_says_what_arrives(tmp_path):
+    picture = tmp_path / "stream.png"
+    arguments = ["stream", "show", "stream.order=dataset", "--picture", str(picture)]
+    answer = CliRunner().invoke(cli.app, arguments)
+    assert answer.exit_code == 0, answer.output
+    for words in ("order dataset", "passes", "1231"):
+        assert words in answer.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
+    assert traits.classes("embedded").index.tolist() == streams.entries(corpus)
+    for role in ("pool", "substitute"):
+        datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
+        found = traits.of_images(corpus, np.flatnonzero(datasets))
+        assert found.notna().all().all()
+        assert found["cluster"].nunique() > 32
+    with pytest.raises(CmpError, match="images of 'new-digits' have none"):
+        traits.of_images(corpus, corpus.rows("train", dataset="new-digits")[:3])

@@ -37,25 +37,30 @@ def entries(corpus: Corpus) -> list[str]:
 def arrange(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
     """The classes in order of arrival: all of them or, where a list was imported, those of it.
 
-    `CmpError` if the table of traits names a class that the corpus has not, or lacks one.
+    `CmpError` if a list names a class that the corpus has not, or other traits lack one of its.
     """
-    return list(_arrange(tuple(entries(corpus)), stream.order, stream.reverse, stream.traits, seed))
+    written = () if stream.order == "random" else traits.stamp(stream.traits)
+    name, reverse, table = stream.order, stream.reverse, stream.traits
+    return list(_arrange(tuple(entries(corpus)), name, reverse, table, written, seed))
 
 
 @functools.lru_cache(maxsize=512)
 def _arrange(
-    known: tuple[str, ...], order: str, reverse: bool, table: str, seed: int
+    known: tuple[str, ...], order: str, reverse: bool, table: str, written: tuple, seed: int
 ) -> tuple[str, ...]:
     if order == "random":
         found = pd.DataFrame(index=pd.Index(known))
     else:
         found = traits.classes(table)
-        check_known(list(found.index), known, f"stream.traits: {table!r}")
-        if order != "listed" and (lacking := set(known) - set(found.index)):
+        if order == "listed":
+            check_known(list(found.index), known, f"stream.traits: {table!r}")
+        elif lacking := set(known) - set(found.index):
             raise CmpError(
                 f"stream.traits: {table!r} lacks {len(lacking)} classes, such as {min(lacking)!r}; "
                 "`cmp stream make` measures them all"
             )
+        else:
+            found = found.loc[list(known)]
     positions = ORDERS[order](found, seed)
     return tuple(found.index[positions[::-1] if reverse else positions])
 

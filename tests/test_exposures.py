@@ -1,0 +1,74 @@
+"""How often samples are seen: counts are those of the batches, means are means of counts."""
+
+import forked
+import numpy as np
+import pytest
+
+from cmp import config, exposures, mixtures, streams
+from cmp.config import Mixture
+from cmp.errors import CmpError
+
+
+def test_counts_are_those_of_the_batches_that_training_makes():
+    chosen, corpus = forked.small_config(), forked.small_corpus()
+    found = exposures.counted(chosen, corpus)
+    by_hand = np.zeros_like(found)
+    for task, pools in enumerate(mixtures.task_pools(chosen, corpus)):
+        for step in range(chosen.training.steps):
+            for row in mixtures.make_batch(chosen, corpus, pools, task, step).rows:
+                by_hand[task, row] += 1
+    assert (found == by_hand).all()
+    assert found.sum() == 3 * 4 * 4
+
+
+def test_expected_exposures_are_the_mean_of_the_counted_ones(corpus):
+    tree = config.override(config.profile("cpu"), ["stream.equal=images"])
+    chosen = config.parse(tree)
+    found, pools = exposures.counted(chosen, corpus), mixtures.task_pools(chosen, corpus)
+    sizes = [len(pool.update) for pool in pools]
+    mixture, training = chosen.mixture, chosen.training
+    _, passes = exposures.expected(
+        mixture, training.batch, 8, training.steps, len(pools[0].pretraining), np.mean(sizes)
+    )
+    mean = passes[list(exposures.PARTS)].sum(axis=1)
+    assert found[:, pools[0].pretraining].sum(axis=0).mean() == pytest.approx(mean[0], rel=1e-6)
+    for task, pool in enumerate(pools, start=1):
+        assert found[:, pool.update].sum(axis=0).mean() == pytest.approx(mean[task], rel=0.1)
+
+
+def test_report(corpus):
+    chosen = config.parse(config.profile("cpu"))
+    report = exposures.report(chosen, corpus)
+    assert report["classes"].tolist() == [len(b) for b in streams.blocks(corpus, chosen.stream, 0)]
+    assert report["images"].sum() == len(streams.adaptation_rows(corpus))
+    assert report["buffer"].tolist() == [0, *report["images"].cumsum()[:-1]]
+    assert report["passes"][2] == pytest.approx(40 * 21 / report["images"][2])
+    assert report["passes"][1] == pytest.approx(40 * 32 / report["images"][1])
+
+
+def distance(corpus, **mixture):
+    chosen = config.parse({"mixture": mixture} | config.profile("cpu"))
+    return exposures.distance_to_union(chosen, corpus)
+
+
+def test_replay_brings_batches_nearer_to_the_union(corpus):
+    thirds = distance(corpus)
+    update = distance(corpus, pretraining=0.0, update=1.0, buffer=0.0)
+    buffer = distance(corpus, pretraining=0.0, update=0.0, buffer=1.0)
+    for each in (thirds, update, buffer):
+        assert len(each) == 8
+        assert (each >= 0).all()
+        assert (each <= 1).all()
+    assert update.min() > 0.8
+    assert thirds[0] > thirds[-1]
+    assert buffer[-1] < thirds[-1] < update[-1]
+
+
+def test_exposure_by_hand():
+    """Thirds of 6 (3, 3, 0 then 2, 2, 2), 3 tasks x 10 steps, 20 images a task, 10 in the pool."""
+    _, passes = exposures.expected(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
+    assert passes["pretraining pool"].tolist() == [7, 0, 0, 0]
+    assert passes["update"].tolist() == [0, 1.5, 1, 1]
+    assert passes["buffer"].tolist() == [0, 1.5, 0.5, 0]
+    with pytest.raises(CmpError, match="positive"):
+        exposures.expected(Mixture(), 6, 3, 10, 0, 20)
