@@ -20,20 +20,35 @@ HELD = "#7a7a7a"
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def stream(counts: pd.DataFrame) -> Figure:
-    """How many classes of each dataset arrive in each update.
+def stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Figure:
+    """How many classes of each dataset arrive in each update and, above that, how many images.
 
-    counts: index task (1, 2, ...), a column a dataset, values number of classes.
+    counts: index task (1, 2, ...), a column a dataset, values number of classes; report: index
+    task, column `images`, see `cmp.exposures.report`.
     """
     table = counts.T.set_axis([f"{name}  ({total})" for name, total in counts.sum().items()])
-    size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) + 1.1)
-    with canvas(*size, "Classes; in brackets: over all updates") as (figure, axes):
+    above = [] if report is None else [0.28]
+    size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) * (1 + sum(above)) + 1.1)
+    grid = {"nrows": 1 + len(above), "height_ratios": [*above, 1], "squeeze": False}
+    with canvas(*size, "Classes; in brackets: over all updates", **grid) as (figure, panels):
+        axes = panels[-1, 0]
+        if report is not None:
+            _images(panels[0, 0], report["images"])
         text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
         shade = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max()}
         sns.heatmap(table, ax=axes, linewidths=1.5, annot_kws={"size": 11}, **text, **shade)
         axes.tick_params(length=0, labelrotation=0)
         axes.set(xlabel="Update", ylabel="")
     return figure
+
+
+def _images(axes: Axes, images: pd.Series) -> None:
+    """A bar a task with its number of images."""
+    bars = axes.bar(range(len(images)), images, color=COLOURS[1], width=0.8)
+    axes.bar_label(bars, images, fontsize=10 if len(images) < 12 else 8)
+    axes.set(xlim=(-0.5, len(images) - 0.5), ylim=(0, 1.2 * images.max()), ylabel="Images")
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def gallery(

@@ -18,8 +18,8 @@ ROOMS = """
     training evaluation measuring
     checkpoints runs
     store verification pretraining forecast workers cluster studies
-    claims fronts results
-    plot_labels plots plot_claims plot_inputs widgets
+    claims fronts surfaces results
+    plot_labels plots plot_claims plot_inputs plot_mixtures widgets
     chapters kernels book publishing
     bench cli __main__
 """

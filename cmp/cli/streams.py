@@ -87,7 +87,7 @@ def show(
     console.print(table)
     if picture:
         blocks = streams.blocks(data, chosen.stream, chosen.seeds.stream)
-        figure = plot_inputs.stream(streams.class_counts(blocks))
+        figure = plot_inputs.stream(streams.class_counts(blocks), found)
         with whole_file(picture) as partial:
             figure.savefig(partial, format="png", dpi=144)
         console.print(f"picture: {picture}")

@@ -6,5 +6,12 @@ them without a kernel; a `*_still` is a plain figure of a few cases, for a page 
 
 from cmp.widgets.mixture import mixture_explorer, mixture_still
 from cmp.widgets.schedule import schedule_explorer, schedule_still
+from cmp.widgets.stream import stream_explorer
 
-__all__ = ["mixture_explorer", "mixture_still", "schedule_explorer", "schedule_still"]
+__all__ = [
+    "mixture_explorer",
+    "mixture_still",
+    "schedule_explorer",
+    "schedule_still",
+    "stream_explorer",
+]

@@ -1,25 +1,37 @@
-"""What a batch is made of, and how often an image is seen over the stream."""
+"""What a batch is made of, how often an image is seen over the stream, and what runs with such a
+mixture scored."""
+
+from collections.abc import Mapping
+from fractions import Fraction
 
 import ipywidgets
 import pandas as pd
-from ipywidgets import FloatLogSlider, FloatSlider, IntSlider
+from ipywidgets import FloatLogSlider, IntSlider
 from matplotlib.figure import Figure
 
-from cmp import exposures, plot_inputs
-from cmp.config import Mixture
+from cmp import config, exposures, plot_inputs, surfaces
+from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
-from cmp.widgets.view import Drawn, explorer
+from cmp.surfaces import Surface
+from cmp.widgets import settings
+from cmp.widgets.triangle import triangle
+from cmp.widgets.view import Drawn, copyable, explorer, html_table
 
 POOL, ARRIVING = 5893, 6375
 """Images of the embedded benchmark: the pretraining set, and all updates together."""
+LIKE = "thirds"
+"""The setting of a published study whose neighbours in the triangle predict."""
+SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay")
+"""What the explorer sets beside the shares; stored runs speak of their own sizes alone."""
 
 
-def normalised(pretraining: float, update: float, buffer: float, replay: float = 0.1) -> Mixture:
-    """The mixture whose shares are weight / sum of weights; thirds where all weights are zero."""
-    total = pretraining + update + buffer
-    if total == 0:
-        return Mixture(replay=replay)
-    return Mixture(pretraining / total, update / total, buffer / total, replay)
+def run_of(shares: list[float], batch: int, tasks: int, steps: int, replay: float) -> RunConfig:
+    """The run of a mixture: its shares are taken as fractions, without a slider's stray digits."""
+    names = ("pretraining", "update", "buffer")
+    tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
+    tree = {"mixture": dict(zip(names, tidy, strict=True)) | {"replay": replay}}
+    tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
+    return config.parse(tree, "mixture_explorer")
 
 
 def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
@@ -30,6 +42,32 @@ def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
         f"An image of the replay pool ({passes['images'][0]:,.0f} images) is seen {seen[0]:.1f} "
         f"times, one that arrives first {seen[1]:.1f} times, one that arrives last "
         f"{seen.iloc[-1]:.1f} times."
+    )
+
+
+def forecast(run: RunConfig, found: Surface) -> str:
+    """What stored runs say of a run, as HTML: their scores between them, and the nearest ones."""
+    keys = [dict(config.flat_keys(each.to_dict())) for each in (run, found.like)]
+    if differing := [key for key in SIZES if keys[0][key] != keys[1][key]]:
+        words = ", ".join(f"{key}={keys[1][key]}" for key in differing)
+        return f"<p>No prediction: the stored runs are of {words}.</p>"
+    if not found.holds(run.mixture):
+        return "<p>No prediction: no stored mixtures lie around this one.</p>"
+    between, misses = found.predict(run.mixture), found.misses()
+    scores = " and ".join(
+        f"<b>{name} {row['mean']:.1f}%</b> ({row['low']:.1f} to {row['high']:.1f})"
+        for name, row in between.iterrows()
+    )
+    near = found.nearest(run.mixture)
+    near = near.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value).assign(
+        A_KA=[f"{value:.1f}" for value in near["A_KA"]],
+        A_ZS=[f"{value:.1f}" for value in near["A_ZS"]],
+    )
+    return (
+        f"<p>Between the stored runs: {scores}, 95% t-intervals over {len(found.scores)} "
+        f"replicates. Interpolation adds to them: where a stored mixture is left out, it misses by "
+        f"{misses['A_KA']:.1f} and {misses['A_ZS']:.1f} points.</p>"
+        f"<b>The nearest stored runs</b>, by the share of a batch that differs{html_table(near)}"
     )
 
 
@@ -52,26 +90,33 @@ def mixture_still() -> Figure:
     return plot_inputs.batch_mixture(parts, cases["thirds (right)"][1])
 
 
-def mixture_explorer(pool: int = POOL, arriving: int = ARRIVING) -> ipywidgets.VBox:
-    """Weights of P, D and B, batch, tasks, steps, replay share -> the batch and what is seen.
+def mixture_explorer(
+    published: pd.DataFrame | None = None, pool: int = POOL, arriving: int = ARRIVING
+) -> ipywidgets.VBox:
+    """A point in the triangle of P, D and B, batch, tasks, steps and replay share -> the batch,
+    what is seen, what stored runs with such mixtures scored, and the command.
 
-    pool: images of the pretraining set; arriving: images of all updates together, evenly divided.
-    `CmpError` if there are none.
+    published: the metrics of a study that has a setting `LIKE`. pool: images of the pretraining
+    set; arriving: images of all updates together, evenly divided. `CmpError` if there are none.
     """
     if min(pool, arriving) <= 0:
         raise CmpError(f"mixture_explorer: sizes must be positive, not {pool} and {arriving}")
+    found = None if published is None else surfaces.surface(published, LIKE)
+    points = {} if found is None else dict(zip(found.names, found.shares, strict=True))
 
-    def draw(p, d, b, batch, tasks, steps, replay):
-        mixture = normalised(p, d, b, replay)
-        kept = max(1, round(replay * pool))
-        parts, passes = exposures.expected(mixture, batch, tasks, steps, kept, arriving / tasks)
-        return Drawn(plot_inputs.batch_mixture(parts, passes), mixture_sentence(mixture, passes))
+    def draw(shares, batch, tasks, steps, replay) -> Drawn:
+        run = run_of(shares, batch, tasks, steps, round(replay, 6))
+        kept = max(1, round(run.mixture.replay * pool))
+        parts, passes = exposures.expected(run.mixture, batch, tasks, steps, kept, arriving / tasks)
+        below = (forecast(run, found) if found else "") + copyable(settings.assignments(run))
+        figure = plot_inputs.batch_mixture(parts, passes)
+        return Drawn(figure, mixture_sentence(run.mixture, passes), below)
 
-    weight = {"min": 0.0, "max": 1.0, "step": 0.05}
-    controls = {
-        "p": FloatSlider(0.5, **weight, description="Pool P: weight / sum"),
-        "d": FloatSlider(0.5, **weight, description="Update D: weight / sum"),
-        "b": FloatSlider(0.5, **weight, description="Buffer B: weight / sum"),
+    return explorer({"shares": triangle(points), **_sliders()}, draw)
+
+
+def _sliders() -> Mapping[str, ipywidgets.ValueWidget]:
+    return {
         "batch": IntSlider(64, min=8, max=512, step=8, description="Batch"),
         "tasks": IntSlider(8, min=1, max=20, description="Tasks T"),
         "steps": IntSlider(40, min=5, max=200, description="Steps a task"),
@@ -79,4 +124,3 @@ def mixture_explorer(pool: int = POOL, arriving: int = ARRIVING) -> ipywidgets.V
             0.1, min=-2, max=0, readout_format=".0%", description="Pool kept for replay"
         ),
     }
-    return explorer(controls, draw)

@@ -1,6 +1,5 @@
 """The schedule explorer: the learning rate over a stream, and what stored runs say beside it."""
 
-import html
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -21,16 +20,11 @@ from cmp import config, plot_inputs, schedules
 from cmp.config import RunConfig, Schedule
 from cmp.widgets import settings
 from cmp.widgets.settings import Stored
-from cmp.widgets.view import Drawn, explorer
+from cmp.widgets.view import TABLE, Drawn, copyable, explorer, html_table
 
 TASKS, STEPS = 8, 40
 FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
 """Peaks of `free` to begin with, one a task."""
-TABLE = (
-    "<style>.cmp-table td, .cmp-table th"
-    " {padding: 0 7px; text-align: right; font-size: 13px; line-height: 1.5}"
-    " .cmp-table tr > :first-child, .cmp-table.words tr > :last-child {text-align: left}</style>"
-)
 
 
 def schedule_still() -> Figure:
@@ -99,12 +93,10 @@ def _below(run: RunConfig, curves: dict[str, np.ndarray], known: list[Stored]) -
             "<b>The nearest stored runs</b>, by the sum of the rates of each task: distance 0.69 "
         )
         text += "is a factor of two in each. Scores after the stream, means over replicates"
-        text += near.to_html(border=0, classes="cmp-table words", index=False)
+        text += html_table(near)
     elif known:
         text += f"<p>No stored run is of a stream of {run.stream.tasks} tasks.</p>"
-    lines = " \\\n    ".join(["cmp run cpu", *settings.assignments(run)])
-    text += '<b>Copy as config</b> (a click marks it all)<pre style="user-select: all">'
-    return f"{text}{html.escape(lines)}</pre>"
+    return text + copyable(settings.assignments(run))
 
 
 def schedule_explorer(published: pd.DataFrame | None = None) -> VBox:

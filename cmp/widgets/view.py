@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+import pandas as pd
 from ipywidgets import VBox
 from matplotlib.figure import Figure
 
 from cmp.errors import CmpError
 
+TABLE = (
+    "<style>.cmp-table td, .cmp-table th"
+    " {padding: 0 7px; text-align: right; font-size: 13px; line-height: 1.5}"
+    " .cmp-table tr > :first-child, .cmp-table.words tr > :last-child {text-align: left}</style>"
+)
 LABEL_WIDTH, CONTROL_WIDTH, PICTURE_WIDTH = "190px", "460px", "900px"
 
 
@@ -31,10 +37,23 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def html_table(table: pd.DataFrame) -> str:
+    """A table of text as HTML, without its index: words at the left, numbers at the right."""
+    return TABLE + table.to_html(border=0, classes="cmp-table words", index=False)
+
+
+def copyable(assignments: list[str]) -> str:
+    """The command of a run with these key=value, as HTML that a click marks."""
+    lines = html.escape(" \\\n    ".join(["cmp run cpu", *assignments]))
+    about = '<b>Copy as config</b> (a click marks it all)<pre style="user-select: all">'
+    return f"{about}{lines}</pre>"
+
+
 def _lay_out(control: ipywidgets.Widget) -> None:
     """All of one size; a slider tells of its value once it is let go."""
-    control.style.description_width = LABEL_WIDTH
-    control.layout.width = CONTROL_WIDTH
+    if control.has_trait("style"):
+        control.style.description_width = LABEL_WIDTH
+        control.layout.width = CONTROL_WIDTH
     if control.has_trait("continuous_update"):
         control.continuous_update = False
 
