@@ -27,6 +27,20 @@ def test_stream(tasks):
     assert axes.texts[0].get_text() == ""
 
 
+def test_stream_with_images_above():
+    counts = pd.DataFrame(1, index=range(1, 5), columns=list("abc"))
+    report = pd.DataFrame({"images": [10, 20, 5, 40]}, index=counts.index)
+    above, below = plot_inputs.stream(counts, report).axes
+    assert [bar.get_height() for bar in above.patches] == [10, 20, 5, 40]
+    assert [text.get_text() for text in above.texts] == ["10", "20", "5", "40"]
+    assert below.get_xlabel() == "Update"
+    start, end = above.get_xlim()
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in above.patches]
+    shares = [(middle - start) / (end - start) for middle in middles]
+    assert shares == pytest.approx([(task + 0.5) / 4 for task in range(4)])
+    assert below.get_xlim() == (0, 4)
+
+
 def test_gallery():
     images = np.zeros((5, 4, 32, 32), np.uint8)
     images[1, [0, 3]] = 255

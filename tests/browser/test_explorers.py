@@ -1,4 +1,4 @@
-"""The schedule explorer in a real browser: keyboard, mouse, dropdown, buttons, and nothing else."""
+"""The explorers in a real browser: keyboard, mouse, dropdowns, buttons, and nothing else."""
 
 import os
 import re
@@ -9,20 +9,48 @@ from browser import lab
 
 from cmp.paths import build_folder
 
-CODE = """
+RUNS = """
 import json
 import pandas as pd
 from cmp import config, widgets
 
-settings = {"cosine": {}, "meta-cosine": {"meta": "cosine"}, "lower": {"peak": 0.0003}}
-rows = [
-    {"setting": name, "replicate": 0, "task": 8, "scope": "full", "role": role, "score": score,
-     "config": json.dumps(config.parse({"schedule": change}).to_dict())}
-    for name, change in settings.items()
-    for role, score in (("adapt", 33.0), ("eval", 31.5))
-]
-widgets.schedule_explorer(pd.DataFrame(rows))
+def published(settings):
+    "The metrics of one replicate of each setting, made up."
+    rows = [
+        {"setting": name, "replicate": replicate, "task": 8, "scope": scope, "role": role,
+         "score": score + replicate, "config": json.dumps(config.parse(tree).to_dict())}
+        for name, tree in settings.items()
+        for replicate in range(2)
+        for scope in ("subset", "full")
+        for role, score in (("adapt", 33.0), ("eval", 31.5))
+    ]
+    return pd.DataFrame(rows)
+
 """
+CODE = {
+    "schedule": RUNS
+    + """
+settings = {"cosine": {}, "meta-cosine": {"schedule": {"meta": "cosine"}},
+            "lower": {"schedule": {"peak": 0.0003}}}
+widgets.schedule_explorer(published(settings))
+""",
+    "mixture": RUNS
+    + """
+corners = {"thirds": {}, "pool": (1, 0, 0), "update": (0, 1, 0), "buffer": (0, 0, 1)}
+names = ("pretraining", "update", "buffer")
+settings = {
+    name: {"mixture": dict(zip(names, map(float, shares)))} if shares else {}
+    for name, shares in corners.items()
+}
+widgets.mixture_explorer(published(settings))
+""",
+    "stream": RUNS
+    + """
+from cmp.data import corpus
+settings = {"random": {}, "in turn": {"stream": {"order": "dataset"}}}
+widgets.stream_explorer(corpus.load(), published(settings))
+""",
+}
 BYTES = """async image => {
     const answer = await fetch(image.src);
     return Array.from(new Uint8Array(await answer.arrayBuffer()));
@@ -39,6 +67,20 @@ def browser():
         pytest.skip(sentence)
 
 
+@pytest.fixture(scope="module")
+def served(browser, tmp_path_factory):
+    """(address, token) of one JupyterLab with a notebook for each explorer."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "book").mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for name, code in CODE.items():
+        cells = [nbformat.v4.new_code_cell(code.strip())]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
+    with lab.lab(folder / "book", folder / "lab.log") as found:
+        yield found
+
+
 class Explorer:
     """What a reader sees and moves."""
 
@@ -46,6 +88,7 @@ class Explorer:
         self.page = page
         self.picture = page.locator("img.widget-image")
         self.sentence = page.locator(".widget-html-content").first
+        self.below = page.locator(".widget-html-content").last
         self.picture.wait_for(timeout=1000 * SECONDS)
 
     def png(self) -> bytes:
@@ -58,10 +101,11 @@ class Explorer:
         box = self.page.locator(".widget-dropdown", has_text=description).locator("select")
         box.select_option(option)
 
-    def says(self, words):
+    def says(self, words, below=False):
         from playwright.sync_api import expect
 
-        expect(self.sentence).to_contain_text(words, timeout=1000 * SECONDS)
+        place = self.below if below else self.sentence
+        expect(place).to_contain_text(words, timeout=1000 * SECONDS)
 
     def changed(self, before: bytes) -> bytes:
         """The picture once it is another than `before`; the sentence comes just before it."""
@@ -72,21 +116,32 @@ class Explorer:
             self.page.wait_for_timeout(100)
         raise AssertionError("the picture stayed the same")
 
+    def drag(self, element, right, down):
+        """By the mouse, from an element's middle, so many pixels."""
+        box = element.bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(*middle)
+        self.page.mouse.down()
+        self.page.mouse.move(middle[0] + right, middle[1] + down, steps=5)
+        self.page.mouse.up()
 
-def test_the_schedule_explorer(tmp_path):
-    cells = [nbformat.v4.new_code_cell(CODE.strip())]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    folder = tmp_path / "book"
-    folder.mkdir()
-    nbformat.write(notebook, folder / "explorer.ipynb")
-    with lab.lab(folder, tmp_path / "lab.log") as (address, token):
-        with lab.executed(address, token, "explorer.ipynb") as watched:
-            move(Explorer(watched.page))
-        assert (watched.errors, watched.elsewhere) == ([], [])
+    def keep(self, name):
+        """A screenshot, to be looked at."""
+        folder = build_folder() / "browser"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}_explorer.png")
 
 
-def move(explorer):
+@pytest.mark.parametrize("name", CODE)
+def test_an_explorer(served, name):
+    with lab.executed(*served, f"{name}.ipynb") as watched:
+        explorer = Explorer(watched.page)
+        MOVES[name](explorer)
+        explorer.keep(name)
+    assert (watched.errors, watched.elsewhere) == ([], [])
+
+
+def move_schedule(explorer):
     page = explorer.page
     explorer.says("of the peak 0.001, over 8 tasks x 40 steps")
     assert page.get_by_text("meta-cosine", exact=True).count() == 1
@@ -100,13 +155,7 @@ def move(explorer):
     explorer.says("over 8 tasks x 40 steps")
     picture = explorer.changed(picture)
 
-    handle = explorer.handle("Peak").first
-    box = handle.bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 40, middle[1], steps=5)
-    page.mouse.up()
+    explorer.drag(explorer.handle("Peak").first, 40, 0)
     explorer.says(re.compile(r"of the peak 0\.00[2-9]"))
     picture = explorer.changed(picture)
 
@@ -123,6 +172,62 @@ def move(explorer):
 
     explorer.choose("Meta schedule", "cosine")
     explorer.says(re.compile(r"= 0\.1\d of the peak"))
-    folder = build_folder() / "browser"
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / "schedule_explorer.png")
+
+
+def move_mixture(explorer):
+    page = explorer.page
+    explorer.says("Shares P 0.33, D 0.33, B 0.33")
+    explorer.says("A_KA 33.5%", below=True)
+    handle, picture = page.locator("circle.handle"), explorer.png()
+
+    handle.focus()
+    page.keyboard.press("ArrowUp")
+    explorer.says("Shares P 0.35, D 0.30, B 0.35")
+    picture = explorer.changed(picture)
+    page.keyboard.press("ArrowLeft")
+    explorer.says("Shares P 0.35, D 0.35, B 0.30")
+    picture = explorer.changed(picture)
+    assert handle.get_attribute("aria-valuetext") == "Pool P 35 %, Update D 35 %, Buffer B 30 %"
+
+    explorer.drag(handle, 400, 400)  # beyond the corner of the buffer
+    explorer.says("Shares P 0.00, D 0.00, B 1.00")
+    picture = explorer.changed(picture)
+    page.get_by_text("mixture.buffer=1.0").wait_for()
+
+    page.locator("circle.stored").first.click()  # thirds
+    explorer.says("Shares P 0.33, D 0.33, B 0.33")
+    picture = explorer.changed(picture)
+
+    explorer.handle("Batch").focus()
+    page.keyboard.press("ArrowRight")
+    explorer.says("No prediction: the stored runs are of training.batch=64", below=True)
+    explorer.changed(picture)
+    page.keyboard.press("ArrowLeft")
+    explorer.says("A_KA 33.5%", below=True)
+
+
+def move_stream(explorer):
+    page = explorer.page
+    explorer.says("522 classes in 8 tasks")
+    picture = explorer.png()
+
+    explorer.choose("Order", "dataset")
+    explorer.says("Datasets a task: 1 to 4")
+    explorer.says("in turn", below=True)
+    picture = explorer.changed(picture)
+
+    page.get_by_role("button", name="images").click()
+    explorer.says("1.0 times as many")
+    explorer.says("No stored run follows this stream", below=True)
+    picture = explorer.changed(picture)
+
+    page.get_by_label("Reversed").check()
+    picture = explorer.changed(picture)
+    explorer.says("stream.reverse=true", below=True)
+    explorer.handle("Tasks T").focus()
+    page.keyboard.press("ArrowLeft")
+    explorer.says("522 classes in 7 tasks")
+    explorer.changed(picture)
+
+
+MOVES = {"schedule": move_schedule, "mixture": move_mixture, "stream": move_stream}
