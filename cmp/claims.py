@@ -149,14 +149,17 @@ def by_replicate(trajectory: pd.DataFrame, at: str = "end") -> pd.DataFrame:
     )
 
 
-def paired_difference(trajectory: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """`one` minus `other` at the end of the stream, paired by replicate: a row an aggregate.
+def paired_difference(
+    trajectory: pd.DataFrame, one: str, other: str, at: str = "end"
+) -> pd.DataFrame:
+    """`one` minus `other` at the end of the stream, or with at="area" in the mean over its tasks,
+    paired by replicate: a row an aggregate.
 
     Columns: `difference`, `standard_error`, `low` and `high` (the 95% interval, for looking: it
     knows of no other comparison), `errors` (the difference in standard errors), `replicates`.
     """
     _check(trajectory["setting"], one, other, "paired difference")
-    table, rows = by_replicate(trajectory), {}
+    table, rows = by_replicate(trajectory, at), {}
     for name in AGGREGATES:
         differences = (table[name, one] - table[name, other]).dropna()
         mean, error, half = t_interval(differences.to_numpy())
