@@ -9,7 +9,9 @@ A setting may hold `product` or `zip`, keys with lists of values: it stands for 
 them, or for the first values, the second values and so on. Each is named after its values: `full`
 with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and "full, peak 0.002".
 
-What the chapter claims of its settings may stand there too, under `claims`; see `cmp.claims`.
+`common` holds changes that every setting shares. What the chapter claims of its settings may stand
+there too, under `claims`; see `cmp.claims`. What a chapter chooses, such as a learning rate, is a
+study of its own, `NN-tuning`, on the validation split.
 """
 
 import itertools
@@ -84,11 +86,11 @@ def load(chapter: str) -> Study:
     if not path.exists():
         known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {known or 'none'}")
-    tree = {"claims": []} | read_yaml(path)
+    tree = {"claims": [], "common": {}} | read_yaml(path)
     _check(path, tree)
     settings = {}
     for name, changes in tree["settings"].items():
-        found = expand(name, changes or {}, f"{path}: settings: {name}")
+        found = expand(name, tree["common"] | (changes or {}), f"{path}: settings: {name}")
         if twice := settings.keys() & found.keys():
             raise CmpError(f"{path}: settings: {name}: {min(twice)!r} stands there already")
         settings |= found
@@ -105,6 +107,7 @@ def load(chapter: str) -> Study:
 def _check(path: Path, tree: dict[str, Any]) -> None:
     """Refuse a grid that is not well-formed."""
     wanted = {"question": str, "replicates": int, "live": list, "settings": dict, "claims": list}
+    wanted |= {"common": dict}
     for key in [*wanted, *tree]:
         if key not in wanted:
             raise CmpError(f"{path}: {key}: no such key; there are {', '.join(wanted)}")

@@ -72,6 +72,25 @@ def test_what_is_published_is_what_was_collected(place):
     assert frame.set_index(keys)["score"].sort_index().equals(expected.sort_index())
 
 
+def test_scores_of_the_validation_split_are_published_apart_from_all_others(place):
+    grid = GRID | {"common": {"evaluation.split": "validation"}, "claims": []}
+    (place / "77.yaml").write_text(json.dumps(grid))
+    for run_config in studies.load("77").configs("quick").values():
+        workers.run_one(run_config)
+    publish()
+    frame = results.published("77")
+    assert {json.loads(text)["evaluation"]["split"] for text in frame["config"]} == {"validation"}
+    grid["settings"] = GRID["settings"] | {"test": {"evaluation.split": "test"}}
+    (place / "77.yaml").write_text(json.dumps(grid))
+    with pytest.raises(CmpError, match="published by themselves"):
+        publish()
+    claim = {"name": "n", "sentence": "s", "setting": "z", "against": "a", "aggregate": "GM"}
+    grid |= {"settings": GRID["settings"], "claims": [claim]}
+    (place / "77.yaml").write_text(json.dumps(grid))
+    with pytest.raises(CmpError, match="and bear no claims"):
+        publish()
+
+
 def test_the_file_is_the_same_whatever_order_runs_came_in(place):
     content = publish().read_bytes()
     again = stored_runs()[::-1]

@@ -75,6 +75,18 @@ def test_a_setting_without_lists_stands_for_itself():
     assert studies.expand("a", {"x.y": 1}, "file") == {"a": {"x.y": 1}}
 
 
+def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+    grid = {"question": "Why?", "replicates": 1, "live": [], "common": {"mixture.replay": 0.5}}
+    grid["settings"] = {"a": {}, "b": {"mixture.replay": 1.0}, "c": {"schedule.peak": 0.1}}
+    (tmp_path / "77.yaml").write_text(json.dumps(grid))
+    configs = studies.load("77").configs("quick")
+    assert [each.mixture.replay for each in configs.values()] == [0.5, 1.0, 0.5]
+    (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
+    with pytest.raises(CmpError, match="common: must be given, as dict"):
+        studies.load("77")
+
+
 def test_a_product_is_every_combination_named_after_its_values():
     lists = {"schedule.peak": [0.1, 0.2], "mixture.replay": [1, 0.5]}
     found = studies.expand("a", {"joint": True, "product": lists}, "file")
