@@ -153,12 +153,18 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     Only for CLIP's own text tower with split attention; others go through open_clip.
     """
     device = model.logit_scale.device
-    if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
-        return _unit(model.encode_text(tokens.to(device)))
+    own = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
+    if not own or device.type == "meta":  # where tokens have no values there are no pairs
+        return encode_one_by_one(model, tokens)
     rows, position, mask, ends = (x.to(device, non_blocking=True) for x in in_pairs(tokens.cpu()))
     x = model.token_embedding(rows) + model.positional_embedding[position]
     x = model.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
     return _unit(model.ln_final(x) @ model.text_projection)
+
+
+def encode_one_by_one(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What `encode_text` gives, through open_clip: a row a text, padding and all."""
+    return _unit(model.encode_text(tokens.to(model.logit_scale.device)))
 
 
 def in_pairs(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

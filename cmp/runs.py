@@ -22,7 +22,7 @@ from cmp.evaluation import Scores, evaluate
 from cmp.merging import policies
 from cmp.merging.policies import Memory
 from cmp.merging.rules import Weights
-from cmp.methods import Learner
+from cmp.methods import Learner, adapters
 from cmp.mixtures import Pools
 from cmp.paths import SHORT
 from cmp.signals import StopRequest
@@ -124,11 +124,11 @@ def run(
     learner = methods.learner(config, corpus, model, device)
     with StopRequest() as stop:
         sitting = _Sitting(learner, observer, keeper, stop, provenance.here(device))
-        optimizer = training.make_optimizer(learner.model, config.optimizer)
+        optimizer = methods.optimizer(learner)
         begun, first = sitting.begin(optimizer)
         for task in range(begun, len(pools)):
             if task > begun and not config.optimizer.carry:
-                optimizer = training.make_optimizer(learner.model, config.optimizer)
+                optimizer = methods.optimizer(learner)
             hook = functools.partial(sitting.after_step, task, optimizer)
             with sitting.reporting():
                 training.train_task(learner, pools[task], task, hook, optimizer, first)
@@ -158,8 +158,8 @@ class _Sitting:
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """A copy of the network's weights."""
-        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        """A copy of the network's weights, adapters folded in."""
+        return adapters.plain(self.model)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
@@ -175,7 +175,9 @@ class _Sitting:
         progress = state.progress
         checkpoints.restore(state.tensors, self.model, optimizer)
         self.trunk = checkpoints.below(state.tensors, "trunk/")
-        self.learner.state.update(checkpoints.below(state.tensors, "method/"))
+        carried = checkpoints.below(state.tensors, "method/")
+        device = self.model.logit_scale.device
+        self.learner.state.update({name: x.to(device) for name, x in carried.items()})
         memory = checkpoints.below(state.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.below(memory, f"{name}/") for name in names}
@@ -193,10 +195,11 @@ class _Sitting:
         for size, count in evaluations(self.config):
             if count == 2 and not ends:
                 continue
-            scores = evaluate(
-                self.model, self.config.model.name, self.learner.corpus,
-                self.config.evaluation.split, size, self.config.training.precision,
-            )  # fmt: skip
+            with adapters.folded(self.model):
+                scores = evaluate(
+                    self.model, self.config.model.name, self.learner.corpus,
+                    self.config.evaluation.split, size, self.config.training.precision,
+                )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
@@ -224,13 +227,13 @@ class _Sitting:
             self.memory, start, deployed = policies.after_task(
                 self.config.merging, self.memory, self.weights()
             )
-            self.model.load_state_dict(deployed)
+            adapters.take(self.model, deployed)
         self.evaluate(done)
         if done < self.config.stream.tasks:
             if self.trunk:
                 checkpoints.restore(self.trunk, self.model, optimizer)
             elif start:
-                self.model.load_state_dict(start)
+                adapters.take(self.model, start)
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.optimizer.carry else None)
 
@@ -270,5 +273,6 @@ class _Sitting:
         return self.before + time.perf_counter() - self.started
 
     def result(self) -> Result:
-        """The finished run."""
-        return Result(pd.DataFrame(self.rows), self.model, self.seconds(), self.machine)
+        """The finished run, its network of open_clip's own layers."""
+        model = adapters.remove(self.model)
+        return Result(pd.DataFrame(self.rows), model, self.seconds(), self.machine)

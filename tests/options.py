@@ -5,6 +5,7 @@ import json
 from cmp import config, mixtures, models, schedules, streams
 from cmp.config import RunConfig
 from cmp.merging import policies, rules
+from cmp.methods import ewc
 
 TABLES = {
     "stream.order": streams.ORDERS,
@@ -13,6 +14,7 @@ TABLES = {
     "merging.rule": rules.RULES,
     "schedule.name": schedules.CURVES,
     "schedule.meta": schedules.METAS,
+    "method.fisher": ewc.FISHERS,
 }
 """What must hold a row for each name of a key."""
 
@@ -25,7 +27,11 @@ WITH = {
 NOT_SHIPPED = ("model.start", "cosine")
 """A base that has to be made first; its weights take the same way as the others'."""
 
-ALSO = {"merging.rule": ("merging.policy=ema",)}
+ALSO = {
+    "merging.rule": ("merging.policy=ema",),
+    "method.fold": ("method.name=dora",),
+    "method.fisher": ("method.name=ewc", "method.batches=1"),
+}
 """What else every choice of a key wants, to matter."""
 
 

@@ -26,6 +26,7 @@ PLAIN = {
     "optimizer.carry",
     "evaluation.full",
     "evaluation.split",
+    "method.fold",
 }
 """Choices that no table stands behind."""
 

@@ -13,7 +13,8 @@ ROOMS = """
     errors paths seeds signals tables provenance
     files config
     data
-    vocabulary towers compact images streams mixtures schedules merging models methods
+    vocabulary towers compact images streams mixtures schedules merging models steps methods
+    budgets
     training evaluation
     checkpoints runs
     store verification pretraining forecast workers cluster studies
