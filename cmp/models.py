@@ -79,10 +79,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every fused attention in place."""
+    """Replace every fused attention in place; one over other widths than its own stays (CoCa)."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.MultiheadAttention):
+            if isinstance(child, nn.MultiheadAttention) and child.in_proj_weight is not None:
                 setattr(module, name, SplitAttention(child))
     return model
 
@@ -97,13 +97,27 @@ def create(name: str, seed: int = 0) -> nn.Module:
 
 def create_fused(name: str, seed: int = 0) -> nn.Module:
     """What `create` makes, with the same weights, as open_clip leaves it: attention fused."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed)
+        return _open_clip(name)
+
+
+def blank(name: str) -> nn.Module:
+    """A network of this architecture on the meta device: shapes without values, of any size."""
+    with torch.device("meta"):
+        return split_attention(_open_clip(name, device="meta"))
+
+
+def _open_clip(name: str, **where) -> nn.Module:
     if name not in open_clip.list_models():
         raise CmpError(
             f"model.name: open_clip knows no {name!r}; embedded are {', '.join(EMBEDDED)}"
         )
-    with torch.random.fork_rng(devices=[]), _quiet():
-        torch.random.manual_seed(seed)
-        return open_clip.create_model(name, output_dict=True)
+    try:
+        with _quiet():
+            return open_clip.create_model(name, output_dict=True, **where)
+    except (ImportError, RuntimeError) as error:  # some want packages that are not here
+        raise CmpError(f"model.name: {name!r} cannot be made here ({error})") from error
 
 
 @contextlib.contextmanager
@@ -165,6 +179,11 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
 def encode_one_by_one(model: nn.Module, tokens: Tensor) -> Tensor:
     """What `encode_text` gives, through open_clip: a row a text, padding and all."""
     return _unit(model.encode_text(tokens.to(model.logit_scale.device)))
+
+
+def context_length(model: nn.Module) -> int:
+    """Tokens of the longest text that a network reads."""
+    return getattr(model, "context_length", None) or model.text.context_length
 
 
 def in_pairs(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

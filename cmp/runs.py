@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import checkpoints, methods, mixtures, provenance, schedules, streams, training
+from cmp import budgets, checkpoints, methods, mixtures, provenance, schedules, streams, training
+from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
@@ -50,7 +51,8 @@ SILENT = Observer()
 class Result:
     """metrics: a row a (task, dataset): tasks done, `scope` ("subset" or "full"), and the columns
     of `evaluation.Scores.datasets`; model: the network after the last task; seconds: of computing;
-    provenance: where that was, see `cmp.provenance.here`, with `began` if it began elsewhere.
+    provenance: where that was, see `cmp.provenance.here`, with `began` if it began elsewhere and
+    `budget` if it had one, see `cmp.budgets.spent`.
     """
 
     metrics: pd.DataFrame
@@ -120,10 +122,12 @@ def run(
     Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
     the last good state kept and a report beside it.
     """
+    asked, config, budget = config, budgets.applied(config), budgets.of(config)
     pools = task_pools(config, corpus)
     learner = methods.learner(config, corpus, model, device)
     with StopRequest() as stop:
-        sitting = _Sitting(learner, observer, keeper, stop, provenance.here(device))
+        machine = provenance.here(device)
+        sitting = _Sitting(learner, observer, keeper, stop, machine, asked, budget)
         optimizer = methods.optimizer(learner)
         begun, first = sitting.begin(optimizer)
         for task in range(begun, len(pools)):
@@ -139,13 +143,16 @@ def run(
 
 @dataclass
 class _Sitting:
-    """A run as far as this process has taken it."""
+    """A run as far as this process has taken it. asked: its config before its budget, which the
+    learner's steps are of, was applied."""
 
     learner: Learner
     observer: Observer
     keeper: Keeper | None
     stop: StopRequest
     machine: dict[str, Any]
+    asked: RunConfig
+    budget: Budget | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     trunk: dict[str, Tensor] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
@@ -211,6 +218,8 @@ class _Sitting:
         was asked for."""
         self.observer.step(task, step, loss, self.model)
         done = step + 1
+        if self.budget:
+            self.budget.check(done)
         if done == schedules.branch(self.config.schedule, self.config.training.steps):
             kept = checkpoints.tensors(self.model, optimizer)
             self.trunk = {name: x.detach().clone() for name, x in kept.items()}
@@ -240,7 +249,7 @@ class _Sitting:
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
         if self.keeper:
-            tree, seconds = self.config.to_dict(), self.seconds()
+            tree, seconds = self.asked.to_dict(), self.seconds()
             machine = self.machine.get("began", self.machine)
             progress = Progress(
                 SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
@@ -274,5 +283,7 @@ class _Sitting:
 
     def result(self) -> Result:
         """The finished run, its network of open_clip's own layers."""
-        model = adapters.remove(self.model)
-        return Result(pd.DataFrame(self.rows), model, self.seconds(), self.machine)
+        model, machine = adapters.remove(self.model), self.machine
+        if self.budget:
+            machine = machine | {"budget": budgets.spent(self.budget, self.config.stream.tasks)}
+        return Result(pd.DataFrame(self.rows), model, self.seconds(), machine)

@@ -57,6 +57,8 @@ def make_optimizer(
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
     """The arithmetic of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    if device.type == "meta":  # has no arithmetic
+        return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -1,5 +1,6 @@
 """One task: the loop."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,7 @@ def train_task(
         with torch.no_grad():
             model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
         after_step(step, loss.detach())
-    method.end_task(learner, pools, task)
+    method.end_task(learner, functools.partial(methods.look, learner, pools, task))
     check_weights(model, task, steps)
 
 

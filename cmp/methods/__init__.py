@@ -20,6 +20,8 @@ from cmp.mixtures import Batch, Pools, make_batch, parts
 from cmp.seeds import torch_generator
 from cmp.steps import Seen
 
+Look = Callable[[int], tuple[Batch | None, Seen]]
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -48,7 +50,7 @@ class Method:
     first step, from whatever weights it starts. losses: (learner, seen) after each forward pass:
     terms by name that are added to the contrastive loss. optimizer: (settings) -> what is called
     with AdamW's arguments. step: (learner, optimizer) when gradients are ready. end_task: (learner,
-    pools, task) after the task's last step.
+    look) after the task's last step; look(step) shows any batch of the task to the network.
     """
 
     prepare: Callable[[Learner], None] = lambda learner: None
@@ -60,7 +62,7 @@ class Method:
     step: Callable[[Learner, torch.optim.Optimizer], None] = lambda learner, optimizer: (
         optimizer.step()
     )
-    end_task: Callable[[Learner, Pools, int], None] = lambda learner, pools, task: None
+    end_task: Callable[[Learner, Look], None] = lambda learner, look: None
 
 
 def of(config: RunConfig) -> Method:

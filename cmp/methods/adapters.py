@@ -66,9 +66,12 @@ class AdaptedConv2d(nn.Conv2d):
 ADAPTED = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 
 
-def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
-    """Values within 1 / sqrt(fan_in) of zero, as torch begins a linear layer."""
-    return (2 * torch.rand(shape, generator=generator) - 1) * fan_in**-0.5
+@torch.no_grad()
+def draw(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+    """Fill with values within 1 / sqrt(fan_in) of zero, as torch begins a linear layer."""
+    if not x.is_meta:
+        x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * fan_in**-0.5)
+    return x
 
 
 def layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:

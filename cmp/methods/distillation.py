@@ -26,10 +26,10 @@ def prepare(learner: Learner) -> None:
 def teacher_features(learner: Learner, seen: Seen) -> tuple[Tensor, Tensor]:
     """What the pretrained network makes of the replayed samples, [P, E] each."""
     teacher, first = learner.aside["teacher"], len(seen.pixels) - seen.replayed
-    distinct, place = seen.place[first:].unique(return_inverse=True)
+    tokens = seen.tokens[seen.place[first:].to(seen.tokens.device)]
     with steps.autocast(learner.config.training.precision, seen.pixels.device):
         image = models.encode_image(teacher, seen.pixels[first:])
-        text = models.encode_text(teacher, seen.tokens[distinct.to(seen.tokens.device)])[place]
+        text = models.encode_text(teacher, tokens)
     return image, text
 
 

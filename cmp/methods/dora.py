@@ -1,8 +1,6 @@
 """DoRA: each row of W + scale B A is brought to a trained length m, which starts as W's own; the
 length that it has is held fixed in the gradient (spec 3)."""
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,13 +13,6 @@ def lengths(weight: Tensor) -> Tensor:
     """Of the rows of a weight read as a matrix, [out]; above zero, so that one can divide."""
     norms = torch.linalg.vector_norm(weight.detach().float().flatten(1), dim=1)
     return norms.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def exact(device: torch.device) -> contextlib.AbstractContextManager:
-    """Without autocast, which would keep a matrix that it casts here for the gradient's pass."""
-    if device.type == "meta":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 class Decomposed(LowRank):
@@ -44,13 +35,9 @@ class Decomposed(LowRank):
         return direction * gain.view(-1, *[1] * (weight.ndim - 1))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """b + g (W x + scale B (A x)), as what is added to W x + b, so that g = 1 adds nothing."""
-        with torch.no_grad(), exact(weight.device):
-            length = lengths(super().whole(weight))
-        change = self.magnitude / length - 1  # [out]
-        plain, low = F.linear(x, weight, bias), self.low(x)
-        direction = plain + low if bias is None else plain - bias.to(plain) + low
-        return plain + low + change.to(plain) * direction
+        """Through the whole weight: to scale outputs instead would keep all of them for the
+        gradient of m, half as much memory again for a third less of the products."""
+        return F.linear(x, self.whole(weight), bias)
 
 
 METHOD = adapters.method(Decomposed)

@@ -5,40 +5,38 @@ The Fisher pass sees the temperature that training sees, 1 / exp(logit_scale). I
 that would come next in the task: `batches` of them, at the task's end and only then.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp import methods, models, steps
-from cmp.methods import Learner, Method, importance, trainable
-from cmp.mixtures import Batch, Pools
+from cmp import models, steps
+from cmp.methods import Learner, Look, Method, importance, trainable
 from cmp.steps import Seen
 
 Gradients = Iterator[tuple[Tensor, ...]]
 
 
-def of_batch(learner: Learner, look: Callable[[], tuple[Batch, Seen]]) -> Gradients:
+def of_batch(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
     """The gradient of a batch's mean loss, as the reference squares it."""
-    _, seen = look()
-    loss = steps.contrastive_loss(seen.image, seen.text, learner.model.logit_scale)
+    found = seen()
+    loss = steps.contrastive_loss(found.image, found.text, learner.model.logit_scale)
     yield gradients(learner, loss)
 
 
-def of_samples(learner: Learner, look: Callable[[], tuple[Batch, Seen]]) -> Gradients:
+def of_samples(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
     """Each sample's own gradient, the features of the others held fixed: the diagonal that the
-    Fisher information is defined by, at the cost of one pass over the batch."""
+    Fisher information is defined by, at the cost of one more pass forward."""
     model, precision = learner.model, learner.config.training.precision
     with torch.no_grad():
-        _, seen = look()
-    for index in range(len(seen.pixels)):
-        with steps.autocast(precision, seen.pixels.device):
-            image = models.encode_image(model, seen.pixels[index, None])
-            tokens = seen.tokens[seen.place[index].cpu(), None]
-            text = models.encode_one_by_one(model, tokens)
-        yield gradients(learner, own_loss(image, text, seen, index, model.logit_scale))
+        found = seen()
+    for index in range(len(found.pixels)):
+        place = found.place[index, None].to(found.tokens.device)
+        with steps.autocast(precision, found.pixels.device):
+            image = models.encode_image(model, found.pixels[index, None])
+            text = models.encode_one_by_one(model, found.tokens[place])
+        yield gradients(learner, own_loss(image, text, found, index, model.logit_scale))
 
 
 FISHERS = {"sample": of_samples, "batch": of_batch}
@@ -61,12 +59,11 @@ def gradients(learner: Learner, loss: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def end_task(learner: Learner, pools: Pools, task: int) -> None:
+def end_task(learner: Learner, look: Look) -> None:
     """Measure what mattered to this task, and add it to what mattered before."""
     config, found, count = learner.config, None, 0
     for step in range(config.training.steps, config.training.steps + config.method.get("batches")):
-        look = functools.partial(methods.look, learner, pools, task, step)
-        for each in FISHERS[config.method.fisher](learner, look):
+        for each in FISHERS[config.method.fisher](learner, lambda step=step: look(step)[1]):
             squares = [x.square() for x in each]
             found = squares if found is None else torch._foreach_add(found, squares)
             count += 1

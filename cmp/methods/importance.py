@@ -23,11 +23,28 @@ def drop_anchor(learner: Learner) -> None:
         learner.state[f"anchor/{name}"] = parameter.detach().clone()
 
 
+class Pull(torch.autograd.Function):
+    """sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's own work."""
+
+    @staticmethod
+    def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:
+        moved = parameter - anchor
+        pull = importance * moved
+        ctx.save_for_backward(pull)
+        return torch.dot(pull.flatten(), moved.flatten())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """2 importance * (theta - anchor)."""
+        [pull] = ctx.saved_tensors
+        return 2 * gradient * pull, None, None
+
+
 def penalty(learner: Learner) -> Tensor:
     """sum over parameters of importance * (theta - anchor)^2, in fp32."""
     state = learner.state
     terms = [
-        (state[f"importance/{name}"] * (parameter - state[f"anchor/{name}"]).square()).sum()
+        Pull.apply(parameter, state[f"importance/{name}"], state[f"anchor/{name}"])
         for name, parameter in trainable(learner.model).items()
     ]
     return torch.stack(terms).sum()

@@ -19,7 +19,7 @@ class LowRank(adapters.Adapter):
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
         """A is drawn, B is zero."""
-        self.down.copy_(adapters.uniform(self.down.shape, self.down.shape[1], generator))
+        adapters.draw(self.down, self.down.shape[1], generator)
         self.rest(weight)
 
     def rest(self, weight: Tensor) -> None:
@@ -32,11 +32,7 @@ class LowRank(adapters.Adapter):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """W x + b + scale B (A x)."""
-        return F.linear(x, weight, bias) + self.low(x)
-
-    def low(self, x: Tensor) -> Tensor:
-        """scale B (A x), [..., in] -> [..., out]."""
-        return F.linear(F.linear(x, self.down), self.scale * self.up)
+        return F.linear(x, weight, bias) + F.linear(F.linear(x, self.down), self.scale * self.up)
 
 
 METHOD = adapters.method(LowRank)

@@ -9,8 +9,7 @@ reference's lr g^2 is that of plain gradient descent, which nobody runs here.
 import torch
 from torch import Tensor
 
-from cmp.methods import Learner, Method, importance, trainable
-from cmp.mixtures import Pools
+from cmp.methods import Learner, Look, Method, importance, trainable
 from cmp.steps import Seen
 
 
@@ -38,7 +37,7 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def end_task(learner: Learner, pools: Pools, task: int) -> None:
+def end_task(learner: Learner, look: Look) -> None:
     """Add what mattered on this way."""
     state, damping = learner.state, learner.config.method.get("damping")
     for name, parameter in trainable(learner.model).items():

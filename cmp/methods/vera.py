@@ -57,9 +57,9 @@ def prepare(learner: Learner) -> None:
         if shape not in shared:
             generator = torch_generator("vera", learner.config.seeds.init, rows, columns)
             rank = layer.adapter.rank
-            down = adapters.uniform((rank, columns), columns, generator)
-            up = adapters.uniform((rows, rank), rank, generator)
-            shared[shape] = (down.to(layer.weight), up.to(layer.weight))
+            down = adapters.draw(layer.weight.new_empty(rank, columns), columns, generator)
+            up = adapters.draw(layer.weight.new_empty(rows, rank), rank, generator)
+            shared[shape] = (down, up)
         layer.adapter.share(*shared[shape])
 
 
