@@ -184,7 +184,7 @@ class _Sitting:
         self.trunk = checkpoints.below(state.tensors, "trunk/")
         carried = checkpoints.below(state.tensors, "method/")
         device = self.model.logit_scale.device
-        self.learner.state.update({name: x.to(device) for name, x in carried.items()})
+        self.learner.state.update({n: x.to(device, copy=True) for n, x in carried.items()})
         memory = checkpoints.below(state.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.below(memory, f"{name}/") for name in names}

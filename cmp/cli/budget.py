@@ -54,33 +54,35 @@ def budget(
         if method or total is not None:
             raise CmpError("--table4 has its own methods and total: leave out --method and --total")
         console.print(table_4())
+        console.print(
+            "steps: as printed, by its rule, and with what comes after a task charged once a task",
+            highlight=False,
+        )
         return
     full = costs(configured(model, batch, "full"))
     if total is None:
         total = tasks * config.profile("cpu")["training"]["steps"] * full.step / GIGA
     if not total > 0:
         raise CmpError(f"--total: {total:g} memory-adjusted GFLOPs; must be above 0")
-    table = Table(
-        title=f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs, {tasks} tasks"
-    )
-    columns = ("GFLOPs a step", "memory GB", "x full", "MAFs a step, G", "end of task, G")
-    for column in ("method", *columns, "steps a task", "samples a task"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
+    columns = ("GFLOPs", "GB", "x full", "GMAFs", "at end", "steps", "samples")
+    table = narrow(title, columns)
     for text in method or METHODS:
         found = costs(configured(model, batch, text))
         table.add_row(text, *cells(found, budgets.budget(total * GIGA / tasks, found, full), batch))
     console.print(table)
     kind = "measured on this card" if torch.cuda.is_available() else "accounted for"
     console.print(
-        f"a step: FLOPs, memory ({kind}, in fp32), MAFs = FLOPs x memory / full's; a task: what comes "
-        "at its end, charged once, its steps and samples",
+        f"a step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's; a task: "
+        "GMAFs at its end, charged once, its steps and samples",
         highlight=False,
-    )  # fmt: skip
+    )
 
 
 def narrow(title: str, columns: tuple[str, ...]) -> Table:
     """A table of methods that fits 80 characters without cutting a number."""
-    table = Table("method", title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("method", min_width=12, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -106,7 +108,7 @@ def cells(found: Cost, allowed: budgets.Budget, batch: int) -> tuple[str, ...]:
 
 def table_4() -> Table:
     """The paper's rows at T = 20: its steps by its own rule, by ours, and from what we count."""
-    columns = ("GFLOPs", "ours", "x full", "ours", "steps", "its rule", "our rule", "all ours")
+    columns = ("GFLOPs", "ours", "x full", "ours", "steps", "its rule", "once", "all ours")
     title = f"Table 4: {table4.MODEL}, batch {table4.BATCH}, T = {table4.TASKS}"
     table = narrow(title, columns)
     full = costs(configured(table4.MODEL, table4.BATCH, "full"))

@@ -131,3 +131,15 @@ def check_thawed(model: nn.Module, names: list[str]) -> None:
             f"method.name: {min(frozen)} lies in a tower that is frozen; call "
             "requires_grad_(True) on it, or choose a method that leaves it alone"
         )
+
+
+def check_rank(rank: int, weights: dict[str, Tensor], advice: str) -> None:
+    """`CmpError` if a weight, read as a matrix [out, rest], has no such rank; names the narrowest."""
+    widths = {name: min(x.flatten(1).shape) for name, x in weights.items()}
+    name = min(widths, key=widths.get)
+    if rank > widths[name]:
+        rows, columns = weights[name].flatten(1).shape
+        raise CmpError(
+            f"method.rank: {rank} is above the width of {name}, a matrix of {rows} x {columns}; "
+            f"at most {widths[name]}{advice}"
+        )

@@ -96,16 +96,9 @@ def attach(model: nn.Module, make: Callable[[Tensor], Adapter], rank: int, targe
     `CmpError` for a rank that a layer cannot have, or for a layer that is frozen.
     """
     chosen = layers(model, targets)
-    names = []
-    for name, layer in chosen.items():
-        rows, columns = layer.weight.flatten(1).shape
-        if rank > min(rows, columns):
-            raise CmpError(
-                f"method.rank: {rank} is above the width of {name}, a matrix of {rows} x "
-                f"{columns}; at most {min(rows, columns)}, or leave it out of method.targets"
-            )
-        names.append(f"{name}.weight")
-    methods.check_thawed(model, names)
+    weights = {name: layer.weight for name, layer in chosen.items()}
+    methods.check_thawed(model, [f"{name}.weight" for name in weights])
+    methods.check_rank(rank, weights, ", or leave it out of method.targets")
     model.requires_grad_(False)
     for layer in chosen.values():
         layer.adapter = make(layer.weight)

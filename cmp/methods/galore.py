@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cmp import config
-from cmp.errors import CmpError
-from cmp.methods import Learner, Method, trainable
+from cmp.methods import Learner, Method, check_rank, trainable
 
 
 def directions(gradient: Tensor, rank: int) -> Tensor:
@@ -84,14 +83,10 @@ def adam(
 
 def prepare(learner: Learner) -> None:
     """Everything trains; `CmpError` for a rank that a matrix cannot have."""
-    rank = learner.config.method.get("rank")
-    for name, parameter in trainable(learner.model).items():
-        if parameter.ndim > 1 and rank > min(parameter.flatten(1).shape):
-            rows, columns = parameter.flatten(1).shape
-            raise CmpError(
-                f"method.rank: {rank} is above the width of {name}, a matrix of {rows} x "
-                f"{columns}; at most {min(rows, columns)} for 'galore'"
-            )
+    matrices = {name: p for name, p in trainable(learner.model).items() if p.ndim > 1}
+    check_rank(
+        learner.config.method.get("rank"), matrices, " for 'galore', which projects them all"
+    )
 
 
 def optimizer(settings: config.Method) -> functools.partial:
