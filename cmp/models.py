@@ -79,10 +79,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every fused attention in place; one over other widths than its own stays (CoCa)."""
+    """Replace every fused attention in place; `CmpError` for CoCa's, over widths of others."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.MultiheadAttention) and child.in_proj_weight is not None:
+            if isinstance(child, nn.MultiheadAttention):
+                if child.in_proj_weight is None:
+                    raise CmpError("model.name: CoCa's networks are not supported; choose another")
                 setattr(module, name, SplitAttention(child))
     return model
 

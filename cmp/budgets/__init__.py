@@ -9,7 +9,7 @@ import torch
 
 from cmp.budgets import counting
 from cmp.budgets.rules import Budget, Cost, budget
-from cmp.config import Method, RunConfig
+from cmp.config import Method, RunConfig, parse
 from cmp.errors import CmpError
 
 __all__ = ["Budget", "Cost", "applied", "budget", "full_cost", "measured_memory", "of", "spent"]
@@ -46,12 +46,9 @@ def applied(config: RunConfig) -> RunConfig:
             f"FLOPs a task; one step of {name!r} costs {found.step:.4g} and the task's end "
             f"{found.end:.4g}, which takes a budget of {least:.4g}"
         )
-    try:
-        return dataclasses.replace(
-            config, training=dataclasses.replace(training, steps=found.steps, budget=None)
-        )
-    except ValueError as error:
-        raise CmpError(f"training.budget: {found.steps} steps of {name!r}: {error}") from error
+    tree = config.to_dict()
+    tree["training"] |= {"steps": found.steps, "budget": None}
+    return parse(tree, f"training.budget: {found.steps} steps of {name!r}")
 
 
 def spent(found: Budget, tasks: int) -> dict[str, float | int]:

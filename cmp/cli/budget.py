@@ -1,6 +1,7 @@
 """`cmp budget`: how many steps each update method has for the same compute."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, get_args
 
 import torch
@@ -59,6 +60,19 @@ def budget(
             highlight=False,
         )
         return
+    console.print(table_of(model, batch, total, tasks, method or METHODS))
+    kind = "measured on this card" if torch.cuda.is_available() else "accounted for"
+    console.print(
+        f"a step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's; a task: "
+        "GMAFs at its end, charged once, its steps and samples",
+        highlight=False,
+    )
+
+
+def table_of(
+    model: str, batch: int, total: float | None, tasks: int, wanted: Sequence[str]
+) -> Table:
+    """A row a method under one total, in memory-adjusted GFLOPs; by default what `cpu` costs."""
     full = costs(configured(model, batch, "full"))
     if total is None:
         total = tasks * config.profile("cpu")["training"]["steps"] * full.step / GIGA
@@ -67,16 +81,10 @@ def budget(
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
     columns = ("GFLOPs", "GB", "x full", "GMAFs", "at end", "steps", "samples")
     table = narrow(title, columns)
-    for text in method or METHODS:
+    for text in wanted:
         found = costs(configured(model, batch, text))
         table.add_row(text, *cells(found, budgets.budget(total * GIGA / tasks, found, full), batch))
-    console.print(table)
-    kind = "measured on this card" if torch.cuda.is_available() else "accounted for"
-    console.print(
-        f"a step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's; a task: "
-        "GMAFs at its end, charged once, its steps and samples",
-        highlight=False,
-    )
+    return table
 
 
 def narrow(title: str, columns: tuple[str, ...]) -> Table:

@@ -134,7 +134,7 @@ def check_thawed(model: nn.Module, names: list[str]) -> None:
 
 
 def check_rank(rank: int, weights: dict[str, Tensor], advice: str) -> None:
-    """`CmpError` if a weight, read as a matrix [out, rest], has no such rank; names the narrowest."""
+    """`CmpError` if a weight, read as a matrix [out, rest], is narrower; it names the narrowest."""
     widths = {name: min(x.flatten(1).shape) for name, x in weights.items()}
     name = min(widths, key=widths.get)
     if rank > widths[name]:
