@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import evaluation, methods, mixtures, models, runs, store, training
+from cmp import budgets, evaluation, methods, mixtures, models, runs, store, training
 from cmp.config import Mixture, Model, Optimizer, RunConfig, Schedule, Seeds, Stream
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -33,7 +33,7 @@ def seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:
 
 
 def _steps(config: RunConfig) -> int:
-    return config.stream.tasks * config.training.steps
+    return config.stream.tasks * budgets.applied(config).training.steps
 
 
 def _kind(config: RunConfig) -> RunConfig:
@@ -81,7 +81,9 @@ def _measure(config: RunConfig, device: str) -> float:
 def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float]) -> float:
     """A step of the last task: the mean of a few."""
     ends = []
-    short = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=STEPS))
+    short = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, steps=STEPS, budget=None)
+    )
     learner = methods.learner(short, corpora.load(), model)
     pools = mixtures.task_pools(short, learner.corpus)
     training.train_task(

@@ -79,10 +79,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every fused attention in place."""
+    """Replace every fused attention in place; `CmpError` for CoCa's, over widths of others."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MultiheadAttention):
+                if child.in_proj_weight is None:
+                    raise CmpError("model.name: CoCa's networks are not supported; choose another")
                 setattr(module, name, SplitAttention(child))
     return model
 
@@ -97,13 +99,27 @@ def create(name: str, seed: int = 0) -> nn.Module:
 
 def create_fused(name: str, seed: int = 0) -> nn.Module:
     """What `create` makes, with the same weights, as open_clip leaves it: attention fused."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed)
+        return _open_clip(name)
+
+
+def blank(name: str) -> nn.Module:
+    """A network of this architecture on the meta device: shapes without values, of any size."""
+    with torch.device("meta"):
+        return split_attention(_open_clip(name, device="meta"))
+
+
+def _open_clip(name: str, **where) -> nn.Module:
     if name not in open_clip.list_models():
         raise CmpError(
             f"model.name: open_clip knows no {name!r}; embedded are {', '.join(EMBEDDED)}"
         )
-    with torch.random.fork_rng(devices=[]), _quiet():
-        torch.random.manual_seed(seed)
-        return open_clip.create_model(name, output_dict=True)
+    try:
+        with _quiet():
+            return open_clip.create_model(name, output_dict=True, **where)
+    except (ImportError, RuntimeError) as error:  # some want packages that are not here
+        raise CmpError(f"model.name: {name!r} cannot be made here ({error})") from error
 
 
 @contextlib.contextmanager
@@ -153,12 +169,23 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     Only for CLIP's own text tower with split attention; others go through open_clip.
     """
     device = model.logit_scale.device
-    if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
-        return _unit(model.encode_text(tokens.to(device)))
+    own = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
+    if not own or device.type == "meta":  # where tokens have no values there are no pairs
+        return encode_one_by_one(model, tokens)
     rows, position, mask, ends = (x.to(device, non_blocking=True) for x in in_pairs(tokens.cpu()))
     x = model.token_embedding(rows) + model.positional_embedding[position]
     x = model.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
     return _unit(model.ln_final(x) @ model.text_projection)
+
+
+def encode_one_by_one(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What `encode_text` gives, through open_clip: a row a text, padding and all."""
+    return _unit(model.encode_text(tokens.to(model.logit_scale.device)))
+
+
+def context_length(model: nn.Module) -> int:
+    """Tokens of the longest text that a network reads."""
+    return getattr(model, "context_length", None) or model.text.context_length
 
 
 def in_pairs(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

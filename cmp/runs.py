@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import checkpoints, methods, mixtures, provenance, schedules, training
+from cmp import budgets, checkpoints, methods, mixtures, provenance, schedules, training
+from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
@@ -22,7 +23,7 @@ from cmp.evaluation import Scores, evaluate
 from cmp.merging import policies
 from cmp.merging.policies import Memory
 from cmp.merging.rules import Weights
-from cmp.methods import Learner
+from cmp.methods import Learner, adapters
 from cmp.paths import SHORT
 from cmp.signals import StopRequest
 
@@ -49,7 +50,8 @@ SILENT = Observer()
 class Result:
     """metrics: a row a (task, dataset): tasks done, `scope` ("subset" or "full"), and the columns
     of `evaluation.Scores.datasets`; model: the network after the last task; seconds: of computing;
-    provenance: where that was, see `cmp.provenance.here`, with `began` if it began elsewhere.
+    provenance: where that was, see `cmp.provenance.here`, with `began` if it began elsewhere and
+    `budget` if it had one, see `cmp.budgets.spent`.
     """
 
     metrics: pd.DataFrame
@@ -95,15 +97,17 @@ def run(
     Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
     the last good state kept and a report beside it.
     """
+    asked, config, budget = config, budgets.applied(config), budgets.of(config)
     pools = mixtures.task_pools(config, corpus)
     learner = methods.learner(config, corpus, model, device)
     with StopRequest() as stop:
-        sitting = _Sitting(learner, observer, keeper, stop, provenance.here(device))
-        optimizer = training.make_optimizer(learner.model, config.optimizer)
+        machine = provenance.here(device)
+        sitting = _Sitting(learner, observer, keeper, stop, machine, asked, budget)
+        optimizer = methods.optimizer(learner)
         begun, first = sitting.begin(optimizer)
         for task in range(begun, len(pools)):
             if task > begun and not config.optimizer.carry:
-                optimizer = training.make_optimizer(learner.model, config.optimizer)
+                optimizer = methods.optimizer(learner)
             hook = functools.partial(sitting.after_step, task, optimizer)
             with sitting.reporting():
                 training.train_task(learner, pools[task], task, hook, optimizer, first)
@@ -114,13 +118,16 @@ def run(
 
 @dataclass
 class _Sitting:
-    """A run as far as this process has taken it."""
+    """A run as far as this process has taken it. asked: its config before its budget, which the
+    learner's steps are of, was applied."""
 
     learner: Learner
     observer: Observer
     keeper: Keeper | None
     stop: StopRequest
     machine: dict[str, Any]
+    asked: RunConfig
+    budget: Budget | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     trunk: dict[str, Tensor] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
@@ -133,8 +140,8 @@ class _Sitting:
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """A copy of the network's weights."""
-        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        """A copy of the network's weights, adapters folded in."""
+        return adapters.plain(self.model)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
@@ -150,7 +157,9 @@ class _Sitting:
         progress = state.progress
         checkpoints.restore(state.tensors, self.model, optimizer)
         self.trunk = checkpoints.below(state.tensors, "trunk/")
-        self.learner.state.update(checkpoints.below(state.tensors, "method/"))
+        carried = checkpoints.below(state.tensors, "method/")
+        device = self.model.logit_scale.device
+        self.learner.state.update({n: x.to(device, copy=True) for n, x in carried.items()})
         memory = checkpoints.below(state.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.below(memory, f"{name}/") for name in names}
@@ -168,10 +177,11 @@ class _Sitting:
         for size, count in evaluations(self.config):
             if count == 2 and not ends:
                 continue
-            scores = evaluate(
-                self.model, self.config.model.name, self.learner.corpus,
-                self.config.evaluation.split, size, self.config.training.precision,
-            )  # fmt: skip
+            with adapters.folded(self.model):
+                scores = evaluate(
+                    self.model, self.config.model.name, self.learner.corpus,
+                    self.config.evaluation.split, size, self.config.training.precision,
+                )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
@@ -183,6 +193,8 @@ class _Sitting:
         was asked for."""
         self.observer.step(task, step, loss, self.model)
         done = step + 1
+        if self.budget:
+            self.budget.check(done)
         if done == schedules.branch(self.config.schedule, self.config.training.steps):
             kept = checkpoints.tensors(self.model, optimizer)
             self.trunk = {name: x.detach().clone() for name, x in kept.items()}
@@ -199,20 +211,20 @@ class _Sitting:
             self.memory, start, deployed = policies.after_task(
                 self.config.merging, self.memory, self.weights()
             )
-            self.model.load_state_dict(deployed)
+            adapters.take(self.model, deployed)
         self.evaluate(done)
         if done < self.config.stream.tasks:
             if self.trunk:
                 checkpoints.restore(self.trunk, self.model, optimizer)
             elif start:
-                self.model.load_state_dict(start)
+                adapters.take(self.model, start)
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.optimizer.carry else None)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
         if self.keeper:
-            tree, seconds = self.config.to_dict(), self.seconds()
+            tree, seconds = self.asked.to_dict(), self.seconds()
             machine = self.machine.get("began", self.machine)
             progress = Progress(
                 SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
@@ -245,5 +257,8 @@ class _Sitting:
         return self.before + time.perf_counter() - self.started
 
     def result(self) -> Result:
-        """The finished run."""
-        return Result(pd.DataFrame(self.rows), self.model, self.seconds(), self.machine)
+        """The finished run, its network of open_clip's own layers."""
+        model, machine = adapters.remove(self.model), self.machine
+        if self.budget:
+            machine = machine | {"budget": budgets.spent(self.budget, self.config.stream.tasks)}
+        return Result(pd.DataFrame(self.rows), model, self.seconds(), machine)

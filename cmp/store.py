@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp import NUMERICS, config, models, streams
+from cmp import NUMERICS, budgets, config, models, streams
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
@@ -69,6 +69,8 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
         "weights": sha256(weights) if start != "random" and weights.exists() else start,
         "numerics": NUMERICS,
     }
+    if run_config.training.budget is not None:  # another way of counting is another run
+        content["steps"] = budgets.applied(run_config).training.steps
     if run_config.stream.order != "random":  # what traits decide counts, not the tables themselves
         content["order"] = streams.digest(corpus, run_config.stream, run_config.seeds.stream)
     if run_config.mixture.select != "random":

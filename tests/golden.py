@@ -44,7 +44,14 @@ def compute() -> dict:
 
 def defaults() -> dict:
     """What a config means where it says nothing."""
-    return config.DEFAULTS | {f"schedule.{kind} share": x for kind, x in config.SHARES.items()}
+    shares = {f"schedule.{kind} share": x for kind, x in config.SHARES.items()}
+    methods = {
+        f"method.{key} of {name}": x
+        for name, keys in config.OF_METHODS.items()
+        for key, x in keys.items()
+        if config.DEFAULTS[f"method.{key}"] is None
+    }
+    return config.DEFAULTS | shares | methods
 
 
 def read() -> dict:

@@ -5,6 +5,7 @@ import json
 from cmp import config, models, schedules
 from cmp.config import RunConfig
 from cmp.merging import policies, rules
+from cmp.methods import ewc
 from cmp.mixtures import buffers, replay
 from cmp.streams import orders
 
@@ -17,6 +18,7 @@ TABLES = {
     "merging.rule": rules.RULES,
     "schedule.name": schedules.CURVES,
     "schedule.meta": schedules.METAS,
+    "method.fisher": ewc.FISHERS,
 }
 """What must hold a row for each name of a key."""
 
@@ -32,7 +34,11 @@ WITH = {
 NOT_SHIPPED = ("model.start", "cosine")
 """A base that has to be made first; its weights take the same way as the others'."""
 
-ALSO = {"merging.rule": ("merging.policy=ema",)}
+ALSO = {
+    "merging.rule": ("merging.policy=ema",),
+    "method.fold": ("method.name=dora",),
+    "method.fisher": ("method.name=ewc", "method.batches=1"),
+}
 """What else every choice of a key wants, to matter."""
 
 

@@ -24,6 +24,7 @@ PLAIN = {
     "optimizer.carry",
     "evaluation.full",
     "evaluation.split",
+    "method.fold",
 }
 """Choices that no table stands behind."""
 

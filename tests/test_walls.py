@@ -14,7 +14,8 @@ ROOMS = """
     files config
     data
     vocabulary towers compact images traits streams mixtures exposures
-    schedules merging models methods
+    schedules merging models steps methods
+    budgets
     training evaluation measuring
     checkpoints runs
     store verification pretraining forecast workers cluster studies

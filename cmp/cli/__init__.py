@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import bench, chapters, data, networks, results, runs, streams, studies
+from cmp.cli import (
+    bench,
+    budget,
+    chapters,
+    data,
+    networks,
+    results,
+    runs,
+    streams,
+    studies,
+)
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
@@ -22,6 +32,7 @@ app.command()(runs.run)
 app.command()(runs.resume)
 app.command()(studies.study)
 app.command()(bench.bench)
+app.command()(budget.budget)
 app.command("book")(chapters.run_book)
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, config, results, store
+from cmp import budgets, checkpoints, config, results, store
 from cmp.cli.networks import watch
 from cmp.cli.runs import print_run
 from cmp.cli.shared import console
@@ -73,7 +73,7 @@ def verify(
         raise CmpError("nothing is published yet; `cmp study NN --publish` does it")
     answers = []
     for each in found:
-        total = each.config.stream.tasks * each.config.training.steps
+        total = each.config.stream.tasks * budgets.applied(each.config).training.steps
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             verdict = results.verify(each, watch(bar))
         console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import checkpoints, config, mixtures, models, store, workers
+from cmp import budgets, checkpoints, config, methods, mixtures, store, workers
 from cmp.cli.networks import watch
 from cmp.cli.shared import Threads, console
 from cmp.config import RunConfig
@@ -37,9 +37,10 @@ def run(
     run_config = read_config(what, settings or [])
     data = corpus.load()
     run_id = store.identify(run_config, data)
-    pools = mixtures.task_pools(run_config, data)  # refuses what cannot be, before anything starts
+    # refuses what cannot be, before anything starts
+    pools = mixtures.task_pools(budgets.applied(run_config), data)
     if dry_run:
-        models.load(run_config.model, run_config.seeds.init)  # refuses what is not there
+        methods.learner(run_config, data)  # refuses what is not there, or does not fit
         print_plan(run_config, run_id, pools)
         return
     if store.is_stored(run_id):
@@ -51,7 +52,7 @@ def run(
 
 def compute(run_config: RunConfig) -> None:
     """Compute a run, from its last checkpoint on, with progress; print what it found."""
-    total = run_config.stream.tasks * run_config.training.steps
+    total = run_config.stream.tasks * budgets.applied(run_config).training.steps
     with tqdm(total=total, desc="run", unit=" steps") as bar:
         finished = workers.run_one(run_config, watch(bar))
     print_run(finished)
@@ -86,7 +87,7 @@ def print_plan(run_config: RunConfig, run_id: str, pools: list[mixtures.Pools]) 
     begun = bool(checkpoints.candidates(checkpoints.folder_of(run_id)))
     state = "goes on from its last checkpoint" if begun else "to be computed"
     state = "stored" if store.is_stored(run_id) else state
-    steps = run_config.stream.tasks * run_config.training.steps
+    steps = run_config.stream.tasks * budgets.applied(run_config).training.steps
     console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
 
 

@@ -14,17 +14,20 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
+from cmp.config.method import ADAPTERS, OF_METHODS, Method
 from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
 
 __all__ = [
+    "ADAPTERS",
     "BASES",
     "COOLED",
     "DEFAULTS",
     "MOST",
     "OF_METAS",
+    "OF_METHODS",
     "OF_NAMES",
     "PRETRAINING",
     "PRETRAINING_OF",
@@ -126,13 +129,6 @@ class Optimizer:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Method:
-    """What trains and what is added to the loss: a module of `cmp.methods`."""
-
-    name: Literal["full", "locked-image", "locked-text"] = "full"
-
-
-@dataclass(frozen=True, config=STRICT)
 class Merging:
     """Which weights are trained on from and deployed after a task, `cmp.merging.policies`, and how
     they are combined, `cmp.merging.rules`. weight: of the newest weights in an interpolation."""
@@ -144,11 +140,16 @@ class Merging:
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
-    """Steps of `batch` samples in each task, and the arithmetic of the forward pass."""
+    """Steps of `batch` samples in each task, and the arithmetic of the forward pass.
+
+    budget: what a task may cost, in multiples of what `steps` of full fine-tuning cost; a method's
+    steps follow from it, see `cmp.budgets`. Set by whoever compares methods at equal compute.
+    """
 
     steps: Count = 40
     batch: Annotated[int, Field(ge=2, le=MOST)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
+    budget: Positive | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -193,6 +194,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.schedule.durations(self.training.steps)
+        carry, pretraining = self.optimizer.carry, self.mixture.pretraining
+        self.method.check(self.merging.policy, carry, pretraining)
         if self.schedule.name == "infinite" and self.merging.policy != "none":
             raise ValueError(
                 f"merging.policy {self.merging.policy!r}: with schedule 'infinite' training goes "

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cmp import models
+from cmp import config as configs
+from cmp import models, steps
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.mixtures import Batch, Pools
+from cmp.mixtures import Batch, Pools, make_batch, parts
+from cmp.seeds import torch_generator
+from cmp.steps import Seen
+
+Look = Callable[[int], tuple[Batch | None, Seen]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Learner:
 
     state: what a method carries from step to step and from task to task beside weights and
     moments, by name. It is saved and restored with them, so its tensors are the method's own,
-    never views of a weight.
+    never views of a weight. aside: other networks that a method looks at, functions of the weights
+    that the run starts from, and so not saved.
     """
 
     config: RunConfig
@@ -32,6 +38,7 @@ class Learner:
     model: nn.Module
     tokens: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
+    aside: dict[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,16 +46,23 @@ class Method:
     """An update method; a hook that is left out does nothing.
 
     prepare: (learner) once, before anything is restored: what trains, what is added to the network,
-    what `state` begins as; draws only by `cmp.seeds`. losses: (learner, batch, image, text) after
-    each forward pass, unit features [B, E]: terms by name that are added to the contrastive loss.
-    end_task: (learner, pools, task) after the task's last step.
+    what `state` begins as; draws only by `cmp.seeds`. begin_task: (learner, task) before the task's
+    first step, from whatever weights it starts. losses: (learner, seen) after each forward pass:
+    terms by name that are added to the contrastive loss. optimizer: (settings) -> what is called
+    with AdamW's arguments. step: (learner, optimizer) when gradients are ready. end_task: (learner,
+    look) after the task's last step; look(step) shows any batch of the task to the network.
     """
 
     prepare: Callable[[Learner], None] = lambda learner: None
-    losses: Callable[[Learner, Batch, Tensor, Tensor], dict[str, Tensor]] = (
-        lambda learner, batch, image, text: {}
+    begin_task: Callable[[Learner, int], None] = lambda learner, task: None
+    losses: Callable[[Learner, Seen], dict[str, Tensor]] = lambda learner, seen: {}
+    optimizer: Callable[[configs.Method], Callable[..., torch.optim.Optimizer]] = lambda settings: (
+        steps.ADAMW
     )
-    end_task: Callable[[Learner, Pools, int], None] = lambda learner, pools, task: None
+    step: Callable[[Learner, torch.optim.Optimizer], None] = lambda learner, optimizer: (
+        optimizer.step()
+    )
+    end_task: Callable[[Learner, Look], None] = lambda learner, look: None
 
 
 def of(config: RunConfig) -> Method:
@@ -77,3 +91,55 @@ def learner(
     found = Learner(config, corpus, model, models.tokens(config.model.name, corpus.texts))
     of(config).prepare(found)
     return found
+
+
+def look(learner: Learner, pools: Pools, task: int, step: int) -> tuple[Batch, Seen]:
+    """The batch at (task, step), and what the network makes of it."""
+    config = learner.config
+    batch = make_batch(config, learner.corpus, pools, task, step)
+    replayed, _, _ = parts(config.mixture, len(batch.rows), len(pools.buffer) == 0)
+    generator = torch_generator("augment", config.seeds.augment, task, step)
+    precision = config.training.precision
+    return batch, steps.see(learner.model, batch, learner.tokens, generator, precision, replayed)
+
+
+def optimizer(learner: Learner) -> torch.optim.Optimizer:
+    """A fresh optimizer over what trains: AdamW, or the method's own."""
+    config = learner.config
+    kind = of(config).optimizer(config.method)
+    return steps.make_optimizer(learner.model, config.optimizer, kind)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train_only(model: nn.Module, names: list[str]) -> None:
+    """Freeze all but these parameters; raises as `check_thawed` does."""
+    check_thawed(model, names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def check_thawed(model: nn.Module, names: list[str]) -> None:
+    """`CmpError` if there are no such parameters, or if one of them was frozen by someone else."""
+    if not names:
+        raise CmpError("method.name: this model has nothing that the method could train")
+    if frozen := set(names) - trainable(model).keys():
+        raise CmpError(
+            f"method.name: {min(frozen)} lies in a tower that is frozen; call "
+            "requires_grad_(True) on it, or choose a method that leaves it alone"
+        )
+
+
+def check_rank(rank: int, weights: dict[str, Tensor], advice: str) -> None:
+    """`CmpError` if a weight, read as a matrix [out, rest], is narrower; it names the narrowest."""
+    widths = {name: min(x.flatten(1).shape) for name, x in weights.items()}
+    name = min(widths, key=widths.get)
+    if rank > widths[name]:
+        rows, columns = weights[name].flatten(1).shape
+        raise CmpError(
+            f"method.rank: {rank} is above the width of {name}, a matrix of {rows} x {columns}; "
+            f"at most {widths[name]}{advice}"
+        )

@@ -1,0 +1,67 @@
+"""VeRA: W + scale diag(b) B diag(d) A, with A and B drawn once and shared by all layers of a shape;
+only the vectors d [rank] and b [out] train (spec 3).
+
+d starts at 0.1 and b at zero, as in VeRA's own paper; the reference has it the other way round.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmp.methods import Learner, Method, adapters
+from cmp.seeds import torch_generator
+
+START = 0.1
+
+
+class Vectors(adapters.Adapter):
+    """One layer's d and b; A and B are no part of its state."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float):
+        super().__init__(weight, rank, scale)
+        self.inner = nn.Parameter(weight.new_full((rank,), START))
+        self.outer = nn.Parameter(weight.new_zeros(len(weight)))
+
+    def share(self, down: Tensor, up: Tensor) -> None:
+        """Take A [rank, in] and B [out, rank], which others may hold too."""
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor, generator: torch.Generator) -> None:
+        """Nothing is drawn: A and B stay for the whole run."""
+        self.inner.fill_(START)
+        self.rest(weight)
+
+    def rest(self, weight: Tensor) -> None:
+        """b is zero."""
+        self.outer.zero_()
+
+    def whole(self, weight: Tensor) -> Tensor:
+        """W + scale diag(b) B diag(d) A."""
+        low = (self.scale * self.outer[:, None] * self.up) @ (self.inner[:, None] * self.down)
+        return weight + low.view_as(weight)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """W x + b + scale diag(b) B diag(d) (A x)."""
+        low = F.linear(x, self.inner[:, None] * self.down)
+        return F.linear(x, weight, bias) + F.linear(low, self.scale * self.outer[:, None] * self.up)
+
+
+def prepare(learner: Learner) -> None:
+    """Adapters beside the layers, one A and one B a shape."""
+    METHOD_OF_KIND.prepare(learner)
+    shared: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for layer in adapters.adapted(learner.model).values():
+        rows, columns = shape = tuple(layer.weight.flatten(1).shape)
+        if shape not in shared:
+            generator = torch_generator("vera", learner.config.seeds.init, rows, columns)
+            rank = layer.adapter.rank
+            down = adapters.draw(layer.weight.new_empty(rank, columns), columns, generator)
+            up = adapters.draw(layer.weight.new_empty(rows, rank), rank, generator)
+            shared[shape] = (down, up)
+        layer.adapter.share(*shared[shape])
+
+
+METHOD_OF_KIND = adapters.method(Vectors)
+METHOD = Method(prepare, METHOD_OF_KIND.begin_task)

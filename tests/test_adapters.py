@@ -1,0 +1,255 @@
+"""Adapters: they begin without effect, fold in exactly, and leave open_clip's own layers behind."""
+
+import copy
+
+import forked
+import options
+import pytest
+import torch
+from options import small
+from test_resume import BOUNDARY, END, MIDDLE, Memory, equal, same
+
+from cmp import checkpoints, config, methods, mixtures, models, runs, training
+from cmp.errors import CmpError
+from cmp.methods import adapters
+
+EMBEDDED = pytest.mark.parametrize("name", models.EMBEDDED)
+ADAPTERS = pytest.mark.parametrize("method", config.ADAPTERS)
+
+
+def inputs(model, count=4):
+    """Images and full-length texts that depend on nothing."""
+    noise = torch.Generator().manual_seed(1)
+    pixels = torch.randn(count, 3, *model.visual.image_size, generator=noise)
+    return pixels, models.tokens("tiny", ["a red square", "two flags", "a cat", "b"][:count])
+
+
+@torch.no_grad()
+def outputs(model):
+    pixels, tokens = inputs(model)
+    return torch.cat([models.encode_image(model, pixels), models.encode_text(model, tokens)])
+
+
+def learner(*settings):
+    chosen = small(*settings)
+    return methods.learner(chosen, forked.small_corpus())
+
+
+def shaken(found, size=0.05):
+    """With every trainable number moved, as training might."""
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in methods.trainable(found.model).values():
+            p += size * torch.randn(p.shape, generator=noise)
+    return found
+
+
+@EMBEDDED
+@ADAPTERS
+@pytest.mark.parametrize("bf16", [False, True])
+def test_at_their_start_outputs_are_the_same_to_the_bit(name, method, bf16):
+    found = learner(f"model.name={name}", f"method.name={method}")
+    plain = models.load(found.config.model, 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert torch.equal(outputs(found.model.eval()), outputs(plain.eval()))
+    assert len(adapters.adapted(found.model)) > 10
+
+
+@EMBEDDED
+@ADAPTERS
+def test_folded_in_they_equal_the_adapted_network(name, method):
+    found = shaken(learner(f"model.name={name}", f"method.name={method}"))
+    model, before = found.model, outputs(found.model)
+    start = outputs(models.load(found.config.model, 0))
+    assert (before - start).abs().max() > 1e-4
+    folded = adapters.plain(model)
+    fresh = models.create(name)
+    fresh.load_state_dict(folded)  # by open_clip's own names and no others
+    assert (outputs(fresh) - before).abs().max() <= 1e-6
+    with adapters.folded(model):
+        assert torch.equal(outputs(model), outputs(fresh))
+    assert torch.equal(outputs(model), before)
+    adapters.remove(model)
+    assert model.state_dict().keys() == fresh.state_dict().keys()
+    assert torch.equal(outputs(model), outputs(fresh))
+    assert not adapters.adapted(model)
+
+
+@ADAPTERS
+def test_the_fold_is_the_formula(method):
+    """One linear layer and one convolution, by hand in double precision."""
+    found = shaken(learner(f"method.name={method}", "method.rank=3", "method.scale=1.5"))
+    for name in ("transformer.resblocks.0.mlp.c_fc", "visual.trunk.stages.0.1.conv_1"):
+        layer = found.model.get_submodule(name)
+        w = layer.weight.detach().double().flatten(1)
+        a = {k: x.detach().double() for k, x in layer.adapter.named_parameters()}
+        a |= {k: x.double() for k, x in layer.adapter.named_buffers()}
+        if method == "vera":
+            w = w + 1.5 * a["outer"].diag() @ a["up"] @ a["inner"].diag() @ a["down"]
+        else:
+            w = w + 1.5 * a["up"] @ a["down"]
+        if method == "dora":
+            w = a["magnitude"][:, None] * w / w.norm(dim=1, keepdim=True)
+        expected = w.view_as(layer.weight).float()
+        torch.testing.assert_close(layer.adapter.whole(layer.weight), expected)
+
+
+@ADAPTERS
+def test_each_task_folds_and_begins_anew_or_goes_on(method):
+    for fold in (True, False):
+        found = shaken(learner(f"method.name={method}", f"method.fold={str(fold).lower()}"))
+        weights = {n: x.clone() for n, x in found.model.state_dict().items()}
+        folded = adapters.plain(found.model)
+        methods.of(found.config).begin_task(found, 1)
+        after = found.model.state_dict()
+        for name, layer in adapters.adapted(found.model).items():
+            kept = folded if fold else weights
+            assert torch.equal(layer.weight, kept[f"{name}.weight"])
+            if fold:
+                assert torch.equal(layer.adapter.whole(layer.weight), layer.weight)
+        assert all(torch.equal(after[n], x) for n, x in weights.items()) == (not fold)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method.name=lora", "merging.policy=ema"),
+        ("method.name=dora", "merging.policy=ema"),
+        ("method.name=vera", "method.fold=false", "optimizer.carry=true"),
+        ("method.name=lora", "schedule.name=infinite", "schedule.cooldown_steps=1"),
+        ("method.name=galore", "optimizer.carry=true", "method.gap=2"),
+        ("method.name=ewc", "merging.policy=ema", "method.batches=1"),
+        ("method.name=si", "schedule.name=infinite", "schedule.cooldown_steps=1"),
+    ],
+    ids=" ".join,
+)
+def test_what_methods_are_combined_with_resumes_to_the_bit(settings):
+    chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
+    whole = runs.run(chosen, corpus, keeper=memory)
+    for place in (MIDDLE, BOUNDARY, END):
+        again = Memory(memory.states[place])
+        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
+
+
+def test_merging_sees_folded_weights_and_the_average_is_trained_on():
+    chosen = small("method.name=lora", "merging.policy=ema", "merging.weight=0.25")
+    memory, ends, starts = Memory(), [], []
+
+    def step(task, number, loss, model):
+        if number == chosen.training.steps - 1:
+            ends.append(adapters.plain(model))
+
+    result = runs.run(chosen, forked.small_corpus(), runs.Observer(step), keeper=memory)
+    average = models.load(chosen.model, 0).state_dict()
+    for end in ends:
+        average = {n: 0.25 * end[n] + 0.75 * x for n, x in average.items()}
+        starts.append(average)
+    begun = checkpoints.below(memory.states[BOUNDARY].tensors, "weights/")
+    for name, x in starts[0].items():
+        torch.testing.assert_close(begun[name], x)
+    for name, x in result.model.state_dict().items():
+        torch.testing.assert_close(x, starts[1][name])
+    assert "visual.trunk.stem.0.weight" in starts[0]
+
+
+@ADAPTERS
+def test_a_finished_run_is_of_plain_layers(method, tmp_path):
+    result = runs.run(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
+    models.save_weights(result.model, tmp_path / "w.safetensors")
+    fresh = models.create("tiny")
+    models.load_weights(fresh, tmp_path / "w.safetensors")
+    assert models.digest(fresh) == models.digest(result.model)
+    assert models.digest(fresh) != models.digest(models.load(small().model, 0))
+
+
+def test_adapters_of_two_tasks_are_drawn_apart_and_of_one_alike():
+    draws = []
+    for task in (0, 0, 1):
+        found = learner("method.name=lora")
+        adapters.begin(found, task)
+        draws.append(found.model.get_submodule("visual.trunk.stem.0").adapter.down.detach())
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_vera_shares_what_it_draws_and_stores_none_of_it():
+    found = learner("method.name=vera", "method.targets=[q_proj, k_proj]")
+    layers = list(adapters.adapted(found.model).values())
+    assert len({layer.adapter.down.data_ptr() for layer in layers}) == 1
+    assert not any("down" in name for name in found.model.state_dict())
+
+
+@pytest.mark.parametrize("target", ["q_proj", "visual.trunk.stem", "mlp.c_fc", "stem.0"])
+def test_targets_are_parts_of_names(target):
+    found = learner("method.name=lora", f"method.targets=[{target}]")
+    names = adapters.adapted(found.model)
+    assert names
+    assert all(f".{target}." in f".{name}." for name in names)
+
+
+def refused(*settings, model=None):
+    with pytest.raises(CmpError) as caught:
+        chosen = small(*settings)
+        methods.learner(chosen, forked.small_corpus(), model)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("name=lora", "rank=28"), ("28", "visual.trunk.stem.0", "32 x 27", "at most 27")),
+        (("name=galore", "rank=28"), ("28", "positional_embedding", "16 x 128", "at most 16")),
+        (("name=lora", "targets=[q_porj]"), ("'q_porj'", "nearest is 'q_proj'")),
+        (("name=full", "rank=4"), ("rank: 'full' has none", "lora, dora, vera, galore")),
+        (("name=galore", "fold=false"), ("fold: 'galore' has none", "lora, dora, vera")),
+        (("name=ewc", "damping=2.0"), ("damping: 'ewc' has none", "si")),
+        (("name=lora", "rank=0"), ("method.rank", "0")),
+        (("name=si", "strength=-1.0"), ("method.strength", "-1")),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(settings, words):
+    message = refused(*(f"method.{each}" for each in settings))
+    for word in words:
+        assert word in message
+
+
+def test_combinations_without_sense_are_refused_with_a_reason():
+    message = refused("method.name=lora", "method.fold=false", "merging.policy=ema")
+    assert "merging.policy 'ema'" in message
+    assert "method.fold=true" in message
+    message = refused("method.name=dora", "optimizer.carry=true")
+    assert "optimizer.carry" in message
+    message = refused(
+        "method.name=distillation", "mixture.pretraining=0.0", "mixture.update=0.5",
+        "mixture.buffer=0.5",
+    )  # fmt: skip
+    assert "mixture.pretraining 0" in message
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "lnfit"])
+def test_a_frozen_tower_is_refused(method):
+    model = models.create("tiny")
+    model.visual.requires_grad_(False)
+    message = refused(f"method.name={method}", model=model)
+    assert "visual." in message
+    assert "frozen" in message
+    if method == "lora":
+        chosen = small("method.name=lora", "method.targets=[q_proj]")
+        assert adapters.adapted(methods.learner(chosen, forked.small_corpus(), model).model)
+
+
+def test_every_adapter_of_the_table_is_a_method():
+    assert set(config.ADAPTERS) <= set(config.choices()["method.name"])
+    assert {s for (s, *_) in options.SETTINGS if "fold" in s} == {
+        "method.fold=false",
+        "method.fold=true",
+    }
+
+
+def test_a_copy_of_an_adapted_network_is_one_of_its_own():
+    found = shaken(learner("method.name=vera"))
+    other = copy.deepcopy(found.model)
+    before = outputs(other)
+    training.train_task(found, mixtures.task_pools(found.config, found.corpus)[0], 0)
+    assert torch.equal(outputs(other), before)

@@ -1,0 +1,314 @@
+"""Update methods: what trains has a gradient, what is frozen stays, and the formulas by hand."""
+
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+from types import SimpleNamespace
+
+import forked
+import pytest
+import torch
+from options import small
+
+from cmp import config, methods, mixtures, models, runs, steps, training
+from cmp.budgets import counting
+from cmp.config import Method
+from cmp.methods import distillation, ewc, galore, importance, si
+
+NAMES = config.choices()["method.name"]
+
+
+def matrix(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """ViT-B/32 at random weights, made once, two blocks of each tower; each test trains a copy."""
+    model = models.create("ViT-B-32")
+    for tower in (model.visual.transformer, model.transformer):
+        tower.resblocks = tower.resblocks[:2]
+    return model
+
+
+def two_steps(learner, batch):
+    """Two steps on noise; returns which parameters had a gradient, and which moved."""
+    model, method = learner.model.train(), methods.of(learner.config)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    optimizer, seen_gradient = methods.optimizer(learner), set()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    for number in range(2):
+        noise = torch.Generator().manual_seed(number)
+        pixels = torch.randn(batch, 3, *model.visual.image_size, generator=noise)
+        most = model.vocab_size - 1
+        tokens = torch.randint(1, most, (batch, model.context_length), generator=noise)
+        tokens[:, -1] = most
+        image, text = models.encode_image(model, pixels), models.encode_text(model, tokens)
+        seen = steps.Seen(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
+        optimizer.zero_grad()
+        counting.loss(learner, seen).backward()
+        method.step(learner, optimizer)
+        found = methods.trainable(model).items()
+        seen_gradient |= {name for name, p in found if p.grad is not None and p.grad.any()}
+    moved = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
+    return seen_gradient, moved
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", [*models.EMBEDDED, "ViT-B-32"])
+def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, vit):
+    network = copy.deepcopy(vit) if model == "ViT-B-32" else models.create(model)
+    learner = counting.learner(model, Method(name=name), network)
+    gradient, moved = two_steps(learner, batch=3)
+    trainable = set(methods.trainable(learner.model))
+    assert gradient == moved == trainable != set()
+    everything = {n for n, _ in learner.model.named_parameters()}
+    assert (trainable == everything) == (name in ("full", "galore", "ewc", "si", "distillation"))
+
+
+def test_bitfit_and_lnfit_train_what_they_are_called_after():
+    for name in models.EMBEDDED:
+        trains = {}
+        for method in ("bitfit", "lnfit"):
+            learner = counting.learner(name, Method(name=method), models.create(name))
+            trains[method] = set(methods.trainable(learner.model))
+        everything = [n for n, _ in models.create(name).named_parameters()]
+        assert trains["bitfit"] == {n for n in everything if n.endswith(".bias")}
+        for part in ("visual.trunk.stem.1.weight", "transformer.resblocks.0.ln_1.bias"):
+            assert part in trains["lnfit"]
+        assert not any("proj" in n or "logit_scale" in n for n in trains["lnfit"])
+
+
+# --- GaLore ----------------------------------------------------------------------------------
+
+
+def two_parameters():
+    return [torch.nn.Parameter(matrix(6, 4, 1)), torch.nn.Parameter(matrix(1, 5, 2)[0])]
+
+
+def trained(optimizer, parameters, count=5):
+    for number in range(count):
+        for index, parameter in enumerate(parameters):
+            parameter.grad = matrix(1, parameter.numel(), 10 * number + index).view_as(parameter)
+        optimizer.step()
+    return parameters
+
+
+def test_galore_with_the_identity_for_directions_is_adamw(monkeypatch):
+    monkeypatch.setattr(galore, "directions", lambda gradient, rank: torch.eye(rank))
+    settings = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
+    ours, theirs = two_parameters(), two_parameters()
+    groups = [{"params": ours}]
+    trained(galore.ProjectedAdamW(groups, rank=4, gap=2, scale=1.0, **settings), ours)
+    trained(torch.optim.AdamW(theirs, **settings), theirs)
+    for one, other, start in zip(ours, theirs, two_parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        assert not torch.allclose(one, start, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_at_full_rank_the_gradient_comes_back_and_below_its_best_part(shape):
+    gradient = matrix(*shape)
+    wide = shape[0] < shape[1]
+    basis = galore.directions(gradient, min(shape))
+    torch.testing.assert_close(galore.back(galore.down(gradient, basis), basis, wide), gradient)
+    basis = galore.directions(gradient, 2)
+    left, values, right = torch.linalg.svd(gradient, full_matrices=False)
+    best = left[:, :2] * values[:2] @ right[:2]
+    low = galore.down(gradient, basis)
+    assert 2 in low.shape
+    torch.testing.assert_close(galore.back(low, basis, wide), best, rtol=1e-4, atol=1e-4)
+
+
+def test_galore_finds_directions_anew_every_gap_and_keeps_small_moments():
+    parameters = two_parameters()
+    settings = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.0}
+    optimizer = galore.ProjectedAdamW(
+        [{"params": parameters}], rank=2, gap=3, scale=2.0, **settings
+    )
+    bases = []
+    for number in range(6):
+        for parameter in parameters:
+            parameter.grad = matrix(1, parameter.numel(), number).view_as(parameter)
+        optimizer.step()
+        bases.append(optimizer.state[parameters[0]]["basis"].clone())
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(bases)] == [
+        True, True, False, True, True,
+    ]  # fmt: skip
+    assert optimizer.state[parameters[0]]["exp_avg"].shape == (6, 2)
+    assert "basis" not in optimizer.state[parameters[1]]
+
+
+# --- EWC and SI ------------------------------------------------------------------------------
+
+
+def run_losses(*settings):
+    """Losses and final weights of a small run."""
+    found = []
+    hook = runs.Observer(step=lambda task, number, loss, model: found.append(loss.item()))
+    result = runs.run(small(*settings), forked.small_corpus(), hook)
+    return found, models.digest(result.model)
+
+
+@pytest.mark.parametrize(
+    "settings", [("method.name=ewc", "method.batches=1"), ("method.name=si",)], ids=" ".join
+)
+def test_without_strength_a_penalty_is_full_fine_tuning_to_the_bit(settings):
+    full = run_losses()
+    assert run_losses(*settings, "method.strength=0.0") == full
+    assert run_losses(*settings, "method.strength=1e6") != full
+
+
+def test_fisher_by_hand():
+    """Per batch: the square of the gradient of the mean; per sample: the mean of the squares of
+    each sample's own; both at the temperature of training."""
+    learners = {}
+    for kind in ("batch", "sample"):
+        chosen = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
+                       "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
+        learner = methods.learner(chosen, forked.small_corpus())
+        look = functools.partial(
+            methods.look, learner, mixtures.task_pools(chosen, learner.corpus)[0], 0
+        )
+        for name in methods.trainable(learner.model):
+            learner.state[f"importance/{name}"] += 1.0
+        ewc.end_task(learner, look)
+        learners[kind] = (learner, look)
+    for kind, (learner, look) in learners.items():
+        _, seen = look(learner.config.training.steps)
+        scale = learner.model.logit_scale
+        logits = scale.exp() * seen.image @ seen.text.T
+        rows = torch.arange(len(logits))
+        ways = -(logits.log_softmax(1)[rows, rows] + logits.log_softmax(0)[rows, rows]) / 2
+        [own] = torch.autograd.grad(ways.mean(), [scale], retain_graph=True)
+        if kind == "batch":
+            expected = own.square()
+        else:
+            each = [torch.autograd.grad(way, [scale], retain_graph=True)[0] for way in ways]
+            expected = torch.stack(each).square().mean()
+        found = learner.state["importance/logit_scale"]
+        torch.testing.assert_close(found, 0.5 + expected, rtol=1e-4, atol=0)
+    both = [learner.state["importance/ln_final.weight"] for learner, _ in learners.values()]
+    assert (both[1].mean() - 0.5) > 2 * (both[0].mean() - 0.5)  # a mean of gradients cancels
+
+
+def scalar_learner(method, value):
+    """A learner of one parameter."""
+    model = torch.nn.Module()
+    model.theta = torch.nn.Parameter(torch.tensor([value]))
+    return SimpleNamespace(config=SimpleNamespace(method=method), model=model, state={}, aside={})
+
+
+def test_the_penalty_and_its_gradient_by_hand():
+    learner = scalar_learner(Method(name="ewc", strength=3.0), 2.0)
+    learner.state = {"importance/theta": torch.tensor([5.0]), "anchor/theta": torch.tensor([0.5])}
+    [term] = ewc.losses(learner, None).values()
+    assert term.item() == pytest.approx(3.0 / 2 * 5.0 * 1.5**2)
+    term.backward()
+    assert learner.model.theta.grad.item() == pytest.approx(3.0 * 5.0 * 1.5)
+    learner.config.method = Method(name="si", strength=3.0)
+    [term] = si.losses(learner, None).values()
+    assert term.item() == pytest.approx(3.0 * 5.0 * 1.5**2)
+
+
+def test_the_autograd_function_is_that_of_autograd():
+    p = matrix(3, 2).double().requires_grad_()
+    importances, anchor = matrix(3, 2, 1).double().abs(), matrix(3, 2, 2).double()
+    assert torch.autograd.gradcheck(lambda x: importance.Pull.apply(x, importances, anchor), [p])
+
+
+def test_the_path_integral_on_a_quadratic():
+    """Gradient descent on k theta^2 / 2 from theta_0 by n small steps: the path integral is the
+    loss that was gained, k (theta_0^2 - theta_n^2) / 2, but for the steps' size."""
+    k, rate, start, damping = 4.0, 1e-3, 1.5, 0.1
+    learner = scalar_learner(Method(name="si", damping=damping), start)
+    importance.prepare(learner)
+    si.begin_task(learner, 0)
+    theta = learner.model.theta
+    optimizer = torch.optim.SGD([theta], lr=rate)
+    by_hand = 0.0
+    for _ in range(200):
+        old = theta.item()
+        theta.grad = k * theta.detach()
+        si.step(learner, optimizer)
+        by_hand += k * old * rate * k * old
+    gained = k * (start**2 - theta.item() ** 2) / 2
+    assert learner.state["path/theta"].item() == pytest.approx(by_hand, rel=1e-4)
+    assert learner.state["path/theta"].item() == pytest.approx(gained, rel=5e-3)
+    si.end_task(learner, None)
+    expected = by_hand / ((theta.item() - start) ** 2 + damping)
+    assert learner.state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
+    assert learner.state["anchor/theta"].item() == start
+    si.begin_task(learner, 1)  # the next way begins here
+    assert learner.state["anchor/theta"].item() == theta.item()
+    assert learner.state["path/theta"].item() == 0
+
+
+def test_what_a_way_cost_is_no_importance():
+    learner = scalar_learner(Method(name="si"), 1.0)
+    importance.prepare(learner)
+    si.begin_task(learner, 0)
+    learner.model.theta.grad = torch.tensor([-2.0])
+    si.step(learner, SimpleNamespace(step=lambda: learner.model.theta.data.sub_(0.1)))
+    assert learner.state["path/theta"].item() == pytest.approx(-0.2)
+    si.end_task(learner, None)
+    assert learner.state["importance/theta"].item() == 0
+
+
+# --- distillation ----------------------------------------------------------------------------
+
+
+def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
+    chosen = small("method.name=distillation", "training.precision=fp32")
+    learner = methods.learner(chosen, forked.small_corpus())
+    pools = mixtures.task_pools(chosen, learner.corpus)
+    batch, seen = methods.look(learner, pools[1], 1, 0)
+    in_pool = learner.corpus.table["dataset"].iloc[batch.rows].isin(learner.corpus.by_role("pool"))
+    assert in_pool.tolist() == [False] * (8 - seen.replayed) + [True] * seen.replayed
+    assert seen.replayed == 3
+    assert abs(distillation.losses(learner, seen)["distillation"].item()) < 1e-6
+    with torch.no_grad():
+        learner.model.text_projection.add_(0.1 * matrix(*learner.model.text_projection.shape))
+    _, seen = methods.look(learner, pools[1], 1, 0)
+    far = distillation.losses(learner, seen)["distillation"]
+    assert far.item() > 1e-4
+    others = dataclasses.replace(seen, image=seen.image.clone(), text=seen.text.clone())
+    with torch.no_grad():
+        others.image[: 8 - seen.replayed] = 0.0
+    assert distillation.losses(learner, others)["distillation"].item() == far.item()
+
+
+def test_divergence_by_hand():
+    student, teacher, against = (matrix(3, 4, seed) for seed in range(3))
+    p = (2.0 * teacher @ against.T).softmax(1)
+    q = (2.0 * student @ against.T).softmax(1)
+    expected = (
+        sum(
+            (a * math.log(a / b))
+            for a, b in zip(p.flatten().tolist(), q.flatten().tolist(), strict=True)
+        )
+        / 3
+    )
+    found = distillation.divergence(student, teacher, against, torch.tensor(2.0))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_teacher_stays_and_is_no_part_of_the_state():
+    chosen = small("method.name=distillation", "stream.tasks=1")
+    learner = methods.learner(chosen, forked.small_corpus())
+    training.train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
+    start = models.load(chosen.model, 0).state_dict()
+    teacher = learner.aside["teacher"].state_dict()
+    assert all(torch.equal(x, teacher[name]) for name, x in start.items())
+    assert not learner.state
+
+
+def test_draws_of_methods_leave_the_global_stream_alone():
+    networks = {name: models.create("tiny") for name in NAMES}
+    before = torch.get_rng_state()
+    for name, network in networks.items():
+        counting.learner("tiny", Method(name=name), network)
+    assert torch.equal(torch.get_rng_state(), before)
