@@ -49,7 +49,7 @@ def learner(name: str, method: Method, model: nn.Module) -> Learner:
     return found
 
 
-def empty_look(found: Learner, batch: int, replayed: int = 0, number: int = 0) -> Seen:
+def empty_look(found: Learner, batch: int, replayed: int = 0) -> Seen:
     """A batch of shapes, or on another device of zeros, through the network."""
     model, device = found.model, found.model.logit_scale.device
     side = model.visual.image_size

@@ -37,9 +37,8 @@ def run(
     run_config = read_config(what, settings or [])
     data = corpus.load()
     run_id = store.identify(run_config, data)
-    pools = runs.task_pools(
-        budgets.applied(run_config), data
-    )  # refuses what cannot be, before anything starts
+    # both refuse what cannot be, before anything starts
+    pools = runs.task_pools(budgets.applied(run_config), data)
     if dry_run:
         methods.learner(run_config, data)  # refuses what is not there, or does not fit
         print_plan(run_config, run_id, pools)
