@@ -64,22 +64,27 @@ def _known(device: str) -> dict[RunConfig, float]:
 
 
 def _measure(config: RunConfig, device: str) -> float:
-    """Seconds a step of such a run on one thread, evaluations shared out, from a few of its steps
+    """Seconds a step of such a run on one thread, all else shared out, from a few of its steps
     and one evaluation of each size; random weights take as long as any."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = models.create(config.model.name).to(device)
         clock = CLOCKS.get(device, time.perf_counter)
-        step, asked = _step_seconds(config, model, clock), runs.evaluations(config)
-        rest = sum(count * _evaluation_seconds(config, model, size, clock) for size, count in asked)
+        (step, end), asked = _step_seconds(config, model, clock), runs.evaluations(config)
+        rest = end * config.stream.tasks
+        rest += sum(
+            count * _evaluation_seconds(config, model, size, clock) for size, count in asked
+        )
         return step + rest / _steps(config)
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float]) -> float:
-    """A step of the last task: the mean of a few."""
+def _step_seconds(
+    config: RunConfig, model: nn.Module, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """A step of the last task, the mean of a few; and what the method does at the task's end."""
     ends = []
     short = dataclasses.replace(
         config, training=dataclasses.replace(config.training, steps=STEPS, budget=None)
@@ -90,7 +95,8 @@ def _step_seconds(config: RunConfig, model: nn.Module, clock: Callable[[], float
         learner, pools[-1], len(pools) - 1,
         after_step=lambda step, loss: ends.append((loss.item(), clock())),
     )  # fmt: skip
-    return (ends[-1][1] - ends[0][1]) / (STEPS - 1)
+    last = ends[-1][1]
+    return (last - ends[0][1]) / (STEPS - 1), clock() - last
 
 
 def _evaluation_seconds(

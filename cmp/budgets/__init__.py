@@ -7,6 +7,7 @@ import dataclasses
 
 import torch
 
+from cmp import methods, models
 from cmp.budgets import counting
 from cmp.budgets.rules import Budget, Cost, budget
 from cmp.config import Method, RunConfig, parse
@@ -64,8 +65,6 @@ def spent(found: Budget, tasks: int) -> dict[str, float | int]:
 
 def measured_memory(config: RunConfig) -> float:
     """Bytes at the peak of two steps on this machine's CUDA card, in fp32, as torch counts them."""
-    from cmp import methods, models
-
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     name, size = config.model.name, config.training.batch
@@ -73,7 +72,7 @@ def measured_memory(config: RunConfig) -> float:
     replayed = size // 3 if config.method.name == "distillation" else 0
     optimizer = methods.optimizer(found)
     for _ in range(2):
-        value = counting.loss(found, counting.random_look(found, size, replayed))
+        value = counting.loss(found, counting.empty_look(found, size, replayed))
         optimizer.zero_grad()
         value.backward()
         methods.of(found.config).step(found, optimizer)

@@ -33,7 +33,7 @@ def cost(run_config: RunConfig) -> Cost:
 @functools.cache
 def _cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     found = learner(name, method, models.blank(name))
-    look = functools.partial(random_look, found, batch, replayed)
+    look = functools.partial(empty_look, found, batch, replayed)
     flops = counted(lambda: step(found, look))
     memory = sum(account(found, look).values())
     return Cost(flops + optimizer_flops(found), end_flops(name, method, batch), memory)
@@ -49,7 +49,7 @@ def learner(name: str, method: Method, model: nn.Module) -> Learner:
     return found
 
 
-def random_look(found: Learner, batch: int, replayed: int = 0, number: int = 0) -> Seen:
+def empty_look(found: Learner, batch: int, replayed: int = 0) -> Seen:
     """A batch of shapes, or on another device of zeros, through the network."""
     model, device = found.model, found.model.logit_scale.device
     side = model.visual.image_size
@@ -104,7 +104,7 @@ def end_flops(name: str, method: Method, batch: int) -> float:
     batches = method.get("batches") if measures else 1
     one = dataclasses.replace(method, batches=1) if measures else method
     found = learner(name, one, models.blank(name))
-    look = functools.partial(random_look, found, 1)
+    look = functools.partial(empty_look, found, 1)
     end = methods.of(found.config).end_task
     if end is methods.Method.end_task:
         return 0.0

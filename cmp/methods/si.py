@@ -30,8 +30,7 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
     """A step of the optimizer, and of the path integral."""
     moving = {n: p for n, p in trainable(learner.model).items() if p.grad is not None}
     before = [p.detach().clone() for p in moving.values()]
-    with torch.enable_grad():
-        optimizer.step()
+    optimizer.step()
     for (name, parameter), old in zip(moving.items(), before, strict=True):
         learner.state[f"path/{name}"].addcmul_(parameter.grad, old.sub_(parameter))
 
