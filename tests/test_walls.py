@@ -20,7 +20,7 @@ ROOMS = """
     checkpoints runs
     store verification pretraining forecast workers cluster studies
     claims fronts surfaces results
-    plot_labels plots plot_claims plot_inputs plot_mixtures widgets
+    plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods widgets
     chapters kernels book publishing
     bench cli __main__
 """

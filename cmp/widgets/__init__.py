@@ -4,11 +4,14 @@ An explorer shows its picture and its sentence from the first draw on, so an exe
 them without a kernel; a `*_still` is a plain figure of a few cases, for a page without widgets.
 """
 
+from cmp.widgets.method import budget_calculator, method_explorer
 from cmp.widgets.mixture import mixture_explorer, mixture_still
 from cmp.widgets.schedule import schedule_explorer, schedule_still
 from cmp.widgets.stream import stream_explorer
 
 __all__ = [
+    "budget_calculator",
+    "method_explorer",
     "mixture_explorer",
     "mixture_still",
     "schedule_explorer",
