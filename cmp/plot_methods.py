@@ -46,7 +46,7 @@ def gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
     lines = [roles[one] != roles[other] for one, other in itertools.pairwise(order)]
     with canvas(2.6 + 0.78 * table.shape[1], 1.6 + 0.36 * len(table)) as (figure, axes):
         sns.heatmap(
-            table, ax=axes, cmap="PuOr", center=0, vmin=-last, vmax=last, annot=True, fmt=".0f",
+            table, ax=axes, cmap="PuOr", vmin=-last, vmax=last, annot=True, fmt=".0f",
             linewidths=1, annot_kws={"size": 10}, cbar_kws={"label": "Points", "shrink": 0.6},
         )  # fmt: skip
         for place in np.flatnonzero(lines):
