@@ -7,6 +7,7 @@ from cmp import mixtures, streams
 from cmp.config import Mixture, RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
+from cmp.mixtures.replay import replay_pool
 
 PARTS = ("pretraining pool", "update", "buffer")
 """The parts of a batch, P, D and B."""
@@ -44,9 +45,10 @@ def distance_to_union(config: RunConfig, corpus: Corpus) -> np.ndarray:
     The total variation distance between the classes of the samples that a task shows and those of
     the union of the kept pool and of every update, each image once.
     """
-    pools = mixtures.task_pools(config, corpus)
     labels = pd.factorize(streams.names(corpus, np.arange(len(corpus.table))))[0]
-    union = np.concatenate([pools[0].pretraining, *[pool.update for pool in pools]])
+    kept = replay_pool(corpus, config.mixture, config.seeds.data)
+    updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
+    union = np.concatenate([kept, *updates])
     wanted = np.bincount(labels[union], minlength=labels.max() + 1) / len(union)
     shown = np.stack([np.bincount(labels, each) for each in counted(config, corpus)])
     return np.abs(shown / shown.sum(axis=1, keepdims=True) - wanted).sum(axis=1) / 2

@@ -59,6 +59,8 @@ def test_replay_brings_batches_nearer_to_the_union(corpus):
         assert len(each) == 8
         assert (each >= 0).all()
         assert (each <= 1).all()
+    pool = distance(corpus, pretraining=1.0, update=0.0, buffer=0.0)
+    assert pool == pytest.approx(0.92, abs=0.02)  # all but the kept tenth of the pool is missing
     assert update.min() > 0.8
     assert thirds[0] > thirds[-1]
     assert buffer[-1] < thirds[-1] < update[-1]
