@@ -68,7 +68,13 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "schedule.level": [0.3, "schedule.name=infinite"],
         "schedule.decay": [0.3, "schedule.meta=geometric"],
         "schedule.peaks": [[1.0] * 4, "schedule.meta=free"],
+        "training.budget": [2.0],
     }  # fmt: skip
+    special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
+    for method, keys in config.OF_METHODS.items():
+        for key, value in keys.items():
+            changed = special[key] if key in special else value / 2 if value < 2 else value + 1
+            other[f"method.{key}"] = [changed, f"method.name={method}"]
     base, ids, asked = small(), set(), 0
     for key, value in config.flat_keys(base.to_dict()):
         names = [name for name in config.choices().get(key, [None, None]) if name != value]
