@@ -133,8 +133,8 @@ class _Sitting:
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """A copy of the network's weights."""
-        return {name: x.detach().clone() for name, x in self.model.state_dict().items()}
+        """A copy of the network's weights, on the CPU."""
+        return {n: x.detach().to("cpu", copy=True) for n, x in self.model.state_dict().items()}
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
@@ -181,6 +181,7 @@ class _Sitting:
     def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
         """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop
         was asked for."""
+        policies.after_step(self.config.merging, self.memory, self.model)
         self.observer.step(task, step, loss, self.model)
         done = step + 1
         if done == schedules.branch(self.config.schedule, self.config.training.steps):
@@ -197,7 +198,7 @@ class _Sitting:
         start = {}
         if self.config.merging.policy != "none":
             self.memory, start, deployed = policies.after_task(
-                self.config.merging, self.memory, self.weights()
+                self.config.merging, self.memory, self.weights(), done, self.config.seeds.data
             )
             self.model.load_state_dict(deployed)
         self.evaluate(done)

@@ -4,13 +4,14 @@ import json
 
 from cmp import config, mixtures, models, schedules, streams
 from cmp.config import RunConfig
-from cmp.merging import policies, rules
+from cmp.merging import policies, rules, shares
 
 TABLES = {
     "stream.order": streams.ORDERS,
     "mixture.policy": mixtures.BUFFERS,
     "merging.policy": {"none": None} | policies.POLICIES,
     "merging.rule": rules.RULES,
+    "merging.shares": shares.SHARES,
     "schedule.name": schedules.CURVES,
     "schedule.meta": schedules.METAS,
 }
@@ -19,13 +20,18 @@ TABLES = {
 WITH = {
     "schedule.meta=rsqrt-recovered": ("schedule.name=rsqrt",),
     "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
+    "merging.reverse=true": ("merging.policy=zero-all", "merging.shares=power"),
+    "merging.zero=true": ("merging.policy=zero-all",),
 }
 """What else a choice wants."""
 
 NOT_SHIPPED = ("model.start", "cosine")
 """A base that has to be made first; its weights take the same way as the others'."""
 
-ALSO = {"merging.rule": ("merging.policy=ema",)}
+ALSO = {
+    "merging.rule": ("merging.policy=ema",),
+    "merging.shares": ("merging.policy=zero-all",),
+}
 """What else every choice of a key wants, to matter."""
 
 

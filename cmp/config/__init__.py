@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
+from cmp.config.merging import Merging
 from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
@@ -130,16 +131,6 @@ class Method:
     """What trains and what is added to the loss: a module of `cmp.methods`."""
 
     name: Literal["full", "locked-image", "locked-text"] = "full"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Merging:
-    """Which weights are trained on from and deployed after a task, `cmp.merging.policies`, and how
-    they are combined, `cmp.merging.rules`. weight: of the newest weights in an interpolation."""
-
-    policy: Literal["none", "ema"] = "none"
-    rule: Literal["interpolation"] = "interpolation"
-    weight: Share = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)
