@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from cmp import __version__
-from cmp.cli import bench, chapters, data, networks, results, runs, streams, studies
+from cmp.cli import bench, chapters, data, merging, networks, results, runs, streams, studies
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
@@ -21,6 +21,7 @@ app.command()(networks.pretrain)
 app.command()(runs.run)
 app.command()(runs.resume)
 app.command()(studies.study)
+app.command()(merging.merge)
 app.command()(bench.bench)
 app.command("book")(chapters.run_book)
 

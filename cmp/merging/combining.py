@@ -87,17 +87,15 @@ def check_alike(first: str, one: Model, second: str, other: Model) -> None:
     """`CmpError` unless two models have the same tensors: names, shapes, and kinds of number."""
     if different := sorted(one.keys() ^ other.keys()):
         name = different[0]
-        has, lacks = (first, second) if name in one.keys() else (second, first)
+        has, lacks = (first, second) if name in set(one) else (second, first)
         raise CmpError(
             f"{name}: {has} has it, {lacks} has not; {len(different)} tensors differ, so these are "
             "no models of one kind"
         )
-    for name in one.keys():  # noqa: SIM118 a file has no more than keys
+    for name in one:
         x, y = one[name], other[name]
         if x.shape != y.shape:
-            raise CmpError(
-                f"{name}: shape {list(x.shape)} in {first}, {list(y.shape)} in {second}"
-            )
+            raise CmpError(f"{name}: shape {list(x.shape)} in {first}, {list(y.shape)} in {second}")
         if x.is_floating_point() != y.is_floating_point():
             raise CmpError(f"{name}: {x.dtype} in {first}, {y.dtype} in {second}")
 
@@ -115,7 +113,7 @@ def merged(
     out: Weights | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """What `merge` returns, tensor by tensor; nothing is kept. For models that were checked."""
-    how, names = how or How(), list(models[0].keys())
+    how, names = how or How(), list(models[0])
     entries = [name for name in names if is_merged(name, models[0][name])]
     bounds = [cuts.EVERYTHING] * len(models)
     if rule in OF_RULES["density"] and not rule.startswith("dare"):
@@ -194,4 +192,4 @@ def require_finite(name: str, result: Tensor, sources: Sequence[Tensor]) -> None
         return
     if all(bool(x.isfinite().all()) for x in sources):
         raise CmpError(f"{name}: the merged weights overflow {result.dtype}; lower the scale")
-    raise CmpError(f"{name}: holds NaN or infinite values; mend that model first")
+    raise cuts.NotFinite(name)

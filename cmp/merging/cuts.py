@@ -17,6 +17,14 @@ SAMPLE = 1 << 20
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 
+class NotFinite(CmpError):
+    """A tensor of a model, by its name, holds what is no number."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: holds NaN or infinite values; mend that model first")
+        self.name = name
+
+
 class Bounds(NamedTuple):
     """Entries are kept whose magnitude is above `below` and at most `most`."""
 
@@ -70,7 +78,7 @@ def magnitudes(name: str, one: Tensor, other: Tensor) -> Iterator[np.ndarray]:
         block = out[: min(BLOCK, one.numel() - at)]
         torch.sub(one[at : at + BLOCK].to(dtype), other[at : at + BLOCK].to(dtype), out=block)
         if not math.isfinite(block.abs_().sum().item()) and not block.isfinite().all():
-            raise CmpError(f"{name}: holds NaN or infinite values; mend that model first")
+            raise NotFinite(name)
         yield block.numpy()
 
 

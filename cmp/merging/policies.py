@@ -187,8 +187,8 @@ def after_task(
 
 @torch.no_grad()
 def after_step(merging: Merging, memory: Memory, model: nn.Module) -> None:
-    """Under "step-ema", move the remembered average to the network's weights by 1 - decay, in place:
-    E <- decay E + (1 - decay) theta, from theta_0. Whole numbers are the network's."""
+    """Under "step-ema", move the remembered average towards the network's weights, in place:
+    E <- decay E + (1 - decay) theta, from theta_0 (spec 3). Whole numbers are the network's."""
     if merging.policy != "step-ema":
         return
     now = {name: x.detach() for name, x in model.state_dict().items()}

@@ -1,5 +1,5 @@
-"""What each of many models weighs in an interpolation: (how many, settings) -> shares, newest first,
-not yet normalised (spec 4, offline weightings)."""
+"""What each of many models weighs in an interpolation (spec 4, offline weightings): (how many,
+settings) -> shares, newest first, not yet normalised."""
 
 import math
 from collections.abc import Callable
