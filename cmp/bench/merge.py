@@ -62,7 +62,7 @@ def moved(base: Weights, number: int) -> Weights:
 def in_memory(several: list[Weights], base: Weights, rounds: int) -> list[dict]:
     """Rows of what is merged in memory, into tensors that are there."""
     pair, out = several[:2], {name: torch.empty_like(x) for name, x in base.items()}
-    half, into = How(weights=(0.5, 0.5)), functools.partial(combining.merge, out=out)
+    half, into = How(weights=(0.5, 0.5)), functools.partial(combining.merge, out=out, finite=True)
     memory, model = {"average": out}, SimpleNamespace(state_dict=lambda: several[0])
     step = Merging(policy="step-ema")
     calls = {  # operation: (call, models read and written, target)
@@ -73,8 +73,11 @@ def in_memory(several: list[Weights], base: Weights, rounds: int) -> list[dict]:
         "task arithmetic of 5": (
             lambda: into("task-arithmetic", several, base, How(scale=0.3)), 7, 2,
         ),
+        "interpolation of 2, checked": (
+            lambda: into("interpolation", pair, how=half, finite=False), 3, "",
+        ),
         "interpolation of 2, new tensors": (
-            lambda: combining.merge("interpolation", pair, how=half), 3, "",
+            lambda: combining.merge("interpolation", pair, how=half, finite=True), 3, "",
         ),
     }  # fmt: skip
     return measured(calls, base, rounds)

@@ -8,7 +8,7 @@ others: it is the log of the scale, and is merged as it stands.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from cmp.merging import cuts, depths, parts
 from cmp.merging.rules import LINEAR, RULES, SELECTING, Block, How, Weights, interpolation
 
 Model = Mapping[str, Tensor]
-BLOCK = {"linear": 1 << 18, "selecting": 1 << 16}
+Look = Callable[[str, Tensor, Sequence[Tensor]], None]
+BLOCK = {"linear": 1 << 19, "selecting": 1 << 16}
 """Entries that are combined together: by the bytes that a rule needs of each in the cache."""
 STATISTICS = ("running_mean", "running_var")
 TOLERANCE = 1e-6  # of a sum of weights
@@ -31,15 +32,17 @@ def merge(
     base: Model | None = None,
     how: How | None = None,
     out: Weights | None = None,
+    finite: bool = False,
 ) -> Weights:
     """New weights from those of some models, newest first, by a rule of `rules.RULES`.
 
     base: the weights before the stream, for rules on task vectors. out: tensors to write the result
-    into, of its own. The arguments are not changed, and share no tensor with the result, which has
+    into, of its own. finite: whether all entries are known to be finite, as after training; else
+    a look is taken. The arguments are not changed, and share no tensor with the result, which has
     the newest model's types. Raises `CmpError` as `check` does, and where an entry is not finite.
     """
     check(rule, models, base, how)
-    return dict(merged(rule, models, base, how, out))
+    return dict(merged(rule, models, base, how, out, finite))
 
 
 def check(
@@ -111,14 +114,16 @@ def merged(
     base: Model | None = None,
     how: How | None = None,
     out: Weights | None = None,
+    finite: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """What `merge` returns, tensor by tensor; nothing is kept. For models that were checked."""
     how, names = how or How(), list(models[0])
-    entries = [name for name in names if is_merged(name, models[0][name])]
+    look = (lambda name, result, sources: None) if finite else require_finite
+    entries = {name: None for name in names if is_merged(name, models[0][name])}
     bounds = [cuts.EVERYTHING] * len(models)
     if rule in OF_RULES["density"] and not rule.startswith("dare"):
         top = how.outliers if rule in OF_RULES["outliers"] else 0.0
-        bounds = [cuts.bounds(model, base, entries, how.density, top) for model in models]
+        bounds = [cuts.bounds(model, base, [*entries], how.density, top) for model in models]
     depth = depths.depths(entries) if rule == "lines" else {}
     for name in names:
         tensors = [model[name] for model in models]
@@ -127,26 +132,31 @@ def merged(
         if not tensors[0].is_floating_point():
             target.copy_(tensors[0])
         elif name not in entries:
-            weighted(name, tensors, interpolation(tensors, None, How(), 0.0)[:-1], target)
+            weighted(name, tensors, interpolation(tensors, None, How(), 0.0)[:-1], target, look)
         elif rule in LINEAR:
             factors = LINEAR[rule](tensors, start, how, depth.get(name, 0.0))
             versions = tensors if start is None else [*tensors, start]
-            weighted(name, versions, factors[: len(versions)], target)
+            weighted(name, versions, factors[: len(versions)], target, look)
         else:
-            selected(rule, name, tensors, start, how, bounds, target)
+            selected(rule, name, tensors, start, how, bounds, target, look)
         yield name, target
 
 
-def weighted(name: str, tensors: list[Tensor], factors: Sequence[float], out: Tensor) -> None:
-    """Write sum factor_i tensor_i; each product is rounded, then each sum, in the order given."""
-    flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
+def weighted(
+    name: str, tensors: list[Tensor], factors: Sequence[float], out: Tensor, look: Look
+) -> None:
+    """Write sum factor_i tensor_i; each product is rounded, then each sum, in the order given.
+
+    look: called with each result and what it was made of, see `require_finite`.
+    """
+    flat, target, dtype = [x.reshape(-1) for x in tensors], out.view(-1), parts.computed(tensors)
     used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
-    dtype = parts.computed(tensors)
     one, size = torch.ones(1, dtype=dtype), BLOCK["linear"]
     for at in range(0, len(target), size):
         into = target[at : at + size]
         sums = into if into.dtype == dtype else torch.empty(into.shape, dtype=dtype)
-        sums.zero_() if not used else None
+        if not used:
+            sums.zero_()
         for index, (x, factor) in enumerate(used):
             block = x[at : at + size].to(dtype)
             if index == 0:
@@ -155,10 +165,10 @@ def weighted(name: str, tensors: list[Tensor], factors: Sequence[float], out: Te
                 sums.addcmul_(block, one, value=factor)
         if sums is not into:
             into.copy_(sums)
-        require_finite(name, into, [x[at : at + size] for x in flat])
+        look(name, into, flat)
     for x, factor in zip(flat, factors, strict=True):
         if not factor:
-            require_finite(name, x, [x])
+            look(name, x, [x])
 
 
 def selected(
@@ -169,6 +179,7 @@ def selected(
     how: How,
     bounds: Sequence[cuts.Bounds],
     out: Tensor,
+    look: Look,
 ) -> None:
     """Write theta_0 + the task vector that a rule of `SELECTING` makes of the models'."""
     flat, start, target = [x.reshape(-1) for x in tensors], base.reshape(-1), out.view(-1)
@@ -179,11 +190,11 @@ def selected(
         taus = space[:, : len(origin)]
         for tau, x in zip(taus, flat, strict=True):
             torch.sub(x[at : at + size].to(dtype), origin, out=tau)
-        require_finite(name, taus, [x[at : at + size] for x in [*flat, start]])
+        look(name, taus, [*flat, start])
         tau = SELECTING[rule](taus, Block(how, bounds, name, number))
         into = target[at : at + size]
         into.copy_(torch.add(origin, tau, out=tau))
-        require_finite(name, into, [])
+        look(name, into, [])
 
 
 def require_finite(name: str, result: Tensor, sources: Sequence[Tensor]) -> None:

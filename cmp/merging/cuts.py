@@ -48,6 +48,7 @@ def bounds(
 
     `CmpError` where an entry is NaN or infinite.
     """
+    names = [name for name in names if model[name].numel()]
     count = sum(model[name].numel() for name in names)
     top = round(outliers * count)
     bottom = count - top - max(1, round(density * count))

@@ -16,24 +16,30 @@ from torch.nn import functional as F
 from cmp.merging.cuts import Bounds
 from cmp.seeds import torch_generator
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 
 
 def products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
     """Scalar products of models, or of their task vectors, float64 [models, models]."""
     flat, dtype = [x.reshape(-1) for x in models], computed(models)
     total = np.zeros((len(flat), len(flat)))
-    space = torch.empty(min(BLOCK, len(flat[0])), dtype=dtype)
-    for at in range(0, flat[0].numel(), BLOCK):
-        block = [x[at : at + BLOCK].to(dtype) for x in flat]
-        if base is not None:
-            start = base.reshape(-1)[at : at + BLOCK].to(dtype)
-            block = [x - start for x in block]
-        for i, j in zip(*np.triu_indices(len(flat)), strict=True):
-            # no torch.dot: its last bits depend on where in memory the operands are
-            product = torch.mul(block[i], block[j], out=space[: len(block[i])])
-            total[i, j] += product.sum().item()
-    return np.triu(total) + np.triu(total, 1).T
+    pairs = [(i, j) for i in range(len(flat)) for j in range(i + 1)]
+    for at in range(0, len(flat[0]), BLOCK):
+        blocks = [x[at : at + BLOCK].to(dtype) for x in flat]
+        if base is None:
+            blocks = [aligned(x) for x in blocks]
+        else:
+            origin = base.reshape(-1)[at : at + BLOCK].to(dtype)
+            blocks = [x - origin for x in blocks]
+        for i, j in pairs:
+            total[i, j] += torch.dot(blocks[i], blocks[j]).item()
+    return np.tril(total) + np.tril(total, -1).T
+
+
+def aligned(x: Tensor) -> Tensor:
+    """The same on a 64-byte boundary, as torch allocates it, but a file may not: the last bits of a
+    scalar product depend on that."""
+    return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
 def computed(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -44,7 +50,7 @@ def computed(tensors: Iterable[Tensor]) -> torch.dtype:
 def cosine(product: np.ndarray, one: int, other: int) -> float:
     """Of the angle between two models, from `products`; 1 where one of them is zero."""
     norms = math.sqrt(product[one, one]) * math.sqrt(product[other, other])
-    return min(1.0, max(-1.0, product[one, other] / norms)) if norms else 1.0
+    return min(1.0, max(-1.0, float(product[one, other]) / norms)) if norms else 1.0
 
 
 def trimmed(taus: Tensor, bounds: Sequence[Bounds]) -> Tensor:

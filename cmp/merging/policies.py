@@ -58,7 +58,7 @@ class Ends:
             alpha=config.alpha, beta=config.beta, draw=(self.seed, self.done, choice),
         )  # fmt: skip
         base = self.memory["zero"] if rule in VECTORS else None
-        return merge(rule, models, base, dataclasses.replace(how, **changed))
+        return merge(rule, models, base, dataclasses.replace(how, **changed), finite=True)
 
     def pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
         """Two models merged; `merging.weight` is the newer one's."""
@@ -129,7 +129,8 @@ def running_mean(ends: Ends, share: float) -> Chosen:
     if ends.done == 1 and not ends.merging.zero:
         return {"all": copied(ends.trained)}, ends.trained
     before = ends.memory.get("all", ends.memory["zero"])
-    found = merge("interpolation", [ends.trained, before], how=How(weights=(share, 1 - share)))
+    how = How(weights=(share, 1 - share))
+    found = merge("interpolation", [ends.trained, before], how=how, finite=True)
     return {"all": found}, found
 
 

@@ -17,6 +17,8 @@ from cmp.merging import parts
 from cmp.merging.cuts import Bounds
 
 Weights = dict[str, Tensor]
+STRAIGHT = 1e-6
+"""How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,13 @@ def interpolation(models: list[Tensor], base: Tensor | None, how: How, depth: fl
 
 def slerp(models: list[Tensor], base: Tensor | None, how: How, depth: float) -> list[float]:
     """Along the arc between the raw tensors of two models, by w times their angle; a straight line
-    where they (nearly) point the same or opposite ways. Takes weights; needs no base."""
+    where they point the same way, as an arc and a line are then one in fp32, or opposite ways,
+    between which there is no arc. Takes weights; needs no base."""
     newer, older = how.shares(2)
-    angle = math.acos(parts.cosine(parts.products(models), 0, 1))
-    if math.sin(angle) < 1e-6:
+    cosine = parts.cosine(parts.products(models), 0, 1)
+    if abs(cosine) > 1 - STRAIGHT:
         return [newer, older, 0.0]
+    angle = math.acos(cosine)
     return [math.sin(w * angle) / math.sin(angle) for w in (newer, older)] + [0.0]
 
 
