@@ -66,15 +66,15 @@ def settings(rule: str, given: dict[str, object], seed: int) -> How:
     how = dataclasses.replace(DEFAULT, **given, draw=(seed,))
     top = how.outliers if rule in users("outliers") else 0.0
     good = {
-        "scale": how.scale is None or 0 < how.scale < float("inf"),
-        "density": 0 < how.density <= 1 - top,
-        "outliers": 0 <= how.outliers < 1,
-        "alpha": 0 <= how.alpha < float("inf"),
-        "beta": 0 <= how.beta < float("inf"),
+        "scale": (how.scale is None or 0 < how.scale < float("inf"), "above 0"),
+        "density": (0 < how.density <= 1, "above 0 and at most 1"),
+        "outliers": (0 <= top <= 1 - how.density, f"from 0 to 1 - density {how.density:g}"),
+        "alpha": (0 <= how.alpha < float("inf"), "at least 0"),
+        "beta": (0 <= how.beta < float("inf"), "at least 0"),
     }
-    for key in given:
-        if not good.get(key, True):
-            raise CmpError(f"--{key} {given[key]:g}: beyond what it can be, see `cmp merge --help`")
+    for key, (is_good, wanted) in good.items():
+        if rule in users(key) and not is_good:
+            raise CmpError(f"--{key} {getattr(how, key):g}: must be a number {wanted}")
     return how
 
 

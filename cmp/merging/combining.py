@@ -90,7 +90,7 @@ def check_alike(first: str, one: Model, second: str, other: Model) -> None:
     """`CmpError` unless two models have the same tensors: names, shapes, and kinds of number."""
     if different := sorted(one.keys() ^ other.keys()):
         name = different[0]
-        has, lacks = (first, second) if name in set(one) else (second, first)
+        has, lacks = (first, second) if name in one else (second, first)
         raise CmpError(
             f"{name}: {has} has it, {lacks} has not; {len(different)} tensors differ, so these are "
             "no models of one kind"

@@ -42,6 +42,9 @@ class Opened(Mapping[str, Tensor]):
         except SafetensorError as error:
             raise CmpError(f"{self.path}: {name}: cannot be read ({error})") from error
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
