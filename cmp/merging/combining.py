@@ -7,6 +7,7 @@ their differences may leave the range that they can have. `logit_scale` is a par
 others: it is the log of the scale, and is merged as it stands.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -151,7 +152,7 @@ def weighted(
     """
     flat, target, dtype = [x.reshape(-1) for x in tensors], out.view(-1), parts.computed(tensors)
     used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
-    one, size = torch.ones(1, dtype=dtype), BLOCK["linear"]
+    one, size = _one(dtype), BLOCK["linear"]
     for at in range(0, len(target), size):
         into = target[at : at + size]
         sums = into if into.dtype == dtype else torch.empty(into.shape, dtype=dtype)
@@ -169,6 +170,11 @@ def weighted(
     for x, factor in zip(flat, factors, strict=True):
         if not factor:
             look(name, x, [x])
+
+
+@functools.cache
+def _one(dtype: torch.dtype) -> Tensor:
+    return torch.ones(1, dtype=dtype)
 
 
 def selected(

@@ -44,7 +44,7 @@ def aligned(x: Tensor) -> Tensor:
 
 def computed(tensors: Iterable[Tensor]) -> torch.dtype:
     """The type to compute in: fp32, or fp64 where a tensor is."""
-    return functools.reduce(torch.promote_types, [x.dtype for x in tensors], torch.float32)
+    return functools.reduce(torch.promote_types, {x.dtype for x in tensors}, torch.float32)
 
 
 def cosine(product: np.ndarray, one: int, other: int) -> float:
