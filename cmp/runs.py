@@ -181,7 +181,7 @@ class _Sitting:
     def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
         """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop
         was asked for."""
-        policies.after_step(self.config.merging, self.memory, self.model)
+        policies.after_step(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, loss, self.model)
         done = step + 1
         if done == schedules.branch(self.config.schedule, self.config.training.steps):

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -63,12 +62,12 @@ def in_memory(several: list[Weights], base: Weights, rounds: int) -> list[dict]:
     """Rows of what is merged in memory, into tensors that are there."""
     pair, out = several[:2], {name: torch.empty_like(x) for name, x in base.items()}
     half, into = How(weights=(0.5, 0.5)), functools.partial(combining.merge, out=out, finite=True)
-    memory, model = {"average": out}, SimpleNamespace(state_dict=lambda: several[0])
+    memory = {"average": out}
     step = Merging(policy="step-ema")
     calls = {  # operation: (call, models read and written, target)
         "interpolation of 2": (lambda: into("interpolation", pair, how=half), 3, 1.3),
         "mean of 5": (lambda: into("interpolation", several), 6, 1.3),
-        "EMA, a step": (lambda: policies.after_step(step, memory, model), 3, 1.3),
+        "EMA, a step": (lambda: policies.after_step(step, memory, lambda: several[0]), 3, 1.3),
         "slerp of 2": (lambda: into("slerp", pair, how=half), 5, 1.5),
         "task arithmetic of 5": (
             lambda: into("task-arithmetic", several, base, How(scale=0.3)), 7, 2,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from cmp.config import Merging
 from cmp.config.merging import SUMS, VECTORS
@@ -187,12 +186,15 @@ def after_task(
 
 
 @torch.no_grad()
-def after_step(merging: Merging, memory: Memory, model: nn.Module) -> None:
+def after_step(merging: Merging, memory: Memory, weights: Callable[[], Weights]) -> None:
     """Under "step-ema", move the remembered average towards the network's weights, in place:
-    E <- decay E + (1 - decay) theta, from theta_0 (spec 3). Whole numbers are the network's."""
+    E <- decay E + (1 - decay) theta, from theta_0 (spec 3). Whole numbers are the network's.
+
+    weights: the network's as they stand, asked for only where they are needed.
+    """
     if merging.policy != "step-ema":
         return
-    now = {name: x.detach() for name, x in model.state_dict().items()}
+    now = {name: x.detach() for name, x in weights().items()}
     averages = memory.get("average") or copied(memory["zero"])
     memory["average"] = averages = {name: averages[name].to(x.device) for name, x in now.items()}
     floats = [name for name, x in now.items() if x.is_floating_point()]
