@@ -140,8 +140,8 @@ class _Sitting:
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """A copy of the network's weights, adapters folded in."""
-        return adapters.plain(self.model)
+        """A copy of the network's weights on the CPU, adapters folded in."""
+        return {name: x.cpu() for name, x in adapters.plain(self.model).items()}
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
@@ -191,6 +191,7 @@ class _Sitting:
     def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
         """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop
         was asked for."""
+        policies.after_step(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, loss, self.model)
         done = step + 1
         if self.budget:
@@ -209,7 +210,7 @@ class _Sitting:
         start = {}
         if self.config.merging.policy != "none":
             self.memory, start, deployed = policies.after_task(
-                self.config.merging, self.memory, self.weights()
+                self.config.merging, self.memory, self.weights(), done, self.config.seeds.data
             )
             adapters.take(self.model, deployed)
         self.evaluate(done)

@@ -4,7 +4,7 @@ import json
 
 from cmp import config, models, schedules
 from cmp.config import RunConfig
-from cmp.merging import policies, rules
+from cmp.merging import policies, rules, shares
 from cmp.methods import ewc
 from cmp.mixtures import buffers, replay
 from cmp.streams import orders
@@ -16,6 +16,7 @@ TABLES = {
     "mixture.policy": buffers.BUFFERS,
     "merging.policy": {"none": None} | policies.POLICIES,
     "merging.rule": rules.RULES,
+    "merging.shares": shares.SHARES,
     "schedule.name": schedules.CURVES,
     "schedule.meta": schedules.METAS,
     "method.fisher": ewc.FISHERS,
@@ -28,6 +29,8 @@ WITH = {
     "mixture.policy=class-balanced": ("mixture.capacity=40",),
     "schedule.meta=rsqrt-recovered": ("schedule.name=rsqrt",),
     "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
+    "merging.reverse=true": ("merging.policy=zero-all", "merging.shares=power"),
+    "merging.zero=true": ("merging.policy=zero-all",),
 }
 """What else a choice wants."""
 
@@ -38,6 +41,7 @@ ALSO = {
     "merging.rule": ("merging.policy=ema",),
     "method.fold": ("method.name=dora",),
     "method.fisher": ("method.name=ewc", "method.batches=1"),
+    "merging.shares": ("merging.policy=zero-all",),
 }
 """What else every choice of a key wants, to matter."""
 

@@ -218,6 +218,8 @@ def test_combinations_without_sense_are_refused_with_a_reason():
     message = refused("method.name=lora", "method.fold=false", "merging.policy=ema")
     assert "merging.policy 'ema'" in message
     assert "method.fold=true" in message
+    message = refused("method.name=lora", "merging.policy=step-ema")
+    assert "averages weights after every step" in message
     message = refused("method.name=dora", "optimizer.carry=true")
     assert "optimizer.carry" in message
     message = refused(

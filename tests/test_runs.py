@@ -68,7 +68,21 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "schedule.level": [0.3, "schedule.name=infinite"],
         "schedule.decay": [0.3, "schedule.meta=geometric"],
         "schedule.peaks": [[1.0] * 4, "schedule.meta=free"],
-        "training.budget": [2.0],
+        "training.budget": [2.0], "mixture.policy": ["task-balanced"],
+        "mixture.capacity": [40, "mixture.policy=reservoir"],
+        "stream.traits": ["by-hand", "stream.order=listed"],
+        "merging.rule": ["slerp", "merging.policy=ema"],
+        "merging.weight": [0.3, "merging.policy=ema"],
+        "merging.shares": ["log", "merging.policy=zero-all"],
+        "merging.power": [2.0, "merging.policy=zero-all", "merging.shares=power"],
+        "merging.reverse": [True, "merging.policy=zero-all", "merging.shares=log"],
+        "merging.zero": [True, "merging.policy=zero-all"],
+        "merging.scale": [0.3, "merging.policy=ema", "merging.rule=ties"],
+        "merging.density": [0.5, "merging.policy=ema", "merging.rule=ties"],
+        "merging.outliers": [0.1, "merging.policy=ema", "merging.rule=breadcrumbs"],
+        "merging.alpha": [0.1, "merging.policy=ema", "merging.rule=lines"],
+        "merging.beta": [0.1, "merging.policy=ema", "merging.rule=lines"],
+        "merging.decay": [0.9, "merging.policy=step-ema"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
     for method, keys in config.OF_METHODS.items():

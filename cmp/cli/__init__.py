@@ -13,6 +13,7 @@ from cmp.cli import (
     budget,
     chapters,
     data,
+    merging,
     networks,
     results,
     runs,
@@ -31,6 +32,7 @@ app.command()(networks.pretrain)
 app.command()(runs.run)
 app.command()(runs.resume)
 app.command()(studies.study)
+app.command()(merging.merge)
 app.command()(bench.bench)
 app.command()(budget.budget)
 app.command("book")(chapters.run_book)

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "evaluate": ("evaluate", ("tiny",)),
     "checkpoint": ("checkpoint", ("tiny",)),
     "study": ("study", ("tiny",)),
+    "merge": ("merge", ("ViT-B-16",)),
     "gpu": ("gpu", ("tiny", "bench-mid")),
 }
 """Name -> (module of `cmp.bench`, which has a function of that name; models by default)."""

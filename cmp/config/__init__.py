@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
+from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
 from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
@@ -126,16 +127,6 @@ class Optimizer:
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Positive = 1.0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Merging:
-    """Which weights are trained on from and deployed after a task, `cmp.merging.policies`, and how
-    they are combined, `cmp.merging.rules`. weight: of the newest weights in an interpolation."""
-
-    policy: Literal["none", "ema"] = "none"
-    rule: Literal["interpolation"] = "interpolation"
-    weight: Share = 0.5
 
 
 @dataclass(frozen=True, config=STRICT)

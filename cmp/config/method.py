@@ -71,6 +71,11 @@ class Method:
                 f"method.fold false with merging.policy {policy!r}: adapters that go on fit the "
                 "weights that they were trained on, not merged ones; set method.fold=true"
             )
+        if self.name in ADAPTERS and policy == "step-ema":
+            raise ValueError(
+                f"merging.policy 'step-ema' with method {self.name!r}: it averages weights after "
+                "every step, and an adapter's are folded in at the end of a task only"
+            )
         if self.name in ADAPTERS and self.fold and carry:
             raise ValueError(
                 "optimizer.carry true with method.fold true: adapters begin anew with each task, "

@@ -1,40 +1,205 @@
 """Which weights the next task starts from, and which are deployed and scored (spec 4).
 
-A policy is called after each task with what it remembers, sets of weights by name and among them
-"zero", those before the stream; with the weights that the task ended in; and with the rule.
+A policy is two answers, each the name of one of `CHOICES`. They are called after each task with
+what has happened: the weights that the task ended in, and what the policy remembers, sets of
+weights by name and among them "zero", those before the stream. Weights live on the CPU, except for
+a per-step average, which lives where the network does.
 """
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from cmp.config import Merging
-from cmp.merging.rules import RULES, Weights
+from cmp.config.merging import SUMS, VECTORS
+from cmp.merging import shares
+from cmp.merging.combining import merge
+from cmp.merging.rules import How, Weights
 
 Memory = dict[str, Weights]
-Merge = Callable[[list[Weights]], Weights]
 
 
 class Merged(NamedTuple):
-    """What a policy remembers from now on, and the two sets of weights that it chose."""
+    """What a policy remembers from now on, and the two sets of weights that it chose, which may be
+    the same and are not to be changed."""
 
     memory: Memory
     start: Weights
     deployed: Weights
 
 
-def ema(memory: Memory, trained: Weights, merge: Merge) -> Merged:
-    """EMA-Merge: a running average is deployed and trained on, m_t = f(theta_t, m_{t-1})."""
-    average = merge([trained, memory.get("average", memory["zero"])])
-    return Merged(memory | {"average": average}, average, average)
+class Policy(NamedTuple):
+    """Where training of the next task starts, and what is deployed: names of `CHOICES`."""
+
+    start: str
+    deploy: str
 
 
-POLICIES: dict[str, Callable[[Memory, Weights, Merge], Merged]] = {"ema": ema}
-"""By `merging.policy`; "none" trains on from what it deploys and remembers nothing."""
+@dataclass(frozen=True)
+class Ends:
+    """What has happened after `done` tasks: the weights that the last one ended in, and what is
+    remembered. seed: of rules that draw by chance, which count by `done` and by the choice."""
+
+    merging: Merging
+    memory: Memory
+    trained: Weights
+    done: int
+    seed: int
+
+    def merge(self, models: list[Weights], choice: str, **changed: object) -> Weights:
+        """Models, newest first, merged by the rule of the config; `changed`: other settings."""
+        config, rule = self.merging, self.merging.rule
+        how = How(
+            scale=config.scale, density=config.density, outliers=config.outliers,
+            alpha=config.alpha, beta=config.beta, draw=(self.seed, self.done, choice),
+        )  # fmt: skip
+        base = self.memory["zero"] if rule in VECTORS else None
+        return merge(rule, models, base, dataclasses.replace(how, **changed), finite=True)
+
+    def pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
+        """Two models merged; `merging.weight` is the newer one's."""
+        has_weights = self.merging.rule not in VECTORS
+        weights = (self.merging.weight, 1 - self.merging.weight) if has_weights else None
+        return self.merge([newer, older], choice, weights=weights)
 
 
-def after_task(merging: Merging, memory: Memory, trained: Weights) -> Merged:
-    """Apply the policy and the rule that a config names."""
-    rule = RULES[merging.rule]
-    return POLICIES[merging.policy](
-        memory, trained, lambda models: rule(models, memory["zero"], merging)
+Chosen = tuple[Memory, Weights]
+
+
+def zero(ends: Ends) -> Chosen:
+    """theta_0, the weights before the stream."""
+    return {}, ends.memory["zero"]
+
+
+def last(ends: Ends) -> Chosen:
+    """theta_t, the weights that the task ended in."""
+    return {}, ends.trained
+
+
+def patched(ends: Ends) -> Chosen:
+    """f(theta_t, theta_0): what the task ended in, merged with the weights before the stream."""
+    return {}, ends.pair(ends.trained, ends.memory["zero"], "patched")
+
+
+def average(ends: Ends) -> Chosen:
+    """A running average m_t = f(theta_t, m_{t-1}) from m_0 = theta_0, in constant memory."""
+    found = ends.pair(ends.trained, ends.memory.get("average", ends.memory["zero"]), "average")
+    return {"average": found}, found
+
+
+def unrolled(ends: Ends) -> Chosen:
+    """A running average m_t = f(theta_t, m_{t-1}) from m_1 = theta_1, in constant memory."""
+    if ends.done == 1:
+        return {"unrolled": copied(ends.trained)}, ends.trained
+    found = ends.pair(ends.trained, ends.memory["unrolled"], "unrolled")
+    return {"unrolled": found}, found
+
+
+def everything(ends: Ends) -> Chosen:
+    """f(theta_t, ..., theta_1), with `merging.zero` also of theta_0.
+
+    In constant memory where a running mean or maximum stands for all before; for other rules and
+    shares the end of each task is remembered.
+    """
+    count = ends.done + ends.merging.zero
+    if ends.merging.rule == "interpolation" and shares.running(ends.merging):
+        return running_mean(ends, shares.of(ends.merging, count)[0])
+    if ends.merging.rule in SUMS:
+        memory, mean = running_mean(ends, 1 / count)
+        scale = (ends.merging.scale or 1 / count) * count
+        return memory, ends.merge([mean], "all", scale=scale)
+    if ends.merging.rule == "magmax":
+        before = ends.memory.get("all", ends.memory["zero"])
+        found = ends.merge([ends.trained, before], "all", scale=1.0)
+        return {"all": found}, ends.merge([found], "all")
+    memory = {f"task-{ends.done}": copied(ends.trained)}
+    past = [ends.memory[f"task-{task}"] for task in range(ends.done - 1, 0, -1)]
+    models = [ends.trained, *past, *([ends.memory["zero"]] if ends.merging.zero else [])]
+    weighs = ends.merging.rule == "interpolation"
+    weights = tuple(shares.of(ends.merging, count)) if weighs else None
+    return memory, ends.merge(models, "all", weights=weights)
+
+
+def running_mean(ends: Ends, share: float) -> Chosen:
+    """The mean of all so far, from that of all before; share: of the newest in it."""
+    if ends.done == 1 and not ends.merging.zero:
+        return {"all": copied(ends.trained)}, ends.trained
+    before = ends.memory.get("all", ends.memory["zero"])
+    how = How(weights=(share, 1 - share))
+    found = merge("interpolation", [ends.trained, before], how=how, finite=True)
+    return {"all": found}, found
+
+
+def steps(ends: Ends) -> Chosen:
+    """The average over steps that `after_step` kept."""
+    return {}, ends.memory["average"]
+
+
+def copied(weights: Weights) -> Weights:
+    """The same in tensors of its own, as a memory is saved."""
+    return {name: x.clone() for name, x in weights.items()}
+
+
+CHOICES: dict[str, Callable[[Ends], Chosen]] = {
+    "zero": zero,
+    "last": last,
+    "patched": patched,
+    "average": average,
+    "unrolled": unrolled,
+    "all": everything,
+    "steps": steps,
+}
+"""What an answer does: what has happened -> (what to remember beside the rest, weights)."""
+
+GRID = (
+    "zero-all", "zero-unrolled", "last-all", "last-unrolled", "all-all", "all-last",
+    "all-unrolled", "unrolled-all", "unrolled-last",
+)  # fmt: skip
+"""Points of the grid of "How to merge your models over time", as START-DEPLOY; zero-all is what is
+called offline merging."""
+
+POLICIES = {
+    "ema": Policy("average", "average"),
+    "zs": Policy("zero", "average"),
+    "ft": Policy("patched", "patched"),
+    "ft-last": Policy("last", "patched"),
+    **{name: Policy(*name.split("-")) for name in GRID},
+    "step-ema": Policy("steps", "steps"),
+}
+"""By `merging.policy`; "none" trains on from what it deploys and remembers nothing. EMA-, ZS- and
+FT-Merge bear the paper's names; in "ft" training goes on from the merged weights, as in its
+published code, in "ft-last" from those that the task ended in, as its text can be read."""
+
+
+def after_task(
+    merging: Merging, memory: Memory, trained: Weights, done: int, seed: int = 0
+) -> Merged:
+    """Apply the policy and the rule that a config names, after `done` tasks, at least one."""
+    ends, found, policy = Ends(merging, memory, trained, done, seed), {}, POLICIES[merging.policy]
+    for choice in dict.fromkeys(policy):
+        kept, found[choice] = CHOICES[choice](ends)
+        memory = memory | kept
+    return Merged(memory, found[policy.start], found[policy.deploy])
+
+
+@torch.no_grad()
+def after_step(merging: Merging, memory: Memory, weights: Callable[[], Weights]) -> None:
+    """Under "step-ema", move the remembered average towards the network's weights, in place:
+    E <- decay E + (1 - decay) theta, from theta_0 (spec 3). Whole numbers are the network's.
+
+    weights: the network's as they stand, asked for only where they are needed.
+    """
+    if merging.policy != "step-ema":
+        return
+    now = {name: x.detach() for name, x in weights().items()}
+    averages = memory.get("average") or copied(memory["zero"])
+    memory["average"] = averages = {name: averages[name].to(x.device) for name, x in now.items()}
+    floats = [name for name, x in now.items() if x.is_floating_point()]
+    torch._foreach_lerp_(
+        [averages[name] for name in floats], [now[name] for name in floats], 1 - merging.decay
     )
+    for name in now.keys() - set(floats):
+        averages[name].copy_(now[name])

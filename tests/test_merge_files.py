@@ -1,0 +1,290 @@
+"""`cmp merge`: files in, one file out with its parents in its metadata, or nothing changed."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_merging import base_for, close, identical, several
+from typer.testing import CliRunner
+
+from cmp import cli, models
+from cmp.bench import merge as bench
+from cmp.config.merging import PAIRS, VECTORS
+from cmp.errors import CmpError
+from cmp.merging import combining, streamed
+from cmp.merging.combining import merge
+from cmp.merging.rules import RULES, How
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of two models, newest first, and of their base."""
+    found, base = several(2, 0)
+    paths = [tmp_path / name for name in ("new.safetensors", "old.safetensors", "base.safetensors")]
+    for path, weights in zip(paths, [*found, base], strict=True):
+        save_file(weights, path)
+    return paths
+
+
+def shell(*arguments):
+    return CliRunner().invoke(cli.app, ["merge", *map(str, arguments)])
+
+
+def merged(tmp_path, *arguments):
+    out = tmp_path / "out.safetensors"
+    result = shell(*arguments, "-o", out)
+    assert result.exit_code == 0, result.exception
+    return out
+
+
+def metadata(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_files_are_merged_as_state_dicts_are(rule, files, tmp_path):
+    new, old, base = files
+    out = merged(tmp_path, rule, new, old, *(["--base", base] if rule in VECTORS else []))
+    pair, start = [load_file(new), load_file(old)], load_file(base)
+    expected = merge(rule, pair, base_for(rule, start))
+    if rule in ("random", "dare", "dare-ties"):
+        again = merged(tmp_path, rule, new, old, "--base", base, "--seed", "0")
+        assert identical(load_file(again), expected)
+        other = merged(tmp_path, rule, new, old, "--base", base, "--seed", "1")
+        assert not identical(load_file(other), expected)
+    else:
+        assert identical(load_file(out), expected)
+
+
+def test_metadata_name_the_parents(files, tmp_path):
+    new, old, base = files
+    out = merged(tmp_path, "ties", new, old, "--base", base, "--density", "0.4")
+    found = metadata(out)
+    assert found["format"] == "pt"
+    parents = [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in files
+    ]
+    assert json.loads(found["merge"]) == {
+        "rule": "ties", "models": parents[:2], "base": parents[2],
+        "settings": {"scale": None, "density": 0.4},
+    }  # fmt: skip
+
+
+def test_settings_reach_the_rule(files, tmp_path):
+    new, old, base = (load_file(path) for path in files)
+    out = merged(tmp_path, "interpolation", *files[:2], "--weights", "0.9,0.1")
+    assert identical(
+        load_file(out), merge("interpolation", [new, old], how=How(weights=(0.9, 0.1)))
+    )
+    assert json.loads(metadata(out)["merge"])["settings"] == {"weights": [0.9, 0.1]}
+    out = merged(tmp_path, "breadcrumbs", *files[:2], "--base", files[2], "--density", "0.5",
+                 "--outliers", "0.2", "--scale", "0.7")  # fmt: skip
+    how = How(density=0.5, outliers=0.2, scale=0.7)
+    assert identical(load_file(out), merge("breadcrumbs", [new, old], base, how))
+    out = merged(tmp_path, "lines", *files[:2], "--base", files[2], "--alpha", "1", "--beta", "0")
+    close(load_file(out), merge("task-arithmetic", [new, old], base))
+
+
+@pytest.mark.parametrize("dtype", streamed.NAMES)
+def test_every_type_survives(dtype, tmp_path):
+    weights = {"a": torch.tensor([[1, 0, 1]]).to(dtype), "b": torch.ones(2), "empty": torch.ones(0)}
+    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for path in paths:
+        save_file(weights, path)
+    found = load_file(merged(tmp_path, "interpolation", *paths))
+    assert {name: x.dtype for name, x in found.items()} == {n: x.dtype for n, x in weights.items()}
+    assert identical(found, weights)
+
+
+def test_a_merge_of_bases_is_a_model(tmp_path):
+    paths = [models.weights_path("tiny", start, 0) for start in models.SHIPPED]
+    out = merged(tmp_path, "interpolation", *paths)
+    models.load_weights(models.create("tiny"), out)
+
+
+def save_bad(path, kind):
+    weights = load_file(path)
+    if kind == "text":
+        path.write_text("no weights")
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif kind == "gone":
+        path.unlink()
+    else:
+        weights |= {
+            "nan": {"b.weight": torch.full((3, 4, 2), float("nan"))},
+            "inf": {"a.bias": torch.tensor([0, 0, float("inf"), 0, 0])},
+            "shape": {"a.bias": torch.ones(4)},
+            "more": {"c": torch.ones(1)},
+            "kind": {"a.bias": torch.ones(5, dtype=torch.int64)},
+        }[kind]
+        save_file(weights, path)
+
+
+@pytest.mark.parametrize("rule", ["interpolation", "slerp", "ties", "magmax"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nan", ["b.weight", "NaN"]),
+        ("inf", ["a.bias", "infinite"]),
+        ("shape", ["a.bias", "[5]", "[4]"]),
+        ("more", ["c: "]),
+        ("kind", ["a.bias", "int64"]),
+        ("text", ["no readable safetensors"]),
+        ("cut", ["no readable safetensors"]),
+        ("gone", ["cannot be read"]),
+    ],
+)
+def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, files, tmp_path):
+    if which == 2 and rule not in VECTORS:
+        return
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"as it was")
+    save_bad(files[which], kind)
+    before = sorted(tmp_path.iterdir())
+    base = ["--base", files[2]] if rule in VECTORS else []
+    error = shell(rule, *files[:2], *base, "-o", out).exception
+    assert isinstance(error, CmpError), error
+    for word in [files[which].name, *words]:
+        assert word in str(error)
+    assert out.read_bytes() == b"as it was"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tries", "NEW", "OLD"], ["tries", "ties"]),
+        (["interpolation", "NEW", "OLD", "--weights", "1"], ["1 of them for 2 models"]),
+        (["interpolation", "NEW", "OLD", "--weights", "0.5,x"], ["--weights", "0.5,x"]),
+        (["interpolation", "NEW", "OLD", "--weights", "2,1"], ["sum to 1, not 3"]),
+        (["interpolation", "NEW", "OLD", "--base", "BASE"], ["takes no base"]),
+        (["ties", "NEW", "OLD"], ["needs a base"]),
+        (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["--weights", "'ties' takes none"]),
+        (["slerp", "NEW"], ["1 models", "exactly 2"]),
+        (["slerp", "NEW", "OLD", "--scale", "2"], ["--scale 2", "task-arithmetic"]),
+        (["ties", "NEW", "--base", "BASE", "--density", "0"], ["--density 0"]),
+        (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["--scale nan"]),
+        (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["--alpha -1"]),
+        (
+            ["breadcrumbs", "NEW", "--base", "BASE", "--outliers", "0.8"],
+            ["--outliers 0.8", "1 - density 0.3"],
+        ),
+    ],
+)
+def test_misuse_is_refused_by_name(arguments, words, files, tmp_path):
+    places = dict(zip(("NEW", "OLD", "BASE"), files, strict=True))
+    out = tmp_path / "out.safetensors"
+    error = shell(*(places.get(each, each) for each in arguments), "-o", out).exception
+    assert isinstance(error, CmpError), error
+    for word in words:
+        assert word in str(error)
+    assert not out.exists()
+
+
+def test_a_model_is_not_written_over(files, tmp_path):
+    before = files[1].read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(files[1])
+    for out in (files[1], link):
+        error = shell("interpolation", *files[:2], "-o", out).exception
+        assert isinstance(error, CmpError) and "is one of the models" in str(error)
+    assert files[1].read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(files, tmp_path, monkeypatch):
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"as it was")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(streamed, "write", full)
+    error = shell("interpolation", *files[:2], "-o", out).exception
+    assert isinstance(error, CmpError) and "No space left" in str(error)
+    assert out.read_bytes() == b"as it was"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_while_it_writes(files, tmp_path):
+    """SIGKILL at the first tensor that is written: the old file is whole, nothing new has its
+    name."""
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"as it was")
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import combining, streamed\n"
+        "def slow(*a, plain=combining.merged, **k):\n"
+        "    for each in plain(*a, **k):\n"
+        "        yield each\n"
+        "        print('written', flush=True); time.sleep(60)\n"
+        "streamed.merged = slow\n"
+        "paths = [Path(x) for x in sys.argv[1:]]\n"
+        "streamed.merge_files('interpolation', paths[:2], paths[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, files[:2]), str(out)], stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert out.read_bytes() == b"as it was"
+    assert shell("interpolation", *files[:2], "-o", out).exit_code == 0
+    assert identical(load_file(out), merge("interpolation", [load_file(x) for x in files[:2]]))
+
+
+def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
+    """20 files of 32 MB each, in tensors of 8 MB."""
+    if not bench.anonymous():
+        pytest.skip("the system does not say what memory a process has")
+    paths = []
+    for number in range(20):
+        paths.append(tmp_path / f"{number}.safetensors")
+        save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
+    before, peak = bench.anonymous(), []
+    streamed.merge_files(
+        "interpolation", paths, tmp_path / "out.safetensors",
+        progress=lambda count: peak.append(bench.anonymous() - before),
+    )  # fmt: skip
+    assert len(peak) > 20 and max(peak) < 64
+    found = load_file(tmp_path / "out.safetensors")
+    assert all(torch.allclose(x, torch.tensor(9.5)) for x in found.values())
+
+
+def test_progress_is_told_of_all_the_work(files, tmp_path):
+    told = []
+    out = tmp_path / "out.safetensors"
+    streamed.merge_files("interpolation", files[:2], out, progress=told.append)
+    assert streamed.work(files[:2]) - 3000 < sum(told) <= streamed.work(files[:2])
+
+
+def test_the_benchmark_of_a_small_model(monkeypatch):
+    """Its plain TIES is the rule; a row for each operation, with its floor."""
+    found, base = several(2, 4, size=1.0)
+    plain = bench.plain_ties(found, base, 0.4)
+    fast = merge("ties", found, base, How(density=0.4))
+    torch.testing.assert_close(torch.cat([x.reshape(-1) for x in fast.values()]), plain)
+    report = bench.merge(["tiny"], None, 2, None)
+    operations = [row["operation"] for row in report.rows]
+    assert {"copy", "slerp of 2", "EMA, a step", "mean of 20, from files", "TIES of 2"} <= set(
+        operations
+    )
+    assert all(row["x the floor"] > 0 for row in report.rows)
+    assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
+
+
+def test_a_checked_stream_is_what_merge_returns(files):
+    pair = [load_file(path) for path in files[:2]]
+    with streamed.opened(files[0]) as new, streamed.opened(files[1]) as old:
+        found = dict(combining.merged("slerp", [new, old]))
+    assert identical(found, merge("slerp", pair))
+    assert PAIRS == ("slerp",)

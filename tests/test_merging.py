@@ -1,0 +1,744 @@
+"""Rules keep what they promise, and each agrees with a clear version of itself; policies are the
+recurrences of the specification, in constant memory where that can be."""
+
+import copy
+import dataclasses
+import math
+
+import forked
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from options import small
+from test_resume import BOUNDARY, FIRST, MIDDLE, Memory, equal, same
+
+from cmp import checkpoints, config, models, runs
+from cmp.config import Merging
+from cmp.config.merging import ALL, OF_RULES, PAIRS, VECTORS
+from cmp.errors import CmpError
+from cmp.merging import combining, cuts, depths, parts, policies, shares
+from cmp.merging.combining import merge
+from cmp.merging.rules import LINEAR, RULES, How
+from cmp.seeds import torch_generator
+
+SHAPES = {"a.weight": (7, 5), "a.bias": (5,), "logit_scale": (), "b.weight": (3, 4, 2)}
+SEEDS = st.integers(0, 2**31 - 1)
+DENSITIES = st.floats(0.01, 1)
+COUNTS = st.integers(1, 5)
+
+
+def weights(seed, shapes=None, size=1.0):
+    noise = torch_generator("test", seed)
+    shapes = shapes or SHAPES
+    return {name: size * torch.randn(shape, generator=noise) for name, shape in shapes.items()}
+
+
+def several(count, seed, size=0.1):
+    """Models, newest first, and the base that they are a little off."""
+    base = weights(seed)
+    near = [weights(seed + number, size=size) for number in range(1, count + 1)]
+    return [{name: x + base[name] for name, x in each.items()} for each in near], base
+
+
+def close(one, other, rtol=1e-5, atol=1e-6):
+    assert one.keys() == other.keys()
+    for name, x in one.items():
+        torch.testing.assert_close(x, other[name], rtol=rtol, atol=atol)
+
+
+def identical(one, other):
+    return one.keys() == other.keys() and all(torch.equal(x, other[n]) for n, x in one.items())
+
+
+def base_for(rule, base):
+    return base if rule in VECTORS else None
+
+
+# Clear versions: whole vectors, no blocks, nothing in place.
+
+
+def flat(model):
+    return torch.cat([x.reshape(-1) for x in model.values()])
+
+
+def shaped(vector, like):
+    parts = vector.split([x.numel() for x in like.values()])
+    return {n: part.reshape(x.shape) for part, (n, x) in zip(parts, like.items(), strict=True)}
+
+
+def vectors(found, base):
+    return torch.stack([flat(model) - flat(base) for model in found])
+
+
+def elect_reference(taus):
+    agree = taus.sign() == taus.sum(0).sign()
+    agree &= taus != 0
+    return (taus * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def trim_reference(taus, density, outliers=0.0):
+    size = taus.shape[1]
+    top = round(outliers * size)
+    rank = max(size - top - max(1, round(density * size)), 0)
+    ranks = taus.abs().sort(dim=1).values
+    low, high = ranks[:, rank, None], ranks[:, size - top - 1, None]
+    return torch.where((taus.abs() >= low) & (taus.abs() <= high), taus, 0)
+
+
+def drop_reference(found, base, how):
+    """By name and block as the fast one draws; the tensors here are one block each."""
+    kept = []
+    for index, model in enumerate(found):
+        rows = []
+        for name, x in model.items():
+            noise = torch_generator("dare", *how.draw, name, 0, index)
+            keep = torch.rand(x.numel(), generator=noise) < how.density
+            rows.append((x - base[name]).reshape(-1) * keep / how.density)
+        kept.append(torch.cat(rows))
+    return torch.stack(kept)
+
+
+def pick_reference(found, base, how):
+    rows = []
+    for name, x in base.items():
+        noise = torch_generator("pick", *how.draw, name, 0)
+        row = torch.randint(len(found), (1, x.numel()), generator=noise)
+        taus = torch.stack([(model[name] - x).reshape(-1) for model in found])
+        rows.append(taus.gather(0, row)[0])
+    return torch.cat(rows)
+
+
+def per_tensor(function):
+    def apply(found, base, how):
+        return torch.cat([
+            function([m[name].double() for m in found], base[name].double(), how).reshape(-1)
+            for name in base
+        ]).float()  # fmt: skip
+
+    return apply
+
+
+def slerp_reference(found, base, how):
+    a, b = found
+    cosine = ((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    w = how.weights[0] if how.weights else 0.5
+    if cosine.abs() > 1 - 1e-6:
+        return w * a + (1 - w) * b
+    return ((w * angle).sin() * a + ((1 - w) * angle).sin() * b) / angle.sin()
+
+
+def stock_reference(found, base, how):
+    taus = [x - base for x in found if not torch.equal(x, base)]
+    k = len(taus)
+    if k < 2:
+        return base + sum(taus)
+    cosines = [
+        (x * y).sum() / (x.norm() * y.norm()) for i, x in enumerate(taus) for y in taus[i + 1 :]
+    ]
+    cos = max(0.0, float(sum(cosines) / len(cosines)))
+    return base + k * cos / ((k - 1) * cos + 1) * sum(taus) / k
+
+
+def total_reference(found, base, how):
+    return flat(base) + (how.scale or 1 / len(found)) * vectors(found, base).sum(0)
+
+
+REFERENCES = {
+    "interpolation": lambda found, base, how: sum(
+        w * flat(m) for w, m in zip(how.weights or [1 / len(found)] * len(found), found,
+                                    strict=True)
+    ),
+    "slerp": per_tensor(slerp_reference),
+    "task-arithmetic": total_reference,
+    "lines": lambda found, base, how: flat(base) + how.alpha * (
+        total_reference(found, base, how) - flat(base)
+    ),  # nothing here is numbered; blocks have their own test
+    "model-stock": per_tensor(stock_reference),
+    "magmax": lambda found, base, how: flat(base) + (how.scale or 1) * vectors(
+        found, base
+    ).gather(0, vectors(found, base).abs().max(0, keepdim=True).indices)[0],
+    "random": lambda found, base, how: flat(base) + (how.scale or 1) * pick_reference(
+        found, base, how
+    ),
+    "ties": lambda found, base, how: flat(base) + (how.scale or 1) * elect_reference(
+        trim_reference(vectors(found, base), how.density)
+    ),
+    "dare": lambda found, base, how: flat(base) + (how.scale or 1 / len(found)) * drop_reference(
+        found, base, how
+    ).sum(0),
+    "dare-ties": lambda found, base, how: flat(base) + (how.scale or 1) * elect_reference(
+        drop_reference(found, base, how)
+    ),
+    "breadcrumbs": lambda found, base, how: flat(base) + (
+        how.scale or 1 / len(found)
+    ) * trim_reference(vectors(found, base), how.density, how.outliers).sum(0),
+    "breadcrumbs-ties": lambda found, base, how: flat(base) + (how.scale or 1) * elect_reference(
+        trim_reference(vectors(found, base), how.density, how.outliers)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(SEEDS, COUNTS, st.floats(0.01, 0.9), st.none() | st.floats(0.1, 2))
+@settings(max_examples=25, deadline=None)
+def test_fast_is_reference(rule, seed, count, density, scale):
+    found, base = several(2 if rule in PAIRS else count, seed)
+    how = How(scale=scale, density=density, outliers=0.05, draw=(seed, 3))
+    fast = merge(rule, found, base_for(rule, base), how)
+    close(fast, shaped(REFERENCES[rule](found, base, how), base), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_blocks_are_seamless(rule, monkeypatch):
+    """Tensors larger than a block; rules that draw by chance draw anew in each, so not they."""
+    found, base = several(2, 5)
+    whole = merge(rule, found, base_for(rule, base))
+    monkeypatch.setattr(combining, "BLOCK", {"linear": 4, "selecting": 4})
+    monkeypatch.setattr(cuts, "BLOCK", 4)
+    monkeypatch.setattr(parts, "BLOCK", 4)
+    blocked = merge(rule, found, base_for(rule, base))
+    if rule in ("random", "dare", "dare-ties"):
+        assert not identical(blocked, whole)
+        how = How(density=1.0)
+        pair = [merge(rule, [found[0]], base, how) for _ in range(2)]
+        assert identical(*pair)
+        close(pair[0], found[0])
+    else:
+        close(blocked, whole)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_rule_leaves_its_arguments_alone(rule, count):
+    found, base = several(2 if rule in PAIRS else count, 0)
+    kept = copy.deepcopy([base, *found])
+    merged = merge(rule, found, base_for(rule, base))
+    assert all(identical(one, other) for one, other in zip([base, *found], kept, strict=True))
+    places = {x.data_ptr() for each in [base, *found] for x in each.values()}
+    assert places.isdisjoint(x.data_ptr() for x in merged.values())
+    space = {name: torch.full_like(x, math.nan) for name, x in base.items()}
+    assert identical(merge(rule, found, base_for(rule, base), out=space), merged)
+    assert identical(space, merged)
+
+
+@pytest.mark.parametrize(
+    "rule", ["interpolation", "slerp", "task-arithmetic", "model-stock", "magmax", "random", "ties"]
+)
+@given(SEEDS, COUNTS)
+@settings(max_examples=20, deadline=None)
+def test_equal_models_give_themselves(rule, seed, count):
+    found, base = several(1, seed)
+    count = 2 if rule in PAIRS else count
+    close(merge(rule, found * count, base_for(rule, base), How(density=1.0)), found[0])
+
+
+@pytest.mark.parametrize("rule", ["interpolation", "slerp"])
+@given(SEEDS, st.floats(0.01, 0.99))
+@settings(max_examples=20, deadline=None)
+def test_weights_are_of_the_newest_first(rule, seed, weight):
+    (newer, older), _ = several(2, seed, size=1.0)
+    assert identical(merge(rule, [newer, older], how=How(weights=(1.0, 0.0))), newer)
+    assert identical(merge(rule, [newer, older], how=How(weights=(0.0, 1.0))), older)
+    found = merge(rule, [newer, older], how=How(weights=(weight, 1 - weight)))
+    turned = merge(rule, [older, newer], how=How(weights=(1 - weight, weight)))
+    close(found, turned)
+    if weight > 0.6:  # nearer to what weighs more
+        for name, x in found.items():
+            assert (x - newer[name]).norm() <= (x - older[name]).norm()
+
+
+@given(SEEDS, st.permutations(range(4)))
+@settings(max_examples=20, deadline=None)
+def test_the_mean_knows_no_order(seed, order):
+    found, base = several(4, seed)
+    close(merge("interpolation", [found[i] for i in order]), merge("interpolation", found))
+    scaled = merge("task-arithmetic", found, base, How(scale=1 / 4))
+    close(scaled, merge("interpolation", found))
+    close(merge("task-arithmetic", found, base), scaled)
+
+
+@given(SEEDS, st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_slerp_keeps_the_norm_of_equal_norms(seed, weight):
+    a, b = (torch.randn(64, generator=torch_generator("s", seed, i)) for i in range(2))
+    b = b * a.norm() / b.norm()
+    found = merge("slerp", [{"x": a}, {"x": b}], how=How(weights=(weight, 1 - weight)))["x"]
+    assert found.norm().item() == pytest.approx(a.norm().item(), rel=1e-4)
+    angle = math.acos(torch.dot(a, b) / a.norm() ** 2)
+    reached = math.acos(min(1.0, torch.dot(found, b) / (found.norm() * b.norm())))
+    assert reached == pytest.approx(weight * angle, abs=2e-3)
+
+
+def test_slerp_of_opposites_and_zeros_is_a_line():
+    a = {"x": torch.tensor([1.0, 2.0]), "y": torch.zeros(2)}
+    b = {"x": torch.tensor([-2.0, -4.0]), "y": torch.ones(2)}
+    close(merge("slerp", [a, b]), merge("interpolation", [a, b]))
+
+
+@given(SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_one_model_at_full_density_comes_back(seed):
+    found, base = several(1, seed)
+    for rule in ("ties", "dare", "dare-ties"):
+        close(merge(rule, found, base, How(density=1.0)), found[0])
+
+
+def test_dare_keeps_the_expected_value():
+    base = {"x": torch.zeros(200_000)}
+    found = merge("dare", [{"x": torch.ones(200_000)}], base, How(density=0.25))["x"]
+    assert set(found.tolist()) == {0.0, 4.0}
+    assert found.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("rule", ["random", "dare", "dare-ties"])
+def test_chance_is_a_function_of_seed_and_counters(rule):
+    found, base = several(2, 1)
+    draws = [(0, 1), (0, 1), (0, 2), (1, 1)]
+    first, again, later, other = (merge(rule, found, base, How(draw=draw)) for draw in draws)
+    assert identical(first, again)
+    assert not identical(first, later) and not identical(first, other)
+    backwards = [dict(reversed(model.items())) for model in found]
+    assert identical(merge(rule, backwards, base, How(draw=(0, 1))), first)
+
+
+def test_an_elected_sign_by_hand():
+    base = {"x": torch.zeros(4)}
+    found = [{"x": torch.tensor(x)} for x in ([3.0, 1.0, -1.0, 2.0], [1.0, -4.0, 1.0, 0.0])]
+    assert merge("ties", found, base, How(density=1.0))["x"].tolist() == [2.0, -4.0, 0.0, 2.0]
+    assert merge("magmax", found, base)["x"].tolist() == [3.0, -4.0, -1.0, 2.0]
+
+
+def test_signs_of_tiny_entries_are_elected():
+    base = {"x": torch.zeros(2)}
+    found = [{"x": torch.tensor([1e-30, 1e-30])}, {"x": torch.tensor([3e-30, -3e-30])}]
+    close(
+        merge("ties", found, base, How(density=1.0)), {"x": torch.tensor([2e-30, -3e-30])}, atol=0
+    )
+
+
+# Exact ranks.
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=4), SEEDS, DENSITIES,
+    st.sampled_from(["normal", "few", "zero", "tail"]),
+)  # fmt: skip
+@settings(max_examples=120, deadline=None)
+def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
+    rng = np.random.default_rng(seed)
+    draw = {
+        "normal": lambda n: rng.normal(size=n),
+        "few": lambda n: rng.integers(0, 3, size=n),
+        "zero": lambda n: rng.normal(size=n) * (rng.random(n) < 0.05),
+        "tail": lambda n: rng.standard_cauchy(size=n),
+    }[kind]
+    model = {str(i): torch.tensor(draw(n), dtype=torch.float32) for i, n in enumerate(sizes)}
+    base = {name: torch.zeros_like(x) for name, x in model.items()}
+    kept, old = flat(model).abs(), cuts.SAMPLE
+    try:
+        cuts.SAMPLE = 16  # a small sample, as of a large model
+        below, most = cuts.bounds(model, base, list(model), density)
+    finally:
+        cuts.SAMPLE = old
+    rank = len(kept) - max(1, round(density * len(kept)))
+    assert most == math.inf
+    if rank == 0:
+        assert below == 0
+    else:
+        assert torch.equal(kept > below, kept >= kept.kthvalue(rank + 1).values) or below == 0
+        exact = kept.kthvalue(rank + 1).values.item()
+        assert np.nextafter(np.float32(exact), np.float32(0)) == np.float32(below)
+
+
+def test_a_sample_that_misleads_costs_time_but_no_truth():
+    values = np.arange(1000, dtype=np.float32)
+    for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
+        for rank in (0, 399, 400, 401, 999):
+            found = cuts.ranked(lambda: iter(np.split(values, 10)), rank, 1000,
+                                sample.astype(np.float32))  # fmt: skip
+            assert found == rank
+
+
+def test_breadcrumbs_drop_both_ends():
+    base = {"x": torch.zeros(10)}
+    model = {"x": torch.arange(1.0, 11.0)}
+    found = merge("breadcrumbs", [model], base, How(density=0.5, outliers=0.2))["x"]
+    assert found.tolist() == [0, 0, 0, 4, 5, 6, 7, 8, 0, 0]
+
+
+# Model stock, LiNeS, kinds of tensors.
+
+
+def test_model_stock_leaves_theta_zero_and_never_goes_beyond():
+    (one, two), base = several(2, 3)
+    close(merge("model-stock", [one, base], base), one)  # the first merge of an average
+    assert identical(merge("model-stock", [base, base], base), base)
+    mirrored = {name: 2 * base[name] - x for name, x in one.items()}
+    close(merge("model-stock", [one, mirrored], base), base)  # cos -1 counts as 0
+    for name, x in merge("model-stock", [one, two], base).items():
+        mean = (one[name] + two[name]) / 2 - base[name]
+        assert (x - base[name]).norm() <= mean.norm() * (1 + 1e-5)
+
+
+def test_model_stock_moves_in_an_average():
+    merging, memory = Merging(policy="ema", rule="model-stock"), {"zero": weights(0)}
+    for task in (1, 2, 3):
+        before = memory.get("average", memory["zero"])
+        trained = {n: x + 0.1 * weights(task)[n] + 0.1 for n, x in before.items()}
+        memory, _, deployed = policies.after_task(merging, memory, trained, task)
+        assert not identical(deployed, before)
+
+
+@given(SEEDS, st.floats(0.1, 2))
+@settings(max_examples=10, deadline=None)
+def test_lines_without_slope_is_task_arithmetic(seed, scale):
+    names = {f"transformer.resblocks.{i}.ln_1.weight": (3,) for i in range(3)}
+    found, base = [weights(seed + i, names) for i in (1, 2)], weights(seed, names)
+    how = How(scale=scale, alpha=1.0, beta=0.0)
+    assert identical(merge("lines", found, base, how),
+                     merge("task-arithmetic", found, base, how))  # fmt: skip
+
+
+def test_lines_scales_task_vectors_by_block():
+    names = {"token_embedding.weight": (2,)}
+    names |= {f"transformer.resblocks.{i}.ln_1.weight": (2,) for i in range(3)}
+    base = {name: torch.zeros(shape) for name, shape in names.items()}
+    one = {name: torch.ones(shape) for name, shape in names.items()}
+    found = merge("lines", [one], base, How(alpha=0.5, beta=0.5))
+    assert [x[0].item() for x in found.values()] == [0.5, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("name", models.EMBEDDED)
+def test_blocks_of_the_embedded_models_are_in_order(name):
+    names = list(models.create(name).state_dict())
+    found = depths.depths(names)
+    assert found == depths.depths(sorted(names, reverse=True))
+    for tower in ("visual.", "transformer."):
+        places = [found[each] for each in names if each.startswith(tower)]
+        inside = [place for place in places if place]
+        assert inside == sorted(inside) and inside[-1] == 1
+    others = ("token_embedding.weight", "text_projection", "logit_scale", "positional_embedding")
+    assert {found[each] for each in others} == {0.0}
+
+
+def test_blocks_of_other_models():
+    found = depths.depths([f"visual.layer{i}.{j}.conv1.weight" for i in (1, 2) for j in (0, 1, 10)])
+    assert list(found.values()) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert depths.depths(["a.0.weight", "b"]) == {"a.0.weight": 0, "b": 0}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_no_parameter(rule):
+    """Counts are the newest's, running statistics a mean, whatever the rule; halves stay halves."""
+
+    def with_buffers(count, mean, var, value):
+        return {
+            "bn.num_batches_tracked": torch.tensor(count),
+            "bn.running_mean": torch.tensor([mean]),
+            "bn.running_var": torch.tensor([var]),
+            "half": torch.full((3,), value, dtype=torch.float16),
+            "double": torch.full((3,), value, dtype=torch.float64),
+            "empty": torch.zeros(0),
+        }
+
+    found = [with_buffers(7, 1.0, 0.5, 1.0), with_buffers(3, 3.0, 1.5, 1.0)]
+    base = with_buffers(1, 100.0, 100.0, 1.0)
+    merged = merge(rule, found, base_for(rule, base))
+    assert merged["bn.num_batches_tracked"].item() == 7
+    assert merged["bn.running_mean"].item() == 2 and merged["bn.running_var"].item() == 1
+    assert {n: x.dtype for n, x in merged.items()} == {n: x.dtype for n, x in base.items()}
+    torch.testing.assert_close(merged["half"], base["half"])
+    torch.testing.assert_close(merged["double"], base["double"])
+
+
+def test_doubles_are_merged_as_doubles():
+    pair = [{"x": torch.tensor([1 + 2e-12], dtype=torch.float64)},
+            {"x": torch.tensor([1.0], dtype=torch.float64)}]  # fmt: skip
+    assert merge("interpolation", pair)["x"].item() == 1 + 1e-12
+
+
+def test_interpolation_rounds_as_it_always_has():
+    """To the bit the sum of rounded products, newest first, that stored results were made by."""
+    found = [{"x": torch.randn(70_001, generator=torch_generator("x", i))} for i in range(3)]
+    for factors in [(0.3, 0.7), (0.999, 0.001), (0.5, 0.25, 0.25)]:
+        chosen = found[: len(factors)]
+        plain = sum(f * m["x"] for f, m in zip(factors, chosen, strict=True))
+        assert torch.equal(merge("interpolation", chosen, how=How(weights=factors))["x"], plain)
+
+
+# What is refused.
+
+GOOD = {"a": torch.ones(2), "n": torch.tensor(1)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "found", "base", "how", "words"),
+    [
+        ("interpolatoin", [GOOD], None, How(), ["interpolatoin", "slerp"]),
+        ("interpolation", [], None, How(), ["0 models", "at least 1"]),
+        ("slerp", [GOOD] * 3, None, How(), ["slerp", "3 models", "exactly 2"]),
+        ("slerp", [GOOD] * 2, None, How(weights=(1.5, -0.5)), ["1.5, -0.5", "not beyond"]),
+        ("interpolation", [GOOD] * 2, GOOD, How(), ["takes no base"]),
+        ("ties", [GOOD] * 2, None, How(), ["ties", "needs a base"]),
+        ("interpolation", [GOOD] * 2, None, How(weights=(1.0,)), ["1 of them for 2 models"]),
+        ("interpolation", [GOOD] * 2, None, How(weights=(1.0, 1.0)), ["sum to 1, not 2"]),
+        ("interpolation", [GOOD], None, How(weights=(math.nan,)), ["nan", "sum to 1"]),
+        ("magmax", [GOOD], GOOD, How(weights=(1.0,)), ["weights 1", "'magmax' has none"]),
+        ("interpolation", [GOOD, GOOD | {"b": GOOD["a"]}], None, How(), ["b", "model 2", "1 has"]),
+        ("interpolation", [GOOD, GOOD | {"a": torch.ones(3)}], None, How(), ["a", "[3]", "[2]"]),
+        ("ties", [GOOD], GOOD | {"a": torch.ones(2, 1)}, How(), ["a", "[2, 1]", "base"]),
+        ("interpolation", [GOOD, GOOD | {"n": torch.ones(())}], None, How(), ["n", "int64"]),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_refused_by_name(rule, found, base, how, words):
+    with pytest.raises(CmpError) as error:
+        merge(rule, found, base, how)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_not_finite_is_refused(rule, bad, place):
+    found, base = several(2, 0)
+    everything = [*found, base] if rule in VECTORS else found
+    if place == len(everything):
+        return
+    everything[place]["b.weight"][1, 2, 0] = bad
+    for weights_ in [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in VECTORS else [None]:
+        with pytest.raises(CmpError, match=r"b\.weight: holds NaN or infinite"):
+            merge(rule, found, base_for(rule, base), How(weights=weights_))
+
+
+def test_an_overflow_is_refused():
+    with pytest.raises(CmpError, match=r"a: the merged weights overflow torch.float16"):
+        one, zero = ({"a": torch.full((2,), x, dtype=torch.float16)} for x in (6e4, 0.0))
+        merge("task-arithmetic", [one], zero, How(scale=2.0))
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"rule": "ties"}, ["rule 'ties'", "policy 'none'"]),
+        ({"policy": "step-ema", "rule": "slerp"}, ["rule 'slerp'", "'step-ema'"]),
+        ({"policy": "zero-all", "rule": "slerp"}, ["'slerp' is of two models", "'zero-all'"]),
+        ({"policy": "ema", "rule": "ties", "weight": 0.3}, ["weight", "'ties' has none"]),
+        ({"policy": "ema", "scale": 0.3}, ["scale", "'interpolation' has none"]),
+        ({"policy": "ema", "rule": "magmax", "density": 0.5}, ["density", "ties"]),
+        ({"policy": "ema", "rule": "ties", "outliers": 0.1}, ["outliers", "breadcrumbs"]),
+        ({"policy": "ema", "rule": "ties", "alpha": 0.1}, ["alpha", "lines"]),
+        ({"policy": "ema", "shares": "log"}, ["shares", "'ema' has none", "zero-all"]),
+        ({"policy": "ema", "zero": True}, ["zero", "'ema' has none"]),
+        ({"policy": "ema", "decay": 0.9}, ["decay", "step-ema"]),
+        ({"policy": "zero-all", "weight": 0.3}, ["weight 0.3", "newest"]),
+        ({"policy": "zero-all", "power": 2.0}, ["power 2", "shares 'power'"]),
+        ({"policy": "zero-all", "reverse": True}, ["reverse", "'equal'"]),
+        ({"policy": "ema", "rule": "breadcrumbs", "density": 1.0}, ["density 1", "outliers 0.01"]),
+        ({"policy": "ema", "rule": "dare", "density": 0.0}, ["density"]),
+        ({"policy": "emma"}, ["merging.policy", "ema"]),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(settings_, words):
+    with pytest.raises(CmpError) as error:
+        config.parse({"merging": settings_})
+    for word in ["merging", *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("policy", policies.POLICIES)
+def test_no_policy_goes_with_the_infinite_schedule(policy):
+    with pytest.raises(CmpError, match=rf"merging.policy '{policy}': with schedule 'infinite'"):
+        config.parse({"merging": {"policy": policy}, "schedule": {"name": "infinite"}})
+
+
+# Policies.
+
+
+def combinations():
+    """Every policy with every rule that it takes."""
+    for policy in policies.POLICIES:
+        for rule in RULES:
+            if policy == "step-ema" and rule != "interpolation":
+                continue
+            if policy in ALL and rule in PAIRS:
+                continue
+            yield policy, rule
+
+
+def stream(merging, tasks=3, seed=0):
+    """(memory, start, deployed, theta_t) after each task; training adds noise to the start."""
+    memory, start = {"zero": weights(100)}, weights(100)
+    for task in range(1, tasks + 1):
+        trained = {n: x + 0.1 * weights(task)[n] for n, x in start.items()}
+        if merging.policy == "step-ema":
+            memory = memory | {"average": weights(50 + task)}
+        memory, start, deployed = policies.after_task(merging, memory, trained, task, seed)
+        yield memory, start, deployed, trained
+
+
+@pytest.mark.parametrize(("policy", "rule"), list(combinations()))
+def test_every_policy_and_rule_go_on_from_what_was_saved(policy, rule, tmp_path):
+    merging = Merging(policy=policy, rule=rule)
+    whole = list(stream(merging))
+    assert identical(whole[0][0]["zero"], weights(100)) and identical(whole[2][0]["zero"],
+                                                                      weights(100))  # fmt: skip
+    saved, trained = copy.deepcopy(whole[1][0]), copy.deepcopy(whole[2][3])
+    if policy == "step-ema":
+        saved["average"] = weights(53)
+    memory, start, deployed = policies.after_task(merging, saved, trained, 3, 0)
+    assert identical(start, whole[2][1]) and identical(deployed, whole[2][2])
+    assert memory.keys() == whole[2][0].keys()
+    assert all(identical(memory[name], each) for name, each in whole[2][0].items())
+    places = [x.data_ptr() for each in memory.values() for x in each.values()]
+    assert len(set(places)) == len(places)
+
+
+def direct(merging, choice, ends, base, seed=0):
+    """An answer from all task ends at once, oldest first: what a policy does bit by bit."""
+    rule = merging.rule
+    how = How(scale=merging.scale, density=merging.density, draw=(seed, len(ends), choice))
+    start = base_for(rule, base)
+    if choice == "all":
+        models_ = [*reversed(ends), *([base] if merging.zero else [])]
+        if rule == "interpolation":
+            weights_ = tuple(shares.of(merging, len(models_)))
+            how = dataclasses.replace(how, weights=weights_)
+        return merge(rule, models_, start, how)
+    pair = (merging.weight, 1 - merging.weight) if rule not in VECTORS else None
+    first, rest = (base, ends) if choice == "average" else (ends[0], ends[1:])
+    for number, end in enumerate(rest, 1 + len(ends) - len(rest)):
+        how = dataclasses.replace(how, weights=pair, draw=(seed, number, choice))
+        first = merge(rule, [end, first], start, how)
+    return first
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("policy", "choice"), [("zs", "average"), ("zero-unrolled", "unrolled")])
+def test_constant_memory_equals_the_recurrence_exactly(policy, choice, rule):
+    merging = Merging(policy=policy, rule=rule)
+    found = list(stream(merging, 4))
+    ends = [trained for *_, trained in found]
+    for done, (memory, start, deployed, _) in enumerate(found, 1):
+        assert identical(deployed, direct(merging, choice, ends[:done], weights(100)))
+        assert identical(start, weights(100))
+        assert memory.keys() == {"zero", choice}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIRS])
+def test_a_merge_of_all_is_one_merge(rule, zero):
+    merging = Merging(policy="zero-all", rule=rule, zero=zero)
+    found = list(stream(merging, 4))
+    ends = [trained for *_, trained in found]
+    for done, (memory, _, deployed, _) in enumerate(found, 1):
+        close(deployed, direct(merging, "all", ends[:done], weights(100)))
+        if rule in ("interpolation", "task-arithmetic", "lines", "magmax"):
+            assert memory.keys() == {"zero", "all"}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", shares.SHARES)
+def test_shares_of_all(name, reverse, zero):
+    if reverse and name in ("equal", "newest"):
+        return
+    extra = {"power": {"power": 2.0}, "newest": {"weight": 0.7}}.get(name, {})
+    merging = Merging(policy="zero-all", shares=name, reverse=reverse, zero=zero, **extra)
+    found = list(stream(merging, 4))
+    ends = [trained for *_, trained in found]
+    for done, (_, _, deployed, _) in enumerate(found, 1):
+        close(deployed, direct(merging, "all", ends[:done], weights(100)))
+
+
+def test_shares_by_hand():
+    def of(name, count=3, **extra):
+        return shares.of(Merging(policy="zero-all", shares=name, **extra), count)
+
+    assert of("equal") == pytest.approx([1 / 3] * 3)
+    assert of("newest", weight=0.5) == pytest.approx([0.5, 0.25, 0.25])
+    assert of("newest", 1, weight=0.2) == [1.0]
+    assert of("power") == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+    assert of("power", reverse=True) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert of("power", power=2.0) == pytest.approx([9 / 14, 4 / 14, 1 / 14])
+    assert of("exponential") == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert of("log", 2) == pytest.approx([math.log(3) / math.log(6), math.log(2) / math.log(6)])
+
+
+def test_a_scale_of_all_is_that_of_the_sum():
+    for rule in ("task-arithmetic", "lines", "magmax"):
+        merging = Merging(policy="zero-all", rule=rule, scale=0.4)
+        *_, (_, _, deployed, _) = found = list(stream(merging))
+        close(deployed, direct(merging, "all", [x for *_, x in found], weights(100)))
+
+
+@pytest.mark.parametrize("name", policies.POLICIES)
+def test_named_points_are_the_table_of_the_specification(name):
+    merging = Merging(policy=name)
+    found = list(stream(merging, 3))
+    ends = [trained for *_, trained in found]
+    answers = {
+        "zero": weights(100), "last": ends[-1],
+        "average": direct(merging, "average", ends, weights(100)),
+        "unrolled": direct(merging, "unrolled", ends, weights(100)),
+        "all": direct(merging, "all", ends, weights(100)),
+        "patched": merge("interpolation", [ends[-1], weights(100)]),
+        "steps": weights(53),
+    }  # fmt: skip
+    table = {
+        "ema": ("average", "average"), "zs": ("zero", "average"), "ft": ("patched", "patched"),
+        "ft-last": ("last", "patched"), "zero-all": ("zero", "all"), "all-all": ("all", "all"),
+        "all-last": ("all", "last"), "all-unrolled": ("all", "unrolled"),
+        "last-all": ("last", "all"), "last-unrolled": ("last", "unrolled"),
+        "unrolled-all": ("unrolled", "all"), "unrolled-last": ("unrolled", "last"),
+        "zero-unrolled": ("zero", "unrolled"), "step-ema": ("steps", "steps"),
+    }  # fmt: skip
+    start, deploy = table[name]
+    close(found[-1][1], answers[start])
+    close(found[-1][2], answers[deploy])
+
+
+def test_tables_of_the_config_name_rules_and_policies_that_are():
+    for names in OF_RULES.values():
+        assert set(names) <= set(RULES)
+    for name in ALL:
+        assert "all" in policies.POLICIES[name]
+    assert {name for name in policies.POLICIES if "all" in policies.POLICIES[name]} == set(ALL)
+    assert set(VECTORS) | {"interpolation", "slerp"} == set(RULES) >= set(LINEAR)
+
+
+# Whole runs.
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIRS])
+def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
+    chosen = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
+    corpus, memory = forked.small_corpus(), Memory()
+    whole = runs.run(chosen, corpus, keeper=memory)
+    for place in (FIRST, MIDDLE, BOUNDARY):
+        start = checkpoints.read(checkpoints.write(memory.states[place], tmp_path))
+        again = Memory(start)
+        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
+
+
+def test_a_per_step_average_is_its_recurrence(corpus):
+    chosen, seen = small("merging.policy=step-ema", "merging.decay=0.7"), []
+    model = models.load(chosen.model, 0)
+    average = {name: x.clone() for name, x in model.state_dict().items()}
+
+    def step(task, number, loss, network):
+        for name, x in network.state_dict().items():
+            average[name] = 0.7 * average[name] + 0.3 * x
+        seen.append(copy.deepcopy(network.state_dict()))
+
+    memory = Memory()
+    result = runs.run(chosen, corpus, runs.Observer(step), keeper=memory)
+    close(dict(result.model.state_dict()), average, rtol=1e-4, atol=1e-6)
+    begun = checkpoints.below(memory.states[BOUNDARY].tensors, "weights/")
+    kept = checkpoints.below(memory.states[BOUNDARY].tensors, "merging/average/")
+    assert identical(begun, kept)  # the next task starts from the average
+    assert not identical(begun, seen[2])
