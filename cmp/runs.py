@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import budgets, checkpoints, methods, mixtures, provenance, schedules, training
+from cmp import budgets, checkpoints, methods, mixtures, models, provenance, schedules, training
 from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
@@ -114,6 +114,20 @@ def run(
             first = 0
             sitting.end_task(task + 1, optimizer)
     return sitting.result()
+
+
+def ends(config: RunConfig, corpus: Corpus) -> list[Weights]:
+    """The weights before the stream and after the last step of each task, on the CPU: of a run that
+    is computed for this alone, and not stored."""
+    found: list[Weights] = [models.load(config.model, config.seeds.init).state_dict()]
+    steps = budgets.applied(config).training.steps
+
+    def step(task: int, number: int, loss: Tensor, model: nn.Module) -> None:
+        if number == steps - 1:
+            found.append({name: x.cpu().clone() for name, x in adapters.plain(model).items()})
+
+    run(config, corpus, Observer(step))
+    return found
 
 
 @dataclass

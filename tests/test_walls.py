@@ -20,7 +20,8 @@ ROOMS = """
     checkpoints runs
     store verification pretraining forecast workers cluster studies
     claims fronts surfaces results
-    plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods widgets
+    plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
+    plot_merging widgets
     chapters kernels book publishing
     bench cli __main__
 """

@@ -1,0 +1,82 @@
+"""Geometry of a stream, and the path between two models: what is shown is what was computed."""
+
+import math
+
+import forked
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cmp import config, evaluation, models, plot_merging, runs, widgets
+from cmp.merging import geometry
+from cmp.widgets import path
+from tests.test_widgets import parts_of
+
+pytestmark = pytest.mark.usefixtures("clean_drawing")
+
+
+def test_drift_by_hand():
+    """Three weights (3, 4, 0) go one step along the third axis, then one back along the second."""
+    ends = [
+        {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([x]), "count": torch.tensor(step)}
+        for step, x in enumerate((0.0, 1.0))
+    ]
+    ends.append(ends[-1] | {"a": torch.tensor([3.0, 3.0])})
+    table, cosines = geometry.drift(ends)
+    assert table["step"].tolist() == pytest.approx([20, 20])
+    assert table["away"].tolist() == pytest.approx([20, 20 * math.sqrt(2)])
+    assert cosines == pytest.approx(np.eye(2))
+
+
+def test_ends_are_the_weights_that_tasks_end_in():
+    chosen, corpus = forked.small_config(), forked.small_corpus()
+    found = runs.ends(chosen, corpus)
+    assert len(found) == 1 + chosen.stream.tasks
+    start = models.load(chosen.model, chosen.seeds.init).state_dict()
+    assert all(torch.equal(x, start[name]) for name, x in found[0].items())
+    last = runs.run(chosen, corpus).model.state_dict()
+    assert all(torch.equal(x, last[name]) for name, x in found[-1].items())
+    places = {x.data_ptr() for each in found for x in each.values()}
+    assert len(places) == len(found) * len(start)
+
+
+def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
+    monkeypatch.setattr(path, "SUBSET", 4)
+    corpus = forked.small_corpus()
+    before = models.load(config.Model(), 0).state_dict()
+    tuned = models.load(config.Model(), 1).state_dict()
+    controls, _, sentence, picture, _ = parts_of_path(
+        widgets.path_explorer("tiny", before, tuned, corpus)
+    )
+    network = models.create("tiny").eval()
+    for share in (0.0, 0.25, 1.0):
+        shown = bytes(picture.value)
+        controls["Share of fine-tuned"].value = share
+        merged = {name: share * tuned[name] + (1 - share) * x for name, x in before.items()}
+        network.load_state_dict(merged)
+        expected = evaluation.evaluate(network, "tiny", corpus, subset=4).summary()
+        assert f"A_KA {expected['A_KA']:.1f}%, A_ZS {expected['A_ZS']:.1f}%" in sentence.value
+        assert bytes(picture.value) != shown
+    controls["Rule"].value = "slerp"
+    assert "by slerp" in sentence.value
+
+
+def parts_of_path(explorer):
+    """As `parts_of`, of an explorer with nothing below its picture."""
+    return parts_of(type("Box", (), {"children": [*explorer.children, None]}))
+
+
+def test_path_and_drift_are_drawn():
+    between = pd.DataFrame(
+        {"A_KA": [10.0, 16.0, 15.0], "A_ZS": [44.0, 42.0, 33.0]}, [0.0, 0.5, 1.0]
+    )
+    (axes,) = plot_merging.path(between, between.loc[0.5]).axes
+    assert axes.lines[0].get_xdata().tolist() == [10, 16, 15]
+    assert axes.lines[1].get_ydata().tolist() == [44, 33]
+    assert {text.get_text() for text in axes.texts} == {"before", "fine-tuned", "share 0.50"}
+    table = pd.DataFrame({"step": [4.0, 3.0], "away": [4.0, 5.0]}, pd.RangeIndex(1, 3, name="task"))
+    left, right = plot_merging.drift(table, np.array([[1, 0.1], [0.1, 1]])).axes
+    assert [bar.get_height() for bar in left.patches] == [4, 3]
+    assert left.lines[0].get_ydata().tolist() == [4, 5]
+    assert [text.get_text() for text in right.texts] == ["1.00", "0.10", "0.10", "1.00"]
