@@ -340,4 +340,4 @@ def test_a_bad_claim_is_refused_with_study_and_key(trees, words):
 
 @pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_claims_of_the_book_are_well_formed(path):
-    assert claims.of(studies.load(path.stem))
+    assert bool(claims.of(studies.load(path.stem))) != path.stem.endswith("-tuning")
