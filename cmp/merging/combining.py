@@ -21,7 +21,7 @@ from cmp.merging.rules import LINEAR, RULES, SELECTING, Block, How, Weights, int
 
 Model = Mapping[str, Tensor]
 Look = Callable[[str, Tensor, Sequence[Tensor]], None]
-BLOCK = {"linear": 1 << 19, "selecting": 1 << 16}
+BLOCK = {"linear": 1 << 20, "selecting": 1 << 16}
 """Entries that are combined together: by the bytes that a rule needs of each in the cache."""
 STATISTICS = ("running_mean", "running_var")
 TOLERANCE = 1e-6  # of a sum of weights

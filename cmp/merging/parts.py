@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cmp.merging.cuts import Bounds
 from cmp.seeds import torch_generator
 
-BLOCK = 1 << 17
+BLOCK = 1 << 19
 
 
 def products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
