@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import towers, vocabulary
+from cmp import quantization, towers, vocabulary
 from cmp.config import Model, RunConfig
 from cmp.errors import CmpError
 from cmp.paths import MODEL_CONFIGS, WEIGHTS, build_folder
@@ -252,18 +252,22 @@ def load(config: Model, seed: int) -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read safetensors weights of any float width into an fp32 model, exactly its tensors."""
+    """Read safetensors weights, of any float width or in 8 bits, into an fp32 model, exactly its
+    tensors."""
     try:
-        model.load_state_dict({name: x.float() for name, x in load_file(path).items()})
+        model.load_state_dict(quantization.dequantized(load_file(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
         raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
 
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model's tensors as safetensors."""
-    tensors = {name: x.detach().to(dtype).contiguous() for name, x in model.state_dict().items()}
-    save_file(tensors, path)
+    """Write a model's tensors as safetensors; of `torch.int8`, matrices as rows with scales."""
+    weights = model.state_dict()
+    if dtype == torch.int8:
+        save_file(quantization.quantized(weights), path)
+        return
+    save_file({name: x.detach().to(dtype).contiguous() for name, x in weights.items()}, path)
 
 
 def digest(model: nn.Module) -> str:

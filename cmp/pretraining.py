@@ -35,6 +35,9 @@ steps; neither distillation nor other augmentation was needed.
 """
 
 
+IN_8_BITS = ("tiny-half", "tiny-double", "tiny-quad")
+"""Bases whose weights are stored in 8 bits, so that all bases together stay small."""
+
 CARD = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
@@ -87,7 +90,7 @@ def pretrain(
     """Run a pretraining; write its checkpoints and their cards into `folder`.
 
     The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
-    the recipe's makes one base, called after it. Weights are stored in 16 bits and scored as
+    the recipe's makes one base, called after it. Weights are stored in 16 or 8 bits and scored as
     stored. Stopped, it goes on where it was. Returns the cards by start.
     """
     make_folder(folder)
@@ -96,17 +99,18 @@ def pretrain(
     name, seed = run_config.model.name, run_config.seeds.init
     family = run_config.schedule.name
     starts = ("annealed", "unannealed") if family == "wsd" else (family,)
+    bits = torch.int8 if name in IN_8_BITS else torch.float16
     paths = {start: folder / models.weights_path(name, start, seed).name for start in starts}
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            models.save_weights(model, paths["unannealed"], torch.float16)
+            models.save_weights(model, paths["unannealed"], bits)
         observer.step(task, step, loss, model)
 
     watched = dataclasses.replace(observer, step=after_step)
     with Keeper(store.identify(run_config, corpus)) as keeper:
         result = runs.run(run_config, corpus, watched, keeper=keeper)
-        models.save_weights(result.model, paths[starts[0]], torch.float16)
+        models.save_weights(result.model, paths[starts[0]], bits)
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps

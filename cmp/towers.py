@@ -107,9 +107,27 @@ class StemTransformer(nn.Module):
 
 
 @register_model
+def cmp_conv_half(pretrained: bool = False, **_) -> ConvTower:
+    """Half of the default tower's FLOPs."""
+    return ConvTower(stem=16, widths=(48, 80), depth=1)
+
+
+@register_model
 def cmp_conv_tiny(pretrained: bool = False, **_) -> ConvTower:
     """The default tower: 0.4 M parameters."""
     return ConvTower(stem=32, widths=(64, 128), depth=1)
+
+
+@register_model
+def cmp_conv_double(pretrained: bool = False, **_) -> ConvTower:
+    """Twice the default tower's FLOPs."""
+    return ConvTower(stem=48, widths=(112, 128), depth=1)
+
+
+@register_model
+def cmp_conv_quad(pretrained: bool = False, **_) -> ConvTower:
+    """Four times the default tower's FLOPs."""
+    return ConvTower(stem=64, widths=(112, 144), depth=2)
 
 
 @register_model
