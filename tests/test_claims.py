@@ -116,7 +116,7 @@ def test_a_verdict_by_hand():
     assert row["p"] == pytest.approx(2 * stats.t.sf(3 / np.sqrt(0.5), 4))
     assert row["p_adjusted"] == row["p"]
     assert row["sentence"] == (
-        "Supported: on A_KA, 'a' minus 'b' is 5.0 points (95% interval 3.0 to 7.0); claimed is "
+        "Supported: on A_KA, 'a − b' is 5.0 points (95% interval 3.0 to 7.0); claimed is "
         "above 2 (adjusted p = 0.013, n = 5)."
     )
     row = verdicts(frame, [same(margin=6.75)]).loc["c"]
@@ -272,7 +272,7 @@ def test_missing_replicates_are_dropped_in_pairs_and_named():
     gone = (frame["setting"] == "b") & (frame["replicate"] == 2)
     row = verdicts(frame[~gone], [claim()]).loc["c"]
     assert (row["n"], row["estimate"]) == (4, np.mean([3, 4, 6, 7]))
-    assert row["sentence"].endswith("n = 4). Left out, as not in both: replicates 2, 5.")
+    assert row["sentence"].endswith("n = 4). Left out, as runs are missing: replicates 2, 5.")
     unscored = frame.assign(A_KA=frame["A_KA"].mask(gone))
     assert verdicts(unscored, [claim()]).loc["c", "n"] == 4
     assert verdicts(unscored, [claim(aggregate="A_ZS")]).loc["c", "n"] == 5
@@ -288,10 +288,10 @@ def test_fewer_than_two_replicates_are_undecided_and_stay_in_the_family():
     assert found.loc["2", "p_adjusted"] == pytest.approx(3 * found.loc["2", "p"])
     assert found.loc[["1", "3"], ["low", "high", "p", "p_adjusted"]].isna().all(axis=None)
     assert found["sentence"]["1"] == (
-        "Undecided: only one replicate holds both 'a' and 'b', and an interval takes two or more. "
-        "Left out, as not in both: replicates 1, 2."
+        "Undecided: only one replicate holds 'a − b', and an interval takes two or more. "
+        "Left out, as runs are missing: replicates 1, 2."
     )
-    assert "no replicate holds both 'a' and 'd'" in found["sentence"]["3"]
+    assert "no replicate holds 'a − d'" in found["sentence"]["3"]
 
 
 def test_an_unknown_setting_and_a_run_twice_are_refused():

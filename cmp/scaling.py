@@ -1,0 +1,54 @@
+"""Model and compute scaling: what a study's settings cost, and what they came to beside that."""
+
+import pandas as pd
+
+from cmp import budgets, config
+from cmp.claims.replicates import AGGREGATES, MEASURES, t_interval
+from cmp.config import RunConfig
+from cmp.studies import Study
+
+GIGA = 1e9
+
+
+def compute(run_config: RunConfig) -> float:
+    """Memory-adjusted FLOPs of a run's training in all (spec 1.2): of full fine-tuning, its FLOPs;
+    of a method under a budget, what it uses of it."""
+    found, tasks = budgets.of(run_config), run_config.stream.tasks
+    if found is not None:
+        return found.used(tasks)
+    return tasks * run_config.training.steps * budgets.full_cost(run_config).step
+
+
+def unit() -> float:
+    """The FLOPs of the `cpu` profile's own run, which is what compute is told in."""
+    return compute(config.parse(config.profile("cpu")))
+
+
+def costs(study: Study) -> pd.DataFrame:
+    """A row a setting of the `cpu` profile: `model`, `method` (what trains, or the merging policy),
+    `updates`, `steps` an update, and `compute` in multiples of the profile's own run."""
+    grid = study.configs("cpu", 1)
+    rows = {
+        name: {
+            "model": each.model.name,
+            "method": _method(each),
+            "updates": each.stream.tasks,
+            "steps": budgets.applied(each).training.steps,
+            "compute": compute(each) / unit(),
+        }
+        for (name, _), each in grid.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _method(run_config: RunConfig) -> str:
+    merging, method = run_config.merging.policy, run_config.method.name
+    return method if merging == "none" else merging
+
+
+def measured(trajectory: pd.DataFrame, at: str = "end") -> pd.DataFrame:
+    """A row a setting: the mean of each aggregate by one of `claims.MEASURES`, and half the width
+    of its interval, as "A_KA half"."""
+    groups = MEASURES[at](trajectory).groupby("setting", sort=False)[list(AGGREGATES)]
+    half = groups.agg(lambda values: t_interval(values.to_numpy())[2])
+    return groups.mean().join(half.add_suffix(" half"))
