@@ -24,7 +24,8 @@ def forest(verdicts: pd.DataFrame) -> Figure:
     """A row a claim: its estimate, its interval, the region of which the claim is true.
 
     verdicts: rows of one unit, of what `cmp.claims.verdicts` gives. Verdicts differ in colour, in
-    marker and in words. A claim without an interval has a hollow marker, one without replicates none.
+    marker and in words. A claim without an interval has a hollow marker, one without replicates
+    none.
     """
     with canvas(11, 1.5 + 0.95 * len(verdicts), NOTE) as (figure, axes):
         names = []

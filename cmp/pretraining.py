@@ -25,8 +25,9 @@ Each weights file (safetensors, 16 bit, or 8 bit with a scale a row; scored as s
 card beside it: a JSON file with the config, the hashes of the data, and the zero-shot score,
 standard error and chance of every dataset. *Un-annealed* is the checkpoint before the learning
 rate's cooldown. *Joint* is A_KA after training on all adaptation data at once from that base.
-Scores are percent, with the standard error over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to
-the bit with the `numerics`, the versions and the kind of processor that the card names.
+Scores are percent, with the standard error over concepts. `cmp pretrain MODEL --seed s` reproduces
+a card within {TOLERANCE:g} points, and to the bit with the `numerics`, the versions and the kind of
+processor that the card names.
 
 `tiny` is a small residual network on the image side, pretrained for 2,600 steps; `tiny-half`,
 `tiny-double` and `tiny-quad` are its siblings of half, twice and four times its FLOPs. `tiny-vit`
