@@ -3,7 +3,6 @@
 import pandas as pd
 
 from cmp import budgets, config
-from cmp.claims.replicates import AGGREGATES, MEASURES, t_interval
 from cmp.config import RunConfig
 from cmp.studies import Study
 
@@ -25,8 +24,9 @@ def unit() -> float:
 
 
 def costs(study: Study) -> pd.DataFrame:
-    """A row a setting of the `cpu` profile: `model`, `method` (what trains, or the merging policy),
-    `updates`, `steps` an update, and `compute` in multiples of the profile's own run."""
+    """A row a setting of the `cpu` profile that learns anything: `model`, `method` (what trains, or
+    the merging policy), `updates`, `steps` an update, and `compute` in multiples of the profile's
+    own run."""
     grid = study.configs("cpu", 1)
     rows = {
         name: {
@@ -37,6 +37,7 @@ def costs(study: Study) -> pd.DataFrame:
             "compute": compute(each) / unit(),
         }
         for (name, _), each in grid.items()
+        if each.mixture.update > 0
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -46,9 +47,21 @@ def _method(run_config: RunConfig) -> str:
     return method if merging == "none" else merging
 
 
-def measured(trajectory: pd.DataFrame, at: str = "end") -> pd.DataFrame:
-    """A row a setting: the mean of each aggregate by one of `claims.MEASURES`, and half the width
-    of its interval, as "A_KA half"."""
-    groups = MEASURES[at](trajectory).groupby("setting", sort=False)[list(AGGREGATES)]
-    half = groups.agg(lambda values: t_interval(values.to_numpy())[2])
-    return groups.mean().join(half.add_suffix(" half"))
+def sizes(costs: pd.DataFrame) -> pd.DataFrame:
+    """Those of `costs` that take the family's members through the stream, by `compute`: `group` is
+    the model."""
+    rows = costs[(costs["model"] != "tiny") & (costs["method"] == "full")]
+    return rows.assign(group=rows["model"], x=rows["compute"])
+
+
+def steps(costs: pd.DataFrame) -> pd.DataFrame:
+    """Those of `tiny` in the profile's number of updates, by `compute`: `group` is the method."""
+    updates = config.profile("cpu")["stream"]["tasks"]
+    rows = costs[(costs["model"] == "tiny") & (costs["updates"] == updates)]
+    return rows.assign(group=rows["method"], x=rows["compute"])
+
+
+def updates(costs: pd.DataFrame) -> pd.DataFrame:
+    """Those of `tiny` for the compute of the profile's run, by `updates`: `group` is the method."""
+    rows = costs[(costs["model"] == "tiny") & costs["compute"].between(0.9, 1.1)]
+    return rows.assign(group=rows["method"], x=rows["updates"])

@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import budgets, config, models, plot_scaling, pretraining, quantization, scaling, studies
+from cmp import (
+    budgets,
+    claims,
+    config,
+    models,
+    plot_scaling,
+    pretraining,
+    quantization,
+    scaling,
+    studies,
+)
 from cmp.budgets.catalogue import catalogue
 from cmp.claims import AGGREGATES
 
@@ -48,7 +58,7 @@ def test_costs_of_the_chapter_s_settings():
     assert set(costs["method"]) == {"full", "ema", "lora"}
 
 
-def test_measured_has_intervals():
+def test_means_have_intervals():
     rows = [
         {"setting": "a", "replicate": r, "task": task, "scope": "full"}
         | dict.fromkeys(AGGREGATES, 10.0 * task + r)
@@ -56,9 +66,9 @@ def test_measured_has_intervals():
         for task in (0, 2)
     ]
     frame = pd.DataFrame(rows)
-    assert scaling.measured(frame).loc["a", "GM"] == 21
-    assert scaling.measured(frame, "change").loc["a", "GM"] == 20
-    assert scaling.measured(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert claims.means(frame).loc["a", "GM"] == 21
+    assert claims.means(frame, "change").loc["a", "GM"] == 20
+    assert claims.means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():

@@ -17,6 +17,7 @@ from cmp.claims.replicates import (
     change,
     ends,
     final,
+    means,
     paired_difference,
     t_interval,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "final",
     "holm",
     "judge",
+    "means",
     "of",
     "paired_difference",
     "t_interval",

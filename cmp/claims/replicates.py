@@ -71,6 +71,14 @@ MEASURES = {"end": final, "area": area, "change": change}
 """What a run comes to, by name: a row a (setting, replicate) with its aggregates."""
 
 
+def means(trajectory: pd.DataFrame, at: str = "end") -> pd.DataFrame:
+    """A row a setting: the mean of each aggregate by one of `MEASURES`, and half the width of its
+    interval, as "A_KA half"."""
+    groups = MEASURES[at](trajectory).groupby("setting", sort=False)[list(AGGREGATES)]
+    half = groups.agg(lambda values: t_interval(values.to_numpy())[2])
+    return groups.mean().join(half.add_suffix(" half"))
+
+
 def ends(trajectory: pd.DataFrame) -> pd.DataFrame:
     """A row a setting: each aggregate at the end of the stream, as "mean ± half the interval"."""
     rows = final(trajectory).groupby("setting", sort=False)
