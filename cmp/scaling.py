@@ -3,6 +3,7 @@
 import pandas as pd
 
 from cmp import budgets, config
+from cmp.claims import AGGREGATES, ranks
 from cmp.config import RunConfig
 from cmp.studies import Study
 
@@ -45,6 +46,27 @@ def costs(study: Study) -> pd.DataFrame:
 def _method(run_config: RunConfig) -> str:
     merging, method = run_config.merging.policy, run_config.method.name
     return method if merging == "none" else merging
+
+
+def agreements(table: pd.DataFrame, reference: str, others: list[str]) -> pd.DataFrame:
+    """Mean rank correlation with `reference`, a row another family, a column an aggregate, with the
+    lowest and the highest of a replicate; in the last row that of the reference's replicates with
+    each other, which no other family can be expected to exceed.
+
+    table: as `claims.by_replicate` gives it.
+    """
+    rows = {name: {} for name in [*others, f"{reference}, other replicates"]}
+    for aggregate in AGGREGATES:
+        scores = table[aggregate].dropna(axis=0, how="all")
+        found = {name: ranks.agreement(scores, reference, name).dropna() for name in others}
+        found[f"{reference}, other replicates"] = ranks.repeatability(scores, reference)
+        for name, values in found.items():
+            rows[name] |= {aggregate: values.mean()}
+            rows[name] |= {
+                f"{aggregate} lowest": values.min(),
+                f"{aggregate} highest": values.max(),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def sizes(costs: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Does one model rank settings as another does? Rank correlations, a replicate each."""
 
+import itertools
 from collections.abc import Iterable
 
 import pandas as pd
@@ -41,3 +42,16 @@ def agreement(table: pd.DataFrame, one: str, other: str) -> pd.Series:
         for replicate in table.index
     }
     return pd.Series(found).reindex(table.index)
+
+
+def repeatability(table: pd.DataFrame, family: str) -> pd.Series:
+    """Spearman's correlation of a family's ranking in one replicate with that in another, each
+    pair of replicates once. table: a row a replicate, a column a setting."""
+    scores = table[list(members(table.columns, family).values())].dropna()
+    pairs = itertools.combinations(scores.index, 2)
+    return pd.Series(
+        {
+            pair: float(stats.spearmanr(*scores.loc[list(pair)].to_numpy()).statistic)
+            for pair in pairs
+        }
+    )
