@@ -71,6 +71,17 @@ def test_means_have_intervals():
     assert claims.means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
+def test_agreement_is_held_against_what_replicates_say_of_each_other():
+    """By hand: `other` ranks as `tiny` does in both replicates, which rank differently."""
+    scores = {"tiny: a": [1, 3], "tiny: b": [2, 2], "tiny: c": [3, 1]}
+    scores |= {name.replace("tiny", "other"): [10 * x for x in v] for name, v in scores.items()}
+    one = pd.DataFrame(scores, dtype=float)
+    table = pd.concat(dict.fromkeys(AGGREGATES, one), axis=1)
+    found = scaling.agreements(table, "tiny", ["other"])
+    assert found.loc["other", "GM"] == found.loc["other", "GM lowest"] == 1
+    assert found.loc["tiny, other replicates", "A_KA"] == -1
+
+
 def test_the_catalogue_agrees_with_the_paper_s_model():
     found = catalogue(("ViT-B-32", "ViT-B-16"))
     row = found.loc["ViT-B-16"]
