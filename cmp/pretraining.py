@@ -29,13 +29,13 @@ Scores are percent, with the standard error over concepts. `cmp pretrain MODEL -
 a card within {TOLERANCE:g} points, and to the bit with the `numerics`, the versions and the kind of
 processor that the card names.
 
-`tiny` is a small residual network on the image side, pretrained for 2,600 steps: the start of nearly
-all studies, with five bases. Its siblings `tiny-half`, `tiny-one`, `tiny-double` and `tiny-quad` have
-0.5, 1, 2 and 4 times its FLOPs and were pretrained for 5,200 steps, the larger two at lower rates;
-`tiny-one` is `tiny` but for that. `tiny-vit` is a transformer behind a stem of three strided
-convolutions, pretrained by the same recipe for 4,000 steps; neither distillation nor other
-augmentation was needed. `lengths/` has the cards of bases that were pretrained for fewer or more
-steps and do not ship.
+`tiny` is a small residual network on the image side, pretrained for 2,600 steps: the start of
+nearly all studies, with five bases. Its siblings `tiny-half`, `tiny-one`, `tiny-double` and
+`tiny-quad` have 0.5, 1, 2 and 4 times its FLOPs and were pretrained for 5,200 steps, the larger two
+at lower rates; `tiny-one` is `tiny` but for that. `tiny-vit` is a transformer behind a stem of
+three strided convolutions, pretrained by the same recipe for 4,000 steps; neither distillation nor
+other augmentation was needed. `lengths/` has the cards of bases that were pretrained for fewer or
+more steps and do not ship.
 
 | weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
