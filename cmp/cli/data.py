@@ -91,13 +91,11 @@ def check(
         raise typer.Exit(0 if all(good.values()) else 1)
     states = [collection.state(*place, decode) for place in filesets.read_all(name)]
     console.print(states_table(states))
-    why: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for each in (each for each in states if each.why):
-        why.setdefault(each.why.removeprefix(f"{each.dataset.name}: "), []).append(
-            each.dataset.name
-        )
-    for reason, names in why.items():
-        console.print(f"{', '.join(names)}: {reason}", markup=False, highlight=False)
+        reasons.setdefault(each.why, []).append(each.dataset.name)
+    for why, names in reasons.items():
+        console.print(f"{', '.join(names)}: {why}", markup=False, highlight=False)
     skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
     usable = sum(s.state == "present" for s in states) + len(skipped)
     absent = sum(s.state == "absent" for s in states)
@@ -135,8 +133,8 @@ def init(
 ) -> None:
     """Look into a folder and write a manifest of what is there, with what is left to fill in."""
     path, text, words = looking.look(folder)
-    console.print(words, markup=False, highlight=False)
-    console.print(text, markup=False, highlight=False)
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     if write:
         looking.write(path, text)
         console.print(f"written: {path}; `cmp data check {folder}` checks it", highlight=False)

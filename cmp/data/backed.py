@@ -1,4 +1,4 @@
-"""Images that stay in their files: decoded when they are asked for, at the side that is asked for."""
+"""Images that stay in their files, decoded when they are asked for, at any side."""
 
 import concurrent.futures
 import dataclasses

@@ -52,9 +52,9 @@ def state(dataset: FileSet, root: Path, decode: bool = True) -> State:
     try:
         index = read(dataset, root)
     except Absent as error:
-        return State(dataset, "absent", str(error))
+        return State(dataset, "absent", _why(dataset, error))
     except CmpError as error:
-        return State(dataset, "faulty", str(error))
+        return State(dataset, "faulty", _why(dataset, error))
     faults = index.faults + (backed.damaged(index) if decode else [])
     index = dataclasses.replace(index, faults=faults)
     missing = [fault for fault in faults if fault.kind == "missing file"]
@@ -67,6 +67,10 @@ def state(dataset: FileSet, root: Path, decode: bool = True) -> State:
     if wrong := differences(index):
         return State(dataset, "wrong counts", wrong, index)
     return State(dataset, "present", "", index)
+
+
+def _why(dataset: FileSet, error: CmpError) -> str:
+    return str(error).removeprefix(f"{dataset.name}: ")
 
 
 def differences(index: Index) -> str:

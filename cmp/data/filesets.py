@@ -76,7 +76,8 @@ class FileSet(Strict):
     classification if images have labels, else retrieval. splits: shares by the hash of an image's
     name, for images whose split nothing tells. faults: whether what cannot be used refuses the set
     or is left out. beside: brings the embedded pool and retention sets, for runs of the embedded
-    models. counts: what must be found, if that is known. zero_shot: the published score of OpenCLIP's ViT-B/32, in percent.
+    models. counts: what must be found, if that is known. zero_shot: the published score of
+    OpenCLIP's ViT-B/32, in percent.
     """
 
     name: SetName
@@ -88,7 +89,7 @@ class FileSet(Strict):
     licence: Text
     year: Annotated[int, Field(ge=1900, le=2100)] | None = None
     reader: Reader
-    splits: dict[Split, Share] = {}
+    splits: dict[Split, Share] = Field(default_factory=dict)
     faults: Literal["refuse", "skip"] = "refuse"
     beside: Literal["embedded"] | None = None
     counts: Counts | None = None

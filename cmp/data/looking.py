@@ -113,5 +113,5 @@ def _nothing(folder: Path) -> Found:
     loose = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
     also = f"; its {loose} pictures lie in no class's folder" if loose else ""
     raise CmpError(
-        f"{folder}: neither tars, nor a table with a column of images, nor folders of pictures{also}"
+        f"{folder}: no tars, no table with a column of images, and no folders of pictures{also}"
     )

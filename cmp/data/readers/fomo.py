@@ -68,9 +68,7 @@ def read(dataset: FileSet, root: Path) -> Index:
     missing are faults."""
     folder = dataset.reader.folder
     if not (root / folder).is_dir() and not (root / f"{folder}.tar").is_file():
-        raise Absent(
-            f"{dataset.name}: neither {folder}/ nor {folder}.tar lies in {root}; {OFFERED}"
-        )
+        raise Absent(f"{dataset.name}: neither its folder nor its tar lies in {root}; {OFFERED}")
     names = root / INFO / f"{folder}_classnames.json"
     classes = [str(name) for name in _load(names, list)] if _labelled(dataset, names) else []
     rows, faults, targets, places = Rows(), [], set(), []

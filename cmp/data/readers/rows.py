@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.data.filesets import FileSet
@@ -153,7 +154,7 @@ def _parquet(dataset: FileSet, files: list[Path], root: Path) -> Index:
         others.append(file.read(columns=rest).to_pandas())
         for group in range(file.num_row_groups):  # bytes are looked at group by group, not kept
             contents = _contents(file.read_row_group(group, columns=[name])[name])
-            lengths = pa.compute.binary_length(contents).fill_null(-1).to_pylist()
+            lengths = pc.binary_length(contents).fill_null(-1).to_pylist()
             size += lengths
             where += [(number, group, row) for row in range(len(lengths))]
     places = np.array(where, np.int64).reshape(-1, 3)
