@@ -13,15 +13,15 @@ ROOMS = """
     errors paths seeds signals tables provenance
     files config
     data
-    vocabulary towers compact images traits streams mixtures loading exposures
+    vocabulary quantization towers compact images traits streams mixtures loading exposures
     schedules merging models steps methods
     budgets
     training evaluation measuring
     checkpoints runs
     store verification pretraining forecast workers cluster studies
-    claims fronts surfaces results
+    claims fronts surfaces scaling results
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging widgets
+    plot_merging plot_scaling widgets
     chapters kernels book publishing
     bench cli __main__
 """

@@ -37,5 +37,11 @@ PRETRAINING: dict[str, Any] = {
 }  # fmt: skip
 """Pretraining is a run: one task, the pool alone, random weights."""
 
-PRETRAINING_OF: dict[str, tuple[str, ...]] = {"tiny-vit": ("training.steps=4000",)}
+PRETRAINING_OF: dict[str, tuple[str, ...]] = {
+    "tiny-half": ("training.steps=5200",),
+    "tiny-one": ("training.steps=5200",),
+    "tiny-double": ("training.steps=5200", "schedule.peak=0.0014"),
+    "tiny-quad": ("training.steps=5200", "schedule.peak=0.001"),
+    "tiny-vit": ("training.steps=4000",),
+}
 """Where a model's pretraining differs from `PRETRAINING`, as key=value."""
