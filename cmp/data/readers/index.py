@@ -151,30 +151,46 @@ def index(
     """The index of what a reader found: captions checked, splits filled in by the hash of the
     image's name, images of splits that the role does not use left out. size: -1 where there is no
     file; 0 where it is empty."""
-    table = pd.DataFrame(vars(rows)).assign(place=np.arange(len(rows.source)))
+    table = pd.DataFrame(vars(rows) | {"captions": pd.Series(rows.captions, dtype=object)})
     table["size"] = table["size"].astype("int64")
+    table["place"] = np.arange(len(table))
     faults = list(faults)
     for kind, bad in (("missing file", table["size"] < 0), ("empty file", table["size"] == 0),
                       ("file is too large", table["size"] > LARGEST)):  # fmt: skip
         faults += [Fault(kind, source) for source in table.loc[bad, "source"]]
     table = table[table["size"].between(1, LARGEST)]
     labelled = bool((table["label"] != "").any())
-    captions = table["captions"].map(texts)
-    given = table["captions"].map(lambda value: value is not None)
-    untold = (table["label"] == "") & (labelled | ~given)
-    for place in table.index[untold | (given & captions.isna())]:
-        value = table["captions"][place]
-        kind = "caption is empty" if isinstance(value, str | list) else "caption is no text"
-        faults.append(Fault("label is missing" if untold[place] else kind, table["source"][place]))
-    table = table[~untold & ~(given & captions.isna())]
+    given = table["captions"].tolist()
+    captions, bad = [], np.zeros(len(table), bool)
+    for place, (source, label, value) in enumerate(
+        zip(table["source"], table["label"], given, strict=True)
+    ):
+        found = [dataset.prompt.format(label)] if value is None else texts(value)
+        kind = _fault(labelled, label, value, found)
+        if kind:
+            faults.append(Fault(kind, source))
+        bad[place] = bool(kind)
+        captions.append(found)
+    table["captions"] = pd.Series(captions, index=table.index, dtype=object)
+    table = table[~bad]
     table["label"] = table["label"].where(table["label"] != "", dataset.name)
-    prompts = {label: [dataset.prompt.format(label)] for label in table["label"].unique()}
-    table["captions"] = captions[table.index].fillna(table["label"].map(prompts))
     table["split"] = _splits(dataset, table)
     table = table[table["split"].isin(dataset.allowed())].reset_index(drop=True)
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})
     return Index(dataset, table, store, faults, classes or sorted(table["label"].unique()))
+
+
+def _fault(labelled: bool, label: str, value: object, found: list[str] | None) -> str:
+    """What is wrong with an image's label or caption, of which `found` are the texts; "" if
+    nothing is. labelled: whether other images of the set have labels."""
+    if labelled and not label:
+        return "label is missing"
+    if value is None and not label:
+        return "caption is missing"
+    if found is None:
+        return "caption is empty" if isinstance(value, str | list) else "caption is no text"
+    return ""
 
 
 def _splits(dataset: FileSet, table: pd.DataFrame) -> pd.Series:
