@@ -13,6 +13,8 @@ from cmp import config, loading, methods, mixtures, models, runs, store, trainin
 from cmp.checkpoints import Keeper
 from cmp.config import Model
 from cmp.data import corpus as corpora
+from cmp.data import exporting, packed
+from cmp.data.manifest import embedded
 from cmp.data.readers import rows
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
@@ -185,3 +187,16 @@ def test_a_pool_is_wanted_or_left_out(folder):
     tree(folder, {"empty/.keep": b""})
     with pytest.raises(CmpError, match="no manifests"):
         corpora.named(str(folder / "empty"))
+
+
+def test_packed_pictures_as_files_are_the_same_pictures(tmp_path):
+    icons = packed.read(embedded()["new-icons"])
+    count = exporting.class_folders(icons, tmp_path)
+    (tmp_path / "m.yaml").write_text(fileset(beside="embedded").model_dump_json(exclude_none=True))
+    mine = corpora.named(str(tmp_path))
+    held = np.flatnonzero((mine.table["dataset"] == "mine").to_numpy())
+    assert len(held) == count == (icons.table["split"] == "train").sum()
+    assert mine.classes["mine"] == icons.header.classes
+    first = mine.table["group"].iloc[held[0]]
+    row = int(first.rpartition("/")[2].removesuffix(".png"))
+    assert (mine.images[held[0]].numpy() == icons.images[row]).all()
