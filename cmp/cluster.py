@@ -36,7 +36,7 @@ def ray(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], No
     build folder. Calls `finished` after each run and returns why others failed. Raises
     `Interrupted` on SIGINT and SIGTERM, once the runs are saved.
     """
-    corpus, queue, waiting = corpora.load(), list(reversed(todo)), {}
+    queue, waiting = list(reversed(todo)), {}
     attempts, failures = dict.fromkeys(todo, 0), {}
     with StopRequest() as stop, _connected(jobs) as engine:
         task = _task(engine, device)
@@ -44,7 +44,7 @@ def ray(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], No
             while queue and len(waiting) < jobs:
                 run_config = queue.pop()
                 attempts[run_config] += 1
-                run_id = store.identify(run_config, corpus)
+                run_id = store.identify(run_config, corpora.of(run_config))
                 waiting[task.remote(run_id, run_config, device)] = run_config
             done, _ = engine.wait(list(waiting), timeout=0.2)
             if stop.signal:
@@ -143,7 +143,7 @@ def _line(error: Exception) -> str:
 def _work(run_id: str, run_config: RunConfig, device: str) -> store.Run | str:
     torch.set_num_threads(1)
     try:
-        if store.identify(run_config, corpora.load()) != run_id:
+        if store.identify(run_config, corpora.of(run_config)) != run_id:
             raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
         return workers.run_one(run_config, device=device, wait=True)
     except (Exception, Interrupted) as error:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import images, models
+from cmp import images, loading, models
 from cmp.data.corpus import Corpus
 from cmp.data.manifest import POOLS, Dataset
 from cmp.errors import CmpError
@@ -112,8 +112,8 @@ def image_features(model: nn.Module, corpus: Corpus, rows: np.ndarray, precision
     """Unit features of stored images, [len(rows), E]."""
     device = model.logit_scale.device
     features = []
-    for block in torch.from_numpy(rows).split(BLOCK):
-        x = images.plain(corpus.images[block].to(device))
+    for block in loading.stored(corpus, rows, BLOCK, loading.side(model), device):
+        x = images.plain(block.to(device))
         x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
         with autocast(precision, device):
             features.append(models.encode_image(model, x))

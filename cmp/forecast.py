@@ -89,7 +89,7 @@ def _step_seconds(
     short = dataclasses.replace(
         config, training=dataclasses.replace(config.training, steps=STEPS, budget=None)
     )
-    learner = methods.learner(short, corpora.load(), model)
+    learner = methods.learner(short, corpora.of(config), model)
     pools = mixtures.task_pools(short, learner.corpus)
     training.train_task(
         learner, pools[-1], len(pools) - 1,
@@ -104,7 +104,6 @@ def _evaluation_seconds(
 ) -> float:
     """One evaluation on so many images a dataset, none for all."""
     started = clock()
-    evaluation.evaluate(
-        model, config.model.name, corpora.load(), subset=size, precision=config.training.precision
-    )
+    corpus, precision = corpora.of(config), config.training.precision
+    evaluation.evaluate(model, config.model.name, corpus, subset=size, precision=precision)
     return clock() - started

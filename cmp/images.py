@@ -14,8 +14,10 @@ TINTED, TINT = 0.6, 0.35  # share of tinted backgrounds, and how dark they may b
 
 
 def plain(images: Tensor) -> Tensor:
-    """uint8 RGBA [B, 4, H, W] over white -> RGB in [0, 1], [B, 3, H, W]."""
+    """uint8 RGBA [B, 4, H, W] over white, or RGB [B, 3, H, W] -> RGB in [0, 1], [B, 3, H, W]."""
     x = images.float() / 255
+    if x.shape[1] == 3:
+        return x
     return x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
 
 
@@ -23,8 +25,11 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, contrast,
     brightness and saturation.
 
-    All randomness comes from `generator` (CPU), so a batch is a function of its state.
+    All randomness comes from `generator` (CPU), so a batch is a function of its state. RGB images
+    [B, 3, H, W] are random parts of photographs already, and stay as they are.
     """
+    if images.shape[1] == 3:
+        return plain(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         noise = torch.rand(len(images), *shape, generator=generator)

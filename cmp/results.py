@@ -70,9 +70,9 @@ def publish(study: Study, profile: str = "cpu") -> Path:
 
     Runs that are not in the store are taken over from what was published, if they are the same.
     """
-    corpus = corpora.load()
     path = named(RESULTS, study.chapter, ".parquet")
-    grid = {key: store.identify(each, corpus) for key, each in study.configs(profile).items()}
+    configs = study.configs(profile).items()
+    grid = {key: store.identify(each, corpora.of(each)) for key, each in configs}
     found = {each: store.load(each) for each in set(grid.values()) if store.is_stored(each)}
     if found.keys() != set(grid.values()) and path.exists():
         found = {run.id: run for run in runs_of(study.chapter)} | found
@@ -138,7 +138,7 @@ def sample(count: int, seed: int) -> list[Run]:
 
 def verify(run: Run, observer: Observer = runs.SILENT) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
-    corpus = corpora.load()
+    corpus = corpora.of(run.config)
     if store.identify(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)

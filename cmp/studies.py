@@ -192,8 +192,9 @@ def plan(configs: list[RunConfig], device: str = "cpu") -> Plan:
 
 def missing(configs: list[RunConfig]) -> list[RunConfig]:
     """Those whose run is not stored, each once, as two settings may come to the same."""
-    corpus, distinct = corpora.load(), dict.fromkeys(configs)
-    return [each for each in distinct if not store.is_stored(store.identify(each, corpus))]
+    distinct = dict.fromkeys(configs)
+    ids = {each: store.identify(each, corpora.of(each)) for each in distinct}
+    return [each for each, run_id in ids.items() if not store.is_stored(run_id)]
 
 
 def compute(
@@ -211,9 +212,9 @@ def compute(
     with tqdm(total=len(todo), desc="runs", unit=" runs") as bar:
         failures = BACKENDS[backend](todo, jobs, device, bar.update)
     if failures:
-        corpus = corpora.load()
         lines = [
-            f"  {store.identify(each, corpus)[:SHORT]}: {why}" for each, why in failures.items()
+            f"  {store.identify(each, corpora.of(each))[:SHORT]}: {why}"
+            for each, why in failures.items()
         ]
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
@@ -229,9 +230,9 @@ def shard(configs: list[RunConfig], text: str) -> list[RunConfig]:
 
 def collect(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     """The metrics of stored runs side by side, with `setting`, `replicate` and `run` (the id)."""
-    corpus, frames = corpora.load(), []
+    frames = []
     for (setting, replicate), run_config in configs.items():
-        run = store.load(store.identify(run_config, corpus))
+        run = store.load(store.identify(run_config, corpora.of(run_config)))
         about = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT]}
         frames.append(run.metrics.assign(**about))
     return pd.concat(frames, ignore_index=True)

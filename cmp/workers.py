@@ -37,7 +37,7 @@ def run_one(
 ) -> store.Run:
     """The stored run of a config; computed in this process if it is missing, from its last
     checkpoint on. wait: for another process that computes it, instead of an error."""
-    corpus = corpora.load()
+    corpus = corpora.of(run_config)
     run_id = store.identify(run_config, corpus)
     if store.is_stored(run_id):
         Keeper(run_id).remove()  # a kill may have come between the last two lines below

@@ -59,6 +59,7 @@ def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
 
 def test_every_key_of_the_config_moves_the_id(corpus):
     other = {
+        "data": ["fomo"],
         "model.name": ["tiny-vit"], "mixture.update": None, "mixture.buffer": None,
         "mixture.pretraining": [0.5, "mixture.update=0.25", "mixture.buffer=0.25"],
         "schedule.warmup": [0.3], "schedule.warmup_steps": [2],

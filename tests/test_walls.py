@@ -13,7 +13,7 @@ ROOMS = """
     errors paths seeds signals tables provenance
     files config
     data
-    vocabulary quantization towers compact images traits streams mixtures exposures
+    vocabulary quantization towers compact images traits streams mixtures loading exposures
     schedules merging models steps methods
     budgets
     training evaluation measuring

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "checkpoint": ("checkpoint", ("tiny",)),
     "study": ("study", ("tiny",)),
     "merge": ("merge", ("ViT-B-16",)),
+    "data": ("data", ()),
     "gpu": ("gpu", ("tiny", "bench-mid")),
 }
 """Name -> (module of `cmp.bench`, which has a function of that name; models by default)."""

@@ -9,7 +9,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from cmp import config, evaluation, models, pretraining, runs
-from cmp.cli.shared import ROLE_NAMES, Seed, Threads, console
+from cmp.cli.shared import ROLE_NAMES, Data, Seed, Threads, console
 from cmp.data import corpus
 from cmp.errors import CmpError
 from cmp.paths import build_folder
@@ -21,6 +21,7 @@ def evaluate(
     start: Annotated[str, typer.Option(help="annealed or unannealed.")] = "annealed",
     weights: Annotated[Path | None, typer.Option(help="A safetensors file to use instead.")] = None,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
+    data: Data = "embedded",
     threads: Threads = 2,
 ) -> None:
     """Zero-shot scores on every dataset, with standard errors over concepts."""
@@ -36,7 +37,7 @@ def evaluate(
         tree = {"model": {"name": model, "start": start}, "seed": seed}
         chosen = config.parse(tree, "cmp eval")
         network = models.load(chosen.model, chosen.seeds.init)
-    scores = evaluation.evaluate(network, model, corpus.load(), split)
+    scores = evaluation.evaluate(network, model, corpus.named(data), split)
     print_scores(scores, f"{model}, {weights or f'{start} base {seed}'}, {split}")
 
 

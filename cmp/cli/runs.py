@@ -35,7 +35,7 @@ def run(
     """Take a model through a stream of updates; a run that is stored is looked up."""
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    data = corpus.load()
+    data = corpus.of(run_config)
     run_id = store.identify(run_config, data)
     # refuses what cannot be, before anything starts
     pools = mixtures.task_pools(budgets.applied(run_config), data)
@@ -70,7 +70,7 @@ def resume(
         raise CmpError(
             f"run {progress.run[:SHORT]} is a pretraining: the same `cmp pretrain` goes on with it"
         )
-    if store.identify(run_config, corpus.load()) != progress.run:
+    if store.identify(run_config, corpus.of(run_config)) != progress.run:
         raise CmpError(
             f"run {progress.run[:SHORT]} was begun with other data, other starting weights or "
             "another version of this package; `cmp run` begins it anew"

@@ -10,6 +10,7 @@ console = Console()
 Threads = Annotated[
     int, typer.Option(min=1, help="Torch threads; results depend on it in the last bits.")
 ]
+Data = Annotated[str, typer.Option(help="embedded, fomo, or the path of a folder of manifests.")]
 Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 
 ROLE_NAMES = {

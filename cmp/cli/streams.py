@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from cmp import config, exposures, measuring, models, plot_inputs, streams, traits
-from cmp.cli.shared import Seed, Threads, console
+from cmp.cli.shared import Data, Seed, Threads, console
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import whole_file
@@ -26,17 +26,18 @@ def make(
     counts: Annotated[
         Path | None, typer.Option(help="A .csv, class,count: how often a corpus names each class.")
     ] = None,
+    data: Data = "embedded",
     threads: Threads = 2,
 ) -> None:
     """Measure, with one base, what orders and selections go by: accuracy, loss, alignment,
     frequency, year and embedding of each class; alignment and cluster of each pool image."""
     torch.set_num_threads(threads)
-    data, chosen = corpora.load(), config.parse({"model": {"name": model}, "seed": seed})
+    corpus, chosen = corpora.named(data), config.parse({"model": {"name": model}, "seed": seed})
     known = None if counts is None else read_counts(counts)
     network = models.load(chosen.model, chosen.seeds.init).eval()
-    classes = measuring.classes(network, model, data, known)
+    classes = measuring.classes(network, model, corpus, known)
     console.print(f"{len(classes)} classes: {traits.write(classes, name, 'classes')}")
-    images = measuring.pool(network, model, data)
+    images = measuring.pool(network, model, corpus)
     console.print(f"{len(images)} images of pools: {traits.write(images, name, 'pool')}")
 
 
@@ -76,7 +77,7 @@ def show(
 ) -> None:
     """What arrives in each task of a stream: classes, datasets, images, passes over them."""
     chosen = config.parse(config.override(config.profile(profile), settings or []), "cmp stream")
-    data = corpora.load()
+    data = corpora.of(chosen)
     found = exposures.report(chosen, data)
     table = Table(title=f"order {chosen.stream.order}{', reversed' * chosen.stream.reverse}")
     for column in ("task", *found.columns):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
+from cmp.config.fields import MOST, STRICT, Count, Data, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
 from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
@@ -166,8 +166,10 @@ class Seeds:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """One run: a model is taken through a stream of tasks."""
+    """One run: a model is taken through a stream of tasks. data: the embedded benchmark, or what
+    else `cmp.data.filesets.folders` finds by name or path."""
 
+    data: Data = "embedded"
     model: Model = Model()
     stream: Stream = Stream()
     mixture: Mixture = Mixture()

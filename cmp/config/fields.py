@@ -14,3 +14,5 @@ Count = Annotated[int, Field(ge=1, le=MOST)]
 Steps = Annotated[int, Field(ge=0, le=MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
+Data = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,1000}$")]
+"""A collection that comes with the package, or the path of a folder of manifests."""

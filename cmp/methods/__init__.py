@@ -4,6 +4,7 @@ A method is a module of this package with a `METHOD`, and a name in `config.Meth
 is `locked_image.py`. Everything else finds it by its name.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cmp import config as configs
-from cmp import models, steps
+from cmp import loading, models, steps
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.mixtures import Batch, Pools, make_batch, parts
+from cmp.mixtures import Batch, Pools, parts
 from cmp.seeds import torch_generator
 from cmp.steps import Seen
 
@@ -39,6 +40,12 @@ class Learner:
     tokens: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
     aside: dict[str, nn.Module] = field(default_factory=dict)
+
+    @functools.cached_property
+    def loader(self) -> loading.Loader:
+        """Where its batches come from."""
+        device = self.model.logit_scale.device
+        return loading.Loader(self.config, self.corpus, loading.side(self.model), device)
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,7 @@ def learner(
     another size than the data's.
     """
     model = (model or models.load(config.model, config.seeds.init)).to(device)
-    if (side := model.visual.image_size) not in (corpus.images.shape[-1], corpus.images.shape[-2:]):
-        raise CmpError(
-            f"model.name: {config.model.name!r} takes images of {side} pixels, the data have "
-            f"{corpus.images.shape[-1]}"
-        )
+    corpus.check_side(loading.side(model), config.model.name)
     found = Learner(config, corpus, model, models.tokens(config.model.name, corpus.texts))
     of(config).prepare(found)
     return found
@@ -96,7 +99,7 @@ def learner(
 def look(learner: Learner, pools: Pools, task: int, step: int) -> tuple[Batch, Seen]:
     """The batch at (task, step), and what the network makes of it."""
     config = learner.config
-    batch = make_batch(config, learner.corpus, pools, task, step)
+    batch = learner.loader.batch(pools, task, step)
     replayed, _, _ = parts(config.mixture, len(batch.rows), len(pools.buffer) == 0)
     generator = torch_generator("augment", config.seeds.augment, task, step)
     precision = config.training.precision

@@ -1,0 +1,138 @@
+"""Reading data: a table of a hundred thousand rows, a tar of ten thousand images, and JPEGs."""
+
+import functools
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from cmp.bench import timing
+from cmp.bench.report import Report
+from cmp.data import backed, collection, pictures
+from cmp.data.corpus import Corpus
+from cmp.data.filesets import FileSet
+from cmp.data.readers import tars
+from cmp.seeds import numpy_generator
+
+ROWS, MEMBERS, IMAGES, SIDE = 100_000, 10_000, 2_000, 224
+SIZE = (298, SIDE)  # of a photograph whose shorter side was made `SIDE` beforehand
+COLUMNS = ("what", "time / plain", "ms", "a second", "plain ms")
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEG files of smooth colours and a little noise, with as many bytes as photographs have."""
+    for number in range(count):
+        noise = numpy_generator("bench/photograph", 0, number)
+        coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8))
+        image = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC), np.int16)
+        image = image + noise.integers(-8, 9, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg")
+
+
+def manifest(kind: str, path: str) -> FileSet:
+    """Of what is measured here."""
+    about = {"name": "bench", "title": "A benchmark", "role": "pool", "licence": "none"}
+    return FileSet.model_validate(about | {"reader": {"kind": kind, "path": path}})
+
+
+def table(folder: Path) -> dict[str, Callable[[], object]]:
+    """Reading and checking a CSV file, against pandas, which only reads it."""
+    names = [str(folder / f"{n % IMAGES}.jpg") for n in range(ROWS)]
+    frame = pd.DataFrame({"filepath": names, "title": [f"photograph {n}" for n in range(ROWS)]})
+    frame.to_csv(folder / "table.csv", index=False)
+    return {
+        "plain": functools.partial(pd.read_csv, folder / "table.csv", dtype=str),
+        "ours": functools.partial(collection.read, manifest("csv", "table.csv"), folder),
+    }
+
+
+def stream(folder: Path) -> dict[str, Callable[[], object]]:
+    """Every sample of a tar, against the content of every member by `tarfile`."""
+    path = folder / "shard.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in range(MEMBERS):
+            archive.add(folder / f"{number % IMAGES}.jpg", f"{number:05}.jpg")
+
+    def plain() -> int:
+        with tarfile.open(path) as archive:
+            return sum(len(archive.extractfile(info).read()) for info in archive)
+
+    def ours() -> int:
+        samples = tars.stream(path, [])
+        return sum(len(part) for _, parts in samples for part in parts.values())
+
+    return {"plain": plain, "ours": ours}
+
+
+def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
+    """Batches of random parts of JPEGs, against torchvision's transforms of the same kind. Both
+    end in bytes, which go to the device as they are."""
+    paths = [folder / f"{number}.jpg" for number in range(IMAGES)]
+    index = collection.read(manifest("csv", "files.csv"), _listed(folder))
+    files = backed.files([index])
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(
+                SIDE, pictures.AREA, pictures.RATIO, InterpolationMode.BICUBIC, antialias=True
+            ),
+            v2.PILToTensor(),
+        ]
+    )
+
+    def opened(path: Path) -> Image.Image:
+        with path.open("rb") as file:
+            return Image.open(file).convert("RGB")
+
+    def plain() -> None:
+        for start in range(0, IMAGES, batch):
+            torch.stack([transform(opened(path)) for path in paths[start : start + batch]])
+
+    def ours() -> None:
+        for start in range(0, IMAGES, batch):
+            rows = np.arange(start, min(start + batch, IMAGES))
+            files.parts(rows, SIDE, numpy_generator("bench/part", 0, start))
+
+    return {"plain": plain, "ours": ours}
+
+
+def _listed(folder: Path) -> Path:
+    names = [f"{number}.jpg" for number in range(IMAGES)]
+    pd.DataFrame({"filepath": names, "title": names}).to_csv(folder / "files.csv", index=False)
+    return folder
+
+
+def data(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """The three, each against the plain way. names, corpus: not used; every file is made here."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        photographs(folder, IMAGES)
+        mean = sum(path.stat().st_size for path in folder.iterdir()) / IMAGES
+        alternatives = {
+            (f"{ROWS:,} rows of CSV", ROWS): table(folder),
+            (f"{MEMBERS:,} images of a tar", MEMBERS): stream(folder),
+            (f"{IMAGES:,} JPEGs at {SIDE} px", IMAGES): decode(folder, batch or 128),
+        }
+        rows = []
+        for (what, count), calls in alternatives.items():
+            seconds = timing.interleaved(calls, rounds)
+            ours = float(np.median(seconds["ours"]))
+            rows.append(
+                {
+                    "what": what,
+                    "time / plain": timing.times_faster(seconds["ours"], seconds["plain"]),
+                    "ms": 1e3 * ours,
+                    "a second": count / ours,
+                    "plain ms": 1e3 * float(np.median(seconds["plain"])),
+                }
+            )
+    notes = [
+        "plain: pandas.read_csv alone; tarfile; torchvision's RandomResizedCrop and PILToTensor",
+        f"JPEGs of {SIZE[0]} x {SIZE[1]} pixels, {mean / 1e3:.0f} KB each",
+    ]
+    return Report("data", "reading data", COLUMNS, rows, notes)

@@ -1,0 +1,202 @@
+"""Data that stay in files: the same batches whoever makes them, and runs that resume exactly."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pictures import classes, fileset, picture, tree
+
+from cmp import config, loading, methods, mixtures, models, runs, store, training
+from cmp.checkpoints import Keeper
+from cmp.config import Model
+from cmp.data import corpus as corpora
+from cmp.data import exporting, packed
+from cmp.data.manifest import embedded
+from cmp.data.readers import rows
+from cmp.errors import CmpError, Interrupted
+from cmp.evaluation import evaluate
+
+CPU = torch.device("cpu")
+SMALL = ("stream.tasks=2", "training.steps=3", "training.batch=9", "evaluation.subset=4",
+         "evaluation.full=false", "training.precision=fp32", "mixture.replay=1")  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A collection of files alone: a set that arrives, a pool, and one that must be retained."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    root = tmp_path / "data"
+    for place, (name, role) in enumerate((("mine", "adapt"), ("web", "pool"), ("known", "eval"))):
+        names = [f"{word} {place}" for word in ("fox", "owl", "oak", "elm")]
+        classes(root / name, names, 10)
+        about = {"name": name, "title": name, "role": role, "licence": "own",
+                 "reader": {"kind": "folder", "path": name}}  # fmt: skip
+        (root / f"{name}.yaml").write_text(json.dumps(about))
+    return root
+
+
+def small(folder, *settings):
+    tree = config.override(config.profile("quick"), [*SMALL, f"data={folder}", *settings])
+    return config.parse(tree)
+
+
+def test_a_collection_of_files(folder):
+    corpus = corpora.of(small(folder))
+    assert corpus.in_files and len(corpus.images) == 120
+    assert corpus.by_role("adapt") == ["mine"] and len(corpus.rows("train", dataset="web")) == 40
+    assert len(corpus.rows("test", dataset="known")) == 40
+    shown = corpus.images[torch.arange(3)]
+    assert shown.shape == (3, 3, 224, 224) and shown.dtype == torch.uint8
+    assert corpus.images.at(48)[np.arange(2)].shape == (2, 3, 48, 48)
+    assert corpora.of(small(folder)) is corpus
+
+
+def test_parts_are_drawn_by_step_and_seed_alone(folder):
+    run_config = small(folder)
+    corpus = corpora.of(run_config)
+    pools = mixtures.task_pools(run_config, corpus)
+
+    def images(task, step, *settings):
+        return mixtures.make_batch(
+            small(folder, *settings), corpus, pools[task], task, step, 32
+        ).images
+
+    assert torch.equal(images(1, 2), images(1, 2))
+    assert not torch.equal(images(1, 2), images(1, 1))
+    assert not torch.equal(images(1, 2), images(1, 2, "seeds.augment=1"))
+    assert images(0, 0).shape == (9, 3, 32, 32)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
+    run_config = small(folder, "training.steps=5")
+    corpus = corpora.of(run_config)
+    pools = mixtures.task_pools(run_config, corpus)
+    alone = loading.Loader(run_config, corpus, 32, CPU)
+    monkeypatch.setenv("CMP_WORKERS", str(count))
+    ahead = loading.Loader(run_config, corpus, 32, CPU)
+    assert (alone.processes, ahead.processes) == (0, count)
+    # in order, from the middle, back again, another task, beyond the last step
+    for task, step in [(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (0, 0)]:
+        one, other = (each.batch(pools[task], task, step) for each in (alone, ahead))
+        np.testing.assert_array_equal(one.rows, other.rows)
+        assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
+    asked = np.arange(11)
+    blocks = list(loading.stored(corpus, asked, 4, 20, CPU))
+    assert [len(block) for block in blocks] == [4, 4, 3]
+    assert torch.equal(torch.cat(blocks), corpus.images.at(20)[asked])
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
+    monkeypatch.setenv("CMP_WORKERS", "0")
+    run_config = small(folder)
+    corpus = corpora.of(run_config)
+    whole = runs.run(run_config, corpus)
+    monkeypatch.setenv("CMP_WORKERS", str(count))
+    for stop in range(1, 6):
+        run_id = f"{stop}" * 64
+        asked = {"seen": 0}
+
+        def step(task, number, loss, model, asked=asked, stop=stop):
+            asked["seen"] += 1
+            if asked["seen"] == stop:
+                raise Interrupted("here", 15)
+
+        with Keeper(run_id, every=1) as keeper:
+            with pytest.raises(Interrupted):
+                runs.run(run_config, corpus, runs.Observer(step), keeper=keeper)
+            again = runs.run(run_config, corpus, keeper=keeper)
+        assert models.digest(again.model) == models.digest(whole.model)
+        pd.testing.assert_frame_equal(again.metrics, whole.metrics)
+
+
+def test_a_file_that_breaks_after_the_check_is_named(folder):
+    run_config = small(folder)
+    corpus = corpora.of(run_config)
+    (folder / "web/fox 1/0.png").write_bytes(b"damaged")
+    with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*has it changed"):
+        corpus.images[np.arange(len(corpus.images))]
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "1.5", ""])
+def test_a_number_of_processes_that_is_none(monkeypatch, value):
+    monkeypatch.setenv("CMP_WORKERS", value)
+    with pytest.raises(CmpError, match="CMP_WORKERS"):
+        loading.processes(CPU)
+
+
+def test_a_few_pictures_beside_the_embedded_sets(corpus, tmp_path):
+    root = classes(tmp_path, [f"thing {n}" for n in range(4)], 12)
+    about = fileset(beside="embedded").model_dump_json(exclude_none=True)
+    (root / "m.yaml").write_text(about)
+    mine = corpora.named(str(root))
+    assert not mine.in_files and mine.images.shape[1:] == (4, 32, 32)
+    assert mine.by_role("adapt") == ["mine"] and mine.by_role("pool") == corpus.by_role("pool")
+    assert mine.hashes["shapes"] == corpus.hashes["shapes"]
+    run_config = config.parse(config.override(config.profile("quick"), [*SMALL, f"data={root}"]))
+    metrics = runs.run(run_config, mine).metrics
+    assert set(metrics["dataset"]) >= {"mine", "shapes"} and set(metrics["task"]) == {0, 1, 2}
+    default = config.parse(config.override(config.profile("quick"), SMALL))
+    assert store.identify(run_config, mine) != store.identify(default, corpus)
+    assert "data" not in default.changes()
+    taken = fileset(name="shapes", beside="embedded").model_dump_json(exclude_none=True)
+    (root / "m.yaml").write_text(taken)
+    with pytest.raises(CmpError, match="shapes: name: an embedded dataset"):
+        corpora.named(str(root))
+
+
+def test_a_frame_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    frame = pd.DataFrame({"filepath": [picture(n) for n in range(20)],
+                          "title": [f"thing {n}" for n in range(20)]})  # fmt: skip
+    index = rows.read_frame(fileset("frame", role="eval"), frame)
+    found = evaluate(models.load(Model("tiny"), 0), "tiny", corpora.from_files([index]))
+    assert found.datasets.loc["mine", "metric"] == "R@5"
+    assert found.datasets.loc["mine", "images"] == 20
+
+
+def test_packed_images_are_of_one_size(corpus):
+    with pytest.raises(CmpError, match="takes images of 224 pixels, the data have 32"):
+        corpus.check_side(224, "ViT-B-16")
+    oblong = dataclasses.make_dataclass("Model", ["visual"])(
+        dataclasses.make_dataclass("Visual", ["image_size"])((224, 160))
+    )
+    with pytest.raises(CmpError, match="not square"):
+        loading.side(oblong)
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "fomoo", "traits", "embedded/.."])
+def test_no_such_data(source):
+    with pytest.raises(CmpError, match="data: "):
+        corpora.named(source)
+
+
+def test_a_pool_is_wanted_or_left_out(folder):
+    (folder / "web.yaml").unlink()
+    alone = small(folder)
+    with pytest.raises(CmpError, match="there is no such pool"):
+        mixtures.task_pools(alone, corpora.of(alone))
+    without = small(folder, "mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
+    pools = mixtures.task_pools(without, corpora.of(without))
+    learner = methods.learner(without, corpora.of(without))
+    training.train_task(learner, pools[0], 0)
+    tree(folder, {"empty/.keep": b""})
+    with pytest.raises(CmpError, match="no manifests"):
+        corpora.named(str(folder / "empty"))
+
+
+def test_packed_pictures_as_files_are_the_same_pictures(tmp_path):
+    icons = packed.read(embedded()["new-icons"])
+    count = exporting.class_folders(icons, tmp_path)
+    (tmp_path / "m.yaml").write_text(fileset(beside="embedded").model_dump_json(exclude_none=True))
+    mine = corpora.named(str(tmp_path))
+    held = np.flatnonzero((mine.table["dataset"] == "mine").to_numpy())
+    assert len(held) == count == (icons.table["split"] == "train").sum()
+    assert mine.classes["mine"] == icons.header.classes
+    first = mine.table["group"].iloc[held[0]]
+    row = int(first.rpartition("/")[2].removesuffix(".png"))
+    assert (mine.images[held[0]].numpy() == icons.images[row]).all()
