@@ -10,13 +10,13 @@ import pytest
 from cmp.paths import PACKAGE
 
 ROOMS = """
-    errors paths seeds signals tables provenance
+    errors paths seeds signals tables provenance distributed attention
     files config
     data
     vocabulary towers compact images traits streams mixtures exposures
-    schedules merging models steps methods
+    schedules merging foreign models steps execution methods
     budgets
-    training evaluation measuring
+    gradcache training evaluation measuring observers
     checkpoints runs
     store verification pretraining forecast workers cluster studies
     claims fronts surfaces results
