@@ -5,8 +5,9 @@ features are gathered, the loss is that of the whole batch on every process, and
 added up, so that what is computed is what one process computes.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,24 +16,21 @@ from torch import distributed as dist
 from cmp.errors import CmpError
 
 
-def start(device: str = "cpu") -> str:
-    """Join the processes that torchrun started, if it did; returns where this one computes: on
-    "cuda", its own card."""
+@contextlib.contextmanager
+def joined(device: str = "cpu") -> Iterator[str]:
+    """Within, the processes that torchrun started compute together, if it did; yields where this
+    one computes: on "cuda", its own card."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device
+        yield device
+        return
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
-    return device
-
-
-def stop() -> None:
-    """Leave the others, at the end."""
-    if size() > 1:
-        dist.destroy_process_group()
+    yield device
+    dist.destroy_process_group()  # after an error the others may never come here
 
 
 def size() -> int:

@@ -13,26 +13,31 @@ from cmp.plots import COLOURS, canvas
 
 STYLES = {SUPPORTED: (COLOURS[0], "o"), REFUTED: (COLOURS[3], "X"), UNDECIDED: ("#6b6b6b", "s")}
 REGION = "#dce9f2"
+LABELS = {
+    "points": "Difference at the end of the stream (points)",
+    "rank correlation": "Rank correlation at the end of the stream",
+}
 NOTE = "Shaded: where the claim is true; its edges are the margins. Bars: the verdicts' intervals."
 
 
 def forest(verdicts: pd.DataFrame) -> Figure:
-    """A row a claim: the paired difference, its interval, the region of which the claim is true.
+    """A row a claim: its estimate, its interval, the region of which the claim is true.
 
-    verdicts: as `cmp.claims.verdicts` gives it. Verdicts differ in colour, in marker and in words.
-    A claim without an interval has a hollow marker, one without replicates none.
+    verdicts: rows of one unit, of what `cmp.claims.verdicts` gives. Verdicts differ in colour, in
+    marker and in words. A claim without an interval has a hollow marker, one without replicates
+    none.
     """
     with canvas(11, 1.5 + 0.95 * len(verdicts), NOTE) as (figure, axes):
         names = []
         for place, row in enumerate(verdicts.itertuples()):
             _row(axes, place, row)
-            pair = f"{row.setting} − {row.against}, {row.aggregate}"
+            pair = f"{row.what}, {row.aggregate}"
             names.append("\n".join(textwrap.fill(text, 34) for text in (row.Index, pair)))
         axes.axvline(0, color="0.4", linewidth=1)
         axes.set_yticks(range(len(names)), names)
         axes.set(ylim=(len(names) - 0.5, -0.5), xlim=_limits(verdicts))
         axes.tick_params(axis="y", length=0)
-        axes.set(xlabel="Difference at the end of the stream (points)")
+        axes.set(xlabel=LABELS[verdicts["unit"].iloc[0]])
         _shade(axes, verdicts)
     return figure
 
@@ -45,7 +50,8 @@ def _row(axes: Axes, place: int, row: tuple) -> None:
     face = colour if sure else "white"
     look = {"marker": marker, "markersize": 9, "markerfacecolor": face, "linestyle": ""}
     axes.errorbar(row.estimate, place, xerr=half, color=colour, capsize=4, zorder=4, **look)
-    interval = f"{row.low:.1f} to {row.high:.1f}".replace("-", "−")
+    form = ".2f" if row.unit == "rank correlation" else ".1f"
+    interval = f"{row.low:{form}} to {row.high:{form}}".replace("-", "−")
     words = f"{interval} ({100 * row.level:.3g}%)" if sure else f"n = {row.n}: no interval"
     text = f"{row.verdict}\n{words}"
     beside = blended_transform_factory(axes.transAxes, axes.transData)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -15,28 +16,31 @@ from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.files import make_folder, parse_json, parse_record, write_whole
+from cmp.paths import WEIGHTS
 from cmp.verification import TOLERANCE
 
 OVERVIEW = f"""# Pretrained bases
 
-Each weights file (safetensors, 16 bit, scored as stored) has a model card beside it: a JSON file
-with the config, the hashes of the data, and the zero-shot score, standard error and chance of every
-dataset. *Un-annealed* is the checkpoint before the learning rate's cooldown. *Joint* is A_KA after
-training on all adaptation data at once from that base. Scores are percent, with the standard error
-over concepts. `cmp pretrain MODEL --seed s` reproduces a card within {TOLERANCE:g} points, and to
-the bit with the `numerics`, the versions and the kind of processor that the card names.
+Each weights file (safetensors, 16 bit, or 8 bit with a scale a row; scored as stored) has a model
+card beside it: a JSON file with the config, the hashes of the data, and the zero-shot score,
+standard error and chance of every dataset. *Un-annealed* is the checkpoint before the learning
+rate's cooldown. *Joint* is A_KA after training on all adaptation data at once from that base.
+Scores are percent, with the standard error over concepts. `cmp pretrain MODEL --seed s` reproduces
+a card within {TOLERANCE:g} points, and to the bit with the `numerics`, the versions and the kind of
+processor that the card names.
 
-`tiny` is a small residual network on the image side, pretrained for 2,600 steps. `tiny-vit` is a
-transformer behind a stem of three strided convolutions, pretrained by the same recipe for 4,000
-steps; neither distillation nor other augmentation was needed.
+`tiny` is a small residual network on the image side, pretrained for 2,600 steps: the start of
+nearly all studies, with five bases. Its siblings `tiny-half`, `tiny-one`, `tiny-double` and
+`tiny-quad` have 0.5, 1, 2 and 4 times its FLOPs and were pretrained for 5,200 steps, the larger two
+at lower rates; `tiny-one` is `tiny` but for that. `tiny-vit` is a transformer behind a stem of
+three strided convolutions, pretrained by the same recipe for 4,000 steps; neither distillation nor
+other augmentation was needed. `lengths/` has the cards of bases that were pretrained for fewer or
+more steps and do not ship.
 
 | weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
 """
 
-
-IN_8_BITS = ("tiny-half", "tiny-double", "tiny-quad")
-"""Bases whose weights are stored in 8 bits, so that all bases together stay small."""
 
 CARD = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -99,7 +103,8 @@ def pretrain(
     name, seed = run_config.model.name, run_config.seeds.init
     family = run_config.schedule.name
     starts = ("annealed", "unannealed") if family == "wsd" else (family,)
-    bits = torch.int8 if name in IN_8_BITS else torch.float16
+    # those of `tiny` are the start of nearly all studies; the others must stay small beside them
+    bits = torch.float16 if name == "tiny" else torch.int8
     paths = {start: folder / models.weights_path(name, start, seed).name for start in starts}
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
@@ -203,6 +208,25 @@ def overview(folder: Path) -> str:
         cells = [f"`{card['weights']}`", str(card["steps"]), str(card["seconds"]), *scores, joint]
         lines.append(f"| {' | '.join(cells)} |")
     return OVERVIEW + "\n".join([*lines, ""])
+
+
+def lengths() -> pd.DataFrame:
+    """A row a card of base 0, annealed: `model`, `steps`, `peak`, whether it `ships`, and "A_KA",
+    "A_ZS" in percent, with "A_KA error" and "A_ZS error", their standard errors.
+
+    Of each model several were pretrained, from a new start each; the others' cards are kept.
+    """
+    rows = []
+    for path in sorted(
+        [*WEIGHTS.glob("*-s0-annealed.json"), *(WEIGHTS / "lengths").glob("*.json")]
+    ):
+        card = parse_json(path.read_text())
+        row = {"model": card["config"]["model"]["name"], "steps": card["steps"]}
+        row |= {"peak": card["config"]["schedule"]["peak"], "ships": path.parent == WEIGHTS}
+        for key, score in card["scores"].items():
+            row |= {key: score["value"], f"{key} error": score["standard_error"]}
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["model", "steps", "peak"], ignore_index=True)
 
 
 def compare(card: dict[str, Any], shipped: dict[str, Any]) -> tuple[bool, str]:

@@ -27,7 +27,9 @@ def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def dequantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """fp32 weights of what `quantized` made; of others the same in fp32."""
     return {
-        name: x.float() * _column(weights[name + SCALE], x) if name + SCALE in weights else x.float()
+        name: x.float() * _column(weights[name + SCALE], x)
+        if name + SCALE in weights
+        else x.float()
         for name, x in weights.items()
         if not name.endswith(SCALE)
     }

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import nn
 
 from cmp import NUMERICS, budgets, config, foreign, models, streams
 from cmp.config import STARTS, RunConfig
@@ -113,8 +114,13 @@ def finished(run_id: str, run_config: RunConfig, result: Result) -> Run:
     return Run(run_id, run_config, about, result.metrics, models.digest(result.model))
 
 
-def save(run: Run) -> None:
-    """Store a finished run, whole or not at all."""
+def weights_path(run_id: str) -> Path:
+    """Where a run's final weights are, if they were kept."""
+    return folder(run_id) / "weights.safetensors"
+
+
+def save(run: Run, model: nn.Module | None = None) -> None:
+    """Store a finished run, whole or not at all. model: its network, where its weights are kept."""
     content = {
         "format": FORMAT,
         "id": run.id,
@@ -125,6 +131,23 @@ def save(run: Run) -> None:
     with whole_folder(folder(run.id)) as target:
         run.metrics.to_parquet(target / "metrics.parquet", index=False)
         (target / "run.json").write_text(json.dumps(content, indent=1))
+        if model is not None:
+            models.export(model, target / weights_path(run.id).name)
+
+
+def final_model(run: Run) -> nn.Module:
+    """The network that a stored run ended in; `CmpError` if its weights were not kept, or are
+    damaged."""
+    path = weights_path(run.id)
+    if not path.exists():
+        raise CmpError(
+            f"run {run.id[:SHORT]}: its weights were not kept; the same `cmp run` with "
+            "--keep-weights computes it again and keeps them"
+        )
+    model = models.from_file(run.config.model.name, path)
+    if models.digest(model) != run.weights:
+        raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT]} ended in")
+    return model
 
 
 def load(run_id: str) -> Run:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from cmp import claims, config, results, store, studies
+from cmp import claims, config, results, scaling, store, studies
 from cmp.config import OF_METHODS
 
+CHAPTER_05 = ("05-tuning", "05", "05-transfer")
 METHODS = [
     "full", "locked-image", "locked-text", "bitfit", "lnfit", "lora", "dora", "vera", "galore",
     "ewc", "si", "distillation",
@@ -71,3 +72,66 @@ def test_chapter_02_has_every_method_and_03_every_policy_and_rule():
     assert {each.rule for each in merged if each.policy == "ema"} == set(
         config.choices()["merging.rule"]
     )
+
+
+def peaks(model, method):
+    """Chapter 05's choice, and the grid that it was made from, if it was made there."""
+    ends = claims.means(store.trajectory(results.published("05-tuning")))["GM"]
+    grid = {name: score for name, score in ends.items() if name.startswith(f"{model}: {method},")}
+    return float(max(grid, key=grid.get).rpartition(" ")[2]) if grid else None
+
+
+def test_sizes_stand_at_the_rates_that_ended_best_in_their_tuning():
+    names = {"none": "full", "ema": "EMA"}
+    for chapter in ("05", "05-transfer"):
+        for (name, _), each in studies.load(chapter).configs("cpu", 1).items():
+            kind = "LoRA" if each.method.name == "lora" else names.get(each.merging.policy)
+            plain = each.method.name in ("full", "lora") and each.schedule.meta == "none"
+            if kind and plain and "lower rate" not in name and each.mixture.update == 1 / 3:
+                best = peaks(each.model.name, kind)
+                if best is None:  # of `tiny`, chosen in 02-tuning
+                    tuned = studies.load("02").configs("cpu", 1)[kind.lower(), 0]
+                    best = tuned.schedule.peak
+                assert each.schedule.peak == best, (chapter, name)
+
+
+def test_families_of_the_transfer_study_differ_in_size_and_rates_alone():
+    grid = studies.load("05-transfer").configs("cpu", 1)
+    names = {name.partition(": ")[2] for name, _ in grid}
+    families = {name.partition(":")[0] for name, _ in grid}
+    assert len(names) == 10
+    assert families == {"tiny", "tiny-half", "tiny-double", "tiny-quad", "tiny-vit"}
+    for family in families - {"tiny"}:
+        for name in names:
+            one, other = (grid[f"{each}: {name}", 0] for each in (family, "tiny"))
+            assert (one.method, one.merging) == (other.method, other.merging)
+            assert (one.mixture, one.schedule.meta) == (other.mixture, other.schedule.meta)
+            rates = [each.schedule.peak for each in (one, other)]
+            if name not in ("LoRA", "EMA"):
+                ratio = (
+                    grid[f"{family}: full", 0].schedule.peak / grid["tiny: full", 0].schedule.peak
+                )
+                assert rates[0] / rates[1] == pytest.approx(ratio)
+
+
+def test_the_families_have_the_same_compute():
+    grid = studies.load("05-transfer").configs("cpu", 1)
+    for (name, _), each in grid.items():
+        assert scaling.compute(each) == pytest.approx(scaling.unit(), rel=0.03), name
+
+
+def test_chapter_05_took_no_more_than_it_may():
+    runs = {run.id: run for name in CHAPTER_05 for run in results.runs_of(name)}
+    assert sum(run.provenance["seconds"] for run in runs.values()) <= 3.5 * 3600
+    assert all(
+        len(set(studies.load(name).configs("cpu").values())) <= studies.MAX_RUNS
+        for name in CHAPTER_05
+    )
+
+
+def test_chapter_05_s_tuning_looks_at_nothing_that_is_reported():
+    tuned = studies.load("05-tuning").configs("cpu").values()
+    assert {each.evaluation.split for each in tuned} == {"validation"}
+    for name in ("05", "05-transfer"):
+        reported = studies.load(name).configs("cpu").values()
+        assert not {each.seeds.stream for each in tuned} & {each.seeds.stream for each in reported}

@@ -116,7 +116,7 @@ def test_a_verdict_by_hand():
     assert row["p"] == pytest.approx(2 * stats.t.sf(3 / np.sqrt(0.5), 4))
     assert row["p_adjusted"] == row["p"]
     assert row["sentence"] == (
-        "Supported: on A_KA, 'a' minus 'b' is 5.0 points (95% interval 3.0 to 7.0); claimed is "
+        "Supported: on A_KA, 'a − b' is 5.0 points (95% interval 3.0 to 7.0); claimed is "
         "above 2 (adjusted p = 0.013, n = 5)."
     )
     row = verdicts(frame, [same(margin=6.75)]).loc["c"]
@@ -272,7 +272,7 @@ def test_missing_replicates_are_dropped_in_pairs_and_named():
     gone = (frame["setting"] == "b") & (frame["replicate"] == 2)
     row = verdicts(frame[~gone], [claim()]).loc["c"]
     assert (row["n"], row["estimate"]) == (4, np.mean([3, 4, 6, 7]))
-    assert row["sentence"].endswith("n = 4). Left out, as not in both: replicates 2, 5.")
+    assert row["sentence"].endswith("n = 4). Left out, as runs are missing: replicates 2, 5.")
     unscored = frame.assign(A_KA=frame["A_KA"].mask(gone))
     assert verdicts(unscored, [claim()]).loc["c", "n"] == 4
     assert verdicts(unscored, [claim(aggregate="A_ZS")]).loc["c", "n"] == 5
@@ -288,10 +288,10 @@ def test_fewer_than_two_replicates_are_undecided_and_stay_in_the_family():
     assert found.loc["2", "p_adjusted"] == pytest.approx(3 * found.loc["2", "p"])
     assert found.loc[["1", "3"], ["low", "high", "p", "p_adjusted"]].isna().all(axis=None)
     assert found["sentence"]["1"] == (
-        "Undecided: only one replicate holds both 'a' and 'b', and an interval takes two or more. "
-        "Left out, as not in both: replicates 1, 2."
+        "Undecided: only one replicate holds 'a − b', and an interval takes two or more. "
+        "Left out, as runs are missing: replicates 1, 2."
     )
-    assert "no replicate holds both 'a' and 'd'" in found["sentence"]["3"]
+    assert "no replicate holds 'a − d'" in found["sentence"]["3"]
 
 
 def test_an_unknown_setting_and_a_run_twice_are_refused():
@@ -341,3 +341,44 @@ def test_a_bad_claim_is_refused_with_study_and_key(trees, words):
 @pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_claims_of_the_book_are_well_formed(path):
     assert bool(claims.of(studies.load(path.stem))) != path.stem.endswith("-tuning")
+
+
+def test_a_change_is_against_the_score_before():
+    frame = trajectory(a=[13.0, 24, 35], b=[10.0, 20, 30])
+    frame.loc[(frame["setting"] == "a") & (frame["task"] == 0), ["A_KA", "A_ZS", "GM"]] = 4.0
+    assert claims.change(frame).set_index("setting").loc["a", "A_KA"].tolist() == [9, 20, 31]
+    row = verdicts(frame, [claim(at="change")]).loc["c"]
+    assert row["estimate"] == 0
+    assert "as the stream changed it" in row["sentence"]
+
+
+def test_a_difference_beyond_another():
+    frame = trajectory(a=[5.0, 9, 7], b=[1.0, 2, 3], c=[4.0, 4, 4], d=[2.0, 2, 1])
+    row = verdicts(frame, [claim(beyond=("c", "d"))]).loc["c"]
+    assert row["estimate"] == pytest.approx(np.mean([4 - 2, 7 - 2, 4 - 3]))
+    assert "'(a − b) − (c − d)' is" in row["sentence"]
+    with pytest.raises(CmpError, match="no setting 'e'"):
+        verdicts(frame, [claim(beyond=("c", "e"))])
+
+
+def test_ranks_are_compared_between_families():
+    values = {"p": 1.0, "q": 2.0, "r": 3.0, "s": 4.0}
+    one = {f"one: {name}": [value] * 3 for name, value in values.items()}
+    other = {f"other: {name}": [2 * value, -value, value] for name, value in values.items()}
+    frame = trajectory(**one, **other)
+    ranks = claim(setting="one", against="other", kind="ranks", margin=0.5)
+    row = verdicts(frame, [ranks]).loc["c"]
+    assert row["estimate"] == pytest.approx((1 - 1 + 1) / 3)
+    assert (row["unit"], row["above"], row["below"]) == ("rank correlation", 0.5, np.inf)
+    assert "0.33 rank correlation" in row["sentence"]
+    with pytest.raises(CmpError, match="share 0 settings"):
+        verdicts(frame, [claim(setting="one", against="two", kind="ranks", margin=0.5)])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"margin": 1.0}, {"margin": 0.5, "direction": "lower"}, {"margin": 0.5, "beyond": ("a", "b")}],
+)
+def test_impossible_claims_of_ranks_are_refused(more):
+    with pytest.raises(ValueError, match="ranks have"):
+        claim(kind="ranks", **more)

@@ -13,15 +13,15 @@ ROOMS = """
     errors paths seeds signals tables provenance distributed attention
     files config
     data
-    vocabulary towers compact images traits streams mixtures exposures
+    vocabulary quantization towers compact images traits streams mixtures exposures
     schedules merging foreign models steps execution methods
     budgets
     gradcache training evaluation measuring observers
     checkpoints runs
-    store verification pretraining forecast workers cluster studies
-    claims fronts surfaces results
+    store verification pretraining forecast workers cluster studies doctor plans
+    claims fronts surfaces scaling results
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging widgets
+    plot_merging plot_scaling widgets
     chapters kernels book publishing
     bench cli __main__
 """

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cmp import budgets, config
 from cmp.budgets import table4
+from cmp.budgets.catalogue import catalogue
 from cmp.budgets.rules import Cost, paper_steps
 from cmp.cli.shared import console
 from cmp.config import RunConfig
@@ -49,8 +50,16 @@ def budget(
     paper: Annotated[
         bool, typer.Option("--table4", help="The paper's Table 4 beside ours instead.")
     ] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Real models, fully fine-tuned, instead.")
+    ] = False,
 ) -> None:
     """FLOPs, memory and steps of each method under one budget; nothing is computed but shapes."""
+    if models:
+        if paper or method:
+            raise CmpError("--models is of full fine-tuning: leave out --method and --table4")
+        console.print(table_of_models(total or table4.TOTAL))
+        return
     if paper:
         if method or total is not None:
             raise CmpError("--table4 has its own methods and total: leave out --method and --total")
@@ -67,6 +76,16 @@ def budget(
         "GMAFs at its end, charged once, its steps and samples",
         highlight=False,
     )
+
+
+def table_of_models(total: float) -> Table:
+    """A row a real model: what `total` GFLOPs buy."""
+    columns = ("million", "GFLOPs", "GB", "steps", "samples")
+    table = narrow(f"batches of {table4.BATCH}: {total:,.4g} GFLOPs", columns, "model")
+    for row in catalogue(total=total).itertuples():
+        numbers = (f"{row.parameters:,.0f}", f"{row.GFLOPs:,.1f}", f"{row.GB:,.0f}")
+        table.add_row(row.Index, *numbers, f"{row.steps:,}", f"{row.samples:,}")
+    return table
 
 
 def table_of(
@@ -87,10 +106,10 @@ def table_of(
     return table
 
 
-def narrow(title: str, columns: tuple[str, ...]) -> Table:
-    """A table of methods that fits 80 characters without cutting a number."""
+def narrow(title: str, columns: tuple[str, ...], first: str = "method") -> Table:
+    """A table that fits 80 characters without cutting a number."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("method", min_width=12, overflow="fold")
+    table.add_column(first, min_width=12, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -62,7 +62,7 @@ def print_scores(scores: evaluation.Scores, title: str) -> None:
 
 
 def pretrain(
-    model: Annotated[str, typer.Argument(help="tiny or tiny-vit.")],
+    model: Annotated[str, typer.Argument(help="An embedded model, such as tiny.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for weights and cards.")] = None,

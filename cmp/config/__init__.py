@@ -17,7 +17,15 @@ from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
 from cmp.config.model import STARTS, Model
-from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
+from cmp.config.profiles import (
+    OWN_MODEL,
+    PRETRAINING,
+    PRETRAINING_OF,
+    PROFILES,
+    profile,
+    translated,
+    translates,
+)
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -31,6 +39,7 @@ __all__ = [
     "OF_METAS",
     "OF_METHODS",
     "OF_NAMES",
+    "OWN_MODEL",
     "PRETRAINING",
     "PRETRAINING_OF",
     "PROFILES",
@@ -54,6 +63,8 @@ __all__ = [
     "override",
     "parse",
     "profile",
+    "translated",
+    "translates",
 ]  # fmt: skip
 
 

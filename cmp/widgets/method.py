@@ -26,11 +26,8 @@ SHOWN = ("full", "locked-image", "bitfit", "lora", "ewc")
 def ends(published: pd.DataFrame) -> pd.DataFrame:
     """A row a setting: mean and "... half" (of the 95% t-interval) of each of `AXES` after the
     stream, and `STEPS`."""
-    rows = claims.final(store.trajectory(published))
-    groups = rows.groupby("setting", sort=False)[list(AXES)]
-    half = groups.agg(lambda values: claims.t_interval(values.to_numpy())[2])
-    table = groups.mean().rename(columns=AXES)
-    table = table.join(half.rename(columns={k: f"{label} half" for k, label in AXES.items()}))
+    halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
+    table = claims.means(store.trajectory(published)).rename(columns=AXES | halves)
     trees = published.groupby("setting", sort=False)["config"].first()
     runs = {name: config.parse(json.loads(tree), name) for name, tree in trees.items()}
     return table.assign(

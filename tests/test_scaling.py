@@ -1,0 +1,157 @@
+"""Scaling: what settings cost, curves and rankings, the catalogue of real models, 8-bit weights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmp import (
+    budgets,
+    claims,
+    config,
+    models,
+    plot_scaling,
+    pretraining,
+    quantization,
+    scaling,
+    studies,
+)
+from cmp.budgets.catalogue import catalogue
+from cmp.claims import AGGREGATES
+
+SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}
+
+
+def step_flops(name):
+    return budgets.full_cost(config.parse({"model": {"name": name, "start": "random"}})).step
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_family_has_the_sizes_that_it_says(name):
+    assert step_flops(name) / step_flops("tiny") == pytest.approx(SIZES[name], rel=0.03)
+
+
+def test_the_sibling_of_tiny_s_size_is_tiny():
+    one, other = (models.create(name).state_dict() for name in ("tiny", "tiny-one"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+def test_compute_is_told_in_runs_of_the_profile():
+    run_config = config.parse(config.profile("cpu"))
+    assert scaling.compute(run_config) == scaling.unit()
+    tree = config.override(config.profile("cpu"), ["stream.tasks=16", "training.steps=80"])
+    assert scaling.compute(config.parse(tree)) == pytest.approx(4 * scaling.unit())
+    under = ["method.name=lora", "training.budget=1.0"]
+    found = scaling.compute(config.parse(config.override(config.profile("cpu"), under)))
+    assert 0.98 * scaling.unit() < found <= scaling.unit()
+
+
+def test_costs_of_the_chapter_s_settings():
+    costs = scaling.costs(studies.load("05"))
+    for name, row in costs.iterrows():
+        times = [float(word[:-1]) for word in name.split(", ") if word.endswith("x")] or [1.0]
+        assert row["compute"] == pytest.approx(times[0], rel=0.025), name
+    assert set(costs["updates"]) == {4, 8, 16, 32}
+    assert set(costs["method"]) == {"full", "ema", "lora"}
+
+
+def test_means_have_intervals():
+    rows = [
+        {"setting": "a", "replicate": r, "task": task, "scope": "full"}
+        | dict.fromkeys(AGGREGATES, 10.0 * task + r)
+        for r in range(3)
+        for task in (0, 2)
+    ]
+    frame = pd.DataFrame(rows)
+    assert claims.means(frame).loc["a", "GM"] == 21
+    assert claims.means(frame, "change").loc["a", "GM"] == 20
+    assert claims.means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_agreement_is_held_against_what_replicates_say_of_each_other():
+    """By hand: `other` ranks as `tiny` does in both replicates, which rank differently."""
+    scores = {"tiny: a": [1, 3], "tiny: b": [2, 2], "tiny: c": [3, 1]}
+    scores |= {name.replace("tiny", "other"): [10 * x for x in v] for name, v in scores.items()}
+    one = pd.DataFrame(scores, dtype=float)
+    table = pd.concat(dict.fromkeys(AGGREGATES, one), axis=1)
+    found = scaling.agreements(table, "tiny", ["other"])
+    assert found.loc["other", "GM"] == found.loc["other", "GM lowest"] == 1
+    assert found.loc["tiny, other replicates", "A_KA"] == -1
+
+
+def test_the_catalogue_agrees_with_the_paper_s_model():
+    found = catalogue(("ViT-B-32", "ViT-B-16"))
+    row = found.loc["ViT-B-16"]
+    assert row["parameters"] == pytest.approx(149.6, abs=0.1)
+    assert row["GFLOPs"] == pytest.approx(123.0, abs=0.1)
+    assert row["steps"] == pytest.approx(28_400, rel=0.01)
+    assert row["samples"] == row["steps"] * 512
+    assert found.loc["ViT-B-32", "steps"] > row["steps"]
+
+
+@given(st.integers(0, 2**31), st.floats(1e-6, 1e3))
+def test_eight_bits_lose_half_a_scale_at_most(seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        "matrix": size * torch.randn(5, 7, generator=generator),
+        "kernel": size * torch.randn(4, 3, 2, 2, generator=generator),
+        "zero": torch.zeros(2, 3),
+        "bias": torch.randn(5, generator=generator),
+        "scalar": torch.tensor(2.5),
+    }
+    found = quantization.quantized(weights)
+    back = quantization.dequantized(found)
+    assert back.keys() == weights.keys()
+    assert found["matrix"].dtype == found["kernel"].dtype == torch.int8
+    for name, x in weights.items():
+        if x.dim() < 2:
+            assert torch.equal(back[name], x.half().float())
+        else:
+            scale = found[f"{name}.scale"].view(-1, *[1] * (x.dim() - 1))
+            assert ((back[name] - x).abs() <= 0.5001 * scale).all()
+
+
+def test_eight_bits_are_read_as_they_were_stored(tmp_path):
+    model = models.create("tiny-half", 3)
+    path = tmp_path / "weights.safetensors"
+    models.save_weights(model, path, torch.int8)
+    models.load_weights(model, path)
+    first = models.digest(model)
+    models.save_weights(model, path, torch.int8)
+    models.load_weights(model, path)
+    assert models.digest(model) == first  # 8 bits of 8 bits are the same
+    assert path.stat().st_size < 1.1 * sum(p.numel() for p in model.parameters())
+
+
+def test_lengths_are_those_of_the_cards():
+    found = pretraining.lengths()
+    ships = found[found["ships"]].set_index("model")
+    assert set(ships.index) == set(models.EMBEDDED)
+    for name in SIZES:
+        rows = found[found["model"] == name]
+        assert len(rows) >= 3
+        assert rows.loc[rows["ships"], "steps"].item() >= 5200
+    assert found["A_ZS"].between(0, 100).all()
+
+
+def test_curves_draw_a_line_a_group_and_ticks_at_the_values():
+    points = pd.DataFrame(
+        {"group": ["a", "a", "b"], "x": [1, 2, 1], "y": [3.0, 4, 5], "y half": [1.0, np.nan, 1]}
+    )
+    figure = plot_scaling.curves(points, "x", {"y": "Score (%)"}, "Compute")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
+    assert {text.get_text() for text in axes.texts} == {"a", "b"}
+    assert axes.get_ylabel() == "Score (%)"
+
+
+def test_rankings_put_the_best_on_top():
+    scores = pd.DataFrame({"tiny": [3.0, 1, 2], "vit": [1.0, 2, 3]}, index=["a", "b", "c"])
+    (axes,) = plot_scaling.rankings(scores, "GM").axes
+    lines = [line.get_ydata().tolist() for line in axes.lines]
+    assert lines == [[1, 3], [3, 2], [2, 1]]
+    bottom, top = axes.get_ylim()
+    assert bottom > top
