@@ -19,7 +19,7 @@ ROOMS = """
     gradcache training evaluation measuring observers
     checkpoints runs
     store verification pretraining forecast workers cluster studies doctor plans
-    claims fronts surfaces scaling results
+    claims fronts surfaces scaling results reference
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
     plot_merging plot_scaling widgets
     chapters kernels book publishing

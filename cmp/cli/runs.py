@@ -136,7 +136,7 @@ def export(
     run_id: Annotated[str, typer.Argument(help="The id of a stored run, or its beginning.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors to write.")],
 ) -> None:
-    """Write a run's final weights as open_clip loads them, by create_model(NAME, pretrained=FILE)."""
+    """Write a run's final weights for open_clip: create_model(NAME, pretrained=FILE) loads them."""
     if out.suffix != ".safetensors":
         raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
     run = store.find(run_id)
