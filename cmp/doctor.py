@@ -45,19 +45,23 @@ def data_of(run_config: RunConfig) -> Corpus:
 
 def image_side(name: str) -> int:
     """Pixels of the images that a model takes; none of its weights are needed."""
-    side = models.blank(name).visual.image_size
+    known = open_clip.get_model_config(name) or {}
+    side = known.get("vision_cfg", {}).get("image_size") or models.blank(name).visual.image_size
     return side[0] if isinstance(side, tuple) else side
 
 
 def of_run(run_config: RunConfig, device: str = "cuda") -> list[Check]:
-    """Data, weights, card and memory of a run, and how long it may take."""
+    """What `needs` says, whether a step fits the card's memory, and how long the run may take."""
     return [
-        _data(run_config),
-        _weights(run_config),
-        _card(device),
+        *needs(run_config, device),
         _memory(run_config, device),
         Check("time", HERE, forecast_sentence(run_config)),
     ]
+
+
+def needs(run_config: RunConfig, device: str = "cuda") -> list[Check]:
+    """Data, weights and card of a run."""
+    return [_data(run_config), _weights(run_config), _card(device)]
 
 
 def _data(run_config: RunConfig) -> Check:

@@ -10,7 +10,7 @@ ABSENT = "absent"
 
 def of_run(run_config: RunConfig, device: str = "cuda") -> list[str]:
     """Tasks, steps, batch parts, cost and forecast of a run; then what of it is not here."""
-    checks = doctor.of_run(run_config, device)
+    checks = doctor.needs(run_config, device)
     absent = [each for each in checks if each.state == doctor.MISSING]
     return [
         steps(run_config),

@@ -76,7 +76,7 @@ def run(
 def plan_without_all(run_config: RunConfig, device: str) -> bool:
     """Print the plan of a run whose data, weights or card are not all here; else do nothing, and
     say so."""
-    checks = doctor.of_run(run_config, device)
+    checks = doctor.needs(run_config, device)
     if doctor.MISSING not in [each.state for each in checks]:
         return False
     for key, value in config.flat_keys(run_config.to_dict()):
