@@ -66,6 +66,8 @@ def _locate(name: str, start: str) -> Path:
     if start == HUB or known.get("hf_hub"):
         if here := cached(name, start):
             return here
+        if name.startswith("local-dir:"):
+            raise CmpError(f"model.name: {name!r}: there are no weights in that folder")
         if is_hub(name):
             return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
     return Path(pretrained.download_pretrained(known)) if known else file(name, start)

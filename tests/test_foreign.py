@@ -61,10 +61,11 @@ def test_another_architecture_is_refused_with_the_first_tensors_that_differ(thei
         models.load(Model("tiny", str(folder / "model.safetensors")), 0)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
-    class Thing:
-        pass
+class Thing:
+    """What only an unpickler could read."""
 
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {"a": Thing}}, tmp_path / "code.pt")
     (tmp_path / "text.safetensors").write_text("not tensors")
     for name in ("code.pt", "text.safetensors"):
