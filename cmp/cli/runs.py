@@ -74,8 +74,10 @@ def run(
 
 
 def plan_without_all(run_config: RunConfig, device: str) -> bool:
-    """Print the plan of a run whose data, weights or card are not all here; else do nothing, and
-    say so."""
+    """Print the plan of a run whose data, weights or card are not all here; else, or for embedded
+    models, do nothing, and say so."""
+    if run_config.model.name in models.EMBEDDED:
+        return False
     checks = doctor.needs(run_config, device)
     if doctor.MISSING not in [each.state for each in checks]:
         return False
