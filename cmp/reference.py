@@ -91,7 +91,7 @@ def if_restarted(trajectory: pd.DataFrame) -> pd.DataFrame:
     stream, and those are scored (spec 3): the first row, again and again."""
     kept = trajectory.set_index("task")[["A_KA", "A_ZS"]]
     again = kept.iloc[[0] * len(kept)].set_axis(kept.index)
-    return kept.join(again, rsuffix=", restarted")
+    return kept.join(again.add_suffix(", restarted"))
 
 
 def last(run: store.Run) -> pd.Series:
