@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import NUMERICS, budgets, config, models, streams
 from cmp.config import RunConfig
+from cmp.data import filesets
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
@@ -59,12 +60,15 @@ class Run:
 
 
 def identify(run_config: RunConfig, corpus: Corpus) -> str:
-    """The id of a run: sha256 over everything that decides its result."""
+    """The id of a run: sha256 over everything that decides its result. A folder of data counts by
+    what is in it, wherever it lies."""
     start = run_config.model.start
     weights = models.weights_path(run_config.model.name, start, run_config.seeds.init)
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
+    is_path = run_config.data not in filesets.named_collections()
+    located = {"data": "a folder"} if is_path else {}
     content = {
-        "config": run_config.changes(),
+        "config": run_config.changes() | located,
         "data": {name: x for name, x in corpus.hashes.items() if name not in unused},
         "weights": sha256(weights) if start != "random" and weights.exists() else start,
         "numerics": NUMERICS,
