@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cmp import distributed
 from cmp.errors import CmpError, Interrupted
 from cmp.files import flush, make_folder, write_whole
 from cmp.paths import SHORT, build_folder, named
@@ -205,6 +206,16 @@ def latest(folder: Path) -> tuple[Path, RunState] | None:
     return None
 
 
+def left(keeper: "Keeper | None", device: torch.device) -> RunState | None:
+    """Where a run was left, or none. Of several processes the first has the keeper; each of them
+    reads the file that it found, on a disk that all see."""
+    state = keeper.load() if keeper else None
+    if distributed.size() == 1:
+        return state
+    found = distributed.told(str(keeper.last or "") if keeper else "", device)
+    return read(Path(found)) if found else None
+
+
 class Keeper:
     """The checkpoints of one run, held by one process at a time.
 
@@ -216,7 +227,7 @@ class Keeper:
     def __init__(self, run_id: str, every: int = EVERY, wait: bool = False):
         self.run_id, self.every, self.wait = run_id, every, wait
         self.folder = folder_of(run_id)
-        self._last: Path | None = None
+        self.last: Path | None = None
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
@@ -257,7 +268,7 @@ class Keeper:
         found = latest(self.folder)
         if found is None:
             return None
-        self._last, state = found
+        self.last, state = found
         if state.progress.run != self.run_id:
             raise CmpError(f"{self.folder}: holds checkpoints of run {state.progress.run}")
         return state
@@ -265,11 +276,11 @@ class Keeper:
     def save(self, state: RunState) -> None:
         """Write a state; of the others only the one before it is kept."""
         path = write(state, self.folder)
-        keep = {path, self._last, self.folder / "lock"}
+        keep = {path, self.last, self.folder / "lock"}
         for other in self.folder.iterdir():
             if other not in keep and not other.is_dir():
                 other.unlink(missing_ok=True)
-        self._last = path
+        self.last = path
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write what is known of a step that diverged beside the last good state."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cmp import budgets, evaluation, methods, mixtures, models, runs, store, training
+from cmp.budgets import counting
 from cmp.config import Mixture, Model, Optimizer, RunConfig, Schedule, Seeds, Stream
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -16,8 +17,21 @@ from cmp.errors import CmpError
 STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
 
+CARD, PEAK, SHARE = "H100", 989e12, 0.4
+"""A card, the bf16 FLOP/s of its data sheet, and the share of them that a training step is taken to
+reach where nothing is measured."""
+
 CLOCKS = {"cpu": time.process_time}
 """On one thread the processor's own time, which the work of others does not prolong; else wall."""
+
+
+def on_card(config: RunConfig) -> float:
+    """An estimate of a run's training in seconds of one `CARD`, from its FLOPs alone, evaluations
+    apart: nothing is measured, and nothing need be here."""
+    config = budgets.applied(config)
+    cost = counting.cost(config)
+    flops = config.stream.tasks * (config.training.steps * cost.step + cost.end)
+    return flops / (PEAK * SHARE)
 
 
 def seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:

@@ -21,18 +21,23 @@ def plain(images: Tensor) -> Tensor:
     return x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(
+    images: Tensor, generator: torch.Generator, of: tuple[int, int] | None = None
+) -> Tensor:
     """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, contrast,
     brightness and saturation.
 
     All randomness comes from `generator` (CPU), so a batch is a function of its state. RGB images
-    [B, 3, H, W] are random parts of photographs already, and stay as they are.
+    [B, 3, H, W] are random parts of photographs already, and stay as they are. of: (number of the
+    first, number in all), where these are some of a batch; they look as they do in it.
     """
     if images.shape[1] == 3:
         return plain(images)
+    first, count = of or (0, len(images))
+    here = slice(first, first + len(images))
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        noise = torch.rand(len(images), *shape, generator=generator)
+        noise = torch.rand(count, *shape, generator=generator)[here]
         return (low + (high - low) * noise).to(images.device, non_blocking=True)
 
     angle, scale = uniform(-ROTATION, ROTATION), uniform(*SCALE)

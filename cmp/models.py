@@ -1,9 +1,7 @@
 """CLIP through open_clip: the embedded models and any other open_clip name, attention split."""
 
-import contextlib
 import functools
 import hashlib
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import quantization, towers, vocabulary
-from cmp.config import Model, RunConfig
+from cmp import foreign, quantization, towers, vocabulary
+from cmp.attention import fused_weights, split_attention
+from cmp.config import STARTS, Model, RunConfig
 from cmp.errors import CmpError
 from cmp.paths import MODEL_CONFIGS, WEIGHTS, build_folder
 
@@ -30,63 +29,6 @@ SHIPPED = ("annealed", "unannealed")
 EMBEDDED = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
 MAX_LOGIT_SCALE = math.log(100)
 TEXTS_ROUNDED = 16
-
-
-class SplitAttention(nn.Module):
-    """Self-attention with separate q, k, v and out projections, in place of a fused
-    `nn.MultiheadAttention`, whose weights it takes over.
-
-    Adapters, freezing and merging can then name each matrix; the outputs are the same.
-    """
-
-    def __init__(self, fused: nn.MultiheadAttention):
-        super().__init__()
-        width, self.heads = fused.embed_dim, fused.num_heads
-        self.batch_first = fused.batch_first
-        names = ("q_proj", "k_proj", "v_proj")
-        for name, weight, bias in zip(
-            names, fused.in_proj_weight.chunk(3), fused.in_proj_bias.chunk(3), strict=True
-        ):
-            linear = nn.Linear(width, width)
-            linear.weight = nn.Parameter(weight.detach().clone())
-            linear.bias = nn.Parameter(bias.detach().clone())
-            self.add_module(name, linear)
-        self.out_proj = nn.Linear(width, width).to(fused.out_proj.weight)
-        self.out_proj.load_state_dict(fused.out_proj.state_dict())
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights=False, attn_mask=None
-    ) -> tuple[Tensor, None]:  # three times [B, L, width] -> [B, L, width]
-        if not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, width/heads]
-            for linear, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
-        x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
-        return (x if self.batch_first else x.transpose(0, 1)), None
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention, [B, heads, L, E] -> same; `mask` [L, L] is added to scores.
-
-    On a CPU two plain products beat the fused kernel, whose backward is slow in bf16.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores if mask is None else scores + mask).softmax(-1) @ v
-
-
-def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every fused attention in place; `CmpError` for CoCa's, over widths of others."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.MultiheadAttention):
-                if child.in_proj_weight is None:
-                    raise CmpError("model.name: CoCa's networks are not supported; choose another")
-                setattr(module, name, SplitAttention(child))
-    return model
 
 
 def create(name: str, seed: int = 0) -> nn.Module:
@@ -111,26 +53,17 @@ def blank(name: str) -> nn.Module:
 
 
 def _open_clip(name: str, **where) -> nn.Module:
-    if name not in open_clip.list_models():
+    if name not in open_clip.list_models() and not foreign.is_hub(name):
         raise CmpError(
             f"model.name: open_clip knows no {name!r}; embedded are {', '.join(EMBEDDED)}"
         )
     try:
-        with _quiet():
-            return open_clip.create_model(name, output_dict=True, **where)
-    except (ImportError, RuntimeError) as error:  # some want packages that are not here
-        raise CmpError(f"model.name: {name!r} cannot be made here ({error})") from error
-
-
-@contextlib.contextmanager
-def _quiet():
-    """open_clip warns at each creation that weights are random; here that is meant."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
+        with foreign.quiet():
+            return open_clip.create_model(name, load_weights=False, output_dict=True, **where)
+    except (ImportError, RuntimeError, ValueError, OSError) as error:
+        # some want packages that are not here, or a hub
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CmpError(f"model.name: {name!r} cannot be made here ({reason:.300})") from error
 
 
 @functools.cache
@@ -229,26 +162,66 @@ def shipped(name: str) -> list[int]:
     return sorted(int(path.name.removeprefix(f"{name}-s").split("-")[0]) for path in paths)
 
 
+def start_file(config: Model, seed: int) -> Path | None:
+    """The file of the weights that a run starts from; none for random ones. `CmpError` where it is
+    neither a base nor anything that `foreign.locate` finds; a base that is missing is no error."""
+    if config.start == "random":
+        return None
+    if config.start in STARTS:
+        return weights_path(config.name, config.start, seed)
+    return foreign.locate(config.name, config.start)
+
+
 def has_start(run_config: RunConfig) -> bool:
     """Whether the weights that a run starts from are here."""
-    name, start = run_config.model.name, run_config.model.start
-    return start == "random" or weights_path(name, start, run_config.seeds.init).exists()
+    config, seed = run_config.model, run_config.seeds.init
+    if config.start in STARTS:
+        path = start_file(config, seed)
+        return path is None or path.exists()
+    return foreign.cached(config.name, config.start) is not None
 
 
 def load(config: Model, seed: int) -> nn.Module:
-    """The network that a run starts from: random, or the shipped base number `seed`."""
-    model = create(config.name, seed)
-    if config.start != "random":
-        path = weights_path(config.name, config.start, seed)
-        if not path.exists():
-            bases = ", ".join(map(str, shipped(config.name))) or "none"
-            family = "" if config.start in SHIPPED else f" schedule.name={config.start}"
-            raise CmpError(
-                f"seeds.init: no {config.start} base {seed} of {config.name!r} is shipped (bases "
-                f"that are: {bases}); `cmp pretrain {config.name}{family} --seed {seed}` makes one"
-            )
+    """The network that a run starts from: random, the shipped base number `seed`, or weights by
+    open_clip's tag, from a file or from a hub."""
+    path = start_file(config, seed)
+    if path is None:
+        return create(config.name, seed)
+    if config.start in STARTS:
+        _check_base(config, seed, path)
+        model = create(config.name, seed)
         load_weights(model, path)
+        return model
+    model, known = from_file(config.name, path), foreign.tag(config.name, config.start)
+    if "mean" in known:
+        model.visual.image_mean, model.visual.image_std = known["mean"], known["std"]
     return model
+
+
+def _check_base(config: Model, seed: int, path: Path) -> None:
+    """`CmpError` for a base that is not there."""
+    if path.exists():
+        return
+    if foreign.is_hub(config.name):
+        raise CmpError(foreign.own_weights(config.name))
+    bases = ", ".join(map(str, shipped(config.name))) or "none"
+    family = "" if config.start in SHIPPED else f" schedule.name={config.start}"
+    raise CmpError(
+        f"seeds.init: no {config.start} base {seed} of {config.name!r} is shipped (bases "
+        f"that are: {bases}); `cmp pretrain {config.name}{family} --seed {seed}` makes one"
+    )
+
+
+def from_file(name: str, path: Path) -> nn.Module:
+    """A network with the weights of a file: as open_clip has them, in safetensors or in a state
+    dict of torch's, or as this package has, attention split; else `CmpError`."""
+    fused = create_fused(name)
+    if foreign.has_split_layout(fused, path):
+        model = split_attention(fused)
+        load_weights(model, path)
+        return model
+    foreign.load(fused, path)
+    return split_attention(fused)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -268,6 +241,13 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
         save_file(quantization.quantized(weights), path)
         return
     save_file({name: x.detach().to(dtype).contiguous() for name, x in weights.items()}, path)
+
+
+def export(model: nn.Module, path: Path) -> None:
+    """Write a network as `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads it:
+    safetensors in fp32, attention fused."""
+    weights = fused_weights(model)
+    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path)
 
 
 def digest(model: nn.Module) -> str:

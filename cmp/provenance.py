@@ -47,6 +47,6 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
 
     The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts.
     """
-    keys = here().keys() - {"cmp"}
+    keys = (here().keys() | {"execution"}) - {"cmp"}
     pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,37 +13,31 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import budgets, checkpoints, methods, mixtures, models, provenance, schedules, training
+from cmp import (
+    budgets,
+    checkpoints,
+    distributed,
+    methods,
+    mixtures,
+    models,
+    provenance,
+    schedules,
+    training,
+)
 from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, Keeper, Progress, RunState
 from cmp.config import MOST, Mixture, RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.evaluation import Scores, evaluate
+from cmp.evaluation import evaluate
+from cmp.execution import WHOLE, Execution
 from cmp.merging import policies
 from cmp.merging.policies import Memory
 from cmp.merging.rules import Weights
 from cmp.methods import Learner, adapters
+from cmp.observers import SILENT, Observer
 from cmp.paths import SHORT
 from cmp.signals import StopRequest
-
-
-@dataclass(frozen=True)
-class Observer:
-    """What is told of a run's progress; every hook may be left out.
-
-    step: (task, step, loss, model) after each step; the model must not be changed. task: (number of
-    tasks done, scores) after each evaluation, with 0 for the one before the stream; of the subset,
-    if there is one, so that they can be compared. resumed: (number of steps done before), first of
-    all, when a run goes on from a checkpoint.
-    """
-
-    step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
-    task: Callable[[int, Scores], None] = lambda done, scores: None
-    resumed: Callable[[int], None] = lambda steps: None
-
-
-SILENT = Observer()
 
 
 @dataclass(frozen=True)
@@ -88,20 +82,22 @@ def run(
     model: nn.Module | None = None,
     device: str = "cpu",
     keeper: Keeper | None = None,
+    execution: Execution = WHOLE,
 ) -> Result:
     """Take a model through the stream of `config`.
 
     model: starting weights, trained in place; those that `config.model` names where left out.
     device: where the network lives, "cpu" or "cuda"; it decides no more than the last bits.
-    keeper: keeps checkpoints; the run goes on from the last one.
+    keeper: keeps checkpoints; the run goes on from the last one. execution: how a step is computed;
+    nor does it. Of several processes all call this, and the first alone has a keeper and scores.
     Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
     the last good state kept and a report beside it.
     """
     asked, config, budget = config, budgets.applied(config), budgets.of(config)
     pools = mixtures.task_pools(config, corpus)
-    learner = methods.learner(config, corpus, model, device)
+    learner = methods.learner(config, corpus, model, device, execution)
     with StopRequest() as stop:
-        machine = provenance.here(device)
+        machine = provenance.here(device) | execution.record()
         sitting = _Sitting(learner, observer, keeper, stop, machine, asked, budget)
         optimizer = methods.optimizer(learner)
         begun, first = sitting.begin(optimizer)
@@ -150,6 +146,7 @@ class _Sitting:
 
     def __post_init__(self) -> None:
         self.config, self.model = self.learner.config, self.learner.model
+        self.device = self.model.logit_scale.device
         if self.config.merging.policy != "none":
             self.memory = {"zero": self.weights()}
 
@@ -163,17 +160,17 @@ class _Sitting:
 
         A run that goes on elsewhere than it began is warned of and keeps both in its provenance.
         """
-        state = self.keeper.load() if self.keeper else None
+        state = checkpoints.left(self.keeper, self.device)
         if state is None:
             self.evaluate(0)
             self.save(0, 0)
+            self.heed(0, 0)
             return 0, 0
         progress = state.progress
         checkpoints.restore(state.tensors, self.model, optimizer)
         self.trunk = checkpoints.below(state.tensors, "trunk/")
         carried = checkpoints.below(state.tensors, "method/")
-        device = self.model.logit_scale.device
-        self.learner.state.update({n: x.to(device, copy=True) for n, x in carried.items()})
+        self.learner.state.update({n: x.to(self.device, copy=True) for n, x in carried.items()})
         memory = checkpoints.below(state.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.below(memory, f"{name}/") for name in names}
@@ -187,6 +184,8 @@ class _Sitting:
 
     def evaluate(self, done: int) -> None:
         """Score the model after `done` tasks: the subset, and the full test at both ends."""
+        if distributed.rank():
+            return
         ends, told = done in (0, self.config.stream.tasks), None
         for size, count in evaluations(self.config):
             if count == 2 and not ends:
@@ -214,9 +213,9 @@ class _Sitting:
             kept = checkpoints.tensors(self.model, optimizer)
             self.trunk = {name: x.detach().clone() for name, x in kept.items()}
         due = self.keeper and done % self.keeper.every == 0 and done < self.config.training.steps
-        if due or self.stop.signal:
-            training.check_weights(self.model, task, done)
+        if due:
             self.save(task, done, optimizer)
+        self.heed(task, done, None if due else optimizer)
 
     def end_task(self, done: int, optimizer: torch.optim.Optimizer) -> None:
         """Deploy and score what is deployed after `done` tasks; then, if another task follows, take
@@ -235,26 +234,39 @@ class _Sitting:
                 adapters.take(self.model, start)
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.optimizer.carry else None)
+        self.heed(done, 0)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Write a checkpoint, if anyone keeps them; then heed a request to stop."""
-        if self.keeper:
-            tree, seconds = self.asked.to_dict(), self.seconds()
-            machine = self.machine.get("began", self.machine)
-            progress = Progress(
-                SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
-            )
-            kept = checkpoints.tensors(self.model, optimizer)
-            kept |= {f"trunk/{name}": x for name, x in self.trunk.items()}
-            kept |= {f"method/{name}": x for name, x in self.learner.state.items()}
-            for of, weights in self.memory.items():
-                kept |= {f"merging/{of}/{name}": x for name, x in weights.items()}
-            self.keeper.save(RunState(progress, kept))
-        if self.stop.signal:
-            run_id = self.keeper and self.keeper.run_id[:SHORT]
-            kept = f"all is saved; `cmp resume {run_id}` goes on" if run_id else "nothing is kept"
-            where = f"stopped after {task} tasks and {step} steps"
-            raise Interrupted(f"{where}; {kept}", self.stop.signal)
+        """Write a checkpoint, if anyone keeps them."""
+        if step:  # else the task's end has seen to that
+            training.check_weights(self.model, task, step)
+        if not self.keeper:
+            return
+        tree, seconds = self.asked.to_dict(), self.seconds()
+        machine = self.machine.get("began", self.machine)
+        progress = Progress(
+            SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
+        )
+        kept = checkpoints.tensors(self.model, optimizer)
+        kept |= {f"trunk/{name}": x for name, x in self.trunk.items()}
+        kept |= {f"method/{name}": x for name, x in self.learner.state.items()}
+        for of, weights in self.memory.items():
+            kept |= {f"merging/{of}/{name}": x for name, x in weights.items()}
+        self.keeper.save(RunState(progress, kept))
+
+    def heed(self, task: int, step: int, unsaved: torch.optim.Optimizer | None = None) -> None:
+        """Stop if that was asked of any process. unsaved: the optimizer, where that is to be saved
+        before."""
+        signal = distributed.agreed(self.stop.signal or 0, self.device)
+        if not signal:
+            return
+        if unsaved:
+            self.save(task, step, unsaved)
+        distributed.wait()  # until the first process has saved
+        run_id = self.keeper and self.keeper.run_id[:SHORT]
+        kept = f"all is saved; `cmp resume {run_id}` goes on" if run_id else "nothing is kept"
+        where = f"stopped after {task} tasks and {step} steps"
+        raise Interrupted(f"{where}; {kept}", signal)
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:

@@ -40,6 +40,33 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """Every pair of an image and a text by itself, matching or not (SigLIP, Zhai et al. 2023); unit
+    features [B, E]."""
+    logits = logit_scale.exp() * image @ text.T + logit_bias
+    sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(logits)
+
+
+def is_sigmoid(model: nn.Module) -> bool:
+    """Whether a network was made for `sigmoid_loss`: it then has a bias beside its logit scale."""
+    return getattr(model, "logit_bias", None) is not None
+
+
+def objective(model: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+    """The contrastive loss that a network was made for; unit features [B, E]."""
+    if is_sigmoid(model):
+        return sigmoid_loss(image, text, model.logit_scale, model.logit_bias)
+    return contrastive_loss(image, text, model.logit_scale)
+
+
+@torch.no_grad()
+def bound_scale(model: nn.Module) -> None:
+    """Keep the logit scale where CLIP has it, in place; a sigmoid's has no such bound."""
+    if not is_sigmoid(model):
+        model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
+
+
 def make_optimizer(
     model: nn.Module, config: Optimizer, kind: Callable[..., torch.optim.Optimizer] = ADAMW
 ) -> torch.optim.Optimizer:
@@ -69,14 +96,16 @@ def see(
     generator: torch.Generator,
     precision: str,
     replayed: int = 0,
+    of: tuple[int, int] | None = None,
 ) -> Seen:
     """A batch through both towers, images augmented.
 
     tokens: [texts, L], every caption of the corpus; each distinct one is encoded once and then
-    gathered. generator: of the augmentation, on the CPU. precision: "bf16" or "fp32".
+    gathered. generator: of the augmentation, on the CPU. precision: "bf16" or "fp32". of: as in
+    `images.augmented`.
     """
     device = model.logit_scale.device
-    x = images.augmented(batch.images.to(device, non_blocking=True), generator)
+    x = images.augmented(batch.images.to(device, non_blocking=True), generator, of)
     x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
     distinct, place = tokens[distinct], place.to(device, non_blocking=True)

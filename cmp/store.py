@@ -5,6 +5,7 @@ Beside the result stands what else may matter for its last bits: versions, proce
 """
 
 import datetime
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import nn
 
-from cmp import NUMERICS, budgets, config, models, streams
-from cmp.config import RunConfig
+from cmp import NUMERICS, budgets, config, foreign, models, streams
+from cmp.config import STARTS, RunConfig
 from cmp.data import filesets
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
@@ -62,15 +64,14 @@ class Run:
 def identify(run_config: RunConfig, corpus: Corpus) -> str:
     """The id of a run: sha256 over everything that decides its result. A folder of data counts by
     what is in it, wherever it lies."""
-    start = run_config.model.start
-    weights = models.weights_path(run_config.model.name, start, run_config.seeds.init)
+    start, weights = started_from(run_config)
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
     is_path = run_config.data not in filesets.named_collections()
     located = {"data": "a folder"} if is_path else {}
     content = {
-        "config": run_config.changes() | located,
+        "config": run_config.changes() | located | start,
         "data": {name: x for name, x in corpus.hashes.items() if name not in unused},
-        "weights": sha256(weights) if start != "random" and weights.exists() else start,
+        "weights": weights,
         "numerics": NUMERICS,
     }
     if run_config.training.budget is not None:  # another way of counting is another run
@@ -80,6 +81,27 @@ def identify(run_config: RunConfig, corpus: Corpus) -> str:
     if run_config.mixture.select != "random":
         content["replay"] = replay.digest(corpus, run_config.mixture, run_config.seeds.data)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def started_from(run_config: RunConfig) -> tuple[dict[str, str], str]:
+    """What stands for a run's starting weights in its id: changes to the config, and their hash.
+
+    A file counts by its content, wherever it lies; weights that are not here by their name.
+    """
+    model, seed = run_config.model, run_config.seeds.init
+    own = model.start in STARTS
+    path = models.start_file(model, seed) if own else foreign.cached(model.name, model.start)
+    if path is None or not path.exists():
+        return {}, model.start
+    found = _hash(path, path.stat().st_mtime_ns, path.stat().st_size)
+    is_file = not own and model.start != foreign.HUB and not foreign.tag(model.name, model.start)
+    return {"model.start": "file"} if is_file else {}, found
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(path: Path, *stamp: int) -> str:
+    """sha256 of a file, read once for as long as it does not change."""
+    return sha256(path)
 
 
 def folder(run_id: str) -> Path:
@@ -96,8 +118,13 @@ def finished(run_id: str, run_config: RunConfig, result: Result) -> Run:
     return Run(run_id, run_config, about, result.metrics, models.digest(result.model))
 
 
-def save(run: Run) -> None:
-    """Store a finished run, whole or not at all."""
+def weights_path(run_id: str) -> Path:
+    """Where a run's final weights are, if they were kept."""
+    return folder(run_id) / "weights.safetensors"
+
+
+def save(run: Run, model: nn.Module | None = None) -> None:
+    """Store a finished run, whole or not at all. model: its network, where its weights are kept."""
     content = {
         "format": FORMAT,
         "id": run.id,
@@ -108,6 +135,23 @@ def save(run: Run) -> None:
     with whole_folder(folder(run.id)) as target:
         run.metrics.to_parquet(target / "metrics.parquet", index=False)
         (target / "run.json").write_text(json.dumps(content, indent=1))
+        if model is not None:
+            models.export(model, target / weights_path(run.id).name)
+
+
+def final_model(run: Run) -> nn.Module:
+    """The network that a stored run ended in; `CmpError` if its weights were not kept, or are
+    damaged."""
+    path = weights_path(run.id)
+    if not path.exists():
+        raise CmpError(
+            f"run {run.id[:SHORT]}: its weights were not kept; the same `cmp run` with "
+            "--keep-weights computes it again and keeps them"
+        )
+    model = models.from_file(run.config.model.name, path)
+    if models.digest(model) != run.weights:
+        raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT]} ended in")
+    return model
 
 
 def load(run_id: str) -> Run:

@@ -59,8 +59,10 @@ class Study:
         self, profile: str, replicates: int | None = None, live_only: bool = False
     ) -> dict[tuple[str, int], RunConfig]:
         """(setting, replicate) -> config, settings in the order of the grid. replicates: of every
-        setting; as the grid says where left out."""
+        setting; as the grid says where left out. A profile with a model of its own takes no setting
+        that names an embedded one; of others see `config.translated`."""
         names = self.live if live_only else self.settings
+        names = [name for name in names if config.translates(self.settings[name], profile)]
         own = {name: self.settings[name].get("replicates", self.replicates) for name in names}
         return {
             (name, replicate): self._config(profile, name, replicate)
@@ -73,6 +75,7 @@ class Study:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
         changes.pop("replicates", None)
+        changes = config.translated(changes, profile)
         tree = config.profile(profile)
         settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(tree, [*settings, f"seed={replicate}"])

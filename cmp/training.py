@@ -6,11 +6,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cmp import methods, models, schedules
+from cmp import gradcache, methods, schedules
 from cmp.errors import Diverged
 from cmp.methods import Learner
 from cmp.mixtures import Batch, Pools
-from cmp.steps import autocast, contrastive_loss, features, make_optimizer
+from cmp.steps import (
+    autocast,
+    bound_scale,
+    contrastive_loss,
+    features,
+    make_optimizer,
+    objective,
+)
 
 __all__ = ["autocast", "contrastive_loss", "features", "make_optimizer", "train_task"]
 
@@ -39,12 +46,7 @@ def train_task(
     if first == 0:
         method.begin_task(learner, task)
     for step in range(first, steps):
-        batch, seen = methods.look(learner, pools, task, step)
-        terms = {"contrastive": contrastive_loss(seen.image, seen.text, model.logit_scale)}
-        terms |= method.losses(learner, seen)
-        loss = sum(terms.values())
-        optimizer.zero_grad()
-        loss.backward()
+        batch, terms, loss = backward(learner, optimizer, pools, task, step)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         rate = schedules.learning_rate(config.schedule, steps, task, step)
         if not (loss.isfinite() and norm.isfinite()):
@@ -52,11 +54,27 @@ def train_task(
         for group in optimizer.param_groups:
             group["lr"] = rate
         method.step(learner, optimizer)
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
+        bound_scale(model)
         after_step(step, loss.detach())
     method.end_task(learner, functools.partial(methods.look, learner, pools, task))
     check_weights(model, task, steps)
+
+
+def backward(
+    learner: Learner, optimizer: torch.optim.Optimizer, pools: Pools, task: int, step: int
+) -> tuple[Batch, dict[str, Tensor], Tensor]:
+    """The batch at (task, step), the terms of its loss and their sum; leaves its gradients at the
+    weights."""
+    if learner.execution.in_parts:
+        optimizer.zero_grad()
+        return gradcache.backward(learner, pools, task, step)
+    batch, seen = methods.look(learner, pools, task, step)
+    terms = {"contrastive": objective(learner.model, seen.image, seen.text)}
+    terms |= methods.of(learner.config).losses(learner, seen)
+    loss = sum(terms.values())
+    optimizer.zero_grad()
+    loss.backward()
+    return batch, terms, loss
 
 
 def check_weights(model: nn.Module, task: int, steps: int) -> None:

@@ -15,16 +15,20 @@ from multiprocessing.context import BaseContext
 
 import torch
 
-from cmp import runs, store
+from cmp import distributed, models, runs, store
 from cmp.checkpoints import Keeper
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError, Interrupted
+from cmp.execution import WHOLE, Execution
 from cmp.paths import build_folder
 from cmp.signals import SIGNALS, StopRequest
 
 ATTEMPTS = 5
 """Times that a run is begun or gone on with before its lost workers are taken for its own fault."""
+
+STORED = "stored"
+"""What the first of several processes tells the others of a run that need not be computed."""
 
 Failures = dict[RunConfig, str]
 
@@ -34,20 +38,43 @@ def run_one(
     observer: runs.Observer = runs.SILENT,
     device: str = "cpu",
     wait: bool = False,
+    execution: Execution = WHOLE,
+    keep: bool = False,
 ) -> store.Run:
     """The stored run of a config; computed in this process if it is missing, from its last
-    checkpoint on. wait: for another process that computes it, instead of an error."""
+    checkpoint on. wait: for another process that computes it, instead of an error. keep: its final
+    weights are stored too, as those of every model are that is not embedded; a run that is stored
+    without them is computed again. Of several processes (`cmp.distributed`) all call this."""
     corpus = corpora.of(run_config)
     run_id = store.identify(run_config, corpus)
-    if store.is_stored(run_id):
-        Keeper(run_id).remove()  # a kill may have come between the last two lines below
+    if distributed.rank():
+        if not distributed.told("", device):
+            runs.run(run_config, corpus, observer, device=device, execution=execution)
+        distributed.wait()
         return store.load(run_id)
-    with Keeper(run_id, wait=wait) as keeper:
-        if not store.is_stored(run_id):  # else another process was faster
-            result = runs.run(run_config, corpus, observer, device=device, keeper=keeper)
-            store.save(store.finished(run_id, run_config, result))
-        keeper.remove()
+    if is_kept(run_id, keep):
+        distributed.told(STORED, device)
+        Keeper(run_id).remove()  # a kill may have come between the last two lines below
+    else:
+        with Keeper(run_id, wait=wait) as keeper:
+            if is_kept(run_id, keep):  # another process was faster
+                distributed.told(STORED, device)
+            else:
+                distributed.told("", device)
+                result = runs.run(
+                    run_config, corpus, observer, device=device, keeper=keeper, execution=execution
+                )
+                keep = keep or run_config.model.name not in models.EMBEDDED
+                finished = store.finished(run_id, run_config, result)
+                store.save(finished, result.model if keep else None)
+            keeper.remove()
+    distributed.wait()
     return store.load(run_id)
+
+
+def is_kept(run_id: str, weights: bool) -> bool:
+    """Whether a run is stored, with its final weights where they are asked for."""
+    return store.is_stored(run_id) and (not weights or store.weights_path(run_id).exists())
 
 
 def local(todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]) -> Failures:

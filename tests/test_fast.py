@@ -284,6 +284,12 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
     rows = gpu.measure(networks.setting("tiny", corpus, 4), rounds=1)
     assert [row["path"] for row in rows] == [f"tiny {path}" for path in gpu.PATHS]
     assert {row["waits at"] for row in rows} == {"never"}
+    row = gpu.short_run(networks.setting("bench-nano", corpus, 12))
+    assert row["path"] == "bench-nano run"
+    assert row["samples/s"] == pytest.approx(12e3 / row["ms a step"])
+    large = networks.setting(networks.LARGE, corpus)
+    assert (large.config.training.batch, large.side) == (512, 224)
+    assert all(pieces.bf16 for pieces, _ in gpu.paths_of(large).values())
 
     def waiting(*_):
         raise RuntimeError("called a synchronizing CUDA operation")

@@ -387,12 +387,12 @@ def test_a_run_that_diverges_in_its_very_last_step_is_not_finished(build):
 def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
     build, reference, monkeypatch
 ):
-    sound, calls = training.contrastive_loss, iter(range(TOTAL))
+    sound, calls = training.objective, iter(range(TOTAL))
 
     def poisoned(*arguments):
         return sound(*arguments) * (np.nan if next(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(training, "contrastive_loss", poisoned)
+    monkeypatch.setattr(training, "objective", poisoned)
     model = models.load(small_config().model, 0)
     with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
         run_until(0, model=model)

@@ -17,9 +17,11 @@ from cmp import (
     quantization,
     scaling,
     studies,
+    widgets,
 )
 from cmp.budgets.catalogue import catalogue
 from cmp.claims import AGGREGATES
+from tests.test_widgets import parts_of
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}
 
@@ -155,3 +157,42 @@ def test_rankings_put_the_best_on_top():
     assert lines == [[1, 3], [3, 2], [2, 1]]
     bottom, top = axes.get_ylim()
     assert bottom > top
+
+
+@pytest.fixture(scope="module")
+def invented():
+    """A trajectory of every setting of study 05 that rises with the setting's place in the grid."""
+    rows = [
+        {"setting": name, "replicate": r, "task": task, "scope": "full"}
+        | dict.fromkeys(AGGREGATES, 20.0 + task * (place + r))
+        for place, name in enumerate(studies.load("05").settings)
+        for r in range(3)
+        for task in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_sweeps_hold_what_they_vary_and_nothing_else():
+    costs = scaling.costs(studies.load("05"))
+    sizes, steps, updates = (f(costs) for f in (scaling.sizes, scaling.steps, scaling.updates))
+    assert set(sizes["group"]) == set(SIZES)
+    assert sizes["updates"].nunique() == 1
+    assert set(steps["group"]) == set(updates["group"]) == {"full", "ema", "lora"}
+    assert set(steps["updates"]) == {8}
+    assert set(updates["x"]) == {4, 8, 16, 32}
+    assert not any("control" in name for name in costs.index)
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_the_scale_explorer_answers_each_question(invented):
+    controls, _, sentence, picture, *_ = parts_of(
+        widgets.scale_explorer(studies.load("05"), invented)
+    )
+    assert "tiny-quad, 4x, 40 steps in each of 8 updates" in sentence.value
+    before = bytes(picture.value)
+    controls["Question"].value = "Number of updates, for the same compute"
+    assert "LoRA, T=32" in sentence.value
+    assert bytes(picture.value) != before
+    before = bytes(picture.value)
+    controls["Measure"].value = "Change through the stream"
+    assert bytes(picture.value) != before

@@ -52,6 +52,7 @@ TORCH_SEEDS = {"torch.manual_seed", "torch.random.manual_seed", "torch.cuda.manu
 
 EXCEPTIONS = {
     # (file, rule): why this one is right
+    ("foreign.py", "network"): "asks the hub's package what lies in its cache",
     ("cluster.py", "network"): "asks whether the cluster that the user named answers",
     ("models.py", "global-seed"): "within torch.random.fork_rng, which puts the state back",
     ("towers.py", "global-draw"): "initial weights, only made by models.create under fork_rng",

@@ -10,16 +10,16 @@ import pytest
 from cmp.paths import PACKAGE
 
 ROOMS = """
-    errors paths seeds signals tables provenance
+    errors paths seeds signals tables provenance distributed attention
     files config
     data
     vocabulary quantization towers compact images traits streams mixtures loading exposures
-    schedules merging models steps methods
+    schedules merging foreign models steps execution methods
     budgets
-    training evaluation measuring
+    gradcache training evaluation measuring observers
     checkpoints runs
-    store verification pretraining forecast workers cluster studies
-    claims fronts surfaces scaling results
+    store verification pretraining forecast workers cluster studies doctor plans
+    claims fronts surfaces scaling results reference
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
     plot_merging plot_scaling widgets
     chapters kernels book publishing

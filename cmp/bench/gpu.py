@@ -1,5 +1,9 @@
-"""A training step on a GPU: its time and memory, and whether it ever waits for the device."""
+"""A training step on a GPU: its time and memory, and whether it ever waits for the device; and a
+short run of the default recipe.
+"""
 
+import dataclasses
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cmp import config, runs
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, FP32, Pieces, Setting
 from cmp.bench.report import Report
@@ -16,6 +21,8 @@ from cmp.paths import PACKAGE
 
 DEVICE = "cuda"
 STEPS = 10  # that are timed together, so that the device's queue is full
+TASKS, RUN_STEPS = 2, 20
+BLOCK = 256  # pictures that are enlarged at a time
 COLUMNS = (
     "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
 )  # fmt: skip
@@ -36,7 +43,11 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
     settings = [networks.setting(name, corpus, batch) for name in names]
     rows = [row for setting in settings for row in measure(setting, rounds)]
+    rows += [short_run(setting) for setting in settings if setting.name == networks.LARGE]
     notes = [
+        "% of peak: of the products per second of one large matrix product on this card, in bf16",
+        f"pictures of 32 pixels are enlarged; a run is {TASKS} tasks of {RUN_STEPS} steps by the "
+        "gpu profile, random weights, with its evaluations left out of ms a step",
         "waits at: where the host first waits for the device within a step; it never should",
         "a run itself waits twice a step, so that nothing that is not finite is ever kept",
     ]
@@ -46,13 +57,14 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
 def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
     """A row a path of one model; the first is what the others are compared with."""
     steppers, memory = {}, {}
-    for path, (pieces, layout) in PATHS.items():
+    paths = paths_of(setting)
+    for path, (pieces, layout) in paths.items():
         steppers[path], memory[path] = with_memory(setting, pieces, layout)
     blocks = {path: block(step) for path, step in steppers.items()}
     seconds = timing.interleaved(blocks, rounds)
     base, *_ = seconds.values()
     rows = []
-    for path, (pieces, _) in PATHS.items():
+    for path, (pieces, _) in paths.items():
         middle = float(np.median(seconds[path])) / STEPS
         peak = timing.matmul_peak(torch.bfloat16 if pieces.bf16 else torch.float32, DEVICE)
         rows.append(
@@ -62,11 +74,43 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
                 "ms a step": 1e3 * middle,
                 "samples/s": setting.config.training.batch / middle,
                 "peak MB": memory[path] / 1e6,
-                "% of peak": 100 * networks.step_flops(setting, pieces) / middle / peak,
+                "% of peak": 100 * networks.step_flops(setting, pieces, DEVICE) / middle / peak,
                 "waits at": first_wait(steppers[path]) or "never",
             }
         )
     return rows
+
+
+def paths_of(setting: Setting) -> dict[str, tuple[Pieces, torch.memory_format]]:
+    """Those of `PATHS` that fit a card; a real model at its batch does in bf16 only."""
+    if setting.name != networks.LARGE:
+        return PATHS
+    return {path: pieces for path, pieces in PATHS.items() if pieces[0].bf16}
+
+
+def short_run(setting: Setting) -> dict[str, object]:
+    """A row for a run of the `gpu` profile on the packaged pictures, cut to a few steps."""
+    batch = setting.config.training.batch
+    settings = [
+        f"model.name={setting.name}", "model.start=random", f"stream.tasks={TASKS}",
+        f"training.steps={RUN_STEPS}", f"training.batch={batch}", "training.budget=null",
+        "mixture.replay=1.0", "evaluation.subset=8", "evaluation.full=false",
+    ]  # fmt: skip
+    tree = config.override(config.profile("gpu"), settings)
+    blocks = setting.corpus.images.split(BLOCK)
+    pictures = torch.cat([networks.enlarged(block, setting.side) for block in blocks])
+    corpus = dataclasses.replace(setting.corpus, images=pictures)
+    ends: list[float] = []
+    watch = runs.Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
+    torch.cuda.reset_peak_memory_stats()
+    runs.run(config.parse(tree, "benchmark"), corpus, watch, device=DEVICE)
+    middle = float(np.median(np.diff(ends)))
+    return {
+        "path": f"{setting.name} run",
+        "ms a step": 1e3 * middle,
+        "samples/s": batch / middle,
+        "peak MB": torch.cuda.max_memory_allocated() / 1e6,
+    }
 
 
 def with_memory(

@@ -29,7 +29,12 @@ CONFIGS = PACKAGE / "bench" / "model_configs"
 open_clip.add_model_config(CONFIGS)
 
 BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
-MODELS = (*models.EMBEDDED, *BENCH)
+LARGE = "ViT-B-16"
+"""A real model; a GPU is wanted for it."""
+MODELS = (*models.EMBEDDED, *BENCH, LARGE)
+SIZES = {"bench-mid": 64, LARGE: 512}
+"""Samples a step where it is not `SIZE`."""
+SIZE = 128
 FULL_VOCABULARY = 49408
 TASK = 1  # the first with a buffer: a third of the batch from each pool
 RATE = 1e-4
@@ -96,12 +101,13 @@ def enlarged(x: Tensor, side: int) -> Tensor:
 def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1) -> Setting:
     """The batches of the `cpu` profile, thirds of each pool; `CmpError` for an unknown model.
 
-    batch: 128 samples by default, 64 for `bench-mid`.
+    batch: as `SIZES` says where left out; the whole pool is replayed, so that a large one fits.
     """
     if name not in MODELS:
         raise CmpError(f"--model: {name!r} is no model for benchmarks; choose {', '.join(MODELS)}")
-    size = batch or (64 if name == "bench-mid" else 128)
+    size = batch or SIZES.get(name, SIZE)
     settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
+    settings += ["mixture.replay=1.0"] * (name == LARGE)
     run_config = config.parse(config.override(config.profile("cpu"), settings), "benchmark")
     return Setting(name, run_config, corpus, mixtures.task_pools(run_config, corpus)[TASK])
 
@@ -113,11 +119,11 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
     """
     model = models.create_fused(setting.name)
     tokens = models.tokenizer(setting.name)(setting.corpus.texts)
-    if setting.name not in BENCH and not pieces.compact:
+    if setting.name in models.EMBEDDED and not pieces.compact:
         width = model.token_embedding.embedding_dim
         model.token_embedding = nn.Embedding(FULL_VOCABULARY, width)
         tokens = SimpleTokenizer(context_length=model.context_length)(setting.corpus.texts)
-    elif setting.name in BENCH and pieces.compact:
+    elif setting.name not in models.EMBEDDED and pieces.compact:
         used = compact.used_ids(tokens)
         model, tokens = compact.shrink(model, used), compact.to_compact(tokens, used)
     return models.split_attention(model) if pieces.split else model, tokens
@@ -183,12 +189,15 @@ def stepper(
     return step
 
 
-def step_flops(setting: Setting, pieces: Pieces) -> int:
+def step_flops(setting: Setting, pieces: Pieces, device: str = "cpu") -> int:
     """FLOPs of one step's products and convolutions, forward and backward.
 
     Counted with split attention in any case: torch's counter does not see the fused one on a CPU.
     """
-    model, tokens = network(setting, dataclasses.replace(pieces, split=True, bf16=False))
+    bf16 = pieces.bf16 and device != "cpu"
+    pieces = dataclasses.replace(pieces, split=True, bf16=bf16)
+    model, tokens = network(setting, pieces)
+    model.to(device)
     generator = torch_generator("augment", 0, TASK, 0)
     with FlopCounterMode(display=False) as counter:
         loss_of(model, next(setting.batches()), tokens, generator, pieces).backward()

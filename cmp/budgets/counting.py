@@ -66,7 +66,7 @@ def empty_look(found: Learner, batch: int, replayed: int = 0) -> Seen:
 def loss(found: Learner, seen: Seen) -> Tensor:
     """The loss of a batch, all terms."""
     terms = methods.of(found.config).losses(found, seen)
-    contrastive = steps.contrastive_loss(seen.image, seen.text, found.model.logit_scale)
+    contrastive = steps.objective(found.model, seen.image, seen.text)
     return sum(terms.values(), contrastive)
 
 

@@ -12,6 +12,7 @@ from cmp.cli import (
     bench,
     budget,
     chapters,
+    checking,
     data,
     merging,
     networks,
@@ -31,6 +32,8 @@ app.command("eval")(networks.evaluate)
 app.command()(networks.pretrain)
 app.command()(runs.run)
 app.command()(runs.resume)
+app.command()(runs.export)
+app.command()(checking.doctor)
 app.command()(studies.study)
 app.command()(merging.merge)
 app.command()(bench.bench)

@@ -19,7 +19,7 @@ BENCHMARKS = {
     "study": ("study", ("tiny",)),
     "merge": ("merge", ("ViT-B-16",)),
     "data": ("data", ()),
-    "gpu": ("gpu", ("tiny", "bench-mid")),
+    "gpu": ("gpu", ("tiny", "bench-mid", "ViT-B-16")),
 }
 """Name -> (module of `cmp.bench`, which has a function of that name; models by default)."""
 
@@ -28,7 +28,9 @@ def bench(
     name: Annotated[str, typer.Argument(help=", ".join(BENCHMARKS))],
     model: Annotated[list[str] | None, typer.Option(help="Again for more than one.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each alternative runs.")] = 15,
-    batch: Annotated[int | None, typer.Option(min=2, help="Samples a step; 128, mid 64.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Samples a step; 128, mid 64, ViT-B-16 512.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
     """Measure ratios, alternatives in turn within this process; they go to a JSON file too.

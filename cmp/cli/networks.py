@@ -19,7 +19,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="An embedded model, such as tiny.")],
     seed: Seed = 0,
     start: Annotated[str, typer.Option(help="annealed or unannealed.")] = "annealed",
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file to use instead.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A file to use instead, as open_clip or a run has them.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
     data: Data = "embedded",
     threads: Threads = 2,
@@ -31,8 +33,7 @@ def evaluate(
     if split not in ("test", "validation"):
         raise CmpError(f"--split: {split!r}: choose test or validation")
     if weights:
-        network = models.create(model)
-        models.load_weights(network, weights)
+        network = models.from_file(model, weights)
     else:
         tree = {"model": {"name": model, "start": start}, "seed": seed}
         chosen = config.parse(tree, "cmp eval")

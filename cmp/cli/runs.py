@@ -8,13 +8,26 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import budgets, checkpoints, config, methods, mixtures, store, workers
+from cmp import (
+    budgets,
+    checkpoints,
+    config,
+    distributed,
+    doctor,
+    methods,
+    mixtures,
+    models,
+    plans,
+    provenance,
+    store,
+    workers,
+)
 from cmp.cli.networks import watch
-from cmp.cli.shared import Threads, console
+from cmp.cli.shared import Checkpointing, Device, KeepWeights, MicroBatch, Threads, console, place
 from cmp.config import RunConfig
-from cmp.data import corpus
 from cmp.errors import CmpError
-from cmp.files import read_yaml
+from cmp.execution import WHOLE, Execution
+from cmp.files import read_yaml, whole_file
 from cmp.paths import SHORT
 
 
@@ -27,40 +40,82 @@ def read_config(what: str, settings: list[str]) -> RunConfig:
 
 
 def run(
-    what: Annotated[str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, or FILE.yaml.")],
+    what: Annotated[
+        str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, gpu, or FILE.yaml.")
+    ],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     threads: Threads = 1,
+    device: Device = None,
+    micro_batch: MicroBatch = None,
+    checkpoint_activations: Checkpointing = False,
+    keep_weights: KeepWeights = False,
 ) -> None:
-    """Take a model through a stream of updates; a run that is stored is looked up."""
+    """Take a model through a stream of updates; a run that is stored is looked up.
+
+    `torchrun -m cmp run ...` shares each batch between processes.
+    """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    data = corpus.of(run_config)
-    run_id = store.identify(run_config, data)
-    # refuses what cannot be, before anything starts
-    pools = mixtures.task_pools(budgets.applied(run_config), data)
-    if dry_run:
-        methods.learner(run_config, data)  # refuses what is not there, or does not fit
-        print_plan(run_config, run_id, pools)
+    execution = Execution(micro_batch, checkpoint_activations)
+    device = place(what, device)
+    if dry_run and plan_without_all(run_config, device):
         return
-    if store.is_stored(run_id):
-        console.print("this run is stored; nothing to compute")
-        print_run(workers.run_one(run_config))
-    else:
-        compute(run_config)
+    provenance.check_device(device)
+    with distributed.joined(device) as own:
+        data = doctor.data_of(run_config)
+        # refuses what cannot be, before anything starts
+        pools = mixtures.task_pools(budgets.applied(run_config), data)
+        if dry_run:
+            methods.learner(run_config, data)  # refuses what is not there, or does not fit
+            print_plan(run_config, store.identify(run_config, data), pools)
+            return
+        compute(run_config, own, execution, keep_weights)
 
 
-def compute(run_config: RunConfig) -> None:
-    """Compute a run, from its last checkpoint on, with progress; print what it found."""
+def plan_without_all(run_config: RunConfig, device: str) -> bool:
+    """Print the plan of a run whose data, weights or card are not all here; else, or for embedded
+    models, do nothing, and say so."""
+    if run_config.model.name in models.EMBEDDED:
+        return False
+    checks = doctor.needs(run_config, device)
+    if doctor.MISSING not in [each.state for each in checks]:
+        return False
+    for key, value in config.flat_keys(run_config.to_dict()):
+        console.print(f"{key}: {value}", highlight=False)
+    for line in plans.of_run(run_config, device):
+        console.print(line, highlight=False, soft_wrap=True)
+    return True
+
+
+def compute(
+    run_config: RunConfig,
+    device: str = "cpu",
+    execution: Execution = WHOLE,
+    keep_weights: bool = False,
+) -> None:
+    """Compute a run, from its last checkpoint on, with progress, or look it up; print what it
+    found. Of several processes the first alone prints."""
     total = run_config.stream.tasks * budgets.applied(run_config).training.steps
-    with tqdm(total=total, desc="run", unit=" steps") as bar:
-        finished = workers.run_one(run_config, watch(bar))
-    print_run(finished)
+    first = distributed.rank() == 0
+    run_id = store.identify(run_config, doctor.data_of(run_config))
+    if stored := workers.is_kept(run_id, keep_weights):
+        console.print("this run is stored; nothing to compute")
+    with tqdm(total=total, desc="run", unit=" steps", disable=stored or not first) as bar:
+        finished = workers.run_one(
+            run_config, watch(bar), device, execution=execution, keep=keep_weights
+        )
+    if first:
+        print_run(finished)
 
 
 def resume(
     run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
     threads: Annotated[int | None, typer.Option(min=1, help="Torch threads; as it began.")] = None,
+    device: Device = None,
+    micro_batch: MicroBatch = None,
+    checkpoint_activations: Checkpointing = False,
+    keep_weights: KeepWeights = False,
 ) -> None:
     """Go on with a run that was stopped or killed. `cmp run` with its config does the same."""
     progress = checkpoints.find(run_id)
@@ -70,12 +125,30 @@ def resume(
         raise CmpError(
             f"run {progress.run[:SHORT]} is a pretraining: the same `cmp pretrain` goes on with it"
         )
-    if store.identify(run_config, corpus.of(run_config)) != progress.run:
+    if store.identify(run_config, doctor.data_of(run_config)) != progress.run:
         raise CmpError(
             f"run {progress.run[:SHORT]} was begun with other data, other starting weights or "
             "another version of this package; `cmp run` begins it anew"
         )
-    compute(run_config)
+    with distributed.joined(device or "cpu") as own:
+        compute(run_config, own, Execution(micro_batch, checkpoint_activations), keep_weights)
+
+
+def export(
+    run_id: Annotated[str, typer.Argument(help="The id of a stored run, or its beginning.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors to write.")],
+) -> None:
+    """Write a run's final weights for open_clip: create_model(NAME, pretrained=FILE) loads them."""
+    if out.suffix != ".safetensors":
+        raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
+    run = store.find(run_id)
+    model = store.final_model(run)
+    with whole_file(out) as partial:
+        models.export(model, partial)
+    name = run.config.model.name
+    console.print(f"written: {out}, weights of open_clip's {name!r}", highlight=False)
+    if name in models.EMBEDDED:
+        console.print("open_clip knows that name once cmp.models is imported", highlight=False)
 
 
 def print_plan(run_config: RunConfig, run_id: str, pools: list[mixtures.Pools]) -> None:
@@ -88,6 +161,7 @@ def print_plan(run_config: RunConfig, run_id: str, pools: list[mixtures.Pools]) 
     state = "goes on from its last checkpoint" if begun else "to be computed"
     state = "stored" if store.is_stored(run_id) else state
     steps = run_config.stream.tasks * budgets.applied(run_config).training.steps
+    console.print(plans.batch(run_config), highlight=False, soft_wrap=True)
     console.print(f"run {run_id[:SHORT]}: {steps} steps, {state}", highlight=False)
 
 

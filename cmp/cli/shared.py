@@ -5,13 +5,37 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cmp.config import OWN_MODEL
+
 console = Console()
 
 Threads = Annotated[
     int, typer.Option(min=1, help="Torch threads; results depend on it in the last bits.")
 ]
 Data = Annotated[str, typer.Option(help="embedded, fomo, or the path of a folder of manifests.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, or cuda: of several processes, a card each. gpu has cuda.")
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples at a time, where a batch is too large for the memory."),
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpoint-activations", help="Less memory for a third more time.")
+]
+KeepWeights = Annotated[
+    bool,
+    typer.Option(
+        "--keep-weights", help="Store the final weights too, as is done for every larger model."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
+
+
+def place(profile: str, device: str | None) -> str:
+    """Where a run is computed: as asked for, or as is usual for a profile."""
+    return device or ("cuda" if profile in OWN_MODEL else "cpu")
+
 
 ROLE_NAMES = {
     "pool": "pretraining pool",

@@ -4,17 +4,17 @@ from typing import Annotated
 
 import typer
 
-from cmp import claims, results, studies
-from cmp.cli.shared import console
+from cmp import claims, config, plans, results, studies
+from cmp.cli.shared import Device, console, place
 from cmp.errors import CmpError
 
 
 def study(
     chapter: Annotated[str, typer.Argument(help="The chapter's number, such as 01.")],
-    profile: Annotated[str, typer.Option(help="quick or cpu.")] = "cpu",
+    profile: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each on one thread.")] = 2,
     backend: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = None,
     shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Go over the chapter's budget.")] = False,
@@ -27,9 +27,15 @@ def study(
         raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
     if publish and shard:
         raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
-    grid = studies.load(chapter)
+    device, grid = place(profile, device), studies.load(chapter)
     claims.of(grid)  # what it is to show is refused now, not after hours of runs
-    configs = list(grid.configs(profile).values())
+    # a full run takes hours: of a model that is not embedded, the live settings, once each
+    own = profile in config.OWN_MODEL
+    asked = grid.configs(profile, 1, live_only=True) if own else grid.configs(profile)
+    if dry_run and own:
+        console.print("\n".join(plans.of_study(asked, device)), highlight=False)
+        return
+    configs = list(asked.values())
     if shard:
         configs = studies.shard(configs, shard)
     console.print(grid.question, highlight=False)

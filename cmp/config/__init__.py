@@ -16,7 +16,16 @@ from pydantic.dataclasses import dataclass
 from cmp.config.fields import MOST, STRICT, Count, Data, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
-from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
+from cmp.config.model import STARTS, Model
+from cmp.config.profiles import (
+    OWN_MODEL,
+    PRETRAINING,
+    PRETRAINING_OF,
+    PROFILES,
+    profile,
+    translated,
+    translates,
+)
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -30,10 +39,12 @@ __all__ = [
     "OF_METAS",
     "OF_METHODS",
     "OF_NAMES",
+    "OWN_MODEL",
     "PRETRAINING",
     "PRETRAINING_OF",
     "PROFILES",
     "SHARES",
+    "STARTS",
     "STRICT",
     "WARMED",
     "Evaluation",
@@ -52,16 +63,9 @@ __all__ = [
     "override",
     "parse",
     "profile",
+    "translated",
+    "translates",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, config=STRICT)
-class Model:
-    """Which network, and the weights it starts from: a base or random ones. A `cosine` base is of
-    another pretraining schedule; it does not ship, `cmp pretrain` makes it."""
-
-    name: Name = "tiny"
-    start: Literal["annealed", "unannealed", "cosine", "random"] = "annealed"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -209,12 +213,15 @@ _ADAPTER = TypeAdapter(RunConfig)
 
 
 def choices(of: type | None = None, prefix: str = "") -> dict[str, tuple]:
-    """Every key that takes one of some names, or true and false, and what it takes."""
+    """Every key that takes one of some names, or true and false, and what it takes; of where a run
+    starts, what needs no file."""
     found: dict[str, tuple] = {}
     for field in dataclasses.fields(of or RunConfig):
         key = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(field.type):
             found |= choices(field.type, f"{key}.")
+        elif key == "model.start":
+            found[key] = STARTS
         elif get_origin(field.type) is Literal:
             found[key] = get_args(field.type)
         elif field.type is bool:

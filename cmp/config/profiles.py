@@ -3,7 +3,10 @@
 import json
 from typing import Any
 
+from cmp.config.schedule import Schedule
 from cmp.errors import CmpError
+
+PEAK = Schedule().peak
 
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
@@ -16,8 +19,23 @@ PROFILES: dict[str, dict[str, Any]] = {
         "training": {"steps": 40, "batch": 64},
         "evaluation": {"subset": 64},
     },
+    "gpu": {
+        "data": "fomo",
+        "model": {"name": "ViT-B-16", "start": "laion2b_s34b_b88k"},
+        "stream": {"tasks": 20},
+        "mixture": {"pretraining": 0.33, "update": 0.34, "buffer": 0.33},
+        "schedule": {"peak": 1e-5},
+        "optimizer": {"beta2": 0.999, "weight_decay": 0.2},
+        "training": {"steps": 1428, "batch": 512, "budget": 1.0},
+        "evaluation": {"subset": 1000},
+    },
 }
-"""Sizes of a run, by profile."""
+"""Sizes of a run, by profile. `gpu` is the paper's default (spec 1.2, 1.3): a cosine with a tenth
+of warmup, gradients clipped at 1, and as many steps as 1.8e9 memory-adjusted GFLOPs buy by our
+count; `replay` is a tenth of the pool, and decay acts on matrices only, as everywhere here."""
+
+OWN_MODEL = ("gpu",)
+"""Profiles of a model that is not embedded."""
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -25,6 +43,29 @@ def profile(name: str) -> dict[str, Any]:
     if name not in PROFILES:
         raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
     return json.loads(json.dumps(PROFILES[name]))
+
+
+def translates(changes: dict[str, Any], name: str) -> bool:
+    """Whether what a study changes can be asked of a profile: not the embedded models by name of
+    one that has a model of its own."""
+    return name not in OWN_MODEL or not any(key.startswith("model.") for key in changes)
+
+
+def translated(changes: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a study changes, in a profile's own terms. Studies are written for `cpu`, so for a
+    profile with a model of its own a peak is so many times that model's, and steps and tasks are so
+    many times the profile's."""
+    if name not in OWN_MODEL:
+        return changes
+    found, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
+    if "schedule.peak" in found:
+        peak = found["schedule.peak"] / PEAK * own["schedule"]["peak"]
+        found["schedule.peak"] = float(f"{peak:.3g}")
+    for key in ("training.steps", "stream.tasks"):
+        if key in found:
+            room, leaf = key.split(".")
+            found[key] = round(found[key] * own[room][leaf] / cpu[room][leaf])
+    return found
 
 
 PRETRAINING: dict[str, Any] = {

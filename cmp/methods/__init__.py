@@ -17,6 +17,7 @@ from cmp import loading, models, steps
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
+from cmp.execution import WHOLE, Execution
 from cmp.mixtures import Batch, Pools, parts
 from cmp.seeds import torch_generator
 from cmp.steps import Seen
@@ -40,6 +41,7 @@ class Learner:
     tokens: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
     aside: dict[str, nn.Module] = field(default_factory=dict)
+    execution: Execution = WHOLE
 
     @functools.cached_property
     def loader(self) -> loading.Loader:
@@ -55,14 +57,17 @@ class Method:
     prepare: (learner) once, before anything is restored: what trains, what is added to the network,
     what `state` begins as; draws only by `cmp.seeds`. begin_task: (learner, task) before the task's
     first step, from whatever weights it starts. losses: (learner, seen) after each forward pass:
-    terms by name that are added to the contrastive loss. optimizer: (settings) -> what is called
-    with AdamW's arguments. step: (learner, optimizer) when gradients are ready. end_task: (learner,
-    look) after the task's last step; look(step) shows any batch of the task to the network.
+    terms by name that are added to the contrastive loss; seen is `None` where a batch comes in
+    parts. whole: (settings) -> why the method cannot do with that, if it cannot. optimizer:
+    (settings) -> what is called with AdamW's arguments. step: (learner, optimizer) when gradients
+    are ready. end_task: (learner, look) after the task's last step; look(step) shows any batch of
+    the task to the network.
     """
 
     prepare: Callable[[Learner], None] = lambda learner: None
     begin_task: Callable[[Learner, int], None] = lambda learner, task: None
-    losses: Callable[[Learner, Seen], dict[str, Tensor]] = lambda learner, seen: {}
+    losses: Callable[[Learner, Seen | None], dict[str, Tensor]] = lambda learner, seen: {}
+    whole: Callable[[configs.Method], str] = lambda settings: ""
     optimizer: Callable[[configs.Method], Callable[..., torch.optim.Optimizer]] = lambda settings: (
         steps.ADAMW
     )
@@ -82,16 +87,24 @@ def learner(
     corpus: Corpus,
     model: nn.Module | None = None,
     device: str | torch.device = "cpu",
+    execution: Execution = WHOLE,
 ) -> Learner:
     """A network ready for the first step of a run.
 
     model: trained in place; the weights that `config.model` names where left out, see `models.load`
     for what it raises. device: where the network lives. `CmpError` if the model takes images of
-    another size than the data's.
+    another size than the data's, or cannot be computed by this execution.
     """
     model = (model or models.load(config.model, config.seeds.init)).to(device)
     corpus.check_side(loading.side(model), config.model.name)
-    found = Learner(config, corpus, model, models.tokens(config.model.name, corpus.texts))
+    if execution.in_parts and (why := of(config).whole(config.method)):
+        raise CmpError(
+            f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
+            "one process, or choose another method"
+        )
+    execution.prepare(model, config.model.name, config.training.batch)
+    tokens = models.tokens(config.model.name, corpus.texts)
+    found = Learner(config, corpus, model, tokens, execution=execution)
     of(config).prepare(found)
     return found
 

@@ -51,4 +51,6 @@ def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
     return {"distillation": settings.get("strength") * far}
 
 
-METHOD = Method(prepare, losses=losses)
+METHOD = Method(
+    prepare, losses=losses, whole=lambda settings: "looks at the pixels of the whole batch"
+)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmp import config as configs
 from cmp import models, steps
+from cmp.errors import CmpError
 from cmp.methods import Learner, Look, Method, importance, trainable
 from cmp.steps import Seen
 
@@ -21,7 +23,7 @@ Gradients = Iterator[tuple[Tensor, ...]]
 def of_batch(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
     """The gradient of a batch's mean loss, as the reference squares it."""
     found = seen()
-    loss = steps.contrastive_loss(found.image, found.text, learner.model.logit_scale)
+    loss = steps.objective(learner.model, found.image, found.text)
     yield gradients(learner, loss)
 
 
@@ -82,9 +84,25 @@ def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
     return {"ewc": learner.config.method.get("strength") / 2 * importance.penalty(learner)}
 
 
+def prepare(learner: Learner) -> None:
+    """Nothing matters yet; `CmpError` where a sample's own loss is not what `own_loss` says."""
+    if learner.config.method.fisher == "sample" and steps.is_sigmoid(learner.model):
+        raise CmpError(
+            "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
+            "set method.fisher=batch"
+        )
+    importance.prepare(learner)
+
+
+def whole(settings: configs.Method) -> str:
+    """Why the method cannot do with a batch in parts."""
+    return "takes the gradient of a whole batch" if settings.fisher == "batch" else ""
+
+
 METHOD = Method(
-    importance.prepare,
+    prepare,
     lambda learner, task: importance.drop_anchor(learner),
     losses,
+    whole=whole,
     end_task=end_task,
 )

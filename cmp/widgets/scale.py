@@ -6,7 +6,7 @@ from ipywidgets import Dropdown
 
 from cmp import claims, plot_scaling, scaling
 from cmp.studies import Study
-from cmp.widgets.view import Drawn, explorer
+from cmp.widgets.view import Drawn, explorer, html_table
 
 COMPUTE = "Compute, in runs of the cpu profile"
 QUESTIONS = {
@@ -38,6 +38,8 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> ipywidgets.VBox:
             f"{best['updates']} updates."
         )
         panels = PANELS if at == "end" else CHANGES
-        return Drawn(plot_scaling.curves(rows, "x", panels, label), sentence)
+        shown = rows[["updates", "steps"]].join(rows[list(PANELS)].round(1)).astype(str)
+        below = html_table(shown.rename_axis("setting").reset_index())
+        return Drawn(plot_scaling.curves(rows, "x", panels, label), sentence, below)
 
     return explorer(controls, draw)

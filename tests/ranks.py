@@ -1,0 +1,86 @@
+"""Runs of several processes: `torchrun ranks.py FOLDER` computes them and writes what the first
+process finds; `tests/test_parts.py` compares it with what one process finds."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cmp import config, distributed, runs
+from cmp.checkpoints import Keeper
+from cmp.data import corpus as corpora
+from cmp.errors import Interrupted
+from cmp.execution import Execution
+
+SMALL = (
+    "model.start=random", "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",
+    "training.steps=3", "training.batch=12", "schedule.peak=2e-4",
+    "evaluation.subset=2", "evaluation.full=false",
+)  # fmt: skip
+"""eps: what is zero but for rounding, such as the gradient of a key's bias, stays small."""
+
+RUNS = {
+    "full": ((), Execution()),
+    "parts": ((), Execution(micro_batch=4)),
+    "ewc": (("method.name=ewc", "method.batches=1"), Execution()),
+    "lora": (("method.name=lora",), Execution(micro_batch=5)),
+}
+
+
+def small(*settings: str):
+    """A run of two tasks of three steps from random weights."""
+    return config.parse(config.override({}, [*SMALL, *settings]))
+
+
+def noted(run_config, execution=Execution(), keeper=None, stop_at=None):  # noqa: B008
+    """(losses, final weights, metrics) of a run; stop_at: the step at which the last process is
+    asked to stop."""
+    losses = []
+
+    def step(task, number, loss, model):
+        losses.append(loss.item())
+        if len(losses) == stop_at and distributed.rank() == distributed.size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = runs.run(
+        run_config, corpora.load(), runs.Observer(step), execution=execution, keeper=keeper
+    )
+    return losses, result.model.state_dict(), result.metrics
+
+
+def main(folder: Path) -> None:
+    """All of `RUNS`, and one that is stopped and goes on."""
+    torch.set_num_threads(1)
+    with distributed.joined():
+        for name, (settings, execution) in RUNS.items():
+            losses, weights, metrics = noted(small(*settings), execution)
+            if distributed.rank():
+                assert metrics.empty
+                continue
+            save_file(weights, folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps([losses, metrics["score"].tolist()]))
+        stopped = stop_and_go_on()
+        if distributed.rank() == 0:
+            save_file(stopped, folder / "resumed.safetensors")
+
+
+def stop_and_go_on() -> dict:
+    """The final weights of the first of `RUNS`, stopped by a signal to one process."""
+    keeper = None
+    if distributed.rank() == 0:
+        keeper = Keeper("ab" * 32).__enter__()
+    try:
+        noted(small(), keeper=keeper, stop_at=4)
+    except Interrupted as stop:
+        assert stop.signal == signal.SIGTERM
+    losses, weights, _ = noted(small(), keeper=keeper)
+    assert len(losses) == 2, "it went on where it was"
+    return weights
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,218 @@
+"""Weights that others made, and the way back to open_clip."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from cmp import cli, config, evaluation, foreign, models, store
+from cmp.bench import networks
+from cmp.config import Model
+from cmp.errors import CmpError
+from cmp.paths import SHORT, build_folder
+
+SMALL = (
+    "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
+    "evaluation.full=false",
+)  # fmt: skip
+NANO = "bench-nano"
+assert NANO in networks.BENCH
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """An open_clip network with random weights, and the files that it may come in."""
+    folder = tmp_path_factory.mktemp("theirs")
+    fused = models.create_fused(NANO, 7)
+    weights = {name: x.detach().contiguous() for name, x in fused.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    torch.save(weights, folder / "plain.pt")
+    parallel = {f"module.{name}": x for name, x in weights.items()}
+    torch.save({"epoch": 3, "state_dict": parallel}, folder / "epoch_3.pt")
+    models.save_weights(models.create(NANO, 7), folder / "split.safetensors")
+    return folder, fused.eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "plain.pt", "epoch_3.pt", "split.safetensors"]
+)
+def test_every_layout_of_a_checkpoint_gives_the_same_network(theirs, name):
+    folder, fused = theirs
+    model = models.load(Model(NANO, str(folder / name)), 0).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = models.tokenizer(NANO)(["a red cat", "one object"])
+    with torch.no_grad():
+        image, text = models.encode_image(model, x), models.encode_text(model, tokens)
+        expected = fused.encode_image(x, normalize=True), fused.encode_text(tokens, normalize=True)
+    torch.testing.assert_close((image, text), expected, atol=1e-6, rtol=0)
+
+
+def test_another_architecture_is_refused_with_the_first_tensors_that_differ(theirs):
+    folder, _ = theirs
+    with pytest.raises(CmpError, match=r"epoch_3\.pt.*another architecture: .*visual") as caught:
+        models.load(Model("bench-micro", str(folder / "epoch_3.pt")), 0)
+    assert str(caught.value).count(";") == foreign.SHOWN - 1
+    assert "there, [" in str(caught.value)
+    with pytest.raises(CmpError, match=r"is missing there"):
+        models.load(Model("tiny", str(folder / "model.safetensors")), 0)
+
+
+class Thing:
+    """What only an unpickler could read."""
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": Thing}}, tmp_path / "code.pt")
+    (tmp_path / "text.safetensors").write_text("not tensors")
+    for name in ("code.pt", "text.safetensors"):
+        with pytest.raises(CmpError, match=rf"{name}.*no checkpoint"):
+            models.load(Model(NANO, str(tmp_path / name)), 0)
+
+
+def test_a_start_that_is_nothing_is_refused_with_the_model_s_tags():
+    with pytest.raises(CmpError, match=r"model\.start: 'anealed': neither.*laion2b_s34b_b88k"):
+        models.load(Model("ViT-B-16", "anealed"), 0)
+    with pytest.raises(CmpError, match=r"model\.name=ViT-B-32-quickgelu"):
+        foreign.locate("ViT-B-32", "openai")
+    assert "hf_hub" in foreign.tag("ViT-B-16", "laion2b_s34b_b88k")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and an empty cache of hubs."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+HUB = "hf-hub:someone/nano"
+
+
+def test_what_a_hub_would_give_is_refused_offline_with_a_sentence(offline):
+    with pytest.raises(CmpError, match="not here and cannot be fetched"):
+        foreign.locate("ViT-B-16", "laion2b_s34b_b88k")
+    with pytest.raises(CmpError, match=r"model\.start.*cannot be fetched"):
+        models.load(Model(HUB, "hub"), 0)
+    with pytest.raises(CmpError, match=r"model\.start=hub"):
+        models.load(Model(HUB, "annealed"), 0)
+    with pytest.raises(CmpError, match=r"'hub'.*hf-hub:"):
+        models.load(Model(NANO, "hub"), 0)
+
+
+def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
+    folder, _ = theirs
+    tree = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
+    name = f"local-dir:{tmp_path}"
+    with pytest.raises(CmpError, match="no weights in that folder"):
+        models.load(Model(name, "hub"), 0)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()
+    )
+    model = models.load(Model(name, "hub"), 0)
+    assert models.digest(model) == models.digest(
+        models.split_attention(models.create_fused(NANO, 7))
+    )
+    assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
+
+
+def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs, monkeypatch):
+    folder, _ = theirs
+    snapshot = offline / "models--someone--nano" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "open_clip_model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()
+    )
+    known = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
+    monkeypatch.setattr(foreign, "tag", lambda name, start: known if start == "theirs" else {})
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(offline), raising=False)
+    found = foreign.locate(NANO, "theirs")
+    assert found == snapshot / "open_clip_model.safetensors"
+    model = models.load(Model(NANO, "theirs"), 0)
+    assert model.visual.image_mean == known["mean"]
+
+
+def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_path):
+    folder, _ = theirs
+
+    def run_id(path):
+        tree = config.override({}, [*SMALL, f"model.name={NANO}", f"model.start={path}"])
+        return store.identify(config.parse(tree), corpus)
+
+    moved = tmp_path / "elsewhere.safetensors"
+    moved.write_bytes((folder / "model.safetensors").read_bytes())
+    first = run_id(folder / "model.safetensors")
+    assert run_id(moved) == first
+    weights = load_file(moved)
+    weights["logit_scale"] += 1
+    save_file(weights, moved)
+    assert run_id(moved) != first
+
+
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, with the same data."""
+    (tmp_path / "data").symlink_to((build_folder() / "data").resolve())
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+
+
+def scores_of(path, corpus, run_config):
+    """What open_clip loads from a file, scored as a run scores: its table after two tasks."""
+    fused, _, _ = open_clip.create_model_and_transforms(run_config.model.name, pretrained=str(path))
+    model = models.split_attention(fused)
+    precision = run_config.training.precision
+    found = evaluation.evaluate(model, run_config.model.name, corpus, "test", 8, precision)
+    return found.datasets["score"]
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("method.name=lora", "merging.policy=ema")], ids=["full", "lora, merged"]
+)
+def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
+    """open_clip -> run -> export -> open_clip: the scores are those that the run reported."""
+    folder, _ = theirs
+    build(tmp_path, monkeypatch)
+    start = folder / "epoch_3.pt"
+    given = [*SMALL, *settings, f"model.name={NANO}", f"model.start={start}"]
+    result = CliRunner().invoke(cli.app, ["run", "quick", *given])
+    assert result.exit_code == 0, result.output
+    run_config = config.parse(config.override(config.profile("quick"), given))
+    run = store.load(store.identify(run_config, corpus))
+    out = tmp_path / "out.safetensors"
+    done = CliRunner().invoke(cli.app, ["export", run.id[:SHORT], "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    for path, tasks in ((folder / "model.safetensors", 0), (out, 2)):
+        reported = run.metrics[run.metrics["task"] == tasks].set_index("dataset")["score"]
+        found = scores_of(path, corpus, run_config)
+        assert found.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
+    assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
+
+
+def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path, monkeypatch):
+    build(tmp_path, monkeypatch)
+    invoke = CliRunner().invoke
+    assert invoke(cli.app, ["run", "quick", *SMALL]).exit_code == 0
+    run_config = config.parse(config.override(config.profile("quick"), SMALL))
+    run_id, out = store.identify(run_config, corpus)[:SHORT], tmp_path / "tiny.safetensors"
+    refused = invoke(cli.app, ["export", run_id, "-o", str(out)])
+    assert "--keep-weights" in str(refused.exception)
+    before = store.load(run_id).weights
+    assert invoke(cli.app, ["run", "quick", *SMALL, "--keep-weights"]).exit_code == 0
+    run = store.load(run_id)
+    assert run.weights == before
+    done = invoke(cli.app, ["export", run_id, "-o", str(out)])
+    assert "cmp.models" in done.output
+    reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
+    assert scores_of(out, corpus, run_config).to_dict() == pytest.approx(reported.to_dict())
+    wrong = invoke(cli.app, ["export", run_id, "-o", str(tmp_path / "x.pt")])
+    assert ".safetensors" in str(wrong.exception)
+    weights = load_file(store.weights_path(run.id))
+    weights["logit_scale"] += 1
+    save_file(weights, store.weights_path(run.id))
+    damaged = invoke(cli.app, ["export", run_id, "-o", str(out)])
+    assert "damaged" in str(damaged.exception)

@@ -1,0 +1,149 @@
+"""The `gpu` profile: what it asks for, its plan without data, weights or card, and `cmp doctor`."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cmp import budgets, chapters, cli, config, doctor, forecast, mixtures, plans, studies
+from cmp.budgets import table4
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+
+GPU = config.parse(config.profile("gpu"))
+no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def test_it_is_the_paper_s_default():
+    """Spec 1.2 and 1.3."""
+    assert (GPU.model.name, GPU.model.start) == ("ViT-B-16", "laion2b_s34b_b88k")
+    assert mixtures.parts(GPU.mixture, GPU.training.batch, False) == (169, 175, 168)
+    assert (GPU.schedule.name, GPU.schedule.peak, GPU.schedule.durations(1000)[0]) == (
+        "cosine", 1e-5, 100,
+    )  # fmt: skip
+    assert (GPU.optimizer.weight_decay, GPU.optimizer.clip) == (0.2, 1.0)
+    assert plans.papers(GPU) == 1420
+
+
+def test_its_steps_are_what_the_paper_s_budget_buys():
+    step = budgets.full_cost(GPU).step
+    assert GPU.training.steps == int(table4.TOTAL * 1e9 / table4.TASKS / step)
+    assert budgets.applied(GPU).training.steps == GPU.training.steps
+
+
+def test_other_methods_get_the_same_compute_and_the_paper_s_steps_beside_theirs():
+    tree = config.override(config.profile("gpu"), ["method.name=lora", "method.rank=4"])
+    lora = config.parse(tree)
+    assert plans.papers(lora) == 1898
+    assert "the paper's rule gives 1898" in plans.steps(lora)
+    assert budgets.applied(lora).training.steps > GPU.training.steps
+    assert plans.papers(config.parse(config.override(tree, ["training.batch=256"]))) is None
+
+
+@no_card
+def test_its_plan_is_printed_where_nothing_of_it_is_here():
+    result = CliRunner().invoke(cli.app, ["run", "gpu", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    for words in (
+        "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 of the pretraining pool",
+        "memory-adjusted GFLOPs", "an estimate from FLOPs", "absent: data", "absent: weights",
+        "absent: device",
+    ):  # fmt: skip
+        assert words in result.output
+
+
+@no_card
+def test_without_a_card_it_is_refused_before_anything_starts():
+    result = CliRunner().invoke(cli.app, ["run", "gpu"])
+    assert isinstance(result.exception, CmpError)
+    assert "'cuda'" in str(result.exception)
+
+
+@no_card
+def test_doctor_says_what_of_it_is_missing():
+    result = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu"])
+    assert result.exit_code == 1
+    assert result.output.count("missing") == 3
+    assert "--micro-batch 256" in " ".join(result.output.split())
+
+
+def test_doctor_finds_the_embedded_set_up(corpus):
+    result = CliRunner().invoke(cli.app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert "5 of tiny" in result.output
+    result = CliRunner().invoke(cli.app, ["doctor", "--profile", "quick"])
+    assert result.exit_code == 0, result.output
+
+
+def test_doctor_misses_data_packages_and_files(monkeypatch, tmp_path):
+    def nothing(*_):
+        raise CmpError("run `cmp data build`")
+
+    monkeypatch.setattr(corpora, "load", nothing)
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch>=2\n# a comment\nno_such_thing>=1,<2\n-e .\n")
+    found = {check.what: check for check in doctor.of_setup()}
+    assert found["data"].state == found["packages"].state == doctor.MISSING
+    assert found["packages"].sentence.startswith("no_such_thing:")
+
+
+def test_weights_that_are_nowhere_are_missing_in_words():
+    def state(*settings):
+        [found] = [
+            check
+            for check in doctor.of_run(config.parse(config.override({}, settings)), "cpu")
+            if check.what == "weights"
+        ]
+        return found
+
+    assert state().state == doctor.HERE
+    assert "cmp pretrain tiny" in state("seeds.init=99").sentence
+    assert "neither a file nor a tag" in state("model.start=x.pt").sentence
+
+
+def test_the_forecast_is_flops_over_a_stated_rate():
+    flops = 20 * 1428 * budgets.full_cost(GPU).step
+    assert forecast.on_card(GPU) == pytest.approx(flops / (0.4 * 989e12))
+    assert "estimate" in doctor.forecast_sentence(GPU)
+
+
+@pytest.mark.parametrize("chapter", ["01", "02", "03", "04", "05", "06", "07"])
+def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
+    study = studies.load(chapter)
+    live = study.configs("gpu", 1, live_only=True)
+    assert live
+    for (name, _), run_config in live.items():
+        assert run_config.model == GPU.model
+        assert run_config.training.batch == GPU.training.batch
+        cpu = study.configs("cpu", 1)[name, 0]
+        ratio = run_config.schedule.peak / GPU.schedule.peak
+        assert ratio == pytest.approx(
+            cpu.schedule.peak / config.DEFAULTS["schedule.peak"], rel=0.01
+        )
+        steps = run_config.training.steps / GPU.training.steps
+        assert steps == pytest.approx(cpu.training.steps / 40, rel=0.01)
+
+
+def test_other_profiles_take_a_study_as_it_is():
+    changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
+    assert config.translated(changes, "cpu") is changes
+    assert config.translates(changes, "quick")
+    assert not config.translates(changes, "gpu")
+
+
+@no_card
+def test_a_chapter_that_only_plans_ends_there(capsys):
+    live = studies.load("04").configs("gpu", 1, live_only=True)
+    chapters.plan_only(False, live, "cuda")
+    with pytest.raises(SystemExit) as end:
+        chapters.plan_only(True, live, "cuda")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("runs: 3\ncosine, replicate 0\n  20 tasks of 1428 steps")
+    assert said.count("absent: data") == 1
+
+
+def test_every_chapter_with_a_study_can_plan():
+    for number in ("01", "02", "03", "04", "05", "06", "07"):
+        [source] = chapters.select([number])
+        assert chapters.parameters(source)["dry_run"].default is False
+        assert "chapters.plan_only(dry_run, live, device)" in source.read_text()

@@ -1,0 +1,229 @@
+"""A batch in micro-batches, over processes, or with activations computed again: the same run."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import ranks
+import torch
+from open_clip.loss import SigLipLoss
+from safetensors.torch import load_file
+
+from cmp import config, execution, gradcache, methods, mixtures, models, provenance, steps, training
+from cmp.bench import networks
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.execution import WHOLE, Execution
+from cmp.paths import ROOT, build_folder
+from cmp.seeds import torch_generator
+
+SAME = {"atol": 1e-5, "rtol": 0}
+WHOLE_ONLY = ("distillation",)
+
+
+def trained(execution, *settings):
+    """(losses, weights) after two tasks without any evaluation."""
+    run_config, losses = ranks.small(*settings), []
+    learner = methods.learner(run_config, corpora.load(), execution=execution)
+    for task, pools in enumerate(mixtures.task_pools(run_config, learner.corpus)):
+        training.train_task(learner, pools, task, lambda step, loss: losses.append(loss.item()))
+    return losses, learner.model.state_dict()
+
+
+@functools.cache
+def whole(*settings):
+    """The run that one process computes, seeing each batch at once."""
+    return ranks.noted(ranks.small(*settings))
+
+
+def same(one, other):
+    """Losses and weights of two runs."""
+    torch.testing.assert_close(torch.tensor(one[0]), torch.tensor(other[0]), **SAME)
+    torch.testing.assert_close(one[1], other[1], **SAME)
+
+
+@pytest.mark.parametrize("name", config.choices()["method.name"])
+def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
+    settings = (f"method.name={name}",)
+    if name == "ewc":
+        settings += ("method.batches=1",)
+    if name in WHOLE_ONLY:
+        with pytest.raises(CmpError, match=rf"method\.name: '{name}'.*--micro-batch"):
+            trained(Execution(micro_batch=5), *settings)
+        return
+    same(trained(Execution(micro_batch=5), *settings), trained(WHOLE, *settings))
+
+
+def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
+    settings = ("method.name=ewc", "method.fisher=batch", "method.batches=1")
+    with pytest.raises(CmpError, match="'ewc' takes the gradient of a whole batch"):
+        trained(Execution(micro_batch=5), *settings)
+
+
+def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
+    """Else the tests above would say nothing."""
+    seen, see = [], steps.see
+
+    def noting(model, batch, *rest, **more):
+        seen.append((len(batch.rows), torch.is_grad_enabled()))
+        return see(model, batch, *rest, **more)
+
+    monkeypatch.setattr(steps, "see", noting)
+    trained(Execution(micro_batch=5), "stream.tasks=1", "training.steps=1")
+    assert seen == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
+
+
+def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
+    run_config = ranks.small()
+    pools = mixtures.task_pools(run_config, corpus)[1]
+    batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
+    learner = methods.learner(run_config, corpus)
+    part = slice(4, 9)
+
+    def pixels(batch, of=None):
+        generator = torch_generator("augment", 0, 1, 0)
+        return steps.see(learner.model, batch, learner.tokens, generator, "fp32", of=of).pixels
+
+    piece = mixtures.Batch(batch.rows[part], batch.images[part], batch.texts[part])
+    torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes find, as `ranks.py` writes it."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "build").mkdir()
+    (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
+    own = {"CMP_BUILD": str(folder / "build"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *launch, Path(ranks.__file__), folder],
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ranks.RUNS)
+def test_two_processes_are_the_same_run_as_one(corpus, together, name):
+    losses, scores = json.loads((together / f"{name}.json").read_text())
+    weights = load_file(together / f"{name}.safetensors")
+    alone = whole(*ranks.RUNS[name][0])
+    same((losses, weights), alone)
+    assert scores == pytest.approx(alone[2]["score"].tolist())
+
+
+def test_processes_stop_together_and_go_on_in_the_same_bits(together):
+    one, other = (load_file(together / f"{name}.safetensors") for name in ("full", "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
+    run_config = ranks.small()
+    learner = methods.learner(run_config, corpus, execution=Execution(micro_batch=5))
+    pools = mixtures.task_pools(run_config, corpus)[1]
+    batch, terms, loss = gradcache.backward(learner, pools, 1, 0)
+    _, seen = methods.look(learner, pools, 1, 0)
+    scale = learner.model.logit_scale.exp()
+    expected = open_clip.ClipLoss()(seen.image, seen.text, scale)
+    torch.testing.assert_close(loss, expected, **SAME)
+    assert terms.keys() == {"contrastive"}
+    assert len(batch.rows) == 12
+
+
+assert networks.BENCH  # which makes open_clip know them
+
+
+def nano(corpus, execution):
+    """A plain transformer that is ready to train."""
+    settings = ("model.name=bench-nano", "model.start=random", "training.batch=8")
+    run_config = config.parse(config.override({}, [*ranks.SMALL, *settings]))
+    return methods.learner(run_config, corpus, execution=execution)
+
+
+def step_of(learner, corpus):
+    """(gradients, how many tensors a step keeps for its backward pass)."""
+    pools, kept = mixtures.task_pools(learner.config, corpus)[1], []
+
+    def keep(x):
+        kept.append(1)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        training.backward(learner, methods.optimizer(learner), pools, 1, 0)
+    return {name: p.grad for name, p in learner.model.named_parameters()}, len(kept)
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients(corpus):
+    plain, kept = step_of(nano(corpus, Execution()), corpus)
+    again, fewer = step_of(nano(corpus, Execution(checkpoint_activations=True)), corpus)
+    torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
+    assert fewer < kept / 2
+
+
+def test_a_tower_without_it_is_refused_by_name(corpus):
+    with pytest.raises(CmpError, match=r"--checkpoint-activations.*'tiny'"):
+        trained(Execution(checkpoint_activations=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "word"),
+    [(torch.nn.BatchNorm2d(4), "normalises over the batch"), (torch.nn.Dropout(0.1), "chance")],
+)
+def test_layers_that_see_the_batch_or_draw_are_refused_by_name(layer, word):
+    model = torch.nn.Sequential(layer)
+    with pytest.raises(CmpError, match=rf"model\.name: 0 of 'net'.*{word}"):
+        execution.check_parts(model, "net")
+    execution.check_parts(torch.nn.Sequential(torch.nn.Dropout(0.0)), "net")
+
+
+def test_provenance_tells_of_parts_and_of_nothing_else():
+    assert Execution().record() == {}
+    record = Execution(5, True).record()
+    assert record == {"execution": "micro-batches of 5, activations recomputed"}
+    here = provenance.here()
+    assert "execution" in provenance.differences(here, here | record)
+
+
+@pytest.fixture
+def sigmoid(tmp_path):
+    """The name of a small model with a sigmoid loss."""
+    tree = open_clip.get_model_config("bench-nano") | {"init_logit_bias": -10.0}
+    (tmp_path / "nano-sigmoid.json").write_text(json.dumps(tree))
+    open_clip.add_model_config(tmp_path / "nano-sigmoid.json")
+    return "nano-sigmoid"
+
+
+def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
+    settings = (f"model.name={sigmoid}",)
+    found = trained(WHOLE, *settings)
+    same(trained(Execution(micro_batch=5), *settings), found)
+    start = models.create(sigmoid, 0)
+    assert found[1]["logit_bias"] != start.logit_bias
+    image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
+    ours = steps.objective(start, image, text)
+    expected = SigLipLoss()(image, text, start.logit_scale.exp(), start.logit_bias)
+    torch.testing.assert_close(ours, expected)
+    with torch.no_grad():
+        start.logit_scale.fill_(5.0)
+    steps.bound_scale(start)
+    assert start.logit_scale == 5.0
+
+
+def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid):
+    with pytest.raises(CmpError, match=r"method\.fisher.*fisher=batch"):
+        trained(WHOLE, f"model.name={sigmoid}", "method.name=ewc")
+
+
+def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
+    monkeypatch.setattr("cmp.distributed.size", lambda: 5)
+    with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
+        Execution().prepare(models.create("tiny"), "tiny", 12)
