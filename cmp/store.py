@@ -20,6 +20,7 @@ from torch import nn
 
 from cmp import NUMERICS, budgets, config, foreign, models, streams
 from cmp.config import STARTS, RunConfig
+from cmp.data import filesets
 from cmp.data.corpus import Corpus
 from cmp.data.fetch import sha256
 from cmp.errors import CmpError
@@ -61,11 +62,14 @@ class Run:
 
 
 def identify(run_config: RunConfig, corpus: Corpus) -> str:
-    """The id of a run: sha256 over everything that decides its result."""
+    """The id of a run: sha256 over everything that decides its result. A folder of data counts by
+    what is in it, wherever it lies."""
     start, weights = started_from(run_config)
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
+    is_path = run_config.data not in filesets.named_collections()
+    located = {"data": "a folder"} if is_path else {}
     content = {
-        "config": run_config.changes() | start,
+        "config": run_config.changes() | located | start,
         "data": {name: x for name, x in corpus.hashes.items() if name not in unused},
         "weights": weights,
         "numerics": NUMERICS,

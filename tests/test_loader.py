@@ -54,6 +54,16 @@ def test_a_collection_of_files(folder):
     assert corpora.of(small(folder)) is corpus
 
 
+def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
+    first = small(folder)
+    run_id = store.identify(first, corpora.of(first))
+    moved = small(folder.rename(tmp_path / "elsewhere"))
+    assert store.identify(moved, corpora.of(moved)) == run_id
+    (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
+    corpora._collected.cache_clear()
+    assert store.identify(moved, corpora.of(moved)) != run_id
+
+
 def test_parts_are_drawn_by_step_and_seed_alone(folder):
     run_config = small(folder)
     corpus = corpora.of(run_config)
