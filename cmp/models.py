@@ -188,8 +188,10 @@ def load(config: Model, seed: int) -> nn.Module:
     if path is None:
         return create(config.name, seed)
     if config.start in STARTS:
+        if foreign.is_hub(config.name):
+            raise CmpError(foreign.own_weights(config.name))
+        model = create(config.name, seed)  # which refuses a name that is none
         _check_base(config, seed, path)
-        model = create(config.name, seed)
         load_weights(model, path)
         return model
     model, known = from_file(config.name, path), foreign.tag(config.name, config.start)
@@ -202,8 +204,6 @@ def _check_base(config: Model, seed: int, path: Path) -> None:
     """`CmpError` for a base that is not there."""
     if path.exists():
         return
-    if foreign.is_hub(config.name):
-        raise CmpError(foreign.own_weights(config.name))
     bases = ", ".join(map(str, shipped(config.name))) or "none"
     family = "" if config.start in SHIPPED else f" schedule.name={config.start}"
     raise CmpError(
