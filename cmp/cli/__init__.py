@@ -17,6 +17,7 @@ from cmp.cli import (
     networks,
     results,
     runs,
+    site,
     streams,
     studies,
 )
@@ -36,6 +37,7 @@ app.command()(merging.merge)
 app.command()(bench.bench)
 app.command()(budget.budget)
 app.command("book")(chapters.run_book)
+app.command("site")(site.build_site)
 
 
 def main() -> None:
