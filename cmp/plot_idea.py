@@ -31,8 +31,8 @@ def idea(trajectory: pd.DataFrame) -> Figure:
     chosen = trajectory[trajectory["setting"].isin(WORDS)]
     figure = plots.plane(chosen.assign(setting=chosen["setting"].map(WORDS)))
     [axes] = figure.axes
-    axes.set_xlabel(f"{plots.AXES['A_KA']}: what is new is learned  \N{RIGHTWARDS ARROW}")
-    axes.set_ylabel(f"{plots.AXES['A_ZS']}: what was known is kept  \N{RIGHTWARDS ARROW}")
+    axes.set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
+    axes.set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     return figure
 
 

@@ -20,7 +20,7 @@ function terms() {
 function pattern(term) {
   const capitals = /[A-Z]/.test(term.slice(1));
   const text = term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/[ -]/g, "[\\s-]");
-  return new RegExp(`(?<![\\p{L}\\p{N}_-])${text}s?(?![\\p{L}\\p{N}_])`, capitals ? "u" : "iu");
+  return new RegExp(`(?<![\\p{L}\\p{N}_-])${text}s?(?![\\p{L}\\p{N}_-])`, capitals ? "u" : "iu");
 }
 
 const FINDERS = terms()

@@ -1,7 +1,7 @@
 // Cells of a notebook and their outputs.
 import fs from "node:fs";
 import hljs from "./vendor/highlight.mjs";
-import { children, escape, id, plain, render, scrolling, source } from "./render.mjs";
+import { children, escape, id, render, scrolling, source } from "./render.mjs";
 import { ANSWERED, answering, isLive, still } from "./widgets.mjs";
 
 const LONG = 12; // lines of a cell without outputs beyond which it is folded
@@ -16,9 +16,9 @@ const coloured = (code, language) =>
 // eslint-disable-next-line no-control-regex
 const uncoloured = (text) => text.replace(/\x1b\[[0-9;]*[A-Za-z]/g, "");
 
-function code(node, context, label = "Code") {
+function code(node) {
   if (node.visibility === "remove") return "";
-  const inner = `<pre tabindex="0" role="region" aria-label="${label}"><code>${coloured(node.value, node.lang)}</code></pre>`;
+  const inner = `<pre><code>${coloured(node.value, node.lang)}</code></pre>`;
   const name = node.filename ? `<p class="filename">${escape(node.filename)}</p>` : "";
   const shown = `<div class="code"${id(node)}>${name}${inner}</div>`;
   if (node.visibility !== "hide") return shown;
@@ -37,7 +37,7 @@ function block(node, context) {
   const folds = bare && cell?.value.split("\n").length > LONG;
   context.cell = cell?.value ?? "";
   const parts = node.children.map((each) =>
-    each === cell && folds && cell.visibility !== "remove" ? code({ ...cell, visibility: "hide" }, context) : render(each, context),
+    each === cell && folds && cell.visibility !== "remove" ? code({ ...cell, visibility: "hide" }) : render(each, context),
   );
   return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
 }
@@ -59,11 +59,19 @@ function picture(data, context) {
   return `<figure class="drawn">${img}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
 }
 
+// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them.
+function aligned(content) {
+  const number = /^[\s\d.,:%±+\-−–()eE/]*(to|nan|NaN|inf)?[\s\d.,:%±+\-−–()eE/]*$/;
+  return content
+    .replace(/<td>(.*?)<\/td>/g, (cell, inner) => (number.test(inner) ? cell : `<td class="words">${inner}</td>`))
+    .replace(/<th><\/th>/g, "<td></td>");
+}
+
 function html(content) {
   const listing = /class="highlight"/.test(content);
-  if (!listing) return scrolling(content.replace(/ border="\d"/, ""), "Table", "wide html");
+  if (!listing) return scrolling(aligned(content.replace(/ border="\d"/, "")), "wide html");
   // The colours are the theme's, for light and dark.
-  const bare = content.replace(/<style[\s\S]*?<\/style>/, "").replace("<pre", '<pre tabindex="0" role="region" aria-label="Source"');
+  const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
   return `<div class="code listing">${bare}</div>`;
 }
 
@@ -89,18 +97,18 @@ function output(node, context) {
   const found = node.jupyter_data;
   if (!found) return children(node, context);
   if (found.output_type === "stream") {
-    return `<pre class="stream" tabindex="0" role="region" aria-label="Output">${escape(uncoloured(found.text ?? ""))}</pre>`;
+    return `<pre class="stream">${escape(uncoloured(found.text ?? ""))}</pre>`;
   }
   if (found.output_type === "error") {
     const lines = [found.traceback ?? []].flat().join("\n") || `${found.ename}: ${found.evalue}`;
-    return `<pre class="stream error" tabindex="0" role="region" aria-label="Error">${escape(uncoloured(lines))}</pre>`;
+    return `<pre class="stream error">${escape(uncoloured(lines))}</pre>`;
   }
   const data = found.data ?? {};
   if (data["application/vnd.jupyter.widget-view+json"]) return widget(data["application/vnd.jupyter.widget-view+json"], context);
   if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
   if (data["text/html"]) return html(data["text/html"].content ?? "");
   const text = data["text/plain"]?.content ?? "";
-  return text && `<pre class="stream" tabindex="0" role="region" aria-label="Output">${escape(uncoloured(text))}</pre>`;
+  return text && `<pre class="stream">${escape(uncoloured(text))}</pre>`;
 }
 
 export const cells = { block, code, output, outputs };

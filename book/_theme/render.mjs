@@ -18,9 +18,8 @@ export function id(node) {
 export const href = (url, { base }) => (url?.startsWith("/") ? base + url : (url ?? ""));
 export const source = (url, { assets }) => (url?.startsWith("/") ? assets + url : (url ?? ""));
 
-// What is wider than the page scrolls by itself, by the keyboard, too.
-export const scrolling = (inner, label, kind = "wide") =>
-  `<div class="${kind}" tabindex="0" role="region" aria-label="${escape(label)}">${inner}</div>`;
+// What is wider than the page scrolls by itself; book.js lets the keyboard scroll it, too.
+export const scrolling = (inner, kind = "wide") => `<div class="${kind}">${inner}</div>`;
 
 const element =
   (tag, attributes = "") =>
@@ -54,7 +53,7 @@ function image(node, context) {
 
 function math(node) {
   const number = node.enumerator ? `<span class="number">(${escape(node.enumerator)})</span>` : "";
-  return `<div class="equation"${id(node)}>${scrolling(node.html ?? escape(node.value), "Equation", "math")}${number}</div>`;
+  return `<div class="equation"${id(node)}>${scrolling(node.html ?? escape(node.value), "math")}${number}</div>`;
 }
 
 const folded = (node) => node.open === false || /\bdropdown\b/.test(node.class ?? "");
@@ -96,7 +95,7 @@ function cell(node, context) {
 }
 
 function table(node, context) {
-  return scrolling(`<table${id(node)}>${children(node, context)}</table>`, "Table");
+  return scrolling(`<table${id(node)}>${children(node, context)}</table>`);
 }
 
 function citation(node, context) {

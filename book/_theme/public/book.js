@@ -145,6 +145,18 @@ for (const tabs of document.querySelectorAll(".tabs")) {
   });
 }
 
+// What scrolls sideways can be reached, and so scrolled, by the keyboard.
+function reachable() {
+  for (const each of document.querySelectorAll(".wide, .math, .drawn, .said, pre")) {
+    const scrolls = each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight + 1;
+    if (scrolls) each.tabIndex = 0;
+    else each.removeAttribute("tabindex");
+  }
+}
+addEventListener("load", reachable);
+addEventListener("resize", reachable);
+document.addEventListener("toggle", reachable, true);
+
 // Where the reader is, in the outline.
 const marks = new Map([...document.querySelectorAll(".outline a")].map((link) => [link.hash.slice(1), link]));
 const watch = new IntersectionObserver(

@@ -30,11 +30,11 @@ function canvas(width, height, label) {
 function table(head, rows) {
   const row = (cells, tag) => element("tr", {}, ...cells.map((cell) => element(tag, {}, String(cell))));
   const inner = element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
-  return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Nearest stored runs" }, inner);
+  return element("div", { class: "wide" }, inner);
 }
 
 function command(assignments) {
-  return element("pre", { class: "stream", tabindex: 0, role: "region", "aria-label": "Command" }, ["cmp run cpu", ...assignments].join(" \\\n    "));
+  return element("pre", { class: "stream" }, ["cmp run cpu", ...assignments].join(" \\\n    "));
 }
 
 // A straight axis: value -> place, with round ticks.
@@ -85,7 +85,7 @@ function mixture(place, data) {
     const svg = canvas(340, 286, "Scores between the stored runs, and the stored runs, A_KA to the right, A_ZS upwards");
     frame(svg, x, y, box, ["A_KA (%)", "A_ZS (%)"]);
     for (const { scores: [ka, zs], name } of data.stored) {
-      drawn("title", {}, drawn("circle", { cx: x.at(ka), cy: y.at(zs), r: 4, fill: "#0173b2" }, svg), name);
+      drawn("title", {}, drawn("circle", { cx: x.at(ka), cy: y.at(zs), r: 4, fill: "var(--link)" }, svg), name);
     }
     if (scores) {
       const [[ka, kaLow, kaHigh], [zs, zsLow, zsHigh]] = scores;
@@ -104,7 +104,7 @@ function mixture(place, data) {
     const words = ([mean, lower, upper]) => `${mean.toFixed(1)}% (${lower.toFixed(1)} to ${upper.toFixed(1)})`;
     const between = found.scores
       ? ` Between the stored runs: A_KA ${words(ka)}, A_ZS ${words(zs)}, 95% t-intervals over ${data.replicates} replicates. ` +
-        `Interpolation adds to them: where a stored mixture is left out, it misses by ${data.misses.join(" and ")} points.`
+        `Interpolation adds to them: where a stored mixture is left out, it misses by ${data.misses.map((miss) => miss.toFixed(1)).join(" and ")} points.`
       : " No prediction: no stored mixtures lie around this one.";
     said.textContent = found.sentence + between;
     const rows = found.near.map(([n, far]) => {
@@ -128,6 +128,7 @@ function schedule(place, data) {
   const lengths = Object.keys(data.curves[0].lengths);
   const tasks = element("select", {}, ...lengths.map(option));
   const peak = element("input", { type: "range", min: 0, max: data.peaks.length - 1, step: 1 });
+  const peakSays = element("span");
   const hold = element("button", { type: "button" }, "Hold this one");
   const labelled = (words, control) => element("label", {}, words, control);
   const controls = element(
@@ -136,7 +137,7 @@ function schedule(place, data) {
     labelled("Schedule", name),
     labelled("Meta schedule", meta),
     labelled("Tasks", tasks),
-    labelled("Peak", peak),
+    element("label", {}, peakSays, peak),
     hold,
   );
   const picture = element("div");
@@ -168,7 +169,7 @@ function schedule(place, data) {
     const y = axis(0, 1050 * Math.max(...all), box[3], box[1]);
     frame(svg, x, y, box, ["Tasks", "Learning rate (10⁻³)"]);
     if (held) line(svg, held.rates, x, y, { stroke: "#858585", "stroke-width": 1.6, "stroke-dasharray": "5 3" });
-    line(svg, rates, x, y, { stroke: "#0173b2", "stroke-width": 2 });
+    line(svg, rates, x, y, { stroke: "var(--link)", "stroke-width": 2 });
     picture.replaceChildren(svg);
   }
 
@@ -179,7 +180,7 @@ function schedule(place, data) {
     const shares = curve.lengths[tasks.value];
     const top = data.peaks[peak.value];
     peak.setAttribute("aria-valuetext", top);
-    peak.setAttribute("aria-label", `Peak ${top}`);
+    peakSays.textContent = `Peak: ${top}`;
     draw(shares.map((share) => share * top));
     const path = shares.reduce((sum, share) => sum + share, 0);
     const mean = path / shares.length;
