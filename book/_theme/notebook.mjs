@@ -37,7 +37,9 @@ function block(node, context) {
   const folds = bare && cell?.value.split("\n").length > LONG;
   context.cell = cell?.value ?? "";
   const parts = node.children.map((each) =>
-    each === cell && folds && cell.visibility !== "remove" ? code({ ...cell, visibility: "hide" }) : render(each, context),
+    each === cell && folds && cell.visibility !== "remove"
+      ? code({ ...cell, visibility: "hide" })
+      : render(each, context),
   );
   return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
 }
@@ -45,7 +47,9 @@ function block(node, context) {
 function outputs(node, context) {
   if (node.visibility === "remove" || !node.children?.length) return "";
   const shown = `<div class="outputs">${children(node, context)}</div>`;
-  return node.visibility === "hide" ? `<details class="folded"><summary>Output</summary>${shown}</details>` : shown;
+  return node.visibility === "hide"
+    ? `<details class="folded"><summary>Output</summary>${shown}</details>`
+    : shown;
 }
 
 function picture(data, context) {
@@ -54,17 +58,43 @@ function picture(data, context) {
   const alt = words ?? (name ? `Figure drawn by ${name}` : "Figure");
   const kind = ["image/svg+xml", "image/png", "image/jpeg", "image/webp"].find((each) => data[each]);
   const { path, content } = data[kind];
-  const inline = kind === "image/svg+xml" ? `data:${kind},${encodeURIComponent(content ?? "")}` : `data:${kind};base64,${content}`;
+  const inline =
+    kind === "image/svg+xml"
+      ? `data:${kind},${encodeURIComponent(content ?? "")}`
+      : `data:${kind};base64,${content}`;
   const img = `<img src="${path ? escape(source(path, context)) : inline}" alt="${escape(alt)}" loading="lazy">`;
   return `<figure class="drawn">${img}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
 }
 
+const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
+const LONG_WORDS = 30; // characters from which a cell of words wraps
+
+function marked(cell, words) {
+  if (!words) return cell;
+  const inner = cell.replace(/^<t[dh][^>]*>|<\/t[dh]>$/g, "");
+  return cell.replace(/^<t[dh]/, `$& class="words${inner.length > LONG_WORDS ? " long" : ""}"`);
+}
+
 // Columns of words stand at the left and wrap; numbers stand at the right, as frames have them.
 function aligned(content) {
-  const number = /^[\s\d.,:%±+\-−–()eE/]*(to|nan|NaN|inf)?[\s\d.,:%±+\-−–()eE/]*$/;
-  return content
-    .replace(/<td>(.*?)<\/td>/g, (cell, inner) => (number.test(inner) ? cell : `<td class="words">${inner}</td>`))
-    .replace(/<th><\/th>/g, "<td></td>");
+  const rows = content.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
+  const cells = rows.map((row) => row.match(/<t[dh][\s\S]*?<\/t[dh]>/g) ?? []);
+  const wordy = new Set(
+    cells.flatMap((row) =>
+      row.flatMap((cell, n) =>
+        /^<td/.test(cell) && !NUMBER.test(cell.replace(/<[^>]*>/g, "")) ? [n - row.length] : [],
+      ),
+    ),
+  );
+  const written = rows.map((row, r) =>
+    cells[r].reduce(
+      (text, cell, n) => text.replace(cell, () => marked(cell, wordy.has(n - cells[r].length))),
+      row,
+    ),
+  );
+  return rows
+    .reduce((text, row, r) => text.replace(row, () => written[r]), content)
+    .replace(/<th( [^>]*)?><\/th>/g, "<td></td>");
 }
 
 function html(content) {
@@ -104,7 +134,8 @@ function output(node, context) {
     return `<pre class="stream error">${escape(uncoloured(lines))}</pre>`;
   }
   const data = found.data ?? {};
-  if (data["application/vnd.jupyter.widget-view+json"]) return widget(data["application/vnd.jupyter.widget-view+json"], context);
+  if (data["application/vnd.jupyter.widget-view+json"])
+    return widget(data["application/vnd.jupyter.widget-view+json"], context);
   if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
   if (data["text/html"]) return html(data["text/html"].content ?? "");
   const text = data["text/plain"]?.content ?? "";

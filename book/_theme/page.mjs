@@ -20,7 +20,8 @@ function headings(node) {
 
 function outline(page) {
   const rows = headings(page.mdast).map(
-    (each) => `<li class="level${each.depth}"><a href="#${escape(each.html_id)}">${escape(plain(each))}</a></li>`,
+    (each) =>
+      `<li class="level${each.depth}"><a href="#${escape(each.html_id)}">${escape(plain(each))}</a></li>`,
   );
   if (rows.length < 2) return '<div class="outline"></div>';
   return `<nav class="outline" aria-label="On this page"><p>On this page</p><ul>${rows.join("")}</ul></nav>`;
@@ -30,7 +31,9 @@ function neighbours(project, slug, base) {
   const all = [{ slug: "", title: "Start" }, ...project.pages.filter((each) => each.slug)];
   const at = all.findIndex((each) => each.slug === slug);
   const link = (each, way, words) =>
-    each ? `<a rel="${way}" href="${base}/${each.slug}"><span>${words}</span>${escape(each.title)}</a>` : "<span></span>";
+    each
+      ? `<a rel="${way}" href="${base}/${each.slug}"><span>${words}</span>${escape(each.title)}</a>`
+      : "<span></span>";
   return `<nav class="neighbours" aria-label="Previous and next">${link(all[at - 1], "prev", "Previous")}${link(all[at + 1], "next", "Next")}</nav>`;
 }
 

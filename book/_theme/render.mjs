@@ -3,11 +3,15 @@
 import { cells } from "./notebook.mjs";
 
 export const escape = (text) =>
-  String(text ?? "").replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+  String(text ?? "").replace(
+    /[&<>"]/g,
+    (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c],
+  );
 
 export const plain = (node) => node.value ?? (node.children ?? []).map(plain).join("");
 
-export const children = (node, context) => (node.children ?? []).map((each) => render(each, context)).join("");
+export const children = (node, context) =>
+  (node.children ?? []).map((each) => render(each, context)).join("");
 
 export function id(node) {
   const name = node.html_id ?? node.identifier;
@@ -35,7 +39,9 @@ function heading(node, context) {
 
 function listItem(node, context) {
   const box =
-    node.checked == null ? "" : `<input type="checkbox" disabled ${node.checked ? "checked" : ""} aria-label="done">`;
+    node.checked == null
+      ? ""
+      : `<input type="checkbox" disabled ${node.checked ? "checked" : ""} aria-label="done">`;
   return `<li>${box}${children(node, context)}</li>`;
 }
 
@@ -125,7 +131,8 @@ const kinds = {
   cite: citation,
   citeGroup: citations,
   comment: () => "",
-  container: (node, context) => `<figure${id(node)} class="${escape(node.kind)}">${children(node, context)}</figure>`,
+  container: (node, context) =>
+    `<figure${id(node)} class="${escape(node.kind)}">${children(node, context)}</figure>`,
   crossReference,
   definitionDescription: element("dd"),
   definitionList: element("dl"),

@@ -22,7 +22,11 @@ export function isLive(view, all) {
 }
 
 function value({ model_name: name, state }) {
-  if (state._options_labels) return [state.index ?? []].flat().map((n) => state._options_labels[n]).join(", ");
+  if (state._options_labels)
+    return [state.index ?? []]
+      .flat()
+      .map((n) => state._options_labels[n])
+      .join(", ");
   if (name === "CheckboxModel") return state.value ? "yes" : "no";
   if (typeof state.value !== "number") return String(state.value ?? "");
   if (state.readout_format?.includes("%")) return `${Math.round(100 * state.value)} %`;

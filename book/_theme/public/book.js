@@ -4,7 +4,9 @@ root.classList.add("scripted");
 
 // Dark or light: the system's choice until the reader makes one.
 document.querySelector("button.theme").addEventListener("click", () => {
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
   try {
     localStorage.setItem("theme", root.dataset.theme);
@@ -37,12 +39,16 @@ const MOST = 12;
 let records;
 
 async function index() {
-  records ??= fetch(field.dataset.index).then((answer) => answer.json()).then((found) => found.records);
+  records ??= fetch(field.dataset.index)
+    .then((answer) => answer.json())
+    .then((found) => found.records);
   return records;
 }
 
-const escaped = (text) => text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
-const pattern = (word) => new RegExp(`(^|[^\\p{L}\\p{N}])(${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "iu");
+const escaped = (text) =>
+  text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+const pattern = (word) =>
+  new RegExp(`(^|[^\\p{L}\\p{N}])(${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "iu");
 
 function hit(record, words) {
   const titles = Object.values(record.hierarchy).filter((title) => title);
@@ -59,7 +65,11 @@ function excerpt(text, words) {
 }
 
 async function search() {
-  const words = field.value.trim().split(/\s+/).filter((word) => word).map(pattern);
+  const words = field.value
+    .trim()
+    .split(/\s+/)
+    .filter((word) => word)
+    .map(pattern);
   if (!words.length) return close();
   const found = (await index()).map((record) => hit(record, words)).filter((each) => each);
   const pages = new Set();
@@ -112,7 +122,11 @@ document.addEventListener("click", (event) => {
 
 // Copying code.
 for (const code of document.querySelectorAll(".code")) {
-  const button = Object.assign(document.createElement("button"), { className: "copy", type: "button", textContent: "Copy" });
+  const button = Object.assign(document.createElement("button"), {
+    className: "copy",
+    type: "button",
+    textContent: "Copy",
+  });
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(code.querySelector("pre").textContent);
     button.textContent = "Copied";
@@ -147,7 +161,7 @@ for (const tabs of document.querySelectorAll(".tabs")) {
 
 // What scrolls sideways can be reached, and so scrolled, by the keyboard.
 function reachable() {
-  for (const each of document.querySelectorAll(".wide, .math, .drawn, .said, pre")) {
+  for (const each of document.querySelectorAll(".wide, .math, figure, .said, pre")) {
     const scrolls = each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight + 1;
     if (scrolls) each.tabIndex = 0;
     else each.removeAttribute("tabindex");
@@ -180,7 +194,8 @@ addEventListener("beforeprint", () => {
 function named(place) {
   for (const label of place.querySelectorAll(".widget-label")) {
     const control = label.parentElement.querySelector("[role=slider], input, select, [contenteditable]");
-    if (control && label.textContent && !control.hasAttribute("aria-label")) control.setAttribute("aria-label", label.textContent);
+    if (control && label.textContent && !control.hasAttribute("aria-label"))
+      control.setAttribute("aria-label", label.textContent);
   }
 }
 for (const place of document.querySelectorAll(".live")) {

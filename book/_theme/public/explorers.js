@@ -21,15 +21,28 @@ function drawn(name, attributes, parent, text) {
 
 function canvas(width, height, label) {
   const svg = document.createElementNS(SVG, "svg");
-  for (const [key, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height, role: "img" })) svg.setAttribute(key, value);
+  for (const [key, value] of Object.entries({
+    viewBox: `0 0 ${width} ${height}`,
+    width,
+    height,
+    role: "img",
+  }))
+    svg.setAttribute(key, value);
   svg.setAttribute("aria-label", label);
   svg.setAttribute("font-size", 12);
   return svg;
 }
 
 function table(head, rows) {
-  const row = (cells, tag) => element("tr", {}, ...cells.map((cell) => element(tag, {}, String(cell))));
-  const inner = element("table", {}, element("thead", {}, row(head, "th")), element("tbody", {}, ...rows.map((cells) => row(cells, "td"))));
+  const kind = (cell) => (/[a-z]/i.test(cell) ? { class: "words" } : {});
+  const row = (cells, tag) =>
+    element("tr", {}, ...cells.map((cell) => element(tag, kind(cell), String(cell))));
+  const inner = element(
+    "table",
+    {},
+    element("thead", {}, row(head, "th")),
+    element("tbody", {}, ...rows.map((cells) => row(cells, "td"))),
+  );
   return element("div", { class: "wide" }, inner);
 }
 
@@ -82,10 +95,22 @@ function mixture(place, data) {
   const y = axis(low[1] - 3, high[1] + 3, box[3], box[1]);
 
   function picture(scores) {
-    const svg = canvas(340, 286, "Scores between the stored runs, and the stored runs, A_KA to the right, A_ZS upwards");
+    const svg = canvas(
+      340,
+      286,
+      "Scores between the stored runs, and the stored runs, A_KA to the right, A_ZS upwards",
+    );
     frame(svg, x, y, box, ["A_KA (%)", "A_ZS (%)"]);
-    for (const { scores: [ka, zs], name } of data.stored) {
-      drawn("title", {}, drawn("circle", { cx: x.at(ka), cy: y.at(zs), r: 4, fill: "var(--link)" }, svg), name);
+    for (const {
+      scores: [ka, zs],
+      name,
+    } of data.stored) {
+      drawn(
+        "title",
+        {},
+        drawn("circle", { cx: x.at(ka), cy: y.at(zs), r: 4, fill: "var(--link)" }, svg),
+        name,
+      );
     }
     if (scores) {
       const [[ka, kaLow, kaHigh], [zs, zsLow, zsHigh]] = scores;
@@ -101,7 +126,8 @@ function mixture(place, data) {
     const found = data.points[values.value.map((share) => share.toFixed(3)).join("/")];
     plane.replaceChildren(picture(found.scores));
     const [ka, zs] = found.scores ?? [];
-    const words = ([mean, lower, upper]) => `${mean.toFixed(1)}% (${lower.toFixed(1)} to ${upper.toFixed(1)})`;
+    const words = ([mean, lower, upper]) =>
+      `${mean.toFixed(1)}% (${lower.toFixed(1)} to ${upper.toFixed(1)})`;
     const between = found.scores
       ? ` Between the stored runs: A_KA ${words(ka)}, A_ZS ${words(zs)}, 95% t-intervals over ${data.replicates} replicates. ` +
         `Interpolation adds to them: where a stored mixture is left out, it misses by ${data.misses.map((miss) => miss.toFixed(1)).join(" and ")} points.`
@@ -109,9 +135,17 @@ function mixture(place, data) {
     said.textContent = found.sentence + between;
     const rows = found.near.map(([n, far]) => {
       const { name, shares, scores } = data.stored[n];
-      return [name, ...shares.map((share) => share.toFixed(2)), far.toFixed(2), ...scores.map((score) => score.toFixed(1))];
+      return [
+        name,
+        ...shares.map((share) => share.toFixed(2)),
+        far.toFixed(2),
+        ...scores.map((score) => score.toFixed(1)),
+      ];
     });
-    below.replaceChildren(table(["nearest stored", "P", "D", "B", "distance", "A_KA", "A_ZS"], rows), command(found.command));
+    below.replaceChildren(
+      table(["nearest stored", "P", "D", "B", "distance", "A_KA", "A_ZS"], rows),
+      command(found.command),
+    );
   }
 
   model.on("change:value", update);
@@ -157,7 +191,9 @@ function schedule(place, data) {
   }
 
   function line(svg, rates, x, y, style) {
-    const points = rates.map((rate, n) => `${x.at((n + 0.5) / data.steps).toFixed(1)},${y.at(rate * 1000).toFixed(1)}`);
+    const points = rates.map(
+      (rate, n) => `${x.at((n + 0.5) / data.steps).toFixed(1)},${y.at(rate * 1000).toFixed(1)}`,
+    );
     drawn("polyline", { points: points.join(" "), fill: "none", "stroke-linejoin": "round", ...style }, svg);
   }
 
@@ -168,7 +204,8 @@ function schedule(place, data) {
     const x = axis(0, Number(tasks.value), box[0], box[2]);
     const y = axis(0, 1050 * Math.max(...all), box[3], box[1]);
     frame(svg, x, y, box, ["Tasks", "Learning rate (10⁻³)"]);
-    if (held) line(svg, held.rates, x, y, { stroke: "#858585", "stroke-width": 1.6, "stroke-dasharray": "5 3" });
+    if (held)
+      line(svg, held.rates, x, y, { stroke: "#858585", "stroke-width": 1.6, "stroke-dasharray": "5 3" });
     line(svg, rates, x, y, { stroke: "var(--link)", "stroke-width": 2 });
     picture.replaceChildren(svg);
   }
