@@ -62,17 +62,26 @@ function math(node) {
   return `<div class="equation"${id(node)}>${scrolling(node.html ?? escape(node.value), "math")}${number}</div>`;
 }
 
+// A summary folds and unfolds where it is clicked: it holds no links.
+function unlinked(node) {
+  if (!node.children) return node;
+  const inner = node.children.map(unlinked);
+  const links = ["link", "crossReference", "cite"];
+  return { ...node, children: inner.flatMap((each) => (links.includes(each.type) ? each.children : [each])) };
+}
+
 const folded = (node) => node.open === false || /\bdropdown\b/.test(node.class ?? "");
 
 function box(kind, prefix = "", closed = folded) {
   return (node, context) => {
     const title = (node.children ?? []).find((each) => each.type === "admonitionTitle");
     const words = prefix + (node.enumerator ? ` ${node.enumerator}` : "");
-    const named = title ? children(title, context) : "";
+    const shut = closed(node);
+    const named = title ? children(shut ? unlinked(title) : title, context) : "";
     const head = [escape(words.trim()), named].filter((part) => part).join(": ") || escape(node.kind ?? kind);
     const body = children({ children: (node.children ?? []).filter((each) => each !== title) }, context);
     const looks = `class="box ${escape(kind)} ${escape(node.kind ?? "")}"${id(node)}`;
-    if (closed(node)) return `<details ${looks}><summary>${head}</summary>${body}</details>`;
+    if (shut) return `<details ${looks}><summary>${head}</summary>${body}</details>`;
     return `<div role="note" ${looks}><p class="title">${head}</p>${body}</div>`;
   };
 }

@@ -19,8 +19,10 @@ AXE = Package(
     sha256="e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
     licence="MPL-2.0", attribution="axe-core by Deque Systems", url="https://github.com/dequelabs/axe-core",
 )  # fmt: skip
-RUN_AXE = """async () => {
-    const found = await axe.run(document, {resultTypes: ["violations"]});
+RUN_AXE = """async (rules) => {
+    const found = await axe.run(document, {
+        resultTypes: ["violations"], ...(rules.length ? {runOnly: rules} : {}),
+    });
     return found.violations
         .filter((each) => ["serious", "critical"].includes(each.impact))
         .map((each) => `${each.id}: ${each.nodes.map((node) => node.html).slice(0, 3).join(" ")}`);

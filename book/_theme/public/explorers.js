@@ -43,7 +43,7 @@ function table(head, rows) {
     element("thead", {}, row(head, "th")),
     element("tbody", {}, ...rows.map((cells) => row(cells, "td"))),
   );
-  return element("div", { class: "wide" }, inner);
+  return element("div", { class: "wide", tabindex: 0 }, inner);
 }
 
 function command(assignments) {
