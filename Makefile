@@ -47,4 +47,4 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv _build
+	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/data public/vendor)

@@ -10,21 +10,12 @@ import shutil
 import subprocess
 import sys
 from html import unescape
+from importlib import import_module
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cmp import (
-    answers,
-    book,
-    plot_claims,
-    plot_inputs,
-    plot_merging,
-    plot_methods,
-    plot_mixtures,
-    plots,
-    widgets,
-)
+from cmp import answers, book, widgets
 from cmp.data import fetch, manifest
 from cmp.errors import CmpError
 from cmp.files import write_whole
@@ -43,7 +34,6 @@ VENDORED = {
 """Package -> file or folder in its archive -> place in the theme."""
 ANYWIDGET = Path("share", "jupyter", "nbextensions", "anywidget", "index.js")
 """Below the prefix of this Python: what shows its widgets in a page."""
-DRAWING = (plots, plot_claims, plot_inputs, plot_merging, plot_methods, plot_mixtures, widgets)
 MADE_FROM = "made-from.txt"
 
 
@@ -73,7 +63,8 @@ def captions() -> dict[str, str]:
     """What each function that draws shows, as a chapter calls it -> the first sentence of its
     docstring, without what that says of arguments."""
     found = {}
-    for module in DRAWING:
+    drawing = [import_module(f"cmp.{path.stem}") for path in sorted(PACKAGE.glob("plot*.py"))]
+    for module in (*drawing, widgets):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
             if sentence and inspect.signature(function).return_annotation is Figure:

@@ -103,7 +103,7 @@ def cells():
     """Code cells with every kind of output; and the notebook's metadata, with two widgets' state:
     a slider that a second view shares, and one of anywidget."""
     slider, mixture = IntSlider(3, description="Slide"), triangle({"thirds": (1 / 3, 1 / 3, 1 / 3)})
-    found = embed_data([slider, mixture])
+    found = embed_data([slider, mixture], drop_defaults=False)
     views = [
         ("display_data", {"application/vnd.jupyter.widget-view+json": spec, "text/plain": "widget"})
         for spec in found["view_specs"]

@@ -99,7 +99,11 @@ function aligned(content) {
 
 function html(content) {
   const listing = /class="highlight"/.test(content);
-  if (!listing) return scrolling(aligned(content.replace(/ border="\d"/, "")), "wide html");
+  if (!listing)
+    return scrolling(
+      aligned(content.replace(/ border="\d"|<style scoped>[\s\S]*?<\/style>/g, "")),
+      "wide html",
+    );
   // The colours are the theme's, for light and dark.
   const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
   return `<div class="code listing">${bare}</div>`;

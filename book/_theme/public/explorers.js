@@ -198,9 +198,10 @@ function schedule(place, data) {
   }
 
   function draw(rates) {
-    const svg = canvas(700, 270, "The learning rate over the tasks");
+    const width = Math.max(320, Math.min(700, picture.clientWidth)); // letters stay as large on a phone
+    const svg = canvas(width, 270, "The learning rate over the tasks");
     const all = held ? [...rates, ...held.rates] : rates;
-    const box = [44, 26, 690, 226];
+    const box = [44, 26, width - 10, 226];
     const x = axis(0, Number(tasks.value), box[0], box[2]);
     const y = axis(0, 1050 * Math.max(...all), box[3], box[1]);
     frame(svg, x, y, box, ["Tasks", "Learning rate (10⁻³)"]);
