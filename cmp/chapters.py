@@ -20,6 +20,8 @@ from cmp.paths import ROOT
 
 BOOK = ROOT / "book"
 FORMATS = "ipynb,md:myst"
+PAGES = ("STYLE.md", "glossary.md", "index.md", "literature.md")
+"""Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -47,7 +49,7 @@ class Parameter:
 def chapters(folder: Path = BOOK) -> dict[str, Path]:
     """The chapters by number, in order; a misnamed file or a number given twice: `CmpError`."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.md")):
+    for path in sorted(set(folder.glob("*.md")) - {folder / name for name in PAGES}):
         match = CHAPTER.fullmatch(path.name)
         if not match:
             raise CmpError(f"{path}: a chapter is called NN_name.md, such as 03_merging.md")
@@ -83,8 +85,9 @@ def source_hash(source: Path) -> str:
 def notebook(source: Path):
     """The chapter as an nbformat notebook without outputs, the same to the byte every time.
 
-    A cell's id is a hash of its text and of how often that text stood before: an edit changes no
-    other cell's id. Raises `CmpError` where jupytext cannot read the file.
+    A cell's id is a hash of the chapter's name, of its text and of how often that text stood
+    before: an edit changes no other cell's id, and no two chapters share one. Raises `CmpError`
+    where jupytext cannot read the file.
     """
     import jupytext
 
@@ -97,7 +100,8 @@ def notebook(source: Path):
     seen: dict[str, int] = {}
     for cell in book.cells:
         number = seen[cell.source] = seen.get(cell.source, -1) + 1
-        cell["id"] = hashlib.sha256(f"{number}:{cell.source}".encode()).hexdigest()[:12]
+        identity = f"{source.stem}:{number}:{cell.source}"
+        cell["id"] = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return book
 
 

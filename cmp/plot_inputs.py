@@ -54,9 +54,9 @@ def _images(axes: Axes, images: pd.Series) -> None:
 def gallery(
     images: Any, titles: Sequence[str], columns: int = 8, subtitles: Sequence[str] = ()
 ) -> Figure:
-    """Images over white, enlarged without smoothing, each with its title (and subtitle) below.
+    """Images, enlarged without smoothing, each with its name below.
 
-    images: uint8 [N, 4, H, W], RGBA, array or tensor.
+    images: uint8 [N, 4, H, W], RGBA, shown over white, array or tensor. titles, subtitles: of each.
     """
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from cmp import traits
+from cmp import site, traits
 from cmp.data import corpus as corpora
 from cmp.data import packed
 from cmp.data.manifest import embedded
@@ -47,3 +47,9 @@ def clean_drawing():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
     assert plt.get_fignums() == []
+
+
+@pytest.fixture(scope="session")
+def pages():
+    """The folder of the built site."""
+    return site.make()

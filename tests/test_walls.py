@@ -21,8 +21,8 @@ ROOMS = """
     store verification pretraining forecast workers cluster studies doctor plans
     claims fronts surfaces scaling results reference
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging plot_scaling widgets
-    chapters kernels book publishing
+    plot_merging plot_scaling plot_idea widgets answers
+    chapters kernels book publishing site
     bench cli __main__
 """
 """From left to right as data flow; the rooms of one line may see each other, and none a later one.

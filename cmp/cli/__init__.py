@@ -18,6 +18,7 @@ from cmp.cli import (
     networks,
     results,
     runs,
+    site,
     streams,
     studies,
 )
@@ -39,6 +40,7 @@ app.command()(merging.merge)
 app.command()(bench.bench)
 app.command()(budget.budget)
 app.command("book")(chapters.run_book)
+app.command("site")(site.build_site)
 
 
 def main() -> None:

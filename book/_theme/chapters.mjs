@@ -1,0 +1,23 @@
+// A plugin of MyST: the directive {chapters} is the list of chapters, with a line on each, from the
+// table of README.md.
+import fs from "node:fs";
+
+const README = new URL("../../README.md", import.meta.url);
+const ROW = /^\| *(\w+) *\| *\[(.+?)\]\(book\/(.+?)\) *\| *(.+?) *\|$/;
+
+function listed() {
+  const rows = fs
+    .readFileSync(README, "utf-8")
+    .split("\n")
+    .map((line) => ROW.exec(line));
+  return rows
+    .filter((row) => row)
+    .map(([, number, title, file, line]) => `* [${number} · ${title}](${file}): ${line}.`);
+}
+
+export default {
+  name: "The list of chapters",
+  directives: [
+    { name: "chapters", run: (data, file, context) => context.parseMyst(listed().join("\n")).children },
+  ],
+};

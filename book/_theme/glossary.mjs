@@ -1,0 +1,91 @@
+// A plugin of MyST: on every page, the first use of each term of book/glossary.md links to its
+// definition. It works on the page's tree, so any theme shows the links.
+import fs from "node:fs";
+
+const GLOSSARY = new URL("../glossary.md", import.meta.url);
+// Where a term stays as it is: it would be a link in a link, or is no running text.
+const LEFT = new Set([
+  "admonitionTitle",
+  "captionNumber",
+  "cite",
+  "citeGroup",
+  "code",
+  "crossReference",
+  "glossary",
+  "heading",
+  "html",
+  "inlineCode",
+  "inlineMath",
+  "link",
+  "linkBlock",
+  "math",
+  "outputs",
+  "summary",
+]);
+
+// A line right before one that begins with a colon is a term.
+function terms() {
+  const lines = fs.readFileSync(GLOSSARY, "utf-8").split("\n");
+  return lines.filter((line, n) => lines[n + 1]?.startsWith(": ") && !line.startsWith(":"));
+}
+
+// Words that are written with capitals inside (EMA, TIES, SI) are found as they are written, others
+// also in lower case; all also with an s.
+function pattern(term) {
+  const capitals = /[A-Z]/.test(term.slice(1));
+  const text = term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/[ -]/g, "[\\s-]");
+  return new RegExp(`(?<![\\p{L}\\p{N}_-])${text}s?(?![\\p{L}\\p{N}_-])`, capitals ? "u" : "iu");
+}
+
+const FINDERS = terms()
+  .sort((one, other) => other.length - one.length)
+  .map((term) => ({ identifier: `term-${term.toLowerCase()}`, finds: pattern(term) }));
+
+// The earliest term in a text, the longest of those that begin there.
+function earliest(text, left) {
+  let best;
+  for (const finder of left) {
+    const match = finder.finds.exec(text);
+    if (match && (!best || match.index < best.match.index)) best = { finder, match };
+  }
+  return best;
+}
+
+function linked(text, left) {
+  const found = earliest(text, left);
+  if (!found) return [{ type: "text", value: text }];
+  const { finder, match } = found;
+  left.delete(finder);
+  const [before, word] = [text.slice(0, match.index), match[0]];
+  const link = {
+    type: "crossReference",
+    identifier: finder.identifier,
+    label: finder.identifier,
+    kind: "definitionTerm",
+    children: [{ type: "text", value: word }],
+  };
+  const after = text.slice(match.index + word.length);
+  return [...(before ? [{ type: "text", value: before }] : []), link, ...(after ? linked(after, left) : [])];
+}
+
+function walk(node, left) {
+  if (!node.children || LEFT.has(node.type)) return;
+  node.children = node.children.flatMap((each) => {
+    if (each.type === "text") return linked(each.value, left);
+    walk(each, left);
+    return [each];
+  });
+}
+
+export default {
+  name: "First uses of the glossary's terms",
+  transforms: [
+    {
+      name: "glossary-first-uses",
+      stage: "document",
+      plugin: () => (tree, file) => {
+        if (!/glossary\.md$/.test(file.path ?? "")) walk(tree, new Set(FINDERS));
+      },
+    },
+  ],
+};

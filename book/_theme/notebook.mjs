@@ -1,0 +1,149 @@
+// Cells of a notebook and their outputs.
+import fs from "node:fs";
+import hljs from "./vendor/highlight.mjs";
+import { children, escape, id, render, scrolling, source } from "./render.mjs";
+import { ANSWERED, answering, isLive, still } from "./widgets.mjs";
+
+const LONG = 12; // lines of a cell without outputs beyond which it is folded
+const figures = new URL("./data/figures.json", import.meta.url);
+// Function that draws -> what its figure shows, written by `cmp site`.
+const SHOWS = fs.existsSync(figures) ? JSON.parse(fs.readFileSync(figures)) : {};
+
+const coloured = (code, language) =>
+  hljs.getLanguage(language ?? "") ? hljs.highlight(code, { language }).value : escape(code);
+
+// A reader sees words, not a terminal's colours.
+// eslint-disable-next-line no-control-regex
+const uncoloured = (text) => text.replace(/\x1b\[[0-9;]*[A-Za-z]/g, "");
+
+function code(node) {
+  if (node.visibility === "remove") return "";
+  const inner = `<pre><code>${coloured(node.value, node.lang)}</code></pre>`;
+  const name = node.filename ? `<p class="filename">${escape(node.filename)}</p>` : "";
+  const shown = `<div class="code"${id(node)}>${name}${inner}</div>`;
+  if (node.visibility !== "hide") return shown;
+  const lines = node.value.split("\n").length;
+  return `<details class="folded"><summary>Code, ${lines} lines</summary>${shown}</details>`;
+}
+
+// The name of the function whose value a cell shows: the last call at the start of a line.
+const shownBy = (text) => [...(text ?? "").matchAll(/^([A-Za-z_][\w.]*)\(/gm)].at(-1)?.[1];
+
+function block(node, context) {
+  if (node.visibility === "remove") return "";
+  if (node.kind !== "notebook-code") return `<div class="block"${id(node)}>${children(node, context)}</div>`;
+  const [cell, outputs] = ["code", "outputs"].map((type) => node.children.find((each) => each.type === type));
+  const bare = !outputs?.children?.length;
+  const folds = bare && cell?.value.split("\n").length > LONG;
+  context.cell = cell?.value ?? "";
+  const parts = node.children.map((each) =>
+    each === cell && folds && cell.visibility !== "remove"
+      ? code({ ...cell, visibility: "hide" })
+      : render(each, context),
+  );
+  return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
+}
+
+function outputs(node, context) {
+  if (node.visibility === "remove" || !node.children?.length) return "";
+  const shown = `<div class="outputs">${children(node, context)}</div>`;
+  return node.visibility === "hide"
+    ? `<details class="folded"><summary>Output</summary>${shown}</details>`
+    : shown;
+}
+
+function picture(data, context) {
+  const name = shownBy(context.cell);
+  const words = SHOWS[name];
+  const alt = words ?? (name ? `Figure drawn by ${name}` : "Figure");
+  const kind = ["image/svg+xml", "image/png", "image/jpeg", "image/webp"].find((each) => data[each]);
+  const { path, content } = data[kind];
+  const inline =
+    kind === "image/svg+xml"
+      ? `data:${kind},${encodeURIComponent(content ?? "")}`
+      : `data:${kind};base64,${content}`;
+  const img = `<img src="${path ? escape(source(path, context)) : inline}" alt="${escape(alt)}" loading="lazy">`;
+  return `<figure class="drawn">${img}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
+}
+
+const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
+const LONG_WORDS = 30; // characters from which a cell of words wraps
+
+function marked(cell, words) {
+  if (!words) return cell;
+  const inner = cell.replace(/^<t[dh][^>]*>|<\/t[dh]>$/g, "");
+  return cell.replace(/^<t[dh]/, `$& class="words${inner.length > LONG_WORDS ? " long" : ""}"`);
+}
+
+// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them.
+function aligned(content) {
+  const rows = content.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
+  const cells = rows.map((row) => row.match(/<t[dh][\s\S]*?<\/t[dh]>/g) ?? []);
+  const wordy = new Set(
+    cells.flatMap((row) =>
+      row.flatMap((cell, n) =>
+        /^<td/.test(cell) && !NUMBER.test(cell.replace(/<[^>]*>/g, "")) ? [n - row.length] : [],
+      ),
+    ),
+  );
+  const written = rows.map((row, r) =>
+    cells[r].reduce(
+      (text, cell, n) => text.replace(cell, () => marked(cell, wordy.has(n - cells[r].length))),
+      row,
+    ),
+  );
+  return rows
+    .reduce((text, row, r) => text.replace(row, () => written[r]), content)
+    .replace(/<th( [^>]*)?><\/th>/g, "<td></td>");
+}
+
+function html(content) {
+  const listing = /class="highlight"/.test(content);
+  if (!listing)
+    return scrolling(
+      aligned(content.replace(/ border="\d"|<style scoped>[\s\S]*?<\/style>/g, "")),
+      "wide html",
+    );
+  // The colours are the theme's, for light and dark.
+  const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
+  return `<div class="code listing">${bare}</div>`;
+}
+
+function widget(data, context) {
+  const { model_id: view } = JSON.parse(data.content);
+  const all = context.page.widgets?.["application/vnd.jupyter.widget-state+json"]?.state ?? {};
+  const name = /\bwidgets\.(\w+)\(/.exec(context.cell)?.[1];
+  if (!all[view]) return "";
+  if (ANSWERED[name]) {
+    context.answers = true;
+    return answering(ANSWERED[name], still(view, all, context), context);
+  }
+  if (!isLive(view, all)) return still(view, all, context);
+  context.live = true;
+  return `<div class="live"><script type="application/vnd.jupyter.widget-view+json">${JSON.stringify({
+    version_major: 2,
+    version_minor: 0,
+    model_id: view,
+  })}</script></div>`;
+}
+
+function output(node, context) {
+  const found = node.jupyter_data;
+  if (!found) return children(node, context);
+  if (found.output_type === "stream") {
+    return `<pre class="stream">${escape(uncoloured(found.text ?? ""))}</pre>`;
+  }
+  if (found.output_type === "error") {
+    const lines = [found.traceback ?? []].flat().join("\n") || `${found.ename}: ${found.evalue}`;
+    return `<pre class="stream error">${escape(uncoloured(lines))}</pre>`;
+  }
+  const data = found.data ?? {};
+  if (data["application/vnd.jupyter.widget-view+json"])
+    return widget(data["application/vnd.jupyter.widget-view+json"], context);
+  if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
+  if (data["text/html"]) return html(data["text/html"].content ?? "");
+  const text = data["text/plain"]?.content ?? "";
+  return text && `<pre class="stream">${escape(uncoloured(text))}</pre>`;
+}
+
+export const cells = { block, code, output, outputs };

@@ -1,0 +1,203 @@
+// MyST's tree of a page as HTML: a function a kind of node, each given the node and the page's
+// context {page, slug, base, assets, ...}. Cells and their outputs are in notebook.mjs.
+import { cells } from "./notebook.mjs";
+
+export const escape = (text) =>
+  String(text ?? "").replace(
+    /[&<>"]/g,
+    (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c],
+  );
+
+export const plain = (node) => node.value ?? (node.children ?? []).map(plain).join("");
+
+export const children = (node, context) =>
+  (node.children ?? []).map((each) => render(each, context)).join("");
+
+export function id(node) {
+  const name = node.html_id ?? node.identifier;
+  return name ? ` id="${escape(name)}"` : "";
+}
+
+// Addresses: of pages of this book, below the site's base; of built files, below MyST's folder.
+export const href = (url, { base }) => (url?.startsWith("/") ? base + url : (url ?? ""));
+export const source = (url, { assets }) => (url?.startsWith("/") ? assets + url : (url ?? ""));
+
+// What is wider than the page scrolls by itself; book.js lets the keyboard scroll it, too.
+export const scrolling = (inner, kind = "wide") => `<div class="${kind}">${inner}</div>`;
+
+const element =
+  (tag, attributes = "") =>
+  (node, context) =>
+    `<${tag}${id(node)}${attributes}>${children(node, context)}</${tag}>`;
+
+function heading(node, context) {
+  const number = node.enumerator ? `<span class="number">${escape(node.enumerator)}</span> ` : "";
+  const label = escape(`Link to ${plain(node)}`);
+  const anchor = `<a class="anchor" href="#${escape(node.html_id)}" aria-label="${label}">#</a>`;
+  return `<h${node.depth}${id(node)}>${number}${children(node, context)}${anchor}</h${node.depth}>`;
+}
+
+function listItem(node, context) {
+  const box =
+    node.checked == null
+      ? ""
+      : `<input type="checkbox" disabled ${node.checked ? "checked" : ""} aria-label="done">`;
+  return `<li>${box}${children(node, context)}</li>`;
+}
+
+function crossReference(node, context) {
+  const here = !node.remote || node.url === `/${context.slug}`;
+  const target = `${here ? "" : escape(href(node.url, context))}#${escape(node.html_id ?? node.identifier)}`;
+  const term = node.kind === "definitionTerm" || node.identifier?.startsWith("term-");
+  return `<a class="reference${term ? " term" : ""}" href="${target}">${children(node, context)}</a>`;
+}
+
+function image(node, context) {
+  const width = node.width ? ` style="width:${escape(node.width)}"` : "";
+  return `<img class="figure" src="${escape(source(node.url, context))}" alt="${escape(node.alt)}"${width}>`;
+}
+
+function math(node) {
+  const number = node.enumerator ? `<span class="number">(${escape(node.enumerator)})</span>` : "";
+  return `<div class="equation"${id(node)}>${scrolling(node.html ?? escape(node.value), "math")}${number}</div>`;
+}
+
+// A summary folds and unfolds where it is clicked: it holds no links.
+function unlinked(node) {
+  if (!node.children) return node;
+  const inner = node.children.map(unlinked);
+  const links = ["link", "crossReference", "cite"];
+  return { ...node, children: inner.flatMap((each) => (links.includes(each.type) ? each.children : [each])) };
+}
+
+const folded = (node) => node.open === false || /\bdropdown\b/.test(node.class ?? "");
+
+function box(kind, prefix = "", closed = folded) {
+  return (node, context) => {
+    const title = (node.children ?? []).find((each) => each.type === "admonitionTitle");
+    const words = prefix + (node.enumerator ? ` ${node.enumerator}` : "");
+    const shut = closed(node);
+    const named = title ? children(shut ? unlinked(title) : title, context) : "";
+    const head = [escape(words.trim()), named].filter((part) => part).join(": ") || escape(node.kind ?? kind);
+    const body = children({ children: (node.children ?? []).filter((each) => each !== title) }, context);
+    const looks = `class="box ${escape(kind)} ${escape(node.kind ?? "")}"${id(node)}`;
+    if (shut) return `<details ${looks}><summary>${head}</summary>${body}</details>`;
+    return `<div role="note" ${looks}><p class="title">${head}</p>${body}</div>`;
+  };
+}
+
+function tabs(node, context) {
+  const group = `tabs${(context.tabs = (context.tabs ?? 0) + 1)}`;
+  const names = node.children.map((each) => each.title ?? plain(each));
+  const buttons = names.map(
+    (name, n) =>
+      `<button role="tab" id="${group}-${n}" aria-controls="${group}-${n}-panel" aria-selected="${n === 0}" ` +
+      `tabindex="${n ? -1 : 0}">${escape(name)}</button>`,
+  );
+  const panels = node.children.map(
+    (each, n) =>
+      `<div role="tabpanel" id="${group}-${n}-panel" aria-labelledby="${group}-${n}" tabindex="0">` +
+      `<p class="print-only"><b>${escape(names[n])}</b></p>${children(each, context)}</div>`,
+  );
+  return `<div class="tabs"><div role="tablist">${buttons.join("")}</div>${panels.join("")}</div>`;
+}
+
+function cell(node, context) {
+  const tag = node.header ? "th" : "td";
+  const spans = ["colspan", "rowspan"].filter((key) => node[key] > 1).map((key) => ` ${key}="${node[key]}"`);
+  const align = node.align ? ` style="text-align:${escape(node.align)}"` : "";
+  return `<${tag}${spans.join("")}${align}>${children(node, context)}</${tag}>`;
+}
+
+function table(node, context) {
+  return scrolling(`<table${id(node)}>${children(node, context)}</table>`);
+}
+
+function citation(node, context) {
+  const known = context.page.references?.cite?.data?.[node.label];
+  const title = known ? ` title="${escape(known.html.replace(/<[^>]+>/g, ""))}"` : "";
+  return `<a class="citation" href="#cite-${escape(node.identifier)}"${title}>${children(node, context)}</a>`;
+}
+
+function citations(node, context) {
+  const parts = node.children.map((each) => render(each, context));
+  return node.kind === "narrative" ? parts.join("; ") : `(${parts.join("; ")})`;
+}
+
+const footnote = (node) => escape(node.identifier);
+
+const kinds = {
+  ...cells,
+  abbreviation: (node, context) => `<abbr title="${escape(node.title)}">${children(node, context)}</abbr>`,
+  admonition: box("admonition"),
+  admonitionTitle: children,
+  aside: element("aside"),
+  blockquote: element("blockquote"),
+  break: () => "<br>",
+  caption: element("figcaption"),
+  captionNumber: (node, context) => `<b>${children(node, context)}</b> `,
+  card: element("div", ' class="card"'),
+  cite: citation,
+  citeGroup: citations,
+  comment: () => "",
+  container: (node, context) =>
+    `<figure${id(node)} class="${escape(node.kind)}">${children(node, context)}</figure>`,
+  crossReference,
+  definitionDescription: element("dd"),
+  definitionList: element("dl"),
+  definitionTerm: element("dt"),
+  delete: element("del"),
+  details: element("details", ' class="box"'),
+  emphasis: element("em"),
+  exercise: box("exercise", "Exercise"),
+  footer: element("footer"),
+  footnoteDefinition: (node, context) =>
+    `<div class="footnote" id="fn-${footnote(node)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,
+  footnoteReference: (node) =>
+    `<sup><a href="#fn-${footnote(node)}" aria-label="Footnote ${escape(node.enumerator)}">${escape(node.enumerator)}</a></sup>`,
+  glossary: element("div", ' class="glossary"'),
+  grid: element("div", ' class="grid"'),
+  header: element("header"),
+  heading,
+  html: (node) => node.value,
+  image,
+  inlineCode: (node) => `<code>${escape(node.value)}</code>`,
+  inlineMath: (node) => node.html ?? escape(node.value),
+  legend: element("div", ' class="legend"'),
+  link: (node, context) => `<a href="${escape(href(node.url, context))}">${children(node, context)}</a>`,
+  list: (node, context) =>
+    node.ordered
+      ? `<ol start="${node.start ?? 1}">${children(node, context)}</ol>`
+      : `<ul>${children(node, context)}</ul>`,
+  listItem,
+  math,
+  mystTarget: (node) => `<span${id(node)}></span>`,
+  paragraph: element("p"),
+  proof: box("proof", "Proof"),
+  root: children,
+  solution: box("solution", "Solution", () => true),
+  span: element("span"),
+  strong: element("strong"),
+  subscript: element("sub"),
+  summary: element("summary"),
+  superscript: element("sup"),
+  tabItem: children,
+  tabSet: tabs,
+  table,
+  tableCell: cell,
+  tableRow: element("tr"),
+  text: (node) => escape(node.value),
+  thematicBreak: () => "<hr>",
+};
+
+const unknown = new Set();
+
+export function render(node, context) {
+  const how = kinds[node.type];
+  if (how) return how(node, context);
+  if (!unknown.has(node.type)) {
+    unknown.add(node.type);
+    console.error(`theme: nothing renders a node of type ${node.type}; its text is shown`);
+  }
+  return node.children ? children(node, context) : escape(node.value);
+}

@@ -1,0 +1,80 @@
+// The theme's server. MyST runs it while it writes the static site, and asks it for every page; all
+// that it knows of the book it reads from MyST's content server.
+import fs from "node:fs";
+import http from "node:http";
+import path from "node:path";
+import { document } from "./page.mjs";
+
+const { PORT, HOST = "localhost", CONTENT_CDN_PORT, BASE_URL = "", MODE } = process.env;
+const CONTENT = `http://${HOST}:${CONTENT_CDN_PORT}`;
+const HERE = import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname);
+const PUBLIC = path.join(HERE, "public");
+// MyST writes this prefix, in a static build, into the address of the folder of built files.
+const assets = MODE === "static" ? "/myst_assets_folder" : CONTENT;
+const TYPES = {
+  ".css": "text/css",
+  ".html": "text/html; charset=utf-8",
+  ".js": "text/javascript",
+  ".json": "application/json",
+  ".svg": "image/svg+xml",
+  ".txt": "text/plain",
+  ".woff2": "font/woff2",
+  ".xml": "application/xml",
+};
+
+async function content(address) {
+  const answer = await fetch(CONTENT + address);
+  if (!answer.ok) throw Object.assign(new Error(`${address}: ${answer.status}`), answer);
+  return answer.json();
+}
+
+async function page(slug) {
+  const config = await content("/config.json");
+  const project = config.projects[0];
+  const found = await content(`/content/${(slug || project.index).replaceAll("/", ".")}.json`);
+  const at = slug === project.index ? "" : slug;
+  return document({ project, options: config.options ?? {}, page: found, slug: at, base: BASE_URL, assets });
+}
+
+async function sitemap() {
+  const { projects } = await content("/config.json");
+  const slugs = ["", ...projects[0].pages.map((each) => each.slug).filter((slug) => slug)];
+  const rows = slugs.map((slug) => `<url><loc>${BASE_URL}/${slug}</loc></url>`);
+  return `<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">${rows.join("")}</urlset>`;
+}
+
+function file(name) {
+  const found = path.join(PUBLIC, path.normalize(`/${name}`));
+  if (!fs.existsSync(found)) throw Object.assign(new Error(`${name}: 404`), { status: 404 });
+  return [path.extname(found), fs.readFileSync(found)];
+}
+
+async function answer(address) {
+  if (address === "/myst-theme.css") return [".css", fs.readFileSync(path.join(HERE, "style.css"))];
+  if (address === "/favicon.ico") return file("favicon.svg");
+  if (address === "/robots.txt") return [".txt", "User-agent: *\nAllow: /\n"];
+  if (address === "/sitemap.xml") return [".xml", await sitemap()];
+  if (address === "/sitemap_style.xsl") {
+    return [".xml", '<xsl:stylesheet version="1.0" xmlns:xsl="http://www.w3.org/1999/XSL/Transform"/>'];
+  }
+  if (address.endsWith(".json") && !fs.existsSync(path.join(PUBLIC, address))) {
+    return [".json", JSON.stringify(await content(`/content${address}`))];
+  }
+  if (path.extname(address)) return file(address);
+  return [".html", await page(address.replace(/^\/|\/$/g, ""))];
+}
+
+http
+  .createServer(async (request, response) => {
+    const { pathname } = new URL(request.url, "http://localhost");
+    try {
+      const [kind, body] = await answer(decodeURIComponent(pathname));
+      response.setHeader("content-type", TYPES[kind] ?? "application/octet-stream");
+      response.end(body);
+    } catch (error) {
+      response.statusCode = error.status === 404 ? 404 : 500;
+      if (response.statusCode === 500) console.error(error.stack);
+      response.end(String(error));
+    }
+  })
+  .listen(PORT, HOST, () => console.log(`listening on http://${HOST}:${PORT}`));

@@ -1,0 +1,147 @@
+"""A small book with everything that the theme shows, to be built with it."""
+
+import json
+from pathlib import Path
+
+import nbformat
+from ipywidgets import IntSlider
+from ipywidgets.embed import embed_data
+
+from cmp import site
+from cmp.widgets.triangle import triangle
+
+INDEX = """\
+---
+title: Sample
+---
+
+# Sample
+
+(here)=
+## A part
+
+Text with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`, and
+{ref}`here`. See {ref}`the equation <eq>`.
+
+[^one]: The footnote.
+
+$$
+a = b + c
+$$ (eq)
+
+- [x] done
+
+| one | two |
+|---|---|
+| a | 1 |
+
+:::{note} A note
+With text.
+:::
+
+:::{warning}
+:class: dropdown
+Folded.
+:::
+
+::::{tab-set}
+:::{tab-item} First
+The first panel.
+:::
+:::{tab-item} Second
+The second panel.
+:::
+::::
+
+```{exercise} Count
+:label: count
+How many?
+```
+
+```{solution} count
+:label: count-solution
+Two.
+```
+
+```{code-block} python
+:filename: some.py
+def f(x):
+    return x
+```
+
+## Another part
+
+More text.
+"""
+BIBLIOGRAPHY = """\
+@misc{someone2024, author = {Someone, A.}, title = {A thing}, year = {2024}, url = {https://example.org}}
+"""
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" width="9" height="9"/>'
+TABLE = '<table border="1"><tr><th></th><th>n</th></tr><tr><th>a</th><td>1</td></tr></table>'
+MYST = """\
+version: 1
+project:
+  title: Sample
+  bibliography:
+    - refs.bib
+  toc:
+    - file: index.md
+    - file: cells.ipynb
+  error_rules:
+    - rule: reference-target-resolves
+      severity: error
+site:
+  template: {theme}
+"""
+
+
+def cells():
+    """Code cells with every kind of output; and the notebook's metadata, with two widgets' state:
+    a slider that a second view shares, and one of anywidget."""
+    slider, mixture = IntSlider(3, description="Slide"), triangle({"thirds": (1 / 3, 1 / 3, 1 / 3)})
+    found = embed_data([slider, mixture], drop_defaults=False)
+    views = [
+        ("display_data", {"application/vnd.jupyter.widget-view+json": spec, "text/plain": "widget"})
+        for spec in found["view_specs"]
+    ]
+    shown = [
+        ("execute_result", {"text/html": TABLE, "text/plain": "a 1"}),
+        ("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}),
+        ("display_data", {"image/svg+xml": SVG, "text/plain": "<SVG>"}),
+        *views,
+    ]
+    outputs = [nbformat.v4.new_output(kind, data) for kind, data in shown]
+    outputs.append(nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mprinted\x1b[0m\n"))
+    outputs.append(
+        nbformat.v4.new_output(
+            "error", ename="ValueError", evalue="no", traceback=["ValueError: no"]
+        )
+    )
+    long = "\n".join(f"x{n} = {n}" for n in range(20))
+    code = [
+        nbformat.v4.new_code_cell(f"print({n})", outputs=[each]) for n, each in enumerate(outputs)
+    ]
+    hidden = nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["remove-input"]})
+    return [*code, hidden, nbformat.v4.new_code_cell(long)], found["manager_state"]
+
+
+def write(folder: Path, index: str = INDEX) -> Path:
+    """The sample's files in a folder; returns it."""
+    code, state = cells()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {
+        "kernelspec": kernel,
+        "widgets": {"application/vnd.jupyter.widget-state+json": state},
+    }
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Cells\n\nText."), *code], metadata=metadata
+    )
+    (folder / "cells.ipynb").write_text(json.dumps(book))
+    (folder / "index.md").write_text(index)
+    (folder / "refs.bib").write_text(BIBLIOGRAPHY)
+    (folder / "myst.yml").write_text(MYST.format(theme=site.THEME))
+    return folder

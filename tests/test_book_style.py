@@ -1,0 +1,114 @@
+"""Chapters keep to book/STYLE.md, as far as a program can tell."""
+
+import ast
+import re
+
+import pytest
+
+from cmp import chapters
+
+SOURCES = chapters.select()
+MAX_LINES = 15
+LAST = ("What this does not show", "Summary", "Exercises")
+LONGER = {"A2_trusting_a_run": 17}
+"""To be split when the chapter is executed next."""
+OPENING = 2
+"""Cells of code before the idea: parameters, set-up."""
+
+
+def each_chapter(function):
+    return pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)(function)
+
+
+def code_cells(source):
+    return [cell for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
+
+
+def prose(source):
+    """The text of a chapter without its code."""
+    cells = chapters.notebook(source).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def headings(source):
+    text = re.sub(r"```.*?```", "", prose(source), flags=re.DOTALL)
+    return [(len(marks), words) for marks, words in re.findall(r"^(#+) (.+)$", text, re.MULTILINE)]
+
+
+def own_lines(code):
+    """Lines of a cell that are neither empty nor imports, which the formatter spreads out."""
+    lines = code.splitlines()
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return [line for line in lines if line.strip()]
+
+
+def test_own_lines_are_counted_without_imports():
+    code = "from a import (\n    b,\n    c,\n)\nimport d\n\nx = 1\nf(\n    x,\n)"
+    assert own_lines(code) == ["x = 1", "f(", "    x,", ")"]
+
+
+@each_chapter
+def test_cells_are_short(source):
+    for cell in code_cells(source):
+        assert len(own_lines(cell.source)) <= LONGER.get(source.stem, MAX_LINES), cell.source
+
+
+@each_chapter
+def test_chapters_define_no_logic(source):
+    """No class and no handling of errors: those are `cmp`'s."""
+    for cell in code_cells(source):
+        for node in ast.walk(ast.parse(cell.source)):
+            kinds = (ast.ClassDef, ast.Try, ast.AsyncFunctionDef)
+            assert not isinstance(node, kinds), cell.source
+
+
+@each_chapter
+def test_the_opening_is_parameters_then_the_guard(source):
+    first, second = code_cells(source)[:OPENING]
+    assert first.metadata.get("tags") == ["parameters"]
+    assert second.source.count("chapters.guard(globals())") == 1
+
+
+@each_chapter
+def test_the_title_has_the_chapters_number(source):
+    level, title = headings(source)[0]
+    number = source.stem.partition("_")[0]
+    assert level == 1 and re.fullmatch(rf"{number} · .+", title)
+    assert [found for found, _ in headings(source)].count(1) == 1
+
+
+@each_chapter
+def test_the_question_is_asked_before_the_first_code(source):
+    cells = chapters.notebook(source).cells
+    before = [cell.source for cell in cells[: cells.index(code_cells(source)[0])]]
+    assert "**The question.**" in "\n".join(before)
+
+
+@each_chapter
+def test_the_end_is_limits_summary_and_exercises_with_folded_solutions(source):
+    words = [title for level, title in headings(source) if level == 2]
+    assert tuple(words[-len(LAST) :]) == LAST
+    exercises, solutions = (
+        prose(source).rpartition("## Exercises")[2].split(":::{dropdown} Solutions")
+    )
+    numbers = re.compile(r"^(\d+)\. ", re.MULTILINE)
+    assert numbers.findall(exercises) == numbers.findall(solutions) == ["1", "2", "3"]
+
+
+@each_chapter
+def test_headings_and_labels_are_unique(source):
+    titles = [title for _, title in headings(source)]
+    assert len(titles) == len(set(titles))
+
+
+def test_labels_begin_with_their_chapters_number_and_are_unique_in_the_book():
+    found = []
+    for source in SOURCES:
+        labels = re.findall(r"^\(([\w-]+)\)=$|^:label: (\S+)$", prose(source), re.MULTILINE)
+        names = [one or other for one, other in labels]
+        number = source.stem.partition("_")[0]
+        assert all(name.startswith(f"{number}-") for name in names), names
+        found += names
+    assert len(found) == len(set(found))

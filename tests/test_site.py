@@ -1,0 +1,205 @@
+"""The site without a browser: built whole, strict about references, every term explained."""
+
+import html.parser
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import sample_book
+
+from cmp import answers, chapters, plot_idea, results, site, surfaces
+from cmp.config import Mixture
+from cmp.errors import CmpError
+from cmp.files import parse_yaml
+from cmp.paths import ROOT
+from cmp.widgets import settings
+
+VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
+
+
+class Texts(html.parser.HTMLParser):
+    """The running text of a page: (text, where it links to as a term, or none)."""
+
+    LEFT = ("h1", "h2", "h3", "h4", "pre", "code", "summary", "script", "style", "button")
+    PARTS = ("katex", "outputs", "title", "neighbours", "bibliography", "glossary", "citation")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[tuple[str, bool, str | None]] = []
+        self.inside, self.found = False, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag in VOID:
+            return
+        values = dict(attributes)
+        classes = (values.get("class") or "").split()
+        left, term = tag in self.LEFT or bool({*classes} & {*self.PARTS}), None
+        if tag == "a":
+            term = values["href"].partition("#")[2] if "term" in classes else None
+            left = left or term is None
+        self.inside = self.inside or tag == "article"
+        self.open.append((tag, left, term))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            while self.open and self.open.pop()[0] != tag:
+                pass
+        self.inside = self.inside and tag != "article"
+
+    def handle_data(self, data):
+        if self.inside and not any(left for _, left, _ in self.open):
+            terms = [term for *_, term in self.open if term]
+            self.found.append((data, terms[-1] if terms else None))
+
+
+def listed() -> list[str]:
+    """The files that myst.yml's toc names, in order."""
+    toc = parse_yaml((ROOT / "myst.yml").read_text())["project"]["toc"]
+    every = [each for entry in toc for each in (entry, *entry.get("children", ()))]
+    return [each["file"] for each in every if "file" in each]
+
+
+def built_page(pages: Path, file: str) -> str:
+    """The HTML that was made from a file."""
+    for data in pages.glob("*.json"):
+        found = json.loads(data.read_text())
+        if isinstance(found, dict) and found.get("location") == f"/{file}":
+            name = "" if data.stem == "index" else data.stem
+            return (pages / name / "index.html").read_text()
+    raise AssertionError(f"no page was made from {file}")
+
+
+def finder(term: str) -> re.Pattern:
+    """Where a term stands by itself, also with an s; written as it is if it has capitals inside."""
+    words = r"[\s-]".join(map(re.escape, re.split(r"[ -]", term)))
+    flags = 0 if re.search(r"[A-Z]", term[1:]) else re.IGNORECASE
+    return re.compile(rf"(?<![\w-]){words}s?(?![\w-])", flags)
+
+
+def test_every_page_of_the_contents_is_there_and_every_chapter_in_the_contents(pages):
+    files = listed()
+    for file in files:
+        assert "<article>" in built_page(pages, file)
+    chapters_listed = [Path(file).stem for file in files if file.endswith(".ipynb")]
+    assert chapters_listed == [source.stem for source in chapters.select()]
+
+
+def test_a_terms_first_use_in_the_book_links_to_its_definition(pages):
+    glossary = built_page(pages, "book/glossary.md")
+    terms = dict(re.findall(r'<dt id="(term-[^"]+)">(.+?)</dt>', glossary))
+    assert len(terms) > 40
+    texts = [Texts(built_page(pages, file)).found for file in listed() if file.endswith(".ipynb")]
+    linked = 0
+    for identity, term in terms.items():
+        for page in texts:
+            uses = [to for text, to in page if to in (None, identity) and finder(term).search(text)]
+            if uses:
+                assert uses[0] == identity, f"the first use of {term!r} is no link"
+                linked += 1
+                break
+    assert linked > 30
+
+
+def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
+    assert site.dangling(pages) == []
+    for page in pages.rglob("index.html"):
+        assert not re.findall(r'(?:src|<link[^>]+href)="(https?:[^"]*)', page.read_text())
+
+
+def test_dangling_links_are_found(tmp_path):
+    (tmp_path / "b").mkdir()
+    links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]
+    text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
+    (tmp_path / "index.html").write_text(text)
+    (tmp_path / "b" / "index.html").write_text('<p id="there">')
+    assert site.dangling(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
+
+
+def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
+    folder = site.build(sample_book.write(tmp_path))
+    text = (folder / "index.html").read_text()
+    for part in (
+        'role="tablist"', '<details class="box solution', 'class="box exercise', 'class="katex',
+        'id="cite-someone2024"', 'class="footnote"', 'class="hljs-keyword"', 'type="checkbox"',
+        'href="#here"', '<p class="filename">some.py', '<details class="box admonition warning',
+    ):  # fmt: skip
+        assert part in text, part
+    cells = (folder / "cells" / "index.html").read_text()
+    for part in (
+        '<pre class="stream">printed', '<pre class="stream error">ValueError: no', 'href="/"',
+        "vendor/embed-amd.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
+    ):  # fmt: skip
+        assert part in cells, part
+    assert "hidden = 1" not in cells
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("See {ref}`nowhere`.", "nowhere"),
+        ("See [it](missing.md).", "missing.md"),
+        ("See {cite:p}`nobody2020`.", "nobody2020"),
+    ],
+)
+def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
+    sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
+    with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
+        site.build(tmp_path)
+
+
+def test_parts_of_a_package_are_placed(tmp_path):
+    archive = tmp_path / "thing.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        for name in ("package/a.js", "package/fonts/b.woff2", "package/fonts/b.ttf"):
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            file.addfile(info, io.BytesIO(name.encode()))
+    site.place(
+        archive, {"package/a.js": "x/a.js", "package/fonts/": "x/fonts/"}, tmp_path / "theme"
+    )
+    found = {p.relative_to(tmp_path / "theme").as_posix() for p in tmp_path.rglob("theme/**/*.*")}
+    assert found == {"x/a.js", "x/fonts/b.woff2"}
+
+
+def test_figures_have_captions():
+    found = site.captions()
+    assert found["plots.plane"].startswith("A_KA against A_ZS")
+    assert all(words.endswith(".") and "\n" not in words for words in found.values())
+
+
+def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
+    drawn = plot_idea.write(tmp_path / "idea.svg")
+    assert drawn.read_bytes() == plot_idea.PICTURE.read_bytes(), "run: cmp site --picture"
+
+
+def test_the_mixture_table_says_what_the_surface_says():
+    table = answers.mixtures()
+    found = surfaces.surface(results.published("07"), "thirds")
+    expected = found.predict(Mixture(0.25, 0.5, 0.25)).round(1)
+    assert table["points"]["0.250/0.500/0.250"]["scores"] == expected.to_numpy().tolist()
+    for pool in range(21):
+        for update in range(21 - pool):
+            shares = [pool / 20, update / 20, (20 - pool - update) / 20]
+            assert answers.key(shares) in table["points"]
+    for each in table["stored"]:
+        nearest, far = table["points"][answers.key(each["shares"])]["near"][0]
+        assert (table["stored"][nearest]["name"], far) == (each["name"], 0)
+
+
+def test_the_schedule_table_says_what_the_schedules_say():
+    table = answers.rates()
+    curves = {(each["name"], each["meta"]): each for each in table["curves"]}
+    assert ("infinite", "none") in curves and ("infinite", "cosine") not in curves
+    peak = table["peaks"].index(0.001)
+    run = settings.setting("rsqrt", "rsqrt", 0.001, 8, table["steps"])
+    shares = curves["rsqrt", "rsqrt"]["lengths"]["8"]
+    assert [share * 0.001 for share in shares] == pytest.approx(
+        settings.rates(run).ravel(), rel=1e-3
+    )
+    near = settings.nearest(run, settings.stored(results.published("04")), 5)
+    names = [table["stored"][place]["name"] for place, _ in curves["rsqrt", "rsqrt"]["near"][peak]]
+    assert names == list(near["setting"])
