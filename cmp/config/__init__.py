@@ -16,7 +16,14 @@ from pydantic.dataclasses import dataclass
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
-from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, profile
+from cmp.config.profiles import (
+    PRETRAINING,
+    PRETRAINING_OF,
+    PROFILES,
+    RECIPES,
+    profile,
+    recipe,
+)
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -33,6 +40,7 @@ __all__ = [
     "PRETRAINING",
     "PRETRAINING_OF",
     "PROFILES",
+    "RECIPES",
     "SHARES",
     "STRICT",
     "WARMED",
@@ -52,6 +60,7 @@ __all__ = [
     "override",
     "parse",
     "profile",
+    "recipe",
 ]  # fmt: skip
 
 
@@ -236,12 +245,15 @@ DEFAULTS = dict(flat_keys(RunConfig().to_dict()))
 def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """A `RunConfig` from nested dicts; what is left out keeps its default.
 
-    `seed: n` at the top sets all four seeds that are not set by name.
+    `seed: n` at the top sets all four seeds that are not set by name, and `recipe: NAME` all that a
+    recipe says of keys that are not: both are short for what they stand for, and no part of it.
     Raises `CmpError` with the key, what was found, and the nearest valid key.
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
     tree = dict(tree)
+    if "recipe" in tree:
+        tree = _on_top_of(recipe(tree.pop("recipe")), tree)
     if "seed" in tree:
         every = dict.fromkeys(Seeds().__dataclass_fields__, tree.pop("seed"))
         named = tree.get("seeds") or {}
@@ -263,6 +275,15 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
+
+
+def _on_top_of(below: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one, in which the second has its say."""
+    result = dict(below) | dict(tree)
+    for key in below.keys() & tree.keys():
+        if isinstance(below[key], Mapping) and isinstance(tree[key], Mapping):
+            result[key] = _on_top_of(below[key], tree[key])
+    return result
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

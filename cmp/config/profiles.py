@@ -1,4 +1,4 @@
-"""Sizes of runs by profile, and what pretraining is, as trees that `parse` takes."""
+"""Sizes of runs by profile, recipes, and what pretraining is, as trees that `parse` takes."""
 
 import json
 from typing import Any
@@ -25,6 +25,23 @@ def profile(name: str) -> dict[str, Any]:
     if name not in PROFILES:
         raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
     return json.loads(json.dumps(PROFILES[name]))
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {
+        "mixture": {"pretraining": 0.25, "update": 0.25, "buffer": 0.5},
+        "optimizer": {"carry": True},
+        "merging": {"policy": "last-unrolled"},
+    },
+}
+"""What chapter 08 recommends to begin with, on top of any profile."""
+
+
+def recipe(name: object) -> dict[str, Any]:
+    """The tree of a recipe; `CmpError` for an unknown one."""
+    if not isinstance(name, str) or name not in RECIPES:
+        raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
+    return json.loads(json.dumps(RECIPES[name]))
 
 
 PRETRAINING: dict[str, Any] = {
