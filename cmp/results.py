@@ -48,6 +48,11 @@ def published(chapter: str) -> pd.DataFrame:
     return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")
 
 
+def is_published(chapter: str) -> bool:
+    """Whether a study has published results, of whatever `NUMERICS`."""
+    return named(RESULTS, chapter, ".parquet").exists()
+
+
 def _read(chapter: str) -> pd.DataFrame:
     path = named(RESULTS, chapter, ".parquet")
     again = f"`cmp study {chapter} --publish` writes it"

@@ -20,8 +20,9 @@ ROOMS = """
     checkpoints runs
     store verification pretraining forecast workers cluster studies
     claims fronts surfaces scaling results
+    scoreboard planning
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging plot_scaling widgets
+    plot_merging plot_scaling plot_scoreboard plot_planning widgets
     chapters kernels book publishing
     bench cli __main__
 """
