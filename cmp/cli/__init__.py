@@ -15,6 +15,7 @@ from cmp.cli import (
     data,
     merging,
     networks,
+    planner,
     results,
     runs,
     streams,
@@ -35,6 +36,7 @@ app.command()(studies.study)
 app.command()(merging.merge)
 app.command()(bench.bench)
 app.command()(budget.budget)
+app.command()(planner.plan)
 app.command("book")(chapters.run_book)
 
 
