@@ -98,7 +98,7 @@ def load(path: Path = GUIDELINES) -> tuple[Guideline, ...]:
 
 
 def judged(guidelines: Sequence[Guideline]) -> dict[str, pd.DataFrame]:
-    """Study -> the verdicts of its claims, see `cmp.claims.verdicts`, of those that are published."""
+    """Study -> the verdicts of its claims, see `cmp.claims.verdicts`, where it is published."""
     found = {}
     for study in sorted({ground.study for each in guidelines for ground in each.claims}):
         if results.is_published(study):
@@ -132,6 +132,14 @@ def table(guidelines: Sequence[Guideline], verdicts: Mapping[str, pd.DataFrame])
                 | {"rival": ground.rival, "embarrassed": ground.embarrassed(row["verdict"])}
             )
     return pd.DataFrame(rows)
+
+
+def of_study(study: str) -> pd.DataFrame:
+    """The table of one study's claims by themselves, whatever guideline they speak of."""
+    about = studies.load(study)
+    grounds = tuple(Ground(study, claim.name) for claim in claims.of(about))
+    alone = [Guideline(f"Study {study}", study, about.question, about.question, grounds)]
+    return table(alone, judged(alone))
 
 
 def across(guidelines: Sequence[Guideline], trajectory: pd.DataFrame) -> pd.DataFrame:

@@ -26,10 +26,8 @@ def plan(
     ] = None,
     device: Annotated[str, typer.Option(help=f"One of {_listed(DEVICES)}.")] = "h100",
     keep: Annotated[str, typer.Option(help=f"What must be kept: {_listed(KEEP)}.")] = "balance",
-    new: Annotated[str, typer.Option(help=f"What is new in an update: {_listed(NEW)}.")] = "both",
-    pool: Annotated[
-        float, typer.Option(help="Part of the pretraining data at hand, 0 to 1.")
-    ] = 0.1,
+    new: Annotated[str, typer.Option(help=f"What is new in updates: {_listed(NEW)}.")] = "both",
+    pool: Annotated[float, typer.Option(help="Part of the pretraining data at hand.")] = 0.1,
     other_pool: Annotated[
         bool, typer.Option("--other-pool", help="Public data would stand in for them.")
     ] = False,
@@ -37,7 +35,7 @@ def plan(
         int | None, typer.Option(help="Images of earlier updates that can be kept; all.")
     ] = None,
 ) -> None:
-    """Print a file for `cmp run FILE`; in comments what it costs, where such runs ended, and why."""
+    """Print a file for `cmp run FILE`: its costs, where such runs ended, and why, as comments."""
     wish = Wish(
         model, updates, images, gpu_hours, gmafs, device, keep, new,
         0.0 if other_pool else pool, other_pool, buffer,

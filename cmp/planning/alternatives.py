@@ -108,7 +108,7 @@ def told(row: pd.Series, numbers: bool) -> str:
 
 
 def effects(wish: Wish, tree: Tree, known: Evidence, numbers: bool) -> pd.DataFrame:
-    """A row a choice of the plan, the largest first by what it did to the geometric mean: `A_KA` and
+    """A row a choice of the plan, largest first by what it did to the geometric mean: `A_KA` and
     `A_ZS` in words, and its `study`. numbers: whether the stored runs are of this size."""
     rows, sizes = [], []
     for choice in CHOICES:

@@ -84,8 +84,8 @@ def chosen(wish: Wish) -> tuple[dict[str, Any], list[str]]:
         if wish.keep == "all":
             tree["merging"]["weight"] = 0.1
             notes.append(
-                "Nothing that was measured learns and loses nothing at all. An average that takes a "
-                "tenth of each update came nearest."
+                "Nothing that was measured learns and loses nothing at all. An average that takes "
+                "a tenth of each update came nearest."
             )
     else:
         tree |= {"merging": {"policy": "last-unrolled"}, "optimizer": {"carry": True}}
@@ -157,8 +157,8 @@ def _sized(wish: Wish, tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
                 )
                 return sized, [words] * switched
     raise Impossible(
-        f"{wish.model} does not fit into {wish.device} ({DEVICES[wish.device].memory / GIGA:.0f} GB) "
-        f"even at batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a "
+        f"{wish.model} does not fit into {wish.device}, {DEVICES[wish.device].memory / GIGA:.0f} "
+        f"GB, even at batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a "
         "larger device"
     )
 
@@ -170,8 +170,8 @@ def _steps(wish: Wish, run: RunConfig) -> int:
         most = int(wish.updates * allowed.allowed / (allowed.step + allowed.end))
         much = f"{most:,} at most" if most else "not even one"
         raise Impossible(
-            f"this compute buys no step in each of {wish.updates:,} updates of {wish.model} at batch "
-            f"{run.training.batch}: {much}. Update less often, or give more compute"
+            f"this compute buys no step in each of {wish.updates:,} updates of {wish.model} at "
+            f"batch {run.training.batch}: {much}. Update less often, or give more compute"
         )
     if allowed.steps > MOST:
         raise Impossible(f"{allowed.steps:.3g} steps an update: more than a run can count")

@@ -12,7 +12,7 @@ from cmp.planning.wishes import Wish
 COPIES = {"none": 0, "ema": 2, "last-unrolled": 2}
 """Networks that a merging policy keeps beside the one that trains; see `cmp.merging.policies`."""
 SAVES = 3
-"""Checkpoints on the disk at once: the last, the one before it, and the next while it is written."""
+"""Checkpoints on the disk at once: the last two, and the next while it is written."""
 
 
 @dataclass(frozen=True)

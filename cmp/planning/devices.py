@@ -29,9 +29,9 @@ DEVICES = {
         8e10,
         1.0,
         4e9,
-        "a core of a server: a `cpu` run, 1.85 TFLOPs, takes it 23 s, scoring and all",
+        "a core of a server: a `cpu` run, 1.85 TFLOPs, takes 23 s, scored",
     ),
 }
-"""By name. 40% of an H100 is what the paper's budget assumes when it is told in hours (spec 1.2)."""
+"""By name. 40% of an H100 is 4e14 FLOP/s, by which spec 1.2 tells the paper's budget in hours."""
 SPARE = 0.9
 """The part of a device's memory that a plan fills at most."""

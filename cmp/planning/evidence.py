@@ -18,7 +18,7 @@ CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
 """How much is trained; all else but seeds and scoring is how."""
 SLACK = 1.1
-"""Factor by which a plan may lie beyond the smallest and largest stored runs and count as inside."""
+"""Factor by which a plan may lie beyond the smallest and largest stored runs and be inside."""
 FAR = 2
 """Choices in which the nearest stored setting may differ and still stand for a plan."""
 

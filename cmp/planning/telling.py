@@ -51,9 +51,9 @@ def cost_sentence(plan: Plan) -> str:
     costs, device = plan.costs, DEVICES[plan.wish.device]
     return (
         f"Training costs {costs.flops:.3g} FLOPs ({costs.gmafs:.3g} memory-adjusted GFLOPs), "
-        f"{costs.hours:.3g} hours on {plan.wish.device} ({device.about}), {costs.memory / GIGA:.3g} "
-        f"GB of memory as accounted for, and {costs.disk / GIGA:.3g} GB of disk for checkpoints; "
-        "scoring comes on top."
+        f"{costs.hours:.3g} hours on {plan.wish.device} ({device.about}), "
+        f"{costs.memory / GIGA:.3g} GB of memory as accounted for, and {costs.disk / GIGA:.3g} GB "
+        "of disk for checkpoints; scoring comes on top."
     )
 
 
@@ -61,8 +61,8 @@ def place_sentence(plan: Plan) -> str:
     """Where stored runs like it ended, or that there are none."""
     if plan.place is None:
         return (
-            f"No numbers for where it will end: {plan.outside}. Below stand the signs of effects in "
-            "the stored runs, largest first; sizes do not carry over."
+            f"No numbers for where it will end: {plan.outside}. Below stand the signs of effects "
+            "in the stored runs, largest first; sizes do not carry over."
         )
     scores = ", ".join(
         f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"

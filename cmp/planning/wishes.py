@@ -30,12 +30,15 @@ class Impossible(CmpError):
 
 @dataclass(frozen=True)
 class Wish:
-    """model: an embedded model's or an open_clip name. updates: how many; images: of each, on
-    average, those of the embedded stream, or of FoMo-in-Flux, where left out. gpu_hours: on `device`, for training all
-    updates; or gmafs: memory-adjusted GFLOPs in all, the paper's unit. keep: one of `KEEP`; new:
-    one of `NEW`. pool: the part of the pretraining data that can be replayed, 0 if none; other_pool:
-    whether public data would stand in for it. buffer: images of earlier updates that can be kept,
-    all where left out, 0 if none."""
+    """What one has and wants.
+
+    model: an embedded model's or an open_clip name. updates: how many; images: of each, on average;
+    those of the embedded stream, or of FoMo-in-Flux, where left out. gpu_hours: on `device`, for
+    training all updates; or gmafs: memory-adjusted GFLOPs in all, the paper's unit. keep: one of
+    `KEEP`; new: one of `NEW`. pool: the part of the pretraining data that can be replayed, 0 if
+    none; other_pool: whether public data would stand in for it. buffer: images of earlier updates
+    that can be kept; all where left out, 0 if none.
+    """
 
     model: str = "tiny"
     updates: int = 8
@@ -77,9 +80,9 @@ def check(wish: Wish) -> None:
     _check_data(wish)
     if wish.keep == "all" and wish.pool == 0:
         raise Impossible(
-            "nothing may be lost, and nothing of what the model learned from can be replayed: every "
-            "update that learns anything forgets something then. Keep some of the pretraining data, "
-            "or allow some loss (keep: most)"
+            "nothing may be lost, and nothing that the model learned from can be replayed: every "
+            "update that learns something forgets something then. Keep some of the pretraining "
+            "data, or allow some loss (keep: most)"
         )
 
 

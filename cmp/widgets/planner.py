@@ -1,4 +1,4 @@
-"""The planner: what one has and what must be kept -> a run, its costs, and where such runs ended."""
+"""The planner: what one has and what must be kept -> a run, its costs, where such runs ended."""
 
 import html
 
