@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cmp.plot_claims import REGION, STYLES
 from cmp.plots import canvas
-from cmp.scoreboard import HELD, UNPUBLISHED
+from cmp.scoreboard import HELD, TRANSFER, UNPUBLISHED
 
 COLOURS = dict(zip(HELD, ("#2b7bba", "#b7d4ea", "#f3d3b8", "#d1782f"), strict=True))
 """Of a cell, by how a contrast held; the sign is also in its number, and clear ones are bold."""
@@ -58,8 +58,12 @@ def _line(axes: Axes, place: int, row: pd.Series) -> None:
 def matrix(networks: pd.DataFrame) -> Figure:
     """A row a contrast, a column a network: the difference in points, coloured by how it held.
 
-    networks: of `cmp.scoreboard.across`.
+    networks: of `cmp.scoreboard.across`; where it has no rows, a line says so.
     """
+    if networks.empty:
+        with canvas(9, 0.8, f"Study {TRANSFER} is {UNPUBLISHED}.") as (figure, axes):
+            axes.set_axis_off()
+        return figure
     names = list(dict.fromkeys(networks["network"]))
     contrasts = list(dict.fromkeys(networks["contrast"]))
     note = f"Blue: on the expected side; orange: on the other. Deep and bold: {HELD[0]}, by the "

@@ -142,13 +142,16 @@ def of_study(study: str) -> pd.DataFrame:
     return table(alone, judged(alone))
 
 
-def across(guidelines: Sequence[Guideline], trajectory: pd.DataFrame) -> pd.DataFrame:
+def across(guidelines: Sequence[Guideline], trajectory: pd.DataFrame | None) -> pd.DataFrame:
     """How the guidelines' contrasts came out on each network of study 05-transfer.
 
-    trajectory: of that study. A row a (contrast, network): `guideline`, `contrast`, `network`,
+    trajectory: see `transfer`; without one there are no rows. A row a (contrast, network): `guideline`, `contrast`, `network`,
     `difference`, `low`, `high` (points, at the end of the stream, with a 95% interval that knows of
     no other comparison) and `held`, one of `HELD`. They were not claimed and bear no verdict.
     """
+    columns = ["guideline", "contrast", "network", "difference", "low", "high", "held"]
+    if trajectory is None:
+        return pd.DataFrame(columns=columns)
     networks = list(dict.fromkeys(name.partition(": ")[0] for name in trajectory["setting"]))
     rows = []
     for guideline in guidelines:
@@ -163,7 +166,7 @@ def across(guidelines: Sequence[Guideline], trajectory: pd.DataFrame) -> pd.Data
                     | numbers
                     | {"held": _held(numbers, contrast.direction)}
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _held(numbers: Mapping[str, float], direction: str) -> str:
@@ -182,12 +185,12 @@ def transfer() -> pd.DataFrame | None:
 
 
 def overview(
-    guidelines: Sequence[Guideline], rows: pd.DataFrame, networks: pd.DataFrame | None
+    guidelines: Sequence[Guideline], rows: pd.DataFrame, networks: pd.DataFrame
 ) -> pd.DataFrame:
     """A row a guideline, in words: the paper's, our verdicts, the figure that decides, what
     embarrassed it, whether it held across networks, and, where not all is supported, why.
 
-    rows: see `table`; networks: see `across`, none while that study is not published.
+    rows: see `table`; networks: see `across`.
     """
     found = {}
     for guideline in guidelines:
@@ -213,11 +216,11 @@ def _rivals(own: pd.DataFrame) -> str:
     return " ".join(f"{rival} ({answer})" for rival, answer in pairs)
 
 
-def _networks(guideline: Guideline, networks: pd.DataFrame | None) -> str:
+def _networks(guideline: Guideline, networks: pd.DataFrame) -> str:
     """On how many networks each contrast came out as expected."""
     if not guideline.across:
         return "not repeated on other networks"
-    if networks is None:
+    if networks.empty:
         return f"study {TRANSFER} is {UNPUBLISHED}"
     parts = []
     for contrast in guideline.across:

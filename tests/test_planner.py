@@ -195,7 +195,7 @@ def test_a_model_without_weights_has_nothing_to_keep(known):
 
 
 def test_what_is_too_large_is_trained_in_part_or_not_at_all(known, monkeypatch):
-    small = DEVICES["core"]._replace(memory=4.5e7)  # full fine-tuning of tiny takes more
+    small = DEVICES["core"]._replace(memory=4e7)  # full fine-tuning of tiny takes more
     monkeypatch.setitem(DEVICES, "core", small)
     plan = planning.plan(core(), known)
     assert plan.run.method.name == "locked-image"

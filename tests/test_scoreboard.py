@@ -95,7 +95,7 @@ def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
     assert before.loc["merging keeps", "verdict"] == SUPPORTED
     assert after.loc["merging keeps", "verdict"] == REFUTED
     words = [
-        scoreboard.overview(chosen, each, None).loc["Merging"]
+        scoreboard.overview(chosen, each, scoreboard.across(chosen, None)).loc["Merging"]
         for each in (before.reset_index(), rows)
     ]
     assert words[0]["claims here"] != words[1]["claims here"]
@@ -108,7 +108,8 @@ def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_pat
     rows = scoreboard.table(guidelines, {})
     assert set(rows["verdict"]) == {scoreboard.UNPUBLISHED}
     assert set(rows.loc[rows["rival"] != "", "embarrassed"]) == {scoreboard.OPEN}
-    words = scoreboard.overview(guidelines, rows, None)
+    networks = scoreboard.across(guidelines, scoreboard.transfer())
+    words = scoreboard.overview(guidelines, rows, networks)
     assert words.loc["Methods", "claims here"] == "6 not published yet"
     assert words.loc["Methods", "across sizes and architectures"] == (
         "study 05-transfer is not published yet"
@@ -116,6 +117,9 @@ def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_pat
     assert words.loc["Order", "across sizes and architectures"] == "not repeated on other networks"
     assert set(words["where we differ, most likely because"]) == {""}
     plot_scoreboard.board(rows)
+    assert "Study 05-transfer is not published yet." in (
+        plot_scoreboard.matrix(networks).get_supxlabel()
+    )
 
 
 def test_a_damaged_study_is_no_unpublished_one(guidelines, monkeypatch, tmp_path):
