@@ -145,9 +145,10 @@ def of_study(study: str) -> pd.DataFrame:
 def across(guidelines: Sequence[Guideline], trajectory: pd.DataFrame | None) -> pd.DataFrame:
     """How the guidelines' contrasts came out on each network of study 05-transfer.
 
-    trajectory: see `transfer`; without one there are no rows. A row a (contrast, network): `guideline`, `contrast`, `network`,
-    `difference`, `low`, `high` (points, at the end of the stream, with a 95% interval that knows of
-    no other comparison) and `held`, one of `HELD`. They were not claimed and bear no verdict.
+    trajectory: see `transfer`; without one there are no rows. A row a (contrast, network):
+    `guideline`, `contrast`, `network`, `difference`, `low`, `high` (points, at the end of the
+    stream, with a 95% interval that knows of no other comparison) and `held`, one of `HELD`. They
+    were not claimed and bear no verdict.
     """
     columns = ["guideline", "contrast", "network", "difference", "low", "high", "held"]
     if trajectory is None:

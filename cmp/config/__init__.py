@@ -16,14 +16,7 @@ from pydantic.dataclasses import dataclass
 from cmp.config.fields import MOST, STRICT, Count, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
-from cmp.config.profiles import (
-    PRETRAINING,
-    PRETRAINING_OF,
-    PROFILES,
-    RECIPES,
-    profile,
-    recipe,
-)
+from cmp.config.profiles import PRETRAINING, PRETRAINING_OF, PROFILES, RECIPES, expanded, profile
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -60,7 +53,6 @@ __all__ = [
     "override",
     "parse",
     "profile",
-    "recipe",
 ]  # fmt: skip
 
 
@@ -251,9 +243,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
-    tree = dict(tree)
-    if "recipe" in tree:
-        tree = _on_top_of(recipe(tree.pop("recipe")), tree)
+    tree = expanded(tree)
     if "seed" in tree:
         every = dict.fromkeys(Seeds().__dataclass_fields__, tree.pop("seed"))
         named = tree.get("seeds") or {}
@@ -275,15 +265,6 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
-
-
-def _on_top_of(below: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees as one, in which the second has its say."""
-    result = dict(below) | dict(tree)
-    for key in below.keys() & tree.keys():
-        if isinstance(below[key], Mapping) and isinstance(tree[key], Mapping):
-            result[key] = _on_top_of(below[key], tree[key])
-    return result
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sizes of runs by profile, recipes, and what pretraining is, as trees that `parse` takes."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cmp.errors import CmpError
@@ -37,11 +38,21 @@ RECIPES: dict[str, dict[str, Any]] = {
 """What chapter 08 recommends to begin with, on top of any profile."""
 
 
-def recipe(name: object) -> dict[str, Any]:
-    """The tree of a recipe; `CmpError` for an unknown one."""
-    if not isinstance(name, str) or name not in RECIPES:
+def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree with all that its `recipe` says of keys that it does not set; `CmpError` for
+    an unknown one."""
+    tree = dict(tree)
+    if "recipe" not in tree:
+        return tree
+    if (name := tree.pop("recipe")) not in list(RECIPES):
         raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
-    return json.loads(json.dumps(RECIPES[name]))
+    below = json.loads(json.dumps(RECIPES[name]))
+    for key in below.keys() & tree.keys():
+        if isinstance(tree[key], Mapping):
+            below[key] |= tree[key]
+        else:  # which `parse` refuses by its name
+            below[key] = tree[key]
+    return tree | below
 
 
 PRETRAINING: dict[str, Any] = {
