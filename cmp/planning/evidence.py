@@ -19,6 +19,8 @@ SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
 """How much is trained; all else but seeds and scoring is how."""
 SLACK = 1.1
 """Factor by which a plan may lie beyond the smallest and largest stored runs and be inside."""
+SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")
+"""Three keys, and one choice."""
 FAR = 2
 """Choices in which the nearest stored setting may differ and still stand for a plan."""
 
@@ -88,7 +90,8 @@ class Evidence:
                 differs = tuple(key for key in sorted(own) if own[key] != other[key])
                 far = abs(np.log(_samples(each) / samples))
                 far += abs(np.log(each.stream.tasks / run.stream.tasks))
-                found.append((len(differs), round(far, 3), study, setting, differs))
+                count = len({"shares" if key in SHARES else key for key in differs})
+                found.append((count, round(far, 3), study, setting, differs))
         if not found or min(found)[0] > FAR:
             return None
         _, _, study, setting, differs = min(found)
