@@ -27,6 +27,7 @@ FINGERPRINTED = (
     "data_manifests/**/*",
     "book/results/**/*",
     "book/studies/**/*",
+    "book/guidelines.yaml",
 )
 OnCell = Callable[[int, int], None]
 

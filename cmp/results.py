@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmp import NUMERICS, config, models, runs, store, studies, verification
+from cmp import NUMERICS, config, models, provenance, runs, store, studies, verification
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.files import whole_file
@@ -48,8 +48,18 @@ def published(chapter: str) -> pd.DataFrame:
     return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")
 
 
+def file_of(chapter: str) -> Path:
+    """Where a study's published results are, or would be."""
+    return named(RESULTS, chapter, ".parquet")
+
+
+def is_published(chapter: str) -> bool:
+    """Whether a study has published results, of whatever `NUMERICS`."""
+    return file_of(chapter).exists()
+
+
 def _read(chapter: str) -> pd.DataFrame:
-    path = named(RESULTS, chapter, ".parquet")
+    path = file_of(chapter)
     again = f"`cmp study {chapter} --publish` writes it"
     if not path.exists():
         raise CmpError(f"{path}: not published yet; {again}")
@@ -70,7 +80,7 @@ def publish(study: Study, profile: str = "cpu") -> Path:
 
     Runs that are not in the store are taken over from what was published, if they are the same.
     """
-    path = named(RESULTS, study.chapter, ".parquet")
+    path = file_of(study.chapter)
     configs = study.configs(profile).items()
     grid = {key: store.identify(each, corpora.of(each)) for key, each in configs}
     found = {each: store.load(each) for each in set(grid.values()) if store.is_stored(each)}
@@ -134,6 +144,21 @@ def sample(count: int, seed: int) -> list[Run]:
     everything = [each for each in all_runs() if models.has_start(each.config)]
     order = numpy_generator("sample of results", seed).permutation(len(everything))
     return [everything[place] for place in order[:count]]
+
+
+def compare(run: Run) -> tuple[Verdict, pd.DataFrame]:
+    """A published run against the one in the store: the verdict, as of `verify`, and the rows of
+    `cmp.verification.moved` that are not equal. A run that is not stored is "missing"."""
+    if not store.is_stored(run.id):
+        return Verdict("missing", "it is not in the store"), pd.DataFrame()
+    again = store.load(run.id)
+    elsewhere = provenance.differences(run.provenance, again.provenance)
+    if "began" in run.provenance or "began" in again.provenance:
+        elsewhere = elsewhere or "a run was computed in two places"
+    equal = again.weights == run.weights
+    rows = verification.moved(run.metrics, again.metrics)
+    verdict = verification.compare(run.metrics, again.metrics, equal, elsewhere)
+    return verdict, rows[rows["moved"] != 0]
 
 
 def verify(run: Run, observer: Observer = runs.SILENT) -> Verdict:

@@ -42,15 +42,30 @@ def verify(run: Run, corpus: Corpus, observer: Observer = runs.SILENT) -> Verdic
     return compare(run.metrics, again.metrics, equal_weights, elsewhere)
 
 
+def _paired(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Both scores of each row, NaN where one of them is missing."""
+    return stored.set_index(KEYS)[["role", "score"]].join(
+        again.set_index(KEYS)["score"].rename("again"), how="outer"
+    )
+
+
+def moved(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """A row a (task, scope, aggregate): `stored`, `now` and how far it `moved`, in points."""
+    means = _paired(stored, again).groupby([*KEYS[:2], "role"])[["score", "again"]].mean()
+    means = means[means.index.get_level_values("role") != "transfer"]
+    means = means.rename(columns={"score": "stored", "again": "now"})
+    means = means.rename(index={"adapt": "A_KA", "eval": "A_ZS"}, level="role")
+    means.index.names = [*KEYS[:2], "aggregate"]
+    return means.assign(moved=means["now"] - means["stored"]).reset_index()
+
+
 def compare(stored: pd.DataFrame, again: pd.DataFrame, weights: bool, elsewhere: str) -> Verdict:
     """The verdict on two runs of one config.
 
     weights: whether the final weights agree to the bit. elsewhere: where the machines differ; if
     they do not, only bitwise equality will do.
     """
-    pair = stored.set_index(KEYS)[["role", "score"]].join(
-        again.set_index(KEYS)["score"].rename("again"), how="outer"
-    )
+    pair = _paired(stored, again)
     order = pair.reindex(pd.MultiIndex.from_frame(stored[KEYS]))
     apart = order[order["score"] != order["again"]]
     complete = len(pair) == len(stored) and pair["again"].notna().all()
@@ -65,9 +80,7 @@ def compare(stored: pd.DataFrame, again: pd.DataFrame, weights: bool, elsewhere:
             f"{len(apart)} of {len(stored)} scores differ, first {dataset} ({scope}) after "
             f"{task} tasks: stored {old:.2f}, now {new:.2f}"
         )
-    means = pair.groupby([*KEYS[:2], "role"])[["score", "again"]].mean()
-    means = means[means.index.get_level_values("role") != "transfer"]
-    drift = (means["score"] - means["again"]).abs().max()
+    drift = moved(stored, again)["moved"].abs().max()
     where += f"; A_KA and A_ZS move by at most {drift:.2f} points"
     if not elsewhere:
         return Verdict("different", f"{where}, though nothing else differs")

@@ -294,6 +294,7 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
         ("data_manifests/embedded/x.yaml", True),
         ("book/results/01.parquet", True),
         ("book/studies/01.yaml", True),
+        ("book/guidelines.yaml", True),
         ("book/01_a.md", False),
         ("tests/test_a.py", False),
     ],

@@ -239,6 +239,53 @@ def test_results_whose_provenance_lacks_a_number_cannot_be_read(place, key):
         results.runs_of("77")
 
 
+def compared():
+    return invoke(cli.app, ["results", "compare", "77"])
+
+
+def test_a_study_computed_again_is_compared_with_what_is_published(place):
+    publish()
+    result = compared()
+    assert (result.exit_code, result.output.strip()) == (0, "4 bitwise equal")
+
+
+def test_runs_that_are_missing_or_differ_are_named_with_their_rows(place):
+    lost, other, *_ = stored_runs()
+    path = publish()
+    frame = pd.read_parquet(path)
+    row = (frame["run"] == other.id) & (frame["dataset"] == "shapes") & (frame["task"] == 2)
+    frame.loc[row, "score"] += 30
+    frame.to_parquet(path, index=False)
+    shutil.rmtree(store.folder(lost.id))
+    result = compared()
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert f"{lost.id[:SHORT]}: missing: it is not in the store" in text
+    assert f"{other.id[:SHORT]}: different: " in text
+    assert "after 2 tasks, subset: A_ZS: stored" in text
+    assert text.count("moved -") == 1
+    assert "2 bitwise equal" in text
+    assert "after 1 tasks" not in text
+
+
+def test_on_another_machine_the_tolerance_decides(place):
+    path = publish()
+    frame = pd.read_parquet(path)
+    elsewhere = frame["provenance"].map(lambda text: json.dumps(json.loads(text) | {"torch": "0"}))
+    frame = frame.assign(provenance=elsewhere)
+    one = frame["run"] == frame["run"].iloc[0]
+    frame.loc[one & (frame["role"] == "eval"), "score"] += 1.0
+    frame.to_parquet(path, index=False)
+    result = compared()
+    text = " ".join(result.output.split())
+    assert result.exit_code == 0
+    assert "within tolerance" in text
+    assert "move by at most 1.00 points, against 3 allowed where torch" in text
+    frame.loc[one & (frame["role"] == "eval"), "score"] += 4.0
+    frame.to_parquet(path, index=False)
+    assert compared().exit_code == 1
+
+
 def test_with_nothing_published_there_is_nothing_to_verify(place):
     assert "nothing is published" in str(invoke(cli.app, ["results", "verify"]).exception)
 

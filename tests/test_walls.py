@@ -20,8 +20,9 @@ ROOMS = """
     checkpoints runs
     store verification pretraining forecast workers cluster studies doctor plans
     claims fronts surfaces scaling results reference
+    scoreboard planning
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging plot_scaling plot_idea widgets answers
+    plot_merging plot_scaling plot_idea plot_scoreboard plot_planning widgets answers
     chapters kernels book publishing site
     bench cli __main__
 """

@@ -16,6 +16,7 @@ from cmp.cli import (
     data,
     merging,
     networks,
+    planner,
     results,
     runs,
     site,
@@ -39,6 +40,7 @@ app.command()(studies.study)
 app.command()(merging.merge)
 app.command()(bench.bench)
 app.command()(budget.budget)
+app.command()(planner.plan)
 app.command("book")(chapters.run_book)
 app.command("site")(site.build_site)
 

@@ -1,5 +1,6 @@
 """`cmp results`: finished runs, in the store and published."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from cmp.errors import CmpError
 from cmp.files import whole_file
 from cmp.paths import SHORT
 
-app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, export.")
+app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, compare, export.")
 
 
 @app.command("ls")
@@ -79,6 +80,31 @@ def verify(
         console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
         answers.append(verdict.answer)
     if "different" in answers:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    chapter: Annotated[str, typer.Argument(help="The study's number, such as 01.")],
+) -> None:
+    """Compare a study's runs in the store with the published ones; rows that differ are named.
+
+    Status 1 if any is missing or different. To compute it anew, set CMP_BUILD to a folder in which
+    only the data are built.
+    """
+    answers = Counter()
+    for each in results.runs_of(chapter.zfill(2)):
+        verdict, rows = results.compare(each)
+        answers[verdict.answer] += 1
+        if verdict.answer == "bitwise equal":
+            continue
+        console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
+        for row in rows.itertuples() if verdict.answer == "different" else ():
+            where = f"after {row.task} tasks, {row.scope}: {row.aggregate}"
+            now = f"stored {row.stored:.2f}, now {row.now:.2f}, moved {row.moved:+.2f}"
+            console.print(f"  {where}: {now}", highlight=False)
+    console.print(", ".join(f"{count} {answer}" for answer, count in answers.items()))
+    if answers.keys() & {"different", "missing"}:
         raise typer.Exit(1)
 
 

@@ -43,7 +43,9 @@ def run(
     what: Annotated[
         str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, gpu, or FILE.yaml.")
     ],
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value ...; recipe=default")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     threads: Threads = 1,
     device: Device = None,

@@ -22,6 +22,8 @@ from cmp.config.profiles import (
     PRETRAINING,
     PRETRAINING_OF,
     PROFILES,
+    RECIPES,
+    expanded,
     profile,
     translated,
     translates,
@@ -43,6 +45,7 @@ __all__ = [
     "PRETRAINING",
     "PRETRAINING_OF",
     "PROFILES",
+    "RECIPES",
     "SHARES",
     "STARTS",
     "STRICT",
@@ -245,12 +248,13 @@ DEFAULTS = dict(flat_keys(RunConfig().to_dict()))
 def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """A `RunConfig` from nested dicts; what is left out keeps its default.
 
-    `seed: n` at the top sets all four seeds that are not set by name.
+    `seed: n` at the top sets all four seeds that are not set by name, and `recipe: NAME` all that a
+    recipe says of keys that are not: both are short for what they stand for, and no part of it.
     Raises `CmpError` with the key, what was found, and the nearest valid key.
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
-    tree = dict(tree)
+    tree = expanded(tree)
     if "seed" in tree:
         every = dict.fromkeys(Seeds().__dataclass_fields__, tree.pop("seed"))
         named = tree.get("seeds") or {}

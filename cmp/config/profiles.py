@@ -1,6 +1,7 @@
-"""Sizes of runs by profile, and what pretraining is, as trees that `parse` takes."""
+"""Sizes of runs by profile, recipes, and what pretraining is, as trees that `parse` takes."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cmp.config.schedule import Schedule
@@ -66,6 +67,33 @@ def translated(changes: dict[str, Any], name: str) -> dict[str, Any]:
             room, leaf = key.split(".")
             found[key] = round(found[key] * own[room][leaf] / cpu[room][leaf])
     return found
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {
+        "mixture": {"pretraining": 0.25, "update": 0.25, "buffer": 0.5},
+        "optimizer": {"carry": True},
+        "merging": {"policy": "last-unrolled"},
+    },
+}
+"""What chapter 08 recommends to begin with, on top of any profile."""
+
+
+def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree with all that its `recipe` says of keys that it does not set; `CmpError` for
+    an unknown one."""
+    tree = dict(tree)
+    if "recipe" not in tree:
+        return tree
+    if (name := tree.pop("recipe")) not in list(RECIPES):
+        raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
+    below = json.loads(json.dumps(RECIPES[name]))
+    for key in below.keys() & tree.keys():
+        if isinstance(tree[key], Mapping):
+            below[key] |= tree[key]
+        else:  # which `parse` refuses by its name
+            below[key] = tree[key]
+    return tree | below
 
 
 PRETRAINING: dict[str, Any] = {

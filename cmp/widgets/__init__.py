@@ -7,6 +7,7 @@ them without a kernel; a `*_still` is a plain figure of a few cases, for a page 
 from cmp.widgets.method import budget_calculator, method_explorer
 from cmp.widgets.mixture import mixture_explorer, mixture_still
 from cmp.widgets.path import path_explorer
+from cmp.widgets.planner import planner
 from cmp.widgets.scale import scale_explorer
 from cmp.widgets.schedule import schedule_explorer, schedule_still
 from cmp.widgets.stream import stream_explorer
@@ -17,6 +18,7 @@ __all__ = [
     "mixture_explorer",
     "mixture_still",
     "path_explorer",
+    "planner",
     "scale_explorer",
     "schedule_explorer",
     "schedule_still",

@@ -50,6 +50,10 @@ from cmp.data import corpus
 settings = {"random": {}, "in turn": {"stream": {"order": "dataset"}}}
 widgets.stream_explorer(corpus.load(), published(settings))
 """,
+    "planner": """
+from cmp import widgets
+widgets.planner()
+""",
 }
 BYTES = """async image => {
     const answer = await fetch(image.src);
@@ -230,4 +234,37 @@ def move_stream(explorer):
     explorer.changed(picture)
 
 
-MOVES = {"schedule": move_schedule, "mixture": move_mixture, "stream": move_stream}
+def move_planner(explorer):
+    page = explorer.page
+    explorer.says("tiny: 8 updates of")
+    page.get_by_text("What was rejected").wait_for()
+    picture = explorer.png()
+
+    explorer.handle("Updates").focus()
+    page.keyboard.press("ArrowLeft")
+    explorer.says("tiny: 7 updates of")
+
+    explorer.choose("Must be kept", "all: nothing that it knows, whatever is not learned for it")
+    explorer.says("EMA-Merge")
+    picture = explorer.changed(picture)
+    explorer.says("policy: ema", below=True)
+
+    explorer.choose("To replay", "public data instead")
+    explorer.says("Refused: nothing may be lost, and nothing that the model learned from")
+    assert explorer.png() == picture
+
+    explorer.choose("Must be kept", "balance: as much of both as can be had")
+    explorer.says("batches of 0% pretraining data")
+    explorer.says("public data in place of the pretraining data", below=True)
+    picture = explorer.changed(picture)
+    explorer.drag(explorer.handle("Hours on it").first, -400, 0)
+    explorer.says("Refused: this compute buys no step in each of 7 updates of tiny")
+    assert explorer.png() == picture
+
+
+MOVES = {
+    "schedule": move_schedule,
+    "mixture": move_mixture,
+    "stream": move_stream,
+    "planner": move_planner,
+}

@@ -1,0 +1,282 @@
+"""The planner: what it promises fits, what it tells is stored, and what cannot be is a sentence."""
+
+import dataclasses
+import re
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from cmp import budgets, cli, config, models, planning, results, streams, studies, widgets
+from cmp.budgets import counting, table4
+from cmp.config import Merging
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.merging import policies
+from cmp.planning import Impossible, Wish, choosing, costs, telling, wishes
+from cmp.planning.devices import DEVICES, GIGA
+
+invoke = CliRunner().invoke
+HOURS = 0.0064
+"""On one core, as many FLOPs as the `cpu` profile's own run takes."""
+ALL = "the image tower locked, where looks are new, too"
+
+
+@pytest.fixture(scope="module")
+def known():
+    return planning.gather()
+
+
+def core(**changes):
+    """A wish for `tiny` on a core."""
+    return Wish(**{"gpu_hours": HOURS, "device": "core"} | changes)
+
+
+def spent(plan):
+    """What a plan's run costs, in the unit of the wish, counted anew."""
+    run, wish = plan.run, plan.wish
+    cost = counting.cost(run)
+    flops = run.stream.tasks * (run.training.steps * cost.step + cost.end)
+    if wish.gpu_hours is not None:
+        return flops / DEVICES[wish.device].speed / 3600
+    return flops * cost.memory / budgets.full_cost(run).memory / GIGA
+
+
+WISHES = st.builds(
+    Wish,
+    model=st.sampled_from(("tiny", "tiny-half", "tiny-vit")),
+    updates=st.integers(1, 60),
+    gpu_hours=st.floats(1e-4, 50),
+    device=st.sampled_from(sorted(DEVICES)),
+    keep=st.sampled_from(sorted(planning.KEEP)),
+    new=st.sampled_from(sorted(planning.NEW)),
+    pool=st.sampled_from((0.0, 0.01, 0.1, 1.0)),
+    other_pool=st.booleans(),
+    buffer=st.sampled_from((None, 0, 1, 300, 10_000)),
+)
+
+
+@given(WISHES, st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_any_feasible_wish_is_a_run_that_fits(known, wish, adjusted):
+    if adjusted:
+        wish = dataclasses.replace(wish, gpu_hours=None, gmafs=wish.gpu_hours * 1e5)
+    try:
+        plan = planning.plan(wish, known)
+    except Impossible as error:
+        assert str(error)
+        assume(False)
+    allowed = wish.gmafs if adjusted else wish.gpu_hours
+    assert spent(plan) <= allowed * (1 + 1e-6)
+    one_more = plan.run.stream.tasks * counting.cost(plan.run).step
+    if not adjusted:  # and no step is left over
+        assert spent(plan) + one_more / DEVICES[wish.device].speed / 3600 > allowed * (1 - 1e-6)
+    assert config.parse(yaml.safe_load(telling.as_yaml(plan)), "plan") == config.parse(plan.tree)
+    assert plan.costs.memory <= DEVICES[wish.device].memory
+    assert plan.run.mixture.pretraining == 0 or wish.pool > 0
+    assert plan.run.mixture.buffer == 0 or wish.buffer != 0
+
+
+def test_a_plan_of_an_embedded_model_is_a_file_that_run_accepts(tmp_path):
+    options = ["--gpu-hours", str(HOURS), "--device", "core", "--updates", "6", "--buffer", "300"]
+    result = invoke(cli.app, ["plan", *options])
+    assert result.exit_code == 0, result.output
+    file = tmp_path / "plan.yaml"
+    file.write_text(result.stdout)
+    dry = invoke(cli.app, ["run", str(file), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "mixture.capacity: 300" in dry.stdout
+    assert "merging.policy: last-unrolled" in dry.stdout
+    assert "stream.tasks: 6" in dry.stdout
+
+
+def test_a_plan_of_a_real_model_is_a_config_but_for_its_weights(known, tmp_path):
+    result = invoke(cli.app, ["plan", "--model", "ViT-B-16", "--gpu-hours", "8", "--updates", "20"])
+    assert result.exit_code == 0, result.output
+    tree = yaml.safe_load(result.stdout)
+    assert tree["model"] == {"name": "ViT-B-16", "start": "laion2b_s34b_b88k"}
+    tree["model"]["start"] = "random"
+    run = config.parse(tree)
+    assert (run.stream.tasks, run.training.batch, run.schedule.peak) == (20, 512, 1e-5)
+    hours = 20 * run.training.steps * counting.cost(run).step / DEVICES["h100"].speed / 3600
+    assert 7.99 < hours <= 8
+    assert "no study has runs of ViT-B-16" in " ".join(result.stdout.replace("#", "").split())
+
+
+def test_outside_the_stored_sizes_there_are_signs_and_no_numbers(known):
+    wish = Wish("ViT-B-32", updates=5, gpu_hours=1.0, device="a100")
+    plan = planning.plan(wish, known)
+    assert plan.place is None
+    for text in (*plan.effects["A_KA"], *plan.effects["A_ZS"]):
+        assert text in ("+", "−", "no difference that is seen")
+    assert not any(re.search(r"\d\.\d", why) for why in plan.rejected.values())
+    assert plan.rejected.keys() == planning.plan(core(), known).rejected.keys()
+    larger = planning.plan(core(gpu_hours=100 * HOURS), known)  # tiny, but a hundred times as long
+    assert larger.place is None
+    assert "stored runs of tiny have" in larger.outside
+
+
+def test_the_place_of_a_stored_run_is_its_own(known):
+    run = studies.load("03").configs("cpu", 1)["EMA", 0]
+    place = known.nearest(run, run.training.steps)
+    assert (place.setting, place.differs, place.n) == ("EMA", (), 5)
+    assert place.scores.loc["A_ZS", "mean"] == pytest.approx(36.1, abs=0.05)
+    careful = planning.plan(core(keep="most"), known).place  # other shares are one other choice
+    assert (careful.setting, len(careful.differs)) == ("EMA", 3)
+    assert "mixture.buffer=0.5 instead of 0.333" in " ".join(careful.differs)
+
+
+def test_another_stored_score_is_another_place_and_another_reason(known):
+    frame = known.trajectories["02"].copy()
+    frame.loc[frame["setting"] == "locked-image", ["A_KA", "A_ZS", "GM"]] -= 20
+    other = dataclasses.replace(known, trajectories=known.trajectories | {"02": frame})
+    plans = [planning.plan(core(), each) for each in (known, other)]
+    assert "GM +5.1" in plans[0].rejected[ALL]
+    assert "GM −14.9" in plans[1].rejected[ALL]
+    place = plans[0].place
+    moved = known.trajectories[place.study].copy()
+    moved.loc[moved["setting"] == place.setting, "A_ZS"] += 10
+    again = dataclasses.replace(known, trajectories=known.trajectories | {place.study: moved})
+    score = planning.plan(core(), again).place.scores.loc["A_ZS", "mean"]
+    assert score == pytest.approx(place.scores.loc["A_ZS", "mean"] + 10)
+
+
+def test_a_study_that_is_not_published_is_not_asked(known):
+    less = dataclasses.replace(
+        known,
+        trajectories={k: v for k, v in known.trajectories.items() if k != "02"},
+        runs={k: v for k, v in known.runs.items() if k[0] != "02"},
+    )
+    assert "LoRA" not in planning.plan(core(), less).rejected
+    assert "LoRA" in planning.plan(core(), known).rejected
+
+
+def test_nothing_is_planned_from_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    with pytest.raises(CmpError, match="no study is published"):
+        planning.gather()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpu_hours": None}, "compute in one unit"),
+        ({"gmafs": 1.0}, "compute in one unit"),
+        ({"gpu_hours": 0.0}, "nothing can be trained"),
+        ({"gpu_hours": -1.0}, "nothing can be trained"),
+        ({"gpu_hours": float("nan")}, "nothing can be trained"),
+        ({"gpu_hours": 1e-6}, "buys no step in each of 8 updates of tiny at batch 64"),
+        ({"gpu_hours": 1e9, "device": "h100"}, "more than a run can count"),
+        ({"updates": 0}, "a stream has one at least"),
+        ({"updates": 523}, "the embedded stream has 522 classes"),
+        ({"images": 0}, "more updates than images"),
+        ({"model": "ViT-B-32", "device": "a100", "updates": 2_000_000}, "more updates than images"),
+        ({"keep": "all", "pool": 0.0}, "every update that learns something forgets something"),
+        ({"keep": "everything"}, "there are balance, most, all"),
+        ({"new": "nothing"}, "there are both, names"),
+        ({"device": "tpu"}, "there are h100"),
+        ({"pool": 1.5}, "a part of the pretraining data"),
+        ({"buffer": -1}, "a number of images"),
+        ({"model": "tinny"}, "open_clip knows no such model"),
+        ({"model": "ViT-B-32-256-none"}, "open_clip knows no such model"),
+    ],
+)
+def test_what_cannot_be_is_answered_in_a_sentence(known, changes, words):
+    with pytest.raises(Impossible, match=re.escape(words)):
+        planning.plan(core(**changes), known)
+
+
+def test_a_model_without_weights_has_nothing_to_keep(known):
+    with pytest.raises(Impossible, match="no pretrained weights"):
+        planning.plan(Wish("ViT-M-32", gpu_hours=1.0, images=100), known)
+
+
+def test_what_is_too_large_is_trained_in_part_or_not_at_all(known, monkeypatch):
+    small = DEVICES["core"]._replace(memory=4e7)  # full fine-tuning of tiny takes more
+    monkeypatch.setitem(DEVICES, "core", small)
+    plan = planning.plan(core(), known)
+    assert plan.run.method.name == "locked-image"
+    assert any("does not fit into core's memory" in each for each in plan.notes)
+    monkeypatch.setitem(DEVICES, "core", small._replace(memory=1e6))
+    with pytest.raises(Impossible, match="does not fit into core, 0 GB"):
+        planning.plan(core(), known)
+
+
+def test_memory_in_bf16_is_that_of_table_4():
+    run = config.parse(
+        {"model": {"name": table4.MODEL, "start": "random"}, "training": {"batch": table4.BATCH}}
+    )
+    assert costs.of_run(run) / GIGA == pytest.approx(table4.TABLE4["full"].memory, rel=0.02)
+
+
+@pytest.mark.parametrize("policy", costs.COPIES)
+def test_policies_keep_as_many_networks_as_are_counted(policy):
+    weights = {"w": torch.ones(2)}
+    memory = {"zero": weights} if policy != "none" else {}
+    for done in (1, 2, 3):
+        merging = Merging(policy=policy)
+        if policy != "none":
+            memory, _, _ = policies.after_task(merging, memory, weights, done)
+    assert len(memory) == costs.COPIES[policy]
+
+
+def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
+    corpus = corpora.load()
+    run = config.parse(config.profile("cpu"))
+    tasks = streams.blocks(corpus, run.stream, 0)
+    assert streams.class_counts(tasks).to_numpy().sum() == wishes.CLASSES
+    rows = sum(len(corpus.rows("train", dataset=each)) for each in corpus.by_role("adapt"))
+    assert rows == wishes.ARRIVING
+
+
+def test_the_default_plan_is_the_recipe(known):
+    plan = planning.plan(core(), known)
+    recipe = config.parse({"recipe": "default"})
+    for part in ("merging", "optimizer", "method", "schedule"):
+        assert getattr(plan.run, part) == getattr(recipe, part)
+    shares = ("pretraining", "update", "buffer")
+    assert [getattr(plan.run.mixture, each) for each in shares] == [
+        getattr(recipe.mixture, each) for each in shares
+    ]
+
+
+def test_tags_of_the_paper_are_open_clip_s():
+    import open_clip
+
+    for name, tag in choosing.TAGS.items():
+        assert tag in open_clip.list_pretrained_tags_by_model(name)
+    assert set(models.EMBEDDED) & set(choosing.TAGS) == set()
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_the_widget_is_a_view_of_the_plan(known):
+    box, sentence, picture, below = widgets.planner(known).children
+    controls = {each.description: each for each in box.children}
+    plan = planning.plan(core(), known)
+    assert sentence.value == telling.summary(plan).replace("&", "&amp;")
+    assert f'<pre style="user-select: all">{telling.as_yaml(plan, comments=False)}</pre>' in (
+        below.value
+    )
+    before = bytes(picture.value)
+    controls["Updates"].value = 4
+    assert "4 updates of" in sentence.value
+    controls["Must be kept"].value = "all"
+    assert "EMA-Merge" in sentence.value
+    assert bytes(picture.value) != before
+    before = bytes(picture.value)
+    controls["Of them at hand"].value = 0.0
+    assert sentence.value.startswith("<b>Refused:</b> nothing may be lost")
+    assert bytes(picture.value) == before
+    controls["Must be kept"].value = "balance"
+    assert "0% pretraining" in sentence.value
+
+
+def test_effects_are_told_with_the_largest_first(known):
+    effects = planning.plan(core(), known).effects
+    assert list(effects.columns) == ["choice", "A_KA", "A_ZS", "study"]
+    assert effects["choice"].iloc[0].startswith("replay of")
+    assert isinstance(effects, pd.DataFrame)
