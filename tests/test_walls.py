@@ -22,7 +22,7 @@ ROOMS = """
     claims fronts surfaces scaling results
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
     plot_merging plot_scaling widgets
-    chapters kernels book publishing
+    chapters readings kernels book publishing
     bench cli __main__
 """
 """From left to right as data flow; the rooms of one line may see each other, and none a later one.
