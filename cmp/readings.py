@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from cmp import chapters, forecast, store, studies
+from cmp import chapters, config, forecast, store, studies
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
 from cmp.studies import Study
@@ -14,23 +14,31 @@ ROUND = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
 Grid = dict[tuple[str, int], RunConfig]
+Changes = dict[str, list[str]]
 
 
 def begin(
-    scope: dict[str, Any], runs: Study | Grid | None = None, anew: Iterable[RunConfig] = ()
+    scope: dict[str, Any], runs: Study | Changes | None = None, anew: Iterable[RunConfig] = ()
 ) -> Grid:
     """For chapters, in the cell after the parameters cell: `live = begin(globals(), study)`.
 
     Checks the parameters, see `chapters.guard`, and prints `status`. runs: what the chapter
-    computes live and stores, as a grid or as the study that it is a part of; anew: what each
-    replicate computes at every reading, without storing it. Returns the grid, empty where there is
-    none. Raises `CmpError` for a wrong parameter and a device that is not here.
+    computes live and stores: a study, or key=value changes to the profile by name; anew: what each
+    replicate computes at every reading, without storing it. Returns (name, replicate) -> config of
+    `runs`. Raises `CmpError` for a wrong parameter and a device that is not here.
     """
     chapters.guard(scope)
     profile, seeds, jobs, device = (scope[key] for key in ("profile", "seeds", "jobs", "device"))
     if isinstance(runs, Study):
-        runs = runs.configs(profile, seeds, live_only=profile == "quick")
-    live = runs or {}
+        live = runs.configs(profile, seeds, live_only=profile == "quick")
+    else:
+        live = {
+            (name, seed): config.parse(
+                config.override(config.profile(profile), [*changes, f"seed={seed}"]), name
+            )
+            for seed in range(seeds)
+            for name, changes in (runs or {}).items()
+        }
     told = status(list(live.values()), list(anew) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {told}".strip())
     return live
