@@ -86,8 +86,9 @@ def test_every_chapter_s_second_cell_begins_it(source):
     assert sum("readings.begin(" in cell for cell in cells) == 1
 
 
+SECONDS = 300
 COMPUTE = """from cmp import config, studies
-changes = ["stream.tasks=1", "training.steps=200", "training.batch=16", "evaluation.subset=1"]
+changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]
 studies.compute(grid)"""
 
@@ -100,21 +101,23 @@ async def interrupted(folder):
     client = manager.client()
     client.start_channels()
     try:
-        await client.wait_for_ready(timeout=120)
+        await client.wait_for_ready(timeout=SECONDS)
 
         async def stop():
-            end = time.monotonic() + 120
+            end = time.monotonic() + SECONDS
             while not list(folder.glob("*/task-0-step-50-*")) and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             await manager.interrupt_kernel()
 
         sent = []
         stopper = asyncio.create_task(stop())
-        await client.execute_interactive(COMPUTE, timeout=200, output_hook=sent.append)
+        await client.execute_interactive(COMPUTE, timeout=2 * SECONDS, output_hook=sent.append)
         await stopper
         state = checkpoints.latest(next(folder.iterdir()))[1]
         again = []
-        reply = await client.execute_interactive(COMPUTE, timeout=200, output_hook=again.append)
+        reply = await client.execute_interactive(
+            COMPUTE, timeout=2 * SECONDS, output_hook=again.append
+        )
         return sent, state, again, reply
     finally:
         client.stop_channels()

@@ -37,7 +37,7 @@ COMMAND = """async name => {
     await window.jupyterapp.commands.execute(name);
 }"""
 SHUT_DOWN = "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
-START_SECONDS, STOP_SECONDS = 90, 15
+START_SECONDS, STOP_SECONDS = 180, 15
 
 
 def missing() -> str | None:
@@ -163,13 +163,14 @@ class Watched:
     def idle(self) -> None:
         """Wait for the kernel: the toolbar says idle before it is there, and running then asks
         which kernel."""
-        self.page.wait_for_function(IDLE, timeout=1000 * START_SECONDS)
+        self.page.wait_for_function(IDLE)
 
 
 @contextlib.contextmanager
 def opened(browser: "Browser", address: str, token: str, notebook: str) -> Iterator[Watched]:
     """A notebook of a `lab` on a page of its own, its kernel ready; the kernel ends with it."""
     page = browser.new_page(viewport={"width": 1400, "height": 1600})
+    page.set_default_timeout(1000 * START_SECONDS)
     try:
         watched = Watched(page)
         page.goto(f"{address}/lab/tree/{notebook}?token={token}&reset")

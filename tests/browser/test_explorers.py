@@ -18,11 +18,11 @@ BYTES = """async image => {
     return Array.from(new Uint8Array(await answer.arrayBuffer()));
 }"""
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"
-SECONDS = 90
+SECONDS = 180
 LONG = """import os
 os.environ["CMP_BUILD"] = {build!r}
 from cmp import config, studies
-changes = ["stream.tasks=1", "training.steps=200", "training.batch=16", "evaluation.subset=1"]
+changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]"""
 
 
@@ -70,7 +70,7 @@ class Explorer:
         self.picture = self.root.locator("img.widget-image")
         self.sentence = self.root.locator(".widget-html-content").first
         self.below = self.root.locator(".widget-html-content").last
-        self.picture.wait_for(timeout=1000 * SECONDS)
+        self.picture.wait_for()
 
     def png(self) -> bytes:
         return bytes(self.picture.evaluate(BYTES))
