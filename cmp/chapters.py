@@ -215,16 +215,6 @@ def differing(source: Path, values: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if value != valid[name].default}
 
 
-def plan_only(dry_run: bool, configs: dict, device: str) -> None:
-    """For chapters: with `dry_run`, print what the study would compute and end the notebook here,
-    which papermill takes for an end like any other."""
-    if dry_run:
-        from cmp import plans
-
-        print("\n".join(plans.of_study(configs, device)))
-        raise SystemExit(0)
-
-
 def guard(scope: dict[str, object]) -> None:
     """For chapters, in the cell after the parameters cell: `guard(globals())`.
 

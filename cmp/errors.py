@@ -36,3 +36,7 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return self.args[0]
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: no traceback, for nothing went wrong."""
+        return [f"{self}; in a notebook, run the cell again"]

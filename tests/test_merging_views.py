@@ -49,6 +49,7 @@ def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
     controls, _, sentence, picture, _ = parts_of_path(
         widgets.path_explorer("tiny", before, tuned, corpus)
     )
+    assert "Merged and scored" not in sentence.value
     network = models.create("tiny").eval()
     for share in (0.0, 0.25, 1.0):
         shown = bytes(picture.value)
@@ -58,6 +59,7 @@ def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
         expected = evaluation.evaluate(network, "tiny", corpus, subset=4).summary()
         assert f"A_KA {expected['A_KA']:.1f}%, A_ZS {expected['A_ZS']:.1f}%" in sentence.value
         assert bytes(picture.value) != shown
+        assert ("Merged and scored in" in sentence.value) is (share == 0.25)
     controls["Rule"].value = "slerp"
     assert "by slerp" in sentence.value
 

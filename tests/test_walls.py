@@ -23,7 +23,7 @@ ROOMS = """
     scoreboard planning
     plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
     plot_merging plot_scaling plot_idea plot_scoreboard plot_planning widgets answers
-    chapters kernels book publishing site
+    chapters readings kernels book publishing site
     bench cli __main__
 """
 """From left to right as data flow; the rooms of one line may see each other, and none a later one.

@@ -37,8 +37,9 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         return known[rule, share]
 
     def draw(share: float, rule: str) -> Drawn:
+        moved = bool(known)  # what is drawn first is stored in notebooks, and says no time
         between = pd.DataFrame([scored(rule, float(each)) for each in PLACES])
-        started, new = time.perf_counter(), (rule, round(share, 6)) not in known
+        started, new = time.perf_counter(), moved and (rule, round(share, 6)) not in known
         here = scored(rule, round(share, 6))
         took = f" Merged and scored in {time.perf_counter() - started:.1f} s." if new else ""
         words = ", ".join(f"{key} {value:.1f}%" for key, value in here.items())

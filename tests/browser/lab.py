@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from cmp.paths import ROOT
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 HOST = "127.0.0.1"
 OPTIONS = [
@@ -32,11 +32,12 @@ IDLE = """() => {
     const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
     return kernel && kernel.connectionStatus === "connected" && kernel.status === "idle";
 }"""
-RUN_ALL = """async () => {
+COMMAND = """async name => {
     await window.jupyterapp.shell.currentWidget.sessionContext.ready;
-    await window.jupyterapp.commands.execute("notebook:run-all-cells");
+    await window.jupyterapp.commands.execute(name);
 }"""
-START_SECONDS, STOP_SECONDS = 90, 15
+SHUT_DOWN = "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
+START_SECONDS, STOP_SECONDS = 180, 15
 
 
 def missing() -> str | None:
@@ -113,6 +114,21 @@ def _stop(server: subprocess.Popen) -> None:
             return
 
 
+@contextlib.contextmanager
+def browser() -> "Iterator[Browser]":
+    """A browser without a screen, closed at the end."""
+    from playwright.sync_api import sync_playwright
+
+    options = OPTIONS + ["--no-sandbox"] * (os.geteuid() == 0)  # as root, it refuses to start else
+    with sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        found = playwright.chromium.launch(executable_path=path, args=options)
+        try:
+            yield found
+        finally:
+            found.close()
+
+
 @dataclass
 class Watched:
     """A page, what went wrong on it, and the addresses elsewhere that it asked for."""
@@ -123,30 +139,43 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._said)
         self.page.on("request", lambda request: self._asked(request.url))
         self.page.on("websocket", lambda connection: self._asked(connection.url))
+
+    def _said(self, message: "ConsoleMessage") -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url')})")
 
     def _asked(self, address: str) -> None:
         parts = urlsplit(address)
         if parts.scheme not in ("data", "blob", "about") and parts.hostname != HOST:
             self.elsewhere.append(address)
 
+    def command(self, name: str) -> None:
+        """Do what one of JupyterLab's commands does, such as run all cells, to its end."""
+        self.page.evaluate(COMMAND, name)
+
+    def begin(self, name: str) -> None:
+        """Begin such a command."""
+        self.page.evaluate(f"name => {{ ({COMMAND})(name) }}", name)
+
+    def idle(self) -> None:
+        """Wait for the kernel: the toolbar says idle before it is there, and running then asks
+        which kernel."""
+        self.page.wait_for_function(IDLE)
+
 
 @contextlib.contextmanager
-def executed(address: str, token: str, notebook: str) -> Iterator[Watched]:
-    """A notebook of a `lab` in a browser, when all its cells have been run."""
-    from playwright.sync_api import sync_playwright
-
-    options = OPTIONS + ["--no-sandbox"] * (os.geteuid() == 0)  # as root, it refuses to start else
-    with sync_playwright() as playwright:
-        path = shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=options)
-        try:
-            watched = Watched(browser.new_page(viewport={"width": 1400, "height": 1600}))
-            watched.page.goto(f"{address}/lab/tree/{notebook}?token={token}&reset")
-            # the toolbar says idle before the kernel is there, and running then asks which kernel
-            watched.page.wait_for_function(IDLE, timeout=1000 * START_SECONDS)
-            watched.page.evaluate(RUN_ALL)
-            yield watched
-        finally:
-            browser.close()
+def opened(browser: "Browser", address: str, token: str, notebook: str) -> Iterator[Watched]:
+    """A notebook of a `lab` on a page of its own, its kernel ready; the kernel ends with it."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1600})
+    page.set_default_timeout(1000 * START_SECONDS)
+    try:
+        watched = Watched(page)
+        page.goto(f"{address}/lab/tree/{notebook}?token={token}&reset")
+        watched.idle()
+        yield watched
+        page.evaluate(SHUT_DOWN)
+    finally:
+        page.close()

@@ -1,0 +1,140 @@
+"""What a chapter says in its first cell, and what a kernel's interrupt leaves of a long one."""
+
+import asyncio
+import re
+import time
+
+import pytest
+from forked import small_config, small_corpus
+
+from cmp import chapters, checkpoints, config, forecast, kernels, readings, store, studies, workers
+from cmp.data import corpus as corpora
+from cmp.errors import CmpError
+from cmp.paths import build_folder
+
+PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _corpus():
+    """The corpus is read while the data are in sight."""
+    small_corpus()
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, with the small corpus; every run is forecast at 7 s."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(corpora, "load", lambda *roles: small_corpus())
+    monkeypatch.setattr(forecast, "seconds", lambda configs, device: [7.0 for _ in configs])
+    return tmp_path / "build"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "1 s"), (6.9, "5 s"), (7.2, "10 s"), (17, "20 s"), (40, "45 s"), (54, "1 min"),
+        (3000, "45 min"), (4000, "1 h"), (20 * 3600, "20 h"), (3 * 86400, "2 days"),
+    ],
+)  # fmt: skip
+def test_times_are_rounded_to_what_is_easily_said(seconds, words):
+    assert readings.rounded(seconds) == words
+
+
+def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_forecast(build):
+    grid = [small_config(f"seed={seed}") for seed in range(3)]
+    assert readings.status(grid, []) == ("Stored: 0 of 3 live runs. To compute: 3, about 20 s.")
+    assert "To compute: 3, about 10 s." in readings.status(grid, [], jobs=2)
+    workers.run_one(grid[0])
+    text = readings.status([*grid, grid[0]], [])  # two settings may come to one run
+    took = store.about(store.identify(grid[0], small_corpus()))[0].provenance["seconds"]
+    assert text == (
+        f"Stored: 1 of 3 live runs, which took about {readings.rounded(took)}. "
+        "To compute: 2, about 10 s."
+    )
+    assert readings.status([*grid, grid[0]], []) == text
+    assert readings.status(grid[:1], []).endswith("To compute: none.")
+    assert readings.status([], grid) == "Computed at every reading and not stored: about 20 s."
+
+
+def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys):
+    study = studies.load("01")
+    live = readings.begin(dict(PARAMETERS), study)
+    assert live == study.configs("quick", 2, live_only=True)
+    assert capsys.readouterr().out == (
+        "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about 10 s.\n"
+    )
+    assert readings.begin(PARAMETERS | {"profile": "cpu"}, study) == study.configs("cpu", 2)
+    changed = readings.begin(dict(PARAMETERS), {"half": ["schedule.peak=0.0005"]})
+    assert list(changed) == [("half", 0), ("half", 1)]
+    tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])
+    assert changed["half", 1] == config.parse(tree)
+    capsys.readouterr()
+    assert readings.begin(dict(PARAMETERS), anew=[small_config()]) == {}
+    assert (
+        "jobs 2. Computed at every reading and not stored: about 10 s." in capsys.readouterr().out
+    )
+    cell = "profile: str = 'quick'\nseeds: int = 2\njobs: int = 2\ndevice: str = 'cpu'"
+    with pytest.raises(CmpError, match="-1 must be at least 1"):
+        readings.begin({"In": ["", cell], **PARAMETERS, "seeds": -1}, study)
+
+
+@pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
+def test_every_chapter_s_second_cell_begins_it(source):
+    cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
+    assert len(re.findall(r"readings\.begin\(\s*globals\(\)", cells[1])) == 1
+    assert sum("readings.begin(" in cell for cell in cells) == 1
+
+
+SECONDS = 300
+COMPUTE = """from cmp import config, studies
+changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
+grid = [config.parse(config.override(config.profile("quick"), changes))]
+studies.compute(grid)"""
+
+
+async def interrupted(folder):
+    """A kernel that computes a run, is interrupted after 50 steps, and asked again: what both cells
+    sent, and the checkpoint between them."""
+    manager = kernels.manager()()
+    await manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=SECONDS)
+
+        async def stop():
+            end = time.monotonic() + SECONDS
+            while not list(folder.glob("*/task-0-step-50-*")) and time.monotonic() < end:
+                await asyncio.sleep(0.05)
+            await manager.interrupt_kernel()
+
+        sent = []
+        stopper = asyncio.create_task(stop())
+        await client.execute_interactive(COMPUTE, timeout=2 * SECONDS, output_hook=sent.append)
+        await stopper
+        state = checkpoints.latest(next(folder.iterdir()))[1]
+        again = []
+        reply = await client.execute_interactive(
+            COMPUTE, timeout=2 * SECONDS, output_hook=again.append
+        )
+        return sent, state, again, reply
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
+
+
+def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path, monkeypatch):
+    data = build_folder().resolve() / "data"
+    (tmp_path / "data").symlink_to(data)
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    sent, state, again, reply = asyncio.run(interrupted(tmp_path / "checkpoints"))
+    errors = [each["content"] for each in sent if each["msg_type"] == "error"]
+    assert [each["traceback"] for each in errors] == [
+        ["stopped with 1 runs to go; the same command goes on; in a notebook, run the cell again"]
+    ]
+    assert (state.progress.task, state.progress.step >= 50) == (0, True)
+    assert reply["content"]["status"] == "ok"
+    assert [each for each in again if each["msg_type"] == "error"] == []
+    assert [store.load(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
+    assert checkpoints.unfinished() == []
