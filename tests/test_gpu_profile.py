@@ -4,7 +4,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import budgets, chapters, cli, config, doctor, forecast, mixtures, plans, studies
+from cmp import budgets, chapters, cli, config, doctor, forecast, mixtures, plans, readings, studies
 from cmp.budgets import table4
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
@@ -132,10 +132,9 @@ def test_other_profiles_take_a_study_as_it_is():
 
 @no_card
 def test_a_chapter_that_only_plans_ends_there(capsys):
-    live = studies.load("04").configs("gpu", 1, live_only=True)
-    chapters.plan_only(False, live, "cuda")
+    scope = {"profile": "gpu", "seeds": 1, "jobs": 1, "device": "cuda", "dry_run": True}
     with pytest.raises(SystemExit) as end:
-        chapters.plan_only(True, live, "cuda")
+        readings.begin(scope, studies.load("04"))
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("runs: 3\ncosine, replicate 0\n  20 tasks of 1428 steps")
@@ -143,7 +142,7 @@ def test_a_chapter_that_only_plans_ends_there(capsys):
 
 
 def test_every_chapter_with_a_study_can_plan():
-    for number in ("01", "02", "03", "04", "05", "06", "07"):
+    for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
         [source] = chapters.select([number])
         assert chapters.parameters(source)["dry_run"].default is False
-        assert "chapters.plan_only(dry_run, live, device)" in source.read_text()
+        assert "live = readings.begin(globals(), study)" in source.read_text()

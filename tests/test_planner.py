@@ -94,12 +94,17 @@ def test_a_plan_of_an_embedded_model_is_a_file_that_run_accepts(tmp_path):
     assert "stream.tasks: 6" in dry.stdout
 
 
-def test_a_plan_of_a_real_model_is_a_config_but_for_its_weights(known, tmp_path):
+def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(known, tmp_path):
     result = invoke(cli.app, ["plan", "--model", "ViT-B-16", "--gpu-hours", "8", "--updates", "20"])
     assert result.exit_code == 0, result.output
     tree = yaml.safe_load(result.stdout)
     assert tree["model"] == {"name": "ViT-B-16", "start": "laion2b_s34b_b88k"}
-    tree["model"]["start"] = "random"
+    assert tree["data"] == "fomo"
+    file = tmp_path / "plan.yaml"
+    file.write_text(result.stdout)
+    dry = invoke(cli.app, ["run", str(file), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "absent: weights" in dry.stdout
     run = config.parse(tree)
     assert (run.stream.tasks, run.training.batch, run.schedule.peak) == (20, 512, 1e-5)
     hours = 20 * run.training.steps * counting.cost(run).step / DEVICES["h100"].speed / 3600

@@ -76,7 +76,8 @@ def _multiplier(run: RunConfig) -> float:
 
 def chosen(wish: Wish) -> tuple[dict[str, Any], list[str]]:
     """What the studies advise, without sizes; and what must be said of it."""
-    tree: dict[str, Any] = {"model": _model(wish), "stream": {"tasks": wish.updates}}
+    tree: dict[str, Any] = {} if wish.embedded else {"data": "fomo"}
+    tree |= {"model": _model(wish), "stream": {"tasks": wish.updates}}
     tree["mixture"], notes = _mixture(wish)
     careful = wish.keep != "balance" or wish.pool == 0
     if careful:
@@ -92,6 +93,10 @@ def chosen(wish: Wish) -> tuple[dict[str, Any], list[str]]:
     if wish.new == "names":
         tree["method"] = {"name": "locked-image"}
     if not wish.embedded:
+        notes.append(
+            "FoMo-in-Flux stands for your data: name the folder of their manifests under `data` "
+            "(chapter A1)."
+        )
         tree["schedule"] = {"peak": RATE}
         notes.append(
             f"The peak of {RATE:g} is the paper's for ViT-B/16. Try a third and three times of it "
