@@ -2,12 +2,13 @@
 takes said, by one call in the cell after the parameters."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cmp import chapters, config, forecast, plans, store, studies
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
+from cmp.errors import CmpError
 from cmp.studies import Study
 
 ROUND = (1, 2, 5, 10, 20, 30, 45)
@@ -83,3 +84,12 @@ def rounded(seconds: float) -> str:
     """The nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
     ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND}
     return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
+
+
+def refused(call: Callable[[], object]) -> str:
+    """For chapters: the sentence with which a call is refused, empty where it is not."""
+    try:
+        call()
+    except CmpError as error:
+        return str(error)
+    return ""

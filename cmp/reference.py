@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from cmp import store
 from cmp.budgets import rules, table4
 from cmp.evaluation import retrieval_hits
 from cmp.merging.combining import merge
@@ -92,8 +91,3 @@ def if_restarted(trajectory: pd.DataFrame) -> pd.DataFrame:
     kept = trajectory.set_index("task")[["A_KA", "A_ZS"]]
     again = kept.iloc[[0] * len(kept)].set_axis(kept.index)
     return kept.join(again.add_suffix(", restarted"))
-
-
-def last(run: store.Run) -> pd.Series:
-    """A_KA and A_ZS after a run's last task."""
-    return store.trajectory(run.metrics).iloc[-1][["A_KA", "A_ZS"]]
