@@ -9,7 +9,7 @@ from cmp.errors import CmpError
 
 
 def run_book(
-    profile: Annotated[str, typer.Option(help="quick or cpu.")] = "quick",
+    profile: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "quick",
     chapter: Annotated[
         list[str] | None, typer.Option(help="A chapter's number, such as 01; all by default.")
     ] = None,
