@@ -25,7 +25,7 @@ def curves(
     """
     names = list(dict.fromkeys(points["group"]))
     colours = colours or palette(names)
-    with canvas(5.2 * len(panels) + 1.4, 4.8, note, ncols=len(panels), squeeze=False) as (
+    with canvas(3.7 * len(panels) + 1.3, 4.4, note, ncols=len(panels), squeeze=False) as (
         figure,
         grid,
     ):
@@ -46,13 +46,9 @@ def curves(
 
 
 def doubling(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic horizontal axis, whose ticks are the values that there are, told apart."""
-    ticks = []
-    for value in sorted(set(values)):
-        if not ticks or value > 1.3 * ticks[-1]:
-            ticks.append(value)
+    """A logarithmic horizontal axis, whose ticks are the values that there are."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(
         lambda value, _: f"{value:,.3g}" if value < 1e3 else f"{value:,.0f}"

@@ -1,5 +1,6 @@
 """Model and compute scaling: what a study's settings cost, and what they came to beside that."""
 
+import numpy as np
 import pandas as pd
 
 from cmp import budgets, config
@@ -73,14 +74,19 @@ def sizes(costs: pd.DataFrame) -> pd.DataFrame:
     """Those of `costs` that take the family's members through the stream, by `compute`: `group` is
     the model."""
     rows = costs[(costs["model"] != "tiny") & (costs["method"] == "full")]
-    return rows.assign(group=rows["model"], x=rows["compute"])
+    return rows.assign(group=rows["model"], x=_nominal(rows["compute"]))
+
+
+def _nominal(compute: pd.Series) -> pd.Series:
+    """The power of two that is meant: whole steps cost a few hundredths more or less."""
+    return 2.0 ** np.log2(compute).round()
 
 
 def steps(costs: pd.DataFrame) -> pd.DataFrame:
     """Those of `tiny` in the profile's number of updates, by `compute`: `group` is the method."""
     updates = config.profile("cpu")["stream"]["tasks"]
     rows = costs[(costs["model"] == "tiny") & (costs["updates"] == updates)]
-    return rows.assign(group=rows["method"], x=rows["compute"])
+    return rows.assign(group=rows["method"], x=_nominal(rows["compute"]))
 
 
 def updates(costs: pd.DataFrame) -> pd.DataFrame:
