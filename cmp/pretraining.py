@@ -10,14 +10,15 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from cmp import config, evaluation, models, runs, store
-from cmp.checkpoints import Keeper
+from cmp import config, evaluation, models, runs
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.files import make_folder, parse_json, parse_record, write_whole
 from cmp.paths import WEIGHTS
-from cmp.verification import TOLERANCE
+from cmp.runs import store
+from cmp.runs.checkpoints import Keeper
+from cmp.runs.verification import TOLERANCE
 
 OVERVIEW = f"""# Pretrained bases
 

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from cmp import site, traits
+from cmp.book import site
 from cmp.data import corpus as corpora
-from cmp.data import packed
+from cmp.data import packed, traits
 from cmp.data.manifest import embedded
 from cmp.streams import listed
 

@@ -23,8 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmp import checkpoints, cli, config, files, runs, store, studies, workers
-from cmp.checkpoints import Keeper
+from cmp import cli, config, files, runs, studies
 from cmp.cli import runs as shell
 from cmp.config import RunConfig
 from cmp.data import corpus as corpora
@@ -32,6 +31,8 @@ from cmp.data import manifest, packed
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.paths import SHORT
+from cmp.runs import checkpoints, store, workers
+from cmp.runs.checkpoints import Keeper
 
 DATASETS = ("pool-shapes", "new-flags", "shapes", "substitute-icons")
 SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from cmp import NUMERICS, config, models, provenance, runs
+from cmp import NUMERICS, config, models, runs
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
+from cmp.runs import provenance
 
 PATH = Path(__file__).with_suffix(".json")
 RUNS = {

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cmp import config, distributed, runs
-from cmp.checkpoints import Keeper
+from cmp import config, runs
 from cmp.data import corpus as corpora
 from cmp.errors import Interrupted
-from cmp.execution import Execution
+from cmp.runs.checkpoints import Keeper
+from cmp.steps import distributed
+from cmp.steps.execution import Execution
 
 SMALL = (
     "model.start=random", "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",

@@ -7,7 +7,7 @@ import nbformat
 from ipywidgets import IntSlider
 from ipywidgets.embed import embed_data
 
-from cmp import site
+from cmp.book import site
 from cmp.widgets.triangle import triangle
 
 INDEX = """\

@@ -9,9 +9,10 @@ import torch
 from options import small
 from test_resume import BOUNDARY, END, MIDDLE, Memory, equal, same
 
-from cmp import checkpoints, config, methods, mixtures, models, runs, training
+from cmp import config, methods, mixtures, models, runs, training
 from cmp.errors import CmpError
 from cmp.methods import adapters
+from cmp.runs import checkpoints
 
 EMBEDDED = pytest.mark.parametrize("name", models.EMBEDDED)
 ADAPTERS = pytest.mark.parametrize("method", config.ADAPTERS)

@@ -9,9 +9,11 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from cmp import book, chapters, cli, config, publishing, studies, workers
+from cmp import book, cli, config, studies
+from cmp.book import chapters, publishing
 from cmp.errors import CmpError
 from cmp.paths import build_folder
+from cmp.runs import workers
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -21,7 +23,7 @@ device: str = "cpu"  # cpu or cuda
 rate: float = 0.5  # learning rate
 live: bool = False  # draw the live runs
 """
-GUARD = "from cmp import chapters\n\nchapters.guard(globals())"
+GUARD = "from cmp.book import chapters\n\nchapters.guard(globals())"
 WIDGET = """\
 import sys
 import warnings

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cmp import chapters
+from cmp.book import chapters
 
 SOURCES = chapters.select()
 [SOLUTIONS] = chapters.select(["A4"])

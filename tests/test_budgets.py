@@ -13,11 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, methods, models, runs, store
+from cmp import budgets, cli, config, methods, models, runs
 from cmp.budgets import counting, table4
 from cmp.budgets.rules import Budget, Cost, paper_steps
 from cmp.config import Method
 from cmp.errors import CmpError
+from cmp.runs import store
 
 GIGA = 1e9
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from cmp import claims, config, results, scaling, store, studies
+from cmp import claims, config, studies
+from cmp.analyses import scaling
 from cmp.config import OF_METHODS
+from cmp.runs import store
+from cmp.studies import results
 
 CHAPTER_05 = ("05-tuning", "05", "05-transfer")
 METHODS = [

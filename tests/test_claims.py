@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cmp import claims, results, store, studies
+from cmp import claims, studies
 from cmp.claims import (
     Claim,
     ends,
@@ -19,6 +19,8 @@ from cmp.claims import (
     verdicts,
 )
 from cmp.errors import CmpError
+from cmp.runs import store
+from cmp.studies import results
 
 SIMULATED = 20_000
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import checkpoints, cluster, config, store, studies
+from cmp import config, studies
 from cmp.errors import CmpError, Interrupted
 from cmp.paths import build_folder
+from cmp.runs import checkpoints, cluster, store
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(8)

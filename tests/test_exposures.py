@@ -4,9 +4,10 @@ import forked
 import numpy as np
 import pytest
 
-from cmp import config, exposures, mixtures, streams
+from cmp import config, mixtures, streams
 from cmp.config import Mixture
 from cmp.errors import CmpError
+from cmp.mixtures import exposures
 
 
 def test_counts_are_those_of_the_batches_that_training_makes():

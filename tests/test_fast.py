@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, compact, evaluation, images, mixtures, models, schedules, training
-from cmp.bench import evaluate, gpu, networks, step, timing
+from cmp import cli, evaluation, mixtures, models, schedules, training
+from cmp.bench import compact, evaluate, gpu, networks, step, timing
 from cmp.bench.networks import BF16, FP32, PLAIN, TASK
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
+from cmp.steps import images
 
 run = CliRunner().invoke
 

@@ -9,11 +9,13 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, foreign, models, store
+from cmp import cli, config, evaluation, models
 from cmp.bench import networks
 from cmp.config import Model
 from cmp.errors import CmpError
+from cmp.models import foreign
 from cmp.paths import SHORT, build_folder
+from cmp.runs import store
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",

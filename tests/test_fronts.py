@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from cmp.analyses.fronts import front
 from cmp.errors import CmpError
-from cmp.fronts import front
 
 
 def trajectory(**settings):

@@ -27,22 +27,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cmp import (
-    NUMERICS,
-    book,
-    chapters,
-    checkpoints,
-    config,
-    models,
-    pretraining,
-    results,
-    store,
-    studies,
-)
+from cmp import NUMERICS, book, config, models, pretraining, studies
+from cmp.book import chapters
 from cmp.cli.runs import read_config
 from cmp.data import fetch, manifest, packed
 from cmp.errors import CmpError
 from cmp.paths import MANIFESTS, WEIGHTS
+from cmp.runs import checkpoints, store
+from cmp.studies import results
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cmp import NUMERICS, provenance
+from cmp import NUMERICS
+from cmp.runs import provenance
 from tests import golden
 
 LOSS_TOLERANCE = 0.02

@@ -4,10 +4,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import budgets, chapters, cli, config, doctor, forecast, mixtures, plans, readings, studies
+from cmp import budgets, cli, config, mixtures, studies
+from cmp.book import chapters, readings
 from cmp.budgets import table4
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
+from cmp.runs import doctor, forecast, plans
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

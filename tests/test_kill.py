@@ -16,10 +16,11 @@ import torch
 from forked import Child, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 
-from cmp import checkpoints, mixtures, models, runs, store, training
-from cmp.checkpoints import Keeper
+from cmp import mixtures, models, runs, training
 from cmp.errors import CmpError, Diverged
 from cmp.paths import SHORT
+from cmp.runs import checkpoints, store
+from cmp.runs.checkpoints import Keeper
 
 TOTAL = forked.TASKS * forked.STEPS
 

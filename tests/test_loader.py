@@ -9,8 +9,7 @@ import pytest
 import torch
 from pictures import classes, fileset, picture, tree
 
-from cmp import config, loading, methods, mixtures, models, runs, store, training
-from cmp.checkpoints import Keeper
+from cmp import config, methods, mixtures, models, runs, training
 from cmp.config import Model
 from cmp.data import corpus as corpora
 from cmp.data import exporting, packed
@@ -18,6 +17,9 @@ from cmp.data.manifest import embedded
 from cmp.data.readers import rows
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
+from cmp.runs import store
+from cmp.runs.checkpoints import Keeper
+from cmp.steps import loading
 
 CPU = torch.device("cpu")
 SMALL = ("stream.tasks=2", "training.steps=3", "training.batch=9", "evaluation.subset=4",

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cmp import cli, config, evaluation, measuring, models, streams, traits
+from cmp import cli, config, evaluation, models, streams
+from cmp.data import traits
 from cmp.errors import CmpError
+from cmp.evaluation import measuring
 
 
 @pytest.fixture(scope="module")

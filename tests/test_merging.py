@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, Memory, equal, same
 
-from cmp import checkpoints, config, models, runs
+from cmp import config, models, runs
 from cmp.config import Merging
 from cmp.config.merging import ALL, OF_RULES, PAIRS, VECTORS
 from cmp.errors import CmpError
 from cmp.merging import combining, cuts, depths, parts, policies, shares
 from cmp.merging.combining import merge
 from cmp.merging.rules import LINEAR, RULES, How
+from cmp.runs import checkpoints
 from cmp.seeds import torch_generator
 
 SHAPES = {"a.weight": (7, 5), "a.bias": (5,), "logit_scale": (), "b.weight": (3, 4, 2)}

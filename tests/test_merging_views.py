@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cmp import config, evaluation, models, plot_merging, runs, widgets
+from cmp import config, evaluation, models, runs, widgets
 from cmp.merging import geometry
+from cmp.plots import merging as plot_merging
 from cmp.widgets import path
 from tests.test_widgets import parts_of
 

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmp import budgets, config, plot_methods, widgets
+from cmp import budgets, config, widgets
 from cmp.budgets import counting
+from cmp.plots import methods as plot_methods
 from cmp.widgets import method
 from tests.test_widgets import parts_of, published
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmp import config, mixtures, traits
+from cmp import config, mixtures
 from cmp.config import Mixture
+from cmp.data import traits
 from cmp.errors import CmpError
 from cmp.mixtures import Pools, batch_rows, draw, draw_evenly, largest_batch, parts
 from cmp.mixtures.buffers import BUFFERS

@@ -9,9 +9,10 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from cmp import config, evaluation, methods, mixtures, models, training, vocabulary
+from cmp import config, evaluation, methods, mixtures, models, training
 from cmp.errors import CmpError
 from cmp.methods import Learner
+from cmp.models import vocabulary
 
 
 def open_clip_attention(name, seed):

@@ -14,13 +14,16 @@ import torch
 from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
-from cmp import config, execution, gradcache, methods, mixtures, models, provenance, steps, training
+from cmp import config, methods, mixtures, models, steps, training
 from cmp.bench import networks
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
-from cmp.execution import WHOLE, Execution
 from cmp.paths import ROOT, build_folder
+from cmp.runs import provenance
 from cmp.seeds import torch_generator
+from cmp.steps import execution
+from cmp.steps.execution import WHOLE, Execution
+from cmp.training import gradcache
 
 SAME = {"atol": 1e-5, "rtol": 0}
 WHOLE_ONLY = ("distillation",)
@@ -224,6 +227,6 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
-    monkeypatch.setattr("cmp.distributed.size", lambda: 5)
+    monkeypatch.setattr("cmp.steps.distributed.size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
         Execution().prepare(models.create("tiny"), "tiny", 12)

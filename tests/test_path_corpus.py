@@ -12,23 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import (
-    book,
-    chapters,
-    checkpoints,
-    cli,
-    config,
-    files,
-    models,
-    pretraining,
-    results,
-    store,
-    studies,
-)
+from cmp import book, cli, config, files, models, pretraining, studies
+from cmp.book import chapters
 from cmp.cli.runs import read_config
 from cmp.data import build, fetch, manifest, packed, sheet
 from cmp.errors import CmpError
 from cmp.paths import WEIGHTS
+from cmp.runs import checkpoints, store
+from cmp.studies import results
 
 OUTSIDE = [
     *("../outside/secret", "../../outside/secret", "..", ".", "", "/", "/etc/passwd", "~", "~root"),

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, models, planning, results, streams, studies, widgets
+from cmp import budgets, cli, config, models, planning, streams, studies, widgets
 from cmp.budgets import counting, table4
 from cmp.config import Merging
 from cmp.data import corpus as corpora
@@ -19,6 +19,7 @@ from cmp.errors import CmpError
 from cmp.merging import policies
 from cmp.planning import Impossible, Wish, choosing, costs, telling, wishes
 from cmp.planning.devices import DEVICES, GIGA
+from cmp.studies import results
 
 invoke = CliRunner().invoke
 HOURS = 0.0064

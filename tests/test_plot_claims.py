@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from cmp import plot_claims
 from cmp.claims import Claim, verdicts
+from cmp.plots import claims as plot_claims
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from cmp import plot_inputs, plots
+from cmp import plots
+from cmp.plots import inputs as plot_inputs
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from cmp import plot_labels, plots
+from cmp import plots
 from cmp.errors import CmpError
+from cmp.plots import labels as plot_labels
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

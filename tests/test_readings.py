@@ -7,10 +7,12 @@ import time
 import pytest
 from forked import small_config, small_corpus
 
-from cmp import chapters, checkpoints, config, forecast, kernels, readings, store, studies, workers
+from cmp import config, studies
+from cmp.book import chapters, kernels, readings
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.paths import build_folder
+from cmp.runs import checkpoints, forecast, store, workers
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 

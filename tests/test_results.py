@@ -10,10 +10,12 @@ import pytest
 from forked import SETTINGS, small_config, small_corpus
 from typer.testing import CliRunner
 
-from cmp import cli, config, results, store, studies, workers
+from cmp import cli, config, studies
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.paths import SHORT
+from cmp.runs import store, workers
+from cmp.studies import results
 
 invoke = CliRunner().invoke
 GRID = {

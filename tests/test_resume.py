@@ -10,9 +10,10 @@ import pytest
 import torch
 from options import small
 
-from cmp import checkpoints, models, provenance, runs, store, verification, workers
-from cmp.checkpoints import Keeper, RunState
+from cmp import models, runs
 from cmp.errors import CmpError
+from cmp.runs import checkpoints, provenance, store, verification, workers
+from cmp.runs.checkpoints import Keeper, RunState
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, results, runs, store, studies, workers
+from cmp import cli, config, mixtures, runs, studies
 from cmp.errors import CmpError
 from cmp.paths import SHORT
+from cmp.runs import store, workers
+from cmp.studies import results
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 

@@ -7,20 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import (
-    budgets,
-    claims,
-    config,
-    models,
-    plot_scaling,
-    pretraining,
-    quantization,
-    scaling,
-    studies,
-    widgets,
-)
+from cmp import budgets, claims, config, models, pretraining, studies, widgets
+from cmp.analyses import scaling
 from cmp.budgets.catalogue import catalogue
 from cmp.claims import AGGREGATES
+from cmp.models import quantization
+from cmp.plots import scaling as plot_scaling
 from tests.test_widgets import parts_of
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from cmp import config, plot_inputs, schedules, widgets
+from cmp import config, schedules, widgets
 from cmp.config import Schedule
 from cmp.errors import CmpError
+from cmp.plots import inputs as plot_inputs
 from cmp.widgets import schedule, settings, view
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

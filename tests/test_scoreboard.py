@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmp import chapters, claims, plot_scoreboard, results, scoreboard, studies
+from cmp import claims, studies
+from cmp.analyses import scoreboard
+from cmp.analyses.scoreboard import Contrast, Ground, Guideline
+from cmp.book import chapters
 from cmp.claims import REFUTED, SUPPORTED, UNDECIDED
 from cmp.errors import CmpError
-from cmp.scoreboard import Contrast, Ground, Guideline
+from cmp.plots import scoreboard as plot_scoreboard
+from cmp.studies import results
 
 CHAPTERS = ("01", "02", "03", "04", "05", "06", "07")
 NETWORKS = ("tiny", "tiny-half", "tiny-double", "tiny-quad", "tiny-vit")

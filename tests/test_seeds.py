@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cmp import config, images, mixtures, models, runs, store, studies
+from cmp import config, mixtures, models, runs, studies
 from cmp.paths import build_folder
+from cmp.runs import store
 from cmp.seeds import torch_generator
+from cmp.steps import images
 
 SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
 

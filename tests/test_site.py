@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import sample_book
 
-from cmp import answers, chapters, plot_idea, results, site, surfaces
+from cmp.analyses import surfaces
+from cmp.book import answers, chapters, site
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
 from cmp.paths import ROOT
+from cmp.plots import idea as plot_idea
+from cmp.studies import results
 from cmp.widgets import settings
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}

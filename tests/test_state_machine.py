@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cmp import checkpoints, evaluation, models, runs
-from cmp.checkpoints import Keeper
+from cmp import evaluation, models, runs
 from cmp.errors import Interrupted
+from cmp.runs import checkpoints
+from cmp.runs.checkpoints import Keeper
 
 TOTAL = TASKS * STEPS
 

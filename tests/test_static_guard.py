@@ -293,7 +293,7 @@ def test_each_offence_is_caught_with_file_and_line(source, rule):
         "import re\nre.compile('x')",
         "import torch\ntorch.compile(model)",
         "store.load('x')",
-        "from cmp import store\nstore.load('x')",
+        "from cmp.runs import store\nstore.load('x')",
         "loader.load(text)",
         "def load(x): ...\nload('x')",
         "import numpy as np\nnp.load('x')",

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import cli, config, models, runs, store, streams, traits
+from cmp import cli, config, models, runs, streams
 from cmp.config import Stream
+from cmp.data import traits
 from cmp.errors import CmpError
+from cmp.runs import store
 from cmp.streams import listed, orders, paths
 
 MEASURED = [order for order in orders.ORDERS if order != "listed"]

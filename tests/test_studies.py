@@ -17,11 +17,12 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import checkpoints, cli, config, forecast, runs, schedules, store, studies, workers
-from cmp.checkpoints import Keeper
+from cmp import cli, config, runs, schedules, studies
 from cmp.data import corpus as corpora
 from cmp.errors import CmpError
 from cmp.paths import ROOT, SHORT, build_folder
+from cmp.runs import checkpoints, forecast, store, workers
+from cmp.runs.checkpoints import Keeper
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,

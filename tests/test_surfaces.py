@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmp import plot_mixtures, store, surfaces
+from cmp.analyses import surfaces
+from cmp.analyses.surfaces import Surface
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
-from cmp.surfaces import Surface
+from cmp.plots import mixtures as plot_mixtures
+from cmp.runs import store
 from tests.test_widgets import TRIANGLE, published, shares
 
 GRID = [(p / 4, d / 4, (4 - p - d) / 4) for p in range(5) for d in range(5 - p)]

@@ -10,20 +10,19 @@ import pytest
 from cmp.paths import PACKAGE
 
 ROOMS = """
-    errors paths seeds signals tables provenance distributed attention
+    errors paths seeds tables
     files config
     data
-    vocabulary quantization towers compact images traits streams mixtures loading exposures
-    schedules merging foreign models steps execution methods
-    budgets
-    gradcache training evaluation measuring observers
-    checkpoints runs
-    store verification pretraining forecast workers cluster studies doctor plans
-    claims fronts surfaces scaling results reference
-    scoreboard planning
-    plot_labels plots plot_claims plot_inputs plot_mixtures plot_methods
-    plot_merging plot_scaling plot_idea plot_scoreboard plot_planning widgets answers
-    chapters readings kernels book publishing site
+    streams
+    mixtures
+    schedules merging models
+    steps methods
+    budgets training
+    evaluation runs
+    pretraining studies reference
+    claims analyses planning
+    plots widgets
+    book
     bench cli __main__
 """
 """From left to right as data flow; the rooms of one line may see each other, and none a later one.

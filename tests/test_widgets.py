@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import cli, config, exposures, mixtures, plot_inputs, streams, widgets
+from cmp import cli, config, mixtures, streams, widgets
 from cmp.cli.runs import read_config
 from cmp.config import Mixture, Stream
 from cmp.errors import CmpError
+from cmp.mixtures import exposures
+from cmp.plots import inputs as plot_inputs
 from cmp.widgets import mixture, stream
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

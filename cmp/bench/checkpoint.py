@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmp import checkpoints, provenance, training
+from cmp import training
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK
 from cmp.bench.report import Report
-from cmp.checkpoints import EVERY, SCHEMA, Keeper, Progress, RunState
 from cmp.data.corpus import Corpus
+from cmp.runs import checkpoints, provenance
+from cmp.runs.checkpoints import EVERY, SCHEMA, Keeper, Progress, RunState
 
 COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {EVERY} steps")
 BATCH = 64  # of the `cpu` profile: the shorter the steps, the more a checkpoint weighs

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import images, models, training
+from cmp import models, training
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK, Setting
 from cmp.bench.report import Report
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
+from cmp.steps import images
 
 STEPS = 8  # of one task, the unit that is timed
 COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import compact, config, images, mixtures, models, training
+from cmp import config, mixtures, models, training
+from cmp.bench import compact
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
@@ -24,6 +25,7 @@ from cmp.methods import Learner
 from cmp.mixtures import Batch, Pools
 from cmp.paths import PACKAGE
 from cmp.seeds import torch_generator
+from cmp.steps import images
 
 CONFIGS = PACKAGE / "bench" / "model_configs"
 open_clip.add_model_config(CONFIGS)

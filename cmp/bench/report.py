@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cmp import provenance
 from cmp.files import write_whole
 from cmp.paths import build_folder
+from cmp.runs import provenance
 
 
 @dataclass(frozen=True)

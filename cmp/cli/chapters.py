@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cmp import book, publishing
+from cmp import book
+from cmp.book import publishing
 from cmp.errors import CmpError
 
 

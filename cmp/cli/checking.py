@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cmp import doctor as doctors
-from cmp import plans
 from cmp.cli.runs import read_config
 from cmp.cli.shared import Device, console, place
+from cmp.runs import doctor as doctors
+from cmp.runs import plans
 
 
 def doctor(

@@ -8,13 +8,15 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import budgets, checkpoints, config, results, store
+from cmp import budgets, config
 from cmp.cli.networks import watch
 from cmp.cli.runs import print_run
 from cmp.cli.shared import console
 from cmp.errors import CmpError
 from cmp.files import whole_file
 from cmp.paths import SHORT
+from cmp.runs import checkpoints, store
+from cmp.studies import results
 
 app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, compare, export.")
 

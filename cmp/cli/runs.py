@@ -8,27 +8,16 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import (
-    budgets,
-    checkpoints,
-    config,
-    distributed,
-    doctor,
-    methods,
-    mixtures,
-    models,
-    plans,
-    provenance,
-    store,
-    workers,
-)
+from cmp import budgets, config, methods, mixtures, models
 from cmp.cli.networks import watch
 from cmp.cli.shared import Checkpointing, Device, KeepWeights, MicroBatch, Threads, console, place
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.execution import WHOLE, Execution
 from cmp.files import read_yaml, whole_file
 from cmp.paths import SHORT
+from cmp.runs import checkpoints, doctor, plans, provenance, store, workers
+from cmp.steps import distributed
+from cmp.steps.execution import WHOLE, Execution
 
 
 def read_config(what: str, settings: list[str]) -> RunConfig:

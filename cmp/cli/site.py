@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cmp import plot_idea, site
+from cmp.book import site
 from cmp.cli.shared import console
+from cmp.plots import idea as plot_idea
 
 
 def build_site(

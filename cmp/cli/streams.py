@@ -8,11 +8,15 @@ import torch
 import typer
 from rich.table import Table
 
-from cmp import config, exposures, measuring, models, plot_inputs, streams, traits
+from cmp import config, models, streams
 from cmp.cli.shared import Data, Seed, Threads, console
 from cmp.data import corpus as corpora
+from cmp.data import traits
 from cmp.errors import CmpError
+from cmp.evaluation import measuring
 from cmp.files import whole_file
+from cmp.mixtures import exposures
+from cmp.plots import inputs as plot_inputs
 from cmp.streams import listed
 
 app = typer.Typer(no_args_is_help=True, help="Orders of classes: make, import, show.")

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from cmp import claims, config, plans, results, studies
+from cmp import claims, config, studies
 from cmp.cli.shared import Device, console, place
 from cmp.errors import CmpError
+from cmp.runs import plans
+from cmp.studies import results
 
 
 def study(

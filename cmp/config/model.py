@@ -1,4 +1,4 @@
-"""What a config says of the network; `cmp.models` makes it, `cmp.foreign` finds others' weights."""
+"""What a config says of the network; `cmp.models` makes it."""
 
 from pydantic.dataclasses import dataclass
 

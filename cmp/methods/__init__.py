@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cmp import config as configs
-from cmp import loading, models, steps
+from cmp import models, steps
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
-from cmp.execution import WHOLE, Execution
 from cmp.mixtures import Batch, Pools, parts
 from cmp.seeds import torch_generator
-from cmp.steps import Seen
+from cmp.steps import Seen, loading
+from cmp.steps.execution import WHOLE, Execution
 
 Look = Callable[[int], tuple[Batch | None, Seen]]
 

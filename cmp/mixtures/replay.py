@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cmp import traits
 from cmp.config import Mixture
+from cmp.data import traits
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.mixtures.choice import lowest, ranks

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cmp import claims, config, results, store
+from cmp import claims, config
 from cmp.claims import AGGREGATES
 from cmp.config import RunConfig
 from cmp.errors import CmpError
+from cmp.runs import store
+from cmp.studies import results
 
 CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
 """The studies that are looked at, as far as they are published; more than one may hold a run."""

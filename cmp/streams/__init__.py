@@ -9,8 +9,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from cmp import traits
 from cmp.config import Stream
+from cmp.data import traits
 from cmp.data.corpus import Corpus
 from cmp.errors import CmpError
 from cmp.streams.orders import ORDERS

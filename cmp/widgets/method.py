@@ -9,10 +9,12 @@ import ipywidgets
 import pandas as pd
 from ipywidgets import Dropdown, FloatLogSlider, IntSlider, SelectMultiple
 
-from cmp import budgets, claims, config, models, plot_methods, plots, store
+from cmp import budgets, claims, config, models, plots
 from cmp.budgets import counting
 from cmp.config import Method, Model, RunConfig, Training
 from cmp.errors import CmpError
+from cmp.plots import methods as plot_methods
+from cmp.runs import store
 from cmp.widgets.view import Drawn, explorer, html_table
 
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}

@@ -9,10 +9,13 @@ import pandas as pd
 from ipywidgets import FloatLogSlider, IntSlider
 from matplotlib.figure import Figure
 
-from cmp import config, exposures, plot_inputs, surfaces
+from cmp import config
+from cmp.analyses import surfaces
+from cmp.analyses.surfaces import Surface
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
-from cmp.surfaces import Surface
+from cmp.mixtures import exposures
+from cmp.plots import inputs as plot_inputs
 from cmp.widgets import settings
 from cmp.widgets.triangle import triangle
 from cmp.widgets.view import Drawn, copyable, explorer, html_table

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from ipywidgets import Dropdown, FloatSlider
 
-from cmp import evaluation, models, plot_merging
+from cmp import evaluation, models
 from cmp.data.corpus import Corpus
 from cmp.merging.combining import merge
 from cmp.merging.rules import How, Weights
+from cmp.plots import merging as plot_merging
 from cmp.widgets.view import Drawn, explorer
 
 RULES = ("interpolation", "slerp")

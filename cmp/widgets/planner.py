@@ -6,9 +6,10 @@ import ipywidgets
 import pandas as pd
 from ipywidgets import BoundedIntText, Dropdown, FloatLogSlider, FloatSlider, IntSlider
 
-from cmp import models, planning, plot_planning
+from cmp import models, planning
 from cmp.budgets.catalogue import MODELS
 from cmp.planning import Evidence, Plan, Wish, telling
+from cmp.plots import planning as plot_planning
 from cmp.widgets.view import Drawn, explorer, html_table
 
 BUFFERS = {"all that arrives": None, "1000 images": 1000, "300 images": 300, "nothing": 0}

@@ -4,7 +4,9 @@ import ipywidgets
 import pandas as pd
 from ipywidgets import Dropdown
 
-from cmp import claims, plot_scaling, scaling
+from cmp import claims
+from cmp.analyses import scaling
+from cmp.plots import scaling as plot_scaling
 from cmp.studies import Study
 from cmp.widgets.view import Drawn, explorer, html_table
 

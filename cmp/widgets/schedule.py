@@ -16,8 +16,9 @@ from ipywidgets import (
 )
 from matplotlib.figure import Figure
 
-from cmp import config, plot_inputs, schedules
+from cmp import config, schedules
 from cmp.config import RunConfig, Schedule
+from cmp.plots import inputs as plot_inputs
 from cmp.widgets import settings
 from cmp.widgets.settings import Stored
 from cmp.widgets.view import TABLE, Drawn, copyable, explorer, html_table

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from cmp import config, schedules, store
+from cmp import config, schedules
 from cmp.config import OF_METAS, OF_NAMES, SHARES, RunConfig, Schedule, Stream, Training
 from cmp.errors import CmpError
+from cmp.runs import store
 
 FREE = ("schedule.", "seeds.", "stream.tasks", "training.steps")
 """What the explorer sets, and what tells replicates apart."""

@@ -8,9 +8,12 @@ import ipywidgets
 import pandas as pd
 from ipywidgets import Checkbox, Dropdown, IntSlider, ToggleButtons
 
-from cmp import claims, config, exposures, plot_inputs, store, streams
+from cmp import claims, config, streams
 from cmp.config import RunConfig, Stream
 from cmp.data.corpus import Corpus
+from cmp.mixtures import exposures
+from cmp.plots import inputs as plot_inputs
+from cmp.runs import store
 from cmp.widgets import settings
 from cmp.widgets.view import Drawn, copyable, explorer, html_table
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from cmp import chapters
+from cmp.book import chapters
 
 EXPLORER = re.compile(r"widgets\.(\w+_(?:explorer|calculator))\(")
 

@@ -9,9 +9,11 @@ import nbformat
 import pytest
 from browser import cut, lab
 
-from cmp import chapters, results, surfaces
+from cmp.analyses import surfaces
+from cmp.book import chapters
 from cmp.config import Mixture
 from cmp.paths import build_folder
+from cmp.studies import results
 
 BYTES = """async image => {
     const answer = await fetch(image.src);

@@ -8,7 +8,7 @@ import pytest
 import sample_book
 from browser import lab, site
 
-from cmp import site as sites
+from cmp.book import site as sites
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -1,0 +1,1 @@
+"""What is read out of studies beside their claims: fronts, surfaces, scaling, the scoreboard."""

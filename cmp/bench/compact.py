@@ -1,0 +1,81 @@
+"""Any CLIP model with the rows of its vocabulary that some texts use, and back, exactly.
+
+Most of a small CLIP model is its token embedding, and training touches few of its 49,408 rows. A
+compact model keeps the rows in use, in their order, so that the end mark stays the largest id and
+id 0 stays the padding. The other rows only decay, by a factor that is known beforehand.
+
+The embedded models need none of this: theirs is a vocabulary of its own, see
+`cmp.models.vocabulary`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cmp.errors import CmpError
+
+EMBEDDING = "token_embedding.weight"
+"""The tensor of an open_clip state dict that has a row a token."""
+PADDING = 0
+
+
+def used_ids(tokens: Tensor) -> Tensor:
+    """The ids that occur in tokenised texts [N, L], and the padding: int64 [n], ascending."""
+    return torch.cat([tokens.flatten(), tokens.new_tensor([PADDING])]).unique()
+
+
+def to_compact(tokens: Tensor, used: Tensor) -> Tensor:
+    """Full ids -> their positions in `used`, same shape; `CmpError` for an id that is not there."""
+    place = torch.searchsorted(used, tokens).clamp(max=len(used) - 1)
+    if not torch.equal(used[place], tokens):
+        absent = sorted(set(tokens[used[place] != tokens].tolist()))
+        raise CmpError(
+            f"a text has tokens outside the compact vocabulary ({absent[:5]} of {len(absent)}); "
+            "make the vocabulary of all texts that the model will see, prompts included"
+        )
+    return place
+
+
+def compact_tokenizer(
+    full: Callable[[list[str]], Tensor], used: Tensor
+) -> Callable[[list[str]], Tensor]:
+    """A tokenizer of compact ids: the same pieces as `full` finds, as positions in `used`."""
+    return lambda texts: to_compact(full(texts), used)
+
+
+def import_weights(state: Mapping[str, Tensor], used: Tensor) -> dict[str, Tensor]:
+    """A full state dict -> a compact one, which shares all tensors but the embedding."""
+    if EMBEDDING not in state:
+        raise CmpError(f"the weights have no {EMBEDDING}: only CLIP's own text tower is supported")
+    return {**state, EMBEDDING: state[EMBEDDING][used]}
+
+
+def export_weights(
+    state: Mapping[str, Tensor], used: Tensor, base: Tensor, decay: float = 1.0
+) -> dict[str, Tensor]:
+    """A compact state dict -> a full one, which shares all tensors but the embedding.
+
+    base: [full vocabulary, width], the embedding that training started from. decay: what became of
+    its untouched rows, see `untouched_decay`; 1 leaves them as they are.
+    """
+    full = base * decay
+    full[used] = state[EMBEDDING].to(full)
+    return {**state, EMBEDDING: full}
+
+
+def untouched_decay(rates: Iterable[float], weight_decay: float) -> float:
+    """The factor by which AdamW shrinks a row without gradient over steps of these learning rates.
+
+    Its moments stay zero, so each step multiplies it by 1 - rate * weight_decay and adds nothing.
+    """
+    return math.prod(1 - rate * weight_decay for rate in rates)
+
+
+def shrink(model: nn.Module, used: Tensor) -> nn.Module:
+    """Replace a model's token embedding, in place, by its rows `used`."""
+    rows = import_weights(model.state_dict(), used)[EMBEDDING]
+    model.token_embedding = nn.Embedding.from_pretrained(rows, freeze=False)
+    model.vocab_size = len(used)
+    return model
