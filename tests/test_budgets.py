@@ -126,9 +126,9 @@ def peak(name, method, batch):
 @pytest.mark.parametrize("name", models.EMBEDDED)
 @pytest.mark.parametrize("method", config.choices()["method.name"])
 def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
-    """Never more; passing things that no gradient waits for make up to a sixth beside it."""
+    """Never more; passing things that no gradient waits for make up to a fifth beside it."""
     ratio = counting.cost(asked(name, 48, method)).memory / peak(name, method, 48)
-    assert 0.83 < ratio <= 1.0
+    assert 0.8 < ratio <= 1.0
 
 
 def test_memory_of_a_larger_network_is_closer():

@@ -297,4 +297,4 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
 
     monkeypatch.setattr(images, "normalise", waiting)
     step_ = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
-    assert gpu.first_wait(step_).startswith("steps.py:")
+    assert gpu.first_wait(step_).startswith("steps/__init__.py:")

@@ -3,7 +3,10 @@
 import html.parser
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -81,6 +84,15 @@ def finder(term: str) -> re.Pattern:
     words = r"[\s-]".join(map(re.escape, re.split(r"[ -]", term)))
     flags = 0 if re.search(r"[A-Z]", term[1:]) else re.IGNORECASE
     return re.compile(rf"(?<![\w-]){words}s?(?![\w-])", flags)
+
+
+@pytest.mark.parametrize("name", ["node", "npm"])
+def test_what_myst_calls_is_there(name):
+    path = site.node_path()
+    command = [shutil.which(name, path=path), "--version"]
+    environment = os.environ | {"PATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and re.match(r"v?\d+\.", done.stdout), done.stderr
 
 
 def test_every_page_of_the_contents_is_there_and_every_chapter_in_the_contents(pages):

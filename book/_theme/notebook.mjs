@@ -1,13 +1,15 @@
 // Cells of a notebook and their outputs.
 import fs from "node:fs";
 import hljs from "./vendor/highlight.mjs";
-import { children, escape, id, render, scrolling, source } from "./render.mjs";
+import { escape, id, scrolling, source } from "./html.mjs";
 import { ANSWERED, answering, isLive, still } from "./widgets.mjs";
 
 const LONG = 12; // lines of a cell without outputs beyond which it is folded
 const figures = new URL("./data/figures.json", import.meta.url);
 // Function that draws -> what its figure shows, written by `cmp site`.
 const SHOWS = fs.existsSync(figures) ? JSON.parse(fs.readFileSync(figures)) : {};
+
+const children = (node, context) => (node.children ?? []).map(context.render).join("");
 
 const coloured = (code, language) =>
   hljs.getLanguage(language ?? "") ? hljs.highlight(code, { language }).value : escape(code);
@@ -39,7 +41,7 @@ function block(node, context) {
   const parts = node.children.map((each) =>
     each === cell && folds && cell.visibility !== "remove"
       ? code({ ...cell, visibility: "hide" })
-      : render(each, context),
+      : context.render(each),
   );
   return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
 }

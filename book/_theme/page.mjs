@@ -1,5 +1,6 @@
 // The page around a text: chapters, outline, search, what comes before and after, the bibliography.
-import { escape, plain, render } from "./render.mjs";
+import { escape, plain } from "./html.mjs";
+import { render } from "./render.mjs";
 
 const DEPTH = 3; // headings down to this level stand in the outline
 

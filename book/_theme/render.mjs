@@ -1,29 +1,9 @@
 // MyST's tree of a page as HTML: a function a kind of node, each given the node and the page's
 // context {page, slug, base, assets, ...}. Cells and their outputs are in notebook.mjs.
+import { escape, href, id, plain, scrolling, source } from "./html.mjs";
 import { cells } from "./notebook.mjs";
 
-export const escape = (text) =>
-  String(text ?? "").replace(
-    /[&<>"]/g,
-    (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c],
-  );
-
-export const plain = (node) => node.value ?? (node.children ?? []).map(plain).join("");
-
-export const children = (node, context) =>
-  (node.children ?? []).map((each) => render(each, context)).join("");
-
-export function id(node) {
-  const name = node.html_id ?? node.identifier;
-  return name ? ` id="${escape(name)}"` : "";
-}
-
-// Addresses: of pages of this book, below the site's base; of built files, below MyST's folder.
-export const href = (url, { base }) => (url?.startsWith("/") ? base + url : (url ?? ""));
-export const source = (url, { assets }) => (url?.startsWith("/") ? assets + url : (url ?? ""));
-
-// What is wider than the page scrolls by itself; book.js lets the keyboard scroll it, too.
-export const scrolling = (inner, kind = "wide") => `<div class="${kind}">${inner}</div>`;
+const children = (node, context) => (node.children ?? []).map((each) => render(each, context)).join("");
 
 const element =
   (tag, attributes = "") =>
@@ -193,6 +173,7 @@ const kinds = {
 const unknown = new Set();
 
 export function render(node, context) {
+  context.render ??= (each) => render(each, context); // for the cells, which hold any kind of node
   const how = kinds[node.type];
   if (how) return how(node, context);
   if (!unknown.has(node.type)) {

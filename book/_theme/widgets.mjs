@@ -1,6 +1,6 @@
 // Widgets of an executed notebook, on a page without a kernel: from their stored state.
 import fs from "node:fs";
-import { escape } from "./render.mjs";
+import { escape } from "./html.mjs";
 
 // Those that the page answers itself, from a table that `cmp site` computed: widget -> explorer.
 export const ANSWERED = { mixture_explorer: "mixture", schedule_explorer: "schedule" };

@@ -151,7 +151,7 @@ def first_wait(step: Callable[[], None]) -> str | None:
             raise
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-        return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+        return f"{Path(own[-1].filename).relative_to(PACKAGE)}:{own[-1].lineno}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return None

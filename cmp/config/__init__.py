@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from cmp.config.assignments import override
 from cmp.config.fields import MOST, STRICT, Count, Data, Name, Positive, Seed, Share
 from cmp.config.merging import Merging
 from cmp.config.method import ADAPTERS, OF_METHODS, Method
@@ -30,7 +31,6 @@ from cmp.config.profiles import (
 )
 from cmp.config.schedule import BASES, COOLED, OF_METAS, OF_NAMES, SHARES, WARMED, Schedule
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
 
 __all__ = [
     "ADAPTERS",
@@ -276,23 +276,3 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
-
-
-def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """A copy of a tree with "key=value" assignments applied; values are read as YAML."""
-    result = json.loads(json.dumps(tree))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise CmpError(f"{assignment!r}: expected key=value, such as schedule.peak=0.0004")
-        *parents, leaf = key.split(".")
-        node = result
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise CmpError(f"{key}: {parent!r} holds a value, not further keys")
-        try:
-            node[leaf] = parse_yaml(text)
-        except ValueError as error:
-            raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
-    return result

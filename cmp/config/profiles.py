@@ -80,20 +80,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a tree with all that its `recipe` says of keys that it does not set; `CmpError` for
-    an unknown one."""
+    """A copy of a tree with all that its `recipe` says of keys that it does not set."""
     tree = dict(tree)
-    if "recipe" not in tree:
-        return tree
-    if (name := tree.pop("recipe")) not in list(RECIPES):
+    return laid_over(recipe(tree.pop("recipe")), tree) if "recipe" in tree else tree
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The tree of a recipe; `CmpError` for an unknown one."""
+    if name not in list(RECIPES):
         raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
-    below = json.loads(json.dumps(RECIPES[name]))
-    for key in below.keys() & tree.keys():
-        if isinstance(tree[key], Mapping):
-            below[key] |= tree[key]
-        else:  # which `parse` refuses by its name
-            below[key] = tree[key]
-    return tree | below
+    return json.loads(json.dumps(RECIPES[name]))
+
+
+def laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one; where both set a key, as `above` has it."""
+    result = below | dict(above)
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            result[key] = {**below[key], **above[key]}
+    return result
 
 
 PRETRAINING: dict[str, Any] = {
