@@ -70,6 +70,15 @@ def test_recipes_are_settings_that_any_profile_takes():
             }
 
 
+def test_a_recipe_stands_between_a_profile_and_what_is_asked_for():
+    own = ["optimizer.carry=false", "recipe=default"]
+    run_config = config.parse(config.override(config.profile("gpu"), own))
+    assert run_config.mixture.buffer == config.RECIPES["default"]["mixture"]["buffer"]
+    assert not run_config.optimizer.carry
+    tree = {"recipe": "default", "mixture": {"pretraining": 0, "update": 0.5, "buffer": 0.5}}
+    assert config.parse(tree).mixture.update == 0.5
+
+
 def test_one_seed_sets_all_and_each_can_be_set_alone():
     seeds = config.parse({"seed": 3, "seeds": {"stream": 5}}).seeds
     assert seeds == config.Seeds(stream=5, init=3, data=3, augment=3)

@@ -17,8 +17,12 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         key, equals, text = assignment.partition("=")
         if not equals:
             raise CmpError(f"{assignment!r}: expected key=value, such as schedule.peak=0.0004")
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
         if key == "recipe":
-            result = laid_over(result, recipe(text))
+            result = laid_over(result, recipe(value))
             continue
         *parents, leaf = key.split(".")
         node = result
@@ -26,8 +30,5 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise CmpError(f"{key}: {parent!r} holds a value, not further keys")
-        try:
-            node[leaf] = parse_yaml(text)
-        except ValueError as error:
-            raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
+        node[leaf] = value
     return result
