@@ -174,6 +174,12 @@ def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
     chapters.guard({"no": "IPython"})
 
 
+def test_the_guard_takes_true_from_papermills_shell():
+    kernel = scope('# Parameters\nlive = "true"\n', GUARD, live="true")
+    chapters.guard(kernel)
+    assert kernel["live"] is True
+
+
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [

@@ -218,10 +218,11 @@ def differing(source: Path, values: dict[str, object]) -> dict[str, object]:
 def guard(scope: dict[str, object]) -> None:
     """For chapters, in the cell after the parameters cell: `guard(globals())`.
 
-    papermill itself only warns about an unknown `-p name` and takes any type. It puts the given
-    values in a cell of its own that begins with `# Parameters`; this looks that cell and the
-    parameters cell up in the kernel's history (`In`), so that whatever else is defined, now or
-    when the cell is run again, does not matter. Raises `CmpError` that lists the valid parameters
+    papermill itself only warns about an unknown `-p name` and takes any type; `-p dry_run true` is
+    a text to it, which becomes what it means here. It puts the given values in a cell of its own
+    that begins with `# Parameters`; this looks that cell and the parameters cell up in the kernel's
+    history (`In`), so that whatever else is defined, now or when the cell is run again, does not
+    matter. Raises `CmpError` that lists the valid parameters
     for a name that the parameters cell does not declare and for a value that is not of its type.
     Outside IPython nothing can have been injected, and nothing is checked.
     """
@@ -238,4 +239,7 @@ def guard(scope: dict[str, object]) -> None:
                 valid = valid or declared(cell)
     if not valid:
         raise CmpError("run the parameters cell first")
+    for name in injected & valid.keys():
+        if isinstance(scope[name], str):
+            scope[name] = convert(scope[name], valid[name].type)
     check({name: scope[name] for name in [*valid, *sorted(injected - {*valid})]}, valid)

@@ -42,7 +42,7 @@ CHOICES = (
            "triangle, pretraining 0.25, update 0.25, buffer 0.5", "thirds",
            lambda wish, tree: tree["mixture"]["buffer"] == 0.5 and wish.pool > 0),
     Choice("moments carried across updates", "04", "cosine carried", "cosine",
-           lambda wish, tree: "optimizer" in tree),
+           lambda wish, tree: tree.get("optimizer", {}).get("carry", False)),
     Choice("an average deployed, training goes on", "03", "policy, policy last-unrolled",
            "no merging", lambda wish, tree: _policy(tree) == "last-unrolled"),
     Choice("EMA-Merge", "03", "EMA", "no merging",

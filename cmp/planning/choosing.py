@@ -17,8 +17,9 @@ from cmp.planning.wishes import Impossible, Wish, check
 
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 """Pretrained weights of the paper (spec 1.3); of another model those that open_clip lists first."""
-RATE = 1e-5
-"""Peak for real models: the paper's for ViT-B/16, with AdamW at batch 512 (spec 1.3)."""
+LIKE = config.profile("gpu")
+"""Whose peak, optimizer and evaluation a real model's plan has: the paper's for ViT-B/16, with
+AdamW at batch 512 (spec 1.3)."""
 BATCHES = (512, 256, 128, 64, 32)
 """Of a real model: the largest that fits, at most the paper's."""
 
@@ -76,8 +77,7 @@ def _multiplier(run: RunConfig) -> float:
 
 def chosen(wish: Wish) -> tuple[dict[str, Any], list[str]]:
     """What the studies advise, without sizes; and what must be said of it."""
-    tree: dict[str, Any] = {} if wish.embedded else {"data": "fomo"}
-    tree |= {"model": _model(wish), "stream": {"tasks": wish.updates}}
+    tree: dict[str, Any] = {"model": _model(wish), "stream": {"tasks": wish.updates}}
     tree["mixture"], notes = _mixture(wish)
     careful = wish.keep != "balance" or wish.pool == 0
     if careful:
@@ -93,16 +93,23 @@ def chosen(wish: Wish) -> tuple[dict[str, Any], list[str]]:
     if wish.new == "names":
         tree["method"] = {"name": "locked-image"}
     if not wish.embedded:
-        notes.append(
-            "FoMo-in-Flux stands for your data: name the folder of their manifests under `data` "
-            "(chapter A1)."
-        )
-        tree["schedule"] = {"peak": RATE}
-        notes.append(
-            f"The peak of {RATE:g} is the paper's for ViT-B/16. Try a third and three times of it "
-            "on a validation split first: the rate was the strongest of all knobs (chapter 04)."
-        )
+        tree, more = _real(tree)
+        notes += more
     return tree, notes
+
+
+def _real(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The plan of a model that is not embedded: with data, a peak and an optimizer of that size."""
+    peak = LIKE["schedule"]["peak"]
+    notes = [
+        "FoMo-in-Flux stands for your data: name the folder of their manifests under `data` "
+        "(chapter A1).",
+        f"The peak of {peak:g} is the paper's for ViT-B/16. Try a third and three times of it "
+        "on a validation split first: the rate was the strongest of all knobs (chapter 04).",
+    ]
+    own = {key: dict(LIKE[key]) for key in ("schedule", "optimizer", "evaluation")}
+    own["optimizer"] |= tree.get("optimizer", {})
+    return {"data": LIKE["data"]} | tree | own, notes
 
 
 def _model(wish: Wish) -> dict[str, str]:

@@ -37,10 +37,10 @@ def summary(plan: Plan) -> str:
     run = plan.run
     mixture, method = run.mixture, run.method.name
     policy = {"ema": "EMA-Merge", "last-unrolled": "an average deployed, training goes on"}
-    what = "everything" if method == "full" else f"by {method}"
+    what = "everything trained" if method == "full" else f"trained by {method}"
     return (
         f"{run.model.name}: {run.stream.tasks:,} updates of {run.training.steps:,} steps at batch "
-        f"{run.training.batch}, trained {what}; batches of {mixture.pretraining:.0%} pretraining "
+        f"{run.training.batch}, {what}; batches of {mixture.pretraining:.0%} pretraining "
         f"data, {mixture.update:.0%} update, {mixture.buffer:.0%} earlier updates; "
         f"{policy[run.merging.policy]}."
     )

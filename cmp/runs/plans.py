@@ -31,7 +31,9 @@ def steps(run_config: RunConfig) -> str:
 
 
 def papers(run_config: RunConfig) -> int | None:
-    """Steps a task by the paper's own numbers, if its table has such a run."""
+    """Steps a task by the paper's own numbers, if its table has such a run, of its budget."""
+    if run_config.training.budget != 1:
+        return None
     same = (run_config.model.name, run_config.training.batch) == (table4.MODEL, table4.BATCH)
     if not same or run_config.method != Method(run_config.method.name, rank=run_config.method.rank):
         return None
