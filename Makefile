@@ -21,7 +21,7 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmp data build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 kill-test: $(READY)
 	$(BIN)/cmp data build

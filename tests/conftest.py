@@ -1,11 +1,13 @@
 """Shared by all tests: the built benchmark, and one thread so that two runs agree to the bit."""
 
 import warnings
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from filelock import FileLock
 
 from cmp.book import site
 from cmp.data import corpus as corpora
@@ -20,15 +22,29 @@ def pytest_runtest_setup():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imported_stream():
-    """The list that the tests of `stream.order=listed` follow: flags, by name."""
-    flags = packed.read(embedded()["new-flags"]).header.classes
-    path = traits.write(
-        listed.table([f"new-flags+++{name}" for name in flags]), "by-hand", "classes"
-    )
-    yield
-    path.unlink()
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session):
+    """Before any process runs tests, the first of them writes the list that the tests of
+    `stream.order=listed` follow: flags, by name."""
+    if is_first(session.config):
+        flags = packed.read(embedded()["new-flags"]).header.classes
+        entries = [f"new-flags+++{name}" for name in flags]
+        session.config.listed = traits.write(listed.table(entries), "by-hand", "classes")
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session):
+    """After the last test of all processes."""
+    result = yield
+    if is_first(session.config):
+        session.config.listed.unlink()
+    return result
+
+
+def is_first(config: pytest.Config) -> bool:
+    """Whether this process started the others, if there are any."""
+    return not hasattr(config, "workerinput")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +66,13 @@ def clean_drawing():
 
 
 @pytest.fixture(scope="session")
-def pages():
-    """The folder of the built site."""
-    return site.make()
+def pages(tmp_path_factory, request):
+    """The folder of the built site; of several processes the first that asks builds it."""
+    shared = tmp_path_factory.getbasetemp()
+    if not is_first(request.config):
+        shared = shared.parent
+    told = shared / "pages"
+    with FileLock(f"{told}.lock"):
+        if not told.exists():
+            told.write_text(str(site.make()))
+    return Path(told.read_text())

@@ -8,7 +8,7 @@ import nbformat
 
 from cmp.book import chapters
 
-EXPLORER = re.compile(r"widgets\.(\w+_(?:explorer|calculator))\(")
+EXPLORER = re.compile(r"widgets\.(\w+_(?:explorer|calculator)|planner)\(")
 
 
 def names(code: str) -> tuple[set[str], set[str]]:
