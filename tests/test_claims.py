@@ -269,7 +269,8 @@ def test_a_stored_row_that_changes_changes_the_verdict():
 
 
 def test_missing_replicates_are_dropped_in_pairs_and_named():
-    frame = trajectory(a=[13.0, 24, 35, 46, 57], b=[10.0, 20, 30, 40, 50], c=[1.0] * 6)
+    a, b = [13.0, 24, 35, 46, 57, 68], [10.0, 20, 30, 40, 50, 60]
+    frame = trajectory(a=a, b=b, c=[1.0] * 7)  # of which the last is no replicate of the claim
     frame = frame[(frame["replicate"] != 5) | (frame["scope"] == "subset")]  # not yet at its end
     gone = (frame["setting"] == "b") & (frame["replicate"] == 2)
     row = verdicts(frame[~gone], [claim()]).loc["c"]

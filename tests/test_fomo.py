@@ -7,6 +7,7 @@ from pictures import picture, tar, tree
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.cli import shared
 from cmp.data import collection, filesets
 from cmp.data import corpus as corpora
 from cmp.data.filesets import FileSet
@@ -139,13 +140,14 @@ def test_retrieval_sets_have_captions_and_no_classes(root):
     assert index.table["captions"][2] == ["a 2", "the 2"]
 
 
-def test_data_check_says_what_is_there(root):
+def test_data_check_says_what_is_there(root, monkeypatch):
     small(root, "DTD")  # whole, but not as many as the benchmark counts
     small(root, "CUB200")
     (root / "CUB200/test/1.png").unlink()
     small(root, "STL10")
     (root / "STL10/test/0.png").write_bytes(b"damaged")
-    result = CliRunner().invoke(cli.app, ["data", "check", "fomo"], env={"COLUMNS": "120"})
+    monkeypatch.setattr(shared.console, "width", 160)
+    result = CliRunner().invoke(cli.app, ["data", "check", "fomo"])
     lines = result.output.splitlines()
     row = {line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:]] for line in lines
            if line.startswith("│")}  # fmt: skip

@@ -84,7 +84,9 @@ def stable(executed, source: Path):
     return page
 
 
-def publish(numbers: Iterable[str] | None = None, folder: Path = chapters.BOOK) -> list[Path]:
+def publish(
+    numbers: Iterable[str] | None = None, jobs: int = 1, folder: Path = chapters.BOOK
+) -> list[Path]:
     """Write `book/NN_name.ipynb`: chapters executed with their defaults, stable; returns them.
 
     A source must pair itself with its notebook in its header, else `CmpError`. What fails is
@@ -103,8 +105,8 @@ def publish(numbers: Iterable[str] | None = None, folder: Path = chapters.BOOK) 
             )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     tasks = book.plan(sources, build_folder() / "published", {})
-    book.show_plan(tasks, 1, console)
-    failures = book.run(tasks, 1, console)
+    book.show_plan(tasks, jobs, console)
+    failures = book.run(tasks, jobs, console)
     written = []
     for task in tasks:
         if book.is_current(task.source, task.target, task.parameters, task.fingerprint):

@@ -84,15 +84,16 @@ def verdicts(trajectory: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     Raises `CmpError` for a setting that the trajectory lacks.
     """
     tables = {at: by_replicate(trajectory, at) for at in dict.fromkeys(c.at for c in claims)}
-    rows, lacking = [], []
+    settings, rows, lacking = trajectory["setting"].unique(), [], []
     for claim in claims:
-        claim.check(trajectory["setting"].unique(), f"claim {claim.name!r}")
+        claim.check(settings, f"claim {claim.name!r}")
         values = claim.measured(tables[claim.at][claim.aggregate])
         mean, error, _ = t_interval(values.dropna().to_numpy())
         rows.append((claim.name, claim.sentence, claim.setting, claim.against, _what(claim),
                      claim.aggregate, claim.at, claim.unit, *claim.region, values.notna().sum(),
                      mean, error))  # fmt: skip
-        lacking.append(list(values.index[values.isna()]))
+        begun = trajectory.loc[trajectory["setting"].isin(claim.names(settings)), "replicate"]
+        lacking.append([each for each in values.index[values.isna()] if each in set(begun)])
     names = ["claim", "claimed", "setting", "against", "what", "aggregate", "at", "unit", "above",
              "below", "n", "estimate", "error"]  # fmt: skip
     frame = pd.DataFrame(rows, columns=names).set_index("claim")

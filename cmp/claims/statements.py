@@ -69,6 +69,13 @@ class Claim:
         else:
             known(settings, self.settings, source)
 
+    def names(self, settings: Iterable[str]) -> list[str]:
+        """The settings whose runs it is of, of those that there are."""
+        if self.kind != "ranks":
+            return [*self.settings]
+        pairs = ranks.common(settings, self.setting, self.against, f"claim {self.name!r}")
+        return [name for pair in pairs for name in pair]
+
     def measured(self, table: pd.DataFrame) -> pd.Series:
         """What is claimed, in each replicate. table: a row a replicate, a column a setting."""
         if self.kind == "ranks":

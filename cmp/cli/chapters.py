@@ -27,7 +27,7 @@ def run_book(
     if publish:
         if parameter or dry_run:
             raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
-        publishing.publish(chapter)
+        publishing.publish(chapter, jobs)
         return
     given = {}
     for assignment in parameter or []:

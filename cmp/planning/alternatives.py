@@ -83,9 +83,9 @@ ALTERNATIVES = (
 
 WHY = {
     "the image tower locked, where looks are new, too": (
-        "it rests on looks that the model knows; ask for it by `new: names`"
+        "it rests on looks that the model knows; ask for it by new: names"
     ),
-    "EMA-Merge, against deploying an average": "ask for it by `keep: most`",
+    "EMA-Merge, against deploying an average": "ask for it by keep: most",
     "deploying an average without training from it": "what must be kept comes first here",
     "half the learning rate": "a trade, and merging makes it at a better price",
     "an order of similar classes": "arrange nothing where you replay",
