@@ -103,13 +103,12 @@ def execute(
     parameters: dict[str, object],
     on_cell: OnCell | None = None,
     fingerprint: str = "",
-    jobs: int = 1,
 ) -> None:
     """Run a chapter in its folder; `target` is there whole at the end, or is what it was before.
 
     While it runs, the notebook so far is `.NAME.part.ipynb` beside target. `on_cell(done, cells)`
-    is called before each cell; jobs: how many chapters run at the same time. Raises
-    `ChapterFailed`; the notebook so far is then `NAME.failed.ipynb`.
+    is called before each cell. Raises `ChapterFailed`; the notebook so far is then
+    `NAME.failed.ipynb`.
     """
     from papermill.exceptions import PapermillExecutionError
 
@@ -122,7 +121,7 @@ def execute(
     starts = watch(last, len(book.cells) + bool(changed), on_cell)
     began = time.monotonic()
     try:
-        done = kernels.run(book, part, changed, source.resolve().parent, starts, jobs)
+        done = kernels.run(book, part, changed, source.resolve().parent, starts)
     except (PapermillExecutionError, RuntimeError) as error:
         os.replace(part, failed)
         raise failure(source, failed, last, error) from error
@@ -176,7 +175,7 @@ def events(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, int, int, Excep
             happened.put((task, done, cells, None))
 
         try:
-            execute(task.source, task.target, task.parameters, on_cell, task.fingerprint, jobs)
+            execute(task.source, task.target, task.parameters, on_cell, task.fingerprint)
         except Exception as error:
             return error
 

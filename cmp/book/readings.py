@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from cmp import config, studies
 from cmp.book import chapters
 from cmp.config import RunConfig
@@ -25,7 +27,9 @@ def begin(
 ) -> Grid:
     """For chapters, in the cell after the parameters cell: `live = begin(globals(), study)`.
 
-    Checks the parameters, see `chapters.guard`, and prints `status`. runs: what the chapter
+    Checks the parameters, see `chapters.guard`, prints `status`, and has this process compute on
+    one thread: more gain the small networks nothing, and where a core is busy, such as with the
+    runs of another process, they made the same steps take ten times as long. runs: what the chapter
     computes live and stores: a study, or key=value changes to the profile by name; anew: what each
     replicate computes at every reading, without storing it. Returns (name, replicate) -> config of
     `runs`. With the parameter `dry_run` it prints what they would compute instead, and ends the
@@ -33,6 +37,7 @@ def begin(
     parameter and a device that is not here.
     """
     chapters.guard(scope)
+    torch.set_num_threads(1)
     profile, seeds, jobs, device = (scope[key] for key in ("profile", "seeds", "jobs", "device"))
     if isinstance(runs, Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
