@@ -9,7 +9,7 @@ The embedded models need none of this: theirs is a vocabulary of its own, see
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ def to_compact(tokens: Tensor, used: Tensor) -> Tensor:
             "make the vocabulary of all texts that the model will see, prompts included"
         )
     return place
+
+
+def compact_tokenizer(
+    full: Callable[[list[str]], Tensor], used: Tensor
+) -> Callable[[list[str]], Tensor]:
+    """A tokenizer of compact ids: the same pieces as `full` finds, as positions in `used`."""
+    return lambda texts: to_compact(full(texts), used)
 
 
 def import_weights(state: Mapping[str, Tensor], used: Tensor) -> dict[str, Tensor]:
