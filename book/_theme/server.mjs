@@ -3,6 +3,7 @@
 import fs from "node:fs";
 import http from "node:http";
 import path from "node:path";
+import { sized } from "./images.mjs";
 import { document } from "./page.mjs";
 
 const { PORT, HOST = "localhost", CONTENT_CDN_PORT, BASE_URL = "", MODE } = process.env;
@@ -28,12 +29,20 @@ async function content(address) {
   return answer.json();
 }
 
+// The bytes of a built file, which a page names by its address; of images elsewhere, none.
+async function built(address) {
+  if (!address.startsWith(`${assets}/`)) return Buffer.alloc(0);
+  const answer = await fetch(CONTENT + address.slice(assets.length));
+  return Buffer.from(await answer.arrayBuffer());
+}
+
 async function page(slug) {
   const config = await content("/config.json");
   const project = config.projects[0];
   const found = await content(`/content/${(slug || project.index).replaceAll("/", ".")}.json`);
   const at = slug === project.index ? "" : slug;
-  return document({ project, options: config.options ?? {}, page: found, slug: at, base: BASE_URL, assets });
+  const options = config.options ?? {};
+  return sized(document({ project, options, page: found, slug: at, base: BASE_URL, assets }), built);
 }
 
 async function sitemap() {
