@@ -64,8 +64,11 @@ function picture(data, context) {
     kind === "image/svg+xml"
       ? `data:${kind},${encodeURIComponent(content ?? "")}`
       : `data:${kind};base64,${content}`;
-  const img = `<img src="${path ? escape(source(path, context)) : inline}" alt="${escape(alt)}" loading="lazy">`;
-  return `<figure class="drawn">${img}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
+  const address = path ? escape(source(path, context)) : inline;
+  const img = `<img src="${address}" alt="${escape(alt)}" loading="lazy">`;
+  // Wide figures are small beside a text: a click shows them in full size.
+  const shown = path ? `<a href="${address}" title="In full size">${img}</a>` : img;
+  return `<figure class="drawn">${shown}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
 }
 
 const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
@@ -99,13 +102,29 @@ function aligned(content) {
     .replace(/<th( [^>]*)?><\/th>/g, "<td></td>");
 }
 
+// A frame's index has its name in a row of its own, below the columns': here it stands beside them.
+function beside(content) {
+  const [head] = /<thead>[\s\S]*?<\/thead>/.exec(content) ?? [];
+  const rows = head?.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
+  if (rows.length !== 2) return content;
+  const cells = rows.map((row) => row.match(/<th[\s\S]*?<\/th>/g) ?? []);
+  const words = cells.map((row) => row.map((cell) => cell.replace(/<[^>]*>/g, "").trim()));
+  const names = words[1].findLastIndex(Boolean) + 1;
+  if (!names || words[0].length !== words[1].length || words[0].slice(0, names).some(Boolean)) return content;
+  const joined = [...cells[1].slice(0, names), ...cells[0].slice(names)].join("");
+  return content.replace(head, `<thead><tr>${joined}</tr></thead>`);
+}
+
+const TALL = 40; // rows of a table beyond which it scrolls in a box of its own
+
+function table(content) {
+  const bare = beside(content.replace(/ border="\d"|<style scoped>[\s\S]*?<\/style>/g, ""));
+  const rows = bare.match(/<tr/g)?.length ?? 0;
+  return scrolling(aligned(bare), rows > TALL ? "wide html tall" : "wide html");
+}
+
 function html(content) {
-  const listing = /class="highlight"/.test(content);
-  if (!listing)
-    return scrolling(
-      aligned(content.replace(/ border="\d"|<style scoped>[\s\S]*?<\/style>/g, "")),
-      "wide html",
-    );
+  if (!/class="highlight"/.test(content)) return table(content);
   // The colours are the theme's, for light and dark.
   const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
   return `<div class="code listing">${bare}</div>`;
