@@ -103,6 +103,42 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
 
 
 @pytest.mark.parametrize("count", [0, 2])
+def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatch, count):
+    run_config = small(folder)
+    corpus = corpora.of(run_config)
+    [pools, _] = mixtures.task_pools(run_config, corpus)
+    monkeypatch.setenv("CMP_WORKERS", str(count))
+    loader = loading.Loader(run_config, corpus, 32, CPU)
+    whole = loader.batch(pools, 0, 1)
+    read = []
+    monkeypatch.setattr(type(corpus.images), "read", watched(type(corpus.images).read, read))
+    some = loader.batch(pools, 0, 1, slice(3, 6))
+    assert torch.equal(some.images, whole.images[3:6]) and torch.equal(some.texts, whole.texts)
+    np.testing.assert_array_equal(some.rows, whole.rows)
+    if not count:
+        assert read == some.rows[3:6].tolist()  # and no others
+
+
+def watched(read, rows):
+    """A reader of files that notes the rows which it is asked for."""
+
+    def reading(files, row):
+        rows.append(row)
+        return read(files, row)
+
+    return reading
+
+
+def test_processes_on_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.delenv("CMP_WORKERS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert loading.processes(torch.device("cuda")) == 15
+    monkeypatch.setattr("cmp.steps.distributed.size", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loading.processes(torch.device("cuda")) == 3 and loading.processes(CPU) == 0
+
+
+@pytest.mark.parametrize("count", [0, 2])
 def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
     monkeypatch.setenv("CMP_WORKERS", "0")
     run_config = small(folder)

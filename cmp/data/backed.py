@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cmp.data import pictures
 from cmp.data.readers.index import Fault, Index, Store
+from cmp.data.samples import ALL
 from cmp.errors import CmpError
 from cmp.files import parse_json, write_whole
 from cmp.paths import build_folder
@@ -51,12 +52,14 @@ class Files:
         """The middle of each image: uint8 [B, 3, side, side]."""
         return self._stacked(rows, side, lambda content, _: pictures.centre(content, side))
 
-    def parts(self, rows: np.ndarray, side: int, generator: np.random.Generator) -> Tensor:
+    def parts(
+        self, rows: np.ndarray, side: int, generator: np.random.Generator, own: slice = ALL
+    ) -> Tensor:
         """A random part of each image: uint8 [B, 3, side, side], a function of the rows and of the
-        generator's state."""
-        numbers = generator.random((len(rows), 4))
+        generator's state. own: decode these of the batch only; they look as they do in it."""
+        numbers = generator.random((len(rows), 4))[own]
         return self._stacked(
-            rows, side, lambda content, at: pictures.part(content, side, numbers[at])
+            rows[own], side, lambda content, at: pictures.part(content, side, numbers[at])
         )
 
     def _stacked(self, rows: np.ndarray, side: int, decode) -> Tensor:

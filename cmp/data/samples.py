@@ -8,6 +8,9 @@ import pandas as pd
 SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
 
+ALL = slice(None)
+"""All samples of a batch, where some of them could be asked for."""
+
 COLUMNS = ["split", "label", "group", "source", "captions"]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cmp import streams
 from cmp.config import Mixture, RunConfig
 from cmp.data.corpus import Corpus
-from cmp.data.samples import SIZE
+from cmp.data.samples import ALL, SIZE
 from cmp.errors import CmpError
 from cmp.mixtures.buffers import BUFFERS, Past
 from cmp.mixtures.drawing import draw, draw_evenly
@@ -66,7 +66,8 @@ def batch_rows(
 @dataclass(frozen=True)
 class Batch:
     """rows: [B], the samples' positions in the corpus; images: uint8 [B, 4, H, W], or [B, 3, H, W],
-    random parts of files; texts: [B], each sample's caption as a position in the corpus."""
+    random parts of files, or of some of the samples only; texts: [B], each sample's caption as a
+    position in the corpus."""
 
     rows: np.ndarray
     images: Tensor
@@ -74,10 +75,16 @@ class Batch:
 
 
 def make_batch(
-    config: RunConfig, corpus: Corpus, pools: Pools, task: int, step: int, side: int = SIZE
+    config: RunConfig,
+    corpus: Corpus,
+    pools: Pools,
+    task: int,
+    step: int,
+    side: int = SIZE,
+    own: slice = ALL,
 ) -> Batch:
     """The samples of 0-based (task, step), each with one of its captions. side: of images that are
-    decoded from files."""
+    decoded from files; own: the samples whose images are wanted."""
     seed, size = config.seeds.data, config.training.batch
     rows = batch_rows(pools, config.mixture, size, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(size)
@@ -85,9 +92,10 @@ def make_batch(
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
     if corpus.in_files:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
-        images = corpus.images.parts(rows, side, generator)
+        images = corpus.images.parts(rows, side, generator, own)
     else:
-        images = corpus.images.index_select(0, torch.from_numpy(rows))  # whole rows: 5x indexing
+        own_rows = torch.from_numpy(rows[own])
+        images = corpus.images.index_select(0, own_rows)  # whole rows: 5x indexing
     return Batch(rows, images, torch.from_numpy(texts))
 
 

@@ -38,6 +38,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def beside() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if size() > 1 else 1
+
+
 def rank() -> int:
     """This process's number; the first, 0, evaluates, saves and reports for all."""
     return dist.get_rank() if size() > 1 else 0

@@ -15,21 +15,25 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmp.config import RunConfig
 from cmp.data.corpus import Corpus
+from cmp.data.samples import ALL
 from cmp.errors import CmpError
 from cmp.mixtures import Batch, Pools, make_batch
+from cmp.steps import distributed
 
 AHEAD = 2
 """Batches that each process makes ahead."""
 
 
 def processes(device: torch.device) -> int:
-    """How many processes decode: `$CMP_WORKERS`; by default all cores but one for a GPU, and none
-    beside training on a CPU. None in a study's workers, which may have no children."""
+    """How many processes decode: `$CMP_WORKERS`; by default none beside training on a CPU, and for
+    a GPU all cores but one, or of its share of them where several processes train on a machine.
+    None in a study's workers, which may have no children."""
     if multiprocessing.current_process().daemon:
         return 0
     asked = os.environ.get("CMP_WORKERS")
     if asked is None:
-        return max(1, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
+        cores = (os.cpu_count() or 1) // distributed.beside()
+        return max(1, cores - 1) if device.type == "cuda" else 0
     if not asked.isdecimal() or int(asked) > 1024:
         raise CmpError(f"CMP_WORKERS: {asked!r}: expected a number of processes, 0 to 1024")
     return int(asked)
@@ -47,10 +51,12 @@ class _Steps(Dataset):
     """The batches of one task, by step."""
 
     def __init__(self, *of):
-        self.config, self.corpus, self.pools, self.task, self.side = of
+        self.config, self.corpus, self.pools, self.task, self.side, self.own = of
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        batch = make_batch(self.config, self.corpus, self.pools, self.task, step, self.side)
+        batch = make_batch(
+            self.config, self.corpus, self.pools, self.task, step, self.side, self.own
+        )
         return batch.rows, batch.images, batch.texts
 
 
@@ -91,19 +97,19 @@ class Loader:
     def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
         self.processes = processes(device) if corpus.in_files else 0
-        self.due: tuple[Pools, int, int] | None = None
+        self.due: tuple[Pools, int, int, slice] | None = None
         self.steps: Iterator = iter(())
 
-    def batch(self, pools: Pools, task: int, step: int) -> Batch:
-        """The batch at (task, step)."""
+    def batch(self, pools: Pools, task: int, step: int, own: slice = ALL) -> Batch:
+        """The batch at (task, step), with the images of `own` of its samples."""
         if not self.processes:
-            return make_batch(self.config, self.corpus, pools, task, step, self.side)
-        if self.due is None or self.due[0] is not pools or self.due[1:] != (task, step):
-            dataset = _Steps(self.config, self.corpus, pools, task, self.side)
+            return make_batch(self.config, self.corpus, pools, task, step, self.side, own)
+        if self.due is None or self.due[0] is not pools or self.due[1:] != (task, step, own):
+            dataset = _Steps(self.config, self.corpus, pools, task, self.side, own)
             order = range(step, max(self.config.training.steps, step + 1))
             self.steps = _ahead(dataset, order, self.processes, self.device)
         rows, images, texts = next(self.steps)
-        self.due = (pools, task, step + 1)
+        self.due = (pools, task, step + 1, own)
         if step + 1 >= self.config.training.steps:
             self.due, self.steps = None, iter(())
         return Batch(rows, images, texts)

@@ -17,20 +17,26 @@ from cmp.seeds import torch_generator
 from cmp.steps import distributed
 
 
+def own(learner: Learner) -> slice:
+    """What this process sees of a batch."""
+    return distributed.mine(learner.config.training.batch)
+
+
 def parts(learner: Learner) -> list[slice]:
-    """What this process sees of a batch, piece by piece."""
-    own = distributed.mine(learner.config.training.batch)
-    size = learner.execution.micro_batch or own.stop - own.start
-    return [slice(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)]
+    """The same, piece by piece."""
+    start, stop = own(learner).start, own(learner).stop
+    size = learner.execution.micro_batch or stop - start
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def look(
     learner: Learner, batch: Batch, part: slice, task: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Unit features (image, text) of a part of a batch, augmented as in the whole."""
-    config = learner.config
+    config, start = learner.config, own(learner).start
     generator = torch_generator("augment", config.seeds.augment, task, step)
-    piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
+    images = batch.images[part.start - start : part.stop - start]  # they begin with this process's
+    piece = Batch(batch.rows[part], images, batch.texts[part])
     seen = steps.see(
         learner.model, piece, learner.tokens, generator, config.training.precision,
         of=(part.start, len(batch.rows)),
@@ -44,7 +50,7 @@ def backward(
     """The batch at (task, step), the terms of its loss and their sum, whose gradients are added to
     those of the weights."""
     model, method = learner.model, methods.of(learner.config)
-    batch, pieces = learner.loader.batch(pools, task, step), parts(learner)
+    batch, pieces = learner.loader.batch(pools, task, step, own(learner)), parts(learner)
     with torch.set_grad_enabled(len(pieces) == 1):
         seen = [look(learner, batch, part, task, step) for part in pieces]
     leaves = [
