@@ -80,6 +80,24 @@ def test_version():
     assert run(cli.app, ["--version"]).stdout.startswith("cmp 0.")
 
 
+def test_help_and_typing_errors_do_not_wait_for_torch():
+    code = (
+        "import sys; from cmp import cli; from typer.testing import CliRunner; "
+        "print(CliRunner().invoke(cli.app, sys.argv[1:]).output, 'torch' in sys.modules)"
+    )
+    for arguments, words in ((["--help"], "Take a model through a stream"), (["rnu"], "'run'?")):
+        command = [sys.executable, "-c", code, *arguments]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        assert words in said and said.rstrip().endswith("False")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_what_help_says_of_a_command_is_what_the_command_says(name):
+    says = " ".join(run(cli.app, [name, "--help"], env={"COLUMNS": "200"}).stdout.split())
+    assert f"Usage: root {name} [OPTIONS]" in says
+    assert " ".join(cli.summary(name).split("\n\n")[0].split()) in says
+
+
 def test_no_threads_are_refused_by_the_option():
     for command in (["eval", "tiny"], ["run", "quick"], ["resume", "abc"]):
         assert run(cli.app, [*command, "--threads", "0"]).exit_code == 2

@@ -1,48 +1,74 @@
 """`cmp`: the package from a shell."""
 
+import ast
 import sys
 import warnings
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from cmp import __version__
-from cmp.cli import (
-    bench,
-    budget,
-    chapters,
-    checking,
-    data,
-    merging,
-    networks,
-    planner,
-    results,
-    runs,
-    site,
-    streams,
-    studies,
-)
 from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(data.app, name="data")
-app.add_typer(results.app, name="results")
-app.add_typer(streams.app, name="stream")
-app.command("eval")(networks.evaluate)
-app.command()(networks.pretrain)
-app.command()(runs.run)
-app.command()(runs.resume)
-app.command()(runs.export)
-app.command()(checking.doctor)
-app.command()(studies.study)
-app.command()(merging.merge)
-app.command()(bench.bench)
-app.command()(budget.budget)
-app.command()(planner.plan)
-app.command("book")(chapters.run_book)
-app.command("site")(site.build_site)
+COMMANDS = {
+    "run": "runs.run",
+    "resume": "runs.resume",
+    "export": "runs.export",
+    "merge": "merging.merge",
+    "plan": "planner.plan",
+    "budget": "budget.budget",
+    "doctor": "checking.doctor",
+    "eval": "networks.evaluate",
+    "pretrain": "networks.pretrain",
+    "study": "studies.study",
+    "results": "results.app",
+    "data": "data.app",
+    "stream": "streams.app",
+    "book": "chapters.run_book",
+    "site": "site.build_site",
+    "bench": "bench.bench",
+}
+"""Command -> module of this package and function, or group of commands, in it."""
+
+
+class Commands(TyperGroup):
+    """Imports a command's module when it is called: what it stands on takes seconds."""
+
+    def resolve_command(self, ctx, args):
+        """The command that the first of `args` names, and the other arguments."""
+        name, _, others = super().resolve_command(ctx, args)
+        return name, loaded(name), others
+
+
+def loaded(name: str) -> TyperGroup:
+    """A command, or a group of them, ready to be called."""
+    module, _, attribute = COMMANDS[name].partition(".")
+    found, whole = getattr(import_module(f"cmp.cli.{module}"), attribute), typer.Typer()
+    if isinstance(found, typer.Typer):
+        whole.add_typer(found, name=name)
+    else:
+        whole.command(name)(found)
+    return typer.main.get_group(whole).commands[name]
+
+
+def summary(name: str) -> str:
+    """The docstring of a command's function, of a group's module, read without importing it."""
+    module, _, attribute = COMMANDS[name].partition(".")
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return ast.get_docstring(functions.get(attribute, tree))
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+for _name in COMMANDS:
+    app.command(_name, help=summary(_name))(lambda: None)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`cmp data`: build, list, show, check, init, attribution."""
+"""Datasets: build, list, show, check, init."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from cmp.cli.shared import ROLE_NAMES, console
 from cmp.data import attribution, build, collection, filesets, looking, manifest, packed, sheet
 from cmp.paths import ROOT
 
-app = typer.Typer(no_args_is_help=True, help="Datasets: build, list, show, check, init.")
+app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 
 @app.command("build")

@@ -1,4 +1,4 @@
-"""`cmp results`: finished runs, in the store and published."""
+"""Finished runs: ls, show, verify, compare, export."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ from cmp.paths import SHORT
 from cmp.runs import checkpoints, store
 from cmp.studies import results
 
-app = typer.Typer(no_args_is_help=True, help="Finished runs: ls, show, verify, compare, export.")
+app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 
 @app.command("ls")

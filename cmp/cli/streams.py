@@ -1,4 +1,4 @@
-"""`cmp stream`: orders of classes, what they go by, and what they look like."""
+"""Orders of classes: make, import, show."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from cmp.mixtures import exposures
 from cmp.plots import inputs as plot_inputs
 from cmp.streams import listed
 
-app = typer.Typer(no_args_is_help=True, help="Orders of classes: make, import, show.")
+app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 
 @app.command("make")
