@@ -49,8 +49,10 @@ def ewc_steps() -> pd.DataFrame:
     """Steps a task that the paper's own numbers leave EWC: with its pass after a task charged to
     every step, and charged once (spec 1.2)."""
     row = table4.TABLE4["EWC"]
-    every = rules.paper_steps(table4.TOTAL, table4.TASKS, row.gflops, row.multiplier)
-    full = table4.once_a_task(table4.TABLE4["full"]).steps
+    every, full = (
+        rules.paper_steps(table4.TOTAL, table4.TASKS, each.gflops, each.multiplier)
+        for each in (row, table4.TABLE4["full"])
+    )
     once = table4.once_a_task(row).steps
     return pd.DataFrame(
         {"steps a task": [every, once, full]},

@@ -105,7 +105,7 @@ def _real(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "FoMo-in-Flux stands for your data: name the folder of their manifests under `data` "
         "(chapter A1).",
         f"The peak of {peak:g} is the paper's for ViT-B/16. Try a third and three times of it "
-        "on a validation split first: the rate was the strongest of all knobs (chapter 04).",
+        "on a validation split first: the rate moved more than any schedule (chapter 04).",
     ]
     own = {key: dict(LIKE[key]) for key in ("schedule", "optimizer", "evaluation")}
     own["optimizer"] |= tree.get("optimizer", {})
