@@ -8,12 +8,17 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 from cmp.book import site
 from cmp.data import corpus as corpora
 from cmp.data import packed, traits
 from cmp.data.manifest import embedded
 from cmp.streams import listed
+
+# How long an example takes is the machine's affair, and says nothing of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -47,7 +47,6 @@ BOUNDED = settings(
     max_examples=60,
     derandomize=True,
     database=None,
-    deadline=None,  # processor time is measured instead, see `survives`
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

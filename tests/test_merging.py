@@ -184,7 +184,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @given(SEEDS, COUNTS, st.floats(0.01, 0.9), st.none() | st.floats(0.1, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_fast_is_reference(rule, seed, count, density, scale):
     found, base = several(2 if rule in PAIRS else count, seed)
     how = How(scale=scale, density=density, outliers=0.05, draw=(seed, 3))
@@ -229,7 +229,7 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
     "rule", ["interpolation", "slerp", "task-arithmetic", "model-stock", "magmax", "random", "ties"]
 )
 @given(SEEDS, COUNTS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_equal_models_give_themselves(rule, seed, count):
     found, base = several(1, seed)
     count = 2 if rule in PAIRS else count
@@ -238,7 +238,7 @@ def test_equal_models_give_themselves(rule, seed, count):
 
 @pytest.mark.parametrize("rule", ["interpolation", "slerp"])
 @given(SEEDS, st.floats(0.01, 0.99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_weights_are_of_the_newest_first(rule, seed, weight):
     (newer, older), _ = several(2, seed, size=1.0)
     assert identical(merge(rule, [newer, older], how=How(weights=(1.0, 0.0))), newer)
@@ -252,7 +252,7 @@ def test_weights_are_of_the_newest_first(rule, seed, weight):
 
 
 @given(SEEDS, st.permutations(range(4)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_mean_knows_no_order(seed, order):
     found, base = several(4, seed)
     close(merge("interpolation", [found[i] for i in order]), merge("interpolation", found))
@@ -262,7 +262,7 @@ def test_the_mean_knows_no_order(seed, order):
 
 
 @given(SEEDS, st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_slerp_keeps_the_norm_of_equal_norms(seed, weight):
     a, b = (torch.randn(64, generator=torch_generator("s", seed, i)) for i in range(2))
     b = b * a.norm() / b.norm()
@@ -280,7 +280,7 @@ def test_slerp_of_opposites_and_zeros_is_a_line():
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_one_model_at_full_density_comes_back(seed):
     found, base = several(1, seed)
     for rule in ("ties", "dare", "dare-ties"):
@@ -327,7 +327,7 @@ def test_signs_of_tiny_entries_are_elected():
     st.lists(st.integers(1, 400), min_size=1, max_size=4), SEEDS, DENSITIES,
     st.sampled_from(["normal", "few", "zero", "tail"]),
 )  # fmt: skip
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     rng = np.random.default_rng(seed)
     draw = {
@@ -394,7 +394,7 @@ def test_model_stock_moves_in_an_average():
 
 
 @given(SEEDS, st.floats(0.1, 2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_lines_without_slope_is_task_arithmetic(seed, scale):
     names = {f"transformer.resblocks.{i}.ln_1.weight": (3,) for i in range(3)}
     found, base = [weights(seed + i, names) for i in (1, 2)], weights(seed, names)

@@ -254,7 +254,7 @@ def test_policies_want_what_they_need():
 
 
 @given(st.floats(0.001, 1.0), st.integers(0, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
     for pool, role in POOLS.items():

@@ -62,7 +62,7 @@ WISHES = st.builds(
 
 
 @given(WISHES, st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_feasible_wish_is_a_run_that_fits(known, wish, adjusted):
     if adjusted:
         wish = dataclasses.replace(wish, gpu_hours=None, gmafs=wish.gpu_hours * 1e5)

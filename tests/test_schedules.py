@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmp import config, schedules
@@ -94,7 +94,6 @@ def test_the_last_step_is_what_the_definition_says(name, steps, task):
 
 
 @given(any_schedule(), st.integers(0, TASKS - 1))
-@settings(deadline=None)
 def test_a_step_is_the_same_asked_directly_or_reached_by_running(case, task):
     schedule, steps = case
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule.peak)

@@ -165,7 +165,6 @@ TestLife = Life.TestCase
 TestLife.settings = settings(
     max_examples=8,
     stateful_step_count=8,
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # eight rules are read as they are, and shrinking takes minutes
     report_multiple_bugs=False,

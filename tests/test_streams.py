@@ -10,7 +10,7 @@ import forked
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -146,7 +146,6 @@ def greedy_reference(points, start):
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 50), st.integers(1, 12))
-@settings(deadline=None)
 def test_the_path_is_the_greedy_one(count, width, seed, nearest):
     x = np.random.default_rng(seed).integers(-2, 3, (count, width)).astype(np.float32)
     x[(x == 0).all(axis=1)] = 1.0  # equal points and equal distances abound

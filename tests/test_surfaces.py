@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmp.analyses import surfaces
@@ -26,7 +26,6 @@ def linear(points):
 
 
 @given(st.lists(st.integers(0, 30), min_size=3, max_size=3).filter(any))
-@settings(deadline=None)
 def test_a_linear_function_is_interpolated_exactly(weights):
     p, d, b = (weight / sum(weights) for weight in weights)
     found = linear(GRID)
