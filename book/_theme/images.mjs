@@ -4,7 +4,7 @@
 const PIXELS = { pt: 4 / 3, px: 1, "": 1 };
 
 // [width, height], in pixels of the page, of a PNG or an SVG; [] of other kinds.
-export function size(bytes) {
+function size(bytes) {
   if (bytes.subarray(1, 4).toString() === "PNG") return [bytes.readUInt32BE(16), bytes.readUInt32BE(20)];
   const root = /<svg[^>]*>/.exec(bytes.toString())?.[0] ?? "";
   const sides = ["width", "height"].map((name) => new RegExp(`\\s${name}="([\\d.]+)(pt|px|)"`).exec(root));

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cmp import __version__
 from cmp.cli.shared import console
@@ -45,7 +45,7 @@ class Commands(TyperGroup):
         return name, loaded(name), others
 
 
-def loaded(name: str) -> TyperGroup:
+def loaded(name: str) -> TyperCommand | TyperGroup:
     """A command, or a group of them, ready to be called."""
     module, _, attribute = COMMANDS[name].partition(".")
     found, whole = getattr(import_module(f"cmp.cli.{module}"), attribute), typer.Typer()
