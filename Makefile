@@ -6,29 +6,29 @@ READY := .venv/.ready
 .PHONY: study lab site test kill-test study-kill-test lint clean
 
 study: $(READY)
-	$(BIN)/cmp data build
-	$(BIN)/cmp eval tiny
-	$(BIN)/cmp book --profile quick
+	$(BIN)/cmpt data build
+	$(BIN)/cmpt eval tiny
+	$(BIN)/cmpt book --profile quick
 	@echo "Read on: the executed chapters are in _build/quick; 'make lab' opens them in JupyterLab."
 
 lab: $(READY)
-	$(BIN)/cmp data build
+	$(BIN)/cmpt data build
 	JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 	  $(BIN)/jupyter lab book
 
 site: $(READY)
-	$(BIN)/cmp site
+	$(BIN)/cmpt site
 
 test: $(READY)
-	$(BIN)/cmp data build
+	$(BIN)/cmpt data build
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 kill-test: $(READY)
-	$(BIN)/cmp data build
+	$(BIN)/cmpt data build
 	$(BIN)/python tests/kill.py --kills 200
 
 study-kill-test: $(READY)
-	$(BIN)/cmp data build
+	$(BIN)/cmpt data build
 	$(BIN)/python tests/kill_study.py
 
 lint: $(READY)

@@ -6,11 +6,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+import pyarrow
 import yaml
+from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 from pydantic import TypeAdapter, ValidationError
 
 from cmp.errors import CmpError
@@ -87,7 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def flush(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Ask the system to put a file's or a folder's content on the disk now."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -104,30 +107,30 @@ def make_folder(folder: Path) -> None:
         raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
 
 
-def _make_room(target: Path) -> None:
+def _make_parent(target: Path) -> None:
     if "\0" in target.name:
         raise CmpError(f"{target.name!r:.60}: no name of a file")
     make_folder(target.parent)
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
 
     Raises `CmpError` where the disk refuses; `target` is then as it was. A process that is killed
     meanwhile leaves a hidden folder beside `target`, which nothing ever reads.
     """
     folder = None
-    _make_room(target)
+    _make_parent(target)
     try:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         yield folder
         for path in [*folder.iterdir(), folder]:
-            flush(path)
+            sync_to_disk(path)
         if target.exists():
             shutil.rmtree(target)
         os.rename(folder, target)
-        flush(target.parent)
+        sync_to_disk(target.parent)
     except OSError as error:
         raise CmpError(f"{target}: cannot be written ({error}); nothing was kept") from error
     finally:
@@ -136,18 +139,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` to write to; it becomes `target` at the end, goes at an error.
 
     Raises `CmpError` where the disk refuses; `target` is then as it was.
     """
     partial = target.parent / f".{target.name}.partial"
-    _make_room(target)
+    _make_parent(target)
     try:
         yield partial
-        flush(partial)
+        sync_to_disk(partial)
         os.replace(partial, target)
-        flush(target.parent)
+        sync_to_disk(target.parent)
     except OSError as error:
         raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
     finally:
@@ -155,7 +158,59 @@ def whole_file(target: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+_COLUMN_KINDS = {
+    str: is_string_dtype,
+    int: is_integer_dtype,
+    float: is_numeric_dtype,
+    list: lambda _: True,
+}
+
+
+def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    """The table of a parquet file; `OSError` or `ValueError` if it is none or lacks a column.
+
+    columns: name -> str, int, float, or list for anything else.
+    """
+    try:
+        table = pd.read_parquet(path)
+    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
+        raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
+    for name, kind in columns.items():
+        if list(table.columns).count(name) != 1 or not _COLUMN_KINDS[kind](table[name]):
+            raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
+    return table
+
+
+PROJECT_MARKERS = ("_build", "data_manifests")
+"""Folders by which a project is recognised."""
+
+SHORT_ID = 12
+"""Characters of a run's id that name its folder and are shown to people."""
+
+
+def child_path(folder: Path, name: str, suffix: str = "") -> Path:
+    """The file or folder of this name right in `folder`; `CmpError` if it could lie elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):
+        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}")
+    return folder / f"{name}{suffix}"
+
+
+def project_folder() -> Path:
+    """The nearest folder from the current one upwards that holds one of `PROJECT_MARKERS`; the
+    current folder where none does."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if any((folder / name).is_dir() for name in PROJECT_MARKERS):
+            return folder
+    return here
+
+
+def build_folder() -> Path:
+    """Downloads, stores and results: `$CMP_BUILD`, else `_build` in the project's folder."""
+    return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()

@@ -19,7 +19,7 @@ FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskSchedule:
     """One task: its number t, N, W and C, and its peak as a multiple of the schedule's."""
 
     schedule: Schedule
@@ -30,17 +30,17 @@ class Task:
     peak: float = 1.0
 
 
-def constant(task: Task, n: int) -> float:
+def constant(task: TaskSchedule, n: int) -> float:
     """The peak."""
     return task.peak
 
 
-def linear(task: Task, n: int) -> float:
+def linear(task: TaskSchedule, n: int) -> float:
     """A line that would reach zero after the last step."""
     return task.peak * (task.N - n) / max(task.N - task.W, 1)
 
 
-def cosine(task: Task, n: int) -> float:
+def cosine(task: TaskSchedule, n: int) -> float:
     """Half a cosine, to the floor at the last step; with meta `cosine-dynamic`, the part in this
     task of one that is stretched over all tasks so far."""
     length = task.N - task.W
@@ -49,23 +49,23 @@ def cosine(task: Task, n: int) -> float:
     return _above_floor(_half_cosine(task.t * length + n - task.W + 1, (task.t + 1) * length))
 
 
-def rsqrt(task: Task, n: int) -> float:
+def rsqrt(task: TaskSchedule, n: int) -> float:
     """1 / sqrt(steps), W being the unit, and on top of it a line to zero at the last step."""
     cooled = min(1.0, (task.N - 1 - n) / task.C) if task.C else 1.0
-    return _decayed(task, n) * cooled
+    return _rsqrt_decay(task, n) * cooled
 
 
-def wsd(task: Task, n: int) -> float:
+def wsd(task: TaskSchedule, n: int) -> float:
     """The peak, then a line that would reach zero after the last step."""
     return task.peak * min(1.0, (task.N - n) / max(task.C, 1))
 
 
-def wsd_sqrt(task: Task, n: int) -> float:
+def wsd_sqrt(task: TaskSchedule, n: int) -> float:
     """The peak, then one minus the square root of the cooldown's share that is over."""
     return task.peak * (1 - math.sqrt(max(n - (task.N - task.C), 0) / max(task.C, 1)))
 
 
-def infinite(task: Task, n: int) -> float:
+def infinite(task: TaskSchedule, n: int) -> float:
     """One curve over the stream: from the peak by half a cosine to `level`, which the first task
     ends in, and on at that level. The last C steps of each task are a branch of it, a line that
     would reach zero; see `branch`."""
@@ -84,7 +84,7 @@ def _above_floor(share: float) -> float:
     return FLOOR + (1 - FLOOR) * share
 
 
-def _decayed(task: Task, n: int) -> float:
+def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
     """`rsqrt` without its cooldown. With meta `rsqrt-recovered` it goes on from task to task, and
     neither warmups nor cooldowns count as its steps."""
     unit, shift = max(task.W, 1), task.schedule.shift
@@ -93,10 +93,10 @@ def _decayed(task: Task, n: int) -> float:
     return _above_floor(task.peak * math.sqrt(unit / (n - task.W + unit + shift)))
 
 
-def _start(task: Task) -> float:
+def _warmup_target(task: TaskSchedule) -> float:
     """What the warmup rises to."""
     if task.schedule.name == "rsqrt":
-        return _decayed(task, task.W)
+        return _rsqrt_decay(task, task.W)
     return _above_floor(task.peak) if task.schedule.name == "cosine" else task.peak
 
 
@@ -107,40 +107,40 @@ CURVES = {
 """By `schedule.name`: what follows the warmup, which is a line up to where the curve starts."""
 
 
-def meta_cosine(task: Task) -> float:
+def meta_cosine(task: TaskSchedule) -> float:
     """A cosine is stretched over all tasks so far; a task starts where that curve is."""
     length = max(task.N - task.W, 1)
     return _half_cosine(task.t * length + 1, (task.t + 1) * length) if task.t else 1.0
 
 
-def meta_rsqrt(task: Task) -> float:
+def meta_rsqrt(task: TaskSchedule) -> float:
     """The same with 1 / sqrt(steps) and a warmup that is stretched, too."""
     unit = max(task.W, 1)
     return math.sqrt((task.t + 1) * unit / (task.t * task.N + unit))
 
 
-def meta_rsqrt_continued(task: Task) -> float:
+def meta_rsqrt_continued(task: TaskSchedule) -> float:
     """Where one 1 / sqrt(steps) over the stream is, without warmups and cooldowns."""
     unit = max(task.W, 1)
     return math.sqrt(unit / max(task.t * (task.N - task.C) - (task.t - 1) * unit, unit))
 
 
-def meta_none(task: Task) -> float:
+def meta_none(task: TaskSchedule) -> float:
     """The same peak for every task."""
     return 1.0
 
 
-def meta_rsqrt_recovered(task: Task) -> float:
+def meta_rsqrt_recovered(task: TaskSchedule) -> float:
     """The full peak, of a decay that goes on over the stream: see `_decayed`."""
     return 1.0
 
 
-def geometric(task: Task) -> float:
+def meta_geometric(task: TaskSchedule) -> float:
     """`decay` times the peak of the task before."""
     return task.schedule.decay**task.t
 
 
-def free(task: Task) -> float:
+def meta_free(task: TaskSchedule) -> float:
     """What `peaks` says."""
     return task.schedule.peaks[task.t]
 
@@ -152,36 +152,36 @@ METAS = {
     "rsqrt": meta_rsqrt,
     "rsqrt-continued": meta_rsqrt_continued,
     "rsqrt-recovered": meta_rsqrt_recovered,
-    "geometric": geometric,
-    "free": free,
+    "geometric": meta_geometric,
+    "free": meta_free,
 }
 """By `schedule.meta`: a task's peak, as a multiple of the schedule's."""
 
 
-def multiple(schedule: Schedule, steps: int, task: int, step: int) -> float:
+def relative_rate(schedule: Schedule, steps: int, task: int, step: int) -> float:
     """The learning rate at 0-based (task, step), in multiples of the peak, from 0 to 1.
 
     steps: of each task. `ValueError` if warmup and cooldown are longer than that.
     """
-    bare = Task(schedule, task, steps, *schedule.durations(steps))
+    bare = TaskSchedule(schedule, task, steps, *schedule.durations(steps))
     here = dataclasses.replace(bare, peak=METAS[schedule.meta](bare))
     if step < here.W and not (schedule.name == "infinite" and task > 0):
-        return _start(here) * (step + 1) / here.W
+        return _warmup_target(here) * (step + 1) / here.W
     return CURVES[schedule.name](here, step)
 
 
 def learning_rate(schedule: Schedule, steps: int, task: int, step: int) -> float:
     """The learning rate at 0-based (task, step) of tasks of `steps` steps; see `multiple`."""
-    return schedule.peak * multiple(schedule, steps, task, step)
+    return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
-def rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
+def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
     """The learning rates of a whole stream, [tasks, steps]."""
     every = [[learning_rate(schedule, steps, t, n) for n in range(steps)] for t in range(tasks)]
     return np.array(every)
 
 
-def branch(schedule: Schedule, steps: int) -> int | None:
+def branch_step(schedule: Schedule, steps: int) -> int | None:
     """The step of each task at which a branch leaves that is cooled down and deployed, while the
     next task goes on from before it; none for schedules that deploy what they go on from."""
     return steps - schedule.durations(steps)[1] if schedule.name == "infinite" else None
@@ -196,5 +196,5 @@ def lr_scheduler(
     steps follow each other. With `infinite`, whoever calls goes back to before each `branch`.
     """
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda number: multiple(schedule, steps, *divmod(number, steps))
+        optimizer, lambda number: relative_rate(schedule, steps, *divmod(number, steps))
     )

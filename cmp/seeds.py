@@ -16,7 +16,7 @@ def digest(*parts: str | int) -> bytes:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
-def unit(*parts: str | int) -> float:
+def unit_interval(*parts: str | int) -> float:
     """A number in [0, 1) that depends on nothing but the parts: for splits by concept."""
     return int.from_bytes(digest(*parts)[:8], "big") / 2**64
 

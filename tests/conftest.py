@@ -9,12 +9,11 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
+from lab import site
 
-from cmp.book import site
-from cmp.data import corpus as corpora
-from cmp.data import packed, traits
-from cmp.data.manifest import embedded
-from cmp.streams import listed
+from cmp import streams
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.
 settings.register_profile("untimed", deadline=None)
@@ -32,9 +31,11 @@ def pytest_sessionstart(session):
     """Before any process runs tests, the first of them writes the list that the tests of
     `stream.order=listed` follow: flags, by name."""
     if is_first(session.config):
-        flags = packed.read(embedded()["new-flags"]).header.classes
+        flags = packed.read_packed(embedded_manifests()["new-flags"]).header.classes
         entries = [f"new-flags+++{name}" for name in flags]
-        session.config.listed = traits.write(listed.table(entries), "by-hand", "classes")
+        session.config.listed = streams.write_statistics(
+            streams.stream_table(entries), "by-hand", "classes"
+        )
     return (yield)
 
 
@@ -55,7 +56,7 @@ def is_first(config: pytest.Config) -> bool:
 @pytest.fixture(scope="session")
 def corpus():
     """The whole embedded benchmark, as `make test` built it."""
-    return corpora.load()
+    return packed.load_embedded()
 
 
 @pytest.fixture
@@ -79,5 +80,5 @@ def pages(tmp_path_factory, request):
     told = shared / "pages"
     with FileLock(f"{told}.lock"):
         if not told.exists():
-            told.write_text(str(site.make()))
+            told.write_text(str(site.make_site()))
     return Path(told.read_text())

@@ -23,28 +23,29 @@ import pytest
 import torch
 from torch import nn
 
-from cmp import cli, config, files, runs, studies
-from cmp.cli import runs as shell
+from cmp import checkpoints, cli, config, files
+from cmp.checkpoints import CheckpointManager
+from cmp.cli import runs
 from cmp.config import RunConfig
-from cmp.data import corpus as corpora
-from cmp.data import manifest, packed
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
-from cmp.paths import SHORT
-from cmp.runs import checkpoints, store, workers
-from cmp.runs.checkpoints import Keeper
+from cmp.experiments import store, studies, workers
+from cmp.files import SHORT_ID, sync_to_disk
+from cmp.runner import Observer
 
 DATASETS = ("pool-shapes", "new-flags", "shapes", "substitute-icons")
 SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")
 TASKS, STEPS = 3, 4
 TIMEOUT = 120.0
-_serve = workers._serve
+_serve = workers._worker_main
 
 
 @functools.cache
 def small_corpus() -> Corpus:
     """A pool, an update, a retention set and a stand-in for the pool: all that a run needs."""
-    return corpora.join([packed.read(manifest.embedded()[name]) for name in DATASETS])
+    return packed.join_packed([packed.read_packed(embedded_manifests()[name]) for name in DATASETS])
 
 
 def small_config(*settings: str) -> RunConfig:
@@ -54,7 +55,7 @@ def small_config(*settings: str) -> RunConfig:
 
 def small_id() -> str:
     """The id of the run that every child computes."""
-    return store.identify(small_config(), small_corpus())
+    return store.run_id_of(small_config(), small_corpus())
 
 
 @functools.cache
@@ -152,18 +153,18 @@ def _live(sender: Connection, build: Path, output: Path, body: Callable, argumen
     os.environ["CMP_BUILD"] = str(build)
     # nothing damaged may ever be met, so no warning of it
     warnings.filterwarnings("error", category=UserWarning, module="cmp")
-    corpora.load = lambda *roles: small_corpus()
+    packed.load_embedded = lambda *roles: small_corpus()
     body(sender.send, *arguments)
 
 
 def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
     `save` on, the first being 1."""
-    workers.Keeper = functools.partial(Keeper, every=1)
+    checkpoints.CheckpointManager = functools.partial(CheckpointManager, every=1)
     if trouble:
         _before_save(save, TROUBLES[trouble])
     found: list[int] = []
-    observer = runs.Observer(
+    observer = Observer(
         step=lambda task, step, loss, model: tell("a step"),
         task=lambda done, scores: found.append(0),
         resumed=found.append,
@@ -181,9 +182,9 @@ def command(
     tell: Callable[[object], None], arguments: tuple[str, ...], number: int = 0, at: int = 0
 ) -> None:
     """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
-    watch = shell.watch
+    watch = runs.progress_observer
 
-    def watch_and_stop(bar) -> runs.Observer:
+    def watch_and_stop(bar) -> Observer:
         observer = watch(bar)
 
         def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
@@ -191,9 +192,9 @@ def command(
             if number and task * STEPS + step + 1 == at:
                 os.kill(os.getpid(), number)
 
-        return runs.Observer(step, observer.task, observer.resumed)
+        return Observer(step, observer.task, observer.resumed)
 
-    shell.watch = watch_and_stop
+    runs.progress_observer = watch_and_stop
     cli.sys.argv = ["cmp", *arguments]
     cli.main()
 
@@ -203,10 +204,10 @@ LETHAL, DEADLY = 0.0011, 0.0012
 
 
 def study(tell: Callable[[object], None], grids: Path, *arguments: str) -> None:
-    """`cmp study ARGUMENTS` on the grids of a folder; its workers are children of the fork server
+    """`cmpt study ARGUMENTS` on the grids of a folder; its workers are children of the fork server
     as well, and live as `serve` says."""
     forkserver._forkserver.ensure_running = lambda: None  # it is, though only its parent can ask
-    studies.STUDIES, workers._serve = grids, serve
+    studies.STUDIES, workers._worker_main = grids, serve
     tell("begun")
     cli.sys.argv = ["cmp", "study", *arguments]
     cli.main()
@@ -218,11 +219,11 @@ def serve(pipe: Connection, device: str, build: str) -> None:
 
     With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
     """
-    corpora.load = lambda *roles: small_corpus()
+    packed.load_embedded = lambda *roles: small_corpus()
     place, run_one = Path(f"{build}-workers"), workers.run_one
     place.mkdir(exist_ok=True)
 
-    def watched(run_config: RunConfig, **options) -> store.Run:
+    def watched(run_config: RunConfig, **options) -> store.StoredRun:
         def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
             if (place / "slow").exists():
                 time.sleep(0.2)
@@ -237,7 +238,7 @@ def serve(pipe: Connection, device: str, build: str) -> None:
             with open(place / "resumed", "a") as file:
                 file.write(f"{steps}\n")
 
-        return run_one(run_config, runs.Observer(step, resumed=resumed), **options)
+        return run_one(run_config, Observer(step, resumed=resumed), **options)
 
     workers.run_one = watched
     (place / str(os.getpid())).touch()
@@ -268,14 +269,14 @@ def await_true(condition: Callable[[], object], what: str, seconds: float = TIME
 
 def _before_save(number: int, action: Callable[[], None]) -> None:
     """Do something right before a run's save of this number."""
-    save, count = Keeper.save, iter(range(1, 1000))
+    save, count = CheckpointManager.save, iter(range(1, 1000))
 
-    def counted(keeper: Keeper, state: checkpoints.RunState) -> None:
+    def counted(keeper: CheckpointManager, state: checkpoints.RunState) -> None:
         if next(count) == number:
             action()
         save(keeper, state)
 
-    Keeper.save = counted
+    CheckpointManager.save = counted
 
 
 def die(*_: object, **__: object) -> None:
@@ -301,7 +302,7 @@ def _die_half_written() -> None:
 
 def _die_flushing(place: object, pattern: str) -> Callable[[], None]:
     """Die where `place` would flush a path like `pattern`."""
-    real = files.flush
+    real = sync_to_disk
 
     def flush(path: Path) -> None:
         if path.match(pattern):
@@ -315,7 +316,7 @@ def _die_pruning(before: bool) -> None:
     unlink = Path.unlink
 
     def prune(path: Path, missing_ok: bool = False) -> None:
-        is_checkpoint = checkpoints.NAME.fullmatch(path.name)
+        is_checkpoint = checkpoints._FILE_NAME.fullmatch(path.name)
         if not (before and is_checkpoint):
             unlink(path, missing_ok)
         if is_checkpoint:
@@ -325,11 +326,11 @@ def _die_pruning(before: bool) -> None:
 
 
 def _die_removing() -> None:
-    def remove(keeper: Keeper) -> None:
-        checkpoints.candidates(keeper.folder)[0].unlink()
+    def remove(keeper: CheckpointManager) -> None:
+        checkpoints.checkpoint_files(keeper.folder)[0].unlink()
         die()
 
-    Keeper.remove = remove
+    CheckpointManager.remove = remove
 
 
 def _fill_disk() -> None:
@@ -340,7 +341,7 @@ def _fill_disk() -> None:
 
 def _make_read_only() -> None:
     """Nobody may write to the run's folder, which root always may: so root goes."""
-    checkpoints.folder_of(small_id()).chmod(0o555)
+    checkpoints.checkpoint_folder(small_id()).chmod(0o555)
     if os.getuid() == 0:
         os.setuid(pwd.getpwnam("nobody").pw_uid)
 
@@ -356,7 +357,7 @@ TROUBLES: dict[str, Callable[[], None]] = {
     "before the result is written": _die_instead(pd.DataFrame, "to_parquet"),
     "before the result is renamed": _die_instead(os, "rename"),
     "after the result is renamed": _die_flushing(files, "runs"),
-    "before the checkpoints are removed": _die_instead(Keeper, "remove"),
+    "before the checkpoints are removed": _die_instead(CheckpointManager, "remove"),
     "while the checkpoints are removed": _die_removing,
     "the disk is full": _fill_disk,
     "the folder is read-only": _make_read_only,
@@ -365,7 +366,7 @@ TROUBLES: dict[str, Callable[[], None]] = {
 
 def leftovers(build: Path) -> list[str]:
     """What a finished run left in its build folder beside itself."""
-    name = small_id()[:SHORT]
+    name = small_id()[:SHORT_ID]
     run = {"runs", f"runs/{name}", f"runs/{name}/metrics.parquet", f"runs/{name}/run.json"}
     found = {str(path.relative_to(build)) for path in build.rglob("*")}
     return sorted(found - run - {"checkpoints"})

@@ -8,4 +8,4 @@ from cmp import evaluation, models
 
 torch.set_num_threads(1)
 assert pyarrow.parquet  # imported by pandas at the first run that is stored
-evaluation.evaluate(models.create("tiny"), "tiny", forked.small_corpus())
+evaluation.evaluate(models.create_model("tiny"), "tiny", forked.small_corpus())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from cmp import NUMERICS, config, models, runs
-from cmp.data import corpus as corpora
+from cmp import NUMERICS, config, models
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.runs import provenance
+from cmp.runner import Observer, execute, machine_record
 
 PATH = Path(__file__).with_suffix(".json")
 RUNS = {
@@ -28,16 +28,20 @@ def compute() -> dict:
     for name, settings in RUNS.items():
         losses = []
         tree = config.override(config.profile("quick"), [*SMALL, *settings])
-        result = runs.run(
+        result = execute(
             config.parse(tree),
-            corpora.load(),
-            runs.Observer(step=lambda task, step, loss, model, to=losses: to.append(loss.item())),
+            packed.load_embedded(),
+            Observer(step=lambda task, step, loss, model, to=losses: to.append(loss.item())),
         )
         scores = result.metrics["score"].round(9).tolist()
-        found[name] = {"weights": models.digest(result.model), "losses": losses, "scores": scores}
+        found[name] = {
+            "weights": models.weights_digest(result.model),
+            "losses": losses,
+            "scores": scores,
+        }
     return {
         "numerics": NUMERICS,
-        "machine": provenance.here(),
+        "machine": machine_record(),
         "defaults": defaults(),
         "runs": found,
     }
@@ -45,10 +49,10 @@ def compute() -> dict:
 
 def defaults() -> dict:
     """What a config means where it says nothing."""
-    shares = {f"schedule.{kind} share": x for kind, x in config.SHARES.items()}
+    shares = {f"schedule.{kind} share": x for kind, x in config.DEFAULT_SHARES.items()}
     methods = {
         f"method.{key} of {name}": x
-        for name, keys in config.OF_METHODS.items()
+        for name, keys in config.METHOD_SETTINGS.items()
         for key, x in keys.items()
         if config.DEFAULTS[f"method.{key}"] is None
     }

@@ -22,8 +22,8 @@ import pytest
 from forked import TIMEOUT, Child, await_true, server, small_corpus, study, workers_of
 from tqdm import tqdm
 
-from cmp import studies
-from cmp.data import corpus as corpora
+from cmp.embedded import packed
+from cmp.experiments import studies
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 8, "training.batch": 8, "evaluation.subset": 2,
@@ -66,10 +66,10 @@ class Campaign:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CMP_BUILD", str(build))
             patch.setattr(studies, "STUDIES", self.folder)
-            patch.setattr(corpora, "load", lambda *roles: small_corpus())
-            configs = studies.load("77").configs("quick")
+            patch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
+            configs = studies.load_study("77").configs("quick")
             assert len(configs) == self.runs
-            return studies.collect(configs)
+            return studies.collect_metrics(configs)
 
     def look(self) -> int:
         """Runs that are stored; notes each that is another file than it was."""

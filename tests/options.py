@@ -2,21 +2,20 @@
 
 import json
 
-from cmp import config, models, schedules
+from cmp import config, mixtures, models, schedules, streams
 from cmp.config import RunConfig
-from cmp.merging import policies, rules, shares
+from cmp.merging.policies import POLICIES
+from cmp.merging.rules import RULES, WEIGHTINGS
 from cmp.methods import ewc
-from cmp.mixtures import buffers, replay
-from cmp.streams import orders
 
 TABLES = {
-    "stream.order": orders.ORDERS,
-    "mixture.pool": replay.POOLS,
-    "mixture.select": replay.SELECTIONS,
-    "mixture.policy": buffers.BUFFERS,
-    "merging.policy": {"none": None} | policies.POLICIES,
-    "merging.rule": rules.RULES,
-    "merging.shares": shares.SHARES,
+    "stream.order": streams.ORDERS,
+    "mixture.pool": mixtures.POOL_ROLES,
+    "mixture.select": mixtures.SELECTIONS,
+    "mixture.policy": mixtures.BUFFERS,
+    "merging.policy": {"none": None} | POLICIES,
+    "merging.rule": RULES,
+    "merging.shares": WEIGHTINGS,
     "schedule.name": schedules.CURVES,
     "schedule.meta": schedules.METAS,
     "method.fisher": ewc.FISHERS,
@@ -48,7 +47,7 @@ ALSO = {
 
 def settings() -> list[tuple[str, ...]]:
     """Assignments to the defaults for every choice but the default, and for every model."""
-    found = [(f"model.name={name}",) for name in models.EMBEDDED]
+    found = [(f"model.name={name}",) for name in models.family_names()]
     for key, names in config.choices().items():
         for name in names:
             if (key, name) == NOT_SHIPPED:

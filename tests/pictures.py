@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmp.data.filesets import FileSet
+from cmp.readers.manifest import FileSet
 
 
 def picture(seed: int = 0, size=(48, 40), kind="PNG", mode="RGB") -> bytes:

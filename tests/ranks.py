@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cmp import config, runs
-from cmp.data import corpus as corpora
+from cmp import config, distributed
+from cmp.checkpoints import CheckpointManager
+from cmp.embedded import packed
 from cmp.errors import Interrupted
-from cmp.runs.checkpoints import Keeper
-from cmp.steps import distributed
-from cmp.steps.execution import Execution
+from cmp.runner import Observer, execute
+from cmp.training import ExecutionConfig
 
 SMALL = (
     "model.start=random", "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",
@@ -25,10 +25,10 @@ SMALL = (
 """eps: what is zero but for rounding, such as the gradient of a key's bias, stays small."""
 
 RUNS = {
-    "full": ((), Execution()),
-    "parts": ((), Execution(micro_batch=4)),
-    "ewc": (("method.name=ewc", "method.batches=1"), Execution()),
-    "lora": (("method.name=lora",), Execution(micro_batch=5)),
+    "full": ((), ExecutionConfig()),
+    "parts": ((), ExecutionConfig(micro_batch=4)),
+    "ewc": (("method.name=ewc", "method.batches=1"), ExecutionConfig()),
+    "lora": (("method.name=lora",), ExecutionConfig(micro_batch=5)),
 }
 
 
@@ -37,18 +37,18 @@ def small(*settings: str):
     return config.parse(config.override({}, [*SMALL, *settings]))
 
 
-def noted(run_config, execution=Execution(), keeper=None, stop_at=None):  # noqa: B008
+def noted(run_config, execution=ExecutionConfig(), keeper=None, stop_at=None):  # noqa: B008
     """(losses, final weights, metrics) of a run; stop_at: the step at which the last process is
     asked to stop."""
     losses = []
 
     def step(task, number, loss, model):
         losses.append(loss.item())
-        if len(losses) == stop_at and distributed.rank() == distributed.size() - 1:
+        if len(losses) == stop_at and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    result = runs.run(
-        run_config, corpora.load(), runs.Observer(step), execution=execution, keeper=keeper
+    result = execute(
+        run_config, packed.load_embedded(), Observer(step), execution=execution, keeper=keeper
     )
     return losses, result.model.state_dict(), result.metrics
 
@@ -56,7 +56,7 @@ def noted(run_config, execution=Execution(), keeper=None, stop_at=None):  # noqa
 def main(folder: Path) -> None:
     """All of `RUNS`, and one that is stopped and goes on."""
     torch.set_num_threads(1)
-    with distributed.joined():
+    with distributed.init_distributed():
         for name, (settings, execution) in RUNS.items():
             losses, weights, metrics = noted(small(*settings), execution)
             if distributed.rank():
@@ -73,7 +73,7 @@ def stop_and_go_on() -> dict:
     """The final weights of the first of `RUNS`, stopped by a signal to one process."""
     keeper = None
     if distributed.rank() == 0:
-        keeper = Keeper("ab" * 32).__enter__()
+        keeper = CheckpointManager("ab" * 32).__enter__()
     try:
         noted(small(), keeper=keeper, stop_at=4)
     except Interrupted as stop:

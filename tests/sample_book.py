@@ -6,9 +6,8 @@ from pathlib import Path
 import nbformat
 from ipywidgets import IntSlider
 from ipywidgets.embed import embed_data
-
-from cmp.book import site
-from cmp.widgets.triangle import triangle
+from lab import site
+from lab.explorers.view import triangle
 
 INDEX = """\
 ---

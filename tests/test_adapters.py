@@ -9,12 +9,13 @@ import torch
 from options import small
 from test_resume import BOUNDARY, END, MIDDLE, Memory, equal, same
 
-from cmp import config, methods, mixtures, models, runs, training
+from cmp import checkpoints, config, mixtures, models
 from cmp.errors import CmpError
 from cmp.methods import adapters
-from cmp.runs import checkpoints
+from cmp.runner import Observer, execute
+from cmp.training import make_train_state, method_of, train_task, trainable_parameters
 
-EMBEDDED = pytest.mark.parametrize("name", models.EMBEDDED)
+EMBEDDED = pytest.mark.parametrize("name", models.family_names())
 ADAPTERS = pytest.mark.parametrize("method", config.ADAPTERS)
 
 
@@ -22,7 +23,7 @@ def inputs(model, count=4):
     """Images and full-length texts that depend on nothing."""
     noise = torch.Generator().manual_seed(1)
     pixels = torch.randn(count, 3, *model.visual.image_size, generator=noise)
-    return pixels, models.tokens("tiny", ["a red square", "two flags", "a cat", "b"][:count])
+    return pixels, models.tokenize("tiny", ["a red square", "two flags", "a cat", "b"][:count])
 
 
 @torch.no_grad()
@@ -33,14 +34,14 @@ def outputs(model):
 
 def learner(*settings):
     chosen = small(*settings)
-    return methods.learner(chosen, forked.small_corpus())
+    return make_train_state(chosen, forked.small_corpus())
 
 
 def shaken(found, size=0.05):
     """With every trainable number moved, as training might."""
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for p in methods.trainable(found.model).values():
+        for p in trainable_parameters(found.model).values():
             p += size * torch.randn(p.shape, generator=noise)
     return found
 
@@ -50,10 +51,10 @@ def shaken(found, size=0.05):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_at_their_start_outputs_are_the_same_to_the_bit(name, method, bf16):
     found = learner(f"model.name={name}", f"method.name={method}")
-    plain = models.load(found.config.model, 0)
+    plain = models.load_model(found.config.model, 0)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert torch.equal(outputs(found.model.eval()), outputs(plain.eval()))
-    assert len(adapters.adapted(found.model)) > 10
+    assert len(adapters.adapted_layers(found.model)) > 10
 
 
 @EMBEDDED
@@ -61,19 +62,19 @@ def test_at_their_start_outputs_are_the_same_to_the_bit(name, method, bf16):
 def test_folded_in_they_equal_the_adapted_network(name, method):
     found = shaken(learner(f"model.name={name}", f"method.name={method}"))
     model, before = found.model, outputs(found.model)
-    start = outputs(models.load(found.config.model, 0))
+    start = outputs(models.load_model(found.config.model, 0))
     assert (before - start).abs().max() > 1e-4
-    folded = adapters.plain(model)
-    fresh = models.create(name)
+    folded = adapters.merged_state_dict(model)
+    fresh = models.create_model(name)
     fresh.load_state_dict(folded)  # by open_clip's own names and no others
     assert (outputs(fresh) - before).abs().max() <= 1e-6
-    with adapters.folded(model):
+    with adapters.merged(model):
         assert torch.equal(outputs(model), outputs(fresh))
     assert torch.equal(outputs(model), before)
-    adapters.remove(model)
+    adapters.merge_and_unload(model)
     assert model.state_dict().keys() == fresh.state_dict().keys()
     assert torch.equal(outputs(model), outputs(fresh))
-    assert not adapters.adapted(model)
+    assert not adapters.adapted_layers(model)
 
 
 @ADAPTERS
@@ -100,10 +101,10 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
     for fold in (True, False):
         found = shaken(learner(f"method.name={method}", f"method.fold={str(fold).lower()}"))
         weights = {n: x.clone() for n, x in found.model.state_dict().items()}
-        folded = adapters.plain(found.model)
-        methods.of(found.config).begin_task(found, 1)
+        folded = adapters.merged_state_dict(found.model)
+        method_of(found.config).begin_task(found, 1)
         after = found.model.state_dict()
-        for name, layer in adapters.adapted(found.model).items():
+        for name, layer in adapters.adapted_layers(found.model).items():
             kept = folded if fold else weights
             assert torch.equal(layer.weight, kept[f"{name}.weight"])
             if fold:
@@ -126,10 +127,10 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
 )
 def test_what_methods_are_combined_with_resumes_to_the_bit(settings):
     chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
-    whole = runs.run(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, keeper=memory)
     for place in (MIDDLE, BOUNDARY, END):
         again = Memory(memory.states[place])
-        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, keeper=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
@@ -139,14 +140,14 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
 
     def step(task, number, loss, model):
         if number == chosen.training.steps - 1:
-            ends.append(adapters.plain(model))
+            ends.append(adapters.merged_state_dict(model))
 
-    result = runs.run(chosen, forked.small_corpus(), runs.Observer(step), keeper=memory)
-    average = models.load(chosen.model, 0).state_dict()
+    result = execute(chosen, forked.small_corpus(), Observer(step), keeper=memory)
+    average = models.load_model(chosen.model, 0).state_dict()
     for end in ends:
         average = {n: 0.25 * end[n] + 0.75 * x for n, x in average.items()}
         starts.append(average)
-    begun = checkpoints.below(memory.states[BOUNDARY].tensors, "weights/")
+    begun = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "weights/")
     for name, x in starts[0].items():
         torch.testing.assert_close(begun[name], x)
     for name, x in result.model.state_dict().items():
@@ -156,19 +157,21 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
 
 @ADAPTERS
 def test_a_finished_run_is_of_plain_layers(method, tmp_path):
-    result = runs.run(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
+    result = execute(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
     models.save_weights(result.model, tmp_path / "w.safetensors")
-    fresh = models.create("tiny")
+    fresh = models.create_model("tiny")
     models.load_weights(fresh, tmp_path / "w.safetensors")
-    assert models.digest(fresh) == models.digest(result.model)
-    assert models.digest(fresh) != models.digest(models.load(small().model, 0))
+    assert models.weights_digest(fresh) == models.weights_digest(result.model)
+    assert models.weights_digest(fresh) != models.weights_digest(
+        models.load_model(small().model, 0)
+    )
 
 
 def test_adapters_of_two_tasks_are_drawn_apart_and_of_one_alike():
     draws = []
     for task in (0, 0, 1):
         found = learner("method.name=lora")
-        adapters.begin(found, task)
+        adapters.begin_task(found, task)
         draws.append(found.model.get_submodule("visual.trunk.stem.0").adapter.down.detach())
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
@@ -176,7 +179,7 @@ def test_adapters_of_two_tasks_are_drawn_apart_and_of_one_alike():
 
 def test_vera_shares_what_it_draws_and_stores_none_of_it():
     found = learner("method.name=vera", "method.targets=[q_proj, k_proj]")
-    layers = list(adapters.adapted(found.model).values())
+    layers = list(adapters.adapted_layers(found.model).values())
     assert len({layer.adapter.down.data_ptr() for layer in layers}) == 1
     assert not any("down" in name for name in found.model.state_dict())
 
@@ -184,7 +187,7 @@ def test_vera_shares_what_it_draws_and_stores_none_of_it():
 @pytest.mark.parametrize("target", ["q_proj", "visual.trunk.stem", "mlp.c_fc", "stem.0"])
 def test_targets_are_parts_of_names(target):
     found = learner("method.name=lora", f"method.targets=[{target}]")
-    names = adapters.adapted(found.model)
+    names = adapters.adapted_layers(found.model)
     assert names
     assert all(f".{target}." in f".{name}." for name in names)
 
@@ -192,7 +195,7 @@ def test_targets_are_parts_of_names(target):
 def refused(*settings, model=None):
     with pytest.raises(CmpError) as caught:
         chosen = small(*settings)
-        methods.learner(chosen, forked.small_corpus(), model)
+        make_train_state(chosen, forked.small_corpus(), model)
     return str(caught.value)
 
 
@@ -232,14 +235,14 @@ def test_combinations_without_sense_are_refused_with_a_reason():
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "lnfit"])
 def test_a_frozen_tower_is_refused(method):
-    model = models.create("tiny")
+    model = models.create_model("tiny")
     model.visual.requires_grad_(False)
     message = refused(f"method.name={method}", model=model)
     assert "visual." in message
     assert "frozen" in message
     if method == "lora":
         chosen = small("method.name=lora", "method.targets=[q_proj]")
-        assert adapters.adapted(methods.learner(chosen, forked.small_corpus(), model).model)
+        assert adapters.adapted_layers(make_train_state(chosen, forked.small_corpus(), model).model)
 
 
 def test_every_adapter_of_the_table_is_a_method():
@@ -254,5 +257,5 @@ def test_a_copy_of_an_adapted_network_is_one_of_its_own():
     found = shaken(learner("method.name=vera"))
     other = copy.deepcopy(found.model)
     before = outputs(other)
-    training.train_task(found, mixtures.task_pools(found.config, found.corpus)[0], 0)
+    train_task(found, mixtures.task_pools(found.config, found.corpus)[0], 0)
     assert torch.equal(outputs(other), before)

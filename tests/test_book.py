@@ -7,13 +7,13 @@ import sys
 import jupytext
 import nbformat
 import pytest
+from lab import chapters, commit_notebooks, run
 from typer.testing import CliRunner
 
-from cmp import book, cli, config, studies
-from cmp.book import chapters, publishing
+from cmp import cli, config
 from cmp.errors import CmpError
-from cmp.paths import build_folder
-from cmp.runs import workers
+from cmp.experiments import studies, workers
+from cmp.files import build_folder, project_folder
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -28,9 +28,9 @@ WIDGET = """\
 import sys
 import warnings
 import ipywidgets
-from cmp.paths import ROOT
+from cmp.paths import project_folder
 
-warnings.warn(f"look at {ROOT} and {sys.prefix}/lib", stacklevel=1)
+warnings.warn(f"look at {project_folder()} and {sys.prefix}/lib", stacklevel=1)
 print(object())
 ipywidgets.VBox([ipywidgets.IntSlider(description=name) for name in "ab"])"""
 DECLARED = {"profile": "quick", "seeds": 1, "jobs": 2, "device": "cpu", "rate": 0.5, "live": False}
@@ -168,15 +168,17 @@ def scope(*cells, **names):
 
 
 def test_the_guard_lets_pass_what_is_declared_also_when_run_again():
-    chapters.guard(scope(GUARD))
-    chapters.guard(scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3))
-    chapters.guard(scope(GUARD, "later: int = 3"))
-    chapters.guard({"no": "IPython"})
+    chapters.check_injected(scope(GUARD))
+    chapters.check_injected(
+        scope("# Parameters\nseeds = 3\n", GUARD, "unrelated = 1", GUARD, seeds=3)
+    )
+    chapters.check_injected(scope(GUARD, "later: int = 3"))
+    chapters.check_injected({"no": "IPython"})
 
 
 def test_the_guard_takes_true_from_papermills_shell():
     kernel = scope('# Parameters\nlive = "true"\n', GUARD, live="true")
-    chapters.guard(kernel)
+    chapters.check_injected(kernel)
     assert kernel["live"] is True
 
 
@@ -193,7 +195,7 @@ def test_the_guard_takes_true_from_papermills_shell():
 )
 def test_the_guard_refuses(kernel, words):
     with pytest.raises(CmpError, match=words):
-        chapters.guard(kernel)
+        chapters.check_injected(kernel)
 
 
 @pytest.fixture(scope="module")
@@ -238,10 +240,12 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     target.with_suffix(".failed.ipynb").write_text("of an earlier run")
     seen = []
     values = chapters.check_parameters(source, {"seeds": "4"})
-    book.execute(source, target, values, lambda done, cells: seen.append((done, cells)), "print")
+    run.execute_chapter(
+        source, target, values, lambda done, cells: seen.append((done, cells)), "print"
+    )
     assert texts(target) == f"4 {tmp_path} 0\n"
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]  # title, parameters, the injected ones, code
-    made = book.record(target)
+    made = run.run_record(target)
     assert made.pop("seconds") > 0
     assert made == {
         "source_sha256": chapters.source_hash(source),
@@ -264,8 +268,8 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
     target = tmp_path / "out" / "00_a.ipynb"
     target.parent.mkdir()
     target.write_text("as it was")
-    with pytest.raises(book.ChapterFailed) as caught:
-        book.execute(source, target, DECLARED)
+    with pytest.raises(run.ChapterFailed) as caught:
+        run.execute_chapter(source, target, DECLARED)
     failed = target.with_suffix(".failed.ipynb")
     for word in ["00_a: cell [3]", str(failed), *words]:
         assert word in str(caught.value)
@@ -277,21 +281,21 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
 def test_a_notebook_is_current_until_anything_changes(tmp_path):
     source = write(tmp_path, "00_a")
     target = tmp_path / "00_a.ipynb"
-    assert not book.is_current(source, target, DECLARED, "f")
+    assert not run.is_current(source, target, DECLARED, "f")
     made = {
         "source_sha256": chapters.source_hash(source),
         "parameters": DECLARED,
         "fingerprint": "f",
     }
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    assert book.is_current(source, target, dict(DECLARED), "f")
-    assert not book.is_current(source, target, DECLARED | {"seeds": 2}, "f")
-    assert not book.is_current(source, target, DECLARED, "g")
+    assert run.is_current(source, target, dict(DECLARED), "f")
+    assert not run.is_current(source, target, DECLARED | {"seeds": 2}, "f")
+    assert not run.is_current(source, target, DECLARED, "g")
     target.write_text(target.read_text()[:-9])
-    assert not book.is_current(source, target, DECLARED, "f")
+    assert not run.is_current(source, target, DECLARED, "f")
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
     source.write_text(source.read_text() + "\nmore\n")
-    assert not book.is_current(source, target, DECLARED, "f")
+    assert not run.is_current(source, target, DECLARED, "f")
 
 
 @pytest.mark.parametrize(
@@ -309,10 +313,10 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
 )
 def test_the_fingerprint_covers_code_manifests_and_results(tmp_path, path, counts):
     (tmp_path / "cmp").mkdir()
-    before = book.package_fingerprint(tmp_path)
+    before = run.package_fingerprint(tmp_path)
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text("x")
-    assert (book.package_fingerprint(tmp_path) != before) is counts
+    assert (run.package_fingerprint(tmp_path) != before) is counts
 
 
 def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, capsys):
@@ -322,7 +326,7 @@ def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, caps
 
     def run(jobs, target, numbers=None):
         given = {"seeds": "2"}
-        return book.run_book("cpu", numbers, given, jobs, target=tmp_path / target, folder=tmp_path)
+        return run.run_book("cpu", numbers, given, jobs, target=tmp_path / target, folder=tmp_path)
 
     for jobs in (1, 2):
         with pytest.raises(CmpError, match=r"1 of the chapters failed\n00_a: cell \[3\]"):
@@ -344,12 +348,12 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
     write(tmp_path, "01_b", parameters='profile: str = "quick"  # quick, cpu or gpu')
     out = tmp_path / "out"
     with pytest.raises(CmpError, match="01_b: no parameter is called 'seeds'"):
-        book.run_book("quick", given={"seeds": "2"}, target=out, folder=tmp_path)
+        run.run_book("quick", given={"seeds": "2"}, target=out, folder=tmp_path)
     with pytest.raises(CmpError, match="--profile: 'huge'"):
-        book.run_book("huge", target=out, folder=tmp_path)
+        run.run_book("huge", target=out, folder=tmp_path)
     with pytest.raises(CmpError, match="quick and cpu are both given"):
-        book.run_book("quick", given={"profile": "cpu"}, target=out, folder=tmp_path)
-    book.run_book("quick", dry_run=True, target=out, folder=tmp_path)
+        run.run_book("quick", given={"profile": "cpu"}, target=out, folder=tmp_path)
+    run.run_book("quick", dry_run=True, target=out, folder=tmp_path)
     assert "2 of 2 chapters to run" in capsys.readouterr().out
     assert not out.exists()
 
@@ -359,16 +363,22 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 
 def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
-    assert publishing.stale(tmp_path) == ["00_a"]
+    assert commit_notebooks.stale_notebooks(tmp_path) == ["00_a"]
     written = []
     for build in ("one", "two"):
         monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
-        [path] = publishing.publish(folder=tmp_path)
+        [path] = commit_notebooks.commit_notebooks(folder=tmp_path)
         written.append(path.read_text())
     assert written[0] == written[1]
-    assert path == tmp_path / "00_a.ipynb" and publishing.stale(tmp_path) == []
+    assert path == tmp_path / "00_a.ipynb" and commit_notebooks.stale_notebooks(tmp_path) == []
     nbformat.validate(nbformat.read(path, 4))
-    for machine in ("ipykernel_", "papermill", str(book.ROOT), sys.prefix, sys.version.split()[0]):
+    for machine in (
+        "ipykernel_",
+        "papermill",
+        str(project_folder()),
+        sys.prefix,
+        sys.version.split()[0],
+    ):
         assert machine not in written[0]
     assert "look at . and <python>/lib" in written[0]
     assert "IntSliderModel" in written[0]
@@ -377,13 +387,13 @@ def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch
     ours, theirs = (jupytext.writes(n, "md:myst").split("---")[2] for n in (ours, theirs))
     assert ours == theirs
     source.write_text(source.read_text() + "\nmore\n")
-    assert publishing.stale(tmp_path) == ["00_a"]
+    assert commit_notebooks.stale_notebooks(tmp_path) == ["00_a"]
 
 
 def test_a_source_that_is_not_paired_is_not_published(tmp_path):
     write(tmp_path, "00_a", formats="md:myst")
     with pytest.raises(CmpError, match="formats: ipynb,md:myst"):
-        publishing.publish(folder=tmp_path)
+        commit_notebooks.commit_notebooks(folder=tmp_path)
 
 
 def test_every_chapter_of_the_book_declares_its_parameters():
@@ -392,7 +402,7 @@ def test_every_chapter_of_the_book_declares_its_parameters():
 
 
 def test_the_committed_notebooks_are_current():
-    assert publishing.stale() == []
+    assert commit_notebooks.stale_notebooks() == []
 
 
 RUN = """
@@ -406,7 +416,7 @@ print(frame["run"][0], repr(float(frame["score"].sum())))
 
 
 def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
-    """The same config through papermill, `cmp run` and Python: one id, the same numbers."""
+    """The same config through papermill, `cmpt run` and Python: one id, the same numbers."""
     found = {}
     settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
     run_config = config.parse(config.override(config.profile("quick"), settings))
@@ -418,12 +428,12 @@ def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path,
         monkeypatch.setenv("CMP_BUILD", str(folder))
         if way == "chapter":
             source = write(tmp_path, "00_a", RUN)
-            book.execute(source, tmp_path / "00_a.ipynb", DECLARED)
+            run.execute_chapter(source, tmp_path / "00_a.ipynb", DECLARED)
             printed = texts(tmp_path / "00_a.ipynb").splitlines()[-1]
         elif way == "shell":
             CliRunner().invoke(cli.app, ["run", "quick", *settings])
         else:
             workers.run_one(run_config)
-        frame = studies.collect({("it", 0): run_config})
+        frame = studies.collect_metrics({("it", 0): run_config})
         found[way] = f"{frame['run'][0]} {float(frame['score'].sum())!r}"
     assert found["chapter"] == found["shell"] == found["library"] == printed

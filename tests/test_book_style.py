@@ -4,8 +4,7 @@ import ast
 import re
 
 import pytest
-
-from cmp.book import chapters
+from lab import chapters
 
 SOURCES = chapters.select()
 [SOLUTIONS] = chapters.select(["A4"])

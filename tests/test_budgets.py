@@ -13,12 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, methods, models, runs
-from cmp.budgets import counting, table4
-from cmp.budgets.rules import Budget, Cost, paper_steps
+from cmp import budgets, cli, config, models
+from cmp.budgets import Budget, Cost, paper_steps
 from cmp.config import Method
 from cmp.errors import CmpError
-from cmp.runs import store
+from cmp.experiments import paper, store
+from cmp.runner import Observer, execute
+from cmp.training import create_optimizer, method_of
 
 GIGA = 1e9
 
@@ -31,44 +32,46 @@ def asked(name, batch, method="full", **settings):
 # --- Table 4 ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", table4.TABLE4)
+@pytest.mark.parametrize("name", paper.TABLE4)
 def test_every_row_follows_from_the_papers_rule(name):
-    row = table4.TABLE4[name]
-    found = paper_steps(table4.TOTAL, table4.TASKS, row.gflops, row.multiplier)
+    row = paper.TABLE4[name]
+    found = paper_steps(paper.TABLE4_TOTAL, paper.TABLE4_TASKS, row.gflops, row.multiplier)
     assert found == row.steps
 
 
 @pytest.mark.parametrize(("tasks", "steps"), [(20, 1303), (50, 462), (100, 182), (200, 42)])
 def test_ewc_charged_once_a_task(tasks, steps):
     """Spec 1.2; for 20 tasks the paper has 14 steps."""
-    row = table4.TABLE4["EWC"]
-    once = table4.once_a_task(row)
-    assert dataclasses.replace(once, allowed=table4.TOTAL / tasks).steps == steps
-    plain = table4.once_a_task(table4.TABLE4["full"])
+    row = paper.TABLE4["EWC"]
+    once = paper.budget_charged_once(row)
+    assert dataclasses.replace(once, allowed=paper.TABLE4_TOTAL / tasks).steps == steps
+    plain = paper.budget_charged_once(paper.TABLE4["full"])
     assert plain.end == 0
     assert plain.steps == 1419  # 1419.7: the paper rounds, a budget is not overrun
 
 
 def test_vit_b_16_is_counted_with_its_attention():
-    found = counting.cost(asked("ViT-B-16", 8))
+    found = budgets.method_cost(asked("ViT-B-16", 8))
     assert found.step / 8 / GIGA == pytest.approx(123.0, rel=0.005)
-    assert counting.cost(asked("ViT-B-16", 16)).step == pytest.approx(2 * found.step, rel=1e-3)
+    assert budgets.method_cost(asked("ViT-B-16", 16)).step == pytest.approx(
+        2 * found.step, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "share"), [("locked-image", 53.0 / 123.03), ("bitfit", 83.5 / 123.03)]
 )
 def test_shares_of_frozen_parts(method, share):
-    full, part = (counting.cost(asked("ViT-B-16", 8, m)).step for m in ("full", method))
+    full, part = (budgets.method_cost(asked("ViT-B-16", 8, m)).step for m in ("full", method))
     assert part / full == pytest.approx(share, rel=0.005)
 
 
 def test_ours_beside_table_4():
     """Our FLOPs of what is the same there, at its batch; adapters of ours reach more layers."""
-    full = counting.cost(asked("ViT-B-16", 512))
+    full = budgets.method_cost(asked("ViT-B-16", 512))
     for name in ("full", "locked-text", "locked-image", "LNFit", "BitFit", "SI"):
-        row = table4.TABLE4[name]
-        found = counting.cost(asked("ViT-B-16", 512, row.method))
+        row = paper.TABLE4[name]
+        found = budgets.method_cost(asked("ViT-B-16", 512, row.method))
         assert found.step / GIGA == pytest.approx(row.gflops, rel=0.012), name
         if name != "locked-image":  # whose 12 GB hold more than tensors
             assert found.memory / full.memory == pytest.approx(row.multiplier, rel=0.07), name
@@ -108,40 +111,40 @@ class Held(TorchDispatchMode):
 
 def peak(name, method, batch):
     """Bytes that two real steps on the CPU hold at most."""
-    learner = counting.learner(name, Method(name=method), models.create(name))
-    optimizer = methods.optimizer(learner)
+    learner = budgets.shape_state(name, Method(name=method), models.create_model(name))
+    optimizer = create_optimizer(learner)
     networks = [learner.model, *learner.aside.values()]
     tensors = [x for network in networks for x in network.state_dict().values()]
     held = Held([*tensors, *learner.state.values()])
     replayed = batch // 3 if method == "distillation" else 0
     with held:
         for _ in range(2):
-            loss = counting.loss(learner, counting.empty_look(learner, batch, replayed))
+            loss = budgets.total_loss(learner, budgets.forward_shapes(learner, batch, replayed))
             optimizer.zero_grad()
             loss.backward()
-            methods.of(learner.config).step(learner, optimizer)
+            method_of(learner.config).step(learner, optimizer)
     return held.peak
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", models.family_names())
 @pytest.mark.parametrize("method", config.choices()["method.name"])
 def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
     """Never more; passing things that no gradient waits for make up to a fifth beside it."""
-    ratio = counting.cost(asked(name, 48, method)).memory / peak(name, method, 48)
+    ratio = budgets.method_cost(asked(name, 48, method)).memory / peak(name, method, 48)
     assert 0.8 < ratio <= 1.0
 
 
 def test_memory_of_a_larger_network_is_closer():
-    assert counting.cost(asked("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
+    assert budgets.method_cost(asked("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "galore", "distillation", "vera"])
 def test_flops_on_shapes_are_those_of_a_real_step(method):
-    learner = counting.learner("tiny", Method(name=method), models.create("tiny"))
+    learner = budgets.shape_state("tiny", Method(name=method), models.create_model("tiny"))
     replayed = 3 if method == "distillation" else 0
-    look = functools.partial(counting.empty_look, learner, 9, replayed)
-    real = counting.counted(lambda: counting.step(learner, look))
-    found = counting.cost(asked("tiny", 9, method)).step
+    look = functools.partial(budgets.forward_shapes, learner, 9, replayed)
+    real = budgets.count_flops(lambda: budgets.forward_backward(learner, look))
+    found = budgets.method_cost(asked("tiny", 9, method)).step
     # the optimizer of galore multiplies; the teacher of distillation reads no padding when it can
     loose = {"galore": 0.5, "distillation": 0.03}
     assert found == pytest.approx(real, rel=loose.get(method, 0))
@@ -149,15 +152,15 @@ def test_flops_on_shapes_are_those_of_a_real_step(method):
 
 
 def test_the_end_of_a_task_is_counted():
-    full = counting.cost(asked("tiny", 16)).step
+    full = budgets.method_cost(asked("tiny", 16)).step
     ends = {
-        fisher: counting.cost(asked("tiny", 16, "ewc", fisher=fisher, batches=3)).end
+        fisher: budgets.method_cost(asked("tiny", 16, "ewc", fisher=fisher, batches=3)).end
         for fisher in ("batch", "sample")
     }
     assert ends["batch"] == pytest.approx(3 * full, rel=0.01)
     assert ends["sample"] == pytest.approx(4 * full, rel=0.02)  # one more pass forward
     assert all(
-        counting.cost(asked("tiny", 16, method)).end == 0
+        budgets.method_cost(asked("tiny", 16, method)).end == 0
         for method in config.choices()["method.name"]
         if method != "ewc"
     )
@@ -165,7 +168,7 @@ def test_the_end_of_a_task_is_counted():
 
 @pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViT-B-16-SigLIP", "ViT-g-14"])
 def test_any_open_clip_model_is_counted(name):
-    costs = {m: counting.cost(asked(name, 2, m)) for m in ("full", "locked-image")}
+    costs = {m: budgets.method_cost(asked(name, 2, m)) for m in ("full", "locked-image")}
     assert costs["full"].step > costs["locked-image"].step > 0
     assert costs["full"].memory > costs["locked-image"].memory > 0
 
@@ -176,7 +179,7 @@ def test_any_open_clip_model_is_counted(name):
 )
 def test_other_models_are_refused(name, words):
     with pytest.raises(CmpError, match=words):
-        counting.cost(asked(name, 2))
+        budgets.method_cost(asked(name, 2))
 
 
 # --- the rule --------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def test_other_models_are_refused(name, words):
 
 def test_a_budget_by_hand():
     """Half the memory, so each FLOP counts half: 100 - 0.5 * 10 is 9.5 steps of 0.5 * 20."""
-    found = budgets.budget(100.0, Cost(20.0, 10.0, 4e9), Cost(1.0, 0.0, 8e9))
+    found = budgets.make_budget(100.0, Cost(20.0, 10.0, 4e9), Cost(1.0, 0.0, 8e9))
     assert (found.steps, found.multiplier) == (9, 0.5)
     assert found.used(2, 3) == 2 * (9 * 10 + 5) + 3 * 10
     found.check(9)
@@ -197,17 +200,17 @@ def test_a_budget_by_hand():
 def test_steps_fill_the_budget_and_no_more(method):
     chosen = config.parse(config.profile("cpu") | {"method": {"name": method}})
     chosen = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, budget=1.0))
-    found = budgets.of(chosen)
-    steps = budgets.applied(chosen).training.steps
+    found = budgets.task_budget(chosen)
+    steps = budgets.apply_budget(chosen).training.steps
     found.check(steps)
     assert found.used(1) + found.step > found.allowed
     assert (steps == 40) == (method == "full")
-    assert budgets.applied(budgets.applied(chosen)) == budgets.applied(chosen)
+    assert budgets.apply_budget(budgets.apply_budget(chosen)) == budgets.apply_budget(chosen)
 
 
 def test_without_a_budget_nothing_is_changed():
-    assert budgets.applied(small()) is small() or budgets.applied(small()) == small()
-    assert budgets.of(small()) is None
+    assert budgets.apply_budget(small()) is small() or budgets.apply_budget(small()) == small()
+    assert budgets.task_budget(small()) is None
     assert "training.budget" not in small().changes()
     assert small("training.budget=1.0").changes()["training.budget"] == 1.0
 
@@ -215,14 +218,14 @@ def test_without_a_budget_nothing_is_changed():
 def test_a_budget_too_small_is_refused_with_numbers():
     chosen = small("method.name=ewc", "training.budget=0.5")
     with pytest.raises(CmpError) as caught:
-        runs.run(chosen, forked.small_corpus())
+        execute(chosen, forked.small_corpus())
     least = float(str(caught.value).rsplit(" ", 1)[1])
     assert "training.budget: 0.5 allows" in str(caught.value)
     enough = dataclasses.replace(chosen.training, budget=1.001 * least)
-    assert budgets.applied(dataclasses.replace(chosen, training=enough)).training.steps == 1
+    assert budgets.apply_budget(dataclasses.replace(chosen, training=enough)).training.steps == 1
     message = "training.budget: 1 steps of 'full': .*warmup 1 [+] cooldown 1 steps in a task of 1"
     with pytest.raises(CmpError, match=message):
-        budgets.applied(
+        budgets.apply_budget(
             small("training.budget=0.4", "schedule.name=wsd", "schedule.warmup_steps=1",
                   "schedule.cooldown_steps=1")
         )  # fmt: skip
@@ -233,33 +236,37 @@ def test_a_budget_too_small_is_refused_with_numbers():
 
 def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     chosen = small("method.name=locked-text", "training.budget=1.0")
-    steps = budgets.applied(chosen).training.steps
+    steps = budgets.apply_budget(chosen).training.steps
     assert steps > chosen.training.steps
     counted = []
-    hook = runs.Observer(step=lambda task, number, loss, model: counted.append((task, number)))
+    hook = Observer(step=lambda task, number, loss, model: counted.append((task, number)))
     memory = Memory()
-    result = runs.run(chosen, forked.small_corpus(), hook, keeper=memory)
+    result = execute(chosen, forked.small_corpus(), hook, keeper=memory)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
     told = result.provenance["budget"]
     assert told["steps_per_task"] == steps
-    assert told["allowed_gflops"] - told["used_gflops"] < 2 * budgets.of(chosen).step / GIGA
+    assert (
+        told["allowed_gflops"] - told["used_gflops"] < 2 * budgets.task_budget(chosen).step / GIGA
+    )
     assert told["used_gflops"] <= told["allowed_gflops"]
     assert memory.states[MIDDLE].progress.config == chosen.to_dict()
-    again = runs.run(chosen, forked.small_corpus(), keeper=Memory(memory.states[MIDDLE]))
+    again = execute(chosen, forked.small_corpus(), keeper=Memory(memory.states[MIDDLE]))
     assert same(again, result)
     assert again.provenance["budget"] == told
-    stored = store.finished("a" * 64, chosen, result)
+    stored = store.make_stored_run("a" * 64, chosen, result)
     assert stored.provenance["budget"] == told
     same_steps = small("method.name=locked-text", f"training.steps={steps}")
-    assert same(runs.run(same_steps, forked.small_corpus()), result)
+    assert same(execute(same_steps, forked.small_corpus()), result)
 
 
 def test_a_run_that_would_overrun_stops(monkeypatch):
     chosen = small("training.budget=1.0")
     longer = dataclasses.replace(chosen.training, steps=5, budget=None)
-    monkeypatch.setattr(budgets, "applied", lambda _: dataclasses.replace(chosen, training=longer))
+    monkeypatch.setattr(
+        budgets, "apply_budget", lambda _: dataclasses.replace(chosen, training=longer)
+    )
     with pytest.raises(CmpError, match=r"4 steps cost .* at most 3 steps"):
-        runs.run(chosen, forked.small_corpus())
+        execute(chosen, forked.small_corpus())
 
 
 # --- from a shell ----------------------------------------------------------------------------
@@ -282,7 +289,7 @@ def test_the_command_prints_every_method():
 def test_the_command_prints_table_4():
     result = shell("--table4")
     assert result.exit_code == 0, result.output
-    for name, row in table4.TABLE4.items():
+    for name, row in paper.TABLE4.items():
         [line] = [x for x in result.output.splitlines() if x.strip().startswith(f"{name} ")]
         assert line.split()[-4:-2] == [f"{row.steps:,}"] * 2
     assert "…" not in result.output

@@ -1,12 +1,12 @@
 """What a chapter says of its own study, held against the study's files and published runs."""
 
 import pytest
+from lab import analyses
 
-from cmp import claims, config, studies
-from cmp.analyses import scaling
-from cmp.config import OF_METHODS
-from cmp.runs import store
-from cmp.studies import results
+from cmp import config
+from cmp.config import METHOD_SETTINGS
+from cmp.experiments import results, store, studies
+from cmp.experiments.claims import final_scores, setting_means
 
 CHAPTER_05 = ("05-tuning", "05", "05-transfer")
 METHODS = [
@@ -18,19 +18,19 @@ METHODS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_stand_at_what_ended_best_in_their_tuning(name):
     """In the geometric mean, on the validation split."""
-    ends = claims.final(store.trajectory(results.published("02-tuning")))
+    ends = final_scores(store.trajectory(results.published_metrics("02-tuning")))
     means = ends.groupby("setting")["GM"].mean()
     best = max((each for each in means.index if each.split(",")[0] == name), key=means.get)
-    tuned = studies.load("02-tuning").configs("cpu", 1)[best, 0]
-    chosen = studies.load("02").configs("cpu", 1)[name, 0]
+    tuned = studies.load_study("02-tuning").configs("cpu", 1)[best, 0]
+    chosen = studies.load_study("02").configs("cpu", 1)[name, 0]
     assert (chosen.method, chosen.schedule) == (tuned.method, tuned.schedule)
     assert chosen.training == tuned.training
     assert chosen.training.budget == 1
 
 
 def test_tuning_looks_at_nothing_that_is_reported():
-    tuned = studies.load("02-tuning").configs("cpu").values()
-    reported = studies.load("02").configs("cpu").values()
+    tuned = studies.load_study("02-tuning").configs("cpu").values()
+    reported = studies.load_study("02").configs("cpu").values()
     assert {each.evaluation.split for each in tuned} == {"validation"}
     assert {each.evaluation.split for each in reported} == {"test"}
     streams = [{each.seeds.stream for each in runs} for runs in (tuned, reported)]
@@ -39,7 +39,7 @@ def test_tuning_looks_at_nothing_that_is_reported():
 
 def test_a_chapter_s_studies_are_within_its_budget():
     runs = {
-        chapter: set(studies.load(chapter).configs("cpu").values())
+        chapter: set(studies.load_study(chapter).configs("cpu").values())
         for chapter in ("02", "02-tuning", "03", "06", "07")
     }
     assert len(runs["02"] | runs["02-tuning"]) <= studies.MAX_RUNS
@@ -47,7 +47,7 @@ def test_a_chapter_s_studies_are_within_its_budget():
 
 
 def test_the_orders_of_chapter_06_are_all_there_are():
-    settings = studies.load("06").configs("cpu", 1).values()
+    settings = studies.load_study("06").configs("cpu", 1).values()
     found = {(each.stream.order, each.stream.reverse) for each in settings}
     named = set(config.choices()["stream.order"]) - {"listed"}
     assert {order for order, _ in found} == named
@@ -55,7 +55,7 @@ def test_the_orders_of_chapter_06_are_all_there_are():
 
 
 def test_chapter_07_has_fifteen_points_of_the_triangle_and_three_replicates():
-    grid = studies.load("07").configs("cpu")
+    grid = studies.load_study("07").configs("cpu")
     points = {}
     for (name, replicate), each in grid.items():
         mixture = each.mixture
@@ -67,10 +67,10 @@ def test_chapter_07_has_fifteen_points_of_the_triangle_and_three_replicates():
 
 
 def test_chapter_02_has_every_method_and_03_every_policy_and_rule():
-    grid = studies.load("02").configs("cpu", 1).values()
+    grid = studies.load_study("02").configs("cpu", 1).values()
     assert {each.method.name for each in grid} == set(config.choices()["method.name"])
-    assert set(METHODS) == set(config.choices()["method.name"]) >= set(OF_METHODS)
-    merged = [each.merging for each in studies.load("03").configs("cpu", 1).values()]
+    assert set(METHODS) == set(config.choices()["method.name"]) >= set(METHOD_SETTINGS)
+    merged = [each.merging for each in studies.load_study("03").configs("cpu", 1).values()]
     assert {each.policy for each in merged} == set(config.choices()["merging.policy"])
     assert {each.rule for each in merged if each.policy == "ema"} == set(
         config.choices()["merging.rule"]
@@ -79,7 +79,7 @@ def test_chapter_02_has_every_method_and_03_every_policy_and_rule():
 
 def peaks(model, method):
     """Chapter 05's choice, and the grid that it was made from, if it was made there."""
-    ends = claims.means(store.trajectory(results.published("05-tuning")))["GM"]
+    ends = setting_means(store.trajectory(results.published_metrics("05-tuning")))["GM"]
     grid = {name: score for name, score in ends.items() if name.startswith(f"{model}: {method},")}
     return float(max(grid, key=grid.get).rpartition(" ")[2]) if grid else None
 
@@ -87,19 +87,19 @@ def peaks(model, method):
 def test_sizes_stand_at_the_rates_that_ended_best_in_their_tuning():
     names = {"none": "full", "ema": "EMA"}
     for chapter in ("05", "05-transfer"):
-        for (name, _), each in studies.load(chapter).configs("cpu", 1).items():
+        for (name, _), each in studies.load_study(chapter).configs("cpu", 1).items():
             kind = "LoRA" if each.method.name == "lora" else names.get(each.merging.policy)
             plain = each.method.name in ("full", "lora") and each.schedule.meta == "none"
             if kind and plain and "lower rate" not in name and each.mixture.update == 1 / 3:
                 best = peaks(each.model.name, kind)
                 if best is None:  # of `tiny`, chosen in 02-tuning
-                    tuned = studies.load("02").configs("cpu", 1)[kind.lower(), 0]
+                    tuned = studies.load_study("02").configs("cpu", 1)[kind.lower(), 0]
                     best = tuned.schedule.peak
                 assert each.schedule.peak == best, (chapter, name)
 
 
 def test_families_of_the_transfer_study_differ_in_size_and_rates_alone():
-    grid = studies.load("05-transfer").configs("cpu", 1)
+    grid = studies.load_study("05-transfer").configs("cpu", 1)
     names = {name.partition(": ")[2] for name, _ in grid}
     families = {name.partition(":")[0] for name, _ in grid}
     assert len(names) == 10
@@ -118,23 +118,23 @@ def test_families_of_the_transfer_study_differ_in_size_and_rates_alone():
 
 
 def test_the_families_have_the_same_compute():
-    grid = studies.load("05-transfer").configs("cpu", 1)
+    grid = studies.load_study("05-transfer").configs("cpu", 1)
     for (name, _), each in grid.items():
-        assert scaling.compute(each) == pytest.approx(scaling.unit(), rel=0.03), name
+        assert analyses.run_compute(each) == pytest.approx(analyses.compute_unit(), rel=0.03), name
 
 
 def test_chapter_05_took_no_more_than_it_may():
-    runs = {run.id: run for name in CHAPTER_05 for run in results.runs_of(name)}
+    runs = {run.id: run for name in CHAPTER_05 for run in results.published_runs(name)}
     assert sum(run.provenance["seconds"] for run in runs.values()) <= 3.5 * 3600
     assert all(
-        len(set(studies.load(name).configs("cpu").values())) <= studies.MAX_RUNS
+        len(set(studies.load_study(name).configs("cpu").values())) <= studies.MAX_RUNS
         for name in CHAPTER_05
     )
 
 
 def test_chapter_05_s_tuning_looks_at_nothing_that_is_reported():
-    tuned = studies.load("05-tuning").configs("cpu").values()
+    tuned = studies.load_study("05-tuning").configs("cpu").values()
     assert {each.evaluation.split for each in tuned} == {"validation"}
     for name in ("05", "05-transfer"):
-        reported = studies.load(name).configs("cpu").values()
+        reported = studies.load_study(name).configs("cpu").values()
         assert not {each.seeds.stream for each in tuned} & {each.seeds.stream for each in reported}

@@ -7,20 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cmp import claims, studies
-from cmp.claims import (
+from cmp.errors import CmpError
+from cmp.experiments import results, store, studies
+from cmp.experiments.claims import (
+    ALPHA,
     Claim,
-    ends,
-    final,
+    claims_of,
+    end_table,
+    final_scores,
     holm,
     judge,
     paired_difference,
+    score_change,
     t_interval,
     verdicts,
 )
-from cmp.errors import CmpError
-from cmp.runs import store
-from cmp.studies import results
 
 SIMULATED = 20_000
 
@@ -79,10 +80,10 @@ def test_one_value_has_no_spread():
 
 def test_the_end_is_the_last_task_on_the_full_test():
     frame = trajectory(a=[1.0, 3.0])
-    assert final(frame)["A_KA"].tolist() == [1.0, 3.0]
-    assert final(frame[frame["scope"] == "subset"])["A_KA"].tolist() == [-1.0, -1.0]
-    assert ends(frame).loc["a", "A_KA"] == "2.0 ± 12.7"
-    assert ends(frame).loc["a", "replicates"] == 2
+    assert final_scores(frame)["A_KA"].tolist() == [1.0, 3.0]
+    assert final_scores(frame[frame["scope"] == "subset"])["A_KA"].tolist() == [-1.0, -1.0]
+    assert end_table(frame).loc["a", "A_KA"] == "2.0 ± 12.7"
+    assert end_table(frame).loc["a", "replicates"] == 2
 
 
 def test_differences_are_paired_whatever_the_order_of_rows():
@@ -187,11 +188,11 @@ def test_holm_by_hand():
 def test_holm_is_the_step_down_procedure(p):
     """Against the procedure as it is told: reject the smallest while it holds, then stop."""
     rejected, left = set(), sorted(range(len(p)), key=lambda index: p[index])
-    while left and p[left[0]] * len(left) < claims.ALPHA:
+    while left and p[left[0]] * len(left) < ALPHA:
         rejected.add(left.pop(0))
     adjusted, divisor = holm(np.array(p))
-    assert set(np.flatnonzero(adjusted < claims.ALPHA)) == rejected
-    assert set(np.flatnonzero(np.array(p) * divisor < claims.ALPHA)) == rejected
+    assert set(np.flatnonzero(adjusted < ALPHA)) == rejected
+    assert set(np.flatnonzero(np.array(p) * divisor < ALPHA)) == rejected
     assert (adjusted >= p).all()
     assert set(divisor[list(left)]) <= {len(left)}
 
@@ -202,7 +203,7 @@ def test_the_interval_and_the_adjusted_p_say_the_same(pairs):
     family = [claim("1"), claim("2", direction="lower"), same(name="3"), same(name="4", margin=5)]
     found = judge(estimate, error, np.array([2, 3, 5, 9]), family)
     decided = found["verdict"] != "undecided"
-    assert decided.tolist() == (found["p_adjusted"] < claims.ALPHA).tolist()
+    assert decided.tolist() == (found["p_adjusted"] < ALPHA).tolist()
     for here, each, verdict in zip(estimate, family, found["verdict"], strict=True):
         inside = each.region[0] < here < each.region[1]
         assert verdict in ("undecided", "supported" if inside else "not supported")
@@ -256,8 +257,8 @@ def test_tasks_and_datasets_are_not_replicates():
 
 
 def test_a_stored_row_that_changes_changes_the_verdict():
-    frame = results.published("01")
-    (first, *_) = family = claims.of(studies.load("01"))
+    frame = results.published_metrics("01")
+    (first, *_) = family = claims_of(studies.load_study("01"))
     before = verdicts(store.trajectory(frame), family)
     row = (frame["setting"] == first.setting) & (frame["role"] == "eval")
     row &= (frame["scope"] == "full") & (frame["replicate"] == 0) & (frame["task"] > 0)
@@ -315,8 +316,8 @@ def study(*trees):
 
 
 def test_claims_are_read_from_the_study():
-    assert claims.of(study()) == ()
-    (found,) = claims.of(study(GOOD | {"margin": 1}))
+    assert claims_of(study()) == ()
+    (found,) = claims_of(study(GOOD | {"margin": 1}))
     assert found == Claim("n", "s", "a", "b", "GM", "higher", 1.0, "superiority")
 
 
@@ -338,18 +339,18 @@ def test_claims_are_read_from_the_study():
 )
 def test_a_bad_claim_is_refused_with_study_and_key(trees, words):
     with pytest.raises(CmpError, match=rf"study 77: .*{words}"):
-        claims.of(study(*trees))
+        claims_of(study(*trees))
 
 
 @pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_claims_of_the_book_are_well_formed(path):
-    assert bool(claims.of(studies.load(path.stem))) != path.stem.endswith("-tuning")
+    assert bool(claims_of(studies.load_study(path.stem))) != path.stem.endswith("-tuning")
 
 
 def test_a_change_is_against_the_score_before():
     frame = trajectory(a=[13.0, 24, 35], b=[10.0, 20, 30])
     frame.loc[(frame["setting"] == "a") & (frame["task"] == 0), ["A_KA", "A_ZS", "GM"]] = 4.0
-    assert claims.change(frame).set_index("setting").loc["a", "A_KA"].tolist() == [9, 20, 31]
+    assert score_change(frame).set_index("setting").loc["a", "A_KA"].tolist() == [9, 20, 31]
     row = verdicts(frame, [claim(at="change")]).loc["c"]
     assert row["estimate"] == 0
     assert "as the stream changed it" in row["sentence"]

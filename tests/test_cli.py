@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.data import manifest
+from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
 run = CliRunner().invoke
@@ -16,7 +16,7 @@ run = CliRunner().invoke
 
 def test_list_names_every_dataset_with_its_counts():
     lines = run(cli.app, ["data", "list"]).stdout.splitlines()
-    for dataset in manifest.embedded().values():
+    for dataset in embedded_manifests().values():
         [line] = [line for line in lines if f" {dataset.name} " in line]
         numbers = [int(cell) for cell in line.replace("│", " ").split() if cell.isdigit()]
         assert numbers == [n for n in dataset.counts.model_dump().values() if n]
@@ -38,7 +38,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["data", "show", "nothing"], ["nothing", "new-flags"]),
         (["data", "build", "nothing"], ["nothing", "new-flags"]),
         (["eval", "tinny"], ["tinny", "tiny"]),
-        (["eval", "tiny", "--seed", "77"], ["77", "cmp pretrain tiny --seed 77"]),
+        (["eval", "tiny", "--seed", "77"], ["77", "cmpt pretrain tiny --seed 77"]),
         (["eval", "tiny", "--start", "raw"], ["raw", "unannealed"]),
         (["eval", "tiny", "--split", "train"], ["train", "validation"]),
         (["eval", "tiny", "--weights", "absent.safetensors"], ["absent.safetensors"]),
@@ -47,11 +47,11 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["run", "quick", "model.name=tinny", "--dry-run"], ["tinny", "tiny"]),
         (
             ["run", "quick", "seed=7", "--dry-run"],
-            ["annealed base 7", "cmp pretrain tiny --seed 7"],
+            ["annealed base 7", "cmpt pretrain tiny --seed 7"],
         ),
         (
             ["run", "quick", "model.start=cosine", "seed=9"],
-            ["cmp pretrain tiny schedule.name=cosine"],
+            ["cmpt pretrain tiny schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["study", "99"], ["99.yaml", "no such study", "01"]),

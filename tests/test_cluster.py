@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import config, studies
+from cmp import checkpoints, config
 from cmp.errors import CmpError, Interrupted
-from cmp.paths import build_folder
-from cmp.runs import checkpoints, cluster, store
+from cmp.experiments import cluster, store, studies, workers
+from cmp.files import build_folder
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(8)
@@ -82,7 +82,11 @@ def nodes():
 def noted(build, monkeypatch):
     """The lines that tasks wrote: whether on the doomed node, run, task where it began or went on,
     and at the end why it failed. On the doomed node they hang once a task is saved."""
-    work, save, place = cluster._work, checkpoints.Keeper.save, build / "noted"
+    work, save, place = (
+        cluster._compute_on_node,
+        checkpoints.CheckpointManager.save,
+        build / "noted",
+    )
 
     def hang(keeper, state):
         save(keeper, state)
@@ -93,8 +97,8 @@ def noted(build, monkeypatch):
     def note(run_id, run_config, device):
         doomed = "DOOMED" in os.environ
         if doomed:
-            checkpoints.Keeper.save = hang
-        found = checkpoints.latest(checkpoints.folder_of(run_id))
+            checkpoints.CheckpointManager.save = hang
+        found = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(run_id))
         with open(place, "a", buffering=1) as file:
             print(doomed, run_id, found[1].progress.task if found else 0, file=file)
             result = work(run_id, run_config, device)
@@ -102,7 +106,7 @@ def noted(build, monkeypatch):
                 print(result, file=file)
         return result
 
-    monkeypatch.setattr(cluster, "_work", note)
+    monkeypatch.setattr(cluster, "_compute_on_node", note)
     return lambda: place.read_text().splitlines()
 
 
@@ -130,8 +134,8 @@ def wait_for(condition):
 
 
 def tables(configs):
-    frame = studies.collect({("small", each.seeds.init): each for each in configs})
-    digests = frame["run"].map(lambda run: store.find(run).weights)
+    frame = studies.collect_metrics({("small", each.seeds.init): each for each in configs})
+    digests = frame["run"].map(lambda run: store.find_run(run).weights)
     return frame.assign(weights=digests)
 
 
@@ -146,7 +150,7 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
             before.update(stamps(build))
             kill(nodes, node)
 
-    assert cluster.ray(configs, 3, "cpu", finished) == {}
+    assert cluster.run_on_ray(configs, 3, "cpu", finished) == {}
     assert before.items() <= stamps(build).items()
     assert len(before) < len(stamps(build)) == len(configs)
     begun = [line.split() for line in noted()]
@@ -156,27 +160,29 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
 
     on_ray = tables(configs)
     fresh(tmp_path / "local", monkeypatch)
-    studies.compute(configs, 2)
+    studies.compute_runs(configs, 2)
     pd.testing.assert_frame_equal(on_ray, tables(configs), check_exact=True)
 
 
 def test_a_failed_run_is_named_and_the_others_finish(nodes, build, corpus):
     configs = [small("seed=0", steps=2), small("seed=99", "model.start=annealed")]
-    with pytest.raises(CmpError, match=r"1 of 2 runs failed:\n  \w+: .*99.*cmp pretrain"):
-        studies.compute(configs, 2, backend="ray")
-    assert studies.missing(configs) == [configs[1]]
+    with pytest.raises(CmpError, match=r"1 of 2 runs failed:\n  \w+: .*99.*cmpt pretrain"):
+        studies.compute_runs(configs, 2, backend="ray")
+    assert studies.missing_runs(configs) == [configs[1]]
 
 
 def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypatch):
-    monkeypatch.setattr(cluster, "ATTEMPTS", 2)
-    monkeypatch.setattr(cluster, "_work", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    [why] = cluster.ray([small()], 1, "cpu", lambda: None).values()
+    monkeypatch.setattr(workers, "ATTEMPTS", 2)
+    monkeypatch.setattr(
+        cluster, "_compute_on_node", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    [why] = cluster.run_on_ray([small()], 1, "cpu", lambda: None).values()
     assert why.startswith("lost 2 times")
     assert "\n" not in why
 
 
 def test_a_node_with_other_data_refuses(corpus, build):
-    assert "other data" in cluster._work("0" * 64, small(), "cpu")
+    assert "other data" in cluster._compute_on_node("0" * 64, small(), "cpu")
     assert not stamps(build)
 
 
@@ -185,37 +191,37 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     handler = signal.getsignal(signal.SIGTERM)
 
     def finished():
-        wait_for(checkpoints.unfinished)
+        wait_for(checkpoints.unfinished_runs)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
-        cluster.ray(configs, 2, "cpu", finished)
+        cluster.run_on_ray(configs, 2, "cpu", finished)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert "stopped after 0 tasks" in "\n".join(noted())
-    assert any(each.step > 0 for each in checkpoints.unfinished())
+    assert any(each.step > 0 for each in checkpoints.unfinished_runs())
 
 
 def test_no_gpu_is_a_sentence(nodes, build, corpus):
     with pytest.raises(CmpError, match="no node of the Ray cluster has a GPU"):
-        cluster.ray([small()], 1, "cuda", lambda: None)
+        cluster.run_on_ray([small()], 1, "cuda", lambda: None)
 
 
 def test_an_address_where_nothing_is_is_a_sentence(nodes, build, corpus, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(CmpError, match=r"backend ray: 127.0.0.1:9: .*refused"):
-        cluster.ray([small()], 1, "cpu", lambda: None)
+        cluster.run_on_ray([small()], 1, "cpu", lambda: None)
 
 
 def test_without_ray_its_installation_is_named(corpus, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CmpError, match=r'pip install "ray>=2.40,<3"'):
-        cluster.ray([small()], 1, "cpu", lambda: None)
+        cluster.run_on_ray([small()], 1, "cpu", lambda: None)
 
 
 @given(count=st.integers(0, 60), parts=st.integers(1, 70))
 def test_shards_are_disjoint_and_make_up_the_study(count, parts):
     runs = list(range(count))
-    found = [studies.shard(runs, f"{part}/{parts}") for part in range(1, parts + 1)]
+    found = [studies.shard_runs(runs, f"{part}/{parts}") for part in range(1, parts + 1)]
     assert sorted(itertools.chain(*found)) == runs
     assert max(map(len, found)) - min(map(len, found)) <= 1
 
@@ -225,4 +231,4 @@ def test_shards_are_disjoint_and_make_up_the_study(count, parts):
 )
 def test_no_part_is_refused(text):
     with pytest.raises(CmpError, match="expected i/n"):
-        studies.shard([small()], text)
+        studies.shard_runs([small()], text)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cmp import config, files
+from cmp import config
 from cmp.errors import CmpError
+from cmp.files import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -121,4 +122,4 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("seed: 1\nseed: 2\n")
     with pytest.raises(CmpError, match="'seed' stands there twice"):
-        files.read_yaml(path)
+        read_yaml(path)

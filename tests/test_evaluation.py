@@ -80,7 +80,7 @@ def test_blocks_do_not_change_hits(monkeypatch):
     x, text = features(333, 1), features(999, 2)
     owner = torch.arange(333).repeat(3)
     whole = retrieval_hits(x, text, owner)
-    monkeypatch.setattr(evaluation, "BLOCK", 50)
+    monkeypatch.setattr(evaluation, "ENCODE_BLOCK", 50)
     for a, b in zip(whole, retrieval_hits(x, text, owner), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -142,7 +142,7 @@ def test_fixed_subsets(corpus):
 
 
 def test_evaluation_moves_no_randomness_and_no_mode(corpus):
-    model = models.create("tiny", 0)
+    model = models.create_model("tiny", 0)
     state = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     assert model.training
     first = evaluation.evaluate(model, "tiny", corpus, subset=16)
@@ -154,7 +154,7 @@ def test_evaluation_moves_no_randomness_and_no_mode(corpus):
 
 
 def test_a_random_model_scores_about_chance(corpus):
-    scores = evaluation.evaluate(models.create("tiny", 1), "tiny", corpus)
+    scores = evaluation.evaluate(models.create_model("tiny", 1), "tiny", corpus)
     assert set(scores.datasets["role"]) == {"adapt", "eval", "transfer"}
     excess = scores.datasets["score"] - scores.datasets["chance"]
     assert (excess.abs() < np.maximum(10, 6 * scores.datasets["standard_error"])).all()
@@ -169,7 +169,7 @@ def test_forgotten():
         found = found.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
         return evaluation.Scores(found, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
 
-    lost = evaluation.forgotten(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
+    lost = evaluation.forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
     assert lost.to_dict("records") == [{"dataset": "d", "row": 6, "role": "eval", "answer": "y"}]
 
 

@@ -7,12 +7,12 @@ import pytest
 from cmp import config, mixtures, streams
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.mixtures import exposures
+from cmp.experiments import statistics
 
 
 def test_counts_are_those_of_the_batches_that_training_makes():
     chosen, corpus = forked.small_config(), forked.small_corpus()
-    found = exposures.counted(chosen, corpus)
+    found = statistics.sample_counts(chosen, corpus)
     by_hand = np.zeros_like(found)
     for task, pools in enumerate(mixtures.task_pools(chosen, corpus)):
         for step in range(chosen.training.steps):
@@ -25,13 +25,13 @@ def test_counts_are_those_of_the_batches_that_training_makes():
 def test_expected_exposures_are_the_mean_of_the_counted_ones(corpus):
     tree = config.override(config.profile("cpu"), ["stream.equal=images"])
     chosen = config.parse(tree)
-    found, pools = exposures.counted(chosen, corpus), mixtures.task_pools(chosen, corpus)
+    found, pools = statistics.sample_counts(chosen, corpus), mixtures.task_pools(chosen, corpus)
     sizes = [len(pool.update) for pool in pools]
     mixture, training = chosen.mixture, chosen.training
-    _, passes = exposures.expected(
+    _, passes = statistics.expected_counts(
         mixture, training.batch, 8, training.steps, len(pools[0].pretraining), np.mean(sizes)
     )
-    mean = passes[list(exposures.PARTS)].sum(axis=1)
+    mean = passes[list(statistics.BATCH_PARTS)].sum(axis=1)
     assert found[:, pools[0].pretraining].sum(axis=0).mean() == pytest.approx(mean[0], rel=1e-6)
     for task, pool in enumerate(pools, start=1):
         assert found[:, pool.update].sum(axis=0).mean() == pytest.approx(mean[task], rel=0.1)
@@ -39,8 +39,10 @@ def test_expected_exposures_are_the_mean_of_the_counted_ones(corpus):
 
 def test_report(corpus):
     chosen = config.parse(config.profile("cpu"))
-    report = exposures.report(chosen, corpus)
-    assert report["classes"].tolist() == [len(b) for b in streams.blocks(corpus, chosen.stream, 0)]
+    report = statistics.stream_report(chosen, corpus)
+    assert report["classes"].tolist() == [
+        len(b) for b in streams.task_classes(corpus, chosen.stream, 0)
+    ]
     assert report["images"].sum() == len(streams.adaptation_rows(corpus))
     assert report["buffer"].tolist() == [0, *report["images"].cumsum()[:-1]]
     assert report["passes"][2] == pytest.approx(40 * 21 / report["images"][2])
@@ -49,7 +51,7 @@ def test_report(corpus):
 
 def distance(corpus, **mixture):
     chosen = config.parse({"mixture": mixture} | config.profile("cpu"))
-    return exposures.distance_to_union(chosen, corpus)
+    return statistics.distance_to_union(chosen, corpus)
 
 
 def test_replay_brings_batches_nearer_to_the_union(corpus):
@@ -69,9 +71,9 @@ def test_replay_brings_batches_nearer_to_the_union(corpus):
 
 def test_exposure_by_hand():
     """Thirds of 6 (3, 3, 0 then 2, 2, 2), 3 tasks x 10 steps, 20 images a task, 10 in the pool."""
-    _, passes = exposures.expected(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
+    _, passes = statistics.expected_counts(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
     assert passes["pretraining pool"].tolist() == [7, 0, 0, 0]
     assert passes["update"].tolist() == [0, 1.5, 1, 1]
     assert passes["buffer"].tolist() == [0, 1.5, 0.5, 0]
     with pytest.raises(CmpError, match="positive"):
-        exposures.expected(Mixture(), 6, 3, 10, 0, 20)
+        statistics.expected_counts(Mixture(), 6, 3, 10, 0, 20)

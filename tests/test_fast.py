@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, mixtures, models, schedules, training
+from cmp import cli, data, evaluation, mixtures, models, schedules
 from cmp.bench import compact, evaluate, gpu, networks, step, timing
 from cmp.bench.networks import BF16, FP32, PLAIN, TASK
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
-from cmp.steps import images
+from cmp.training import train_task
 
 run = CliRunner().invoke
 
@@ -35,7 +35,7 @@ def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, to
     learner, losses = networks.learner(setting, FP32), []
     if double:
         learner.model.double()
-    training.train_task(learner, setting.pools, TASK, lambda _, loss: losses.append(loss))
+    train_task(learner, setting.pools, TASK, lambda _, loss: losses.append(loss))
     return learner.model, torch.stack(losses)
 
 
@@ -53,8 +53,8 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
     losses, steps = [], setting.config.training.steps
     for number in range(steps):
         batch = mixtures.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
-        x = images.augmented(batch.images, torch_generator("augment", 0, TASK, number))
-        x = images.normalise(x, model.visual.image_mean, model.visual.image_std).double()
+        x = augment(batch.images, torch_generator("augment", 0, TASK, number))
+        x = normalise(x, model.visual.image_mean, model.visual.image_std).double()
         found = model(x, tokens[batch.texts])
         features = found["image_features"], found["text_features"]
         loss = open_clip.ClipLoss()(*features, found["logit_scale"])
@@ -76,7 +76,7 @@ def test_colours_are_what_happens_one_after_the_other():
     rgba[:, :3] *= rgba[:, 3:] / 255
     background = torch.rand(5, 3, 1, generator=uniform)
     contrast, brightness, saturation = torch.rand(3, 5, 1, 1, generator=uniform)
-    mix, offset = images.colours(background, contrast, brightness, saturation)
+    mix, offset = colour_map(background, contrast, brightness, saturation)
     x = rgba[:, :3] / 255 + (1 - rgba[:, 3:] / 255) * background[..., None]
     x = x * contrast[..., None] + brightness[..., None]
     grey = x.mean(1, keepdim=True)
@@ -89,8 +89,8 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     assert setting.config.optimizer.weight_decay > 0
     start = networks.network(setting, PLAIN)[0].double().state_dict()
     plain, expected = plain_reference(setting)
-    as_it_is = images.normalise
-    monkeypatch.setattr(images, "normalise", lambda *given: as_it_is(*given).double())
+    as_it_is = normalise
+    monkeypatch.setattr(data, "normalise", lambda *given: as_it_is(*given).double())
     model, losses = fast(setting, double=True)
     torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
     assert losses[-5:].mean() < losses[:5].mean()
@@ -134,7 +134,7 @@ def test_every_path_of_the_benchmark_has_the_same_loss(name, corpus):
 
 
 def test_export_undoes_import():
-    full = models.create("bench-nano").state_dict()
+    full = models.create_model("bench-nano").state_dict()
     used = torch.tensor([0, 7, 320, 49406, 49407])
     small = compact.import_weights(full, used)
     assert small[compact.EMBEDDING].shape == (5, 128)
@@ -192,7 +192,7 @@ def retrieval_hits_reference(image, text, owner, k):
 @pytest.mark.parametrize("block", [64, 512])
 @pytest.mark.parametrize("k", [1, 5])
 def test_retrieval_in_blocks_equals_the_whole_table(block, k, monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK", block)
+    monkeypatch.setattr(evaluation, "ENCODE_BLOCK", block)
     image, text, owner = evaluate.retrieval_features(700)
     found = evaluation.retrieval_hits(image, text, owner, k)
     for mine, expected in zip(found, retrieval_hits_reference(image, text, owner, k), strict=True):
@@ -202,7 +202,7 @@ def test_retrieval_in_blocks_equals_the_whole_table(block, k, monkeypatch):
 
 def test_changed_weights_are_scored_anew(corpus):
     """Also where the change goes past autograd's count of changes."""
-    model = models.create("tiny", 0)
+    model = models.create_model("tiny", 0)
     first = evaluation.evaluate(model, "tiny", corpus, subset=16)
     for change in ("visual.trunk.norm.weight", "token_embedding.weight"):
         weight = model.get_parameter(change)
@@ -235,7 +235,7 @@ def test_flops_of_a_step(corpus):
     batch = next(setting.batches())
     tokens = models.tokenizer("bench-nano")(corpus.texts)
     full, less = (networks.step_flops(setting, pieces) for pieces in (PLAIN, FP32))
-    share = models.in_pairs(tokens[batch.texts.unique()])[0].numel() / (32 * 16)
+    share = models.pack_texts(tokens[batch.texts.unique()])[0].numel() / (32 * 16)
     text = 6 * 32 * 16 * 3 * 12 * 128**2  # three layers' matrices
     assert 1 < full / (text + 6 * 32 * 17 * 4 * 12 * 128**2) < 1.1  # and four of the image's
     assert share < 0.9
@@ -295,6 +295,6 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
     def waiting(*_):
         raise RuntimeError("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(images, "normalise", waiting)
+    monkeypatch.setattr(data, "normalise", waiting)
     step_ = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
     assert gpu.first_wait(step_).startswith("steps/__init__.py:")

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from cmp.data import fetch
-from cmp.data.manifest import Package
+from cmp.embedded import packages
+from cmp.embedded.manifest import Package
 from cmp.errors import CmpError
 
 
@@ -34,29 +34,29 @@ def serve(monkeypatch, content):
 
 def test_fetched_once_then_cached(package, monkeypatch):
     serve(monkeypatch, b"content")
-    path = fetch.fetch(package)
+    path = packages.fetch_package(package)
     assert path.read_bytes() == b"content"
     serve(monkeypatch, None)
-    assert fetch.fetch(package) == path
+    assert packages.fetch_package(package) == path
 
 
 def test_a_wrong_hash_is_refused_and_not_kept(package, monkeypatch):
     serve(monkeypatch, b"other content")
     with pytest.raises(CmpError, match=r"packages\.yaml: sha256 of @scope/thing 1\.0\.0"):
-        fetch.fetch(package)
-    assert not fetch.cache_path(package).exists()
+        packages.fetch_package(package)
+    assert not packages.cache_path(package).exists()
 
 
 def test_a_damaged_cache_is_fetched_again(package, monkeypatch):
     serve(monkeypatch, b"content")
-    fetch.fetch(package).write_bytes(b"dama")
-    assert fetch.fetch(package).read_bytes() == b"content"
+    packages.fetch_package(package).write_bytes(b"dama")
+    assert packages.fetch_package(package).read_bytes() == b"content"
 
 
 def test_no_network_and_no_cache_is_one_sentence_with_the_way_out(package, monkeypatch):
     serve(monkeypatch, None)
     with pytest.raises(CmpError) as error:
-        fetch.fetch(package)
+        packages.fetch_package(package)
     message = str(error.value)
     assert "@scope/thing 1.0.0" in message
     assert "scope-thing-1.0.0.tgz" in message
@@ -66,7 +66,9 @@ def test_no_network_and_no_cache_is_one_sentence_with_the_way_out(package, monke
 
 def test_the_real_clients_are_asked_without_a_shell(package):
     for registry, word in (("npm", "pack"), ("pypi", "download")):
-        command = fetch._client(package.model_copy(update={"registry": registry}), fetch.Path("/x"))
+        command = packages._client(
+            package.model_copy(update={"registry": registry}), fetch.Path("/x")
+        )
         assert word in command
         assert all(isinstance(part, str) for part in command)
 
@@ -89,19 +91,19 @@ def make_archive(path, files):
 def test_members(tmp_path, suffix):
     files = {"package/a.json": b"1", "package/b/c.json": b"22", "other": b"333"}
     archive = make_archive(tmp_path / f"x.{suffix}", files)
-    assert dict(fetch.members(archive)) == files
-    assert dict(fetch.members(archive, "package/b")) == {"package/b/c.json": b"22"}
-    assert fetch.member(archive, "other") == b"333"
+    assert dict(packages.archive_members(archive)) == files
+    assert dict(packages.archive_members(archive, "package/b")) == {"package/b/c.json": b"22"}
+    assert packages.archive_member(archive, "other") == b"333"
     with pytest.raises(CmpError, match="no such file"):
-        fetch.member(archive, "othe")
+        packages.archive_member(archive, "othe")
 
 
 @pytest.mark.parametrize("suffix", ["tgz", "whl"])
 def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(fetch, "MEMBER_CAP", 1000)
+    monkeypatch.setattr(packages, "MEMBER_CAP", 1000)
     archive = make_archive(tmp_path / f"x.{suffix}", {"zeros": bytes(10_000)})
     with pytest.raises(CmpError, match="more than the cap"):
-        list(fetch.members(archive))
+        list(packages.archive_members(archive))
 
 
 @pytest.mark.parametrize("suffix", ["tgz", "whl"])
@@ -109,4 +111,4 @@ def test_a_truncated_archive_is_named(tmp_path, suffix):
     archive = make_archive(tmp_path / f"x.{suffix}", {"noise": bytes(range(256)) * 40})
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with pytest.raises(CmpError, match="damaged archive"):
-        list(fetch.members(archive))
+        list(packages.archive_members(archive))

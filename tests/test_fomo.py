@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from cmp import cli
 from cmp.cli import shared
-from cmp.data import collection, filesets
-from cmp.data import corpus as corpora
-from cmp.data.filesets import FileSet
+from cmp.data import load_data
 from cmp.errors import CmpError
+from cmp.readers import collection
+from cmp.readers.manifest import FileSet, manifests
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def root(tmp_path, monkeypatch):
 
 
 def manifests() -> dict[str, FileSet]:
-    return {dataset.name: dataset for dataset, _ in filesets.read_all("fomo")}
+    return {dataset.name: dataset for dataset, _ in manifests("fomo")}
 
 
 def info(root, folder, split, names, captions=None, suffix=""):
@@ -76,12 +76,12 @@ def test_all_sets_have_a_manifest():
 
 def test_captions_labels_and_splits(root):
     small(root, "DTD")
-    index = collection.read(with_counts("DTD"), root)
+    index = collection.read_index(with_counts("DTD"), root)
     assert index.counts() == {"classes": 2, "train": 4, "validation": 0, "test": 2}
     assert index.table["label"].tolist() == ["fox", "owl"] * 3
     assert index.table["captions"][1] == ["caption of train/1.png"]
     assert index.store.read(0) == (root / "DTD/train/0.png").read_bytes()
-    assert collection.state(with_counts("DTD"), root).state == "present"
+    assert collection.dataset_state(with_counts("DTD"), root).state == "present"
 
 
 def test_a_default_caption_comes_first_and_none_is_the_prompt(root):
@@ -91,7 +91,7 @@ def test_a_default_caption_comes_first_and_none_is_the_prompt(root):
     about["train/0.png"]["default_caption"] = ["one", "two"]
     about["train/1.png"]["synthetic_merged_caption"] = None
     path.write_text(json.dumps(about))
-    found = collection.read(with_counts("DTD"), root).table["captions"]
+    found = collection.read_index(with_counts("DTD"), root).table["captions"]
     assert found[0] == ["one", "two"] and found[1] == ["A photo of a owl texture."]
 
 
@@ -105,11 +105,11 @@ def test_smaller_images_and_tars(root):
     held = [picture(n) for n in range(6)]
     members = [(f"BIRDSNAP/{name}", x) for name, x in zip(names + tests, held, strict=True)]
     tar(root / "BIRDSNAP.tar", members[::-1])
-    index = collection.read(with_counts("BIRDSNAP"), root)
+    index = collection.read_index(with_counts("BIRDSNAP"), root)
     assert [index.store.read(place) for place in index.table["place"]] == held
-    assert collection.state(with_counts("BIRDSNAP"), root).state == "present"
+    assert collection.dataset_state(with_counts("BIRDSNAP"), root).state == "present"
     tar(root / "BIRDSNAP.tar", members[:-1])
-    state = collection.state(with_counts("BIRDSNAP"), root)
+    state = collection.dataset_state(with_counts("BIRDSNAP"), root)
     assert state.state == "partial" and "BIRDSNAP_test_224/1.png" in state.why
 
 
@@ -121,21 +121,21 @@ def test_hostile_info_files(root):
     about = json.loads(path.read_text())
     about["train/0.png"]["target"], about["train/1.png"] = -1, "no record"
     path.write_text(json.dumps(about))
-    faults = [str(fault) for fault in collection.read(with_counts("DTD"), root).faults]
+    faults = [str(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
     assert faults == [
         "path lies outside: DTD/../../etc/passwd", "path lies outside: DTD//etc/passwd",
         "target is no class: DTD/train/0.png", "target is no class: DTD/train/1.png",
     ]  # fmt: skip
     path.write_text("[" * 100_000)
     with pytest.raises(CmpError, match=r"DTD_train\.json: cannot be read"):
-        collection.read(with_counts("DTD"), root)
+        collection.read_index(with_counts("DTD"), root)
 
 
 def test_retrieval_sets_have_captions_and_no_classes(root):
     about = {f"{n}.png": {"default_caption": [f"a {n}", f"the {n}"]} for n in range(3)}
     tree(root / "00_info", {"FLICKR30K_test.json": json.dumps(about).encode()})
     tree(root / "FLICKR30K", {f"{n}.png": picture(n) for n in range(3)})
-    index = collection.read(with_counts("FLICKR30K", 0, 3, 1), root)
+    index = collection.read_index(with_counts("FLICKR30K", 0, 3, 1), root)
     assert index.counts()["test"] == 3 and index.classes == ["FLICKR30K"] and not index.faults
     assert index.table["captions"][2] == ["a 2", "the 2"]
 
@@ -163,10 +163,10 @@ def test_data_check_says_what_is_there(root, monkeypatch):
 
 def test_a_run_refuses_wrong_counts_and_names_what_is_absent(root):
     with pytest.raises(CmpError, match="63 of 63 sets of 'fomo' are absent"):
-        corpora.named("fomo")
+        load_data("fomo")
     small(root, "DTD")
     with pytest.raises(CmpError, match="DTD: counts: found classes 2, not 47"):
-        corpora.named("fomo")
+        load_data("fomo")
 
 
 def test_manifests_beside_the_data_are_read_too(root):
@@ -175,5 +175,5 @@ def test_manifests_beside_the_data_are_read_too(root):
     (root / "pool.yaml").write_text(json.dumps(pool))
     tar(root / "web/0.tar", [("1.jpg", picture(kind="JPEG")), ("1.txt", b"a thing")])
     with pytest.warns(UserWarning, match="63 of 64 sets of 'fomo' are absent"):
-        corpus = corpora.named("fomo")
+        corpus = load_data("fomo")
     assert corpus.by_role("pool") == ["web"] and len(corpus.rows("train")) == 1

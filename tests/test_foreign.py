@@ -13,9 +13,8 @@ from cmp import cli, config, evaluation, models
 from cmp.bench import networks
 from cmp.config import Model
 from cmp.errors import CmpError
-from cmp.models import foreign
-from cmp.paths import SHORT, build_folder
-from cmp.runs import store
+from cmp.experiments import store
+from cmp.files import SHORT_ID, build_folder
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
@@ -29,13 +28,13 @@ assert NANO in networks.BENCH
 def theirs(tmp_path_factory):
     """An open_clip network with random weights, and the files that it may come in."""
     folder = tmp_path_factory.mktemp("theirs")
-    fused = models.create_fused(NANO, 7)
+    fused = models.create_fused_model(NANO, 7)
     weights = {name: x.detach().contiguous() for name, x in fused.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     torch.save(weights, folder / "plain.pt")
     parallel = {f"module.{name}": x for name, x in weights.items()}
     torch.save({"epoch": 3, "state_dict": parallel}, folder / "epoch_3.pt")
-    models.save_weights(models.create(NANO, 7), folder / "split.safetensors")
+    models.save_weights(models.create_model(NANO, 7), folder / "split.safetensors")
     return folder, fused.eval()
 
 
@@ -44,7 +43,7 @@ def theirs(tmp_path_factory):
 )
 def test_every_layout_of_a_checkpoint_gives_the_same_network(theirs, name):
     folder, fused = theirs
-    model = models.load(Model(NANO, str(folder / name)), 0).eval()
+    model = models.load_model(Model(NANO, str(folder / name)), 0).eval()
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tokens = models.tokenizer(NANO)(["a red cat", "one object"])
     with torch.no_grad():
@@ -56,11 +55,11 @@ def test_every_layout_of_a_checkpoint_gives_the_same_network(theirs, name):
 def test_another_architecture_is_refused_with_the_first_tensors_that_differ(theirs):
     folder, _ = theirs
     with pytest.raises(CmpError, match=r"epoch_3\.pt.*another architecture: .*visual") as caught:
-        models.load(Model("bench-micro", str(folder / "epoch_3.pt")), 0)
-    assert str(caught.value).count(";") == foreign.SHOWN - 1
+        models.load_model(Model("bench-micro", str(folder / "epoch_3.pt")), 0)
+    assert str(caught.value).count(";") == models._SHOWN_TENSORS - 1
     assert "there, [" in str(caught.value)
     with pytest.raises(CmpError, match=r"is missing there"):
-        models.load(Model("tiny", str(folder / "model.safetensors")), 0)
+        models.load_model(Model("tiny", str(folder / "model.safetensors")), 0)
 
 
 class Thing:
@@ -72,15 +71,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("not tensors")
     for name in ("code.pt", "text.safetensors"):
         with pytest.raises(CmpError, match=rf"{name}.*no checkpoint"):
-            models.load(Model(NANO, str(tmp_path / name)), 0)
+            models.load_model(Model(NANO, str(tmp_path / name)), 0)
 
 
 def test_a_start_that_is_nothing_is_refused_with_the_model_s_tags():
     with pytest.raises(CmpError, match=r"model\.start: 'anealed': neither.*laion2b_s34b_b88k"):
-        models.load(Model("ViT-B-16", "anealed"), 0)
+        models.load_model(Model("ViT-B-16", "anealed"), 0)
     with pytest.raises(CmpError, match=r"model\.name=ViT-B-32-quickgelu"):
-        foreign.locate("ViT-B-32", "openai")
-    assert "hf_hub" in foreign.tag("ViT-B-16", "laion2b_s34b_b88k")
+        models.locate_weights("ViT-B-32", "openai")
+    assert "hf_hub" in models.pretrained_tag("ViT-B-16", "laion2b_s34b_b88k")
 
 
 @pytest.fixture
@@ -96,13 +95,13 @@ HUB = "hf-hub:someone/nano"
 
 def test_what_a_hub_would_give_is_refused_offline_with_a_sentence(offline):
     with pytest.raises(CmpError, match="not here and cannot be fetched"):
-        foreign.locate("ViT-B-16", "laion2b_s34b_b88k")
+        models.locate_weights("ViT-B-16", "laion2b_s34b_b88k")
     with pytest.raises(CmpError, match=r"model\.start.*cannot be fetched"):
-        models.load(Model(HUB, "hub"), 0)
+        models.load_model(Model(HUB, "hub"), 0)
     with pytest.raises(CmpError, match=r"model\.start=hub"):
-        models.load(Model(HUB, "annealed"), 0)
+        models.load_model(Model(HUB, "annealed"), 0)
     with pytest.raises(CmpError, match=r"'hub'.*hf-hub:"):
-        models.load(Model(NANO, "hub"), 0)
+        models.load_model(Model(NANO, "hub"), 0)
 
 
 def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
@@ -111,13 +110,13 @@ def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
     name = f"local-dir:{tmp_path}"
     with pytest.raises(CmpError, match="no weights in that folder"):
-        models.load(Model(name, "hub"), 0)
+        models.load_model(Model(name, "hub"), 0)
     (tmp_path / "open_clip_model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()
     )
-    model = models.load(Model(name, "hub"), 0)
-    assert models.digest(model) == models.digest(
-        models.split_attention(models.create_fused(NANO, 7))
+    model = models.load_model(Model(name, "hub"), 0)
+    assert models.weights_digest(model) == models.weights_digest(
+        models.split_attention(models.create_fused_model(NANO, 7))
     )
     assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
 
@@ -132,11 +131,13 @@ def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs,
         (folder / "model.safetensors").read_bytes()
     )
     known = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
-    monkeypatch.setattr(foreign, "tag", lambda name, start: known if start == "theirs" else {})
+    monkeypatch.setattr(
+        models, "pretrained_tag", lambda name, start: known if start == "theirs" else {}
+    )
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(offline), raising=False)
-    found = foreign.locate(NANO, "theirs")
+    found = models.locate_weights(NANO, "theirs")
     assert found == snapshot / "open_clip_model.safetensors"
-    model = models.load(Model(NANO, "theirs"), 0)
+    model = models.load_model(Model(NANO, "theirs"), 0)
     assert model.visual.image_mean == known["mean"]
 
 
@@ -145,7 +146,7 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
 
     def run_id(path):
         tree = config.override({}, [*SMALL, f"model.name={NANO}", f"model.start={path}"])
-        return store.identify(config.parse(tree), corpus)
+        return store.run_id_of(config.parse(tree), corpus)
 
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes((folder / "model.safetensors").read_bytes())
@@ -184,9 +185,9 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     result = CliRunner().invoke(cli.app, ["run", "quick", *given])
     assert result.exit_code == 0, result.output
     run_config = config.parse(config.override(config.profile("quick"), given))
-    run = store.load(store.identify(run_config, corpus))
+    run = store.load_run(store.run_id_of(run_config, corpus))
     out = tmp_path / "out.safetensors"
-    done = CliRunner().invoke(cli.app, ["export", run.id[:SHORT], "-o", str(out)])
+    done = CliRunner().invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out)])
     assert done.exit_code == 0, done.output
     for path, tasks in ((folder / "model.safetensors", 0), (out, 2)):
         reported = run.metrics[run.metrics["task"] == tasks].set_index("dataset")["score"]
@@ -200,12 +201,12 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     invoke = CliRunner().invoke
     assert invoke(cli.app, ["run", "quick", *SMALL]).exit_code == 0
     run_config = config.parse(config.override(config.profile("quick"), SMALL))
-    run_id, out = store.identify(run_config, corpus)[:SHORT], tmp_path / "tiny.safetensors"
+    run_id, out = store.run_id_of(run_config, corpus)[:SHORT_ID], tmp_path / "tiny.safetensors"
     refused = invoke(cli.app, ["export", run_id, "-o", str(out)])
     assert "--keep-weights" in str(refused.exception)
-    before = store.load(run_id).weights
+    before = store.load_run(run_id).weights
     assert invoke(cli.app, ["run", "quick", *SMALL, "--keep-weights"]).exit_code == 0
-    run = store.load(run_id)
+    run = store.load_run(run_id)
     assert run.weights == before
     done = invoke(cli.app, ["export", run_id, "-o", str(out)])
     assert "cmp.models" in done.output

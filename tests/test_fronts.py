@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.analyses import pareto_front
 from scipy import stats
 
-from cmp.analyses.fronts import front
 from cmp.errors import CmpError
 
 
@@ -31,7 +31,7 @@ def around(ka, zs):
 
 def test_the_front_of_what_is_clear():
     frame = trajectory(worst=around(20, 15), learns=around(36, 20), keeps=around(20, 33))
-    found = front(frame)
+    found = pareto_front(frame)
     assert found.index.tolist() == ["learns", "keeps", "worst"]
     assert found["on_front"].tolist() == [True, True, False]
     assert found["share"].to_list() == pytest.approx([1, 1, 0], abs=0.005)
@@ -39,7 +39,7 @@ def test_the_front_of_what_is_clear():
 
 
 def test_equal_settings_are_both_on_the_front():
-    found = front(trajectory(a=around(20, 30), b=around(20, 30), c=[(20.0, 29.0)] * 5))
+    found = pareto_front(trajectory(a=around(20, 30), b=around(20, 30), c=[(20.0, 29.0)] * 5))
     assert found["on_front"].to_dict() == {"a": True, "b": True, "c": False}
     assert found.loc[["a", "b"], "share"].tolist() == [1, 1]
 
@@ -54,31 +54,35 @@ def test_a_share_is_that_of_the_paired_t_distribution(count):
     error = own.std(ddof=1) / np.sqrt(count)
     expected = stats.t.cdf(own.mean() / error, count - 1)
     assert 0.6 < expected < 0.95
-    assert front(trajectory(a=a, b=b)).loc["b", "share"] == pytest.approx(expected, abs=0.015)
+    assert pareto_front(trajectory(a=a, b=b)).loc["b", "share"] == pytest.approx(
+        expected, abs=0.015
+    )
 
 
 @given(st.permutations(range(15)))
 def test_the_front_does_not_depend_on_the_order_of_rows(order):
     random = np.random.default_rng(0)
     frame = trajectory(**{name: random.normal(30, 1, (5, 2)) for name in "abc"})
-    pd.testing.assert_frame_equal(front(frame.iloc[order]), front(frame), check_exact=True)
+    pd.testing.assert_frame_equal(
+        pareto_front(frame.iloc[order]), pareto_front(frame), check_exact=True
+    )
 
 
 def test_only_replicates_that_hold_every_setting_count():
     frame = trajectory(a=around(20, 30), b=around(30, 20)[:4])
-    assert front(frame)["n"].tolist() == [4, 4]
-    assert front(frame).loc["a", "A_KA"] == pytest.approx(np.mean([19.8, 19.9, 20, 20.1]))
-    alone = front(frame[frame["replicate"] == 0])
+    assert pareto_front(frame)["n"].tolist() == [4, 4]
+    assert pareto_front(frame).loc["a", "A_KA"] == pytest.approx(np.mean([19.8, 19.9, 20, 20.1]))
+    alone = pareto_front(frame[frame["replicate"] == 0])
     assert alone["on_front"].all() and alone["share"].isna().all()
     apart = frame[(frame["setting"] == "a") == (frame["replicate"] > 1)]
     with pytest.raises(CmpError, match="no replicate holds every setting"):
-        front(apart)
+        pareto_front(apart)
 
 
 def test_no_setting_of_the_front_is_dominated():
     random = np.random.default_rng(1)
     frame = trajectory(**{name: random.normal(30, 5, (5, 2)) for name in "abcdefgh"})
-    found = front(frame)
+    found = pareto_front(frame)
     best = found[found["on_front"]]
     for (_, one), (_, other) in itertools.permutations(best.iterrows(), 2):
         assert one["A_KA"] > other["A_KA"] or one["A_ZS"] > other["A_ZS"]

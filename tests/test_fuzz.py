@@ -25,16 +25,17 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab import chapters, run
 from safetensors.torch import save
 
-from cmp import NUMERICS, book, config, models, pretraining, studies
-from cmp.book import chapters
+from cmp import NUMERICS, checkpoints, config, models
 from cmp.cli.runs import read_config
-from cmp.data import fetch, manifest, packed
+from cmp.embedded import packages, packed
+from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
+from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.paths import MANIFESTS, WEIGHTS
-from cmp.runs import checkpoints, store
-from cmp.studies import results
+from cmp.experiments import pretraining, results, store, studies
+from cmp.readers.manifest import MANIFESTS, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
 
@@ -193,7 +194,7 @@ def to_npy(array: np.ndarray) -> bytes:
 
 RUN_ID = "0123456789ab"
 RUN = {
-    "format": store.FORMAT,
+    "format": store.RUN_FORMAT,
     "id": RUN_ID + "0" * 52,
     "config": config.parse(config.PROFILES["quick"]).to_dict(),
     "weights_sha256": "0" * 64,
@@ -211,7 +212,7 @@ PROGRESS = {
 }
 PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
 HEADER = {
-    "format": packed.FORMAT,
+    "format": packed.STORE_FORMAT,
     "fingerprint": "x",
     "images_sha256": hashlib.sha256(PIXELS).hexdigest(),
     "table_sha256": "0" * 64,
@@ -303,11 +304,11 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def read_packages(folder: Path, content: bytes) -> Any:
-    return manifest.read(put(folder / "packages.yaml", content), manifest.Packages)
+    return read_manifest(put(folder / "packages.yaml", content), Packages)
 
 
 def read_dataset(folder: Path, content: bytes) -> Any:
-    dataset = manifest.read(put(folder / "x.yaml", content), manifest.Dataset)
+    dataset = read_manifest(put(folder / "x.yaml", content), Dataset)
     return dataset.model_dump_json()
 
 
@@ -317,15 +318,15 @@ def read_run_config(folder: Path, content: bytes) -> Any:
 
 def read_study(folder: Path, content: bytes) -> Any:
     put(folder / "studies" / "77.yaml", content)
-    return studies.load("77").configs("quick")
+    return studies.load_study("77").configs("quick")
 
 
 def read_checkpoint(folder: Path, content: bytes) -> Any:
     digest = hashlib.sha256(content).hexdigest()
     path = put(folder / f"task-1-step-2-{digest}.safetensors", content)
     try:
-        state = checkpoints.read(path)
-        return checkpoints.threads(state.progress), state.metrics()
+        state = checkpoints.read_checkpoint(path)
+        return checkpoints.recorded_threads(state.progress), state.metrics()
     finally:
         path.unlink()
 
@@ -335,10 +336,10 @@ def read_progress(folder: Path, content: bytes) -> Any:
 
 
 def read_run(folder: Path, run: bytes, metrics: bytes | None = None) -> Any:
-    place = store.folder(RUN_ID)
+    place = store.run_folder(RUN_ID)
     put(place / "run.json", run)
     put(place / "metrics.parquet", metrics or GOOD_METRICS)
-    found = store.load(RUN_ID)
+    found = store.load_run(RUN_ID)
     return f"{found.provenance['seconds']:.1f}{found.provenance['threads']:d}"
 
 
@@ -347,17 +348,17 @@ def read_metrics(folder: Path, content: bytes) -> Any:
 
 
 def read_packed(header: bytes, images: bytes, table: bytes) -> Any:
-    dataset = manifest.embedded()["shapes"]
+    dataset = embedded_manifests()["shapes"]
     place = packed.store_path("shapes")
     put(place / "store.json", header)
     put(place / "images.npy", images)
     put(place / "samples.parquet", table)
-    opened = packed.read(dataset)
+    opened = packed.read_packed(dataset)
     return opened.data_hash(), int(opened.images.sum())
 
 
 def read_header(folder: Path, content: bytes) -> Any:
-    packed.is_built(manifest.embedded()["shapes"])
+    packed.is_built(embedded_manifests()["shapes"])
     return read_packed(content, to_npy(PIXELS), GOOD_SAMPLES)
 
 
@@ -373,7 +374,7 @@ def read_model_card(folder: Path, content: bytes) -> Any:
     weights = put(folder / "cards" / "x.safetensors", b"")
     put(pretraining.card_path(weights), content)
     card = pretraining.read_card(weights)
-    return pretraining.compare(card, card), pretraining.overview(weights.parent)
+    return pretraining.compare_cards(card, card), pretraining.bases_overview(weights.parent)
 
 
 def read_weights(folder: Path, content: bytes) -> Any:
@@ -383,13 +384,13 @@ def read_weights(folder: Path, content: bytes) -> Any:
 def read_published(folder: Path, content: bytes) -> Any:
     put(folder / "studies" / "77.yaml", to_yaml(STUDY))
     put(folder / "results" / "77.parquet", content)
-    return results.published("77")
+    return results.published_metrics("77")
 
 
 def read_notebook_record(folder: Path, content: bytes) -> Any:
     put(folder / "00_x.ipynb", content)
     source = put(folder / "00_x.md", CHAPTER.encode())
-    [task] = book.plan([source], folder, {})
+    [task] = run.plan_chapters([source], folder, {})
     return f"{task.seconds or 0:.0f}"
 
 
@@ -398,7 +399,7 @@ def read_chapter(folder: Path, content: bytes) -> Any:
 
 
 def read_archive(folder: Path, content: bytes) -> Any:
-    return list(fetch.members(put(folder / "x.tgz", content)))
+    return list(packages.archive_members(put(folder / "x.tgz", content)))
 
 
 GOOD_METRICS = to_parquet(small_metrics())
@@ -453,8 +454,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(book, "package_fingerprint", lambda: "")
-    monkeypatch.setattr(packed, "fingerprint", lambda dataset: "x")
+    monkeypatch.setattr(run, "package_fingerprint", lambda: "")
+    monkeypatch.setattr(packed, "store_fingerprint", lambda dataset: "x")
     return tmp_path
 
 
@@ -629,7 +630,7 @@ def test_a_hostile_parameter_is_refused(folder, line):
 
 def test_lines_are_counted_as_python_counts_them():
     cell = "a: int = 1  # x\x0cé\x0c\x1c\nb: str = 'é'  # y"
-    assert [p.help[:1] for p in chapters.declared(cell).values()] == ["x", "y"]
+    assert [p.help[:1] for p in chapters.declared_parameters(cell).values()] == ["x", "y"]
 
 
 SHAPES = [[0], [2**62], [2**32, 2**32], [0, 2**62], [-1], [2.5], "2", None, [2] * 300]
@@ -702,7 +703,7 @@ def test_a_zip_that_cannot_be_opened_is_refused(folder, place, value):
 
 
 def test_the_smallest_of_the_profile_is_a_file_too(folder):
-    """`cmp run FILE` reads an empty mapping as the defaults, and no other nothing."""
+    """`cmpt run FILE` reads an empty mapping as the defaults, and no other nothing."""
     assert survives(lambda: read_run_config(folder, b"{}")) == ""
     assert "x.yaml" in survives(lambda: read_run_config(folder, b"null"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cmp import NUMERICS
-from cmp.runs import provenance
+from cmp.runner import machine_differences, machine_record
 from tests import golden
 
 LOSS_TOLERANCE = 0.02
@@ -29,5 +29,5 @@ def test_no_default_changes_within_these_numerics():
 def test_results_are_those_of_this_numerics(computed, name):
     expected, found = golden.read()["runs"][name], computed["runs"][name]
     assert found["losses"] == pytest.approx(expected["losses"], rel=LOSS_TOLERANCE)
-    if provenance.differences(golden.read()["machine"], provenance.here()) == "":
+    if machine_differences(golden.read()["machine"], machine_record()) == "":
         assert found == expected, "results changed: raise NUMERICS and run `python -m tests.golden`"

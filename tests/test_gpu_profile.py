@@ -1,15 +1,14 @@
-"""The `gpu` profile: what it asks for, its plan without data, weights or card, and `cmp doctor`."""
+"""The `gpu` profile: what it asks for, its plan without data, weights or card, and `cmpt doctor`."""
 
 import pytest
 import torch
+from lab import chapter_setup, chapters
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, mixtures, studies
-from cmp.book import chapters, readings
-from cmp.budgets import table4
-from cmp.data import corpus as corpora
+from cmp import budgets, cli, config, files, mixtures
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.runs import doctor, forecast, plans
+from cmp.experiments import forecast, paper, studies
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -18,27 +17,30 @@ no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_it_is_the_paper_s_default():
     """Spec 1.2 and 1.3."""
     assert (GPU.model.name, GPU.model.start) == ("ViT-B-16", "laion2b_s34b_b88k")
-    assert mixtures.parts(GPU.mixture, GPU.training.batch, False) == (169, 175, 168)
+    assert mixtures.batch_counts(GPU.mixture, GPU.training.batch, False) == (169, 175, 168)
     assert (GPU.schedule.name, GPU.schedule.peak, GPU.schedule.durations(1000)[0]) == (
         "cosine", 1e-5, 100,
     )  # fmt: skip
     assert (GPU.optimizer.weight_decay, GPU.optimizer.clip) == (0.2, 1.0)
-    assert plans.papers(GPU) == 1420
+    assert forecast.paper_step_count(GPU) == 1420
 
 
 def test_its_steps_are_what_the_paper_s_budget_buys():
     step = budgets.full_cost(GPU).step
-    assert GPU.training.steps == int(table4.TOTAL * 1e9 / table4.TASKS / step)
-    assert budgets.applied(GPU).training.steps == GPU.training.steps
+    assert GPU.training.steps == int(paper.TABLE4_TOTAL * 1e9 / paper.TABLE4_TASKS / step)
+    assert budgets.apply_budget(GPU).training.steps == GPU.training.steps
 
 
 def test_other_methods_get_the_same_compute_and_the_paper_s_steps_beside_theirs():
     tree = config.override(config.profile("gpu"), ["method.name=lora", "method.rank=4"])
     lora = config.parse(tree)
-    assert plans.papers(lora) == 1898
-    assert "the paper's rule gives 1898" in plans.steps(lora)
-    assert budgets.applied(lora).training.steps > GPU.training.steps
-    assert plans.papers(config.parse(config.override(tree, ["training.batch=256"]))) is None
+    assert forecast.paper_step_count(lora) == 1898
+    assert "the paper's rule gives 1898" in forecast.describe_steps(lora)
+    assert budgets.apply_budget(lora).training.steps > GPU.training.steps
+    assert (
+        forecast.paper_step_count(config.parse(config.override(tree, ["training.batch=256"])))
+        is None
+    )
 
 
 @no_card
@@ -78,13 +80,13 @@ def test_doctor_finds_the_embedded_set_up(corpus):
 
 def test_doctor_misses_data_packages_and_files(monkeypatch, tmp_path):
     def nothing(*_):
-        raise CmpError("run `cmp data build`")
+        raise CmpError("run `cmpt data build`")
 
-    monkeypatch.setattr(corpora, "load", nothing)
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(packed, "load_embedded", nothing)
+    monkeypatch.setattr(files, "project_folder()", tmp_path)
     (tmp_path / "requirements.txt").write_text("torch>=2\n# a comment\nno_such_thing>=1,<2\n-e .\n")
-    found = {check.what: check for check in doctor.of_setup()}
-    assert found["data"].state == found["packages"].state == doctor.MISSING
+    found = {check.what: check for check in forecast.check_setup()}
+    assert found["data"].state == found["packages"].state == forecast.MISSING
     assert found["packages"].sentence.startswith("no_such_thing:")
 
 
@@ -92,25 +94,25 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     def state(*settings):
         [found] = [
             check
-            for check in doctor.of_run(config.parse(config.override({}, settings)), "cpu")
+            for check in forecast.check_run(config.parse(config.override({}, settings)), "cpu")
             if check.what == "weights"
         ]
         return found
 
-    assert state().state == doctor.HERE
-    assert "cmp pretrain tiny" in state("seeds.init=99").sentence
+    assert state().state == forecast.PRESENT
+    assert "cmpt pretrain tiny" in state("seeds.init=99").sentence
     assert "neither a file nor a tag" in state("model.start=x.pt").sentence
 
 
 def test_the_forecast_is_flops_over_a_stated_rate():
     flops = 20 * 1428 * budgets.full_cost(GPU).step
-    assert forecast.on_card(GPU) == pytest.approx(flops / (0.4 * 989e12))
-    assert "estimate" in doctor.forecast_sentence(GPU)
+    assert forecast.card_seconds(GPU) == pytest.approx(flops / (0.4 * 989e12))
+    assert "estimate" in forecast.forecast_sentence(GPU)
 
 
 @pytest.mark.parametrize("chapter", ["01", "02", "03", "04", "05", "06", "07"])
 def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
-    study = studies.load(chapter)
+    study = studies.load_study(chapter)
     live = study.configs("gpu", 1, live_only=True)
     assert live
     for (name, _), run_config in live.items():
@@ -127,16 +129,16 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
 
 def test_other_profiles_take_a_study_as_it_is():
     changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
-    assert config.translated(changes, "cpu") is changes
-    assert config.translates(changes, "quick")
-    assert not config.translates(changes, "gpu")
+    assert config.translate_changes(changes, "cpu") is changes
+    assert config.is_translatable(changes, "quick")
+    assert not config.is_translatable(changes, "gpu")
 
 
 @no_card
 def test_a_chapter_that_only_plans_ends_there(capsys):
     scope = {"profile": "gpu", "seeds": 1, "jobs": 1, "device": "cuda", "dry_run": True}
     with pytest.raises(SystemExit) as end:
-        readings.begin(scope, studies.load("04"))
+        chapter_setup.begin_chapter(scope, studies.load_study("04"))
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("runs: 3\ncosine, replicate 0\n  20 tasks of 1428 steps")

@@ -16,11 +16,13 @@ import torch
 from forked import Child, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 
-from cmp import mixtures, models, runs, training
+from cmp import checkpoints, mixtures, models, training
+from cmp.checkpoints import CheckpointManager
 from cmp.errors import CmpError, Diverged
-from cmp.paths import SHORT
-from cmp.runs import checkpoints, store
-from cmp.runs.checkpoints import Keeper
+from cmp.experiments import store
+from cmp.files import SHORT_ID
+from cmp.runner import Observer, execute
+from cmp.training import model_loss
 
 TOTAL = forked.TASKS * forked.STEPS
 
@@ -46,7 +48,7 @@ def build(tmp_path, monkeypatch):
 
 
 def folder():
-    return checkpoints.folder_of(small_id())
+    return checkpoints.checkpoint_folder(small_id())
 
 
 def finite(state):
@@ -55,7 +57,7 @@ def finite(state):
 
 def steps_kept():
     """Steps done in the run's last checkpoint, none without; damage there would be an error."""
-    found = checkpoints.latest(folder())
+    found = checkpoints.latest_checkpoint(folder())
     if found is None:
         return None
     assert finite(found[1])
@@ -69,8 +71,8 @@ def assert_same(end, reference):
 
 
 def test_the_reference_is_what_the_library_computes(reference):
-    result = runs.run(small_config(), small_corpus())
-    assert models.digest(result.model) == reference.weights
+    result = execute(small_config(), small_corpus())
+    assert models.weights_digest(result.model) == reference.weights
     assert result.metrics.equals(reference.metrics)
     assert reference.resumed == 0
 
@@ -132,7 +134,7 @@ def test_killed_while_the_result_is_stored_it_is_stored_once(
     assert end.resumed == resumed
     left = forked.leftovers(build)
     assert bool(left) == hidden
-    assert all(path.startswith(f"runs/.{small_id()[:SHORT]}-") for path in left)
+    assert all(path.startswith(f"runs/.{small_id()[:SHORT_ID]}-") for path in left)
 
 
 def test_twenty_kills_at_random_moments_change_nothing(uncut, tmp_path):
@@ -184,13 +186,13 @@ def test_asked_to_stop_the_shell_finishes_the_step_and_can_resume(build, referen
     arguments = ("run", "quick", *forked.SETTINGS)
     stopped = Child(build, forked.command, arguments, number, step)
     assert stopped.outcome().status == 128 + number
-    short = small_id()[:SHORT]
+    short = small_id()[:SHORT_ID]
     assert f"cmp: stopped after 1 tasks and {step - 4} steps" in stopped.said()
-    assert f"`cmp resume {short}` goes on" in stopped.said()
+    assert f"`cmpt resume {short}` goes on" in stopped.said()
     assert steps_kept() == step
     resumed = Child(build, forked.command, ("resume", short))
     assert resumed.outcome().status == 0, resumed.said()
-    run = store.load(small_id())
+    run = store.load_run(small_id())
     assert run.weights == reference.weights
     assert run.metrics.equals(reference.metrics)
     assert forked.leftovers(build) == []
@@ -217,8 +219,8 @@ def run_until(count, *settings, model=None):
             raise Stop
 
     config = small_config(*settings)
-    with Keeper(store.identify(config, small_corpus()), every=1) as keeper:
-        return runs.run(config, small_corpus(), runs.Observer(step), model, keeper=keeper)
+    with CheckpointManager(store.run_id_of(config, small_corpus()), every=1) as keeper:
+        return execute(config, small_corpus(), Observer(step), model, keeper=keeper)
 
 
 @pytest.fixture(scope="module")
@@ -236,16 +238,16 @@ def two(tmp_path_factory, uncut):
 def pair(two, build):
     """A copy of these two: the paths of the newest and of the one before it."""
     shutil.copytree(two, build)
-    newest, before = checkpoints.candidates(folder())
+    newest, before = checkpoints.checkpoint_files(folder())
     return newest, before
 
 
 def assert_refused(newest, before):
     """The newest is refused by name and warned of; the one before it is used, and is whole."""
     with pytest.raises(CmpError, match=newest.name):
-        checkpoints.read(newest)
+        checkpoints.read_checkpoint(newest)
     with pytest.warns(UserWarning, match=newest.name):
-        path, state = checkpoints.latest(folder())
+        path, state = checkpoints.latest_checkpoint(folder())
     assert path == before
     assert (state.progress.task, state.progress.step) == (0, 1)
     assert finite(state)
@@ -282,20 +284,20 @@ def test_checkpoints_under_each_others_names_are_refused(pair):
     aside.rename(before)
     for path in pair:
         with pytest.raises(CmpError, match=path.name):
-            checkpoints.read(path)
+            checkpoints.read_checkpoint(path)
     with pytest.warns(UserWarning) as warned:
-        assert checkpoints.latest(folder()) is None
+        assert checkpoints.latest_checkpoint(folder()) is None
     assert len(warned) == 2
 
 
 def test_a_checkpoint_of_another_schema_is_refused(pair):
     newest, before = pair
-    state = checkpoints.read(newest)
+    state = checkpoints.read_checkpoint(newest)
     newest.unlink()
     newer = dataclasses.replace(state.progress, schema=checkpoints.SCHEMA + 1)
-    path = checkpoints.write(dataclasses.replace(state, progress=newer), folder())
+    path = checkpoints.write_checkpoint(dataclasses.replace(state, progress=newer), folder())
     with pytest.raises(CmpError, match="schema"):
-        checkpoints.read(path)
+        checkpoints.read_checkpoint(path)
     assert_refused(path, before)
 
 
@@ -305,9 +307,9 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(pair, reference):
     with pytest.warns(UserWarning) as warned:
         result = run_until(0)
     assert [str(each.message).count("damaged") for each in warned] == [1, 1]
-    assert models.digest(result.model) == reference.weights
+    assert models.weights_digest(result.model) == reference.weights
     assert result.metrics.equals(reference.metrics)
-    assert len(checkpoints.candidates(folder())) == 2
+    assert len(checkpoints.checkpoint_files(folder())) == 2
     assert steps_kept() == TOTAL
 
 
@@ -351,7 +353,7 @@ def batch_of(config, task, step):
 
 def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
     config = small_config("schedule.peak=1e6")
-    place = checkpoints.folder_of(store.identify(config, small_corpus()))
+    place = checkpoints.checkpoint_folder(store.run_id_of(config, small_corpus()))
     with pytest.raises(Diverged, match=r"task 0, step 1: loss nan.*diverged.json") as error:
         run_until(0, "schedule.peak=1e6")
     report = json.loads((place / "diverged.json").read_text())
@@ -361,21 +363,21 @@ def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
     assert np.isnan(float(report["gradient_norm"]))
     assert report["learning_rate"] == pytest.approx(1e6, rel=0.5)
     assert report["samples"] == batch_of(config, 0, 1).rows.tolist()
-    _, state = checkpoints.latest(place)
+    _, state = checkpoints.latest_checkpoint(place)
     assert state.progress.step == 1
     assert finite(state)
 
 
 @pytest.mark.parametrize("peak", ["1e30", "1e300"])
 def test_weights_that_are_not_finite_are_never_kept(build, peak):
-    place = checkpoints.folder_of(
-        store.identify(small_config(f"schedule.peak={peak}"), small_corpus())
+    place = checkpoints.checkpoint_folder(
+        store.run_id_of(small_config(f"schedule.peak={peak}"), small_corpus())
     )
     with pytest.raises(Diverged, match="weights are not finite after 1 steps of task 0"):
         run_until(0, f"schedule.peak={peak}")
     report = json.loads((place / "diverged.json").read_text())
     assert report == {"task": 0, "step": 0, "weights": "not finite"}
-    _, state = checkpoints.latest(place)
+    _, state = checkpoints.latest_checkpoint(place)
     assert state.progress.step == 0
     assert finite(state)
 
@@ -388,22 +390,24 @@ def test_a_run_that_diverges_in_its_very_last_step_is_not_finished(build):
 def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
     build, reference, monkeypatch
 ):
-    sound, calls = training.objective, iter(range(TOTAL))
+    sound, calls = model_loss, iter(range(TOTAL))
 
     def poisoned(*arguments):
         return sound(*arguments) * (np.nan if next(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(training, "objective", poisoned)
-    model = models.load(small_config().model, 0)
+    monkeypatch.setattr(training, "model_loss", poisoned)
+    model = models.load_model(small_config().model, 0)
     with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
         run_until(0, model=model)
     assert steps_kept() == 6
-    _, state = checkpoints.latest(folder())  # the network is as it was before that step, too
+    _, state = checkpoints.latest_checkpoint(
+        folder()
+    )  # the network is as it was before that step, too
     assert all(torch.equal(x, state.tensors[f"weights/{n}"]) for n, x in model.state_dict().items())
     monkeypatch.undo()
     monkeypatch.setenv("CMP_BUILD", str(build))
     result = run_until(0)
-    assert models.digest(result.model) == reference.weights
+    assert models.weights_digest(result.model) == reference.weights
     assert not (folder() / "diverged.json").exists()
 
 

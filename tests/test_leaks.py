@@ -7,18 +7,17 @@ import pandas as pd
 import pytest
 
 from cmp import config, mixtures
-from cmp.data import packed
-from cmp.data.manifest import embedded
-from cmp.data.recipes import emoji
+from cmp.embedded import emoji, packed
+from cmp.embedded.manifest import embedded_manifests
 
 
 @pytest.fixture(scope="module")
 def everything():
     """A row an image: dataset, role, split, source, group, and a hash of its pixels."""
     tables = []
-    for dataset in embedded().values():
+    for dataset in embedded_manifests().values():
         if not dataset.optional:
-            opened = packed.read(dataset)
+            opened = packed.read_packed(dataset)
             pixels = [hashlib.sha256(image.tobytes()).hexdigest() for image in opened.images]
             about = {"dataset": dataset.name, "role": dataset.role, "pixels": pixels}
             tables.append(opened.table.assign(**about))

@@ -9,17 +9,18 @@ import pytest
 import torch
 from pictures import classes, fileset, picture, tree
 
-from cmp import config, methods, mixtures, models, runs, training
+from cmp import config, mixtures, models
+from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
-from cmp.data import corpus as corpora
-from cmp.data import exporting, packed
-from cmp.data.manifest import embedded
-from cmp.data.readers import rows
+from cmp.data import load_corpus, load_data, stored_images, worker_count
+from cmp.embedded import packed, sheets
+from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
-from cmp.runs import store
-from cmp.runs.checkpoints import Keeper
-from cmp.steps import loading
+from cmp.experiments import store
+from cmp.readers import collection, tables
+from cmp.runner import Observer, execute
+from cmp.training import make_train_state, train_task
 
 CPU = torch.device("cpu")
 SMALL = ("stream.tasks=2", "training.steps=3", "training.batch=9", "evaluation.subset=4",
@@ -46,29 +47,29 @@ def small(folder, *settings):
 
 
 def test_a_collection_of_files(folder):
-    corpus = corpora.of(small(folder))
+    corpus = load_corpus(small(folder))
     assert corpus.in_files and len(corpus.images) == 120
     assert corpus.by_role("adapt") == ["mine"] and len(corpus.rows("train", dataset="web")) == 40
     assert len(corpus.rows("test", dataset="known")) == 40
     shown = corpus.images[torch.arange(3)]
     assert shown.shape == (3, 3, 224, 224) and shown.dtype == torch.uint8
     assert corpus.images.at(48)[np.arange(2)].shape == (2, 3, 48, 48)
-    assert corpora.of(small(folder)) is corpus
+    assert load_corpus(small(folder)) is corpus
 
 
 def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     first = small(folder)
-    run_id = store.identify(first, corpora.of(first))
+    run_id = store.run_id_of(first, load_corpus(first))
     moved = small(folder.rename(tmp_path / "elsewhere"))
-    assert store.identify(moved, corpora.of(moved)) == run_id
+    assert store.run_id_of(moved, load_corpus(moved)) == run_id
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
-    corpora._collected.cache_clear()
-    assert store.identify(moved, corpora.of(moved)) != run_id
+    collection._load_collection_corpus.cache_clear()
+    assert store.run_id_of(moved, load_corpus(moved)) != run_id
 
 
 def test_parts_are_drawn_by_step_and_seed_alone(folder):
     run_config = small(folder)
-    corpus = corpora.of(run_config)
+    corpus = load_corpus(run_config)
     pools = mixtures.task_pools(run_config, corpus)
 
     def images(task, step, *settings):
@@ -85,11 +86,11 @@ def test_parts_are_drawn_by_step_and_seed_alone(folder):
 @pytest.mark.parametrize("count", [1, 2])
 def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
-    corpus = corpora.of(run_config)
+    corpus = load_corpus(run_config)
     pools = mixtures.task_pools(run_config, corpus)
-    alone = loading.Loader(run_config, corpus, 32, CPU)
+    alone = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     monkeypatch.setenv("CMP_WORKERS", str(count))
-    ahead = loading.Loader(run_config, corpus, 32, CPU)
+    ahead = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     assert (alone.processes, ahead.processes) == (0, count)
     # in order, from the middle, back again, another task, beyond the last step
     for task, step in [(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (0, 0)]:
@@ -97,7 +98,7 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
         np.testing.assert_array_equal(one.rows, other.rows)
         assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
     asked = np.arange(11)
-    blocks = list(loading.stored(corpus, asked, 4, 20, CPU))
+    blocks = list(stored_images(corpus, asked, 4, 20, CPU))
     assert [len(block) for block in blocks] == [4, 4, 3]
     assert torch.equal(torch.cat(blocks), corpus.images.at(20)[asked])
 
@@ -105,10 +106,10 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
 @pytest.mark.parametrize("count", [0, 2])
 def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatch, count):
     run_config = small(folder)
-    corpus = corpora.of(run_config)
+    corpus = load_corpus(run_config)
     [pools, _] = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
-    loader = loading.Loader(run_config, corpus, 32, CPU)
+    loader = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     whole = loader.batch(pools, 0, 1)
     read = []
     monkeypatch.setattr(type(corpus.images), "read", watched(type(corpus.images).read, read))
@@ -132,18 +133,18 @@ def watched(read, rows):
 def test_processes_on_a_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert loading.processes(torch.device("cuda")) == 15
+    assert worker_count(torch.device("cuda")) == 15
     monkeypatch.setattr("cmp.steps.distributed.size", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loading.processes(torch.device("cuda")) == 3 and loading.processes(CPU) == 0
+    assert worker_count(torch.device("cuda")) == 3 and worker_count(CPU) == 0
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
     monkeypatch.setenv("CMP_WORKERS", "0")
     run_config = small(folder)
-    corpus = corpora.of(run_config)
-    whole = runs.run(run_config, corpus)
+    corpus = load_corpus(run_config)
+    whole = execute(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     for stop in range(1, 6):
         run_id = f"{stop}" * 64
@@ -154,17 +155,17 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
             if asked["seen"] == stop:
                 raise Interrupted("here", 15)
 
-        with Keeper(run_id, every=1) as keeper:
+        with CheckpointManager(run_id, every=1) as keeper:
             with pytest.raises(Interrupted):
-                runs.run(run_config, corpus, runs.Observer(step), keeper=keeper)
-            again = runs.run(run_config, corpus, keeper=keeper)
-        assert models.digest(again.model) == models.digest(whole.model)
+                execute(run_config, corpus, Observer(step), keeper=keeper)
+            again = execute(run_config, corpus, keeper=keeper)
+        assert models.weights_digest(again.model) == models.weights_digest(whole.model)
         pd.testing.assert_frame_equal(again.metrics, whole.metrics)
 
 
 def test_a_file_that_breaks_after_the_check_is_named(folder):
     run_config = small(folder)
-    corpus = corpora.of(run_config)
+    corpus = load_corpus(run_config)
     (folder / "web/fox 1/0.png").write_bytes(b"damaged")
     with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*has it changed"):
         corpus.images[np.arange(len(corpus.images))]
@@ -174,35 +175,37 @@ def test_a_file_that_breaks_after_the_check_is_named(folder):
 def test_a_number_of_processes_that_is_none(monkeypatch, value):
     monkeypatch.setenv("CMP_WORKERS", value)
     with pytest.raises(CmpError, match="CMP_WORKERS"):
-        loading.processes(CPU)
+        worker_count(CPU)
 
 
 def test_a_few_pictures_beside_the_embedded_sets(corpus, tmp_path):
     root = classes(tmp_path, [f"thing {n}" for n in range(4)], 12)
     about = fileset(beside="embedded").model_dump_json(exclude_none=True)
     (root / "m.yaml").write_text(about)
-    mine = corpora.named(str(root))
+    mine = load_data(str(root))
     assert not mine.in_files and mine.images.shape[1:] == (4, 32, 32)
     assert mine.by_role("adapt") == ["mine"] and mine.by_role("pool") == corpus.by_role("pool")
     assert mine.hashes["shapes"] == corpus.hashes["shapes"]
     run_config = config.parse(config.override(config.profile("quick"), [*SMALL, f"data={root}"]))
-    metrics = runs.run(run_config, mine).metrics
+    metrics = execute(run_config, mine).metrics
     assert set(metrics["dataset"]) >= {"mine", "shapes"} and set(metrics["task"]) == {0, 1, 2}
     default = config.parse(config.override(config.profile("quick"), SMALL))
-    assert store.identify(run_config, mine) != store.identify(default, corpus)
+    assert store.run_id_of(run_config, mine) != store.run_id_of(default, corpus)
     assert "data" not in default.changes()
     taken = fileset(name="shapes", beside="embedded").model_dump_json(exclude_none=True)
     (root / "m.yaml").write_text(taken)
     with pytest.raises(CmpError, match="shapes: name: an embedded dataset"):
-        corpora.named(str(root))
+        load_data(str(root))
 
 
 def test_a_frame_in_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     frame = pd.DataFrame({"filepath": [picture(n) for n in range(20)],
                           "title": [f"thing {n}" for n in range(20)]})  # fmt: skip
-    index = rows.read_frame(fileset("frame", role="eval"), frame)
-    found = evaluate(models.load(Model("tiny"), 0), "tiny", corpora.from_files([index]))
+    index = tables.read_frame(fileset("frame", role="eval"), frame)
+    found = evaluate(
+        models.load_model(Model("tiny"), 0), "tiny", collection.corpus_from_indexes([index])
+    )
     assert found.datasets.loc["mine", "metric"] == "R@5"
     assert found.datasets.loc["mine", "images"] == 20
 
@@ -214,34 +217,34 @@ def test_packed_images_are_of_one_size(corpus):
         dataclasses.make_dataclass("Visual", ["image_size"])((224, 160))
     )
     with pytest.raises(CmpError, match="not square"):
-        loading.side(oblong)
+        models.image_side(oblong)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "fomoo", "traits", "embedded/.."])
 def test_no_such_data(source):
     with pytest.raises(CmpError, match="data: "):
-        corpora.named(source)
+        load_data(source)
 
 
 def test_a_pool_is_wanted_or_left_out(folder):
     (folder / "web.yaml").unlink()
     alone = small(folder)
     with pytest.raises(CmpError, match="there is no such pool"):
-        mixtures.task_pools(alone, corpora.of(alone))
+        mixtures.task_pools(alone, load_corpus(alone))
     without = small(folder, "mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
-    pools = mixtures.task_pools(without, corpora.of(without))
-    learner = methods.learner(without, corpora.of(without))
-    training.train_task(learner, pools[0], 0)
+    pools = mixtures.task_pools(without, load_corpus(without))
+    learner = make_train_state(without, load_corpus(without))
+    train_task(learner, pools[0], 0)
     tree(folder, {"empty/.keep": b""})
     with pytest.raises(CmpError, match="no manifests"):
-        corpora.named(str(folder / "empty"))
+        load_data(str(folder / "empty"))
 
 
 def test_packed_pictures_as_files_are_the_same_pictures(tmp_path):
-    icons = packed.read(embedded()["new-icons"])
-    count = exporting.class_folders(icons, tmp_path)
+    icons = packed.read_packed(embedded_manifests()["new-icons"])
+    count = sheets.export_class_folders(icons, tmp_path)
     (tmp_path / "m.yaml").write_text(fileset(beside="embedded").model_dump_json(exclude_none=True))
-    mine = corpora.named(str(tmp_path))
+    mine = load_data(str(tmp_path))
     held = np.flatnonzero((mine.table["dataset"] == "mine").to_numpy())
     assert len(held) == count == (icons.table["split"] == "train").sum()
     assert mine.classes["mine"] == icons.header.classes

@@ -4,10 +4,12 @@ import shutil
 
 import pytest
 
-from cmp.data import manifest, packed
-from cmp.data.attribution import attribution
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests, load_datasets, load_packages
+from cmp.embedded.sheets import attribution_text
 from cmp.errors import CmpError
-from cmp.paths import MANIFESTS, ROOT
+from cmp.files import project_folder
+from cmp.readers.manifest import MANIFESTS
 
 GOOD = """
 name: example
@@ -28,7 +30,7 @@ def folder(tmp_path):
 
 def load(folder, text, name="example"):
     (folder / "embedded" / f"{name}.yaml").write_text(text)
-    return manifest.load_datasets(folder)
+    return load_datasets(folder)
 
 
 def test_the_example_is_good(folder):
@@ -82,12 +84,12 @@ def test_a_bad_package_is_refused_with_file_and_key(folder, key, value):
 
 def test_no_manifests(folder):
     with pytest.raises(CmpError, match="no manifests found"):
-        manifest.load_datasets(folder)
+        load_datasets(folder)
 
 
 def test_fingerprint_moves_with_the_manifest_and_with_its_sources():
-    packages = manifest.load_packages()
-    dataset = manifest.embedded()["new-digits"]
+    packages = load_packages()
+    dataset = embedded_manifests()["new-digits"]
     before = dataset.fingerprint(packages)
     other = dataset.model_copy(update={"prompt": "digit {}"})
     assert other.fingerprint(packages) != before
@@ -96,19 +98,19 @@ def test_fingerprint_moves_with_the_manifest_and_with_its_sources():
 
 
 def test_every_source_is_used_and_credited():
-    used = {source for d in manifest.embedded().values() for source in d.sources}
-    assert used == set(manifest.load_packages())
+    used = {source for d in embedded_manifests().values() for source in d.sources}
+    assert used == set(load_packages())
 
 
 def test_the_attribution_is_up_to_date():
-    text = attribution(manifest.load_packages(), manifest.load_datasets())
-    assert (ROOT / "ATTRIBUTION.md").read_text() == text
+    text = attribution_text(load_packages(), load_datasets())
+    assert (project_folder() / "ATTRIBUTION.md").read_text() == text
 
 
 def test_built_counts_equal_the_manifests():
-    for dataset in manifest.embedded().values():
+    for dataset in embedded_manifests().values():
         if dataset.optional:
             continue
-        opened = packed.read(dataset)
-        assert packed.counts(opened) == dataset.counts.model_dump(), dataset.name
+        opened = packed.read_packed(dataset)
+        assert packed.count_samples(opened) == dataset.counts.model_dump(), dataset.name
         assert opened.header.classes == sorted(set(opened.table["label"]))

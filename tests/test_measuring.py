@@ -6,25 +6,25 @@ import pandas as pd
 import pytest
 import torch
 
-from cmp import cli, config, evaluation, models, streams
-from cmp.data import traits
+from cmp import config, evaluation, models, streams
+from cmp.cli import data
 from cmp.errors import CmpError
-from cmp.evaluation import measuring
+from cmp.experiments import statistics
 
 
 @pytest.fixture(scope="module")
 def base():
-    return models.load(config.Model(), 0).eval()
+    return models.load_model(config.Model(), 0).eval()
 
 
 @pytest.fixture(scope="module")
 def measured(base):
-    return measuring.classes(base, "tiny", forked.small_corpus()).set_index("entry")
+    return statistics.measure_classes(base, "tiny", forked.small_corpus()).set_index("entry")
 
 
 def test_the_shipped_tables_are_those_of_base_zero(base, measured):
     """To the accuracy of another processor's fp32."""
-    shipped = traits.classes("embedded").loc[measured.index]
+    shipped = streams.class_statistics("embedded").loc[measured.index]
     for column in ("accuracy", "loss", "alignment"):
         np.testing.assert_allclose(measured[column], shipped[column], atol=0.02, err_msg=column)
     np.testing.assert_allclose(
@@ -32,11 +32,11 @@ def test_the_shipped_tables_are_those_of_base_zero(base, measured):
     )
     assert (measured["year"] == 2010).all()
     corpus = forked.small_corpus()
-    images = measuring.pool(base, "tiny", corpus)
+    images = statistics.measure_pool(base, "tiny", corpus)
     pools = ("pool-shapes", "substitute-icons")
     rows = np.concatenate([corpus.rows("train", dataset=name) for name in pools])
     assert len(images) == len(rows)
-    again = traits.of_images(corpus, rows)
+    again = streams.pool_statistics(corpus, rows)
     np.testing.assert_allclose(images["alignment"], again["alignment"], atol=1e-3)
 
 
@@ -49,7 +49,7 @@ def test_accuracy_is_that_of_an_evaluation(base, measured):
 
 def test_loss_and_alignment_by_hand():
     image = torch.eye(2)[[0, 0, 1]]
-    found = measuring._decisions(image, torch.eye(2), torch.tensor([0, 1, 1]), 2.0)
+    found = statistics._image_decisions(image, torch.eye(2), torch.tensor([0, 1, 1]), 2.0)
     assert found["accuracy"].tolist() == [100, 0, 100]
     assert found["alignment"].tolist() == [1, 0, 1]
     right, wrong = np.log(1 + np.exp(-2)), np.log(1 + np.exp(2))
@@ -60,7 +60,7 @@ def test_frequencies_count_texts_that_name_a_class():
     texts = ["A red fox.", "red  FOX, red fox", "foxes", "the fox", "fox-red"]
     labels = pd.Series(["fox", "red fox", "Red Fox!", "cat"])
     expected = {"fox": 4, "red fox": 2, "Red Fox!": 2, "cat": 0}
-    assert measuring.frequencies(labels, texts) == expected
+    assert statistics.class_frequencies(labels, texts) == expected
 
 
 def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
@@ -68,31 +68,31 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
     labels = corpus.classes["new-flags"]
     path = tmp_path / "counts.csv"
     pd.DataFrame({"class": labels, "count": range(len(labels))}).to_csv(path, index=False)
-    counts = cli.streams.read_counts(path)
-    found = measuring.classes(base, "tiny", corpus, counts).set_index("entry")["frequency"]
+    counts = data.read_counts(path)
+    found = statistics.measure_classes(base, "tiny", corpus, counts).set_index("entry")["frequency"]
     assert [found[f"new-flags+++{label}"] for label in labels] == list(range(len(labels)))
     del counts["algeria"]
     with pytest.raises(CmpError, match="counts: none of 'algeria'"):
-        measuring.classes(base, "tiny", corpus, counts)
+        statistics.measure_classes(base, "tiny", corpus, counts)
     path.write_text("name,count\na,1\n")
     with pytest.raises(CmpError, match="expected the columns class,count"):
-        cli.streams.read_counts(path)
+        data.read_counts(path)
 
 
 def test_clusters_find_what_is_apart():
     centres = np.random.default_rng(0).standard_normal((8, 16)) * 20
     truth = np.repeat(np.arange(8), 40)
     points = centres[truth] + np.random.default_rng(1).standard_normal((320, 16))
-    found = measuring.clusters(points)
+    found = statistics.cluster_features(points)
     assert len(found) == 320
     for cluster in np.unique(found):
         assert len(set(truth[found == cluster])) == 1
-    assert (found == measuring.clusters(points)).all()
+    assert (found == statistics.cluster_features(points)).all()
 
 
 def test_orders_of_the_benchmark_go_by_what_was_measured(corpus):
     stream = config.Stream(order="easy-accuracy", tasks=4)
-    known = traits.classes("embedded")["accuracy"]
-    means = [known[block].mean() for block in streams.blocks(corpus, stream, 0)]
+    known = streams.class_statistics("embedded")["accuracy"]
+    means = [known[block].mean() for block in streams.task_classes(corpus, stream, 0)]
     assert means == sorted(means, reverse=True)
     assert means[0] > 30 > means[-1]

@@ -1,4 +1,4 @@
-"""`cmp merge`: files in, one file out with its parents in its metadata, or nothing changed."""
+"""`cmpt merge`: files in, one file out with its parents in its metadata, or nothing changed."""
 
 import hashlib
 import json
@@ -14,12 +14,14 @@ from test_merging import base_for, close, identical, several
 from typer.testing import CliRunner
 
 from cmp import cli, models
-from cmp.bench import merge as bench
-from cmp.config.merging import PAIRS, VECTORS
+from cmp.bench import merge
+from cmp.config import PAIR_RULES, TASK_VECTOR_RULES
+from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.merging import combining, streamed
-from cmp.merging.combining import merge
-from cmp.merging.rules import RULES, How
+from cmp.merging import apply
+from cmp.merging import files as merging_files
+from cmp.merging.apply import merge
+from cmp.merging.rules import RULES, MergeOptions
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def metadata(path):
 @pytest.mark.parametrize("rule", RULES)
 def test_files_are_merged_as_state_dicts_are(rule, files, tmp_path):
     new, old, base = files
-    out = merged(tmp_path, rule, new, old, *(["--base", base] if rule in VECTORS else []))
+    out = merged(tmp_path, rule, new, old, *(["--base", base] if rule in TASK_VECTOR_RULES else []))
     pair, start = [load_file(new), load_file(old)], load_file(base)
     expected = merge(rule, pair, base_for(rule, start))
     if rule in ("random", "dare", "dare-ties"):
@@ -82,18 +84,18 @@ def test_settings_reach_the_rule(files, tmp_path):
     new, old, base = (load_file(path) for path in files)
     out = merged(tmp_path, "interpolation", *files[:2], "--weights", "0.9,0.1")
     assert identical(
-        load_file(out), merge("interpolation", [new, old], how=How(weights=(0.9, 0.1)))
+        load_file(out), merge("interpolation", [new, old], how=MergeOptions(weights=(0.9, 0.1)))
     )
     assert json.loads(metadata(out)["merge"])["settings"] == {"weights": [0.9, 0.1]}
     out = merged(tmp_path, "breadcrumbs", *files[:2], "--base", files[2], "--density", "0.5",
                  "--outliers", "0.2", "--scale", "0.7")  # fmt: skip
-    how = How(density=0.5, outliers=0.2, scale=0.7)
+    how = MergeOptions(density=0.5, outliers=0.2, scale=0.7)
     assert identical(load_file(out), merge("breadcrumbs", [new, old], base, how))
     out = merged(tmp_path, "lines", *files[:2], "--base", files[2], "--alpha", "1", "--beta", "0")
     close(load_file(out), merge("task-arithmetic", [new, old], base))
 
 
-@pytest.mark.parametrize("dtype", streamed.NAMES)
+@pytest.mark.parametrize("dtype", merging_files.DTYPE_NAMES)
 def test_every_type_survives(dtype, tmp_path):
     weights = {"a": torch.tensor([[1, 0, 1]]).to(dtype), "b": torch.ones(2), "empty": torch.ones(0)}
     paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
@@ -105,9 +107,9 @@ def test_every_type_survives(dtype, tmp_path):
 
 
 def test_a_merge_of_bases_is_a_model(tmp_path):
-    paths = [models.weights_path("tiny", start, 0) for start in models.SHIPPED]
+    paths = [embedded_models.base_path("tiny", start, 0) for start in embedded_models.SHIPPED]
     out = merged(tmp_path, "interpolation", *paths)
-    models.load_weights(models.create("tiny"), out)
+    models.load_weights(models.create_model("tiny"), out)
 
 
 def save_bad(path, kind):
@@ -145,13 +147,13 @@ def save_bad(path, kind):
     ],
 )
 def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, files, tmp_path):
-    if which == 2 and rule not in VECTORS:
+    if which == 2 and rule not in TASK_VECTOR_RULES:
         return
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"as it was")
     save_bad(files[which], kind)
     before = sorted(tmp_path.iterdir())
-    base = ["--base", files[2]] if rule in VECTORS else []
+    base = ["--base", files[2]] if rule in TASK_VECTOR_RULES else []
     error = shell(rule, *files[:2], *base, "-o", out).exception
     assert isinstance(error, CmpError), error
     for word in [files[which].name, *words]:
@@ -208,7 +210,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(files, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(streamed, "write", full)
+    monkeypatch.setattr(merging_files, "write_safetensors", full)
     error = shell("interpolation", *files[:2], "-o", out).exception
     assert isinstance(error, CmpError) and "No space left" in str(error)
     assert out.read_bytes() == b"as it was"
@@ -244,16 +246,16 @@ def test_killed_while_it_writes(files, tmp_path):
 
 def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
     """20 files of 32 MB each, in tensors of 8 MB."""
-    if not bench.anonymous():
+    if not merge.anonymous():
         pytest.skip("the system does not say what memory a process has")
     paths = []
     for number in range(20):
         paths.append(tmp_path / f"{number}.safetensors")
         save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
-    before, peak = bench.anonymous(), []
-    streamed.merge_files(
+    before, peak = merge.anonymous(), []
+    merging_files.merge_files(
         "interpolation", paths, tmp_path / "out.safetensors",
-        progress=lambda count: peak.append(bench.anonymous() - before),
+        progress=lambda count: peak.append(merge.anonymous() - before),
     )  # fmt: skip
     assert len(peak) > 20 and max(peak) < 64
     found = load_file(tmp_path / "out.safetensors")
@@ -263,17 +265,21 @@ def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
 def test_progress_is_told_of_all_the_work(files, tmp_path):
     told = []
     out = tmp_path / "out.safetensors"
-    streamed.merge_files("interpolation", files[:2], out, progress=told.append)
-    assert streamed.work(files[:2]) - 3000 < sum(told) <= streamed.work(files[:2])
+    merging_files.merge_files("interpolation", files[:2], out, progress=told.append)
+    assert (
+        merging_files.total_bytes(files[:2]) - 3000
+        < sum(told)
+        <= merging_files.total_bytes(files[:2])
+    )
 
 
 def test_the_benchmark_of_a_small_model(monkeypatch):
     """Its plain TIES is the rule; a row for each operation, with its floor."""
     found, base = several(2, 4, size=1.0)
-    plain = bench.plain_ties(found, base, 0.4)
-    fast = merge("ties", found, base, How(density=0.4))
+    plain = merge.plain_ties(found, base, 0.4)
+    fast = merge("ties", found, base, MergeOptions(density=0.4))
     torch.testing.assert_close(torch.cat([x.reshape(-1) for x in fast.values()]), plain)
-    report = bench.merge(["tiny"], None, 2, None)
+    report = merge.merge(["tiny"], None, 2, None)
     operations = [row["operation"] for row in report.rows]
     assert {"copy", "slerp of 2", "EMA, a step", "mean of 20, from files", "TIES of 2"} <= set(
         operations
@@ -284,7 +290,7 @@ def test_the_benchmark_of_a_small_model(monkeypatch):
 
 def test_a_checked_stream_is_what_merge_returns(files):
     pair = [load_file(path) for path in files[:2]]
-    with streamed.opened(files[0]) as new, streamed.opened(files[1]) as old:
-        found = dict(combining.merged("slerp", [new, old]))
+    with merging_files.open_tensors(files[0]) as new, merging_files.open_tensors(files[1]) as old:
+        found = dict(apply.iter_merged("slerp", [new, old]))
     assert identical(found, merge("slerp", pair))
-    assert PAIRS == ("slerp",)
+    assert PAIR_RULES == ("slerp",)

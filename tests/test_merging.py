@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, Memory, equal, same
 
-from cmp import config, models, runs
-from cmp.config import Merging
-from cmp.config.merging import ALL, OF_RULES, PAIRS, VECTORS
+from cmp import checkpoints, config, models
+from cmp.config import ALL_POLICIES, PAIR_RULES, RULE_SETTINGS, TASK_VECTOR_RULES, Merging
 from cmp.errors import CmpError
-from cmp.merging import combining, cuts, depths, parts, policies, shares
-from cmp.merging.combining import merge
-from cmp.merging.rules import LINEAR, RULES, How
-from cmp.runs import checkpoints
+from cmp.merging import apply, rules
+from cmp.merging.apply import merge
+from cmp.merging.policies import POLICIES, apply_policy
+from cmp.merging.rules import LINEAR_RULES, RULES, WEIGHTINGS, MergeOptions, merge_weights
+from cmp.runner import Observer, execute
 from cmp.seeds import torch_generator
 
 SHAPES = {"a.weight": (7, 5), "a.bias": (5,), "logit_scale": (), "b.weight": (3, 4, 2)}
@@ -54,7 +54,7 @@ def identical(one, other):
 
 
 def base_for(rule, base):
-    return base if rule in VECTORS else None
+    return base if rule in TASK_VECTOR_RULES else None
 
 
 # Clear versions: whole vectors, no blocks, nothing in place.
@@ -186,8 +186,8 @@ REFERENCES = {
 @given(SEEDS, COUNTS, st.floats(0.01, 0.9), st.none() | st.floats(0.1, 2))
 @settings(max_examples=25)
 def test_fast_is_reference(rule, seed, count, density, scale):
-    found, base = several(2 if rule in PAIRS else count, seed)
-    how = How(scale=scale, density=density, outliers=0.05, draw=(seed, 3))
+    found, base = several(2 if rule in PAIR_RULES else count, seed)
+    how = MergeOptions(scale=scale, density=density, outliers=0.05, draw=(seed, 3))
     fast = merge(rule, found, base_for(rule, base), how)
     close(fast, shaped(REFERENCES[rule](found, base, how), base), rtol=1e-4, atol=1e-5)
 
@@ -197,13 +197,13 @@ def test_blocks_are_seamless(rule, monkeypatch):
     """Tensors larger than a block; rules that draw by chance draw anew in each, so not they."""
     found, base = several(2, 5)
     whole = merge(rule, found, base_for(rule, base))
-    monkeypatch.setattr(combining, "BLOCK", {"linear": 4, "selecting": 4})
-    monkeypatch.setattr(cuts, "BLOCK", 4)
-    monkeypatch.setattr(parts, "BLOCK", 4)
+    monkeypatch.setattr(apply, "BLOCK_SIZES", {"linear": 4, "selecting": 4})
+    monkeypatch.setattr(apply, "THRESHOLD_BLOCK", 4)
+    monkeypatch.setattr(rules, "PRODUCT_BLOCK", 4)
     blocked = merge(rule, found, base_for(rule, base))
     if rule in ("random", "dare", "dare-ties"):
         assert not identical(blocked, whole)
-        how = How(density=1.0)
+        how = MergeOptions(density=1.0)
         pair = [merge(rule, [found[0]], base, how) for _ in range(2)]
         assert identical(*pair)
         close(pair[0], found[0])
@@ -214,7 +214,7 @@ def test_blocks_are_seamless(rule, monkeypatch):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_rule_leaves_its_arguments_alone(rule, count):
-    found, base = several(2 if rule in PAIRS else count, 0)
+    found, base = several(2 if rule in PAIR_RULES else count, 0)
     kept = copy.deepcopy([base, *found])
     merged = merge(rule, found, base_for(rule, base))
     assert all(identical(one, other) for one, other in zip([base, *found], kept, strict=True))
@@ -232,8 +232,8 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
 @settings(max_examples=20)
 def test_equal_models_give_themselves(rule, seed, count):
     found, base = several(1, seed)
-    count = 2 if rule in PAIRS else count
-    close(merge(rule, found * count, base_for(rule, base), How(density=1.0)), found[0])
+    count = 2 if rule in PAIR_RULES else count
+    close(merge(rule, found * count, base_for(rule, base), MergeOptions(density=1.0)), found[0])
 
 
 @pytest.mark.parametrize("rule", ["interpolation", "slerp"])
@@ -241,10 +241,10 @@ def test_equal_models_give_themselves(rule, seed, count):
 @settings(max_examples=20)
 def test_weights_are_of_the_newest_first(rule, seed, weight):
     (newer, older), _ = several(2, seed, size=1.0)
-    assert identical(merge(rule, [newer, older], how=How(weights=(1.0, 0.0))), newer)
-    assert identical(merge(rule, [newer, older], how=How(weights=(0.0, 1.0))), older)
-    found = merge(rule, [newer, older], how=How(weights=(weight, 1 - weight)))
-    turned = merge(rule, [older, newer], how=How(weights=(1 - weight, weight)))
+    assert identical(merge(rule, [newer, older], how=MergeOptions(weights=(1.0, 0.0))), newer)
+    assert identical(merge(rule, [newer, older], how=MergeOptions(weights=(0.0, 1.0))), older)
+    found = merge(rule, [newer, older], how=MergeOptions(weights=(weight, 1 - weight)))
+    turned = merge(rule, [older, newer], how=MergeOptions(weights=(1 - weight, weight)))
     close(found, turned)
     if weight > 0.6:  # nearer to what weighs more
         for name, x in found.items():
@@ -256,7 +256,7 @@ def test_weights_are_of_the_newest_first(rule, seed, weight):
 def test_the_mean_knows_no_order(seed, order):
     found, base = several(4, seed)
     close(merge("interpolation", [found[i] for i in order]), merge("interpolation", found))
-    scaled = merge("task-arithmetic", found, base, How(scale=1 / 4))
+    scaled = merge("task-arithmetic", found, base, MergeOptions(scale=1 / 4))
     close(scaled, merge("interpolation", found))
     close(merge("task-arithmetic", found, base), scaled)
 
@@ -266,7 +266,9 @@ def test_the_mean_knows_no_order(seed, order):
 def test_slerp_keeps_the_norm_of_equal_norms(seed, weight):
     a, b = (torch.randn(64, generator=torch_generator("s", seed, i)) for i in range(2))
     b = b * a.norm() / b.norm()
-    found = merge("slerp", [{"x": a}, {"x": b}], how=How(weights=(weight, 1 - weight)))["x"]
+    found = merge("slerp", [{"x": a}, {"x": b}], how=MergeOptions(weights=(weight, 1 - weight)))[
+        "x"
+    ]
     assert found.norm().item() == pytest.approx(a.norm().item(), rel=1e-4)
     angle = math.acos(torch.dot(a, b) / a.norm() ** 2)
     reached = math.acos(min(1.0, torch.dot(found, b) / (found.norm() * b.norm())))
@@ -284,12 +286,12 @@ def test_slerp_of_opposites_and_zeros_is_a_line():
 def test_one_model_at_full_density_comes_back(seed):
     found, base = several(1, seed)
     for rule in ("ties", "dare", "dare-ties"):
-        close(merge(rule, found, base, How(density=1.0)), found[0])
+        close(merge(rule, found, base, MergeOptions(density=1.0)), found[0])
 
 
 def test_dare_keeps_the_expected_value():
     base = {"x": torch.zeros(200_000)}
-    found = merge("dare", [{"x": torch.ones(200_000)}], base, How(density=0.25))["x"]
+    found = merge("dare", [{"x": torch.ones(200_000)}], base, MergeOptions(density=0.25))["x"]
     assert set(found.tolist()) == {0.0, 4.0}
     assert found.mean().item() == pytest.approx(1, abs=0.02)
 
@@ -298,17 +300,24 @@ def test_dare_keeps_the_expected_value():
 def test_chance_is_a_function_of_seed_and_counters(rule):
     found, base = several(2, 1)
     draws = [(0, 1), (0, 1), (0, 2), (1, 1)]
-    first, again, later, other = (merge(rule, found, base, How(draw=draw)) for draw in draws)
+    first, again, later, other = (
+        merge(rule, found, base, MergeOptions(draw=draw)) for draw in draws
+    )
     assert identical(first, again)
     assert not identical(first, later) and not identical(first, other)
     backwards = [dict(reversed(model.items())) for model in found]
-    assert identical(merge(rule, backwards, base, How(draw=(0, 1))), first)
+    assert identical(merge(rule, backwards, base, MergeOptions(draw=(0, 1))), first)
 
 
 def test_an_elected_sign_by_hand():
     base = {"x": torch.zeros(4)}
     found = [{"x": torch.tensor(x)} for x in ([3.0, 1.0, -1.0, 2.0], [1.0, -4.0, 1.0, 0.0])]
-    assert merge("ties", found, base, How(density=1.0))["x"].tolist() == [2.0, -4.0, 0.0, 2.0]
+    assert merge("ties", found, base, MergeOptions(density=1.0))["x"].tolist() == [
+        2.0,
+        -4.0,
+        0.0,
+        2.0,
+    ]
     assert merge("magmax", found, base)["x"].tolist() == [3.0, -4.0, -1.0, 2.0]
 
 
@@ -316,7 +325,9 @@ def test_signs_of_tiny_entries_are_elected():
     base = {"x": torch.zeros(2)}
     found = [{"x": torch.tensor([1e-30, 1e-30])}, {"x": torch.tensor([3e-30, -3e-30])}]
     close(
-        merge("ties", found, base, How(density=1.0)), {"x": torch.tensor([2e-30, -3e-30])}, atol=0
+        merge("ties", found, base, MergeOptions(density=1.0)),
+        {"x": torch.tensor([2e-30, -3e-30])},
+        atol=0,
     )
 
 
@@ -338,12 +349,12 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     }[kind]
     model = {str(i): torch.tensor(draw(n), dtype=torch.float32) for i, n in enumerate(sizes)}
     base = {name: torch.zeros_like(x) for name, x in model.items()}
-    kept, old = flat(model).abs(), cuts.SAMPLE
+    kept, old = flat(model).abs(), apply.THRESHOLD_SAMPLE
     try:
-        cuts.SAMPLE = 16  # a small sample, as of a large model
-        below, most = cuts.bounds(model, base, list(model), density)
+        apply.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
+        below, most = apply.magnitude_thresholds(model, base, list(model), density)
     finally:
-        cuts.SAMPLE = old
+        apply.THRESHOLD_SAMPLE = old
     rank = len(kept) - max(1, round(density * len(kept)))
     assert most == math.inf
     if rank == 0:
@@ -358,7 +369,7 @@ def test_a_sample_that_misleads_costs_time_but_no_truth():
     values = np.arange(1000, dtype=np.float32)
     for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
         for rank in (0, 399, 400, 401, 999):
-            found = cuts.ranked(lambda: iter(np.split(values, 10)), rank, 1000,
+            found = apply.select_rank(lambda: iter(np.split(values, 10)), rank, 1000,
                                 sample.astype(np.float32))  # fmt: skip
             assert found == rank
 
@@ -366,7 +377,7 @@ def test_a_sample_that_misleads_costs_time_but_no_truth():
 def test_breadcrumbs_drop_both_ends():
     base = {"x": torch.zeros(10)}
     model = {"x": torch.arange(1.0, 11.0)}
-    found = merge("breadcrumbs", [model], base, How(density=0.5, outliers=0.2))["x"]
+    found = merge("breadcrumbs", [model], base, MergeOptions(density=0.5, outliers=0.2))["x"]
     assert found.tolist() == [0, 0, 0, 4, 5, 6, 7, 8, 0, 0]
 
 
@@ -389,7 +400,7 @@ def test_model_stock_moves_in_an_average():
     for task in (1, 2, 3):
         before = memory.get("average", memory["zero"])
         trained = {n: x + 0.1 * weights(task)[n] + 0.1 for n, x in before.items()}
-        memory, _, deployed = policies.after_task(merging, memory, trained, task)
+        memory, _, deployed = apply_policy(merging, memory, trained, task)
         assert not identical(deployed, before)
 
 
@@ -398,7 +409,7 @@ def test_model_stock_moves_in_an_average():
 def test_lines_without_slope_is_task_arithmetic(seed, scale):
     names = {f"transformer.resblocks.{i}.ln_1.weight": (3,) for i in range(3)}
     found, base = [weights(seed + i, names) for i in (1, 2)], weights(seed, names)
-    how = How(scale=scale, alpha=1.0, beta=0.0)
+    how = MergeOptions(scale=scale, alpha=1.0, beta=0.0)
     assert identical(merge("lines", found, base, how),
                      merge("task-arithmetic", found, base, how))  # fmt: skip
 
@@ -408,15 +419,15 @@ def test_lines_scales_task_vectors_by_block():
     names |= {f"transformer.resblocks.{i}.ln_1.weight": (2,) for i in range(3)}
     base = {name: torch.zeros(shape) for name, shape in names.items()}
     one = {name: torch.ones(shape) for name, shape in names.items()}
-    found = merge("lines", [one], base, How(alpha=0.5, beta=0.5))
+    found = merge("lines", [one], base, MergeOptions(alpha=0.5, beta=0.5))
     assert [x[0].item() for x in found.values()] == [0.5, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", models.family_names())
 def test_blocks_of_the_embedded_models_are_in_order(name):
-    names = list(models.create(name).state_dict())
-    found = depths.depths(names)
-    assert found == depths.depths(sorted(names, reverse=True))
+    names = list(models.create_model(name).state_dict())
+    found = apply.layer_depth(names)
+    assert found == apply.layer_depth(sorted(names, reverse=True))
     for tower in ("visual.", "transformer."):
         places = [found[each] for each in names if each.startswith(tower)]
         inside = [place for place in places if place]
@@ -426,9 +437,11 @@ def test_blocks_of_the_embedded_models_are_in_order(name):
 
 
 def test_blocks_of_other_models():
-    found = depths.depths([f"visual.layer{i}.{j}.conv1.weight" for i in (1, 2) for j in (0, 1, 10)])
+    found = apply.layer_depth(
+        [f"visual.layer{i}.{j}.conv1.weight" for i in (1, 2) for j in (0, 1, 10)]
+    )
     assert list(found.values()) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert depths.depths(["a.0.weight", "b"]) == {"a.0.weight": 0, "b": 0}
+    assert apply.layer_depth(["a.0.weight", "b"]) == {"a.0.weight": 0, "b": 0}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -467,7 +480,9 @@ def test_interpolation_rounds_as_it_always_has():
     for factors in [(0.3, 0.7), (0.999, 0.001), (0.5, 0.25, 0.25)]:
         chosen = found[: len(factors)]
         plain = sum(f * m["x"] for f, m in zip(factors, chosen, strict=True))
-        assert torch.equal(merge("interpolation", chosen, how=How(weights=factors))["x"], plain)
+        assert torch.equal(
+            merge("interpolation", chosen, how=MergeOptions(weights=factors))["x"], plain
+        )
 
 
 # What is refused.
@@ -478,20 +493,20 @@ GOOD = {"a": torch.ones(2), "n": torch.tensor(1)}
 @pytest.mark.parametrize(
     ("rule", "found", "base", "how", "words"),
     [
-        ("interpolatoin", [GOOD], None, How(), ["interpolatoin", "slerp"]),
-        ("interpolation", [], None, How(), ["0 models", "at least 1"]),
-        ("slerp", [GOOD] * 3, None, How(), ["slerp", "3 models", "exactly 2"]),
-        ("slerp", [GOOD] * 2, None, How(weights=(1.5, -0.5)), ["1.5, -0.5", "not beyond"]),
-        ("interpolation", [GOOD] * 2, GOOD, How(), ["takes no base"]),
-        ("ties", [GOOD] * 2, None, How(), ["ties", "needs a base"]),
-        ("interpolation", [GOOD] * 2, None, How(weights=(1.0,)), ["1 of them for 2 models"]),
-        ("interpolation", [GOOD] * 2, None, How(weights=(1.0, 1.0)), ["sum to 1, not 2"]),
-        ("interpolation", [GOOD], None, How(weights=(math.nan,)), ["nan", "sum to 1"]),
-        ("magmax", [GOOD], GOOD, How(weights=(1.0,)), ["weights 1", "'magmax' has none"]),
-        ("interpolation", [GOOD, GOOD | {"b": GOOD["a"]}], None, How(), ["b", "model 2", "1 has"]),
-        ("interpolation", [GOOD, GOOD | {"a": torch.ones(3)}], None, How(), ["a", "[3]", "[2]"]),
-        ("ties", [GOOD], GOOD | {"a": torch.ones(2, 1)}, How(), ["a", "[2, 1]", "base"]),
-        ("interpolation", [GOOD, GOOD | {"n": torch.ones(())}], None, How(), ["n", "int64"]),
+        ("interpolatoin", [GOOD], None, MergeOptions(), ["interpolatoin", "slerp"]),
+        ("interpolation", [], None, MergeOptions(), ["0 models", "at least 1"]),
+        ("slerp", [GOOD] * 3, None, MergeOptions(), ["slerp", "3 models", "exactly 2"]),
+        ("slerp", [GOOD] * 2, None, MergeOptions(weights=(1.5, -0.5)), ["1.5, -0.5", "not beyond"]),
+        ("interpolation", [GOOD] * 2, GOOD, MergeOptions(), ["takes no base"]),
+        ("ties", [GOOD] * 2, None, MergeOptions(), ["ties", "needs a base"]),
+        ("interpolation", [GOOD] * 2, None, MergeOptions(weights=(1.0,)), ["1 of them for 2 models"]),
+        ("interpolation", [GOOD] * 2, None, MergeOptions(weights=(1.0, 1.0)), ["sum to 1, not 2"]),
+        ("interpolation", [GOOD], None, MergeOptions(weights=(math.nan,)), ["nan", "sum to 1"]),
+        ("magmax", [GOOD], GOOD, MergeOptions(weights=(1.0,)), ["weights 1", "'magmax' has none"]),
+        ("interpolation", [GOOD, GOOD | {"b": GOOD["a"]}], None, MergeOptions(), ["b", "model 2", "1 has"]),
+        ("interpolation", [GOOD, GOOD | {"a": torch.ones(3)}], None, MergeOptions(), ["a", "[3]", "[2]"]),
+        ("ties", [GOOD], GOOD | {"a": torch.ones(2, 1)}, MergeOptions(), ["a", "[2, 1]", "base"]),
+        ("interpolation", [GOOD, GOOD | {"n": torch.ones(())}], None, MergeOptions(), ["n", "int64"]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_by_name(rule, found, base, how, words):
@@ -506,19 +521,21 @@ def test_bad_arguments_are_refused_by_name(rule, found, base, how, words):
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_is_not_finite_is_refused(rule, bad, place):
     found, base = several(2, 0)
-    everything = [*found, base] if rule in VECTORS else found
+    everything = [*found, base] if rule in TASK_VECTOR_RULES else found
     if place == len(everything):
         return
     everything[place]["b.weight"][1, 2, 0] = bad
-    for weights_ in [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in VECTORS else [None]:
+    for weights_ in (
+        [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in TASK_VECTOR_RULES else [None]
+    ):
         with pytest.raises(CmpError, match=r"b\.weight: holds NaN or infinite"):
-            merge(rule, found, base_for(rule, base), How(weights=weights_))
+            merge(rule, found, base_for(rule, base), MergeOptions(weights=weights_))
 
 
 def test_an_overflow_is_refused():
     with pytest.raises(CmpError, match=r"a: the merged weights overflow torch.float16"):
         one, zero = ({"a": torch.full((2,), x, dtype=torch.float16)} for x in (6e4, 0.0))
-        merge("task-arithmetic", [one], zero, How(scale=2.0))
+        merge("task-arithmetic", [one], zero, MergeOptions(scale=2.0))
 
 
 @pytest.mark.parametrize(
@@ -550,7 +567,7 @@ def test_a_config_that_makes_no_sense_is_refused(settings_, words):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("policy", policies.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_no_policy_goes_with_the_infinite_schedule(policy):
     with pytest.raises(CmpError, match=rf"merging.policy '{policy}': with schedule 'infinite'"):
         config.parse({"merging": {"policy": policy}, "schedule": {"name": "infinite"}})
@@ -561,11 +578,11 @@ def test_no_policy_goes_with_the_infinite_schedule(policy):
 
 def combinations():
     """Every policy with every rule that it takes."""
-    for policy in policies.POLICIES:
+    for policy in POLICIES:
         for rule in RULES:
             if policy == "step-ema" and rule != "interpolation":
                 continue
-            if policy in ALL and rule in PAIRS:
+            if policy in ALL_POLICIES and rule in PAIR_RULES:
                 continue
             yield policy, rule
 
@@ -577,7 +594,7 @@ def stream(merging, tasks=3, seed=0):
         trained = {n: x + 0.1 * weights(task)[n] for n, x in start.items()}
         if merging.policy == "step-ema":
             memory = memory | {"average": weights(50 + task)}
-        memory, start, deployed = policies.after_task(merging, memory, trained, task, seed)
+        memory, start, deployed = apply_policy(merging, memory, trained, task, seed)
         yield memory, start, deployed, trained
 
 
@@ -590,7 +607,7 @@ def test_every_policy_and_rule_go_on_from_what_was_saved(policy, rule, tmp_path)
     saved, trained = copy.deepcopy(whole[1][0]), copy.deepcopy(whole[2][3])
     if policy == "step-ema":
         saved["average"] = weights(53)
-    memory, start, deployed = policies.after_task(merging, saved, trained, 3, 0)
+    memory, start, deployed = apply_policy(merging, saved, trained, 3, 0)
     assert identical(start, whole[2][1]) and identical(deployed, whole[2][2])
     assert memory.keys() == whole[2][0].keys()
     assert all(identical(memory[name], each) for name, each in whole[2][0].items())
@@ -601,15 +618,15 @@ def test_every_policy_and_rule_go_on_from_what_was_saved(policy, rule, tmp_path)
 def direct(merging, choice, ends, base, seed=0):
     """An answer from all task ends at once, oldest first: what a policy does bit by bit."""
     rule = merging.rule
-    how = How(scale=merging.scale, density=merging.density, draw=(seed, len(ends), choice))
+    how = MergeOptions(scale=merging.scale, density=merging.density, draw=(seed, len(ends), choice))
     start = base_for(rule, base)
     if choice == "all":
         models_ = [*reversed(ends), *([base] if merging.zero else [])]
         if rule == "interpolation":
-            weights_ = tuple(shares.of(merging, len(models_)))
+            weights_ = tuple(merge_weights(merging, len(models_)))
             how = dataclasses.replace(how, weights=weights_)
         return merge(rule, models_, start, how)
-    pair = (merging.weight, 1 - merging.weight) if rule not in VECTORS else None
+    pair = (merging.weight, 1 - merging.weight) if rule not in TASK_VECTOR_RULES else None
     first, rest = (base, ends) if choice == "average" else (ends[0], ends[1:])
     for number, end in enumerate(rest, 1 + len(ends) - len(rest)):
         how = dataclasses.replace(how, weights=pair, draw=(seed, number, choice))
@@ -630,7 +647,7 @@ def test_constant_memory_equals_the_recurrence_exactly(policy, choice, rule):
 
 
 @pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIRS])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIR_RULES])
 def test_a_merge_of_all_is_one_merge(rule, zero):
     merging = Merging(policy="zero-all", rule=rule, zero=zero)
     found = list(stream(merging, 4))
@@ -643,7 +660,7 @@ def test_a_merge_of_all_is_one_merge(rule, zero):
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", shares.SHARES)
+@pytest.mark.parametrize("name", WEIGHTINGS)
 def test_shares_of_all(name, reverse, zero):
     if reverse and name in ("equal", "newest"):
         return
@@ -657,7 +674,7 @@ def test_shares_of_all(name, reverse, zero):
 
 def test_shares_by_hand():
     def of(name, count=3, **extra):
-        return shares.of(Merging(policy="zero-all", shares=name, **extra), count)
+        return merge_weights(Merging(policy="zero-all", shares=name, **extra), count)
 
     assert of("equal") == pytest.approx([1 / 3] * 3)
     assert of("newest", weight=0.5) == pytest.approx([0.5, 0.25, 0.25])
@@ -676,7 +693,7 @@ def test_a_scale_of_all_is_that_of_the_sum():
         close(deployed, direct(merging, "all", [x for *_, x in found], weights(100)))
 
 
-@pytest.mark.parametrize("name", policies.POLICIES)
+@pytest.mark.parametrize("name", POLICIES)
 def test_named_points_are_the_table_of_the_specification(name):
     merging = Merging(policy=name)
     found = list(stream(merging, 3))
@@ -703,32 +720,34 @@ def test_named_points_are_the_table_of_the_specification(name):
 
 
 def test_tables_of_the_config_name_rules_and_policies_that_are():
-    for names in OF_RULES.values():
+    for names in RULE_SETTINGS.values():
         assert set(names) <= set(RULES)
-    for name in ALL:
-        assert "all" in policies.POLICIES[name]
-    assert {name for name in policies.POLICIES if "all" in policies.POLICIES[name]} == set(ALL)
-    assert set(VECTORS) | {"interpolation", "slerp"} == set(RULES) >= set(LINEAR)
+    for name in ALL_POLICIES:
+        assert "all" in POLICIES[name]
+    assert {name for name in POLICIES if "all" in POLICIES[name]} == set(ALL_POLICIES)
+    assert set(TASK_VECTOR_RULES) | {"interpolation", "slerp"} == set(RULES) >= set(LINEAR_RULES)
 
 
 # Whole runs.
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIRS])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIR_RULES])
 def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
     chosen = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
     corpus, memory = forked.small_corpus(), Memory()
-    whole = runs.run(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, keeper=memory)
     for place in (FIRST, MIDDLE, BOUNDARY):
-        start = checkpoints.read(checkpoints.write(memory.states[place], tmp_path))
+        start = checkpoints.read_checkpoint(
+            checkpoints.write_checkpoint(memory.states[place], tmp_path)
+        )
         again = Memory(start)
-        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, keeper=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
 def test_a_per_step_average_is_its_recurrence(corpus):
     chosen, seen = small("merging.policy=step-ema", "merging.decay=0.7"), []
-    model = models.load(chosen.model, 0)
+    model = models.load_model(chosen.model, 0)
     average = {name: x.clone() for name, x in model.state_dict().items()}
 
     def step(task, number, loss, network):
@@ -737,9 +756,9 @@ def test_a_per_step_average_is_its_recurrence(corpus):
         seen.append(copy.deepcopy(network.state_dict()))
 
     memory = Memory()
-    result = runs.run(chosen, corpus, runs.Observer(step), keeper=memory)
+    result = execute(chosen, corpus, Observer(step), keeper=memory)
     close(dict(result.model.state_dict()), average, rtol=1e-4, atol=1e-6)
-    begun = checkpoints.below(memory.states[BOUNDARY].tensors, "weights/")
-    kept = checkpoints.below(memory.states[BOUNDARY].tensors, "merging/average/")
+    begun = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "weights/")
+    kept = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "merging/average/")
     assert identical(begun, kept)  # the next task starts from the average
     assert not identical(begun, seen[2])

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lab import analyses
+from lab.explorers import path
+from lab.figures import methods
 
-from cmp import config, evaluation, models, runs, widgets
-from cmp.merging import geometry
-from cmp.plots import merging as plot_merging
-from cmp.widgets import path
+from cmp import config, evaluation, models
+from cmp.runner import execute, task_end_weights
 from tests.test_widgets import parts_of
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -24,7 +25,7 @@ def test_drift_by_hand():
         for step, x in enumerate((0.0, 1.0))
     ]
     ends.append(ends[-1] | {"a": torch.tensor([3.0, 3.0])})
-    table, cosines = geometry.drift(ends)
+    table, cosines = analyses.weight_drift(ends)
     assert table["step"].tolist() == pytest.approx([20, 20])
     assert table["away"].tolist() == pytest.approx([20, 20 * math.sqrt(2)])
     assert cosines == pytest.approx(np.eye(2))
@@ -32,11 +33,11 @@ def test_drift_by_hand():
 
 def test_ends_are_the_weights_that_tasks_end_in():
     chosen, corpus = forked.small_config(), forked.small_corpus()
-    found = runs.ends(chosen, corpus)
+    found = task_end_weights(chosen, corpus)
     assert len(found) == 1 + chosen.stream.tasks
-    start = models.load(chosen.model, chosen.seeds.init).state_dict()
+    start = models.load_model(chosen.model, chosen.seeds.init).state_dict()
     assert all(torch.equal(x, start[name]) for name, x in found[0].items())
-    last = runs.run(chosen, corpus).model.state_dict()
+    last = execute(chosen, corpus).model.state_dict()
     assert all(torch.equal(x, last[name]) for name, x in found[-1].items())
     places = {x.data_ptr() for each in found for x in each.values()}
     assert len(places) == len(found) * len(start)
@@ -45,13 +46,13 @@ def test_ends_are_the_weights_that_tasks_end_in():
 def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
     monkeypatch.setattr(path, "SUBSET", 4)
     corpus = forked.small_corpus()
-    before = models.load(config.Model(), 0).state_dict()
-    tuned = models.load(config.Model(), 1).state_dict()
+    before = models.load_model(config.Model(), 0).state_dict()
+    tuned = models.load_model(config.Model(), 1).state_dict()
     controls, _, sentence, picture, _ = parts_of_path(
-        widgets.path_explorer("tiny", before, tuned, corpus)
+        path.path_explorer("tiny", before, tuned, corpus)
     )
     assert "Merged and scored" not in sentence.value
-    network = models.create("tiny").eval()
+    network = models.create_model("tiny").eval()
     for share in (0.0, 0.25, 1.0):
         shown = bytes(picture.value)
         controls["Share of fine-tuned"].value = share
@@ -74,12 +75,12 @@ def test_path_and_drift_are_drawn():
     between = pd.DataFrame(
         {"A_KA": [10.0, 16.0, 15.0], "A_ZS": [44.0, 42.0, 33.0]}, [0.0, 0.5, 1.0]
     )
-    (axes,) = plot_merging.path(between, between.loc[0.5]).axes
+    (axes,) = methods.merge_path(between, between.loc[0.5]).axes
     assert axes.lines[0].get_xdata().tolist() == [10, 16, 15]
     assert axes.lines[1].get_ydata().tolist() == [44, 33]
     assert {text.get_text() for text in axes.texts} == {"before", "fine-tuned", "share 0.50"}
     table = pd.DataFrame({"step": [4.0, 3.0], "away": [4.0, 5.0]}, pd.RangeIndex(1, 3, name="task"))
-    left, right = plot_merging.drift(table, np.array([[1, 0.1], [0.1, 1]])).axes
+    left, right = methods.drift_figure(table, np.array([[1, 0.1], [0.1, 1]])).axes
     assert [bar.get_height() for bar in left.patches] == [4, 3]
     assert left.lines[0].get_ydata().tolist() == [4, 5]
     assert [text.get_text() for text in right.texts] == ["1.00", "0.10", "0.10", "1.00"]

@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from lab.explorers import method
+from lab.figures import methods
 
-from cmp import budgets, config, widgets
-from cmp.budgets import counting
-from cmp.plots import methods as plot_methods
-from cmp.widgets import method
+from cmp import budgets, config
 from tests.test_widgets import parts_of, published
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -23,17 +22,17 @@ def test_ends_are_means_with_intervals_and_the_steps_that_a_budget_allows():
     assert table.loc["update", "A_KA (%)"] == pytest.approx(31)
     assert table.loc["update", "A_KA (%) half"] == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
     lora = config.parse(SETTINGS["lora"])
-    assert table.loc["lora", method.STEPS] == budgets.applied(lora).training.steps > 40
+    assert table.loc["lora", method.STEPS] == budgets.apply_budget(lora).training.steps > 40
     assert table.loc["full", method.STEPS] == 40
 
 
 def test_the_explorer_draws_what_is_chosen(monkeypatch):
-    drawn, original = [], plot_methods.scatter
+    drawn, original = [], methods.method_scatter
     monkeypatch.setattr(
-        plot_methods, "scatter", lambda *args: drawn.append(args) or original(*args)
+        methods, "method_scatter", lambda *args: drawn.append(args) or original(*args)
     )
     controls, _, sentence, picture, below = parts_of(
-        widgets.method_explorer(published(SETTINGS), ["full", "update"])
+        method.method_explorer(published(SETTINGS), ["full", "update"])
     )
     assert list(drawn[-1][0].index) == ["full", "update"]
     colours = drawn[-1][3]
@@ -52,9 +51,9 @@ def test_the_explorer_draws_what_is_chosen(monkeypatch):
 
 
 def test_the_calculator_is_the_budget(monkeypatch):
-    drawn, original = [], plot_methods.allowed
-    monkeypatch.setattr(plot_methods, "allowed", lambda t: drawn.append(t) or original(t))
-    controls, _, sentence, _, below = parts_of(widgets.budget_calculator())
+    drawn, original = [], methods.allowed_steps
+    monkeypatch.setattr(methods, "allowed_steps", lambda t: drawn.append(t) or original(t))
+    controls, _, sentence, _, below = parts_of(method.budget_calculator())
     controls["Methods"].value = ("full", "ewc")
     controls["Updates T"].value = 4
     table = drawn[-1]
@@ -63,8 +62,8 @@ def test_the_calculator_is_the_budget(monkeypatch):
         {"model": {"start": "random"}, "method": {"name": "ewc"}}
         | {"training": {"batch": 64, "steps": 80, "budget": 1.0}}
     )
-    assert table.loc["ewc", "steps"] == budgets.applied(run).training.steps
-    assert table.loc["ewc", "GFLOPs"] == pytest.approx(counting.cost(run).step / 1e9)
+    assert table.loc["ewc", "steps"] == budgets.apply_budget(run).training.steps
+    assert table.loc["ewc", "GFLOPs"] == pytest.approx(budgets.method_cost(run).step / 1e9)
     assert (
         "320 steps of full fine-tuning, over 4 updates of tiny at batch 64: 80.0" in sentence.value
     )
@@ -75,7 +74,7 @@ def test_the_calculator_is_the_budget(monkeypatch):
 
 def test_gains_are_grouped_by_role_with_a_line_between():
     change = pd.DataFrame({"a": [1.0, -2.0, 3.0], "b": [0.0, 4.0, -1.0]}, index=["x", "y", "z"])
-    figure = plot_methods.gains(change, {"x": "eval", "y": "adapt", "z": "eval"})
+    figure = methods.method_gains(change, {"x": "eval", "y": "adapt", "z": "eval"})
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["y", "x", "z"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]

@@ -12,10 +12,19 @@ import pytest
 import torch
 from options import small
 
-from cmp import config, methods, mixtures, models, runs, steps, training
-from cmp.budgets import counting
+from cmp import budgets, config, mixtures, models
 from cmp.config import Method
 from cmp.methods import distillation, ewc, galore, importance, si
+from cmp.runner import Observer, execute
+from cmp.training import (
+    ForwardOutput,
+    create_optimizer,
+    forward_batch,
+    make_train_state,
+    method_of,
+    train_task,
+    trainable_parameters,
+)
 
 NAMES = config.choices()["method.name"]
 
@@ -27,7 +36,7 @@ def matrix(rows, columns, seed=0):
 @pytest.fixture(scope="module")
 def vit():
     """ViT-B/32 at random weights, made once, two blocks of each tower; each test trains a copy."""
-    model = models.create("ViT-B-32")
+    model = models.create_model("ViT-B-32")
     for tower in (model.visual.transformer, model.transformer):
         tower.resblocks = tower.resblocks[:2]
     return model
@@ -35,9 +44,9 @@ def vit():
 
 def two_steps(learner, batch):
     """Two steps on noise; returns which parameters had a gradient, and which moved."""
-    model, method = learner.model.train(), methods.of(learner.config)
+    model, method = learner.model.train(), method_of(learner.config)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    optimizer, seen_gradient = methods.optimizer(learner), set()
+    optimizer, seen_gradient = create_optimizer(learner), set()
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     for number in range(2):
@@ -47,35 +56,35 @@ def two_steps(learner, batch):
         tokens = torch.randint(1, most, (batch, model.context_length), generator=noise)
         tokens[:, -1] = most
         image, text = models.encode_image(model, pixels), models.encode_text(model, tokens)
-        seen = steps.Seen(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
+        seen = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
         optimizer.zero_grad()
-        counting.loss(learner, seen).backward()
+        budgets.total_loss(learner, seen).backward()
         method.step(learner, optimizer)
-        found = methods.trainable(model).items()
+        found = trainable_parameters(model).items()
         seen_gradient |= {name for name, p in found if p.grad is not None and p.grad.any()}
     moved = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
     return seen_gradient, moved
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [*models.EMBEDDED, "ViT-B-32"])
+@pytest.mark.parametrize("model", [*models.family_names(), "ViT-B-32"])
 def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, vit):
-    network = copy.deepcopy(vit) if model == "ViT-B-32" else models.create(model)
-    learner = counting.learner(model, Method(name=name), network)
+    network = copy.deepcopy(vit) if model == "ViT-B-32" else models.create_model(model)
+    learner = budgets.shape_state(model, Method(name=name), network)
     gradient, moved = two_steps(learner, batch=3)
-    trainable = set(methods.trainable(learner.model))
+    trainable = set(trainable_parameters(learner.model))
     assert gradient == moved == trainable != set()
     everything = {n for n, _ in learner.model.named_parameters()}
     assert (trainable == everything) == (name in ("full", "galore", "ewc", "si", "distillation"))
 
 
 def test_bitfit_and_lnfit_train_what_they_are_called_after():
-    for name in models.EMBEDDED:
+    for name in models.family_names():
         trains = {}
         for method in ("bitfit", "lnfit"):
-            learner = counting.learner(name, Method(name=method), models.create(name))
-            trains[method] = set(methods.trainable(learner.model))
-        everything = [n for n, _ in models.create(name).named_parameters()]
+            learner = budgets.shape_state(name, Method(name=method), models.create_model(name))
+            trains[method] = set(trainable_parameters(learner.model))
+        everything = [n for n, _ in models.create_model(name).named_parameters()]
         assert trains["bitfit"] == {n for n in everything if n.endswith(".bias")}
         for part in ("visual.trunk.stem.1.weight", "transformer.resblocks.0.ln_1.bias"):
             assert part in trains["lnfit"]
@@ -98,7 +107,7 @@ def trained(optimizer, parameters, count=5):
 
 
 def test_galore_with_the_identity_for_directions_is_adamw(monkeypatch):
-    monkeypatch.setattr(galore, "directions", lambda gradient, rank: torch.eye(rank))
+    monkeypatch.setattr(galore, "leading_directions", lambda gradient, rank: torch.eye(rank))
     settings = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1}
     ours, theirs = two_parameters(), two_parameters()
     groups = [{"params": ours}]
@@ -113,14 +122,16 @@ def test_galore_with_the_identity_for_directions_is_adamw(monkeypatch):
 def test_at_full_rank_the_gradient_comes_back_and_below_its_best_part(shape):
     gradient = matrix(*shape)
     wide = shape[0] < shape[1]
-    basis = galore.directions(gradient, min(shape))
-    torch.testing.assert_close(galore.back(galore.down(gradient, basis), basis, wide), gradient)
-    basis = galore.directions(gradient, 2)
+    basis = galore.leading_directions(gradient, min(shape))
+    torch.testing.assert_close(
+        galore.project_back(galore.project(gradient, basis), basis, wide), gradient
+    )
+    basis = galore.leading_directions(gradient, 2)
     left, values, right = torch.linalg.svd(gradient, full_matrices=False)
     best = left[:, :2] * values[:2] @ right[:2]
-    low = galore.down(gradient, basis)
+    low = galore.project(gradient, basis)
     assert 2 in low.shape
-    torch.testing.assert_close(galore.back(low, basis, wide), best, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(galore.project_back(low, basis, wide), best, rtol=1e-4, atol=1e-4)
 
 
 def test_galore_finds_directions_anew_every_gap_and_keeps_small_moments():
@@ -148,9 +159,9 @@ def test_galore_finds_directions_anew_every_gap_and_keeps_small_moments():
 def run_losses(*settings):
     """Losses and final weights of a small run."""
     found = []
-    hook = runs.Observer(step=lambda task, number, loss, model: found.append(loss.item()))
-    result = runs.run(small(*settings), forked.small_corpus(), hook)
-    return found, models.digest(result.model)
+    hook = Observer(step=lambda task, number, loss, model: found.append(loss.item()))
+    result = execute(small(*settings), forked.small_corpus(), hook)
+    return found, models.weights_digest(result.model)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +180,11 @@ def test_fisher_by_hand():
     for kind in ("batch", "sample"):
         chosen = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
                        "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
-        learner = methods.learner(chosen, forked.small_corpus())
+        learner = make_train_state(chosen, forked.small_corpus())
         look = functools.partial(
-            methods.look, learner, mixtures.task_pools(chosen, learner.corpus)[0], 0
+            forward_batch, learner, mixtures.task_pools(chosen, learner.corpus)[0], 0
         )
-        for name in methods.trainable(learner.model):
+        for name in trainable_parameters(learner.model):
             learner.state[f"importance/{name}"] += 1.0
         ewc.end_task(learner, look)
         learners[kind] = (learner, look)
@@ -217,7 +228,9 @@ def test_the_penalty_and_its_gradient_by_hand():
 def test_the_autograd_function_is_that_of_autograd():
     p = matrix(3, 2).double().requires_grad_()
     importances, anchor = matrix(3, 2, 1).double().abs(), matrix(3, 2, 2).double()
-    assert torch.autograd.gradcheck(lambda x: importance.Pull.apply(x, importances, anchor), [p])
+    assert torch.autograd.gradcheck(
+        lambda x: importance._QuadraticPenalty.apply(x, importances, anchor), [p]
+    )
 
 
 def test_the_path_integral_on_a_quadratic():
@@ -263,16 +276,16 @@ def test_what_a_way_cost_is_no_importance():
 
 def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
     chosen = small("method.name=distillation", "training.precision=fp32")
-    learner = methods.learner(chosen, forked.small_corpus())
+    learner = make_train_state(chosen, forked.small_corpus())
     pools = mixtures.task_pools(chosen, learner.corpus)
-    batch, seen = methods.look(learner, pools[1], 1, 0)
+    batch, seen = forward_batch(learner, pools[1], 1, 0)
     in_pool = learner.corpus.table["dataset"].iloc[batch.rows].isin(learner.corpus.by_role("pool"))
     assert in_pool.tolist() == [False] * (8 - seen.replayed) + [True] * seen.replayed
     assert seen.replayed == 3
     assert abs(distillation.losses(learner, seen)["distillation"].item()) < 1e-6
     with torch.no_grad():
         learner.model.text_projection.add_(0.1 * matrix(*learner.model.text_projection.shape))
-    _, seen = methods.look(learner, pools[1], 1, 0)
+    _, seen = forward_batch(learner, pools[1], 1, 0)
     far = distillation.losses(learner, seen)["distillation"]
     assert far.item() > 1e-4
     others = dataclasses.replace(seen, image=seen.image.clone(), text=seen.text.clone())
@@ -298,17 +311,17 @@ def test_divergence_by_hand():
 
 def test_the_teacher_stays_and_is_no_part_of_the_state():
     chosen = small("method.name=distillation", "stream.tasks=1")
-    learner = methods.learner(chosen, forked.small_corpus())
-    training.train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
-    start = models.load(chosen.model, 0).state_dict()
+    learner = make_train_state(chosen, forked.small_corpus())
+    train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
+    start = models.load_model(chosen.model, 0).state_dict()
     teacher = learner.aside["teacher"].state_dict()
     assert all(torch.equal(x, teacher[name]) for name, x in start.items())
     assert not learner.state
 
 
 def test_draws_of_methods_leave_the_global_stream_alone():
-    networks = {name: models.create("tiny") for name in NAMES}
+    networks = {name: models.create_model("tiny") for name in NAMES}
     before = torch.get_rng_state()
     for name, network in networks.items():
-        counting.learner("tiny", Method(name=name), network)
+        budgets.shape_state("tiny", Method(name=name), network)
     assert torch.equal(torch.get_rng_state(), before)

@@ -11,14 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmp import config, mixtures
+from cmp import config, mixtures, streams
 from cmp.config import Mixture
-from cmp.data import traits
 from cmp.errors import CmpError
-from cmp.mixtures import Pools, batch_rows, draw, draw_evenly, largest_batch, parts
-from cmp.mixtures.buffers import BUFFERS
-from cmp.mixtures.choice import lowest, ranks
-from cmp.mixtures.replay import POOLS, SELECTIONS, replay_pool
+from cmp.mixtures import (
+    BUFFERS,
+    POOL_ROLES,
+    SELECTIONS,
+    Pools,
+    batch_counts,
+    batch_rows,
+    choose_lowest,
+    largest_batch,
+    rank_within_groups,
+    replay_pool,
+    sample,
+    sample_evenly,
+)
 
 
 @st.composite
@@ -30,7 +39,7 @@ def shares(draw):
 
 @given(shares(), st.integers(2, 600))
 def test_parts_fill_the_batch_and_follow_the_ratios(mixture, batch):
-    sizes = parts(mixture, batch, empty_buffer=False)
+    sizes = batch_counts(mixture, batch, empty_buffer=False)
     ratios = (mixture.pretraining, mixture.update, mixture.buffer)
     assert sum(sizes) == batch
     for size, ratio in zip(sizes, ratios, strict=True):
@@ -39,7 +48,7 @@ def test_parts_fill_the_batch_and_follow_the_ratios(mixture, batch):
 
 @given(shares(), st.integers(2, 600))
 def test_an_empty_buffer_leaves_its_samples_to_the_others(mixture, batch):
-    full, empty = (parts(mixture, batch, flag) for flag in (False, True))
+    full, empty = (batch_counts(mixture, batch, flag) for flag in (False, True))
     assert sum(empty) == batch
     assert empty[2] == 0
     gained = [new - old for new, old in zip(empty[:2], full[:2], strict=True)]
@@ -53,15 +62,15 @@ def test_an_empty_buffer_leaves_its_samples_to_the_others(mixture, batch):
 def test_parts_of_the_reference():
     """512 by .33/.34/.33: 169/175/168, and 253/259 in the first task (spec 7; order P, D, B)."""
     mixture = Mixture(0.33, 0.34, 0.33)
-    assert parts(mixture, 512, empty_buffer=False) == (169, 175, 168)
-    assert parts(mixture, 512, empty_buffer=True) == (253, 259, 0)
+    assert batch_counts(mixture, 512, empty_buffer=False) == (169, 175, 168)
+    assert batch_counts(mixture, 512, empty_buffer=True) == (253, 259, 0)
 
 
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(0, 5))
 def test_every_sample_has_its_turn(size, count, task):
     pool = np.arange(100, 100 + size)
     steps = -(-3 * size // count)
-    drawn = np.concatenate([draw(pool, count, "x", 0, task, step) for step in range(steps)])
+    drawn = np.concatenate([sample(pool, count, "x", 0, task, step) for step in range(steps)])
     for epoch in range(3):
         assert sorted(drawn[epoch * size : (epoch + 1) * size]) == pool.tolist()
 
@@ -69,16 +78,16 @@ def test_every_sample_has_its_turn(size, count, task):
 @given(st.integers(0, 30), st.integers(0, 1000))
 def test_a_step_needs_no_other_step(step, seed):
     pool = np.arange(37)
-    alone = draw(pool, 8, "x", seed, 2, step)
+    alone = sample(pool, 8, "x", seed, 2, step)
     for before in range(step):
-        draw(pool, 8, "x", seed, 2, before)
-    np.testing.assert_array_equal(alone, draw(pool, 8, "x", seed, 2, step))
+        sample(pool, 8, "x", seed, 2, before)
+    np.testing.assert_array_equal(alone, sample(pool, 8, "x", seed, 2, step))
 
 
 def test_seeds_tasks_and_pools_differ():
     pool = np.arange(1000)
     draws = {
-        tuple(draw(pool, 8, name, seed, task, 0))
+        tuple(sample(pool, 8, name, seed, task, 0))
         for name in ("update", "buffer")
         for seed in range(3)
         for task in range(3)
@@ -107,7 +116,7 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
         rows = batch_rows(pools, mixture, largest, 0, 0, 0)
         assert len(set(rows)) == len(rows) == largest
     if largest < batch:
-        taken = parts(mixture, largest + 1, empty_buffer=sizes[2] == 0)
+        taken = batch_counts(mixture, largest + 1, empty_buffer=sizes[2] == 0)
         assert any(part > size for part, size in zip(taken, sizes, strict=True))
 
 
@@ -117,18 +126,18 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45), st.integers(0, 40))
 def test_the_lowest_of_all_are_the_lowest_of_a_part(values, count, part):
     keys = [np.arange(len(values))[::-1], np.array(values)]
-    chosen = lowest(keys, count)
+    chosen = choose_lowest(keys, count)
     expected = sorted(range(len(values)), key=lambda place: (values[place], -place))[:count]
     assert chosen.tolist() == sorted(expected)
-    within = lowest([key[:part] for key in keys], count)
+    within = choose_lowest([key[:part] for key in keys], count)
     assert {place for place in chosen if place < part} <= set(within)
-    assert lowest(keys, None).tolist() == list(range(len(values)))
+    assert choose_lowest(keys, None).tolist() == list(range(len(values)))
 
 
 @given(st.lists(st.integers(0, 4), max_size=40))
 def test_ranks_count_within_groups(groups):
     priority = np.random.default_rng(0).permutation(len(groups))
-    found = ranks(np.array(groups, int), priority)
+    found = rank_within_groups(np.array(groups, int), priority)
     for place, group in enumerate(groups):
         before = [p for p, g in zip(priority, groups, strict=True) if g == group]
         assert found[place] == sum(p < priority[place] for p in before)
@@ -151,7 +160,7 @@ def pasts(draw):
 
 
 def held(policy, updates, labels, capacity, seed=0):
-    past = mixtures.past(updates, labels)
+    past = mixtures.buffer_history(updates, labels)
     chosen, groups = BUFFERS[policy](past, capacity, seed)
     return past.rows[chosen], groups
 
@@ -209,7 +218,7 @@ def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
     groups = np.repeat([7, 3, 9, 4], sizes)
     pool = 100 + np.arange(len(groups))
     steps = -(-4 * 5 // count)
-    drawn = [draw_evenly(pool, groups, count, seed, task, step) for step in range(steps)]
+    drawn = [sample_evenly(pool, groups, count, seed, task, step) for step in range(steps)]
     together = np.concatenate(drawn)
     assert len(together) == steps * count
     group_of = dict(zip(pool, groups, strict=True))
@@ -219,7 +228,7 @@ def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
         own = [row for row in together if group_of[row] == group]
         for epoch in range(len(own) // size):
             assert len(set(own[epoch * size : (epoch + 1) * size])) == size
-    alone = draw_evenly(pool, groups, count, seed, task, steps - 1)
+    alone = sample_evenly(pool, groups, count, seed, task, steps - 1)
     assert (alone == drawn[-1]).all()
 
 
@@ -257,7 +266,7 @@ def test_policies_want_what_they_need():
 @settings(max_examples=20)
 def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
-    for pool, role in POOLS.items():
+    for pool, role in POOL_ROLES.items():
         whole = np.concatenate([corpus.rows("train", dataset=d) for d in corpus.by_role(role)])
         for select in SELECTIONS:
             found = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
@@ -279,7 +288,7 @@ def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
 
 def test_selections_choose_by_their_traits(corpus):
     whole = replay_pool(corpus, Mixture(replay=1.0), 0)
-    known = traits.of_images(corpus, whole).set_index(whole)
+    known = streams.pool_statistics(corpus, whole).set_index(whole)
     best = replay_pool(corpus, Mixture(select="aligned"), 0)
     rest = np.setdiff1d(whole, best)
     assert known["alignment"][best].min() >= known["alignment"][rest].max()

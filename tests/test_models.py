@@ -9,21 +9,21 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from cmp import config, evaluation, methods, mixtures, models, training
+from cmp import config, evaluation, mixtures, models
+from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.methods import Learner
-from cmp.models import vocabulary
+from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
 
 
 def open_clip_attention(name, seed):
     """The same weights with open_clip's own fused attention."""
-    split = models.create(name, seed)
+    split = models.create_model(name, seed)
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)
         return open_clip.create_model(name, output_dict=True), split
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", models.family_names())
 def test_split_attention_changes_no_output(name):
     fused, split = open_clip_attention(name, 3)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def test_split_attention_changes_no_output(name):
 
 @pytest.mark.parametrize("count", [1, 2, 16, 33])
 def test_text_in_pairs_equals_open_clips(corpus, count):
-    model = models.create("tiny", 1)
+    model = models.create_model("tiny", 1)
     tokens = models.tokenizer("tiny")(corpus.texts[-count:])
     with torch.no_grad():
         expected = model.encode_text(tokens, normalize=True)
@@ -48,7 +48,7 @@ def test_text_in_pairs_equals_open_clips(corpus, count):
 
 
 def test_a_text_does_not_see_its_neighbour():
-    model = models.create("tiny", 1)
+    model = models.create_model("tiny", 1)
     tokens = models.tokenizer("tiny")(["a grinning cat, animal, pet", "cat"])
     other = models.tokenizer("tiny")(["a large red heart, top left", "cat"])
     with torch.no_grad():
@@ -60,41 +60,41 @@ def test_pairs_save_most_of_the_padding(corpus):
     tokens = models.tokenizer("tiny")(corpus.texts[:128])
     length = tokens.argmax(dim=1) + 1
     needed, trimmed = int(length.sum()), len(tokens) * int(length.max())
-    assert models.in_pairs(tokens)[0].numel() - needed < (trimmed - needed) / 2
+    assert models.pack_texts(tokens)[0].numel() - needed < (trimmed - needed) / 2
 
 
 def test_other_open_clip_models_are_built_too():
-    model = models.create("RN50")
+    model = models.create_model("RN50")
     assert model.visual.image_size == 224
     assert models.tokenizer("ViT-B-32")(["cat"]).shape == (1, 77)
 
 
 def test_an_unknown_model_is_refused():
     with pytest.raises(CmpError, match=r"model\.name.*tiny"):
-        models.create("tinny")
+        models.create_model("tinny")
 
 
 def test_a_missing_base_is_refused_with_the_way_to_make_it():
-    with pytest.raises(CmpError, match="cmp pretrain tiny --seed 99"):
-        models.load(config.Model("tiny", "annealed"), 99)
+    with pytest.raises(CmpError, match="cmpt pretrain tiny --seed 99"):
+        models.load_model(config.Model("tiny", "annealed"), 99)
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", models.family_names())
 def test_weights_are_a_function_of_the_seed(name):
     torch.rand(3)  # the global stream must not matter
-    one, two, other = (models.create(name, seed).state_dict() for seed in (0, 0, 1))
+    one, two, other = (models.create_model(name, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("name", models.EMBEDDED)
+@pytest.mark.parametrize("name", models.family_names())
 def test_every_parameter_is_trained(name, corpus):
     run_config = config.parse(config.override(config.PRETRAINING, ["training.steps=2"]))
-    model = models.create(name, 0)
+    model = models.create_model(name, 0)
     before = copy.deepcopy(model.state_dict())
     pools = mixtures.task_pools(run_config, corpus)[0]
-    tokens = models.tokens(name, corpus.texts)
-    training.train_task(Learner(run_config, corpus, model, tokens), pools, 0)
+    tokens = models.tokenize(name, corpus.texts)
+    train_task(TrainState(run_config, corpus, model, tokens), pools, 0)
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert not torch.equal(before[key], model.state_dict()[key]), key
@@ -105,9 +105,9 @@ def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
     pools = mixtures.task_pools(run_config, corpus)[1]
     losses = []
     for _ in range(2):
-        learner = methods.learner(run_config, corpus, models.create("tiny", 0))
+        learner = make_train_state(run_config, corpus, models.create_model("tiny", 0))
         found = []
-        training.train_task(learner, pools, 1, lambda step, loss, f=found: f.append(loss))
+        train_task(learner, pools, 1, lambda step, loss, f=found: f.append(loss))
         losses.append(torch.stack(found))
         torch.rand(5)
     assert torch.equal(*losses)
@@ -118,13 +118,13 @@ def test_contrastive_loss_is_open_clips():
     text = torch.nn.functional.normalize(torch.randn(16, 8), dim=1)
     scale = torch.tensor(2.0)
     expected = open_clip.ClipLoss()(image, text, scale.exp())
-    torch.testing.assert_close(training.contrastive_loss(image, text, scale), expected)
+    torch.testing.assert_close(contrastive_loss(image, text, scale), expected)
 
 
 def test_weights_survive_the_disk(tmp_path):
-    model = models.create("tiny", 5)
+    model = models.create_model("tiny", 5)
     models.save_weights(model, tmp_path / "w.safetensors")
-    other = models.create("tiny", 6)
+    other = models.create_model("tiny", 6)
     models.load_weights(other, tmp_path / "w.safetensors")
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
@@ -132,11 +132,11 @@ def test_weights_survive_the_disk(tmp_path):
 
 
 def test_other_peoples_weights_are_refused(tmp_path):
-    models.save_weights(models.create("tiny-vit"), tmp_path / "vit.safetensors")
+    models.save_weights(models.create_model("tiny-vit"), tmp_path / "vit.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("vit", "text", "absent"):
         with pytest.raises(CmpError, match=f"{name}.safetensors"):
-            models.load_weights(models.create("tiny"), tmp_path / f"{name}.safetensors")
+            models.load_weights(models.create_model("tiny"), tmp_path / f"{name}.safetensors")
 
 
 def all_texts(corpus):
@@ -153,9 +153,9 @@ def all_texts(corpus):
 
 
 def test_the_vocabulary_is_the_corpus_own(corpus, tmp_path):
-    size = vocabulary.write(all_texts(corpus), tmp_path / "v.gz")
-    assert (tmp_path / "v.gz").read_bytes() == vocabulary.MERGES.read_bytes()
-    for name in models.EMBEDDED:
+    size = embedded_models.write_vocabulary(all_texts(corpus), tmp_path / "v.gz")
+    assert (tmp_path / "v.gz").read_bytes() == embedded_models.MERGES_FILE.read_bytes()
+    for name in models.family_names():
         assert open_clip.get_model_config(name)["text_cfg"]["vocab_size"] == size
         assert models.tokenizer(name).vocab_size == size
 
@@ -186,7 +186,7 @@ def test_captions_fit_the_context(corpus):
 
 
 def test_features_do_not_depend_on_the_batch(corpus):
-    model = models.create("tiny", 0).eval()
+    model = models.create_model("tiny", 0).eval()
     rows = corpus.rows("test", dataset="shapes")[:40]
     whole = evaluation.image_features(model, corpus, rows, "fp32")
     half = evaluation.image_features(model, corpus, rows[20:], "fp32")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, methods, mixtures, models, runs, training
+from cmp import cli, config, mixtures, models
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging import policies
+from cmp.merging.policies import POLICIES, apply_policy
+from cmp.runner import Observer, execute
+from cmp.training import make_train_state, train_task
 
 PLAIN = {
     "model.start",
@@ -61,9 +63,9 @@ def test_every_choice_can_be_made_from_a_shell(settings):
 @pytest.mark.parametrize("name", config.choices()["method.name"])
 def test_a_method_trains_what_it_says_and_nothing_else(name):
     chosen = options.small(f"method.name={name}", "stream.tasks=1")
-    learner = methods.learner(chosen, forked.small_corpus(), models.create("tiny", 0))
+    learner = make_train_state(chosen, forked.small_corpus(), models.create_model("tiny", 0))
     before = copy.deepcopy(learner.model.state_dict())
-    training.train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
+    train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
     trainable = {key for key, x in learner.model.named_parameters() if x.requires_grad}
     moved = {k for k, x in learner.model.state_dict().items() if not torch.equal(x, before[k])}
     assert moved == trainable != set()
@@ -73,7 +75,9 @@ def test_locked_towers_are_the_ones_that_stay():
     trains = {}
     for name in ("full", "locked-image", "locked-text"):
         chosen = options.small(f"method.name={name}")
-        model = methods.learner(chosen, forked.small_corpus(), models.create("tiny", 0)).model
+        model = make_train_state(
+            chosen, forked.small_corpus(), models.create_model("tiny", 0)
+        ).model
         trains[name] = {key for key, x in model.named_parameters() if x.requires_grad}
     image = {key for key in trains["full"] if key.startswith("visual.")}
     assert trains["locked-text"] == image
@@ -90,14 +94,14 @@ def equal(one, other):
     return all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-@pytest.mark.parametrize("policy", policies.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
     merging, zero = Merging(policy=policy), weights(0)
     memory, kept = {"zero": zero}, copy.deepcopy(zero)
     for task in range(3):
         if policy == "step-ema":
             memory["average"] = weights(9)
-        memory, start, deployed = policies.after_task(merging, memory, weights(task + 1), task + 1)
+        memory, start, deployed = apply_policy(merging, memory, weights(task + 1), task + 1)
         assert equal(memory["zero"], kept)
         assert start.keys() == deployed.keys() == zero.keys()
         places = [x.data_ptr() for each in memory.values() for x in each.values()]
@@ -109,7 +113,7 @@ def test_ema_merge_is_the_recurrence_of_the_specification():
     memory = {"zero": weights(0)}
     for task in range(1, 4):
         m = {name: 0.3 * x + 0.7 * m[name] for name, x in weights(task).items()}
-        memory, start, deployed = policies.after_task(merging, memory, weights(task), task)
+        memory, start, deployed = apply_policy(merging, memory, weights(task), task)
         for name, x in m.items():
             torch.testing.assert_close(start[name], x)
             torch.testing.assert_close(deployed[name], x)
@@ -124,8 +128,8 @@ def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
         if number == last:
             ends.append(copy.deepcopy(model.state_dict()))
 
-    result = runs.run(chosen, corpus, runs.Observer(step))
-    zero = models.load(chosen.model, 0).state_dict()
+    result = execute(chosen, corpus, Observer(step))
+    zero = models.load_model(chosen.model, 0).state_dict()
     for end in ends:
         previous = deployed[-1] if deployed else zero
         deployed.append({name: 0.25 * x + 0.75 * previous[name] for name, x in end.items()})
@@ -142,4 +146,4 @@ class Large(torch.nn.Module):
 def test_a_model_of_other_images_is_refused():
     chosen = options.small("model.name=ViT-B-32", "model.start=random")
     with pytest.raises(CmpError, match=r"takes images of 224 pixels, the data have 32"):
-        methods.learner(chosen, forked.small_corpus(), Large())
+        make_train_state(chosen, forked.small_corpus(), Large())

@@ -5,72 +5,71 @@ import json
 import numpy as np
 import pytest
 
-from cmp import files
-from cmp.data import build, manifest, packed, procedural
-from cmp.data.recipes import scenes
+from cmp.embedded import build, drawn, packed
+from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    return manifest.embedded()["shapes"]
+    return embedded_manifests()["shapes"]
 
 
 def test_what_is_written_is_read(dataset):
-    samples = scenes.make(dataset.recipe, {})
+    samples = drawn.make_scenes(dataset.recipe, {})
     assert not packed.is_built(dataset)
-    packed.write(dataset, samples)
-    opened = packed.read(dataset)
+    packed.write_packed(dataset, samples)
+    opened = packed.read_packed(dataset)
     np.testing.assert_array_equal(opened.images, samples.images)
-    assert opened.header.classes == sorted(procedural.SCENES["shapes"])
+    assert opened.header.classes == sorted(drawn.SCENES["shapes"])
     assert list(opened.table["captions"][0]) == samples.table["captions"][0]
 
 
 def test_building_twice_gives_the_same_bits_and_the_second_time_nothing_to_do(dataset):
-    assert build.build(["shapes"], jobs=1) == ["shapes"]
-    first = packed.read(dataset).header
-    assert build.build(["shapes"], jobs=1) == []
-    packed.write(dataset, scenes.make(dataset.recipe, {}))
-    assert packed.read(dataset).header == first
+    assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
+    first = packed.read_packed(dataset).header
+    assert build.build_datasets(["shapes"], jobs=1) == []
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
+    assert packed.read_packed(dataset).header == first
 
 
 def test_other_counts_than_the_manifest_are_refused(dataset):
     counts = dataset.counts.model_copy(update={"test": 1})
     wrong = dataset.model_copy(update={"counts": counts})
     with pytest.raises(CmpError, match=r"shapes\.yaml: counts"):
-        packed.write(wrong, scenes.make(dataset.recipe, {}))
+        packed.write_packed(wrong, drawn.make_scenes(dataset.recipe, {}))
     assert not packed.is_built(dataset)
 
 
 def test_another_manifest_makes_the_store_stale(dataset):
-    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     changed = dataset.model_copy(update={"title": "Other shapes"})
     assert not packed.is_built(changed)
-    with pytest.raises(CmpError, match="cmp data build shapes"):
-        packed.read(changed)
+    with pytest.raises(CmpError, match="cmpt data build shapes"):
+        packed.read_packed(changed)
 
 
 @pytest.mark.parametrize("failing", ["save", "rename"])
 def test_an_interrupted_write_leaves_what_was_there(dataset, monkeypatch, failing):
-    samples = scenes.make(dataset.recipe, {})
-    packed.write(dataset, samples)
-    before = packed.read(dataset).header
+    samples = drawn.make_scenes(dataset.recipe, {})
+    packed.write_packed(dataset, samples)
+    before = packed.read_packed(dataset).header
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(*((np, "save") if failing == "save" else (files.os, "rename")), full)
     with pytest.raises(CmpError, match="No space left"):
-        packed.write(dataset, samples)
+        packed.write_packed(dataset, samples)
     monkeypatch.undo()
     monkeypatch.setenv("CMP_BUILD", str(packed.store_path("x").parents[1]))
-    assert before.fingerprint == packed.fingerprint(dataset)
+    assert before.fingerprint == packed.store_fingerprint(dataset)
 
 
 @pytest.mark.parametrize("damage", ["header", "images", "shorter", "table", "missing"])
 def test_damage_is_named(dataset, damage):
-    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     folder = packed.store_path("shapes")
     if damage == "header":
         (folder / "store.json").write_text("{")
@@ -85,16 +84,16 @@ def test_damage_is_named(dataset, damage):
         del header["classes"]
         (folder / "store.json").write_text(json.dumps(header))
     with pytest.raises(CmpError, match="shapes"):
-        packed.read(dataset)
+        packed.read_packed(dataset)
 
 
 def test_pixels_that_are_not_what_was_written_are_refused(dataset):
-    packed.write(dataset, scenes.make(dataset.recipe, {}))
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     with open(packed.store_path("shapes") / "images.npy", "r+b") as file:
         file.seek(-1000, 2)
         file.write(b"\x17" * 100)
-    with pytest.raises(CmpError, match=r"images\.npy is not what was written; run `cmp data"):
-        packed.read(dataset)
+    with pytest.raises(CmpError, match=r"images\.npy is not what was written; run `cmpt data"):
+        packed.read_packed(dataset)
     assert packed.is_built(dataset)
-    assert build.build(["shapes"], jobs=1) == ["shapes"]
-    packed.read(dataset)
+    assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
+    packed.read_packed(dataset)

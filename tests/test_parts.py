@@ -14,16 +14,28 @@ import torch
 from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
-from cmp import config, methods, mixtures, models, steps, training
+from cmp import config, mixtures, models, training
 from cmp.bench import networks
-from cmp.data import corpus as corpora
+from cmp.data import Batch
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.paths import ROOT, build_folder
-from cmp.runs import provenance
+from cmp.files import build_folder, project_folder
+from cmp.runner import machine_differences, machine_record
 from cmp.seeds import torch_generator
-from cmp.steps import execution
-from cmp.steps.execution import WHOLE, Execution
-from cmp.training import gradcache
+from cmp.training import (
+    DEFAULT_EXECUTION,
+    ExecutionConfig,
+    check_divisible,
+    clamp_logit_scale,
+    compute_gradients,
+    compute_gradients_in_micro_batches,
+    create_optimizer,
+    forward,
+    forward_batch,
+    make_train_state,
+    model_loss,
+    train_task,
+)
 
 SAME = {"atol": 1e-5, "rtol": 0}
 WHOLE_ONLY = ("distillation",)
@@ -32,9 +44,9 @@ WHOLE_ONLY = ("distillation",)
 def trained(execution, *settings):
     """(losses, weights) after two tasks without any evaluation."""
     run_config, losses = ranks.small(*settings), []
-    learner = methods.learner(run_config, corpora.load(), execution=execution)
+    learner = make_train_state(run_config, packed.load_embedded(), execution=execution)
     for task, pools in enumerate(mixtures.task_pools(run_config, learner.corpus)):
-        training.train_task(learner, pools, task, lambda step, loss: losses.append(loss.item()))
+        train_task(learner, pools, task, lambda step, loss: losses.append(loss.item()))
     return losses, learner.model.state_dict()
 
 
@@ -57,27 +69,27 @@ def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
         settings += ("method.batches=1",)
     if name in WHOLE_ONLY:
         with pytest.raises(CmpError, match=rf"method\.name: '{name}'.*--micro-batch"):
-            trained(Execution(micro_batch=5), *settings)
+            trained(ExecutionConfig(micro_batch=5), *settings)
         return
-    same(trained(Execution(micro_batch=5), *settings), trained(WHOLE, *settings))
+    same(trained(ExecutionConfig(micro_batch=5), *settings), trained(DEFAULT_EXECUTION, *settings))
 
 
 def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
     settings = ("method.name=ewc", "method.fisher=batch", "method.batches=1")
     with pytest.raises(CmpError, match="'ewc' takes the gradient of a whole batch"):
-        trained(Execution(micro_batch=5), *settings)
+        trained(ExecutionConfig(micro_batch=5), *settings)
 
 
 def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
     """Else the tests above would say nothing."""
-    seen, see = [], steps.see
+    seen, see = [], forward
 
     def noting(model, batch, *rest, **more):
         seen.append((len(batch.rows), torch.is_grad_enabled()))
         return see(model, batch, *rest, **more)
 
-    monkeypatch.setattr(steps, "see", noting)
-    trained(Execution(micro_batch=5), "stream.tasks=1", "training.steps=1")
+    monkeypatch.setattr(training, "forward", noting)
+    trained(ExecutionConfig(micro_batch=5), "stream.tasks=1", "training.steps=1")
     assert seen == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
 
 
@@ -85,14 +97,14 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     run_config = ranks.small()
     pools = mixtures.task_pools(run_config, corpus)[1]
     batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
-    learner = methods.learner(run_config, corpus)
+    learner = make_train_state(run_config, corpus)
     part = slice(4, 9)
 
     def pixels(batch, of=None):
         generator = torch_generator("augment", 0, 1, 0)
-        return steps.see(learner.model, batch, learner.tokens, generator, "fp32", of=of).pixels
+        return forward(learner.model, batch, learner.tokens, generator, "fp32", of=of).pixels
 
-    piece = mixtures.Batch(batch.rows[part], batch.images[part], batch.texts[part])
+    piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
 
 
@@ -102,7 +114,11 @@ def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "build").mkdir()
     (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
-    own = {"CMP_BUILD": str(folder / "build"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    own = {
+        "CMP_BUILD": str(folder / "build"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(project_folder()),
+    }
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [sys.executable, *launch, Path(ranks.__file__), folder],
@@ -131,10 +147,10 @@ def test_processes_stop_together_and_go_on_in_the_same_bits(together):
 
 def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     run_config = ranks.small()
-    learner = methods.learner(run_config, corpus, execution=Execution(micro_batch=5))
+    learner = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
     pools = mixtures.task_pools(run_config, corpus)[1]
-    batch, terms, loss = gradcache.backward(learner, pools, 1, 0)
-    _, seen = methods.look(learner, pools, 1, 0)
+    batch, terms, loss = compute_gradients_in_micro_batches(learner, pools, 1, 0)
+    _, seen = forward_batch(learner, pools, 1, 0)
     scale = learner.model.logit_scale.exp()
     expected = open_clip.ClipLoss()(seen.image, seen.text, scale)
     torch.testing.assert_close(loss, expected, **SAME)
@@ -149,7 +165,7 @@ def nano(corpus, execution):
     """A plain transformer that is ready to train."""
     settings = ("model.name=bench-nano", "model.start=random", "training.batch=8")
     run_config = config.parse(config.override({}, [*ranks.SMALL, *settings]))
-    return methods.learner(run_config, corpus, execution=execution)
+    return make_train_state(run_config, corpus, execution=execution)
 
 
 def step_of(learner, corpus):
@@ -161,20 +177,20 @@ def step_of(learner, corpus):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        training.backward(learner, methods.optimizer(learner), pools, 1, 0)
+        compute_gradients(learner, create_optimizer(learner), pools, 1, 0)
     return {name: p.grad for name, p in learner.model.named_parameters()}, len(kept)
 
 
 def test_activations_that_are_computed_again_give_the_same_gradients(corpus):
-    plain, kept = step_of(nano(corpus, Execution()), corpus)
-    again, fewer = step_of(nano(corpus, Execution(checkpoint_activations=True)), corpus)
+    plain, kept = step_of(nano(corpus, ExecutionConfig()), corpus)
+    again, fewer = step_of(nano(corpus, ExecutionConfig(checkpoint_activations=True)), corpus)
     torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
     assert fewer < kept / 2
 
 
 def test_a_tower_without_it_is_refused_by_name(corpus):
     with pytest.raises(CmpError, match=r"--checkpoint-activations.*'tiny'"):
-        trained(Execution(checkpoint_activations=True))
+        trained(ExecutionConfig(checkpoint_activations=True))
 
 
 @pytest.mark.parametrize(
@@ -184,16 +200,16 @@ def test_a_tower_without_it_is_refused_by_name(corpus):
 def test_layers_that_see_the_batch_or_draw_are_refused_by_name(layer, word):
     model = torch.nn.Sequential(layer)
     with pytest.raises(CmpError, match=rf"model\.name: 0 of 'net'.*{word}"):
-        execution.check_parts(model, "net")
-    execution.check_parts(torch.nn.Sequential(torch.nn.Dropout(0.0)), "net")
+        check_divisible(model, "net")
+    check_divisible(torch.nn.Sequential(torch.nn.Dropout(0.0)), "net")
 
 
 def test_provenance_tells_of_parts_and_of_nothing_else():
-    assert Execution().record() == {}
-    record = Execution(5, True).record()
+    assert ExecutionConfig().record() == {}
+    record = ExecutionConfig(5, True).record()
     assert record == {"execution": "micro-batches of 5, activations recomputed"}
-    here = provenance.here()
-    assert "execution" in provenance.differences(here, here | record)
+    here = machine_record()
+    assert "execution" in machine_differences(here, here | record)
 
 
 @pytest.fixture
@@ -207,26 +223,26 @@ def sigmoid(tmp_path):
 
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
     settings = (f"model.name={sigmoid}",)
-    found = trained(WHOLE, *settings)
-    same(trained(Execution(micro_batch=5), *settings), found)
-    start = models.create(sigmoid, 0)
+    found = trained(DEFAULT_EXECUTION, *settings)
+    same(trained(ExecutionConfig(micro_batch=5), *settings), found)
+    start = models.create_model(sigmoid, 0)
     assert found[1]["logit_bias"] != start.logit_bias
     image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
-    ours = steps.objective(start, image, text)
+    ours = model_loss(start, image, text)
     expected = SigLipLoss()(image, text, start.logit_scale.exp(), start.logit_bias)
     torch.testing.assert_close(ours, expected)
     with torch.no_grad():
         start.logit_scale.fill_(5.0)
-    steps.bound_scale(start)
+    clamp_logit_scale(start)
     assert start.logit_scale == 5.0
 
 
 def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid):
     with pytest.raises(CmpError, match=r"method\.fisher.*fisher=batch"):
-        trained(WHOLE, f"model.name={sigmoid}", "method.name=ewc")
+        trained(DEFAULT_EXECUTION, f"model.name={sigmoid}", "method.name=ewc")
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
     monkeypatch.setattr("cmp.steps.distributed.size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
-        Execution().prepare(models.create("tiny"), "tiny", 12)
+        ExecutionConfig().prepare(models.create_model("tiny"), "tiny", 12)

@@ -10,16 +10,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from lab import chapters, run
 from typer.testing import CliRunner
 
-from cmp import book, cli, config, files, models, pretraining, studies
-from cmp.book import chapters
+from cmp import checkpoints, cli, config, models
 from cmp.cli.runs import read_config
-from cmp.data import build, fetch, manifest, packed, sheet
+from cmp.embedded import build, packages, packed, sheets
+from cmp.embedded.manifest import Dataset, Package, embedded_manifests
+from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.paths import WEIGHTS
-from cmp.runs import checkpoints, store
-from cmp.studies import results
+from cmp.experiments import pretraining, results, store, studies
+from cmp.files import atomic_file, atomic_folder, make_folder
+from cmp.runner import Observer, RunResult
 
 OUTSIDE = [
     *("../outside/secret", "../../outside/secret", "..", ".", "", "/", "/etc/passwd", "~", "~root"),
@@ -67,7 +69,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
-@pytest.mark.parametrize("read", [studies.load, results.published, store.load])
+@pytest.mark.parametrize("read", [studies.load_study, results.published_metrics, store.load_run])
 def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opened, read, name):
     with pytest.raises(CmpError) as error:
         read(name)
@@ -75,7 +77,7 @@ def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opene
     assert opened == []
 
 
-@pytest.mark.parametrize("read", [studies.load, results.published, store.load])
+@pytest.mark.parametrize("read", [studies.load_study, results.published_metrics, store.load_run])
 def test_a_long_name_is_refused(place, read):
     with pytest.raises(CmpError):
         read("a" * 300)
@@ -83,13 +85,15 @@ def test_a_long_name_is_refused(place, read):
 
 def test_a_name_that_is_a_name_is_looked_for(place):
     with pytest.raises(CmpError, match=r"studies/77\.yaml"):
-        studies.load("77")
+        studies.load_study("77")
     with pytest.raises(CmpError, match=r"results/77\.parquet"):
-        results.published("77")
+        results.published_metrics("77")
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
-@pytest.mark.parametrize("find", [store.find, checkpoints.find, lambda x: chapters.select([x])])
+@pytest.mark.parametrize(
+    "find", [store.find_run, checkpoints.find_unfinished, lambda x: chapters.select([x])]
+)
 def test_what_no_id_begins_with_is_not_found(place, find, name):
     keep_run(place)
     keep_checkpoint("0123456789ab" + "0" * 52)
@@ -100,22 +104,22 @@ def test_what_no_id_begins_with_is_not_found(place, find, name):
 def test_the_empty_beginning_finds_only_what_is_alone(place):
     keep_run(place)
     keep_checkpoint("0123456789ab" + "0" * 52)
-    assert store.find("").id == checkpoints.find("").run == "0123456789ab" + "0" * 52
+    assert store.find_run("").id == checkpoints.find_unfinished("").run == "0123456789ab" + "0" * 52
     keep_checkpoint("fedcba987654" + "0" * 52)
     with pytest.raises(CmpError, match="fedcba987654"):
-        checkpoints.find("")
+        checkpoints.find_unfinished("")
 
 
 def test_all_of_an_id_counts(place):
     keep_run(place)
-    assert store.find("0123456789ab0000").id.startswith("0123456789ab")
+    assert store.find_run("0123456789ab0000").id.startswith("0123456789ab")
     with pytest.raises(CmpError, match="no stored run"):
-        store.find("0123456789ab1111")
+        store.find_run("0123456789ab1111")
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_checkpoints_are_kept_under_a_name_only(place, name):
-    with pytest.raises(CmpError, match="not the name"), checkpoints.Keeper(name):
+    with pytest.raises(CmpError, match="not the name"), checkpoints.CheckpointManager(name):
         pass
     assert content_of(place / "build") == {}
 
@@ -124,10 +128,10 @@ def keep_run(place: Path) -> None:
     """A stored run of id 0123456789ab0..."""
     run_config = config.parse(config.PROFILES["quick"])
     row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 1.0}
-    result = store.Result(
+    result = RunResult(
         pd.DataFrame([row]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
     )
-    store.save(store.finished("0123456789ab" + "0" * 52, run_config, result))
+    store.save_run(store.make_stored_run("0123456789ab" + "0" * 52, run_config, result))
 
 
 def keep_checkpoint(run_id: str) -> Path:
@@ -135,20 +139,20 @@ def keep_checkpoint(run_id: str) -> Path:
     tree = config.parse(config.PROFILES["quick"]).to_dict()
     progress = checkpoints.Progress(checkpoints.SCHEMA, run_id, tree, 0, 0, [], 0.0, {"threads": 1})
     state = checkpoints.RunState(progress, {"weights/a": torch.zeros(1)})
-    return checkpoints.write(state, checkpoints.folder_of(run_id))
+    return checkpoints.write_checkpoint(state, checkpoints.checkpoint_folder(run_id))
 
 
 def test_checkpoints_behind_a_link_are_neither_written_nor_deleted(place):
     (place / "build" / "checkpoints").mkdir()
     (place / "build" / "checkpoints" / "abc").symlink_to(place / "outside")
     before = content_of(place / "outside")
-    with pytest.raises(CmpError, match="link"), checkpoints.Keeper("abc"):
+    with pytest.raises(CmpError, match="link"), checkpoints.CheckpointManager("abc"):
         pass
     assert content_of(place / "outside") == before
 
 
 def test_a_folder_among_the_checkpoints_is_left_alone(place):
-    with checkpoints.Keeper("abc") as keeper:
+    with checkpoints.CheckpointManager("abc") as keeper:
         other = keeper.folder / "other"
         other.mkdir()
         (keeper.folder / "link").symlink_to(place / "outside" / "secret")
@@ -165,7 +169,7 @@ def write(whole, target: Path) -> None:
         (partial / "x" if partial.is_dir() else partial).write_text("new")
 
 
-@pytest.mark.parametrize("whole", [files.whole_folder, files.whole_file])
+@pytest.mark.parametrize("whole", [atomic_folder, atomic_file])
 def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
     before = content_of(place / "outside")
     target = place / "link"
@@ -186,7 +190,7 @@ def test_a_models_name_is_a_name(place, opened, name):
     with pytest.raises(CmpError):
         pretraining.pretraining_config(name, 0)
     with pytest.raises(CmpError, match="knows no"):
-        models.create(name)
+        models.create_model(name)
     assert [path for path in opened if not path.startswith(str(WEIGHTS.parent))] == []
 
 
@@ -197,12 +201,12 @@ def test_every_architecture_has_a_name_that_a_config_takes():
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
 def test_a_datasets_name_is_a_name(place, name):
-    tree = manifest.embedded()["shapes"].model_dump(mode="json")
+    tree = embedded_manifests()["shapes"].model_dump(mode="json")
     with pytest.raises(CmpError):
-        build.select([name])
+        build.select_datasets([name])
     for key, value in (("name", name), ("sources", [name])):
         with pytest.raises(manifest.ValidationError) as error:
-            manifest.Dataset.model_validate(tree | {key: value})
+            Dataset.model_validate(tree | {key: value})
         assert error.value.errors()[0]["loc"][0] == key
 
 
@@ -213,11 +217,11 @@ def test_an_archive_lies_in_the_packages_folder(place, name):
         "licence": "MIT", "attribution": "somebody", "url": "somewhere",
     }  # fmt: skip
     try:
-        package = manifest.Package.model_validate(tree | {"file": name})
+        package = Package.model_validate(tree | {"file": name})
     except manifest.ValidationError:
         return
     inside = (place / "build" / "packages").resolve()
-    assert fetch.cache_path(package).resolve().parent == inside
+    assert packages.cache_path(package).resolve().parent == inside
 
 
 @pytest.mark.parametrize("text", ["{name}.yaml", "{name}/x.yaml", "{name}"])
@@ -235,7 +239,7 @@ def test_weights_and_cards_that_are_no_files_are_refused(place, monkeypatch, nam
         models.load_weights(torch.nn.Linear(1, 1), Path(name))
     with pytest.raises(CmpError):
         pretraining.read_card(Path(name))
-    assert book.record(Path(name)) == {}
+    assert run.run_record(Path(name)) == {}
 
 
 NOWHERE = ["\0", "a\0b", "a" * 300, "file/x", "/proc/nothing/x", "/dev/null/x", "file/../x"]
@@ -252,8 +256,8 @@ def nowhere(place, monkeypatch):
 @pytest.mark.parametrize("name", NOWHERE, ids=ascii)
 def test_where_nothing_can_be_written_is_said(nowhere, name):
     with pytest.raises(CmpError):
-        files.make_folder(Path(name))
-    for whole in (files.whole_file, files.whole_folder):
+        make_folder(Path(name))
+    for whole in (atomic_file, atomic_folder):
         with pytest.raises(CmpError):
             write(whole, Path(name))
     assert content_of(nowhere / "build") == {"file": b"as it was"}
@@ -261,10 +265,10 @@ def test_where_nothing_can_be_written_is_said(nowhere, name):
 
 @pytest.mark.parametrize("name", NOWHERE, ids=ascii)
 def test_out_is_tried_before_anything_is_computed(nowhere, monkeypatch, corpus, name):
-    monkeypatch.setattr(pretraining.runs, "run", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(runner, "execute", lambda *_, **__: pytest.fail("computed"))
     run_config = pretraining.pretraining_config("tiny", 0)
     with pytest.raises(CmpError):
-        pretraining.pretrain(run_config, corpus, Path(name), pretraining.runs.Observer())
+        pretraining.pretrain(run_config, corpus, Path(name), Observer())
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt", ""])
@@ -281,12 +285,12 @@ def test_an_export_that_cannot_be_written_is_refused(nowhere, name, suffix):
 def test_a_sheet_that_cannot_be_written_is_refused(nowhere, corpus, name):
     dataset = corpus.datasets["shapes"]
     rows = corpus.rows("test", dataset="shapes")[:4]
-    header = packed.Header(packed.FORMAT, "", "", "", [])
-    some = packed.Packed(
+    header = packed.StoreHeader(packed.STORE_FORMAT, "", "", "", [])
+    some = packed.PackedDataset(
         dataset, header, corpus.images[rows].numpy(), corpus.table.iloc[rows].reset_index()
     )
     with pytest.raises(CmpError):
-        sheet.contact_sheet(some, Path(name))
+        sheets.contact_sheet(some, Path(name))
 
 
 MEMBERS = [name for name in OUTSIDE if name and "\0" not in name]
@@ -308,7 +312,7 @@ def test_an_archives_names_are_only_names(place, monkeypatch, kind):
                 info.size = 7
                 target.addfile(info, io.BytesIO(b"content"))
     before = content_of(place)
-    found = dict(fetch.members(archive))
+    found = dict(packages.archive_members(archive))
     assert found["../outside/secret"] == b"content"
     assert content_of(place) == before
 
@@ -325,7 +329,7 @@ def test_an_archives_links_and_devices_are_left_out(place):
             target.addfile(info)
         info = tarfile.TarInfo("package/file")
         target.addfile(info, io.BytesIO())
-    assert dict(fetch.members(archive)) == {"package/file": b""}
+    assert dict(packages.archive_members(archive)) == {"package/file": b""}
 
 
 def test_a_link_in_a_zip_is_its_text(place):
@@ -334,4 +338,4 @@ def test_a_link_in_a_zip_is_its_text(place):
         info = zipfile.ZipInfo("link")
         info.external_attr = 0o120777 << 16
         target.writestr(info, str(place / "outside" / "secret"))
-    assert fetch.member(archive, "link") == str(place / "outside" / "secret").encode()
+    assert packages.archive_member(archive, "link") == str(place / "outside" / "secret").encode()

@@ -9,10 +9,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from cmp.data import qt_resources
-from cmp.data.fetch import member, members
-from cmp.data.manifest import PhotoRecipe
-from cmp.data.recipes import photos
+from cmp.embedded import photos
+from cmp.embedded.manifest import PhotoRecipe
+from cmp.embedded.packages import archive_member, archive_members
 from cmp.errors import CmpError
 
 SVG = (
@@ -86,9 +85,9 @@ def rcc(files: dict[str, bytes], packed=(), zstd=(), version=2) -> bytes:
 def test_members_of_a_deb(tmp_path, packing):
     path = tmp_path / "a.deb"
     path.write_bytes(deb({"./usr/a": b"one", "./usr/b": b"two", "./etc/c": b""}, packing))
-    assert dict(members(path)) == {"./usr/a": b"one", "./usr/b": b"two", "./etc/c": b""}
-    assert list(members(path, "./usr/")) == [("./usr/a", b"one"), ("./usr/b", b"two")]
-    assert member(path, "./usr/b") == b"two"
+    assert dict(archive_members(path)) == {"./usr/a": b"one", "./usr/b": b"two", "./etc/c": b""}
+    assert list(archive_members(path, "./usr/")) == [("./usr/a", b"one"), ("./usr/b", b"two")]
+    assert archive_member(path, "./usr/b") == b"two"
 
 
 def test_a_damaged_deb_is_an_error(tmp_path):
@@ -97,14 +96,14 @@ def test_a_damaged_deb_is_an_error(tmp_path):
     for length in range(1, len(whole) - 2, 97):
         path.write_bytes(whole[:length])
         with pytest.raises(CmpError, match=r"a\.deb"):
-            list(members(path))
+            list(archive_members(path))
     path.write_bytes(whole[:600] + bytes(100) + whole[700:])
     with pytest.raises(CmpError, match="damaged"):
-        list(members(path))
+        list(archive_members(path))
     for content in (ar(("debian-binary", b"2.0\n")), whole.replace(b"`\n", b"??")):
         path.write_bytes(content)
         with pytest.raises(CmpError, match=r"no whole data\.tar"):
-            list(members(path))
+            list(archive_members(path))
 
 
 def test_a_deb_packed_by_zstd_is_refused_where_python_cannot_read_it(tmp_path, monkeypatch):
@@ -112,7 +111,7 @@ def test_a_deb_packed_by_zstd_is_refused_where_python_cannot_read_it(tmp_path, m
     path = tmp_path / "a.deb"
     path.write_bytes(ar(("debian-binary", b"2.0\n"), ("data.tar.zst", b"\x28\xb5\x2f\xfd")))
     with pytest.raises(CmpError, match="zstd"):
-        list(members(path))
+        list(archive_members(path))
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -120,14 +119,14 @@ def test_files_of_a_resource_file(version):
     files = {"a/b/one.txt": b"1" * 500, "a/two.txt": b"", "ärger/three": b"3", "a/four": b"4"}
     content = rcc(files, packed={"a/b/one.txt", "a/two.txt"}, zstd={"a/four"}, version=version)
     del files["a/four"]
-    assert dict(qt_resources.files(content, "x.rcc")) == files
+    assert dict(photos.resource_files(content, "x.rcc")) == files
 
 
 def test_a_truncated_resource_file_is_an_error():
     whole = rcc({"a/one": b"1" * 90, "a/b/two": b"22"}, packed={"a/one"})
     for length in range(len(whole) - 8):  # The last 8 bytes are a date that nobody reads.
         with pytest.raises(CmpError, match=r"x\.rcc: damaged"):
-            list(qt_resources.files(whole[:length], "x.rcc"))
+            list(photos.resource_files(whole[:length], "x.rcc"))
 
 
 def test_a_damaged_resource_file_is_read_or_refused():
@@ -138,7 +137,7 @@ def test_a_damaged_resource_file_is_read_or_refused():
         for _ in range(rng.randint(1, 6)):
             damaged[rng.randrange(4, len(whole))] = rng.choice([0, 1, 2, 3, 127, 255])
         try:
-            read = list(qt_resources.files(bytes(damaged), "x.rcc"))
+            read = list(photos.resource_files(bytes(damaged), "x.rcc"))
         except CmpError:
             continue
         assert sum(len(content) for _, content in read) < 9 * len(whole)
@@ -162,7 +161,7 @@ def node(name: int, flags: int, first: int, second: int) -> bytes:
 def test_a_hostile_tree_ends(tree):
     content = struct.pack(">4s4I", b"qres", 2, 26, 20, 20) + bytes(6) + tree
     with pytest.raises(CmpError, match=r"x\.rcc"):
-        list(qt_resources.files(content, "x.rcc"))
+        list(photos.resource_files(content, "x.rcc"))
 
 
 def test_an_entry_that_unpacks_to_another_size_is_an_error():
@@ -172,7 +171,7 @@ def test_an_entry_that_unpacks_to_another_size_is_an_error():
         data = bytes(6) + struct.pack(">I", len(entry)) + entry
         content = struct.pack(">4s4I", b"qres", 2, 20 + len(data), 26, 20) + data + tree
         with pytest.raises(CmpError, match=r"another size|cap"):
-            list(qt_resources.files(content, "x.rcc"))
+            list(photos.resource_files(content, "x.rcc"))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_tuxpaint(tmp_path):
         files[f"{photos.STAMPS}{stem}.txt"] = text.encode()
     path = tmp_path / "t.deb"
     path.write_bytes(deb(files))
-    table = photos.tuxpaint(recipe("tuxpaint"), {"tuxpaint": path}).table
+    table = photos.make_tuxpaint(recipe("tuxpaint"), {"tuxpaint": path}).table
     assert list(table["source"]) == ["tuxpaint/b/wombat", "tuxpaint/c/otter"]
     assert list(table["captions"]) == [["wombat"], ["otter"]]
     assert set(table["split"]) <= {"validation", "test"}
@@ -232,18 +231,18 @@ def test_gcompris(tmp_path):
     files = {"a.rcc": rcc(animals), "b.rcc": rcc({f"{base}memory/resource/03_redPanda.svg": SVG})}
     path = tmp_path / "g.deb"
     path.write_bytes(deb({photos.RESOURCES + name: content for name, content in files.items()}))
-    samples = photos.gcompris(recipe("gcompris"), {"gcompris": path})
+    samples = photos.make_gcompris(recipe("gcompris"), {"gcompris": path})
     assert samples.images.shape == (2, 4, 32, 32)
     assert list(samples.table["label"]) == ["red panda"] * 2
     assert samples.table["split"].nunique() == 1, "one thing is on one side"
     files = {f"{photos.RESOURCES}a.rcc": rcc(animals)[:-30]}
     path.write_bytes(deb(files))
     with pytest.raises(CmpError, match=r"a\.rcc: damaged"):
-        photos.gcompris(recipe("gcompris"), {"gcompris": path})
+        photos.make_gcompris(recipe("gcompris"), {"gcompris": path})
 
 
 def test_a_package_without_pictures_is_an_error(tmp_path):
     path = tmp_path / "t.deb"
     path.write_bytes(deb({"./usr/share/other": b""}))
     with pytest.raises(CmpError, match="no pictures"):
-        photos.tuxpaint(recipe("tuxpaint"), {"tuxpaint": path})
+        photos.make_tuxpaint(recipe("tuxpaint"), {"tuxpaint": path})

@@ -9,17 +9,16 @@ import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from lab.explorers import planner
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, models, planning, streams, studies, widgets
-from cmp.budgets import counting, table4
+from cmp import budgets, cli, config, models, streams
 from cmp.config import Merging
-from cmp.data import corpus as corpora
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.merging import policies
-from cmp.planning import Impossible, Wish, choosing, costs, telling, wishes
-from cmp.planning.devices import DEVICES, GIGA
-from cmp.studies import results
+from cmp.experiments import evidence, paper, planner, results, studies
+from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
+from cmp.merging.policies import apply_policy
 
 invoke = CliRunner().invoke
 HOURS = 0.0064
@@ -29,18 +28,18 @@ ALL = "the image tower locked, where looks are new, too"
 
 @pytest.fixture(scope="module")
 def known():
-    return planning.gather()
+    return evidence.gather_evidence()
 
 
 def core(**changes):
     """A wish for `tiny` on a core."""
-    return Wish(**{"gpu_hours": HOURS, "device": "core"} | changes)
+    return PlanRequest(**{"gpu_hours": HOURS, "device": "core"} | changes)
 
 
 def spent(plan):
     """What a plan's run costs, in the unit of the wish, counted anew."""
     run, wish = plan.run, plan.wish
-    cost = counting.cost(run)
+    cost = budgets.method_cost(run)
     flops = run.stream.tasks * (run.training.steps * cost.step + cost.end)
     if wish.gpu_hours is not None:
         return flops / DEVICES[wish.device].speed / 3600
@@ -48,13 +47,13 @@ def spent(plan):
 
 
 WISHES = st.builds(
-    Wish,
+    PlanRequest,
     model=st.sampled_from(("tiny", "tiny-half", "tiny-vit")),
     updates=st.integers(1, 60),
     gpu_hours=st.floats(1e-4, 50),
     device=st.sampled_from(sorted(DEVICES)),
-    keep=st.sampled_from(sorted(planning.KEEP)),
-    new=st.sampled_from(sorted(planning.NEW)),
+    keep=st.sampled_from(sorted(planner.KEEP)),
+    new=st.sampled_from(sorted(planner.NEW)),
     pool=st.sampled_from((0.0, 0.01, 0.1, 1.0)),
     other_pool=st.booleans(),
     buffer=st.sampled_from((None, 0, 1, 300, 10_000)),
@@ -67,16 +66,18 @@ def test_any_feasible_wish_is_a_run_that_fits(known, wish, adjusted):
     if adjusted:
         wish = dataclasses.replace(wish, gpu_hours=None, gmafs=wish.gpu_hours * 1e5)
     try:
-        plan = planning.plan(wish, known)
-    except Impossible as error:
+        plan = planner.make_plan(wish, known)
+    except ImpossibleRequest as error:
         assert str(error)
         assume(False)
     allowed = wish.gmafs if adjusted else wish.gpu_hours
     assert spent(plan) <= allowed * (1 + 1e-6)
-    one_more = plan.run.stream.tasks * counting.cost(plan.run).step
+    one_more = plan.run.stream.tasks * budgets.method_cost(plan.run).step
     if not adjusted:  # and no step is left over
         assert spent(plan) + one_more / DEVICES[wish.device].speed / 3600 > allowed * (1 - 1e-6)
-    assert config.parse(yaml.safe_load(telling.as_yaml(plan)), "plan") == config.parse(plan.tree)
+    assert config.parse(yaml.safe_load(planner.plan_as_yaml(plan)), "plan") == config.parse(
+        plan.tree
+    )
     assert plan.costs.memory <= DEVICES[wish.device].memory
     assert plan.run.mixture.pretraining == 0 or wish.pool > 0
     assert plan.run.mixture.buffer == 0 or wish.buffer != 0
@@ -108,30 +109,32 @@ def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(known, tmp_path
     assert "absent: weights" in dry.stdout
     run = config.parse(tree)
     assert (run.stream.tasks, run.training.batch, run.schedule.peak) == (20, 512, 1e-5)
-    hours = 20 * run.training.steps * counting.cost(run).step / DEVICES["h100"].speed / 3600
+    hours = 20 * run.training.steps * budgets.method_cost(run).step / DEVICES["h100"].speed / 3600
     assert 7.99 < hours <= 8
     assert "no study has runs of ViT-B-16" in " ".join(result.stdout.replace("#", "").split())
 
 
 def test_outside_the_stored_sizes_there_are_signs_and_no_numbers(known):
-    wish = Wish("ViT-B-32", updates=5, gpu_hours=1.0, device="a100")
-    plan = planning.plan(wish, known)
+    wish = PlanRequest("ViT-B-32", updates=5, gpu_hours=1.0, device="a100")
+    plan = planner.make_plan(wish, known)
     assert plan.place is None
     for text in (*plan.effects["A_KA"], *plan.effects["A_ZS"]):
         assert text in ("+", "−", "no difference that is seen")
     assert not any(re.search(r"\d\.\d", why) for why in plan.rejected.values())
-    assert plan.rejected.keys() == planning.plan(core(), known).rejected.keys()
-    larger = planning.plan(core(gpu_hours=100 * HOURS), known)  # tiny, but a hundred times as long
+    assert plan.rejected.keys() == planner.make_plan(core(), known).rejected.keys()
+    larger = planner.make_plan(
+        core(gpu_hours=100 * HOURS), known
+    )  # tiny, but a hundred times as long
     assert larger.place is None
     assert "stored runs of tiny have" in larger.outside
 
 
 def test_the_place_of_a_stored_run_is_its_own(known):
-    run = studies.load("03").configs("cpu", 1)["EMA", 0]
+    run = studies.load_study("03").configs("cpu", 1)["EMA", 0]
     place = known.nearest(run, run.training.steps)
     assert (place.setting, place.differs, place.n) == ("EMA", (), 5)
     assert place.scores.loc["A_ZS", "mean"] == pytest.approx(36.1, abs=0.05)
-    careful = planning.plan(core(keep="most"), known).place  # other shares are one other choice
+    careful = planner.make_plan(core(keep="most"), known).place  # other shares are one other choice
     assert (careful.setting, len(careful.differs)) == ("EMA", 3)
     assert "mixture.buffer=0.5 instead of 0.333" in " ".join(careful.differs)
 
@@ -140,14 +143,14 @@ def test_another_stored_score_is_another_place_and_another_reason(known):
     frame = known.trajectories["02"].copy()
     frame.loc[frame["setting"] == "locked-image", ["A_KA", "A_ZS", "GM"]] -= 20
     other = dataclasses.replace(known, trajectories=known.trajectories | {"02": frame})
-    plans = [planning.plan(core(), each) for each in (known, other)]
+    plans = [planner.make_plan(core(), each) for each in (known, other)]
     assert "GM +5.1" in plans[0].rejected[ALL]
     assert "GM −14.9" in plans[1].rejected[ALL]
     place = plans[0].place
     moved = known.trajectories[place.study].copy()
     moved.loc[moved["setting"] == place.setting, "A_ZS"] += 10
     again = dataclasses.replace(known, trajectories=known.trajectories | {place.study: moved})
-    score = planning.plan(core(), again).place.scores.loc["A_ZS", "mean"]
+    score = planner.make_plan(core(), again).place.scores.loc["A_ZS", "mean"]
     assert score == pytest.approx(place.scores.loc["A_ZS", "mean"] + 10)
 
 
@@ -157,14 +160,14 @@ def test_a_study_that_is_not_published_is_not_asked(known):
         trajectories={k: v for k, v in known.trajectories.items() if k != "02"},
         runs={k: v for k, v in known.runs.items() if k[0] != "02"},
     )
-    assert "LoRA" not in planning.plan(core(), less).rejected
-    assert "LoRA" in planning.plan(core(), known).rejected
+    assert "LoRA" not in planner.make_plan(core(), less).rejected
+    assert "LoRA" in planner.make_plan(core(), known).rejected
 
 
 def test_nothing_is_planned_from_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     with pytest.raises(CmpError, match="no study is published"):
-        planning.gather()
+        evidence.gather_evidence()
 
 
 @pytest.mark.parametrize(
@@ -192,55 +195,58 @@ def test_nothing_is_planned_from_nothing(monkeypatch, tmp_path):
     ],
 )
 def test_what_cannot_be_is_answered_in_a_sentence(known, changes, words):
-    with pytest.raises(Impossible, match=re.escape(words)):
-        planning.plan(core(**changes), known)
+    with pytest.raises(ImpossibleRequest, match=re.escape(words)):
+        planner.make_plan(core(**changes), known)
 
 
 def test_a_model_without_weights_has_nothing_to_keep(known):
-    with pytest.raises(Impossible, match="no pretrained weights"):
-        planning.plan(Wish("ViT-M-32", gpu_hours=1.0, images=100), known)
+    with pytest.raises(ImpossibleRequest, match="no pretrained weights"):
+        planner.make_plan(PlanRequest("ViT-M-32", gpu_hours=1.0, images=100), known)
 
 
 def test_what_is_too_large_is_trained_in_part_or_not_at_all(known, monkeypatch):
     small = DEVICES["core"]._replace(memory=4e7)  # full fine-tuning of tiny takes more
     monkeypatch.setitem(DEVICES, "core", small)
-    plan = planning.plan(core(), known)
+    plan = planner.make_plan(core(), known)
     assert plan.run.method.name == "locked-image"
     assert any("does not fit into core's memory" in each for each in plan.notes)
     monkeypatch.setitem(DEVICES, "core", small._replace(memory=1e6))
-    with pytest.raises(Impossible, match="does not fit into core, 0 GB"):
-        planning.plan(core(), known)
+    with pytest.raises(ImpossibleRequest, match="does not fit into core, 0 GB"):
+        planner.make_plan(core(), known)
 
 
 def test_memory_in_bf16_is_that_of_table_4():
     run = config.parse(
-        {"model": {"name": table4.MODEL, "start": "random"}, "training": {"batch": table4.BATCH}}
+        {
+            "model": {"name": paper.TABLE4_MODEL, "start": "random"},
+            "training": {"batch": paper.TABLE4_BATCH},
+        }
     )
-    assert costs.of_run(run) / GIGA == pytest.approx(table4.TABLE4["full"].memory, rel=0.02)
+    assert planner.run_cost(run) / GIGA == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
 
 
-@pytest.mark.parametrize("policy", costs.COPIES)
+@pytest.mark.parametrize("policy", planner.COPIES)
 def test_policies_keep_as_many_networks_as_are_counted(policy):
     weights = {"w": torch.ones(2)}
     memory = {"zero": weights} if policy != "none" else {}
     for done in (1, 2, 3):
         merging = Merging(policy=policy)
         if policy != "none":
-            memory, _, _ = policies.after_task(merging, memory, weights, done)
-    assert len(memory) == costs.COPIES[policy]
+            memory, _, _ = apply_policy(merging, memory, weights, done)
+    assert len(memory) == planner.COPIES[policy]
 
 
 def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
-    corpus = corpora.load()
+    corpus = packed.load_embedded()
     run = config.parse(config.profile("cpu"))
-    tasks = streams.blocks(corpus, run.stream, 0)
-    assert streams.class_counts(tasks).to_numpy().sum() == wishes.CLASSES
+    tasks = streams.task_classes(corpus, run.stream, 0)
+    assert streams.class_counts(tasks).to_numpy().sum() == planner.CLASSES
     rows = sum(len(corpus.rows("train", dataset=each)) for each in corpus.by_role("adapt"))
-    assert rows == wishes.ARRIVING
+    assert rows == planner.ARRIVING
 
 
 def test_the_default_plan_is_the_recipe(known):
-    plan = planning.plan(core(), known)
+    plan = planner.make_plan(core(), known)
     recipe = config.parse({"recipe": "default"})
     for part in ("merging", "optimizer", "method", "schedule"):
         assert getattr(plan.run, part) == getattr(recipe, part)
@@ -253,18 +259,18 @@ def test_the_default_plan_is_the_recipe(known):
 def test_tags_of_the_paper_are_open_clip_s():
     import open_clip
 
-    for name, tag in choosing.TAGS.items():
+    for name, tag in planner.TAGS.items():
         assert tag in open_clip.list_pretrained_tags_by_model(name)
-    assert set(models.EMBEDDED) & set(choosing.TAGS) == set()
+    assert set(models.family_names()) & set(planner.TAGS) == set()
 
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_widget_is_a_view_of_the_plan(known):
-    box, sentence, picture, below = widgets.planner(known).children
+    box, sentence, picture, below = planner(known).children
     controls = {each.description: each for each in box.children}
-    plan = planning.plan(core(), known)
-    assert sentence.value == telling.summary(plan).replace("&", "&amp;")
-    assert f'<pre style="user-select: all">{telling.as_yaml(plan, comments=False)}</pre>' in (
+    plan = planner.make_plan(core(), known)
+    assert sentence.value == planner.plan_summary(plan).replace("&", "&amp;")
+    assert f'<pre style="user-select: all">{planner.plan_as_yaml(plan, comments=False)}</pre>' in (
         below.value
     )
     before = bytes(picture.value)
@@ -282,7 +288,7 @@ def test_the_widget_is_a_view_of_the_plan(known):
 
 
 def test_effects_are_told_with_the_largest_first(known):
-    effects = planning.plan(core(), known).effects
+    effects = planner.make_plan(core(), known).effects
     assert list(effects.columns) == ["choice", "A_KA", "A_ZS", "study"]
     assert effects["choice"].iloc[0].startswith("replay of")
     assert isinstance(effects, pd.DataFrame)

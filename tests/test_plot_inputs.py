@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from lab import figures
+from lab.figures import inputs
 from matplotlib.colors import to_hex
-
-from cmp import plots
-from cmp.plots import inputs as plot_inputs
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -19,7 +18,7 @@ def texts(figure):
 def test_stream(tasks):
     counts = pd.DataFrame(1, index=range(1, tasks + 1), columns=list("abcdefghij"))
     counts.iloc[0, 0] = 0
-    figure = plot_inputs.stream(counts)
+    figure = inputs.stream(counts)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "Update"
     assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, counts.index))
@@ -31,7 +30,7 @@ def test_stream(tasks):
 def test_stream_with_images_above():
     counts = pd.DataFrame(1, index=range(1, 5), columns=list("abc"))
     report = pd.DataFrame({"images": [10, 20, 5, 40]}, index=counts.index)
-    above, below = plot_inputs.stream(counts, report).axes
+    above, below = inputs.stream(counts, report).axes
     assert [bar.get_height() for bar in above.patches] == [10, 20, 5, 40]
     assert [text.get_text() for text in above.texts] == ["10", "20", "5", "40"]
     assert below.get_xlabel() == "Update"
@@ -45,7 +44,7 @@ def test_stream_with_images_above():
 def test_gallery():
     images = np.zeros((5, 4, 32, 32), np.uint8)
     images[1, [0, 3]] = 255
-    figure = plot_inputs.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
+    figure = inputs.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
     shown = [axes.images[0] for axes in figure.axes if axes.images]
     assert (len(figure.axes), len(shown)) == (8, 5)
     assert (shown[0].get_array() == 1).all()  # transparent is white
@@ -55,10 +54,10 @@ def test_gallery():
 
 
 def test_batch_mixture():
-    names = list(plot_inputs.POOLS)
+    names = list(inputs.POOLS)
     parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
     passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
-    left, right = plot_inputs.batch_mixture(parts, passes).axes
+    left, right = inputs.batch_mixture(parts, passes).axes
     assert left.get_xlabel() == "Samples in a batch"
     assert right.get_ylabel() == "Times an image is seen"
     assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
@@ -78,20 +77,20 @@ def test_batch_mixture():
     ],
 )
 def test_unit(rates, expected):
-    scale, text = plot_inputs.unit([np.array(each) for each in rates])
+    scale, text = inputs.unit([np.array(each) for each in rates])
     assert (scale, text) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_learning_rates():
     shown, held = np.array([[1e-3, 5e-4], [4e-4, 2e-4]]), np.array([[3e-4, 3e-4, 3e-4]])
-    figure = plot_inputs.learning_rates({"one": shown, "two": held})
+    figure = inputs.learning_rates({"one": shown, "two": held})
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate (10⁻³)")
     grey, blue = axes.lines
     assert blue.get_ydata() == pytest.approx([1.0, 0.5, 0.4, 0.2])
     assert grey.get_ydata() == pytest.approx([0.3] * 3)
     colours = [to_hex(line.get_color()) for line in (blue, grey)]
-    assert colours == [plots.COLOURS[0], plot_inputs.HELD]
+    assert colours == [figures.COLOURS[0], inputs.HELD]
     assert grey.get_linestyle() == "--"
     means, shaded = axes.patches
     assert means.get_data().values == pytest.approx([0.3])
@@ -100,14 +99,14 @@ def test_learning_rates():
     (borders,) = axes.collections
     assert [segment[0, 0] for segment in borders.get_segments()] == [1.5]
     assert texts(figure) == {"one", "two"}
-    (axes,) = plot_inputs.learning_rates({"one": shown}).axes
+    (axes,) = inputs.learning_rates({"one": shown}).axes
     assert [len(axes.lines), len(axes.patches)] == [1, 1]
 
 
 def test_schedule_grid():
     names = list("abcde")
     curves = {name: np.full((2, 3), place / 4) for place, name in enumerate(names)}
-    figure = plot_inputs.schedule_grid({"First": curves, "Second": {"f": np.ones((2, 3))}})
+    figure = inputs.schedule_grid({"First": curves, "Second": {"f": np.ones((2, 3))}})
     assert len(figure.axes) == 12
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["", *"abc", *"de", "", "", "", "f", "", ""]

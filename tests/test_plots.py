@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import figures
+from lab.figures import labels
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from cmp import plots
 from cmp.errors import CmpError
-from cmp.plots import labels as plot_labels
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
-ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), plots.CONTROL: (10, 36)}
+ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), figures.CONTROL: (10, 36)}
 
 
 def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full")):
@@ -57,35 +57,35 @@ def colour_of(axes, points):
 def test_summary_is_the_t_interval_by_hand():
     values = [20.0, 23.0, 25.0]
     frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
-    row = plots.summary(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
+    row = figures.summary(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
     assert row["A_KA"] == pytest.approx(68 / 3)
     assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
     assert (row["A_ZS half"], row["n"]) == (0, 3)
-    alone = plots.summary(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
+    alone = figures.summary(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
     assert alone.isna().to_list() == [False, False, True, True, False]
 
 
 def test_summary_keeps_to_one_scope():
     frame = trajectory()
     subset = frame[frame["scope"] == "subset"]
-    pd.testing.assert_frame_equal(plots.summary(frame), plots.summary(subset))
+    pd.testing.assert_frame_equal(figures.summary(frame), figures.summary(subset))
     only_full = subset["setting"].eq("joint")
     mixed = subset.assign(scope=subset["scope"].mask(only_full, "full"))
     with pytest.raises(CmpError, match="'subset' rows of joint"):
-        plots.summary(mixed)
+        figures.summary(mixed)
 
 
 def test_palette():
-    names = [f"s{i}" for i in range(len(plots.COLOURS))]
-    colours = plots.palette([plots.CONTROL, *names, *names, "joint"])
-    assert [colours[name] for name in names] == plots.COLOURS
+    names = [f"s{i}" for i in range(len(figures.COLOURS))]
+    colours = figures.palette([figures.CONTROL, *names, *names, "joint"])
+    assert [colours[name] for name in names] == figures.COLOURS
     assert len(set(colours.values())) == len(names) + 2
-    assert plots.palette(names[:1])["joint"] == colours["joint"]
+    assert figures.palette(names[:1])["joint"] == colours["joint"]
 
 
 @given(st.lists(st.floats(-100, 100), max_size=9), st.floats(0.01, 20))
 def test_spread(places, gap):
-    result = plot_labels.spread(places, gap)
+    result = labels.spread(places, gap)
     order = np.argsort(places, kind="stable")
     assert (np.diff(result[order]) >= gap - 1e-9).all()
     if places:
@@ -96,26 +96,26 @@ def test_spread(places, gap):
 
 def test_plane():
     frame = trajectory()
-    figure = plots.plane(frame)
+    figure = figures.plane(frame)
     assert isinstance(figure, Figure)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
     assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
-    rows, bars = plots.summary(frame).loc["thirds"], axes.containers[0].lines[2]
+    rows, bars = figures.summary(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
     assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
 
 
 def test_plane_labels_do_not_collide():
-    figure = plots.plane(trajectory())
+    figure = figures.plane(trajectory())
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-@pytest.mark.parametrize("draw", [plots.plane, plots.over_tasks])
+@pytest.mark.parametrize("draw", [figures.plane, figures.over_tasks])
 def test_one_replicate_has_no_interval(draw):
     figure = draw(trajectory(replicates=1))
     assert figure.get_supxlabel() == "Replicates: 1. On fixed subsets of the tests."
@@ -125,31 +125,31 @@ def test_one_replicate_has_no_interval(draw):
         )
 
 
-@pytest.mark.parametrize("draw", [plots.plane, plots.over_tasks])
+@pytest.mark.parametrize("draw", [figures.plane, figures.over_tasks])
 def test_colours_hold_over_figures_and_layers(draw):
-    axis = ["A_KA", "A_ZS"] if draw is plots.plane else ["task", "A_KA"]
+    axis = ["A_KA", "A_ZS"] if draw is figures.plane else ["task", "A_KA"]
     live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
     figures = [(draw(frame), frame), (draw(live, frame), frame), (draw(live, frame), live)]
-    figures += [(draw(live, colours=plots.palette(ENDS)), live)]
+    figures += [(draw(live, colours=figures.palette(ENDS)), live)]
     for figure, source in figures:
-        points = plots.summary(source).loc["update only"].sort_index().reset_index()[axis]
-        assert colour_of(figure.axes[0], points.to_numpy()) == plots.COLOURS[1]
+        points = figures.summary(source).loc["update only"].sort_index().reset_index()[axis]
+        assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
     assert "Pale: for comparison." in figures[1][0].get_supxlabel()
     assert list(texts(figures[1][0])).count("update only") == 1
 
 
 def test_over_tasks():
     frame = trajectory()
-    figure = plots.over_tasks(frame)
+    figure = figures.over_tasks(frame)
     left, right = figure.axes
     assert {left.get_xlabel(), right.get_xlabel()} == {"Updates learned"}
-    assert [left.get_ylabel(), right.get_ylabel()] == list(plots.AXES.values())
+    assert [left.get_ylabel(), right.get_ylabel()] == list(figures.AXES.values())
     assert [text.get_text() for text in left.texts] == []
     assert texts(figure) == set(ENDS)
-    joint = plots.summary(frame).loc[("joint", 1), "A_KA"]
+    joint = figures.summary(frame).loc[("joint", 1), "A_KA"]
     levels = [line for line in left.lines if set(line.get_ydata()) == {joint}]
     assert [line.get_linestyle() for line in levels] == ["--"]
-    rows, band = plots.summary(frame).loc["thirds"], left.collections[0].get_paths()[0].vertices
+    rows, band = figures.summary(frame).loc["thirds"], left.collections[0].get_paths()[0].vertices
     for task, row in rows.iterrows():
         heights = band[band[:, 0] == task, 1]
         assert heights.max() == pytest.approx(row["A_KA"] + row["A_KA half"])
@@ -157,12 +157,12 @@ def test_over_tasks():
 
 
 def test_change_by_dataset():
-    figure = plots.change_by_dataset(scores(), scores(6))
+    figure = figures.change_by_dataset(scores(), scores(6))
     (axes,) = figure.axes
-    titles = plots.ROLES.values()
+    titles = figures.ROLES.values()
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert [row for row in rows if row in titles] == list(titles)
-    assert rows.index("b") < rows.index(plots.ROLES["eval"]) < rows.index("c")
+    assert rows.index("b") < rows.index(figures.ROLES["eval"]) < rows.index("c")
     assert axes.get_xlabel() == "Score (%)"
     assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
     segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
@@ -170,12 +170,12 @@ def test_change_by_dataset():
     for segment in segments:
         assert np.ptp(segment) == pytest.approx(2 * 1.96 * 1.5)
     with pytest.raises(CmpError, match="has d"):
-        plots.change_by_dataset(scores(), scores().drop(index="d"))
+        figures.change_by_dataset(scores(), scores().drop(index="d"))
 
 
 def test_drift_keeps_equal_losses_on_the_floor():
     losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
-    (axes,) = plots.drift(losses, reference="a").axes
+    (axes,) = figures.drift(losses, reference="a").axes
     floor = axes.lines[0].get_ydata()[0]
     drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines[1:]}
     assert drawn == {(floor, -3, floor), (-1, floor, -2)}
@@ -184,5 +184,5 @@ def test_drift_keeps_equal_losses_on_the_floor():
 
 
 def test_an_error_leaves_no_figure_open():
-    with pytest.raises(ValueError, match="while drawing"), plots.canvas(2, 2):
+    with pytest.raises(ValueError, match="while drawing"), figures.canvas(2, 2):
         raise ValueError("while drawing")

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from cmp import config, evaluation, models, pretraining, runs
+from cmp import config, evaluation, models
 from cmp.config import Model
-from cmp.data.corpus import load
+from cmp.embedded import models as embedded_models
+from cmp.embedded.models import WEIGHTS
+from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
-from cmp.paths import WEIGHTS
+from cmp.experiments import pretraining
+from cmp.runner import Observer, execute, joint_training
 
 CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(WEIGHTS.glob("*.json"))}
 SHORT = ("training.steps=8", "training.batch=16")
@@ -20,9 +23,9 @@ def pretrained(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         short_joint = pretraining.pretraining_config("tiny", 7, *SHORT)
-        patch.setattr(pretraining, "joint_config", lambda name, seed: runs.joint(short_joint))
+        patch.setattr(pretraining, "joint_config", lambda name, seed: joint_training(short_joint))
         run_config = pretraining.pretraining_config("tiny", 7, *SHORT)
-        return folder, pretraining.pretrain(run_config, corpus, folder, runs.Observer())
+        return folder, pretraining.pretrain(run_config, corpus, folder, Observer())
 
 
 def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
@@ -45,7 +48,7 @@ def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
 def test_a_rerun_gives_the_same_bits(pretrained, corpus):
     folder, _ = pretrained
     run_config = pretraining.pretraining_config("tiny", 7, *SHORT)
-    model = runs.run(run_config, corpus).model
+    model = execute(run_config, corpus).model
     stored = models.load_file(folder / "tiny-s7-annealed.safetensors")
     assert all(torch.equal(x.half(), stored[name]) for name, x in model.state_dict().items())
 
@@ -53,8 +56,8 @@ def test_a_rerun_gives_the_same_bits(pretrained, corpus):
 def test_comparing_cards():
     card = {"scores": {"A_KA": {"value": 10.0}, "A_ZS": {"value": 40.0}}, "tolerance": 3.0}
     other = {"scores": {"A_KA": {"value": 10.0}, "A_ZS": {"value": 36.9}}}
-    assert pretraining.compare(card, card)[0]
-    within, sentence = pretraining.compare(other, card)
+    assert pretraining.compare_cards(card, card)[0]
+    within, sentence = pretraining.compare_cards(other, card)
     assert not within
     assert "36.90 against 40.00" in sentence
 
@@ -67,12 +70,12 @@ def test_an_unknown_model_or_setting_is_refused():
 
 
 def test_what_ships():
-    assert models.shipped("tiny") == [0, 1, 2, 3, 4]
-    assert models.shipped("tiny-vit") == [0]
+    assert embedded_models.base_seeds("tiny") == [0, 1, 2, 3, 4]
+    assert embedded_models.base_seeds("tiny-vit") == [0]
     weights = list(WEIGHTS.glob("*.safetensors"))
     assert {path.stem for path in weights} == set(CARDS)
     assert sum(path.stat().st_size for path in weights) < 40e6
-    assert (WEIGHTS / "README.md").read_text() == pretraining.overview(WEIGHTS)
+    assert (WEIGHTS / "README.md").read_text() == pretraining.bases_overview(WEIGHTS)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -102,7 +105,7 @@ def test_the_attention_base_is_good_enough():
 def test_a_shipped_base_scores_what_its_card_says(name):
     card = CARDS[name]
     model_name, _, start = name.rsplit("-", 2)[0], None, name.rsplit("-", 1)[1]
-    corpus = load("adapt", "eval", "transfer")
-    scores = evaluation.evaluate(models.load(Model(model_name, start), 0), model_name, corpus)
+    corpus = load_embedded("adapt", "eval", "transfer")
+    scores = evaluation.evaluate(models.load_model(Model(model_name, start), 0), model_name, corpus)
     for key, expected in card["scores"].items():
         assert scores.aggregate(key)[0] == pytest.approx(expected["value"], abs=0.5)

@@ -5,8 +5,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from cmp.data import procedural
-from cmp.data.procedural import SCENES, draw
+from cmp.embedded import drawn
+from cmp.embedded.drawn import SCENES, draw_scene
 
 # written down apart from the module's own table, as a reader would name them
 RGB = {
@@ -22,7 +22,7 @@ RGB = {
 def drawn(scene: str, per_class: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """`per_class` images of each class and their labels: int [N], RGB float [N, 3, 32, 32]."""
     labels = np.tile(np.arange(len(SCENES[scene])), per_class)
-    return labels, draw(scene, labels, np.random.default_rng(seed))[:, :3].astype(float)
+    return labels, draw_scene(scene, labels, np.random.default_rng(seed))[:, :3].astype(float)
 
 
 def foreground(images: np.ndarray) -> np.ndarray:
@@ -65,18 +65,18 @@ def test_class_names(scene, count, first, last):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_images_are_opaque_rgba_that_vary_within_a_class(scene):
-    images = draw(scene, np.zeros(5, int), np.random.default_rng(0))
+    images = draw_scene(scene, np.zeros(5, int), np.random.default_rng(0))
     assert (images.shape, images.dtype) == ((5, 4, 32, 32), np.uint8)
     assert (images[:, 3] == 255).all()
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 5
-    assert draw(scene, np.zeros(0, int), np.random.default_rng(0)).shape == (0, 4, 32, 32)
+    assert draw_scene(scene, np.zeros(0, int), np.random.default_rng(0)).shape == (0, 4, 32, 32)
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_seed_decides_the_images_and_chunks_do_not(scene, monkeypatch):
     _, images = drawn(scene, seed=1)
     assert not np.array_equal(images, drawn(scene, seed=2)[1])
-    monkeypatch.setattr(procedural, "_CHUNK", 7)
+    monkeypatch.setattr(drawn, "_CHUNK", 7)
     np.testing.assert_array_equal(images, drawn(scene, seed=1)[1])
 
 
@@ -111,7 +111,7 @@ def test_objects_stand_out_from_their_background(scene):
 def test_shapes_have_their_outline(shape, compactness):
     """Area squared over polar moment is greatest for a disc, and blind to size and rotation."""
     labels = np.repeat([k for k, name in enumerate(SCENES["shapes"]) if shape in name], 20)
-    images = draw("shapes", labels, np.random.default_rng(0))[:, :3].astype(float)
+    images = draw_scene("shapes", labels, np.random.default_rng(0))[:, :3].astype(float)
     contrast = np.linalg.norm(images - images[:, :, :1, :1], axis=1)
     cover = contrast / contrast.max((1, 2), keepdims=True)
     area = cover.sum((1, 2))
@@ -161,10 +161,10 @@ def test_counting_counts():
 
 def test_a_wrong_scene_is_answered_with_the_scenes():
     with pytest.raises(ValueError, match="shapes, sprites, solids, counting"):
-        draw("letters", np.zeros(1, int), np.random.default_rng(0))
+        draw_scene("letters", np.zeros(1, int), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("labels", [[-1], [8], [0.0], [[0]], 0, [True]])
 def test_a_wrong_label_is_refused(labels):
     with pytest.raises(ValueError, match=r"int \[N\] in 0\.\.7"):
-        draw("counting", np.array(labels), np.random.default_rng(0))
+        draw_scene("counting", np.array(labels), np.random.default_rng(0))

@@ -17,10 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.data import collection, filesets, looking, pictures
-from cmp.data.readers import rows, tars
-from cmp.data.readers.index import LARGEST
 from cmp.errors import CmpError
+from cmp.readers import collection, images, infer, tables, tars
+from cmp.readers.index import MAX_IMAGE_BYTES
+from cmp.readers.manifest import manifests
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def contents(index) -> list[bytes]:
 def test_a_folder_a_class(tmp_path):
     root = classes(tmp_path / "p")
     tree(root, {"oak/notes.txt": b"no picture", ".hidden/1.png": b"", "loose.png": picture()})
-    index = collection.read(fileset(prompt="a photo of a {}."), root)
+    index = collection.read_index(fileset(prompt="a photo of a {}."), root)
     assert index.classes == ["oak", "red fox", "snow goose"] and not index.faults
     assert len(index.table) == 18 and set(index.table["split"]) <= {"train", "validation", "test"}
     assert index.table["captions"][0] == ["a photo of a oak."]
@@ -50,11 +50,11 @@ def test_a_folder_a_class(tmp_path):
 
 def test_splits_stay_when_images_come_and_go(tmp_path):
     root = classes(tmp_path / "p", each=30)
-    before = collection.read(fileset(), root).table.set_index("source")["split"]
+    before = collection.read_index(fileset(), root).table.set_index("source")["split"]
     for path in list((root / "oak").iterdir())[:10]:
         path.unlink()
     tree(root, {"elm/1.png": picture(7)})
-    after = collection.read(fileset(), root).table.set_index("source")["split"]
+    after = collection.read_index(fileset(), root).table.set_index("source")["split"]
     both = before.index.intersection(after.index)
     assert len(both) == 80 and (before[both] == after[both]).all()
     shares = before.value_counts(normalize=True)
@@ -64,21 +64,21 @@ def test_splits_stay_when_images_come_and_go(tmp_path):
 def test_folders_of_splits(tmp_path):
     root = classes(tmp_path / "p", ["a", "b"], 2, "train/")
     classes(root, ["a", "b"], 1, "val/")
-    index = collection.read(fileset(), root)
+    index = collection.read_index(fileset(), root)
     assert index.counts() == {"classes": 2, "train": 4, "validation": 2, "test": 0}
-    assert collection.read(fileset(role="pool"), root).counts()["train"] == 4
+    assert collection.read_index(fileset(role="pool"), root).counts()["train"] == 4
     assert "val" not in index.classes
 
 
 def test_a_class_without_images_is_named(tmp_path):
     root = classes(tmp_path / "p")
     (root / "empty one").mkdir()
-    index = collection.read(fileset(), root)
+    index = collection.read_index(fileset(), root)
     assert kinds(index) == ["class without images: empty one"]
     with pytest.raises(CmpError, match=r"empty one.*faults: skip"):
-        collection.checked(index)
-    skipping = collection.read(fileset(faults="skip"), root)
-    assert len(collection.checked(skipping).table) == 18
+        collection.check_images(index)
+    skipping = collection.read_index(fileset(faults="skip"), root)
+    assert len(collection.check_images(skipping).table) == 18
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])
@@ -92,7 +92,7 @@ def test_csv_as_open_clip_takes_it(tmp_path, separator):
         }
     )
     frame.to_csv(path, sep=separator, index=False)
-    index = collection.read(fileset("csv", reader={"path": path.name}), tmp_path)
+    index = collection.read_index(fileset("csv", reader={"path": path.name}), tmp_path)
     assert not index.faults and index.dataset.task == "retrieval"
     assert index.table["captions"].tolist() == [["an oak, old"], ["NA"], ["a tree"]]
     assert index.classes == ["mine"]
@@ -105,7 +105,7 @@ def test_hostile_rows(tmp_path):
     texts = ["good", "x", "x", "  ", "x", "x", "x"]
     labels = ["oak", "oak", "oak", "oak", "oak", "", "oak"]
     frame = pd.DataFrame({"filepath": names, "title": texts, "label": labels})
-    index = rows.read_frame(fileset("frame", reader={"label": "label"}), frame, tmp_path)
+    index = tables.read_frame(fileset("frame", reader={"label": "label"}), frame, tmp_path)
     assert sorted(kinds(index)) == [
         "caption is empty: oak/1.png", "empty file: empty.png", "label is missing: oak/2.png",
         "missing file: a\0b", "missing file: nowhere.png", "missing file: row 4",
@@ -117,7 +117,7 @@ def test_captions_that_are_no_text(tmp_path):
     content = picture()
     captions = ["good", 7, None, ["one", "two"], [], ["fine", 3], float("nan"), b"bytes"]
     frame = pd.DataFrame({"filepath": [content] * 8, "title": pd.Series(captions, dtype=object)})
-    index = rows.read_frame(fileset("frame"), frame)
+    index = tables.read_frame(fileset("frame"), frame)
     assert index.table["captions"].tolist() == [["good"], ["one", "two"]]
     assert [fault.where for fault in index.faults] == [f"row {n}" for n in (1, 2, 4, 5, 6, 7)]
     assert contents(index) == [content, content]
@@ -126,10 +126,10 @@ def test_captions_that_are_no_text(tmp_path):
 def test_a_column_that_is_missing_is_named(tmp_path):
     frame = pd.DataFrame({"path": ["a.png"], "title": ["a"]})
     with pytest.raises(CmpError, match=r"reader\.image: no column 'filepath'; there are path"):
-        rows.read_frame(fileset("frame"), frame)
+        tables.read_frame(fileset("frame"), frame)
     chosen = fileset("frame", reader={"image": "path", "caption": None})
     with pytest.raises(CmpError, match="captions or of labels"):
-        rows.read_frame(chosen, frame)
+        tables.read_frame(chosen, frame)
 
 
 @pytest.mark.parametrize("form", ["paths", "bytes", "structs"])
@@ -144,7 +144,7 @@ def test_parquet(tmp_path, form):
     )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     reader = {"path": "*.parquet", "image": "image", "caption": "text", "split": "split"}
-    index = collection.read(fileset("parquet", reader=reader), tmp_path)
+    index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
     assert not index.faults and len(index.table) == 5
     assert index.table["split"].tolist()[:4] == ["train", "test"] * 2
     assert contents(index) == held
@@ -153,7 +153,7 @@ def test_parquet(tmp_path, form):
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"t\.parquet: cannot be read"):
-        collection.read(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
+        collection.read_index(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
 
 
 def test_tars(tmp_path):
@@ -163,7 +163,7 @@ def test_tars(tmp_path):
              ("x/3.seg.png", b)]  # fmt: skip
     tar(tmp_path / "s/0.tar", first)
     tar(tmp_path / "s/1.tar", [("x/1.png", b), ("x/1.txt", b"a wren"), ("x/1.cls", b"wren")])
-    index = collection.read(fileset("tars", reader={"path": "s/*.tar"}), tmp_path)
+    index = collection.read_index(fileset("tars", reader={"path": "s/*.tar"}), tmp_path)
     assert not index.faults and index.classes == ["fox", "owl", "wren"]
     assert index.table["captions"].tolist() == [["a fox"], ["an owl"], ["a wren"]]
     assert contents(index) == [a, b, b]
@@ -182,7 +182,7 @@ def test_hostile_tars(tmp_path):
                ("mute.png", picture()), ("odd.png", picture()), ("odd.txt", b"\xff\xfe"),
                ("bad.png", picture()), ("bad.json", b"[" * 5000)]  # fmt: skip
     tar(tmp_path / "t.tar", members)
-    index = collection.read(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
     assert index.table["source"].tolist() == ["t.tar/ok"]
     assert sorted(kinds(index)) == [
         "caption is empty: t.tar/bad", "caption is empty: t.tar/odd",
@@ -193,28 +193,30 @@ def test_hostile_tars(tmp_path):
         "member lies outside: t.tar: a/../../b.jpg",
     ]  # fmt: skip
     with pytest.raises(CmpError, match="10 faults"):
-        collection.checked(index)
+        collection.check_images(index)
 
 
 def test_a_tar_that_lies_about_its_sizes(tmp_path):
     huge = tarfile.TarInfo("huge.jpg")
-    huge.size = LARGEST + 1
+    huge.size = MAX_IMAGE_BYTES + 1
     (tmp_path / "t.tar").write_bytes(huge.tobuf())
-    os.truncate(tmp_path / "t.tar", LARGEST + 4096)  # takes no room on the disk
+    os.truncate(tmp_path / "t.tar", MAX_IMAGE_BYTES + 4096)  # takes no room on the disk
     chosen = fileset("tars", reader={"path": "t.tar"})
-    assert kinds(collection.read(chosen, tmp_path)) == ["member is too large: t.tar: huge.jpg"]
+    assert kinds(collection.read_index(chosen, tmp_path)) == [
+        "member is too large: t.tar: huge.jpg"
+    ]
     cut = tarfile.TarInfo("cut.jpg")
     cut.size = 1_000_000
     (tmp_path / "t.tar").write_bytes(cut.tobuf() + bytes(512))
     with pytest.raises(CmpError, match=r"t\.tar: cannot be read"):
-        collection.read(chosen, tmp_path)
+        collection.read_index(chosen, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["pipe:cat t.tar", "t.tar.gz", "*.none"])
 def test_pipes_and_compressed_tars_are_refused(tmp_path, path):
     tar(tmp_path / "t.tar.gz", [("a.png", picture()), ("a.txt", b"a")], "w:gz")
     with pytest.raises(CmpError, match=r"there is no|uncompressed tar"):
-        collection.read(fileset("tars", reader={"path": path}), tmp_path)
+        collection.read_index(fileset("tars", reader={"path": path}), tmp_path)
 
 
 def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
@@ -222,27 +224,27 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     good = (root / "oak/0.png").read_bytes()
     tree(root, {"oak/1.png": good[: len(good) // 2], "oak/2.png": b"<svg/>", "oak/3.png": b"%!PS"})
     with pytest.raises(CmpError, match=r"3 faults \(corrupt image: oak/1\.png, oak/2\.png"):
-        collection.checked(collection.read(fileset(), root))
-    kept = collection.checked(collection.read(fileset(faults="skip"), root))
+        collection.check_images(collection.read_index(fileset(), root))
+    kept = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert len(kept.table) == 15 and len(kept.faults) == 3
-    monkeypatch.setattr(pictures, "check", lambda content: pytest.fail("decoded again"))
-    again = collection.checked(collection.read(fileset(faults="skip"), root))
+    monkeypatch.setattr(images, "decode_error", lambda content: pytest.fail("decoded again"))
+    again = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert again.data_hash() == kept.data_hash()
 
 
 def test_an_image_that_unpacks_to_too_much(monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 1000)
-    assert "pixels" in pictures.check(picture())
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    assert "pixels" in images.decode_error(picture())
 
 
 def test_the_hash_is_of_names_sizes_and_texts(tmp_path):
     root = classes(tmp_path / "p")
-    first = collection.read(fileset(), root)
+    first = collection.read_index(fileset(), root)
     moved = classes(tmp_path / "q")
-    assert collection.read(fileset(), moved).data_hash() == first.data_hash()
-    assert collection.read(fileset(prompt="{}!"), root).data_hash() != first.data_hash()
+    assert collection.read_index(fileset(), moved).data_hash() == first.data_hash()
+    assert collection.read_index(fileset(prompt="{}!"), root).data_hash() != first.data_hash()
     (root / "oak/0.png").write_bytes(picture(3, size=(99, 99)))
-    assert collection.read(fileset(), root).data_hash() != first.data_hash()
+    assert collection.read_index(fileset(), root).data_hash() != first.data_hash()
 
 
 def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
@@ -251,7 +253,7 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
     frame = pd.DataFrame({"filepath": names, "title": [f"a thing, {n}" for n in range(100_000)]})
     frame.to_csv(tmp_path / "t.csv", index=False)
     started = time.process_time()
-    index = collection.read(fileset("csv", reader={"path": "t.csv"}), tmp_path)
+    index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), tmp_path)
     assert len(index.table) == 100_000 and not index.faults
     assert time.process_time() - started < 3
 
@@ -272,19 +274,19 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
     about = json.loads(fileset().model_dump_json(exclude_none=True)) | changes
     (tmp_path / "m.yaml").write_text(json.dumps(about))
     with pytest.raises(CmpError, match=rf"m\.yaml.*{words}"):
-        filesets.read_all(str(tmp_path))
+        manifests(str(tmp_path))
 
 
 def test_data_init_writes_what_data_check_passes(tmp_path):
     root = classes(tmp_path / "My pictures", each=10)
     shell = CliRunner().invoke(cli.app, ["data", "init", str(root)])
     assert shell.exit_code == 0 and "30 pictures of 3 classes" in shell.output
-    [(dataset, where)] = filesets.read_all(str(root))
+    [(dataset, where)] = manifests(str(root))
     assert dataset.name == "my-pictures" and dataset.beside == "embedded" and where == root
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
     assert checked.exit_code == 0 and "1 of 1 sets can be used" in checked.output
     with pytest.raises(CmpError, match="is there already"):
-        looking.write(root / "manifest.yaml", "")
+        infer.write_manifest(root / "manifest.yaml", "")
     (root / "oak/0.png").write_bytes(b"damaged")
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
     assert checked.exit_code == 1 and "corrupt image: oak/0.png" in checked.output
@@ -302,27 +304,27 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
         tar(tmp_path / "s.tar", [("a.png", picture()), ("a.txt", b"an a")])
     if form == "nothing":
         with pytest.raises(CmpError, match="1 pictures lie in no class's folder"):
-            looking.look(tmp_path)
+            infer.infer_manifest(tmp_path)
         return
-    path, text, _ = looking.look(tmp_path)
-    looking.write(path, text)
-    [(dataset, root)] = filesets.read_all(str(tmp_path))
-    index = collection.read(dataset, root)
+    path, text, _ = infer.infer_manifest(tmp_path)
+    infer.write_manifest(path, text)
+    [(dataset, root)] = manifests(str(tmp_path))
+    index = collection.read_index(dataset, root)
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
 
 
 def test_parts_and_middles():
     content = picture(5, size=(64, 40), kind="JPEG")
-    whole = pictures.centre(content, 20)
+    whole = images.centre_crop(content, 20)
     assert whole.shape == (3, 20, 20) and whole.dtype == np.uint8
-    left = pictures.part(content, 20, np.array([0.0, 0.0, 0.0, 0.0]))
-    right = pictures.part(content, 20, np.array([0.0, 0.0, 0.999, 0.999]))
+    left = images.random_crop(content, 20, np.array([0.0, 0.0, 0.0, 0.0]))
+    right = images.random_crop(content, 20, np.array([0.0, 0.0, 0.999, 0.999]))
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()
-    assert (pictures.part(content, 20, np.array([0.0] * 4)) == left).all()
+    assert (images.random_crop(content, 20, np.array([0.0] * 4)) == left).all()
 
 
 def test_what_is_transparent_lies_over_white():
     clear = np.zeros((8, 8, 4), np.uint8)
     file = io.BytesIO()
     Image.fromarray(clear, "RGBA").save(file, "PNG")
-    assert (pictures.centre(file.getvalue(), 8) == 255).all()
+    assert (images.centre_crop(file.getvalue(), 8) == 255).all()

@@ -6,13 +6,13 @@ import time
 
 import pytest
 from forked import small_config, small_corpus
+from lab import chapter_setup, chapters, run
 
-from cmp import config, studies
-from cmp.book import chapters, kernels, readings
-from cmp.data import corpus as corpora
+from cmp import checkpoints, config
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.paths import build_folder
-from cmp.runs import checkpoints, forecast, store, workers
+from cmp.experiments import forecast, store, studies, workers
+from cmp.files import build_folder
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 
@@ -27,8 +27,10 @@ def _corpus():
 def build(tmp_path, monkeypatch):
     """A build folder of the test's own, with the small corpus; every run is forecast at 7 s."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(corpora, "load", lambda *roles: small_corpus())
-    monkeypatch.setattr(forecast, "seconds", lambda configs, device: [7.0 for _ in configs])
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
+    monkeypatch.setattr(
+        forecast, "forecast_seconds", lambda configs, device: [7.0 for _ in configs]
+    )
     return tmp_path / "build"
 
 
@@ -40,45 +42,52 @@ def build(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_times_are_rounded_to_what_is_easily_said(seconds, words):
-    assert readings.rounded(seconds) == words
+    assert chapter_setup.round_time(seconds) == words
 
 
 def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_forecast(build):
     grid = [small_config(f"seed={seed}") for seed in range(3)]
-    assert readings.status(grid, []) == ("Stored: 0 of 3 live runs. To compute: 3, about 20 s.")
-    assert "To compute: 3, about 10 s." in readings.status(grid, [], jobs=2)
+    assert chapter_setup.run_status(grid, []) == (
+        "Stored: 0 of 3 live runs. To compute: 3, about 20 s."
+    )
+    assert "To compute: 3, about 10 s." in chapter_setup.run_status(grid, [], jobs=2)
     workers.run_one(grid[0])
-    text = readings.status([*grid, grid[0]], [])  # two settings may come to one run
-    took = store.about(store.identify(grid[0], small_corpus()))[0].provenance["seconds"]
+    text = chapter_setup.run_status([*grid, grid[0]], [])  # two settings may come to one run
+    took = store.load_record(store.run_id_of(grid[0], small_corpus()))[0].provenance["seconds"]
     assert text == (
-        f"Stored: 1 of 3 live runs, which took about {readings.rounded(took)}. "
+        f"Stored: 1 of 3 live runs, which took about {chapter_setup.round_time(took)}. "
         "To compute: 2, about 10 s."
     )
-    assert readings.status([*grid, grid[0]], []) == text
-    assert readings.status(grid[:1], []).endswith("To compute: none.")
-    assert readings.status([], grid) == "Computed at every reading and not stored: about 20 s."
+    assert chapter_setup.run_status([*grid, grid[0]], []) == text
+    assert chapter_setup.run_status(grid[:1], []).endswith("To compute: none.")
+    assert (
+        chapter_setup.run_status([], grid)
+        == "Computed at every reading and not stored: about 20 s."
+    )
 
 
 def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys):
-    study = studies.load("01")
-    live = readings.begin(dict(PARAMETERS), study)
+    study = studies.load_study("01")
+    live = chapter_setup.begin_chapter(dict(PARAMETERS), study)
     assert live == study.configs("quick", 2, live_only=True)
     assert capsys.readouterr().out == (
         "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about 10 s.\n"
     )
-    assert readings.begin(PARAMETERS | {"profile": "cpu"}, study) == study.configs("cpu", 2)
-    changed = readings.begin(dict(PARAMETERS), {"half": ["schedule.peak=0.0005"]})
+    assert chapter_setup.begin_chapter(PARAMETERS | {"profile": "cpu"}, study) == study.configs(
+        "cpu", 2
+    )
+    changed = chapter_setup.begin_chapter(dict(PARAMETERS), {"half": ["schedule.peak=0.0005"]})
     assert list(changed) == [("half", 0), ("half", 1)]
     tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])
     assert changed["half", 1] == config.parse(tree)
     capsys.readouterr()
-    assert readings.begin(dict(PARAMETERS), anew=[small_config()]) == {}
+    assert chapter_setup.begin_chapter(dict(PARAMETERS), anew=[small_config()]) == {}
     assert (
         "jobs 2. Computed at every reading and not stored: about 10 s." in capsys.readouterr().out
     )
     cell = "profile: str = 'quick'\nseeds: int = 2\njobs: int = 2\ndevice: str = 'cpu'"
     with pytest.raises(CmpError, match="-1 must be at least 1"):
-        readings.begin({"In": ["", cell], **PARAMETERS, "seeds": -1}, study)
+        chapter_setup.begin_chapter({"In": ["", cell], **PARAMETERS, "seeds": -1}, study)
 
 
 @pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
@@ -98,7 +107,7 @@ studies.compute(grid)"""
 async def interrupted(folder):
     """A kernel that computes a run, is interrupted after 50 steps, and asked again: what both cells
     sent, and the checkpoint between them."""
-    manager = kernels.manager()()
+    manager = run.kernel_manager()()
     await manager.start_kernel()
     client = manager.client()
     client.start_channels()
@@ -115,7 +124,7 @@ async def interrupted(folder):
         stopper = asyncio.create_task(stop())
         await client.execute_interactive(COMPUTE, timeout=2 * SECONDS, output_hook=sent.append)
         await stopper
-        state = checkpoints.latest(next(folder.iterdir()))[1]
+        state = checkpoints.latest_checkpoint(next(folder.iterdir()))[1]
         again = []
         reply = await client.execute_interactive(
             COMPUTE, timeout=2 * SECONDS, output_hook=again.append
@@ -138,5 +147,5 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     assert (state.progress.task, state.progress.step >= 50) == (0, True)
     assert reply["content"]["status"] == "ok"
     assert [each for each in again if each["msg_type"] == "error"] == []
-    assert [store.load(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
-    assert checkpoints.unfinished() == []
+    assert [store.load_run(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
+    assert checkpoints.unfinished_runs() == []

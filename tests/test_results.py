@@ -10,12 +10,12 @@ import pytest
 from forked import SETTINGS, small_config, small_corpus
 from typer.testing import CliRunner
 
-from cmp import cli, config, studies
-from cmp.data import corpus as corpora
+import cmp
+from cmp import NUMERICS, cli, config
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.paths import SHORT
-from cmp.runs import store, workers
-from cmp.studies import results
+from cmp.experiments import results, store, studies, workers
+from cmp.files import SHORT_ID
 
 invoke = CliRunner().invoke
 GRID = {
@@ -33,7 +33,7 @@ def computed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         small_corpus()
         prepare(patch, place)
-        for run_config in studies.load("77").configs("quick").values():
+        for run_config in studies.load_study("77").configs("quick").values():
             workers.run_one(run_config)
     return place
 
@@ -42,7 +42,7 @@ def prepare(patch, place):
     """Chapter 77 in a folder of its own, with small runs on the small corpus."""
     tree = config.override(config.profile("quick"), [*SETTINGS, "model.start=random"])
     patch.setitem(config.PROFILES, "quick", tree)
-    patch.setattr(corpora, "load", lambda *roles: small_corpus())
+    patch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
     patch.setattr(studies, "STUDIES", place)
     patch.setattr(results, "RESULTS", place / "results")
     patch.setenv("CMP_BUILD", str(place / "build"))
@@ -58,29 +58,31 @@ def place(computed, tmp_path, monkeypatch):
 
 
 def publish():
-    return results.publish(studies.load("77"), "quick")
+    return results.publish_study(studies.load_study("77"), "quick")
 
 
 def stored_runs():
-    return [store.load(run_id) for run_id in store.stored_ids()]
+    return [store.load_run(run_id) for run_id in store.stored_ids()]
 
 
 def test_what_is_published_is_what_was_collected(place):
     publish()
-    frame = results.published("77")
+    frame = results.published_metrics("77")
     assert list(frame["setting"].unique()) == ["z", "a", "same as z"]  # in the order of the grid
     keys = ["setting", "replicate", "task", "scope", "dataset"]
-    expected = studies.collect(studies.load("77").configs("quick")).set_index(keys)["score"]
+    expected = studies.collect_metrics(studies.load_study("77").configs("quick")).set_index(keys)[
+        "score"
+    ]
     assert frame.set_index(keys)["score"].sort_index().equals(expected.sort_index())
 
 
 def test_scores_of_the_validation_split_are_published_apart_from_all_others(place):
     grid = GRID | {"common": {"evaluation.split": "validation"}, "claims": []}
     (place / "77.yaml").write_text(json.dumps(grid))
-    for run_config in studies.load("77").configs("quick").values():
+    for run_config in studies.load_study("77").configs("quick").values():
         workers.run_one(run_config)
     publish()
-    frame = results.published("77")
+    frame = results.published_metrics("77")
     assert {json.loads(text)["evaluation"]["split"] for text in frame["config"]} == {"validation"}
     grid["settings"] = GRID["settings"] | {"test": {"evaluation.split": "test"}}
     (place / "77.yaml").write_text(json.dumps(grid))
@@ -99,7 +101,7 @@ def test_the_file_is_the_same_whatever_order_runs_came_in(place):
     assert len(again) == 4
     shutil.rmtree(place / "build" / "runs")
     for run in again:  # stored the other way round, their rows too
-        store.save(dataclasses.replace(run, metrics=run.metrics[::-1]))
+        store.save_run(dataclasses.replace(run, metrics=run.metrics[::-1]))
     assert publish().read_bytes() == content
     backwards = GRID | {"settings": dict(reversed(GRID["settings"].items()))}
     (place / "77.yaml").write_text(json.dumps(backwards))
@@ -110,13 +112,13 @@ def test_the_file_is_the_same_whatever_order_runs_came_in(place):
 def test_published_runs_that_are_not_in_the_store_are_taken_over(place, lost):
     content = publish().read_bytes()
     for run in stored_runs()[:lost]:
-        shutil.rmtree(store.folder(run.id))
+        shutil.rmtree(store.run_folder(run.id))
     assert publish().read_bytes() == content
 
 
 def test_missing_runs_are_counted_and_nothing_is_written(place):
     for run in stored_runs()[:3]:
-        shutil.rmtree(store.folder(run.id))
+        shutil.rmtree(store.run_folder(run.id))
     with pytest.raises(CmpError, match=r"study 77: 3 runs are missing"):
         publish()
     assert not (place / "results").exists()
@@ -127,21 +129,21 @@ def test_damaged_results_are_replaced_where_every_run_is_stored(place):
     content = path.read_bytes()
     path.write_bytes(content[:100])
     with pytest.raises(CmpError, match=r"77\.parquet: cannot be read"):
-        results.published("77")
+        results.published_metrics("77")
     assert publish().read_bytes() == content
 
 
 def test_results_of_another_numerics_are_stale(place, monkeypatch):
     publish()
-    stale = results.NUMERICS
-    monkeypatch.setattr(results, "NUMERICS", stale + 1)
-    monkeypatch.setattr(store, "NUMERICS", stale + 1)
-    words = f"chapter 77: of NUMERICS {stale}, but this is {stale + 1}; `cmp study 77 --publish`"
+    stale = NUMERICS
+    monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
+    monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
+    words = f"chapter 77: of NUMERICS {stale}, but this is {stale + 1}; `cmpt study 77 --publish`"
     with pytest.raises(CmpError, match=words):
-        results.published("77")
+        results.published_metrics("77")
     with pytest.raises(CmpError, match="4 runs are missing"):  # no stale run is taken over
         publish()
-    verdict = results.verify(results.runs_of("77")[0])
+    verdict = results.verify_published(results.published_runs("77")[0])
     assert (verdict.answer, "stale" in verdict.sentence) == ("different", True)
 
 
@@ -158,7 +160,7 @@ def test_a_file_that_grows_too_large_is_refused(place, monkeypatch):
 
 def test_published_runs_are_those_of_the_store(place):
     publish()
-    found = {run.id: run for run in results.runs_of("77")}
+    found = {run.id: run for run in results.published_runs("77")}
     assert found.keys() == {run.id for run in stored_runs()}
     for run in stored_runs():
         there = found[run.id]
@@ -171,10 +173,12 @@ def test_published_runs_are_those_of_the_store(place):
 
 def test_samples_are_drawn_anew_for_every_seed(place):
     publish()
-    everything = sorted(run.id for run in results.all_runs())
-    assert sorted(run.id for run in results.sample(9, 0)) == everything
-    assert [run.id for run in results.sample(2, 3)] == [run.id for run in results.sample(2, 3)]
-    assert len({results.sample(1, seed)[0].id for seed in range(30)}) == len(everything)
+    everything = sorted(run.id for run in results.all_published_runs())
+    assert sorted(run.id for run in results.sample_published(9, 0)) == everything
+    assert [run.id for run in results.sample_published(2, 3)] == [
+        run.id for run in results.sample_published(2, 3)
+    ]
+    assert len({results.sample_published(1, seed)[0].id for seed in range(30)}) == len(everything)
 
 
 def test_a_published_run_is_verified_to_the_bit_by_the_shell(place):
@@ -182,14 +186,14 @@ def test_a_published_run_is_verified_to_the_bit_by_the_shell(place):
     shutil.rmtree(place / "build")  # as one has it who has just cloned the repository
     result = invoke(cli.app, ["results", "verify", "--sample", "1"])
     assert result.exit_code == 0, result.output
-    [run] = results.sample(1, 0)
-    assert f"{run.id[:SHORT]}: bitwise equal: " in result.output
+    [run] = results.sample_published(1, 0)
+    assert f"{run.id[:SHORT_ID]}: bitwise equal: " in result.output
     assert f"{len(run.metrics)} scores and the final weights are equal" in result.output
 
 
 def tamper(path, change):
     """Change every row of the published run that is drawn first."""
-    [run] = results.sample(1, 0)
+    [run] = results.sample_published(1, 0)
     frame = pd.read_parquet(path)
     mine = frame.index[frame["run"] == run.id]
     change(frame, mine)
@@ -225,7 +229,7 @@ def test_what_was_tampered_with_is_found_and_named(place, change, words):
     result = invoke(cli.app, ["results", "verify"])
     assert result.exit_code == 1
     text = " ".join(result.output.split())
-    assert f"{run.id[:SHORT]}: different: " in text
+    assert f"{run.id[:SHORT_ID]}: different: " in text
     assert words in text
 
 
@@ -238,7 +242,7 @@ def test_results_whose_provenance_lacks_a_number_cannot_be_read(place, key):
 
     tamper(publish(), drop)
     with pytest.raises(CmpError, match=rf"77\.parquet: cannot be read \('{key}'\)"):
-        results.runs_of("77")
+        results.published_runs("77")
 
 
 def compared():
@@ -258,12 +262,12 @@ def test_runs_that_are_missing_or_differ_are_named_with_their_rows(place):
     row = (frame["run"] == other.id) & (frame["dataset"] == "shapes") & (frame["task"] == 2)
     frame.loc[row, "score"] += 30
     frame.to_parquet(path, index=False)
-    shutil.rmtree(store.folder(lost.id))
+    shutil.rmtree(store.run_folder(lost.id))
     result = compared()
     text = " ".join(result.output.split())
     assert result.exit_code == 1
-    assert f"{lost.id[:SHORT]}: missing: it is not in the store" in text
-    assert f"{other.id[:SHORT]}: different: " in text
+    assert f"{lost.id[:SHORT_ID]}: missing: it is not in the store" in text
+    assert f"{other.id[:SHORT_ID]}: different: " in text
     assert "after 2 tasks, subset: A_ZS: stored" in text
     assert text.count("moved -") == 1
     assert "2 bitwise equal" in text
@@ -294,4 +298,4 @@ def test_with_nothing_published_there_is_nothing_to_verify(place):
 
 def test_the_small_config_is_the_grids(place):
     """What the tests of this file rest on."""
-    assert studies.load("77").configs("quick")["z", 0] == small_config("model.start=random")
+    assert studies.load_study("77").configs("quick")["z", 0] == small_config("model.start=random")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from options import small
 
-from cmp import models, runs
+from cmp import checkpoints, models
+from cmp.checkpoints import CheckpointManager, RunState
 from cmp.errors import CmpError
-from cmp.runs import checkpoints, provenance, store, verification, workers
-from cmp.runs.checkpoints import Keeper, RunState
+from cmp.experiments import store, workers
+from cmp.runner import Observer, RunResult, execute, machine_differences, machine_record
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
@@ -37,9 +38,9 @@ class Memory:
         self.states[place] = dataclasses.replace(state, tensors=tensors)
 
 
-def same(one: runs.Result, other: runs.Result) -> bool:
+def same(one: RunResult, other: RunResult) -> bool:
     pd.testing.assert_frame_equal(one.metrics, other.metrics, check_exact=True)
-    return models.digest(one.model) == models.digest(other.model)
+    return models.weights_digest(one.model) == models.weights_digest(other.model)
 
 
 def equal(one: RunState, other: RunState) -> bool:
@@ -56,18 +57,20 @@ def equal(one: RunState, other: RunState) -> bool:
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
     """Anew, and through the disk from each kind of place; every later state, and the end."""
     chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
-    whole = runs.run(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, keeper=memory)
     for place in (None, FIRST, MIDDLE, BOUNDARY, END):
         torch.rand(7)  # the global stream must not matter
-        start = place and checkpoints.read(checkpoints.write(memory.states[place], tmp_path))
+        start = place and checkpoints.read_checkpoint(
+            checkpoints.write_checkpoint(memory.states[place], tmp_path)
+        )
         again = Memory(start)
-        assert same(runs.run(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, keeper=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
 def test_moments_are_carried_where_asked_for(corpus):
     memory = Memory()
-    runs.run(small("optimizer.carry=true"), corpus, keeper=memory)
+    execute(small("optimizer.carry=true"), corpus, keeper=memory)
     steps = {
         place: x.item()
         for place, state in memory.states.items()
@@ -80,8 +83,8 @@ def test_moments_are_carried_where_asked_for(corpus):
 def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     memory, scored = Memory(), {}
     settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
-    watch = runs.Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
-    result = runs.run(small(*settings), corpus, watch, keeper=memory)
+    watch = Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
+    result = execute(small(*settings), corpus, watch, keeper=memory)
     states = {place: weights_of(state.tensors) for place, state in memory.states.items()}
     assert states[0, 2] == scored[0, 1] == weights_of(memory.states[0, 2].tensors, "trunk/")
     assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
@@ -90,19 +93,19 @@ def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
 
 
 def digest_of(model):
-    return weights_of(checkpoints.tensors(model))
+    return weights_of(checkpoints.state_tensors(model))
 
 
 def weights_of(tensors, prefix=""):
-    found = checkpoints.below(tensors, f"{prefix}weights/")
+    found = checkpoints.strip_prefix(tensors, f"{prefix}weights/")
     return hashlib.sha256(b"".join(found[n].numpy().tobytes() for n in sorted(found))).hexdigest()
 
 
 def test_a_state_survives_the_disk(corpus, tmp_path):
     memory = Memory()
-    runs.run(small(), corpus, keeper=memory)
+    execute(small(), corpus, keeper=memory)
     for state in memory.states.values():
-        back = checkpoints.read(checkpoints.write(state, tmp_path))
+        back = checkpoints.read_checkpoint(checkpoints.write_checkpoint(state, tmp_path))
         assert back.progress == state.progress
         assert back.tensors.keys() == state.tensors.keys()
         assert all(torch.equal(back.tensors[name], x) for name, x in state.tensors.items())
@@ -114,30 +117,32 @@ def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     run = workers.run_one(small())
     assert store.is_stored(run.id)
-    assert checkpoints.unfinished() == []
-    assert not checkpoints.folder_of(run.id).exists()
+    assert checkpoints.unfinished_runs() == []
+    assert not checkpoints.checkpoint_folder(run.id).exists()
 
 
 def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with Keeper("e" * 64, every=1) as keeper:
-        runs.run(small(), corpus, keeper=keeper)
-        found = [path.name.split("-")[1:4:2] for path in checkpoints.candidates(keeper.folder)]
+    with CheckpointManager("e" * 64, every=1) as keeper:
+        execute(small(), corpus, keeper=keeper)
+        found = [
+            path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(keeper.folder)
+        ]
     assert found == [["2", "0"], ["1", "2"]]
 
 
 def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with Keeper("a" * 64) as keeper:
-        runs.run(small(), corpus, keeper=keeper)
+    with CheckpointManager("a" * 64) as keeper:
+        execute(small(), corpus, keeper=keeper)
     other = "a" * 12 + "b" * 52  # the same short id
-    with Keeper(other) as keeper, pytest.raises(CmpError, match="aaaa"):
+    with CheckpointManager(other) as keeper, pytest.raises(CmpError, match="aaaa"):
         keeper.load()
 
 
 def test_going_on_elsewhere_is_said_and_kept(corpus):
     memory = Memory()
-    whole = runs.run(small(), corpus, keeper=memory)
+    whole = execute(small(), corpus, keeper=memory)
     assert "began" not in whole.provenance
     state = memory.states[MIDDLE]
     machine = state.progress.machine | {"torch": "1.0"}
@@ -145,7 +150,7 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
         state, progress=dataclasses.replace(state.progress, machine=machine)
     )
     with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
-        again = runs.run(small(), corpus, keeper=Memory(state))
+        again = execute(small(), corpus, keeper=Memory(state))
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds
 
@@ -154,8 +159,8 @@ def test_evaluation_does_not_move_training(corpus):
     losses = {}
     for subset in (1, 3):
         found = losses[subset] = []
-        hook = runs.Observer(step=lambda task, step, loss, model, f=found: f.append(loss))
-        runs.run(small(f"evaluation.subset={subset}"), corpus, hook)
+        hook = Observer(step=lambda task, step, loss, model, f=found: f.append(loss))
+        execute(small(f"evaluation.subset={subset}"), corpus, hook)
     assert torch.equal(torch.stack(losses[1]), torch.stack(losses[3]))
 
 
@@ -166,7 +171,7 @@ def stored(corpus, tmp_path, monkeypatch):
 
 
 def test_a_stored_run_is_verified_to_the_bit(stored, corpus):
-    verdict = verification.verify(stored, corpus)
+    verdict = store.verify_run(stored, corpus)
     assert verdict.answer == "bitwise equal", verdict.sentence
 
 
@@ -175,27 +180,27 @@ def test_a_changed_score_is_found_and_named(stored):
     place = changed.index[changed["role"] == "adapt"][3]
     changed.loc[place, "score"] += 0.01
     row = changed.loc[place]
-    here = verification.compare(changed, stored.metrics, True, "")
+    here = store.compare_metrics(changed, stored.metrics, True, "")
     assert here.answer == "different"
     for word in (row["dataset"], f"after {row['task']} tasks"):
         assert word in here.sentence
-    elsewhere = verification.compare(changed, stored.metrics, False, "torch 1 and 2")
+    elsewhere = store.compare_metrics(changed, stored.metrics, False, "torch 1 and 2")
     assert elsewhere.answer == "within tolerance"
     changed.loc[changed["role"] == "adapt", "score"] += 5
-    assert verification.compare(changed, stored.metrics, False, "torch").answer == "different"
+    assert store.compare_metrics(changed, stored.metrics, False, "torch").answer == "different"
 
 
 @pytest.mark.parametrize("elsewhere", ["", "torch 1 and 2"])
 def test_missing_scores_and_other_weights_are_different(stored, elsewhere):
     part = stored.metrics.iloc[:-1]
-    assert verification.compare(stored.metrics, part, True, elsewhere).answer == "different"
-    assert verification.compare(part, stored.metrics, True, elsewhere).answer == "different"
-    only_weights = verification.compare(stored.metrics, stored.metrics, False, "")
+    assert store.compare_metrics(stored.metrics, part, True, elsewhere).answer == "different"
+    assert store.compare_metrics(part, stored.metrics, True, elsewhere).answer == "different"
+    only_weights = store.compare_metrics(stored.metrics, stored.metrics, False, "")
     assert only_weights.answer == "different"
     assert "weights" in only_weights.sentence
 
 
 def test_where_two_processes_differ():
-    here = provenance.here()
-    assert provenance.differences(here, here) == ""
-    assert provenance.differences(here | {"threads": 7}, here) == f"threads 7 and {here['threads']}"
+    here = machine_record()
+    assert machine_differences(here, here) == ""
+    assert machine_differences(here | {"threads": 7}, here) == f"threads 7 and {here['threads']}"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, runs, studies
+from cmp import cli, config, mixtures, runner
 from cmp.errors import CmpError
-from cmp.paths import SHORT
-from cmp.runs import store, workers
-from cmp.studies import results
+from cmp.experiments import results, store, studies, workers
+from cmp.files import SHORT_ID
+from cmp.runner import execute, joint_training
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 
@@ -34,7 +34,7 @@ def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
     first = workers.run_one(small())
     assert first.metrics["task"].tolist() == sorted(first.metrics["task"])
     assert set(first.metrics["task"]) == {0, 1, 2}
-    monkeypatch.setattr(runs, "run", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("computed again"))
     again = workers.run_one(small())
     assert again.id == first.id
     assert again.config == small()
@@ -43,7 +43,7 @@ def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
 
 
 def test_the_same_config_gives_the_same_numbers(corpus):
-    one, two = runs.run(small(), corpus), runs.run(small(), corpus)
+    one, two = execute(small(), corpus), execute(small(), corpus)
     pd.testing.assert_frame_equal(one.metrics, two.metrics)
     pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -52,10 +52,10 @@ def test_the_same_config_gives_the_same_numbers(corpus):
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
     result = CliRunner().invoke(cli.app, ["run", "quick", *SMALL])
     assert result.exit_code == 0, result.output
-    run_id = store.identify(small(), corpus)
-    by_shell = store.load(run_id)
-    assert run_id[:SHORT] in result.output
-    fresh = runs.run(small(), corpus).metrics
+    run_id = store.run_id_of(small(), corpus)
+    by_shell = store.load_run(run_id)
+    assert run_id[:SHORT_ID] in result.output
+    fresh = execute(small(), corpus).metrics
     pd.testing.assert_frame_equal(by_shell.metrics, fresh)
 
 
@@ -88,7 +88,7 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "merging.decay": [0.9, "merging.policy=step-ema"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
-    for method, keys in config.OF_METHODS.items():
+    for method, keys in config.METHOD_SETTINGS.items():
         for key, value in keys.items():
             changed = special[key] if key in special else value / 2 if value < 2 else value + 1
             other[f"method.{key}"] = [changed, f"method.name={method}"]
@@ -100,21 +100,21 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         plain = value + 1 if type(value) is int else value
         plain = plain / 2 if isinstance(plain, float) else plain
         changed, *companions = other.get(key, [names[0] if key in config.choices() else plain])
-        ids.add(store.identify(small(f"{key}={json.dumps(changed)}", *companions), corpus))
+        ids.add(store.run_id_of(small(f"{key}={json.dumps(changed)}", *companions), corpus))
         asked += 1
-    assert store.identify(base, corpus) not in ids
+    assert store.run_id_of(base, corpus) not in ids
     assert len(ids) == asked > 30
 
 
 def test_other_data_are_another_run(corpus):
     hashes = corpus.hashes | {"new-flags": "0"}
-    assert store.identify(small(), corpus) != store.identify(
+    assert store.run_id_of(small(), corpus) != store.run_id_of(
         small(), dataclasses.replace(corpus, hashes=hashes)
     )
 
 
 def test_joint_training_is_one_task_of_all_classes_and_as_many_steps(corpus):
-    joint = runs.joint(small())
+    joint = joint_training(small())
     [pools] = mixtures.task_pools(joint, corpus)
     assert joint.training.steps == 6
     assert len(pools.update) == sum(
@@ -137,7 +137,7 @@ def test_the_buffer_holds_all_earlier_updates(corpus):
 
 
 def test_full_tests_are_scored_at_both_ends(corpus):
-    metrics = runs.run(small("evaluation.full=true"), corpus).metrics
+    metrics = execute(small("evaluation.full=true"), corpus).metrics
     assert set(metrics[metrics["scope"] == "full"]["task"]) == {0, 2}
     assert set(metrics[metrics["scope"] == "subset"]["task"]) == {0, 1, 2}
 
@@ -148,7 +148,7 @@ def test_full_tests_are_scored_at_both_ends(corpus):
         (["stream.tasks=5000"], ["stream.tasks", "5000"]),
         (["mixture.update=0.9"], ["mixture", "must be 1"]),
         (["training.batchsize=3"], ["training.batchsize", "training.batch"]),
-        (["seed=99"], ["99", "cmp pretrain"]),
+        (["seed=99"], ["99", "cmpt pretrain"]),
         (["training.batch=5000"], ["training.batch", "5000", "the largest that fits"]),
     ],
 )
@@ -162,7 +162,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, setting
 
 def test_results_are_listed_shown_and_exported(corpus, build):
     run = workers.run_one(small())
-    short = run.id[:SHORT]
+    short = run.id[:SHORT_ID]
     invoke = CliRunner().invoke
     assert short in invoke(cli.app, ["results", "ls"]).output
     shown = invoke(cli.app, ["results", "show", short[:6]]).output
@@ -178,9 +178,9 @@ def test_results_are_listed_shown_and_exported(corpus, build):
 @pytest.mark.parametrize("damage", ["{", '{"id": 3}', ""])
 def test_a_damaged_run_is_named(corpus, build, damage):
     run = workers.run_one(small())
-    (store.folder(run.id) / "run.json").write_text(damage)
-    with pytest.raises(CmpError, match=run.id[:SHORT]):
-        store.load(run.id)
+    (store.run_folder(run.id) / "run.json").write_text(damage)
+    with pytest.raises(CmpError, match=run.id[:SHORT_ID]):
+        store.load_run(run.id)
 
 
 GRID = """
@@ -201,7 +201,7 @@ def write_grid(tmp_path, monkeypatch):
 
     def write(text=GRID):
         (tmp_path / "77.yaml").write_text(text)
-        return studies.load("77")
+        return studies.load_study("77")
 
     return write
 
@@ -246,14 +246,14 @@ def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, 
     monkeypatch.setattr(results, "RESULTS", build / "results")
     study = write_grid()
     with pytest.raises(CmpError, match="6 runs"):
-        results.publish(study, "quick")
+        results.publish_study(study, "quick")
     for run_config in study.configs("quick").values():
         workers.run_one(run_config)
-    assert studies.missing(list(study.configs("quick").values())) == []
-    results.publish(study, "quick")
-    frame = results.published("77")
+    assert studies.missing_runs(list(study.configs("quick").values())) == []
+    results.publish_study(study, "quick")
+    frame = results.published_metrics("77")
     assert list(frame["setting"].unique()) == ["a", "b", "joint"]
-    expected = studies.collect(study.configs("quick"))
+    expected = studies.collect_metrics(study.configs("quick"))
     assert len(frame) == len(expected)
     assert frame["score"].sum() == pytest.approx(expected["score"].sum())
     trajectory = store.trajectory(frame)

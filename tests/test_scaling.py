@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import analyses
+from lab.explorers import scale
+from lab.figures import methods
 
-from cmp import budgets, claims, config, models, pretraining, studies, widgets
-from cmp.analyses import scaling
-from cmp.budgets.catalogue import catalogue
-from cmp.claims import AGGREGATES
-from cmp.models import quantization
-from cmp.plots import scaling as plot_scaling
+from cmp import budgets, config, models
+from cmp.embedded import models as embedded_models
+from cmp.experiments import pretraining, studies
+from cmp.experiments.claims import AGGREGATES, setting_means
+from cmp.experiments.paper import model_catalogue
 from tests.test_widgets import parts_of
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}
@@ -28,23 +30,23 @@ def test_the_family_has_the_sizes_that_it_says(name):
 
 
 def test_the_sibling_of_tiny_s_size_is_tiny():
-    one, other = (models.create(name).state_dict() for name in ("tiny", "tiny-one"))
+    one, other = (models.create_model(name).state_dict() for name in ("tiny", "tiny-one"))
     assert one.keys() == other.keys()
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 def test_compute_is_told_in_runs_of_the_profile():
     run_config = config.parse(config.profile("cpu"))
-    assert scaling.compute(run_config) == scaling.unit()
+    assert analyses.run_compute(run_config) == analyses.compute_unit()
     tree = config.override(config.profile("cpu"), ["stream.tasks=16", "training.steps=80"])
-    assert scaling.compute(config.parse(tree)) == pytest.approx(4 * scaling.unit())
+    assert analyses.run_compute(config.parse(tree)) == pytest.approx(4 * analyses.compute_unit())
     under = ["method.name=lora", "training.budget=1.0"]
-    found = scaling.compute(config.parse(config.override(config.profile("cpu"), under)))
-    assert 0.98 * scaling.unit() < found <= scaling.unit()
+    found = analyses.run_compute(config.parse(config.override(config.profile("cpu"), under)))
+    assert 0.98 * analyses.compute_unit() < found <= analyses.compute_unit()
 
 
 def test_costs_of_the_chapter_s_settings():
-    costs = scaling.costs(studies.load("05"))
+    costs = analyses.setting_costs(studies.load_study("05"))
     for name, row in costs.iterrows():
         times = [float(word[:-1]) for word in name.split(", ") if word.endswith("x")] or [1.0]
         assert row["compute"] == pytest.approx(times[0], rel=0.025), name
@@ -60,9 +62,9 @@ def test_means_have_intervals():
         for task in (0, 2)
     ]
     frame = pd.DataFrame(rows)
-    assert claims.means(frame).loc["a", "GM"] == 21
-    assert claims.means(frame, "change").loc["a", "GM"] == 20
-    assert claims.means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert setting_means(frame).loc["a", "GM"] == 21
+    assert setting_means(frame, "change").loc["a", "GM"] == 20
+    assert setting_means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
 def test_agreement_is_held_against_what_replicates_say_of_each_other():
@@ -71,13 +73,13 @@ def test_agreement_is_held_against_what_replicates_say_of_each_other():
     scores |= {name.replace("tiny", "other"): [10 * x for x in v] for name, v in scores.items()}
     one = pd.DataFrame(scores, dtype=float)
     table = pd.concat(dict.fromkeys(AGGREGATES, one), axis=1)
-    found = scaling.agreements(table, "tiny", ["other"])
+    found = analyses.rank_agreements(table, "tiny", ["other"])
     assert found.loc["other", "GM"] == found.loc["other", "GM lowest"] == 1
     assert found.loc["tiny, other replicates", "A_KA"] == -1
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():
-    found = catalogue(("ViT-B-32", "ViT-B-16"))
+    found = model_catalogue(("ViT-B-32", "ViT-B-16"))
     row = found.loc["ViT-B-16"]
     assert row["parameters"] == pytest.approx(149.6, abs=0.1)
     assert row["GFLOPs"] == pytest.approx(123.0, abs=0.1)
@@ -96,8 +98,8 @@ def test_eight_bits_lose_half_a_scale_at_most(seed, size):
         "bias": torch.randn(5, generator=generator),
         "scalar": torch.tensor(2.5),
     }
-    found = quantization.quantized(weights)
-    back = quantization.dequantized(found)
+    found = embedded_models.quantize(weights)
+    back = embedded_models.dequantize(found)
     assert back.keys() == weights.keys()
     assert found["matrix"].dtype == found["kernel"].dtype == torch.int8
     for name, x in weights.items():
@@ -109,21 +111,21 @@ def test_eight_bits_lose_half_a_scale_at_most(seed, size):
 
 
 def test_eight_bits_are_read_as_they_were_stored(tmp_path):
-    model = models.create("tiny-half", 3)
+    model = models.create_model("tiny-half", 3)
     path = tmp_path / "weights.safetensors"
     models.save_weights(model, path, torch.int8)
     models.load_weights(model, path)
-    first = models.digest(model)
+    first = models.weights_digest(model)
     models.save_weights(model, path, torch.int8)
     models.load_weights(model, path)
-    assert models.digest(model) == first  # 8 bits of 8 bits are the same
+    assert models.weights_digest(model) == first  # 8 bits of 8 bits are the same
     assert path.stat().st_size < 1.1 * sum(p.numel() for p in model.parameters())
 
 
 def test_lengths_are_those_of_the_cards():
-    found = pretraining.lengths()
+    found = pretraining.pretraining_lengths()
     ships = found[found["ships"]].set_index("model")
-    assert set(ships.index) == set(models.EMBEDDED)
+    assert set(ships.index) == set(models.family_names())
     for name in SIZES:
         rows = found[found["model"] == name]
         assert len(rows) >= 2
@@ -135,7 +137,7 @@ def test_curves_draw_a_line_a_group_and_ticks_at_the_values():
     points = pd.DataFrame(
         {"group": ["a", "a", "b"], "x": [1, 2, 1], "y": [3.0, 4, 5], "y half": [1.0, np.nan, 1]}
     )
-    figure = plot_scaling.curves(points, "x", {"y": "Score (%)"}, "Compute")
+    figure = methods.scaling_curves(points, "x", {"y": "Score (%)"}, "Compute")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
     assert {text.get_text() for text in axes.texts} == {"a", "b"}
@@ -144,7 +146,7 @@ def test_curves_draw_a_line_a_group_and_ticks_at_the_values():
 
 def test_rankings_put_the_best_on_top():
     scores = pd.DataFrame({"tiny": [3.0, 1, 2], "vit": [1.0, 2, 3]}, index=["a", "b", "c"])
-    (axes,) = plot_scaling.rankings(scores, "GM").axes
+    (axes,) = methods.rank_figure(scores, "GM").axes
     lines = [line.get_ydata().tolist() for line in axes.lines]
     assert lines == [[1, 3], [3, 2], [2, 1]]
     bottom, top = axes.get_ylim()
@@ -157,7 +159,7 @@ def invented():
     rows = [
         {"setting": name, "replicate": r, "task": task, "scope": "full"}
         | dict.fromkeys(AGGREGATES, 20.0 + task * (place + r))
-        for place, name in enumerate(studies.load("05").settings)
+        for place, name in enumerate(studies.load_study("05").settings)
         for r in range(3)
         for task in (0, 1)
     ]
@@ -165,8 +167,10 @@ def invented():
 
 
 def test_sweeps_hold_what_they_vary_and_nothing_else():
-    costs = scaling.costs(studies.load("05"))
-    sizes, steps, updates = (f(costs) for f in (scaling.sizes, scaling.steps, scaling.updates))
+    costs = analyses.setting_costs(studies.load_study("05"))
+    sizes, steps, updates = (
+        f(costs) for f in (analyses.size_rows, analyses.step_rows, analyses.update_rows)
+    )
     assert set(sizes["group"]) == set(SIZES)
     assert sizes["updates"].nunique() == 1
     assert set(steps["group"]) == set(updates["group"]) == {"full", "ema", "lora"}
@@ -178,7 +182,7 @@ def test_sweeps_hold_what_they_vary_and_nothing_else():
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_scale_explorer_answers_each_question(invented):
     controls, _, sentence, picture, *_ = parts_of(
-        widgets.scale_explorer(studies.load("05"), invented)
+        scale.scale_explorer(studies.load_study("05"), invented)
     )
     assert "tiny-quad, 4x, 40 steps in each of 8 updates" in sentence.value
     before = bytes(picture.value)

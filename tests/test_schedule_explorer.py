@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.explorers import schedule, view
+from lab.figures import inputs
 from matplotlib.figure import Figure
 
-from cmp import config, schedules, widgets
+from cmp import config, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.plots import inputs as plot_inputs
-from cmp.widgets import schedule, settings, view
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 MORE = {
@@ -25,7 +25,7 @@ PAIRS = [
     (name, meta)
     for name in schedules.CURVES
     for meta in schedules.METAS
-    if config.BASES.get(meta, name) == name and (name != "infinite" or meta == "none")
+    if config.META_CURVES.get(meta, name) == name and (name != "infinite" or meta == "none")
 ]
 LABELS = {
     "name": "Schedule", "meta": "Meta schedule", "peak": "Peak", "tasks": "Tasks T",
@@ -39,7 +39,9 @@ class Explorer:
     """An explorer's controls and buttons by key or text, and what it shows."""
 
     def __init__(self, published=None):
-        box, self.sentence, self.picture, self.below = widgets.schedule_explorer(published).children
+        box, self.sentence, self.picture, self.below = schedule.schedule_explorer(
+            published
+        ).children
         found = {each.description: each for each in box.children}
         self.controls = {key: found.pop(text) for key, text in LABELS.items()}
         self.buttons = found
@@ -55,9 +57,9 @@ class Explorer:
 @pytest.fixture
 def drawn(monkeypatch):
     """The curves of every figure of learning rates that is drawn, in order."""
-    found, original = [], plot_inputs.learning_rates
+    found, original = [], inputs.learning_rates
     monkeypatch.setattr(
-        plot_inputs, "learning_rates", lambda curves: found.append(curves) or original(curves)
+        inputs, "learning_rates", lambda curves: found.append(curves) or original(curves)
     )
     return found
 
@@ -80,21 +82,21 @@ def published(**changes):
 
 def test_used_is_what_the_config_says():
     base = {"warmup", "warmup_steps"}
-    assert settings.used("constant", "none") == set()
-    assert settings.used("cosine", "geometric") == base | {"decay"}
-    assert settings.used("linear", "free") == base | {"peaks"}
+    assert schedule.used_settings("constant", "none") == set()
+    assert schedule.used_settings("cosine", "geometric") == base | {"decay"}
+    assert schedule.used_settings("linear", "free") == base | {"peaks"}
     cooled = base | {"cooldown", "cooldown_steps"}
-    assert settings.used("rsqrt", "rsqrt") == cooled | {"shift"}
-    assert settings.used("infinite", "none") == cooled | {"level"}
+    assert schedule.used_settings("rsqrt", "rsqrt") == cooled | {"shift"}
+    assert schedule.used_settings("infinite", "none") == cooled | {"level"}
 
 
 @pytest.mark.parametrize(("name", "meta"), PAIRS)
 def test_a_setting_has_what_its_schedule_uses_and_nothing_else(name, meta):
-    run = settings.setting(name, meta, 4e-4, 3, 10, **MORE)
-    used = {key: MORE[key] for key in MORE if key in settings.used(name, meta)}
+    run = schedule.schedule_run(name, meta, 4e-4, 3, 10, **MORE)
+    used = {key: MORE[key] for key in MORE if key in schedule.used_settings(name, meta)}
     assert run.schedule == Schedule(name, meta, 4e-4, **used)
     assert (run.stream.tasks, run.training.steps) == (3, 10)
-    found = settings.rates(run)
+    found = schedule.schedule_rates(run)
     assert found.shape == (3, 10)
     assert found[2, 4] == schedules.learning_rate(run.schedule, 10, 2, 4)
 
@@ -115,26 +117,26 @@ def test_a_setting_has_what_its_schedule_uses_and_nothing_else(name, meta):
 def test_what_config_refuses_is_refused_in_its_words(values, words):
     usual = {"name": "cosine", "meta": "none", "peak": 1e-3, "tasks": 8, "steps": 40}
     with pytest.raises(CmpError) as error:
-        settings.setting(**usual | values)
+        schedule.schedule_run(**usual | values)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_numbers():
-    assert settings.numbers(" 1, 0.5 .25,") == (1.0, 0.5, 0.25)
-    assert settings.numbers("") == ()
+    assert schedule.schedule_numbers(" 1, 0.5 .25,") == (1.0, 0.5, 0.25)
+    assert schedule.schedule_numbers("") == ()
     with pytest.raises(CmpError, match="'1; 2': expected numbers, such as"):
-        settings.numbers("1; 2")
+        schedule.schedule_numbers("1; 2")
 
 
 def test_sentence_and_means_by_hand():
-    run = settings.setting("constant", "geometric", 1e-3, 2, 4, decay=0.5)
-    found = settings.rates(run)
-    assert settings.sentence(run, found) == (
+    run = schedule.schedule_run("constant", "geometric", 1e-3, 2, 4, decay=0.5)
+    found = schedule.schedule_rates(run)
+    assert schedule.schedule_sentence(run, found) == (
         "Mean rate 0.00075 = 0.75 of the peak 0.001, over 2 tasks x 4 steps; "
         "path length (the sum of all rates) 0.006."
     )
-    table = settings.means({"a": found, "b": np.full((1, 2), 5e-4)}, 1e-3)
+    table = schedule.stored_means({"a": found, "b": np.full((1, 2), 5e-4)}, 1e-3)
     assert table.columns.tolist() == [1, 2, "stream", "path length"]
     assert table.loc["a"].tolist() == ["1.00", "0.50", "0.75", "0.006"]
     assert table.loc["b"].tolist() == ["0.50", "", "0.50", "0.001"]
@@ -142,12 +144,12 @@ def test_sentence_and_means_by_hand():
 
 def test_distance_by_hand():
     one = np.array([1.0, 1.0])
-    assert settings.distance(one, one) == 0
-    assert settings.distance(one, 2 * one) == pytest.approx(np.log(2))
-    assert settings.distance(one, np.array([1.0, np.e])) == pytest.approx(np.sqrt(0.5))
-    assert settings.distance(one, np.ones(3)) == np.inf
-    assert settings.distance(np.zeros(2), np.zeros(2)) == 0
-    assert np.isfinite(settings.distance(one, np.zeros(2)))
+    assert schedule.schedule_distance(one, one) == 0
+    assert schedule.schedule_distance(one, 2 * one) == pytest.approx(np.log(2))
+    assert schedule.schedule_distance(one, np.array([1.0, np.e])) == pytest.approx(np.sqrt(0.5))
+    assert schedule.schedule_distance(one, np.ones(3)) == np.inf
+    assert schedule.schedule_distance(np.zeros(2), np.zeros(2)) == 0
+    assert np.isfinite(schedule.schedule_distance(one, np.zeros(2)))
 
 
 SHARES = st.integers(0, 9).map(lambda twentieths: twentieths / 20)  # two fit into a task
@@ -161,16 +163,18 @@ VALUES = {
 
 @given(st.sampled_from(PAIRS), st.fixed_dictionaries(VALUES))
 def test_copied_arguments_make_the_same_run(pair, values):
-    run = settings.setting(*pair, **values)
-    arguments = shlex.split(" ".join(settings.assignments(run)))
+    run = schedule.schedule_run(*pair, **values)
+    arguments = shlex.split(" ".join(schedule.assignments(run)))
     assert config.parse(config.override(config.profile("cpu"), arguments)) == run
     assert {argument.partition("=")[0] for argument in arguments} == set(run.changes())
 
 
 def test_copied_arguments_are_short():
-    assert settings.assignments(config.RunConfig()) == []
-    run = settings.setting("rsqrt", "free", 4e-5, 2, 40, warmup=0.1, cooldown=0.5, peaks=(1, 0.5))
-    assert settings.assignments(run) == [
+    assert schedule.assignments(config.RunConfig()) == []
+    run = schedule.schedule_run(
+        "rsqrt", "free", 4e-5, 2, 40, warmup=0.1, cooldown=0.5, peaks=(1, 0.5)
+    )
+    assert schedule.assignments(run) == [
         "stream.tasks=2",
         "schedule.name=rsqrt",
         "schedule.meta=free",
@@ -185,22 +189,24 @@ def test_nearest_runs():
         **{"half": {"peak": 0.0005}, "carried": {"optimizer.carry": "true"}, "cosine": {}},
         **{"meta": {"meta": "cosine"}, "short": {"stream.tasks": 4}, "tenth": {"peak": 0.0001}},
     )
-    run = settings.setting("cosine", "none", 1e-3, 8, 40)
-    table = settings.nearest(run, settings.stored(frame), count=4)
+    run = schedule.schedule_run("cosine", "none", 1e-3, 8, 40)
+    table = schedule.nearest_schedules(run, schedule.stored_schedules(frame), count=4)
     assert table["setting"].tolist() == ["cosine", "carried", "half", "meta"]
     assert table["distance"].tolist()[:3] == ["0.00", "0.00", "0.69"]
     assert table["differs also in"].tolist() == ["", "optimizer.carry=True", "", ""]
     assert table["A_KA (%)"].tolist() == ["32.0", "31.0", "30.0", "33.0"]
     assert table["A_ZS (%)"].tolist() == ["42.0", "41.0", "40.0", "43.0"]
-    shorter = settings.setting("cosine", "none", 1e-3, 4, 40)
-    assert settings.nearest(shorter, settings.stored(frame))["setting"].tolist() == ["short"]
+    shorter = schedule.schedule_run("cosine", "none", 1e-3, 4, 40)
+    assert schedule.nearest_schedules(shorter, schedule.stored_schedules(frame))[
+        "setting"
+    ].tolist() == ["short"]
     with pytest.raises(CmpError, match="published: no column config"):
-        settings.stored(frame.drop(columns="config"))
+        schedule.stored_schedules(frame.drop(columns="config"))
 
 
 def test_runs_without_a_full_test_are_scored_on_the_subset():
     frame = published(cosine={}).query("scope == 'subset'")
-    (stored,) = settings.stored(frame)
+    (stored,) = schedule.stored_schedules(frame)
     assert (stored.A_KA, stored.A_ZS) == (60.0, 70.0)
 
 
@@ -209,10 +215,10 @@ def test_the_first_picture_is_that_of_the_defaults(drawn):
     run = config.RunConfig()
     ((label, rates),) = drawn[0].items()
     assert label == "cosine, peak 0.001"
-    assert rates.tolist() == schedules.rates(run.schedule, 8, 40).tolist()
+    assert rates.tolist() == schedules.learning_rates(run.schedule, 8, 40).tolist()
     assert bytes(explorer.picture.value).startswith(b"\x89PNG")
     assert "over 8 tasks x 40 steps" in explorer.sentence.value
-    assert "cmp run cpu</pre>" in explorer.below.value
+    assert "cmpt run cpu</pre>" in explorer.below.value
     assert "stored run" not in explorer.below.value
 
 
@@ -247,17 +253,19 @@ def test_every_control_draws_again(key, drawn):
 
 def test_controls_are_on_where_the_schedule_uses_them(monkeypatch):
     monkeypatch.setattr(view, "png", lambda figure: b"")
-    monkeypatch.setattr(plot_inputs, "learning_rates", lambda curves: None)
+    monkeypatch.setattr(inputs, "learning_rates", lambda curves: None)
     explorer = Explorer()
     for name, meta in PAIRS:
         explorer.set(name=name, meta=meta)
-        used = settings.used(name, meta) & set(LABELS)
+        used = schedule.used_settings(name, meta) & set(LABELS)
         assert explorer.enabled() == {"name", "meta", "peak", "tasks", "steps"} | used
         assert "Refused" not in explorer.sentence.value
 
 
 def test_every_key_of_a_schedule_has_a_control():
-    keys = {key for key in config.OF_NAMES | config.OF_METAS if not key.endswith("_steps")}
+    keys = {
+        key for key in config.CURVE_SETTINGS | config.META_SETTINGS if not key.endswith("_steps")
+    }
     assert keys <= set(Explorer().controls)
 
 
@@ -286,7 +294,7 @@ def test_a_held_setting_is_compared_with_until_it_is_let_go(drawn):
     assert list(drawn[-1]) == ["cosine, meta cosine, peak 0.0005", "held: cosine, peak 0.0005"]
     now, held = drawn[-1].values()
     assert (now.shape, held.shape) == ((4, 40), (8, 40))
-    assert held.tolist() == schedules.rates(Schedule(peak=5e-4), 8, 40).tolist()
+    assert held.tolist() == schedules.learning_rates(Schedule(peak=5e-4), 8, 40).tolist()
     assert "held: cosine" in explorer.below.value
     hold.click()
     assert list(drawn[-1])[1] == "held: cosine, meta cosine, peak 0.0005"
@@ -306,7 +314,7 @@ def test_stored_runs_are_listed_below():
 
 
 def test_the_still_shows_every_curve_and_every_meta_schedule():
-    figure = widgets.schedule_still()
+    figure = schedule.schedule_still()
     assert isinstance(figure, Figure)
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
     assert titles[: len(schedules.CURVES)] == list(schedules.CURVES)

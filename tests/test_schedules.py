@@ -17,8 +17,8 @@ from cmp.errors import CmpError
 FIELDS = get_type_hints(Schedule)
 PLAIN = [name for name in schedules.CURVES if name != "infinite"]
 PAIRS = [
-    *itertools.product(PLAIN, set(schedules.METAS) - set(config.BASES)),
-    *[(name, meta) for meta, name in config.BASES.items()],
+    *itertools.product(PLAIN, set(schedules.METAS) - set(config.META_CURVES)),
+    *[(name, meta) for meta, name in config.META_CURVES.items()],
     ("infinite", "none"),
 ]
 TASKS = 4
@@ -31,9 +31,9 @@ def any_schedule(draw, pairs=tuple(PAIRS)):
     """A valid schedule and the steps of a task."""
     name, meta = draw(st.sampled_from(pairs))
     steps, given_ = draw(lengths), {}
-    if name in config.WARMED:
+    if name in config._WITH_WARMUP:
         given_["warmup"] = draw(shares)
-    if name in config.COOLED:
+    if name in config._WITH_COOLDOWN:
         given_["cooldown"] = draw(st.floats(0, 1 - given_["warmup"]))
     if name == "rsqrt":
         given_["shift"] = draw(st.integers(0, 50))
@@ -56,7 +56,7 @@ def test_the_names_of_the_config_are_those_of_the_tables():
 @given(any_schedule())
 def test_finite_never_negative_never_above_the_peak(case):
     schedule, steps = case
-    rates = schedules.rates(schedule, TASKS, steps)
+    rates = schedules.learning_rates(schedule, TASKS, steps)
     assert rates.shape == (TASKS, steps)
     assert np.isfinite(rates).all()
     assert (rates >= 0).all()
@@ -66,7 +66,7 @@ def test_finite_never_negative_never_above_the_peak(case):
 @given(any_schedule(), st.integers(0, TASKS - 1))
 def test_the_warmup_is_a_line_and_nothing_rises_after_it(case, task):
     schedule, steps = case
-    rates = schedules.rates(schedule, TASKS, steps)[task]
+    rates = schedules.learning_rates(schedule, TASKS, steps)[task]
     warmup, _ = schedule.durations(steps)
     if schedule.name == "infinite" and task:
         warmup = 0
@@ -89,7 +89,7 @@ LAST = {
 @given(st.sampled_from(list(schedules.CURVES)), st.integers(8, 200), st.integers(0, TASKS - 1))
 def test_the_last_step_is_what_the_definition_says(name, steps, task):
     schedule = Schedule(name)
-    last = schedules.multiple(schedule, steps, task, steps - 1)
+    last = schedules.relative_rate(schedule, steps, task, steps - 1)
     assert last == pytest.approx(LAST[name](steps, *schedule.durations(steps)), abs=1e-12)
 
 
@@ -110,7 +110,7 @@ def test_a_step_is_the_same_asked_directly_or_reached_by_running(case, task):
 
 def usual(name, meta, **more):
     """A schedule of tenths where it has durations."""
-    kinds = [("warmup", config.WARMED), ("cooldown", config.COOLED)]
+    kinds = [("warmup", config._WITH_WARMUP), ("cooldown", config._WITH_COOLDOWN)]
     tenths = {kind: 0.1 for kind, names in kinds if name in names}
     peaks = {"peaks": (1.0, 0.5, 0.25, 0.125)} if meta == "free" else {}
     return Schedule(name, meta, 1.0, **tenths, **peaks, **more)
@@ -118,25 +118,25 @@ def usual(name, meta, **more):
 
 @pytest.mark.parametrize(("name", "meta"), PAIRS)
 def test_continuous_inside_a_task(name, meta):
-    rates = schedules.rates(usual(name, meta), TASKS, 2000)
+    rates = schedules.learning_rates(usual(name, meta), TASKS, 2000)
     steepest = math.sqrt(1 / 200) if name == "wsd-sqrt" else 1 / 199  # the first step of a cooldown
     assert np.abs(np.diff(rates, axis=1)).max() <= steepest + 1e-9
 
 
 def test_infinite_is_continuous_across_tasks_and_ends_each_in_a_branch():
     schedule = usual("infinite", "none", level=0.4)
-    steps, kept = 2000, schedules.branch(schedule, 2000)
+    steps, kept = 2000, schedules.branch_step(schedule, 2000)
     assert kept == 1800
-    rates = schedules.rates(schedule, TASKS, steps)
+    rates = schedules.learning_rates(schedule, TASKS, steps)
     trunk = rates[:, :kept].ravel()
     assert np.abs(np.diff(trunk)).max() <= 1 / 199
     assert trunk[199] == 1
     assert trunk[kept:] == pytest.approx(0.4)
     assert (rates[:, kept] == pytest.approx(0.4)) and (np.diff(rates[:, kept:]) < 0).all()
     assert rates[:, -1] == pytest.approx(0.4 / 200)
-    assert {schedules.branch(usual(*pair), steps) for pair in PAIRS if pair[0] != "infinite"} == {
-        None
-    }
+    assert {
+        schedules.branch_step(usual(*pair), steps) for pair in PAIRS if pair[0] != "infinite"
+    } == {None}
 
 
 N, W = 1420, 142
@@ -153,7 +153,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("pair", "peaks"), PUBLISHED)
 def test_peaks_as_published(pair, peaks):
-    rates = schedules.rates(usual(*pair), 3, N)
+    rates = schedules.learning_rates(usual(*pair), 3, N)
     assert rates.max(axis=1) == pytest.approx(peaks, abs=1.5e-3)
     assert rates[:, W - 1] == pytest.approx(rates.max(axis=1))
 
@@ -183,12 +183,12 @@ def reference_rsqrt(t, n):
     ("name", "reference"), [("cosine", reference_cosine), ("rsqrt", reference_rsqrt)]
 )
 def test_the_reference_recurrences(name, reference):
-    found = schedules.rates(usual(name, name), TASKS, N)
+    found = schedules.learning_rates(usual(name, name), TASKS, N)
     assert found == pytest.approx(np.array([[reference(t, n) for n in range(N)] for t in range(4)]))
 
 
 def test_dynamic_is_one_cosine_stretched_over_the_tasks_so_far():
-    found = schedules.rates(usual("cosine", "cosine-dynamic"), TASKS, N)
+    found = schedules.learning_rates(usual("cosine", "cosine-dynamic"), TASKS, N)
     for t in range(TASKS):
         place = np.arange(N)[W:] + t * N + 1 - W * (t + 1)
         curve = (1 + np.cos(np.pi * place / ((t + 1) * (N - W)))) / 2
@@ -196,16 +196,18 @@ def test_dynamic_is_one_cosine_stretched_over_the_tasks_so_far():
 
 
 def test_recovered_is_one_decay_over_the_stream():
-    found = schedules.rates(usual("rsqrt", "rsqrt-recovered"), TASKS, N)[:, W : N - W]
+    found = schedules.learning_rates(usual("rsqrt", "rsqrt-recovered"), TASKS, N)[:, W : N - W]
     assert (np.diff(found.ravel()) <= 0).all()
     counted = np.arange(TASKS * (N - 2 * W)) + W
     assert found.ravel() == pytest.approx(1e-3 + (1 - 1e-3) * np.sqrt(W / counted))
 
 
 def test_a_shift_goes_on_where_so_many_steps_of_decay_end():
-    whole = schedules.rates(Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0), 1, 300)[0]
+    whole = schedules.learning_rates(
+        Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0), 1, 300
+    )[0]
     later = Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0, shift=200)
-    assert schedules.rates(later, 1, 100)[0, 10:] == pytest.approx(whole[210:300])
+    assert schedules.learning_rates(later, 1, 100)[0, 10:] == pytest.approx(whole[210:300])
 
 
 def test_tables_by_hand():
@@ -220,10 +222,10 @@ def test_tables_by_hand():
         (Schedule("cosine", peak=1.0, warmup_steps=3), [1 / 3, 2 / 3, 1, 0.5005, 0.001]),
         (Schedule("constant", "geometric", 0.5), [0.5] * 5),
     ):
-        assert schedules.rates(schedule, 1, 5)[0] == pytest.approx(expected)
-    geometric = schedules.rates(Schedule("constant", "geometric", 1.0, decay=0.5), 4, 2)
+        assert schedules.learning_rates(schedule, 1, 5)[0] == pytest.approx(expected)
+    geometric = schedules.learning_rates(Schedule("constant", "geometric", 1.0, decay=0.5), 4, 2)
     assert geometric.tolist() == [[1, 1], [0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
-    free = schedules.rates(Schedule("constant", "free", 2.0, peaks=(1.0, 0.0, 0.5)), 3, 1)
+    free = schedules.learning_rates(Schedule("constant", "free", 2.0, peaks=(1.0, 0.0, 0.5)), 3, 1)
     assert free.ravel().tolist() == [2, 0, 1]
 
 
@@ -237,7 +239,7 @@ def test_the_adapter_keeps_the_rates_of_groups():
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 0.025])
 
 
-@given(st.sampled_from(config.COOLED), lengths, shares, shares)
+@given(st.sampled_from(config._WITH_COOLDOWN), lengths, shares, shares)
 def test_durations_fit_into_the_task_or_are_refused(name, steps, warmup, cooldown):
     schedule = Schedule(name, warmup=warmup, cooldown=cooldown)
     try:

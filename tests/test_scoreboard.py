@@ -3,15 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from lab import chapters, scoreboard
+from lab.figures import verdicts
+from lab.scoreboard import Contrast, Ground, Guideline
 
-from cmp import claims, studies
-from cmp.analyses import scoreboard
-from cmp.analyses.scoreboard import Contrast, Ground, Guideline
-from cmp.book import chapters
-from cmp.claims import REFUTED, SUPPORTED, UNDECIDED
 from cmp.errors import CmpError
-from cmp.plots import scoreboard as plot_scoreboard
-from cmp.studies import results
+from cmp.experiments import results, studies
+from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED, claims_of
 
 CHAPTERS = ("01", "02", "03", "04", "05", "06", "07")
 NETWORKS = ("tiny", "tiny-half", "tiny-double", "tiny-quad", "tiny-vit")
@@ -23,7 +21,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def guidelines():
-    return scoreboard.load()
+    return scoreboard.load_guidelines()
 
 
 def transfer(shift, replicates=3):
@@ -46,7 +44,7 @@ def test_every_claim_of_the_book_is_on_the_scoreboard_once(guidelines):
     made = [
         (chapter, claim.name)
         for chapter in CHAPTERS
-        for claim in claims.of(studies.load(chapter))
+        for claim in claims_of(studies.load_study(chapter))
         if claim.kind != "ranks"
     ]
     shown = [(ground.study, ground.claim) for each in guidelines for ground in each.claims]
@@ -62,7 +60,7 @@ def test_figures_that_decide_stand_in_their_chapters(guidelines):
 
 
 def test_contrasts_are_of_settings_that_every_network_has(guidelines):
-    there = studies.load(scoreboard.TRANSFER).settings
+    there = studies.load_study(scoreboard.TRANSFER).settings
     for each in guidelines:
         for contrast in each.across:
             for network in NETWORKS:
@@ -72,34 +70,37 @@ def test_contrasts_are_of_settings_that_every_network_has(guidelines):
 
 
 def test_verdicts_are_those_of_the_chapters(guidelines):
-    verdicts = scoreboard.judged(guidelines)
-    rows = scoreboard.table(guidelines, verdicts).set_index(["study", "claim"])
+    verdicts = scoreboard.judge_guidelines(guidelines)
+    rows = scoreboard.claims_table(guidelines, verdicts).set_index(["study", "claim"])
     assert rows.loc[("03", "merging keeps"), "verdict"] == SUPPORTED
     assert rows.loc[("03", "merging keeps"), "estimate"] == pytest.approx(5.06, abs=0.01)
     assert rows.loc[("04", "meta-cosine beats lower"), "embarrassed"] == scoreboard.DID
-    assert rows.loc[("03", "merging beats a lower rate, adaptation"), "embarrassed"] == (
-        scoreboard.DID_NOT
+    assert (
+        rows.loc[("03", "merging beats a lower rate, adaptation"), "embarrassed"]
+        == scoreboard.DID_NOT
     )
     assert rows.loc[("06", "easy first ends where random does"), "embarrassed"] == scoreboard.OPEN
 
 
 def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
     chosen = [each for each in guidelines if each.name == "Merging"]
-    before = scoreboard.table(chosen, scoreboard.judged(chosen)).set_index("claim")
-    stored = results.published
+    before = scoreboard.claims_table(chosen, scoreboard.judge_guidelines(chosen)).set_index("claim")
+    stored = results.published_metrics
 
     def changed(chapter):
         frame = stored(chapter).copy()
         frame.loc[(frame["setting"] == "EMA") & (frame["role"] == "eval"), "score"] -= 12
         return frame
 
-    monkeypatch.setattr(results, "published", changed)
-    rows = scoreboard.table(chosen, scoreboard.judged(chosen))
+    monkeypatch.setattr(results, "published_metrics", changed)
+    rows = scoreboard.claims_table(chosen, scoreboard.judge_guidelines(chosen))
     after = rows.set_index("claim")
     assert before.loc["merging keeps", "verdict"] == SUPPORTED
     assert after.loc["merging keeps", "verdict"] == REFUTED
     words = [
-        scoreboard.overview(chosen, each, scoreboard.across(chosen, None)).loc["Merging"]
+        scoreboard.guideline_overview(chosen, each, scoreboard.across_networks(chosen, None)).loc[
+            "Merging"
+        ]
         for each in (before.reset_index(), rows)
     ]
     assert words[0]["claims here"] != words[1]["claims here"]
@@ -107,35 +108,33 @@ def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
 
 def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    assert scoreboard.judged(guidelines) == {}
-    assert scoreboard.transfer() is None
-    rows = scoreboard.table(guidelines, {})
+    assert scoreboard.judge_guidelines(guidelines) == {}
+    assert scoreboard.transfer_trajectory() is None
+    rows = scoreboard.claims_table(guidelines, {})
     assert set(rows["verdict"]) == {scoreboard.UNPUBLISHED}
     assert set(rows.loc[rows["rival"] != "", "embarrassed"]) == {scoreboard.OPEN}
-    networks = scoreboard.across(guidelines, scoreboard.transfer())
-    words = scoreboard.overview(guidelines, rows, networks)
+    networks = scoreboard.across_networks(guidelines, scoreboard.transfer_trajectory())
+    words = scoreboard.guideline_overview(guidelines, rows, networks)
     assert words.loc["Methods", "claims here"] == "6 not published yet"
     assert words.loc["Methods", "across sizes and architectures"] == (
         "study 05-transfer is not published yet"
     )
     assert words.loc["Order", "across sizes and architectures"] == "not repeated on other networks"
     assert set(words["where we differ, most likely because"]) == {""}
-    plot_scoreboard.board(rows)
-    assert "Study 05-transfer is not published yet." in (
-        plot_scoreboard.matrix(networks).get_supxlabel()
-    )
+    verdicts.board(rows)
+    assert "Study 05-transfer is not published yet." in (verdicts.matrix(networks).get_supxlabel())
 
 
 def test_a_damaged_study_is_no_unpublished_one(guidelines, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     (tmp_path / "03.parquet").write_bytes(b"?")
     with pytest.raises(CmpError, match=r"03\.parquet: cannot be read"):
-        scoreboard.judged(guidelines)
+        scoreboard.judge_guidelines(guidelines)
 
 
 def test_contrasts_hold_on_each_network_by_its_interval_else_by_its_sign(guidelines):
     shift = {"tiny": 4.0, "tiny-half": -4.0}
-    networks = scoreboard.across(guidelines, transfer(shift))
+    networks = scoreboard.across_networks(guidelines, transfer(shift))
     rows = networks[networks["contrast"] == "EMA − full, A_ZS higher"].set_index("network")
     assert rows.loc["tiny", "held"] == "clearly"
     assert rows.loc["tiny-half", "held"] == "clearly against"
@@ -143,11 +142,11 @@ def test_contrasts_hold_on_each_network_by_its_interval_else_by_its_sign(guideli
     lower = networks[networks["contrast"] == "LoRA − full, A_KA lower"]
     assert set(lower["held"]) == {"clearly"}
     assert (lower["difference"] == -2).all()
-    one = scoreboard.across(guidelines, transfer(shift, replicates=1))
+    one = scoreboard.across_networks(guidelines, transfer(shift, replicates=1))
     one = one[one["contrast"] == "EMA − full, A_ZS higher"].set_index("network")["held"]
     assert list(one[["tiny", "tiny-half"]]) == ["by sign", "against by sign"]
-    table = scoreboard.table(guidelines, {})
-    words = scoreboard.overview(guidelines, table, networks)
+    table = scoreboard.claims_table(guidelines, {})
+    words = scoreboard.guideline_overview(guidelines, table, networks)
     column = words["across sizes and architectures"]
     assert "EMA − full, A_ZS higher: 1 of 5, 1 clearly" in column["Merging"]
     assert "LoRA − full, A_KA lower: 5 of 5, 5 clearly" in column["Methods"]
@@ -178,7 +177,7 @@ def test_guidelines_are_read_strictly(tmp_path, text, words):
     path = tmp_path / "guidelines.yaml"
     path.write_text(text)
     with pytest.raises(CmpError, match=words):
-        scoreboard.load(path)
+        scoreboard.load_guidelines(path)
 
 
 def test_a_claim_that_no_study_makes_is_refused():
@@ -186,21 +185,21 @@ def test_a_claim_that_no_study_makes_is_refused():
     with pytest.raises(
         CmpError, match=r"study 01 claims no 'no such claim'; it claims replay keeps"
     ):
-        scoreboard.table([guideline], {})
+        scoreboard.claims_table([guideline], {})
 
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_figures_show_every_claim_and_every_network(guidelines):
-    rows = scoreboard.table(guidelines, scoreboard.judged(guidelines))
-    axes = plot_scoreboard.board(rows).axes[0]
+    rows = scoreboard.claims_table(guidelines, scoreboard.judge_guidelines(guidelines))
+    axes = verdicts.board(rows).axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert set(rows["claim"]) | {each.name for each in guidelines} == set(labels)
     said = [text.get_text() for text in axes.texts]
     assert [said.count(each) for each in (SUPPORTED, REFUTED)] == [
         (rows["verdict"] == each).sum() for each in (SUPPORTED, REFUTED)
     ]
-    networks = scoreboard.across(guidelines, transfer({"tiny": 4.0}))
-    axes = plot_scoreboard.matrix(networks).axes[0]
+    networks = scoreboard.across_networks(guidelines, transfer({"tiny": 4.0}))
+    axes = verdicts.matrix(networks).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == list(NETWORKS)
     assert len(axes.texts) == len(networks)
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cmp import config, mixtures, models, runs, studies
-from cmp.paths import build_folder
-from cmp.runs import store
+from cmp import config, mixtures, models
+from cmp.data import augment
+from cmp.experiments import store, studies
+from cmp.files import build_folder
+from cmp.runner import execute
 from cmp.seeds import torch_generator
-from cmp.steps import images
 
 SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
 
@@ -36,9 +37,7 @@ def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
     [one, two] = (batches(small(f"seeds.augment={seed}"), corpus) for seed in (0, 1))
     for task, (a, b) in enumerate(zip(one, two, strict=True)):
         np.testing.assert_array_equal(a.rows, b.rows)
-        seen = [
-            images.augmented(a.images, torch_generator("augment", seed, task, 0)) for seed in (0, 1)
-        ]
+        seen = [augment(a.images, torch_generator("augment", seed, task, 0)) for seed in (0, 1)]
         assert not torch.equal(*seen)
 
 
@@ -48,13 +47,17 @@ def test_the_stream_seed_moves_the_tasks_and_no_weight(corpus):
         [set(pool.update) for pool in mixtures.task_pools(each, corpus)] for each in (one, two)
     ]
     assert all(a != b for a, b in zip(*tasks, strict=True))
-    starts = [models.digest(models.load(each.model, each.seeds.init)) for each in (one, two)]
+    starts = [
+        models.weights_digest(models.load_model(each.model, each.seeds.init)) for each in (one, two)
+    ]
     assert starts[0] == starts[1]
 
 
 def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
     one, two = (small(f"seeds.init={seed}") for seed in (0, 1))
-    starts = [models.digest(models.load(each.model, each.seeds.init)) for each in (one, two)]
+    starts = [
+        models.weights_digest(models.load_model(each.model, each.seeds.init)) for each in (one, two)
+    ]
     assert starts[0] != starts[1]
     for a, b in zip(batches(one, corpus), batches(two, corpus), strict=True):
         np.testing.assert_array_equal(a.rows, b.rows)
@@ -63,10 +66,10 @@ def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_is_the_same_in_any_process(corpus, tmp_path, monkeypatch, jobs):
     configs = [small("seed=0"), small("seed=1")]
-    here = [models.digest(runs.run(each, corpus).model) for each in configs]
+    here = [models.weights_digest(execute(each, corpus).model) for each in configs]
     assert here[0] != here[1]
     (tmp_path / "data").symlink_to(build_folder() / "data")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    studies.compute(configs, jobs)
-    ids = [store.identify(each, corpus) for each in configs]
-    assert [store.load(run_id).weights for run_id in ids] == here
+    studies.compute_runs(configs, jobs)
+    ids = [store.run_id_of(each, corpus) for each in configs]
+    assert [store.load_run(run_id).weights for run_id in ids] == here

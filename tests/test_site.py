@@ -12,16 +12,14 @@ from pathlib import Path
 
 import pytest
 import sample_book
+from lab import analyses, chapters, site, static_explorers
+from lab.explorers import schedule
+from lab.figures import idea
 
-from cmp.analyses import surfaces
-from cmp.book import answers, chapters, site
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
-from cmp.paths import ROOT
-from cmp.plots import idea as plot_idea
-from cmp.studies import results
-from cmp.widgets import settings
+from cmp.experiments import results
+from cmp.files import parse_yaml, project_folder
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
 
@@ -64,7 +62,7 @@ class Texts(html.parser.HTMLParser):
 
 def listed() -> list[str]:
     """The files that myst.yml's toc names, in order."""
-    toc = parse_yaml((ROOT / "myst.yml").read_text())["project"]["toc"]
+    toc = parse_yaml((project_folder() / "myst.yml").read_text())["project"]["toc"]
     every = [each for entry in toc for each in (entry, *entry.get("children", ()))]
     return [each["file"] for each in every if "file" in each]
 
@@ -120,7 +118,7 @@ def test_a_terms_first_use_in_the_book_links_to_its_definition(pages):
 
 
 def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
-    assert site.dangling(pages) == []
+    assert site.dangling_links(pages) == []
     for page in pages.rglob("index.html"):
         assert not re.findall(r'(?:src|<link[^>]+href)="(https?:[^"]*)', page.read_text())
 
@@ -131,11 +129,11 @@ def test_dangling_links_are_found(tmp_path):
     text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
     (tmp_path / "index.html").write_text(text)
     (tmp_path / "b" / "index.html").write_text('<p id="there">')
-    assert site.dangling(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
+    assert site.dangling_links(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
 
 
 def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
-    folder = site.build(sample_book.write(tmp_path))
+    folder = site.build_pages(sample_book.write(tmp_path))
     text = (folder / "index.html").read_text()
     for part in (
         'role="tablist"', '<details class="box solution', 'class="box exercise', 'class="katex',
@@ -163,7 +161,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
 def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
     with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
-        site.build(tmp_path)
+        site.build_pages(tmp_path)
 
 
 def test_parts_of_a_package_are_placed(tmp_path):
@@ -173,7 +171,7 @@ def test_parts_of_a_package_are_placed(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(name)
             file.addfile(info, io.BytesIO(name.encode()))
-    site.place(
+    site.copy_parts(
         archive, {"package/a.js": "x/a.js", "package/fonts/": "x/fonts/"}, tmp_path / "theme"
     )
     found = {p.relative_to(tmp_path / "theme").as_posix() for p in tmp_path.rglob("theme/**/*.*")}
@@ -181,40 +179,42 @@ def test_parts_of_a_package_are_placed(tmp_path):
 
 
 def test_figures_have_captions():
-    found = site.captions()
+    found = site.figure_captions()
     assert found["plots.plane"].startswith("A_KA against A_ZS")
     assert all(words.endswith(".") and "\n" not in words for words in found.values())
 
 
 def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
-    drawn = plot_idea.write(tmp_path / "idea.svg")
-    assert drawn.read_bytes() == plot_idea.PICTURE.read_bytes(), "run: cmp site --picture"
+    drawn = idea.write(tmp_path / "idea.svg")
+    assert drawn.read_bytes() == idea.PICTURE.read_bytes(), "run: cmpt site --picture"
 
 
 def test_the_mixture_table_says_what_the_surface_says():
-    table = answers.mixtures()
-    found = surfaces.surface(results.published("07"), "thirds")
+    table = static_explorers.mixture_table()
+    found = analyses.surface(results.published_metrics("07"), "thirds")
     expected = found.predict(Mixture(0.25, 0.5, 0.25)).round(1)
     assert table["points"]["0.250/0.500/0.250"]["scores"] == expected.to_numpy().tolist()
     for pool in range(21):
         for update in range(21 - pool):
             shares = [pool / 20, update / 20, (20 - pool - update) / 20]
-            assert answers.key(shares) in table["points"]
+            assert static_explorers.shares_key(shares) in table["points"]
     for each in table["stored"]:
-        nearest, far = table["points"][answers.key(each["shares"])]["near"][0]
+        nearest, far = table["points"][static_explorers.shares_key(each["shares"])]["near"][0]
         assert (table["stored"][nearest]["name"], far) == (each["name"], 0)
 
 
 def test_the_schedule_table_says_what_the_schedules_say():
-    table = answers.rates()
+    table = static_explorers.schedule_table()
     curves = {(each["name"], each["meta"]): each for each in table["curves"]}
     assert ("infinite", "none") in curves and ("infinite", "cosine") not in curves
     peak = table["peaks"].index(0.001)
-    run = settings.setting("rsqrt", "rsqrt", 0.001, 8, table["steps"])
+    run = schedule.schedule_run("rsqrt", "rsqrt", 0.001, 8, table["steps"])
     shares = curves["rsqrt", "rsqrt"]["lengths"]["8"]
     assert [share * 0.001 for share in shares] == pytest.approx(
-        settings.rates(run).ravel(), rel=1e-3
+        schedule.schedule_rates(run).ravel(), rel=1e-3
     )
-    near = settings.nearest(run, settings.stored(results.published("04")), 5)
+    near = schedule.nearest_schedules(
+        run, schedule.stored_schedules(results.published_metrics("04")), 5
+    )
     names = [table["stored"][place]["name"] for place, _ in curves["rsqrt", "rsqrt"]["near"][peak]]
     assert names == list(near["setting"])

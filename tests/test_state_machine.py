@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cmp import evaluation, models, runs
+from cmp import checkpoints, evaluation, models
+from cmp.checkpoints import CheckpointManager
 from cmp.errors import Interrupted
-from cmp.runs import checkpoints
-from cmp.runs.checkpoints import Keeper
+from cmp.runner import Observer, execute
 
 TOTAL = TASKS * STEPS
 
@@ -29,11 +29,13 @@ class Killed(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def table():
     """Before all: the digests of one run's weights after 0, 1, ... `TOTAL` steps, its metrics."""
-    digests = [models.digest(models.load(small_config().model, 0))]
-    observer = runs.Observer(lambda task, step, loss, model: digests.append(models.digest(model)))
-    metrics = runs.run(small_config(), small_corpus(), observer).metrics
+    digests = [models.weights_digest(models.load_model(small_config().model, 0))]
+    observer = Observer(
+        lambda task, step, loss, model: digests.append(models.weights_digest(model))
+    )
+    metrics = execute(small_config(), small_corpus(), observer).metrics
     assert len(set(digests)) == TOTAL + 1
-    Life.digests, Life.metrics, Life.model = digests, metrics, models.create("tiny")
+    Life.digests, Life.metrics, Life.model = digests, metrics, models.create_model("tiny")
 
 
 def count(position):
@@ -58,7 +60,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.patch, self.place = pytest.MonkeyPatch(), tempfile.TemporaryDirectory()
         self.patch.setenv("CMP_BUILD", self.place.name)
-        self.folder = checkpoints.folder_of(small_id())
+        self.folder = checkpoints.checkpoint_folder(small_id())
         self.kept, self.damaged = [], 0
 
     def teardown(self):
@@ -73,10 +75,10 @@ class Life(RuleBasedStateMachine):
 
     def sit(self, after_step=lambda done: None):
         """Go on from the last checkpoint; `after_step` gets the number of steps done."""
-        observer = runs.Observer(lambda task, step, *_: after_step(count((task, step + 1))))
-        with Keeper(small_id(), every=1) as keeper, warnings.catch_warnings():
+        observer = Observer(lambda task, step, *_: after_step(count((task, step + 1))))
+        with CheckpointManager(small_id(), every=1) as keeper, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage, which `latest` below counts
-            return runs.run(small_config(), small_corpus(), observer, keeper=keeper)
+            return execute(small_config(), small_corpus(), observer, keeper=keeper)
 
     def break_off(self, steps, how, error):
         """Go on for `steps` steps, or as many as are left; `how` happens in the last of them."""
@@ -110,9 +112,9 @@ class Life(RuleBasedStateMachine):
     @rule()
     def finishes(self):
         result = self.sit()
-        assert models.digest(result.model) == self.digests[TOTAL]
+        assert models.weights_digest(result.model) == self.digests[TOTAL]
         assert result.metrics.equals(self.metrics)
-        Keeper(small_id()).remove()
+        CheckpointManager(small_id()).remove()
         self.kept, self.damaged = [], 0
 
     @precondition(lambda self: self.kept)
@@ -125,7 +127,7 @@ class Life(RuleBasedStateMachine):
             kept = state.metrics()
             last = kept[(kept["task"] == state.progress.task) & (kept["scope"] == "subset")]
             assert found.tolist() == last["score"].tolist()
-        assert models.digest(self.model) == self.digests[self.done()]
+        assert models.weights_digest(self.model) == self.digests[self.done()]
         assert self.latest()[0] == path
 
     @precondition(lambda self: self.kept)
@@ -142,7 +144,7 @@ class Life(RuleBasedStateMachine):
         """The last whole checkpoint; each that is damaged has been warned of."""
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            found = checkpoints.latest(self.folder)
+            found = checkpoints.latest_checkpoint(self.folder)
         assert len(warned) == self.damaged
         return found
 
@@ -156,7 +158,7 @@ class Life(RuleBasedStateMachine):
         task, step = state.progress.task, state.progress.step
         assert (task, step) == self.kept[-1]
         checkpoints.restore(state.tensors, self.model)
-        assert models.digest(self.model) == self.digests[self.done()]
+        assert models.weights_digest(self.model) == self.digests[self.done()]
         rows = self.metrics[self.metrics["task"] <= task].to_dict("records")
         assert state.progress.metrics == rows
 

@@ -1,11 +1,14 @@
 """What the package's code never does: unpickle, evaluate, unpack to disk, draw from chance."""
 
 import ast
+from pathlib import Path
 from collections.abc import Iterator
 
 import pytest
 
-from cmp.paths import PACKAGE
+import cmp
+
+PACKAGE = Path(cmp.__file__).parent
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 NETWORK_MODULES = {

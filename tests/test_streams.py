@@ -14,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import cli, config, models, runs, streams
+from cmp import cli, config, models, streams
 from cmp.config import Stream
-from cmp.data import traits
 from cmp.errors import CmpError
-from cmp.runs import store
-from cmp.streams import listed, orders, paths
+from cmp.experiments import store
+from cmp.runner import execute
 
-MEASURED = [order for order in orders.ORDERS if order != "listed"]
+MEASURED = [order for order in streams.ORDERS if order != "listed"]
 
 
 def table(classes=60, datasets=3, seed=0):
@@ -45,9 +44,9 @@ def test_cut(classes, tasks):
     order = [f"d+++{index}" for index in range(classes)]
     if tasks > classes:
         with pytest.raises(CmpError, match=r"stream\.tasks"):
-            streams.cut(order, tasks)
+            streams.cut_into_tasks(order, tasks)
         return
-    blocks = streams.cut(order, tasks)
+    blocks = streams.cut_into_tasks(order, tasks)
     assert [entry for block in blocks for entry in block] == order
     sizes = [len(block) for block in blocks]
     assert len(sizes) == tasks
@@ -59,7 +58,7 @@ def test_cut(classes, tasks):
 def test_cut_by_images(images, data):
     tasks = data.draw(st.integers(1, len(images)))
     order = [f"d+++{index}" for index in range(len(images))]
-    blocks = streams.cut(order, tasks, np.array(images))
+    blocks = streams.cut_into_tasks(order, tasks, np.array(images))
     assert [entry for block in blocks for entry in block] == order
     assert len(blocks) == tasks
     assert min(len(block) for block in blocks) >= 1
@@ -71,15 +70,15 @@ def test_cut_by_images(images, data):
 
 
 def test_entries_are_the_adaptation_classes(corpus):
-    entries = streams.entries(corpus)
+    entries = streams.class_entries(corpus)
     assert len(entries) == sum(corpus.datasets[d].counts.classes for d in corpus.by_role("adapt"))
     assert "new-digits+++seven" in entries
 
 
-@pytest.mark.parametrize("order", orders.ORDERS)
+@pytest.mark.parametrize("order", streams.ORDERS)
 def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
     known = table()
-    one, again, other = (orders.ORDERS[order](known, seed) for seed in (0, 0, 1))
+    one, again, other = (streams.ORDERS[order](known, seed) for seed in (0, 0, 1))
     assert sorted(one) == list(range(len(known)))
     assert (one == again).all()
     assert (one == other).all() == (order == "listed")
@@ -98,7 +97,7 @@ def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
 )
 def test_an_order_goes_by_its_column(order, column, sign):
     known = table()
-    values = sign * known[column].to_numpy()[orders.ORDERS[order](known, 3)]
+    values = sign * known[column].to_numpy()[streams.ORDERS[order](known, 3)]
     assert (np.diff(values) >= 0).all()
 
 
@@ -106,7 +105,7 @@ def test_dataset_is_one_after_the_other_by_year():
     known = table(datasets=4)  # d0 and d1 of 2000, d2 and d3 of 2001
     firsts = set()
     for seed in range(8):
-        names = [known.index[place][:2] for place in orders.dataset(known, seed)]
+        names = [known.index[place][:2] for place in streams.dataset_order(known, seed)]
         runs_of = [
             name for place, name in enumerate(names) if place == 0 or names[place - 1] != name
         ]
@@ -119,19 +118,21 @@ def test_dataset_is_one_after_the_other_by_year():
 def test_classes_without_a_year_come_last():
     known = table()
     known.loc[known.index[:7], "year"] = np.nan
-    assert set(orders.time(known, 0)[-7:]) == set(range(7))
+    assert set(streams.time_order(known, 0)[-7:]) == set(range(7))
     known = known.astype({"year": float})
     known.loc[known.index.str.startswith("d0"), "year"] = np.nan
-    assert all(known.index[place].startswith("d0") for place in orders.dataset(known, 0)[-20:])
+    assert all(
+        known.index[place].startswith("d0") for place in streams.dataset_order(known, 0)[-20:]
+    )
 
 
 def test_a_trait_that_is_not_there_is_refused():
     with pytest.raises(CmpError, match=r"stream\.traits: no 'loss' in this table, only accuracy"):
-        orders.easy_loss(table()[["accuracy"]], 0)
+        streams.easy_loss_order(table()[["accuracy"]], 0)
     known = table()
     known.loc["d0+++003", "accuracy"] = np.nan
     with pytest.raises(CmpError, match=r"'d0\+\+\+003' has no 'accuracy'"):
-        orders.easy_accuracy(known, 0)
+        streams.easy_accuracy_order(known, 0)
 
 
 def greedy_reference(points, start):
@@ -149,10 +150,10 @@ def greedy_reference(points, start):
 def test_the_path_is_the_greedy_one(count, width, seed, nearest):
     x = np.random.default_rng(seed).integers(-2, 3, (count, width)).astype(np.float32)
     x[(x == 0).all(axis=1)] = 1.0  # equal points and equal distances abound
-    points = paths._rounded(x)
-    near = paths._neighbours(points, min(nearest, count - 1))
+    points = streams._round_to_integers(x)
+    near = streams._neighbours(points, min(nearest, count - 1))
     for start in {0, count // 2, count - 1}:
-        path, total = paths._walk(points, near, start)
+        path, total = streams._walk(points, near, start)
         expected, of_all = greedy_reference(points, start)
         assert path.tolist() == expected
         assert total == of_all
@@ -160,9 +161,9 @@ def test_the_path_is_the_greedy_one(count, width, seed, nearest):
 
 def test_the_best_of_the_starts_is_kept():
     x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
-    points = paths._rounded(x)
-    starts = np.random.default_rng(5).permutation(50)[: paths.STARTS]
-    found = paths.nearest_path(x, np.random.default_rng(5))
+    points = streams._round_to_integers(x)
+    starts = np.random.default_rng(5).permutation(50)[: streams.PATH_STARTS]
+    found = streams.nearest_path(x, np.random.default_rng(5))
     sums = {int(start): greedy_reference(points, int(start)) for start in starts}
     assert found.tolist() == max(sums.values(), key=lambda pair: pair[1])[0]
 
@@ -170,8 +171,8 @@ def test_the_best_of_the_starts_is_kept():
 def test_a_path_is_the_same_in_another_arithmetic():
     """Sums of whole numbers are exact, so no order of summing them can make a difference."""
     x = np.random.default_rng(1).standard_normal((300, 512)).astype(np.float32)
-    points = paths._rounded(x)
-    assert np.abs(points).max() <= paths.SCALE + 1
+    points = streams._round_to_integers(x)
+    assert np.abs(points).max() <= streams.PATH_SCALE + 1
     exact = points.astype(np.int64) @ points.astype(np.int64).T
     assert exact.max() < 2**24
     assert (points @ points.T == exact).all()
@@ -208,22 +209,22 @@ def test_a_path_through_the_whole_reference_fits_into_a_gigabyte_and_a_minute():
 def test_every_stream_of_the_benchmark_holds_every_image_once(corpus, order, equal):
     name = "by-hand" if order == "listed" else "embedded"
     stream = Stream(order=order, equal=equal, tasks=7, traits=name)
-    blocks = streams.blocks(corpus, stream, 1)
+    blocks = streams.task_classes(corpus, stream, 1)
     rows = streams.task_rows(corpus, stream, 1)
-    arranged = streams.arrange(corpus, stream, 1)
+    arranged = streams.class_order(corpus, stream, 1)
     assert [entry for block in blocks for entry in block] == arranged
     assert len(set(arranged)) == len(arranged)
     everything = np.concatenate(rows)
     assert len(set(everything)) == len(everything)
     for block, task in zip(blocks, rows, strict=True):
-        assert set(streams.names(corpus, task)) == set(block)
+        assert set(streams.class_names(corpus, task)) == set(block)
         assert (np.diff(task) > 0).all()
     if order == "listed":
         assert {entry.partition("+++")[0] for entry in arranged} == {"new-flags"}
     else:
-        assert sorted(arranged) == streams.entries(corpus)
+        assert sorted(arranged) == streams.class_entries(corpus)
         assert sorted(everything) == streams.adaptation_rows(corpus).tolist()
-    back = streams.arrange(corpus, Stream(order=order, reverse=True, traits=name), 1)
+    back = streams.class_order(corpus, Stream(order=order, reverse=True, traits=name), 1)
     assert back == arranged[::-1]
 
 
@@ -236,7 +237,7 @@ def test_equal_images_are_about_equal(corpus):
 
 
 def test_class_counts(corpus):
-    tasks = streams.blocks(corpus, Stream(tasks=5), 0)
+    tasks = streams.task_classes(corpus, Stream(tasks=5), 0)
     counts = streams.class_counts(tasks)
     assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
     assert counts["new-digits"].sum() == 10
@@ -258,33 +259,38 @@ def test_an_order_depends_on_no_other_seed_than_the_streams():
     corpus, ids = forked.small_corpus(), []
     for key in ("init", "data", "augment"):
         chosen = forked.small_config("stream.order=easy-accuracy", f"seeds.{key}=3")
-        ids.append(streams.digest(corpus, chosen.stream, chosen.seeds.stream))
+        ids.append(streams.order_digest(corpus, chosen.stream, chosen.seeds.stream))
     other = forked.small_config("stream.order=easy-accuracy", "seeds.stream=3")
     assert len(set(ids)) == 1
-    assert ids[0] != streams.digest(corpus, other.stream, other.seeds.stream)
+    assert ids[0] != streams.order_digest(corpus, other.stream, other.seeds.stream)
 
 
 def test_another_order_is_another_run(corpus, tmp_path, monkeypatch):
     """Of what a table says, the order alone decides the id: what it leads to, not its bytes."""
     chosen = config.parse({"stream": {"order": "easy-loss"}})
-    shipped = store.identify(chosen, corpus)
-    measured = traits.classes("embedded")
-    monkeypatch.setattr(traits, "classes", lambda name: measured.assign(loss=measured["loss"] * 2))
-    streams._arrange.cache_clear()
-    assert store.identify(chosen, corpus) == shipped
-    monkeypatch.setattr(traits, "classes", lambda name: measured.assign(loss=-measured["loss"]))
-    streams._arrange.cache_clear()
-    assert store.identify(chosen, corpus) != shipped
-    streams._arrange.cache_clear()
+    shipped = store.run_id_of(chosen, corpus)
+    measured = streams.class_statistics("embedded")
+    monkeypatch.setattr(
+        streams, "class_statistics", lambda name: measured.assign(loss=measured["loss"] * 2)
+    )
+    streams._class_order.cache_clear()
+    assert store.run_id_of(chosen, corpus) == shipped
+    monkeypatch.setattr(
+        streams, "class_statistics", lambda name: measured.assign(loss=-measured["loss"])
+    )
+    streams._class_order.cache_clear()
+    assert store.run_id_of(chosen, corpus) != shipped
+    streams._class_order.cache_clear()
 
 
 def test_a_run_follows_its_order():
     chosen = forked.small_config("stream.order=listed", "stream.traits=by-hand")
     names = [
-        each.split("+++")[1] for each in streams.arrange(forked.small_corpus(), chosen.stream, 0)
+        each.split("+++")[1]
+        for each in streams.class_order(forked.small_corpus(), chosen.stream, 0)
     ]
     assert names == sorted(names)
-    found = runs.run(chosen, forked.small_corpus(), model=models.create("tiny", 0))
+    found = execute(chosen, forked.small_corpus(), model=models.create_model("tiny", 0))
     assert found.metrics["task"].max() == 3
 
 
@@ -300,8 +306,8 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
     entries = [f"SET{index % 41}+++class {index}" for index in range(18_381)]
     path = write(tmp_path / "s.json", entries)
     started = time.process_time()
-    order = listed.read(path)
-    blocks = streams.cut(order, 20)
+    order = streams.read_stream_file(path)
+    blocks = streams.cut_into_tasks(order, 20)
     assert time.process_time() - started < 1
     assert order == entries
     assert sorted(map(len, blocks)) == [919] * 19 + [920]
@@ -323,9 +329,9 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
     path = write(tmp_path / "s.json", content)
     with pytest.raises(CmpError, match=words):
-        listed.read(path)
+        streams.read_stream_file(path)
     with pytest.raises(CmpError, match=r"none\.json: cannot be read"):
-        listed.read(tmp_path / "none.json")
+        streams.read_stream_file(tmp_path / "none.json")
 
 
 @pytest.fixture
@@ -341,17 +347,17 @@ def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, corpus):
         answer = CliRunner().invoke(cli.app, ["stream", "import", str(path), name, "--tasks", "2"])
         assert answer.exit_code == 0, answer.output
         assert f"{len(order)} classes of 2 datasets" in answer.output
-    assert streams.arrange(corpus, Stream(order="listed", traits="good"), 5) == good
+    assert streams.class_order(corpus, Stream(order="listed", traits="good"), 5) == good
     with pytest.raises(
         CmpError, match=r"no class 'new-digits\+\+\+sevem'.*'new-digits\+\+\+seven'"
     ):
-        streams.arrange(corpus, Stream(order="listed", traits="bad"), 5)
+        streams.class_order(corpus, Stream(order="listed", traits="bad"), 5)
     with pytest.raises(CmpError, match=r"'good' lacks|no 'loss' in this table"):
-        streams.arrange(corpus, Stream(order="easy-loss", traits="good"), 0)
+        streams.class_order(corpus, Stream(order="easy-loss", traits="good"), 0)
     with pytest.raises(CmpError, match=r"stream\.tasks: 4 tasks cannot share 3 classes"):
         streams.task_rows(corpus, Stream(order="listed", traits="good", tasks=4), 0)
     with pytest.raises(CmpError, match=r"no table nowhere-classes\.parquet; there are bad, emb"):
-        streams.arrange(corpus, Stream(order="time", traits="nowhere"), 0)
+        streams.class_order(corpus, Stream(order="time", traits="nowhere"), 0)
 
 
 def test_a_damaged_table_of_traits_is_refused(build):
@@ -359,17 +365,19 @@ def test_a_damaged_table_of_traits_is_refused(build):
     folder.mkdir()
     (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
-        traits.classes("broken")
-    traits.write(
+        streams.class_statistics("broken")
+    streams.write_statistics(
         pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
     )
     with pytest.raises(CmpError, match=r"'a\+\+\+b' stands there twice"):
-        traits.classes("twice")
-    traits.write(pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes")
+        streams.class_statistics("twice")
+    streams.write_statistics(
+        pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
+    )
     with pytest.raises(CmpError, match="loss: must be one column of float"):
-        traits.classes("words")
+        streams.class_statistics("words")
     with pytest.raises(CmpError, match="not the name of anything"):
-        traits.classes("../secret")
+        streams.class_statistics("../secret")
 
 
 def test_a_shown_stream_says_what_arrives(tmp_path):
@@ -383,11 +391,11 @@ def test_a_shown_stream_says_what_arrives(tmp_path):
 
 
 def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
-    assert traits.classes("embedded").index.tolist() == streams.entries(corpus)
+    assert streams.class_statistics("embedded").index.tolist() == streams.class_entries(corpus)
     for role in ("pool", "substitute"):
         datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
-        found = traits.of_images(corpus, np.flatnonzero(datasets))
+        found = streams.pool_statistics(corpus, np.flatnonzero(datasets))
         assert found.notna().all().all()
         assert found["cluster"].nunique() > 32
     with pytest.raises(CmpError, match="images of 'new-digits' have none"):
-        traits.of_images(corpus, corpus.rows("train", dataset="new-digits")[:3])
+        streams.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])

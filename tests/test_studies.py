@@ -17,12 +17,13 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import cli, config, runs, schedules, studies
-from cmp.data import corpus as corpora
+from cmp import checkpoints, cli, config, schedules
+from cmp.checkpoints import CheckpointManager
+from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.paths import ROOT, SHORT, build_folder
-from cmp.runs import checkpoints, forecast, store, workers
-from cmp.runs.checkpoints import Keeper
+from cmp.experiments import forecast, store, studies, workers
+from cmp.files import SHORT_ID, build_folder, project_folder
+from cmp.runner import execute
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,
@@ -41,7 +42,7 @@ def _server():
 def build(tmp_path, monkeypatch):
     """A build folder of the test's own, with the small corpus."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(corpora, "load", lambda *roles: small_corpus())
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
     return tmp_path / "build"
 
 
@@ -54,7 +55,7 @@ def write(tmp_path, monkeypatch):
         tree = {"question": "Why?", "replicates": replicates, "live": list(live)}
         tree["settings"] = {name: SIZES | changes for name, changes in settings.items()}
         (tmp_path / "77.yaml").write_text(json.dumps(tree))
-        return studies.load("77")
+        return studies.load_study("77")
 
     return written
 
@@ -66,14 +67,14 @@ def configs_of(grid):
 def stored(grid):
     """Which settings are stored."""
     pairs = grid.configs("quick").items()
-    return {name for (name, _), each in pairs if studies.missing([each]) == []}
+    return {name for (name, _), each in pairs if studies.missing_runs([each]) == []}
 
 
 # grids
 
 
 def test_a_setting_without_lists_stands_for_itself():
-    assert studies.expand("a", {"x.y": 1}, "file") == {"a": {"x.y": 1}}
+    assert studies.expand_setting("a", {"x.y": 1}, "file") == {"a": {"x.y": 1}}
 
 
 def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monkeypatch):
@@ -81,16 +82,16 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     grid = {"question": "Why?", "replicates": 1, "live": [], "common": {"mixture.replay": 0.5}}
     grid["settings"] = {"a": {}, "b": {"mixture.replay": 1.0}, "c": {"schedule.peak": 0.1}}
     (tmp_path / "77.yaml").write_text(json.dumps(grid))
-    configs = studies.load("77").configs("quick")
+    configs = studies.load_study("77").configs("quick")
     assert [each.mixture.replay for each in configs.values()] == [0.5, 1.0, 0.5]
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
     with pytest.raises(CmpError, match="common: must be given, as dict"):
-        studies.load("77")
+        studies.load_study("77")
 
 
 def test_a_product_is_every_combination_named_after_its_values():
     lists = {"schedule.peak": [0.1, 0.2], "mixture.replay": [1, 0.5]}
-    found = studies.expand("a", {"joint": True, "product": lists}, "file")
+    found = studies.expand_setting("a", {"joint": True, "product": lists}, "file")
     assert list(found) == [
         "a, peak 0.1, replay 1", "a, peak 0.1, replay 0.5",
         "a, peak 0.2, replay 1", "a, peak 0.2, replay 0.5",
@@ -101,7 +102,7 @@ def test_a_product_is_every_combination_named_after_its_values():
 
 
 def test_a_zip_goes_along_its_lists():
-    found = studies.expand("a", {"zip": {"x.p": [1, 2], "x.q": [3, 4]}}, "file")
+    found = studies.expand_setting("a", {"zip": {"x.p": [1, 2], "x.q": [3, 4]}}, "file")
     assert found == {"a, p 1, q 3": {"x.p": 1, "x.q": 3}, "a, p 2, q 4": {"x.p": 2, "x.q": 4}}
 
 
@@ -145,14 +146,14 @@ def test_swept_settings_can_be_live_and_are_paired(write):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_are_the_whole(write, count):
     everything = configs_of(write({"a": {"product": {"schedule.peak": [0.1, 0.2]}}}, 3))
-    parts = [studies.shard(everything, f"{i}/{count}") for i in range(1, count + 1)]
+    parts = [studies.shard_runs(everything, f"{i}/{count}") for i in range(1, count + 1)]
     assert sorted(itertools.chain(*parts), key=everything.index) == everything
 
 
 @pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/2/3", "-1/2", "1/0", "a/b"])
 def test_what_is_no_shard_is_refused(text):
     with pytest.raises(CmpError, match="expected i/n"):
-        studies.shard([], text)
+        studies.shard_runs([], text)
 
 
 # plans
@@ -161,10 +162,10 @@ def test_what_is_no_shard_is_refused(text):
 def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
     grid = write({"a": {}, "b": {"schedule.peak": 0.5}, "same as a": {}}, 2)
     workers.run_one(configs_of(grid)[0])
-    plan = studies.plan(configs_of(grid))
+    plan = studies.plan_study(configs_of(grid))
     assert (plan.runs, len(plan.todo)) == (4, 3)  # two settings come to the same
     assert str(plan).startswith("4 runs, 1 stored, 3 to compute: 0.00 core-hours")
-    taken = store.load(store.stored_ids()[0]).provenance["seconds"]
+    taken = store.load_run(store.stored_ids()[0]).provenance["seconds"]
     assert plan.seconds == pytest.approx(3 * taken)
 
 
@@ -172,18 +173,20 @@ def test_a_forecast_from_stored_runs_is_their_median(build, monkeypatch):
     run = workers.run_one(small_config("model.start=random"))
     for index, (seconds, threads) in enumerate([(12.0, 1), (24.0, 1), (600.0, 1), (1e6, 4)]):
         about = run.provenance | {"seconds": seconds, "threads": threads}
-        store.save(store.Run(f"{index}" * 64, run.config, about, run.metrics, run.weights))
-    monkeypatch.setattr(forecast, "_measure", lambda *_: pytest.fail("measured"))
-    (store.folder(run.id) / "run.json").write_text("{")  # damage elsewhere is in nobody's way
-    assert forecast.seconds([run.config]) == [24.0]
+        store.save_run(
+            store.StoredRun(f"{index}" * 64, run.config, about, run.metrics, run.weights)
+        )
+    monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))
+    (store.run_folder(run.id) / "run.json").write_text("{")  # damage elsewhere is in nobody's way
+    assert forecast.forecast_seconds([run.config]) == [24.0]
     with pytest.raises(pytest.fail.Exception):  # a GPU takes another time
-        forecast.seconds([run.config], "cuda")
+        forecast.forecast_seconds([run.config], "cuda")
 
 
 def test_without_such_runs_a_few_steps_are_measured(build):
     """Random weights will do, as a base that is not there fails its run, not the plan."""
     few, more = (small_config(f"training.steps={n}", "seeds.init=99") for n in (4, 400))
-    few, again, more = forecast.seconds([few, few, more])
+    few, again, more = forecast.forecast_seconds([few, few, more])
     assert 0 < few == again < 60
     assert 10 * few < more < float("inf")
 
@@ -192,7 +195,7 @@ def test_a_study_over_budget_is_refused_and_can_be_forced(build, write, monkeypa
     write({"a": {}}, replicates=3)
     began = []
     monkeypatch.setitem(studies.BACKENDS, "local", lambda *todo: began.append(todo) or {})
-    monkeypatch.setattr(forecast, "seconds", lambda todo, device: [3601.0] * len(todo))
+    monkeypatch.setattr(forecast, "forecast_seconds", lambda todo, device: [3601.0] * len(todo))
     invoke = CliRunner().invoke
     refused = invoke(cli.app, ["study", "77"])
     assert "3 to compute: 3.00 core-hours; a chapter may take" in str(refused.exception)
@@ -206,7 +209,7 @@ def test_a_study_over_budget_is_refused_and_can_be_forced(build, write, monkeypa
     ("count", "seconds", "over"), [(180, 8999, False), (181, 0, True), (1, 9001, True)]
 )
 def test_the_budget(count, seconds, over):
-    plan = studies.Plan(count, [], seconds)
+    plan = studies.StudyPlan(count, [], seconds)
     if over:
         with pytest.raises(CmpError, match=r"180 runs and 2\.5 core-hours"):
             plan.check_budget()
@@ -216,7 +219,7 @@ def test_the_budget(count, seconds, over):
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatch):
     write({"a": {}, "b": {"schedule.peak": 0.5}}, 2)
-    monkeypatch.setattr(studies, "compute", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(studies, "compute_runs", lambda *_: pytest.fail("computed"))
     result = CliRunner().invoke(cli.app, ["study", "77", "--profile", "quick", "--dry-run"])
     assert result.exit_code == 0
     assert "4 runs, 0 stored, 4 to compute: 0.00 core-hours" in result.output
@@ -227,7 +230,7 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatc
 
 
 def start(build, *more):
-    """`cmp study` of chapter 77 in a process of its own."""
+    """`cmpt study` of chapter 77 in a process of its own."""
     return Child(build, study, build.parent, "77", "--profile", "quick", "--jobs", "2", *more)
 
 
@@ -241,7 +244,7 @@ def slow(build):
 
 def steps_kept():
     """Where each unfinished run was left, as steps within its task."""
-    return sorted(each.step for each in checkpoints.unfinished())
+    return sorted(each.step for each in checkpoints.unfinished_runs())
 
 
 def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
@@ -250,9 +253,9 @@ def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
     child = start(build)
     assert child.outcome().status == 2
     assert stored(grid) == {"b", "c"}
-    run_id = store.identify(grid.configs("quick")["lost", 0], small_corpus())
+    run_id = store.run_id_of(grid.configs("quick")["lost", 0], small_corpus())
     assert "cmp: 1 of 3 runs failed:\n" in child.said()
-    assert f"  {run_id[:SHORT]}: seeds.init: no annealed base 99 of 'tiny'" in child.said()
+    assert f"  {run_id[:SHORT_ID]}: seeds.init: no annealed base 99 of 'tiny'" in child.said()
     assert "Traceback" not in child.said()
 
 
@@ -280,7 +283,7 @@ def test_every_failure_is_a_line(monkeypatch, error, line):
         raise error
 
     monkeypatch.setattr(workers, "run_one", fail)
-    assert workers._attempt(small_config(), "cpu") == line
+    assert workers._attempt_run(small_config(), "cpu") == line
 
 
 def test_killed_workers_cost_their_own_run_only(build, write):
@@ -298,7 +301,7 @@ def test_killed_workers_cost_their_own_run_only(build, write):
 
 
 def failed_id(grid, name):
-    return store.identify(grid.configs("quick")[name, 0], small_corpus())[:SHORT]
+    return store.run_id_of(grid.configs("quick")[name, 0], small_corpus())[:SHORT_ID]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
     grid = write({"a": {}}, replicates=4)
     fast = slow(build)
     child = start(build)
-    await_true(lambda: len(checkpoints.unfinished()) == 2, "at work on two runs")
+    await_true(lambda: len(checkpoints.unfinished_runs()) == 2, "at work on two runs")
     time.sleep(0.3)
     for pid in workers_of(build) if everyone else []:
         os.kill(pid, number)
@@ -330,7 +333,7 @@ def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
     grid = write({"a": {}})
     fast = slow(build)
     child = start(build)
-    await_true(checkpoints.unfinished, "at work")
+    await_true(checkpoints.unfinished_runs, "at work")
     time.sleep(0.3)
     [pid] = workers_of(build)
     os.kill(pid, signal.SIGTERM)
@@ -346,15 +349,15 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
     grid = write({"a": {}}, replicates=3)
     fast = slow(build)
     child = start(build)
-    await_true(lambda: len(checkpoints.unfinished()) == 2, "at work on two runs")
+    await_true(lambda: len(checkpoints.unfinished_runs()) == 2, "at work on two runs")
     time.sleep(0.3)
     child.signal(signal.SIGKILL)
     child.outcome()
     await_true(lambda: not workers_of(build), "without orphans", 15)
     assert len(steps_kept()) == 2
     assert min(steps_kept()) > 0
-    for progress in checkpoints.unfinished():
-        with Keeper(progress.run):  # nobody holds it
+    for progress in checkpoints.unfinished_runs():
+        with CheckpointManager(progress.run):  # nobody holds it
             pass
     fast()
     again = start(build)
@@ -365,8 +368,8 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
 def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build, write):
     grid = write({"a": {}})
     [run_config] = configs_of(grid)
-    run_id = store.identify(run_config, small_corpus())
-    with Keeper(run_id) as keeper:
+    run_id = store.run_id_of(run_config, small_corpus())
+    with CheckpointManager(run_id) as keeper:
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
         time.sleep(0.5)
@@ -375,11 +378,11 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
         assert workers_of(build) == []
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
-        result = runs.run(run_config, small_corpus(), keeper=keeper)
-        store.save(store.finished(run_id, run_config, result))
-        before = (store.folder(run_id) / "run.json").stat()
+        result = execute(run_config, small_corpus(), keeper=keeper)
+        store.save_run(store.make_stored_run(run_id, run_config, result))
+        before = (store.run_folder(run_id) / "run.json").stat()
     assert child.outcome().status == 0, child.said()
-    assert (store.folder(run_id) / "run.json").stat().st_ino == before.st_ino
+    assert (store.run_folder(run_id) / "run.json").stat().st_ino == before.st_ino
 
 
 REAL = """
@@ -401,7 +404,7 @@ def test_nothing_is_left_of_a_study_that_is_killed(tmp_path, write):
     write({"a": {"training.steps": 10_000}}, replicates=2)
     (tmp_path / "real.py").write_text(REAL)
     command = [sys.executable, "real.py", "study", "77", "--profile", "quick", str(tmp_path)]
-    environment = os.environ | {"CMP_BUILD": str(build), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"CMP_BUILD": str(build), "PYTHONPATH": str(project_folder())}
     with open(tmp_path / "said", "w") as said:
         parent = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stderr=said, start_new_session=True
@@ -458,9 +461,11 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
 
     def put(place, score, weights):
         monkeypatch.setenv("CMP_BUILD", str(place))
-        for each in configs_of(studies.load("77")):
-            run_id, about = store.identify(each, small_corpus()), {"seconds": 1.0, "threads": 1}
-            store.save(store.Run(run_id, each, about, metrics.assign(score=score), weights))
+        for each in configs_of(studies.load_study("77")):
+            run_id, about = store.run_id_of(each, small_corpus()), {"seconds": 1.0, "threads": 1}
+            store.save_run(
+                store.StoredRun(run_id, each, about, metrics.assign(score=score), weights)
+            )
 
     put(whole, 1.0, "w")
     put(campaign.build, 1.0, "w")
@@ -485,17 +490,17 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
     ],
 )
 def test_lower_peaks_have_the_mean_rate_of_what_they_stand_beside(lower, schedule):
-    grid = studies.load("04").configs("cpu", 1)
+    grid = studies.load_study("04").configs("cpu", 1)
     means = [
-        schedules.rates(one.schedule, one.stream.tasks, one.training.steps).mean()
+        schedules.learning_rates(one.schedule, one.stream.tasks, one.training.steps).mean()
         for one in (grid[lower, 0], grid[schedule, 0])
     ]
     assert means[0] == pytest.approx(means[1], rel=2e-3)
 
 
 def test_a_sweep_may_have_fewer_replicates():
-    grid = studies.load("04").configs("cpu")
+    grid = studies.load_study("04").configs("cpu")
     count = {name: sum(each == name for each, _ in grid) for name, _ in grid}
     assert count["cosine"] == 5
     assert count["infinite"] == 3
-    assert len({name for name, _ in studies.load("04").configs("quick", 1)}) == len(count)
+    assert len({name for name, _ in studies.load_study("04").configs("quick", 1)}) == len(count)

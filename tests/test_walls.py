@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cmp.paths import PACKAGE
+import cmp
+
+PACKAGE = Path(cmp.__file__).parent
 
 ROOMS = """
     errors paths seeds tables

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.explorers import mixture, stream
+from lab.figures import inputs
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, streams, widgets
+from cmp import cli, config, mixtures, streams
 from cmp.cli.runs import read_config
 from cmp.config import Mixture, Stream
 from cmp.errors import CmpError
-from cmp.mixtures import exposures
-from cmp.plots import inputs as plot_inputs
-from cmp.widgets import mixture, stream
+from cmp.experiments import statistics
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 WEIGHTS = st.integers(0, 20)
@@ -83,15 +83,15 @@ def test_shares_of_the_triangle_become_a_mixture_without_stray_digits(p, d, b):
 
 def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
     drawn = []
-    original = plot_inputs.batch_mixture
+    original = inputs.batch_mixture
     monkeypatch.setattr(
-        plot_inputs, "batch_mixture", lambda a, b: drawn.append((a, b)) or original(a, b)
+        inputs, "batch_mixture", lambda a, b: drawn.append((a, b)) or original(a, b)
     )
-    explorer = widgets.mixture_explorer(pool=1000, arriving=800)
+    explorer = mixture.mixture_explorer(pool=1000, arriving=800)
     controls, [triangle], sentence, picture, below = parts_of(explorer)
     before = bytes(picture.value)
     triangle.value = [0.0, 0.5, 0.5]
-    parts, passes = exposures.expected(Mixture(0, 0.5, 0.5), 64, 8, 40, 100, 100.0)
+    parts, passes = statistics.expected_counts(Mixture(0, 0.5, 0.5), 64, 8, 40, 100, 100.0)
     assert drawn[-1][0].equals(parts)
     assert drawn[-1][1].equals(passes)
     assert bytes(picture.value) != before
@@ -103,11 +103,11 @@ def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
     assert (run.stream.tasks, run.mixture.replay) == (4, 0.316228)
     assert "(316 images)" in sentence.value
     with pytest.raises(CmpError, match="sizes must be positive"):
-        widgets.mixture_explorer(pool=0)
+        mixture.mixture_explorer(pool=0)
 
 
 def test_stored_runs_predict_and_the_nearest_are_listed():
-    explorer = widgets.mixture_explorer(published(TRIANGLE))
+    explorer = mixture.mixture_explorer(published(TRIANGLE))
     controls, [triangle], _, _, below = parts_of(explorer)
     assert [point["name"] for point in triangle.points] == ["thirds", "pool", "update", "buffer"]
     triangle.value = [0.0, 0.5, 0.5]  # the scores are linear: 10 + 20 + 10 + 1, and 20
@@ -122,14 +122,14 @@ def test_stored_runs_predict_and_the_nearest_are_listed():
 
 def test_no_stored_runs_around_a_mixture_is_said():
     some = {name: TRIANGLE[name] for name in ("thirds", "pool", "update")}
-    _, [triangle], sentence, _, below = parts_of(widgets.mixture_explorer(published(some)))
+    _, [triangle], sentence, _, below = parts_of(mixture.mixture_explorer(published(some)))
     triangle.value = [0.0, 0.0, 1.0]
     assert "no stored mixtures lie around this one" in below.value
     assert "B 1.00" in sentence.value
 
 
 def test_mixture_still():
-    left, _ = widgets.mixture_still().axes
+    left, _ = mixture.mixture_still().axes
     assert [label.get_text() for label in left.get_yticklabels()] == list(mixture.STILLS)
 
 
@@ -138,15 +138,15 @@ def test_mixture_still():
 
 def test_stream_explorer_draws_what_its_controls_say(monkeypatch, corpus):
     drawn = []
-    original = plot_inputs.stream
-    monkeypatch.setattr(plot_inputs, "stream", lambda a, b: drawn.append((a, b)) or original(a, b))
-    controls, _, sentence, picture, below = parts_of(widgets.stream_explorer(corpus))
+    original = inputs.stream
+    monkeypatch.setattr(inputs, "stream", lambda a, b: drawn.append((a, b)) or original(a, b))
+    controls, _, sentence, picture, below = parts_of(stream.stream_explorer(corpus))
     before = bytes(picture.value)
     for name, value in {"Order": "dataset", "Equal": "images", "Tasks T": 6, "Seed": 3}.items():
         controls[name].value = value
     controls["Reversed"].value = True
     asked = Stream(order="dataset", reverse=True, equal="images", tasks=6)
-    expected = streams.class_counts(streams.blocks(corpus, asked, 3))
+    expected = streams.class_counts(streams.task_classes(corpus, asked, 3))
     counts, report = drawn[-1]
     assert counts[expected.columns].equals(expected)
     assert list(counts) == sorted(corpus.by_role("adapt"))
@@ -165,7 +165,7 @@ def test_stored_runs_of_a_stream_are_listed(corpus):
         "by name": {"stream": {"order": "dataset", "tasks": 8}},
         "by name, buffer": {"stream": {"order": "dataset", "tasks": 8}, **shares(0.0, 0.5, 0.5)},
     }
-    explorer = widgets.stream_explorer(corpus, published(settings))
+    explorer = stream.stream_explorer(corpus, published(settings))
     controls, _, _, _, below = parts_of(explorer)
     assert "<td>random</td>" in below.value
     assert "by name" not in below.value
@@ -202,11 +202,11 @@ def test_the_sentence_of_a_stream():
 )
 def test_expected_exposures_add_up_to_everything_seen(weights, batch, tasks, steps, pool, size):
     chosen = Mixture(*[weight / sum(weights) for weight in weights])
-    parts, passes = exposures.expected(chosen, batch, tasks, steps, pool, size)
-    seen = passes[list(plot_inputs.POOLS)].mul(passes["images"], axis=0).sum()
+    parts, passes = statistics.expected_counts(chosen, batch, tasks, steps, pool, size)
+    seen = passes[list(inputs.POOLS)].mul(passes["images"], axis=0).sum()
     assert seen.sum() == pytest.approx(batch * steps * tasks)
-    first, later = (mixtures.parts(chosen, batch, empty) for empty in (True, False))
-    for name, one, other in zip(plot_inputs.POOLS, first, later, strict=True):
+    first, later = (mixtures.batch_counts(chosen, batch, empty) for empty in (True, False))
+    for name, one, other in zip(inputs.POOLS, first, later, strict=True):
         assert seen[name] == pytest.approx(steps * (one + other * (tasks - 1)))
     assert parts.to_numpy().tolist() == [list(first), list(later)][: min(tasks, 2)]
     assert (passes["buffer"].iloc[1:].diff().dropna() <= 1e-12).all()  # early images come back most

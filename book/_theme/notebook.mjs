@@ -6,7 +6,7 @@ import { ANSWERED, answering, isLive, still } from "./widgets.mjs";
 
 const LONG = 12; // lines of a cell without outputs beyond which it is folded
 const figures = new URL("./data/figures.json", import.meta.url);
-// Function that draws -> what its figure shows, written by `cmp site`.
+// Function that draws -> what its figure shows, written by `cmpt site`.
 const SHOWS = fs.existsSync(figures) ? JSON.parse(fs.readFileSync(figures)) : {};
 
 const children = (node, context) => (node.children ?? []).map(context.render).join("");

@@ -2,7 +2,7 @@
 import fs from "node:fs";
 import { escape } from "./html.mjs";
 
-// Those that the page answers itself, from a table that `cmp site` computed: widget -> explorer.
+// Those that the page answers itself, from a table that `cmpt site` computed: widget -> explorer.
 export const ANSWERED = { mixture_explorer: "mixture", schedule_explorer: "schedule" };
 
 const SHOWN = /^(HTML|HTMLMath|Label|Image|Box|HBox|VBox|GridBox|FloatProgress|IntProgress)Model$/;

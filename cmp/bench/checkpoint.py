@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cmp import training
+from cmp import checkpoints
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK
 from cmp.bench.report import Report
-from cmp.data.corpus import Corpus
-from cmp.runs import checkpoints, provenance
-from cmp.runs.checkpoints import EVERY, SCHEMA, Keeper, Progress, RunState
+from cmp.checkpoints import DEFAULT_EVERY, SCHEMA, CheckpointManager, Progress, RunState
+from cmp.data import Corpus
+from cmp.runner import machine_record
+from cmp.training import make_optimizer, train_task
 
-COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {EVERY} steps")
+COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {DEFAULT_EVERY} steps")
 BATCH = 64  # of the `cpu` profile: the shorter the steps, the more a checkpoint weighs
 
 
@@ -23,19 +24,19 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     """One checkpoint within a task, on this disk, and the steps that come between two."""
     rows = []
     for name in names:
-        setting = networks.setting(name, corpus, batch or BATCH, EVERY)
+        setting = networks.setting(name, corpus, batch or BATCH, DEFAULT_EVERY)
         learner = networks.learner(setting, BF16)
-        optimizer = training.make_optimizer(learner.model, setting.config.optimizer)
+        optimizer = make_optimizer(learner.model, setting.config.optimizer)
 
         def steps(setting=setting, learner=learner, optimizer=optimizer) -> None:
-            training.train_task(learner, setting.pools, TASK, optimizer=optimizer)
+            train_task(learner, setting.pools, TASK, optimizer=optimizer)
 
         with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
             save = saving(Path(folder), setting.config.to_dict(), learner.model, optimizer)
             seconds = timing.interleaved(
                 {"steps": steps, "save": save}, rounds, clock=time.perf_counter
             )
-            megabytes = checkpoints.candidates(Path(folder))[0].stat().st_size / 1e6
+            megabytes = checkpoints.checkpoint_files(Path(folder))[0].stat().st_size / 1e6
         low, middle, high = 100 * np.quantile(seconds["save"] / seconds["steps"], [0.1, 0.5, 0.9])
         rows.append(
             {
@@ -44,19 +45,21 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
                 "10-90 %": f"{low:.2f}-{high:.2f}",
                 "ms": 1e3 * float(np.median(seconds["save"])),
                 "MB": megabytes,
-                f"ms of {EVERY} steps": 1e3 * float(np.median(seconds["steps"])),
+                f"ms of {DEFAULT_EVERY} steps": 1e3 * float(np.median(seconds["steps"])),
             }
         )
-    return Report("checkpoint", f"a checkpoint every {EVERY} steps", COLUMNS, rows)
+    return Report("checkpoint", f"a checkpoint every {DEFAULT_EVERY} steps", COLUMNS, rows)
 
 
 def saving(folder: Path, tree: dict, model, optimizer) -> Callable[[], None]:
     """A function that saves the state as a run does, two checkpoints kept."""
-    keeper = Keeper("benchmark")
+    keeper = CheckpointManager("benchmark")
     keeper.folder = folder
 
     def save() -> None:
-        progress = Progress(SCHEMA, "benchmark", tree, TASK, EVERY, [], 0.0, provenance.here())
-        keeper.save(RunState(progress, checkpoints.tensors(model, optimizer)))
+        progress = Progress(
+            SCHEMA, "benchmark", tree, TASK, DEFAULT_EVERY, [], 0.0, machine_record()
+        )
+        keeper.save(RunState(progress, checkpoints.state_tensors(model, optimizer)))
 
     return save

@@ -14,10 +14,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from cmp.bench import timing
 from cmp.bench.report import Report
-from cmp.data import backed, collection, pictures
-from cmp.data.corpus import Corpus
-from cmp.data.filesets import FileSet
-from cmp.data.readers import tars
+from cmp.data import Corpus
+from cmp.readers import collection, images, tars
+from cmp.readers.manifest import FileSet
 from cmp.seeds import numpy_generator
 
 ROWS, MEMBERS, IMAGES, SIDE = 100_000, 10_000, 2_000, 224
@@ -48,7 +47,7 @@ def table(folder: Path) -> dict[str, Callable[[], object]]:
     frame.to_csv(folder / "table.csv", index=False)
     return {
         "plain": functools.partial(pd.read_csv, folder / "table.csv", dtype=str),
-        "ours": functools.partial(collection.read, manifest("csv", "table.csv"), folder),
+        "ours": functools.partial(collection.read_index, manifest("csv", "table.csv"), folder),
     }
 
 
@@ -74,12 +73,12 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
     """Batches of random parts of JPEGs, against torchvision's transforms of the same kind. Both
     end in bytes, which go to the device as they are."""
     paths = [folder / f"{number}.jpg" for number in range(IMAGES)]
-    index = collection.read(manifest("csv", "files.csv"), _listed(folder))
-    files = backed.files([index])
+    index = collection.read_index(manifest("csv", "files.csv"), _listed(folder))
+    files = images.image_files([index])
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(
-                SIDE, pictures.AREA, pictures.RATIO, InterpolationMode.BICUBIC, antialias=True
+                SIDE, images.CROP_AREA, images.CROP_RATIO, InterpolationMode.BICUBIC, antialias=True
             ),
             v2.PILToTensor(),
         ]

@@ -15,7 +15,7 @@ from cmp import evaluation, models
 from cmp.bench import timing
 from cmp.bench.report import Report
 from cmp.config import Model
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus
 from cmp.errors import CmpError
 
 IMAGES, CAPTIONS, WIDTH = 5_000, 5, 512
@@ -70,7 +70,7 @@ def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -
     asked = corpus.rows("test")[:batch]
     rows = []
     for name in names:
-        model = models.load(Model(name), 0).eval()
+        model = models.load_model(Model(name), 0).eval()
         rows += _compared(
             {
                 f"{name} images, {precision}": functools.partial(
@@ -115,7 +115,7 @@ def _compared(
 
 def _products(image: Tensor, text: Tensor) -> None:
     """The products that retrieval cannot do without, and nothing else."""
-    for block in image.split(evaluation.BLOCK):
+    for block in image.split(evaluation.ENCODE_BLOCK):
         block @ text.T
-    for block in text.split(evaluation.BLOCK):
+    for block in text.split(evaluation.ENCODE_BLOCK):
         block @ image.T

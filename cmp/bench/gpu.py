@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmp import config, runs
+from cmp import bench, config
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, FP32, Pieces, Setting
 from cmp.bench.report import Report
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.paths import PACKAGE
+from cmp.runner import Observer, execute
 
 DEVICE = "cuda"
 STEPS = 10  # that are timed together, so that the device's queue is full
@@ -37,8 +37,8 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     """TF32, bf16 and channels_last, all with torch's fused attention; `CmpError` without a GPU."""
     if not torch.cuda.is_available():
         raise CmpError(
-            "cmp bench gpu needs a CUDA device, and torch finds none: use a machine with an NVIDIA "
-            "GPU and a CUDA build of torch; cmp bench step measures the CPU"
+            "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an NVIDIA "
+            "GPU and a CUDA build of torch; cmpt bench step measures the CPU"
         )
     torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
     settings = [networks.setting(name, corpus, batch) for name in names]
@@ -101,9 +101,9 @@ def short_run(setting: Setting) -> dict[str, object]:
     pictures = torch.cat([networks.enlarged(block, setting.side) for block in blocks])
     corpus = dataclasses.replace(setting.corpus, images=pictures)
     ends: list[float] = []
-    watch = runs.Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
+    watch = Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
     torch.cuda.reset_peak_memory_stats()
-    runs.run(config.parse(tree, "benchmark"), corpus, watch, device=DEVICE)
+    execute(config.parse(tree, "benchmark"), corpus, watch, device=DEVICE)
     middle = float(np.median(np.diff(ends)))
     return {
         "path": f"{setting.name} run",
@@ -150,8 +150,12 @@ def first_wait(step: Callable[[], None]) -> str | None:
         if "synchronizing" not in str(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-        return f"{Path(own[-1].filename).relative_to(PACKAGE)}:{own[-1].lineno}"
+        own = [
+            frame
+            for frame in frames
+            if Path(frame.filename).is_relative_to(Path(bench.__file__).parents[1])
+        ]
+        return f"{Path(own[-1].filename).relative_to(Path(bench.__file__).parents[1])}:{own[-1].lineno}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return None

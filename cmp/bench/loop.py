@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import models, training
+from cmp import models
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK, Setting
 from cmp.bench.report import Report
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus, augment, normalise
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
-from cmp.steps import images
+from cmp.training import autocast, contrastive_loss, make_optimizer, train_task
 
 STEPS = 8  # of one task, the unit that is timed
 COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
@@ -23,7 +23,7 @@ COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
 def whole(setting: Setting) -> Callable[[], None]:
     """A function that trains one task through `training.train_task`."""
     learner = networks.learner(setting, BF16)
-    return lambda: training.train_task(learner, setting.pools, TASK)
+    return lambda: train_task(learner, setting.pools, TASK)
 
 
 def bare(setting: Setting) -> Callable[[], None]:
@@ -31,20 +31,20 @@ def bare(setting: Setting) -> Callable[[], None]:
     model, tokens = networks.network(setting, BF16)
     ready = []
     for step, batch in enumerate(islice(setting.batches(), setting.config.training.steps)):
-        x = images.augmented(batch.images, torch_generator("augment", 0, TASK, step))
-        x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
+        x = augment(batch.images, torch_generator("augment", 0, TASK, step))
+        x = normalise(x, model.visual.image_mean, model.visual.image_std)
         distinct, place = batch.texts.unique(return_inverse=True)
         ready.append((x, tokens[distinct], place))
 
     def steps() -> None:
-        optimizer = training.make_optimizer(model, setting.config.optimizer)
+        optimizer = make_optimizer(model, setting.config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = networks.RATE
         for x, text_tokens, place in ready:
-            with training.autocast(BF16.precision, torch.device("cpu")):
+            with autocast(BF16.precision, torch.device("cpu")):
                 image = models.encode_image(model, x)
                 text = models.encode_text(model, text_tokens)[place]
-            loss = training.contrastive_loss(image, text, model.logit_scale)
+            loss = contrastive_loss(image, text, model.logit_scale)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), setting.config.optimizer.clip)

@@ -18,9 +18,11 @@ from cmp import models
 from cmp.bench import timing
 from cmp.bench.report import Report
 from cmp.config import Merging
-from cmp.data.corpus import Corpus
-from cmp.merging import combining, policies, streamed
-from cmp.merging.rules import How, Weights
+from cmp.data import Corpus
+from cmp.merging import apply
+from cmp.merging import files as merging_files
+from cmp.merging.policies import update_step_average
+from cmp.merging.rules import MergeOptions, Weights
 from cmp.seeds import torch_generator
 
 COLUMNS = ("operation", "x the floor", "10-90 %", "target", "ms", "GB")
@@ -33,7 +35,7 @@ def merge(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
     """Rules on state dicts of a model's shapes with random entries, in memory and from files."""
     rows, notes = [], []
     for name in names:
-        base = random_like(models.create_fused(name).state_dict())
+        base = random_like(models.create_fused_model(name).state_dict())
         several = [moved(base, number) for number in range(COPIES)]
         rows += in_memory(several, base, rounds)
         note, more = from_files(several, rounds)
@@ -61,22 +63,25 @@ def moved(base: Weights, number: int) -> Weights:
 def in_memory(several: list[Weights], base: Weights, rounds: int) -> list[dict]:
     """Rows of what is merged in memory, into tensors that are there."""
     pair, out = several[:2], {name: torch.empty_like(x) for name, x in base.items()}
-    half, into = How(weights=(0.5, 0.5)), functools.partial(combining.merge, out=out, finite=True)
+    half, into = (
+        MergeOptions(weights=(0.5, 0.5)),
+        functools.partial(apply.merge, out=out, finite=True),
+    )
     memory = {"average": out}
     step = Merging(policy="step-ema")
     calls = {  # operation: (call, models read and written, target)
         "interpolation of 2": (lambda: into("interpolation", pair, how=half), 3, 1.3),
         "mean of 5": (lambda: into("interpolation", several), 6, 1.3),
-        "EMA, a step": (lambda: policies.after_step(step, memory, lambda: several[0]), 3, 1.3),
+        "EMA, a step": (lambda: update_step_average(step, memory, lambda: several[0]), 3, 1.3),
         "slerp of 2": (lambda: into("slerp", pair, how=half), 5, 1.5),
         "task arithmetic of 5": (
-            lambda: into("task-arithmetic", several, base, How(scale=0.3)), 7, 2,
+            lambda: into("task-arithmetic", several, base, MergeOptions(scale=0.3)), 7, 2,
         ),
         "interpolation of 2, checked": (
             lambda: into("interpolation", pair, how=half, finite=False), 3, "",
         ),
         "interpolation of 2, new tensors": (
-            lambda: combining.merge("interpolation", pair, how=half, finite=True), 3, "",
+            lambda: apply.merge("interpolation", pair, how=half, finite=True), 3, "",
         ),
     }  # fmt: skip
     return measured(calls, base, rounds)
@@ -114,9 +119,9 @@ def from_files(several: list[Weights], rounds: int) -> tuple[str, list[dict]]:
         def stream() -> None:
             before = anonymous()
             with contextlib.ExitStack() as stack:
-                opened = [stack.enter_context(streamed.opened(paths[number % len(paths)]))
+                opened = [stack.enter_context(merging_files.open_tensors(paths[number % len(paths)]))
                           for number in range(STREAMED)]  # fmt: skip
-                for _ in combining.merged("interpolation", opened):
+                for _ in apply.iter_merged("interpolation", opened):
                     peak[0] = max(peak[0], anonymous() - before)
 
         name = f"mean of {STREAMED}, from files"
@@ -135,9 +140,9 @@ def anonymous() -> float:
 def trimming(pair: list[Weights], base: Weights, rounds: int) -> tuple[timing.Ratio, dict]:
     """TIES of two models, against the same by kthvalue over each whole task vector."""
     out = {name: torch.empty_like(x) for name, x in base.items()}
-    how = How(density=DENSITY)
+    how = MergeOptions(density=DENSITY)
     calls = {
-        "fast": lambda: combining.merge("ties", pair, base, how, out),
+        "fast": lambda: apply.merge("ties", pair, base, how, out),
         "plain": lambda: plain_ties(pair, base, DENSITY),
     }
     seconds = timing.interleaved(calls, rounds)

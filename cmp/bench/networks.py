@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import open_clip
 import torch
@@ -16,24 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import config, mixtures, models, training
+from cmp import config, mixtures, models
 from cmp.bench import compact
 from cmp.config import RunConfig
-from cmp.data.corpus import Corpus
+from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError
-from cmp.methods import Learner
-from cmp.mixtures import Batch, Pools
-from cmp.paths import PACKAGE
+from cmp.mixtures import Pools
 from cmp.seeds import torch_generator
-from cmp.steps import images
+from cmp.training import TrainState, contrastive_loss, forward_features, make_optimizer
 
-CONFIGS = PACKAGE / "bench" / "model_configs"
+CONFIGS = Path(__file__).resolve().parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 
 BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 LARGE = "ViT-B-16"
 """A real model; a GPU is wanted for it."""
-MODELS = (*models.EMBEDDED, *BENCH, LARGE)
+MODELS = (*models.family_names(), *BENCH, LARGE)
 SIZES = {"bench-mid": 64, LARGE: 512}
 """Samples a step where it is not `SIZE`."""
 SIZE = 128
@@ -119,21 +118,21 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
 
     Without the compact vocabulary a model has all rows of CLIP's and reads CLIP's own tokens.
     """
-    model = models.create_fused(setting.name)
+    model = models.create_fused_model(setting.name)
     tokens = models.tokenizer(setting.name)(setting.corpus.texts)
-    if setting.name in models.EMBEDDED and not pieces.compact:
+    if setting.name in models.family_names() and not pieces.compact:
         width = model.token_embedding.embedding_dim
         model.token_embedding = nn.Embedding(FULL_VOCABULARY, width)
         tokens = SimpleTokenizer(context_length=model.context_length)(setting.corpus.texts)
-    elif setting.name not in models.EMBEDDED and pieces.compact:
+    elif setting.name not in models.family_names() and pieces.compact:
         used = compact.used_ids(tokens)
         model, tokens = compact.shrink(model, used), compact.to_compact(tokens, used)
     return models.split_attention(model) if pieces.split else model, tokens
 
 
-def learner(setting: Setting, pieces: Pieces) -> Learner:
+def learner(setting: Setting, pieces: Pieces) -> TrainState:
     """Such a model as `training.train_task` takes it."""
-    return Learner(setting.config, setting.corpus, *network(setting, pieces))
+    return TrainState(setting.config, setting.corpus, *network(setting, pieces))
 
 
 def loss_of(
@@ -145,13 +144,13 @@ def loss_of(
 ) -> Tensor:
     """The loss of a batch by the way that `pieces` say; the same value by all of them."""
     if pieces.distinct:
-        image, text = training.features(model, batch, tokens, generator, pieces.precision)
-        return training.contrastive_loss(image, text, model.logit_scale)
-    x = images.augmented(batch.images, generator)
-    x = images.normalise(x, model.visual.image_mean, model.visual.image_std)
+        image, text = forward_features(model, batch, tokens, generator, pieces.precision)
+        return contrastive_loss(image, text, model.logit_scale)
+    x = augment(batch.images, generator)
+    x = normalise(x, model.visual.image_mean, model.visual.image_std)
     if pieces.paired:
         image, text = models.encode_image(model, x), models.encode_text(model, tokens[batch.texts])
-        return training.contrastive_loss(image, text, model.logit_scale)
+        return contrastive_loss(image, text, model.logit_scale)
     found = model(x, tokens[batch.texts])
     return open_clip.ClipLoss()(
         found["image_features"], found["text_features"], found["logit_scale"]
@@ -170,7 +169,7 @@ def stepper(
     model.to(device, memory_format=layout).train()
     parameters = list(model.parameters())
     if pieces.fused:
-        optimizer = training.make_optimizer(model, setting.config.optimizer)
+        optimizer = make_optimizer(model, setting.config.optimizer)
     else:
         optimizer = torch.optim.AdamW(parameters)
     for group in optimizer.param_groups:

@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cmp.files import write_whole
-from cmp.paths import build_folder
-from cmp.runs import provenance
+from cmp.files import build_folder, write_atomic
+from cmp.runner import machine_record
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Report:
     def write(self) -> Path:
         """Write `bench/NAME.json` in the build folder, with machine and threads."""
         path = build_folder() / "bench" / f"{self.name}.json"
-        content = dataclasses.asdict(self) | {"machine": provenance.here()}
-        write_whole(path, json.dumps(content, indent=1))
+        content = dataclasses.asdict(self) | {"machine": machine_record()}
+        write_atomic(path, json.dumps(content, indent=1))
         return path
 
 

@@ -8,7 +8,7 @@ import torch
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, FP32, PLAIN, Pieces, Setting
 from cmp.bench.report import Report
-from cmp.data.corpus import Corpus
+from cmp.data import Corpus
 
 LABELS = {
     "compact": "compact vocabulary",

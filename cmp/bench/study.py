@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cmp import config, studies
+from cmp import config
 from cmp.bench import timing
 from cmp.bench.report import Report
 from cmp.config import RunConfig
-from cmp.data.corpus import Corpus
-from cmp.paths import build_folder
+from cmp.data import Corpus
+from cmp.experiments import studies
+from cmp.files import build_folder
 
 COLUMNS = ("model", "1 / 2 jobs", "1 job s", "2 jobs s", "first s")
 RUNS = 8
@@ -62,7 +63,7 @@ def _computing(configs: list[RunConfig], jobs: int) -> Callable[[], None]:
             (Path(folder) / "data").symlink_to(data)
             os.environ["CMP_BUILD"] = folder
             try:
-                studies.compute(configs, jobs)
+                studies.compute_runs(configs, jobs)
             finally:
                 os.environ["CMP_BUILD"] = before or str(data.parent)
 

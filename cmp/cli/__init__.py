@@ -16,22 +16,22 @@ from cmp.cli.shared import console
 from cmp.errors import CmpError, Interrupted
 
 COMMANDS = {
-    "run": "runs.run",
+    "run": "runs.run_command",
     "resume": "runs.resume",
-    "export": "runs.export",
-    "merge": "merging.merge",
-    "plan": "planner.plan",
-    "budget": "budget.budget",
-    "doctor": "checking.doctor",
-    "eval": "networks.evaluate",
-    "pretrain": "networks.pretrain",
+    "export": "runs.export_command",
+    "merge": "tools.merge",
+    "plan": "tools.plan",
+    "budget": "tools.budget",
+    "doctor": "tools.doctor",
+    "eval": "runs.evaluate",
+    "pretrain": "runs.pretrain",
     "study": "studies.study",
     "results": "results.app",
     "data": "data.app",
-    "stream": "streams.app",
-    "book": "chapters.run_book",
-    "site": "site.build_site",
-    "bench": "bench.bench",
+    "stream": "data.stream_app",
+    "book": "studies.run_book",
+    "site": "studies.build_site",
+    "bench": "tools.bench",
 }
 """Command -> module of this package and function, or group of commands, in it."""
 

@@ -8,15 +8,12 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from cmp import budgets, config
-from cmp.cli.networks import watch
-from cmp.cli.runs import print_run
+from cmp import budgets, checkpoints, config
+from cmp.cli.runs import print_run, progress_observer
 from cmp.cli.shared import console
 from cmp.errors import CmpError
-from cmp.files import whole_file
-from cmp.paths import SHORT
-from cmp.runs import checkpoints, store
-from cmp.studies import results
+from cmp.experiments import results, store
+from cmp.files import SHORT_ID, atomic_file
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -33,7 +30,7 @@ def list_() -> None:
     table.add_column("differs from cpu in")
     for run_id in store.stored_ids():
         try:
-            found = store.load(run_id)
+            found = store.load_run(run_id)
         except CmpError as error:  # damaged, or of a version with other settings
             console.print(f"left out: {error}", highlight=False)
             continue
@@ -43,10 +40,10 @@ def list_() -> None:
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{found.provenance['seconds']:.0f}")
         table.add_row(run_id, last.scope, *scores, changes)
     console.print(table)
-    for progress in checkpoints.unfinished():
+    for progress in checkpoints.unfinished_runs():
         if not store.is_stored(progress.run):  # killed between the result and its checkpoints' end
             console.print(
-                f"unfinished: {progress.run[:SHORT]}, {progress.task} tasks and {progress.step} "
+                f"unfinished: {progress.run[:SHORT_ID]}, {progress.task} tasks and {progress.step} "
                 "steps are done",
                 highlight=False,
             )
@@ -55,7 +52,7 @@ def list_() -> None:
 @app.command()
 def show(run_id: Annotated[str, typer.Argument(help="The id, or its beginning.")]) -> None:
     """One run: config, provenance, trajectory."""
-    found = store.find(run_id)
+    found = store.find_run(run_id)
     for key, value in [*config.flat_keys(found.config.to_dict()), *found.provenance.items()]:
         console.print(f"{key}: {value}", highlight=False)
     print_run(found)
@@ -71,15 +68,17 @@ def verify(
 
     Without an id, a sample of the book's published runs.
     """
-    found = [store.find(run_id)] if run_id else results.sample(sample, seed)
+    found = [store.find_run(run_id)] if run_id else results.sample_published(sample, seed)
     if not found:
-        raise CmpError("nothing is published yet; `cmp study NN --publish` does it")
+        raise CmpError("nothing is published yet; `cmpt study NN --publish` does it")
     answers = []
     for each in found:
-        total = each.config.stream.tasks * budgets.applied(each.config).training.steps
+        total = each.config.stream.tasks * budgets.apply_budget(each.config).training.steps
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
-            verdict = results.verify(each, watch(bar))
-        console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
+            verdict = results.verify_published(each, progress_observer(bar))
+        console.print(
+            f"{each.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}", highlight=False
+        )
         answers.append(verdict.answer)
     if "different" in answers:
         raise typer.Exit(1)
@@ -95,12 +94,14 @@ def compare(
     only the data are built.
     """
     answers = Counter()
-    for each in results.runs_of(chapter.zfill(2)):
-        verdict, rows = results.compare(each)
+    for each in results.published_runs(chapter.zfill(2)):
+        verdict, rows = results.compare_with_store(each)
         answers[verdict.answer] += 1
         if verdict.answer == "bitwise equal":
             continue
-        console.print(f"{each.id[:SHORT]}: {verdict.answer}: {verdict.sentence}", highlight=False)
+        console.print(
+            f"{each.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}", highlight=False
+        )
         for row in rows.itertuples() if verdict.answer == "different" else ():
             where = f"after {row.task} tasks, {row.scope}: {row.aggregate}"
             now = f"stored {row.stored:.2f}, now {row.now:.2f}, moved {row.moved:+.2f}"
@@ -116,11 +117,11 @@ def export(
     file: Annotated[Path, typer.Argument(help="A .csv or .parquet file.")],
 ) -> None:
     """Write a run's metrics, a row a (task, scope, dataset), to a file."""
-    found = store.find(run_id)
+    found = store.find_run(run_id)
     frame = found.metrics.assign(run=found.id)
     writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
     if file.suffix not in writers:
         raise CmpError(f"{file}: the name must end in .csv or .parquet")
-    with whole_file(file) as partial:
+    with atomic_file(file) as partial:
         writers[file.suffix](partial, index=False)
     console.print(f"{len(frame)} rows: {file}")

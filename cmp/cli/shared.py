@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cmp.config import OWN_MODEL
+from cmp.config import OWN_MODEL_PROFILES
 
 console = Console()
 
@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 
 def place(profile: str, device: str | None) -> str:
     """Where a run is computed: as asked for, or as is usual for a profile."""
-    return device or ("cuda" if profile in OWN_MODEL else "cpu")
+    return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
 
 
 ROLE_NAMES = {

@@ -1,14 +1,16 @@
-"""`cmp study`: a chapter's grid of runs."""
+"""`cmpt study`: a chapter's grid of runs."""
 
 from typing import Annotated
 
 import typer
+from lab import commit_notebooks, run, site
+from lab.figures import idea
 
-from cmp import claims, config, studies
+from cmp import config
 from cmp.cli.shared import Device, console, place
 from cmp.errors import CmpError
-from cmp.runs import plans
-from cmp.studies import results
+from cmp.experiments import forecast, results, studies
+from cmp.experiments.claims import claims_of
 
 
 def study(
@@ -29,24 +31,67 @@ def study(
         raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
     if publish and shard:
         raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
-    device, grid = place(profile, device), studies.load(chapter)
-    claims.of(grid)  # what it is to show is refused now, not after hours of runs
+    device, grid = place(profile, device), studies.load_study(chapter)
+    claims_of(grid)  # what it is to show is refused now, not after hours of runs
     # a full run takes hours: of a model that is not embedded, the live settings, once each
-    own = profile in config.OWN_MODEL
+    own = profile in config.OWN_MODEL_PROFILES
     asked = grid.configs(profile, 1, live_only=True) if own else grid.configs(profile)
     if dry_run and own:
-        console.print("\n".join(plans.of_study(asked, device)), highlight=False)
+        console.print("\n".join(forecast.describe_study(asked, device)), highlight=False)
         return
     configs = list(asked.values())
     if shard:
-        configs = studies.shard(configs, shard)
+        configs = studies.shard_runs(configs, shard)
     console.print(grid.question, highlight=False)
-    plan = studies.plan(configs, device)
+    plan = studies.plan_study(configs, device)
     console.print(f"study {chapter}, {profile}: {plan}", highlight=False)
     if dry_run:
         return
     if profile == "cpu" and not force:
         plan.check_budget()
-    studies.compute(configs, jobs, device, backend)
+    studies.compute_runs(configs, jobs, device, backend)
     if publish:
-        console.print(f"published: {results.publish(grid, profile)}", highlight=False)
+        console.print(f"published: {results.publish_study(grid, profile)}", highlight=False)
+
+
+def run_book(
+    profile: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "quick",
+    chapter: Annotated[
+        list[str] | None, typer.Option(help="A chapter's number, such as 01; all by default.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-P", help="name=value for the chapters.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Chapters at the same time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Write the committed notebooks instead.")
+    ] = False,
+) -> None:
+    """Run the chapters through papermill; what is current is skipped."""
+    if publish:
+        if parameter or dry_run:
+            raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
+        commit_notebooks.commit_notebooks(chapter, jobs)
+        return
+    given = {}
+    for assignment in parameter or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise CmpError(f"-P {assignment!r}: expected name=value, such as seeds=3")
+        given[name] = value
+    run.run_book(profile, chapter, given, jobs, dry_run)
+
+
+def build_site(
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Draw the first page's picture anew instead.")
+    ] = False,
+) -> None:
+    """Build the book's pages; offline, once the packages of the theme are fetched."""
+    if picture:
+        console.print(f"drawn: {idea.write()}", soft_wrap=True)
+        return
+    folder = site.make_site()
+    console.print(f"the book: {folder}", soft_wrap=True)
+    console.print("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")

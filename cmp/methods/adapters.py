@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from cmp import methods
 from cmp.errors import CmpError
-from cmp.methods import Learner, Method
+from cmp.methods import check_not_frozen, check_rank
 from cmp.seeds import torch_generator
+from cmp.training import TrainState, UpdateMethod
 
-TARGETS = (
+DEFAULT_TARGETS = (
     "q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj",
     "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
@@ -67,14 +67,14 @@ ADAPTED = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 
 
 @torch.no_grad()
-def draw(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+def init_uniform(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
     """Fill with values within 1 / sqrt(fan_in) of zero, as torch begins a linear layer."""
     if not x.is_meta:
         x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * fan_in**-0.5)
     return x
 
 
-def layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     """The layers that get adapters, by name; `CmpError` for a target that no layer has."""
     able = {name: layer for name, layer in model.named_modules() if type(layer) in ADAPTED}
     for target in targets:
@@ -85,7 +85,7 @@ def layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in able.items()
-        if any(f".{target}." in f".{name}." for target in targets or TARGETS)
+        if any(f".{target}." in f".{name}." for target in targets or DEFAULT_TARGETS)
         or (not targets and isinstance(layer, nn.Conv2d))
     }
 
@@ -95,27 +95,27 @@ def attach(model: nn.Module, make: Callable[[Tensor], Adapter], rank: int, targe
 
     `CmpError` for a rank that a layer cannot have, or for a layer that is frozen.
     """
-    chosen = layers(model, targets)
+    chosen = target_layers(model, targets)
     weights = {name: layer.weight for name, layer in chosen.items()}
-    methods.check_thawed(model, [f"{name}.weight" for name in weights])
-    methods.check_rank(rank, weights, ", or leave it out of method.targets")
+    check_not_frozen(model, [f"{name}.weight" for name in weights])
+    check_rank(rank, weights, ", or leave it out of method.targets")
     model.requires_grad_(False)
     for layer in chosen.values():
         layer.adapter = make(layer.weight)
         layer.__class__ = ADAPTED[type(layer)]
 
 
-def adapted(model: nn.Module) -> dict[str, nn.Module]:
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers with adapters, by name."""
     kinds = tuple(ADAPTED.values())
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
 @torch.no_grad()
-def plain(model: nn.Module) -> dict[str, Tensor]:
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the weights by their own names, adapters folded in."""
     found = {name: x.detach().clone() for name, x in model.state_dict().items()}
-    for name, layer in adapted(model).items():
+    for name, layer in adapted_layers(model).items():
         found[f"{name}.weight"] = layer.adapter.whole(layer.weight).clone()
         for key in layer.adapter.state_dict():
             del found[f"{name}.adapter.{key}"]
@@ -123,60 +123,60 @@ def plain(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def take(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_merged(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load weights as `plain` gives them; adapters have no effect from then on."""
     own = {
         f"{name}.adapter.{key}": x
-        for name, layer in adapted(model).items()
+        for name, layer in adapted_layers(model).items()
         for key, x in layer.adapter.state_dict().items()
     }
     model.load_state_dict(own | weights)
-    for layer in adapted(model).values():
+    for layer in adapted_layers(model).values():
         layer.adapter.rest(layer.weight)
 
 
 @contextlib.contextmanager
-def folded(model: nn.Module) -> Iterator[None]:
+def merged(model: nn.Module) -> Iterator[None]:
     """Within, adapters are folded into the weights; afterwards all is as before, to the bit."""
-    if not adapted(model):
+    if not adapted_layers(model):
         yield
         return
     before = {name: x.detach().clone() for name, x in model.state_dict().items()}
-    take(model, plain(model))
+    load_merged(model, merged_state_dict(model))
     try:
         yield
     finally:
         model.load_state_dict(before)
 
 
-def remove(model: nn.Module) -> nn.Module:
+def merge_and_unload(model: nn.Module) -> nn.Module:
     """Fold adapters into the weights for good, in place: a network of open_clip's own layers."""
-    take(model, plain(model))
+    load_merged(model, merged_state_dict(model))
     plain_of = {kind: own for own, kind in ADAPTED.items()}
-    for layer in adapted(model).values():
+    for layer in adapted_layers(model).values():
         del layer.adapter
         layer.__class__ = plain_of[type(layer)]
     return model
 
 
-def begin(learner: Learner, task: int) -> None:
+def begin_task(learner: TrainState, task: int) -> None:
     """Adapters fold into the weights and begin anew, unless they go on from task to task."""
     if task and not learner.config.method.fold:
         return
     if task:
-        take(learner.model, plain(learner.model))
-    for name, layer in adapted(learner.model).items():
+        load_merged(learner.model, merged_state_dict(learner.model))
+    for name, layer in adapted_layers(learner.model).items():
         seed = learner.config.seeds.init
         layer.adapter.begin(layer.weight, torch_generator("adapter", seed, name, task))
 
 
-def method(kind: Callable[[Tensor, int, float], Adapter]) -> Method:
+def adapter_method(kind: Callable[[Tensor, int, float], Adapter]) -> UpdateMethod:
     """The method that trains adapters of a kind: (weight, rank, scale) -> adapter."""
 
-    def prepare(learner: Learner) -> None:
+    def prepare(learner: TrainState) -> None:
         settings = learner.config.method
         rank, scale = settings.get("rank"), settings.get("scale")
         attach(learner.model, lambda w: kind(w, rank, scale), rank, settings.targets)
-        begin(learner, 0)
+        begin_task(learner, 0)
 
-    return Method(prepare, begin)
+    return UpdateMethod(prepare, begin_task)

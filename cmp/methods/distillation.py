@@ -12,22 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp import models, steps
-from cmp.methods import Learner, Method
-from cmp.steps import Seen
+from cmp import models
+from cmp.training import ForwardOutput, TrainState, UpdateMethod, autocast
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Put a copy of the network aside, as it is before the stream."""
     learner.aside["teacher"] = copy.deepcopy(learner.model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def teacher_features(learner: Learner, seen: Seen) -> tuple[Tensor, Tensor]:
+def teacher_features(learner: TrainState, seen: ForwardOutput) -> tuple[Tensor, Tensor]:
     """What the pretrained network makes of the replayed samples, [P, E] each."""
     teacher, first = learner.aside["teacher"], len(seen.pixels) - seen.replayed
     tokens = seen.tokens[seen.place[first:].to(seen.tokens.device)]
-    with steps.autocast(learner.config.training.precision, seen.pixels.device):
+    with autocast(learner.config.training.precision, seen.pixels.device):
         image = models.encode_image(teacher, seen.pixels[first:])
         text = models.encode_text(teacher, tokens)
     return image, text
@@ -40,7 +39,7 @@ def divergence(student: Tensor, teacher: Tensor, against: Tensor, scale: Tensor)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
+def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
     """How far both towers have gone from the pretrained network's on the replayed samples."""
     settings = learner.config.method
     image, text = teacher_features(learner, seen)
@@ -51,6 +50,6 @@ def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
     return {"distillation": settings.get("strength") * far}
 
 
-METHOD = Method(
+METHOD = UpdateMethod(
     prepare, losses=losses, whole=lambda settings: "looks at the pixels of the whole batch"
 )

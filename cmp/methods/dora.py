@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp.methods import adapters
-from cmp.methods.lora import LowRank
+from cmp.methods.lora import LoraAdapter
 
 
-def lengths(weight: Tensor) -> Tensor:
+def row_norms(weight: Tensor) -> Tensor:
     """Of the rows of a weight read as a matrix, [out]; above zero, so that one can divide."""
     norms = torch.linalg.vector_norm(weight.detach().float().flatten(1), dim=1)
     return norms.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-class Decomposed(LowRank):
+class DoraAdapter(LoraAdapter):
     """One layer's A, B and m."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
@@ -26,12 +26,12 @@ class Decomposed(LowRank):
     def rest(self, weight: Tensor) -> None:
         """B is zero and m the lengths of W's rows."""
         super().rest(weight)
-        self.magnitude.copy_(lengths(weight))
+        self.magnitude.copy_(row_norms(weight))
 
     def whole(self, weight: Tensor) -> Tensor:
         """m (W + scale B A) / |W + scale B A|, row by row."""
         direction = super().whole(weight)
-        gain = self.magnitude / lengths(direction)
+        gain = self.magnitude / row_norms(direction)
         return direction * gain.view(-1, *[1] * (weight.ndim - 1))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -40,4 +40,4 @@ class Decomposed(LowRank):
         return F.linear(x, self.whole(weight), bias)
 
 
-METHOD = adapters.method(Decomposed)
+METHOD = adapters.adapter_method(DoraAdapter)

@@ -11,23 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp import config as configs
-from cmp import models, steps
+from cmp import config, models
 from cmp.errors import CmpError
-from cmp.methods import Learner, Look, Method, importance, trainable
-from cmp.steps import Seen
+from cmp.methods import importance
+from cmp.training import (
+    ForwardOutput,
+    ForwardStep,
+    TrainState,
+    UpdateMethod,
+    autocast,
+    model_loss,
+    trainable_parameters,
+    uses_sigmoid_loss,
+)
 
 Gradients = Iterator[tuple[Tensor, ...]]
 
 
-def of_batch(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
+def batch_gradients(learner: TrainState, seen: Callable[[], ForwardOutput]) -> Gradients:
     """The gradient of a batch's mean loss, as the reference squares it."""
     found = seen()
-    loss = steps.objective(learner.model, found.image, found.text)
+    loss = model_loss(learner.model, found.image, found.text)
     yield gradients(learner, loss)
 
 
-def of_samples(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
+def sample_gradients(learner: TrainState, seen: Callable[[], ForwardOutput]) -> Gradients:
     """Each sample's own gradient, the features of the others held fixed: the diagonal that the
     Fisher information is defined by, at the cost of one more pass forward."""
     model, precision = learner.model, learner.config.training.precision
@@ -35,17 +43,19 @@ def of_samples(learner: Learner, seen: Callable[[], Seen]) -> Gradients:
         found = seen()
     for index in range(len(found.pixels)):
         place = found.place[index, None].to(found.tokens.device)
-        with steps.autocast(precision, found.pixels.device):
+        with autocast(precision, found.pixels.device):
             image = models.encode_image(model, found.pixels[index, None])
-            text = models.encode_one_by_one(model, found.tokens[place])
-        yield gradients(learner, own_loss(image, text, found, index, model.logit_scale))
+            text = models.encode_text_unpacked(model, found.tokens[place])
+        yield gradients(learner, sample_loss(image, text, found, index, model.logit_scale))
 
 
-FISHERS = {"sample": of_samples, "batch": of_batch}
+FISHERS = {"sample": sample_gradients, "batch": batch_gradients}
 """By `method.fisher`: the gradients whose squares are averaged, of one batch."""
 
 
-def own_loss(image: Tensor, text: Tensor, seen: Seen, index: int, logit_scale: Tensor) -> Tensor:
+def sample_loss(
+    image: Tensor, text: Tensor, seen: ForwardOutput, index: int, logit_scale: Tensor
+) -> Tensor:
     """What one sample adds to the contrastive loss of its batch, both ways; image, text: [1, E]."""
     mine = torch.arange(len(seen.image), device=image.device)[:, None] == index
     target = torch.tensor([index], device=image.device)
@@ -55,13 +65,13 @@ def own_loss(image: Tensor, text: Tensor, seen: Seen, index: int, logit_scale: T
     return (F.cross_entropy(to_text, target) + F.cross_entropy(to_image, target)) / 2
 
 
-def gradients(learner: Learner, loss: Tensor) -> tuple[Tensor, ...]:
+def gradients(learner: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
     """Of what trains, zeros where the loss does not depend on it."""
-    parameters = list(trainable(learner.model).values())
+    parameters = list(trainable_parameters(learner.model).values())
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def end_task(learner: Learner, look: Look) -> None:
+def end_task(learner: TrainState, look: ForwardStep) -> None:
     """Measure what mattered to this task, and add it to what mattered before."""
     config, found, count = learner.config, None, 0
     for step in range(config.training.steps, config.training.steps + config.method.get("batches")):
@@ -69,24 +79,24 @@ def end_task(learner: Learner, look: Look) -> None:
             squares = [x.square() for x in each]
             found = squares if found is None else torch._foreach_add(found, squares)
             count += 1
-    remember(learner, [x / count for x in found])
+    accumulate_fisher(learner, [x / count for x in found])
 
 
-def remember(learner: Learner, fisher: list[Tensor]) -> None:
+def accumulate_fisher(learner: TrainState, fisher: list[Tensor]) -> None:
     """F <- gamma F + F_new."""
-    for name, new in zip(trainable(learner.model), fisher, strict=True):
+    for name, new in zip(trainable_parameters(learner.model), fisher, strict=True):
         old = learner.state[f"importance/{name}"]
         learner.state[f"importance/{name}"] = learner.config.method.get("gamma") * old + new
 
 
-def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
+def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
     """The penalty on what mattered."""
     return {"ewc": learner.config.method.get("strength") / 2 * importance.penalty(learner)}
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Nothing matters yet; `CmpError` where a sample's own loss is not what `own_loss` says."""
-    if learner.config.method.fisher == "sample" and steps.is_sigmoid(learner.model):
+    if learner.config.method.fisher == "sample" and uses_sigmoid_loss(learner.model):
         raise CmpError(
             "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
             "set method.fisher=batch"
@@ -94,15 +104,15 @@ def prepare(learner: Learner) -> None:
     importance.prepare(learner)
 
 
-def whole(settings: configs.Method) -> str:
+def whole_batch_reason(settings: config.Method) -> str:
     """Why the method cannot do with a batch in parts."""
     return "takes the gradient of a whole batch" if settings.fisher == "batch" else ""
 
 
-METHOD = Method(
+METHOD = UpdateMethod(
     prepare,
-    lambda learner, task: importance.drop_anchor(learner),
+    lambda learner, task: importance.set_anchor(learner),
     losses,
-    whole=whole,
+    whole=whole_batch_reason,
     end_task=end_task,
 )

@@ -1,5 +1,5 @@
 """Fine-tuning of everything: both towers and the logit scale."""
 
-from cmp.methods import Method
+from cmp.training import UpdateMethod
 
-METHOD = Method()
+METHOD = UpdateMethod()

@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from cmp import config
-from cmp.methods import Learner, Method, check_rank, trainable
+from cmp.methods import check_rank
+from cmp.training import TrainState, UpdateMethod, trainable_parameters
 
 
-def directions(gradient: Tensor, rank: int) -> Tensor:
+def leading_directions(gradient: Tensor, rank: int) -> Tensor:
     """Orthonormal columns [min(m, n), rank]: the leading singular vectors on the smaller side."""
     wide = gradient.shape[0] < gradient.shape[1]
     gram = gradient @ gradient.T if wide else gradient.T @ gradient
     return torch.linalg.eigh(gram).eigenvectors[:, -rank:].contiguous()  # ascending
 
 
-def down(gradient: Tensor, basis: Tensor) -> Tensor:
+def project(gradient: Tensor, basis: Tensor) -> Tensor:
     """A matrix as its directions see it: [rank, n] where it is wide, else [m, rank]."""
     wide = gradient.shape[0] < gradient.shape[1]
     return basis.T @ gradient if wide else gradient @ basis
 
 
-def back(low: Tensor, basis: Tensor, wide: bool) -> Tensor:
+def project_back(low: Tensor, basis: Tensor, wide: bool) -> Tensor:
     """The matrix [m, n] that `down` would give so."""
     return basis @ low if wide else low @ basis.T
 
@@ -56,22 +57,22 @@ class ProjectedAdamW(torch.optim.Optimizer):
         if parameter.ndim > 1:
             gradient = gradient.flatten(1)
             if count % self.gap == 0:
-                state["basis"] = directions(gradient, self.rank)
-            seen = down(gradient, state["basis"])
+                state["basis"] = leading_directions(gradient, self.rank)
+            seen = project(gradient, state["basis"])
         else:
             seen = gradient
         if not count:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(seen), torch.zeros_like(seen)
         state["step"] += 1
-        move = adam(state, seen, count + 1, group["betas"], group["eps"])
+        move = adam_update(state, seen, count + 1, group["betas"], group["eps"])
         if parameter.ndim > 1:
             wide = gradient.shape[0] < gradient.shape[1]
-            move = self.scale * back(move, state["basis"], wide).view_as(parameter)
+            move = self.scale * project_back(move, state["basis"], wide).view_as(parameter)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(move, alpha=-group["lr"])
 
 
-def adam(
+def adam_update(
     state: dict[str, Tensor], gradient: Tensor, count: int, betas: tuple[float, float], eps: float
 ) -> Tensor:
     """Adam's direction at its `count`-th step; moves the moments on."""
@@ -81,9 +82,9 @@ def adam(
     return mean.div(1 - betas[0] ** count).div_(root)
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Everything trains; `CmpError` for a rank that a matrix cannot have."""
-    matrices = {name: p for name, p in trainable(learner.model).items() if p.ndim > 1}
+    matrices = {name: p for name, p in trainable_parameters(learner.model).items() if p.ndim > 1}
     check_rank(
         learner.config.method.get("rank"), matrices, " for 'galore', which projects them all"
     )
@@ -95,4 +96,4 @@ def optimizer(settings: config.Method) -> functools.partial:
     return functools.partial(ProjectedAdamW, rank=rank, gap=gap, scale=scale)
 
 
-METHOD = Method(prepare, optimizer=optimizer)
+METHOD = UpdateMethod(prepare, optimizer=optimizer)

@@ -7,23 +7,23 @@ the network is, so that a penalty copies nothing.
 import torch
 from torch import Tensor
 
-from cmp.methods import Learner, trainable
+from cmp.training import TrainState, trainable_parameters
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Nothing matters yet; the anchor comes with the first task."""
-    for name, parameter in trainable(learner.model).items():
+    for name, parameter in trainable_parameters(learner.model).items():
         learner.state[f"importance/{name}"] = torch.zeros_like(parameter)
 
 
-def drop_anchor(learner: Learner) -> None:
+def set_anchor(learner: TrainState) -> None:
     """The weights that a task starts from are where they are held; those are the merged ones, where
     a policy merges."""
-    for name, parameter in trainable(learner.model).items():
+    for name, parameter in trainable_parameters(learner.model).items():
         learner.state[f"anchor/{name}"] = parameter.detach().clone()
 
 
-class Pull(torch.autograd.Function):
+class _QuadraticPenalty(torch.autograd.Function):
     """sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's own work."""
 
     @staticmethod
@@ -40,11 +40,11 @@ class Pull(torch.autograd.Function):
         return 2 * gradient * pull, None, None
 
 
-def penalty(learner: Learner) -> Tensor:
+def penalty(learner: TrainState) -> Tensor:
     """sum over parameters of importance * (theta - anchor)^2, in fp32."""
     state = learner.state
     terms = [
-        Pull.apply(parameter, state[f"importance/{name}"], state[f"anchor/{name}"])
-        for name, parameter in trainable(learner.model).items()
+        _QuadraticPenalty.apply(parameter, state[f"importance/{name}"], state[f"anchor/{name}"])
+        for name, parameter in trainable_parameters(learner.model).items()
     ]
     return torch.stack(terms).sum()

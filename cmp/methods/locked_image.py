@@ -1,11 +1,11 @@
 """Locked-image tuning: the text tower learns to read a frozen image tower (LiT; spec 3)."""
 
-from cmp.methods import Learner, Method
+from cmp.training import TrainState, UpdateMethod
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Freeze the image tower; nothing of its forward pass is kept for a backward pass then."""
     learner.model.visual.requires_grad_(False)
 
 
-METHOD = Method(prepare)
+METHOD = UpdateMethod(prepare)

@@ -1,12 +1,12 @@
 """Locked-text tuning: the image tower alone trains, neither text tower nor logit scale (spec 3)."""
 
-from cmp.methods import Learner, Method
+from cmp.training import TrainState, UpdateMethod
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Freeze all but the image tower."""
     learner.model.requires_grad_(False)
     learner.model.visual.requires_grad_(True)
 
 
-METHOD = Method(prepare)
+METHOD = UpdateMethod(prepare)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from cmp.methods import adapters
 
 
-class LowRank(adapters.Adapter):
+class LoraAdapter(adapters.Adapter):
     """One layer's A and B."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
@@ -19,7 +19,7 @@ class LowRank(adapters.Adapter):
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
         """A is drawn, B is zero."""
-        adapters.draw(self.down, self.down.shape[1], generator)
+        adapters.init_uniform(self.down, self.down.shape[1], generator)
         self.rest(weight)
 
     def rest(self, weight: Tensor) -> None:
@@ -35,4 +35,4 @@ class LowRank(adapters.Adapter):
         return F.linear(x, weight, bias) + F.linear(F.linear(x, self.down), self.scale * self.up)
 
 
-METHOD = adapters.method(LowRank)
+METHOD = adapters.adapter_method(LoraAdapter)

@@ -9,26 +9,26 @@ reference's lr g^2 is that of plain gradient descent, which nobody runs here.
 import torch
 from torch import Tensor
 
-from cmp.methods import Learner, Look, Method, importance, trainable
-from cmp.steps import Seen
+from cmp.methods import importance
+from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod, trainable_parameters
 
 
-def begin_task(learner: Learner, task: int) -> None:
+def begin_task(learner: TrainState, task: int) -> None:
     """The way begins here."""
-    importance.drop_anchor(learner)
-    for name, parameter in trainable(learner.model).items():
+    importance.set_anchor(learner)
+    for name, parameter in trainable_parameters(learner.model).items():
         learner.state[f"path/{name}"] = torch.zeros_like(parameter)
 
 
-def losses(learner: Learner, seen: Seen) -> dict[str, Tensor]:
+def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
     """The penalty on what mattered."""
     return {"si": learner.config.method.get("strength") * importance.penalty(learner)}
 
 
 @torch.no_grad()
-def step(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+def step(learner: TrainState, optimizer: torch.optim.Optimizer) -> None:
     """A step of the optimizer, and of the path integral."""
-    moving = {n: p for n, p in trainable(learner.model).items() if p.grad is not None}
+    moving = {n: p for n, p in trainable_parameters(learner.model).items() if p.grad is not None}
     before = [p.detach().clone() for p in moving.values()]
     optimizer.step()
     for (name, parameter), old in zip(moving.items(), before, strict=True):
@@ -36,13 +36,13 @@ def step(learner: Learner, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def end_task(learner: Learner, look: Look) -> None:
+def end_task(learner: TrainState, look: ForwardStep) -> None:
     """Add what mattered on this way."""
     state, damping = learner.state, learner.config.method.get("damping")
-    for name, parameter in trainable(learner.model).items():
+    for name, parameter in trainable_parameters(learner.model).items():
         gained = state[f"path/{name}"].clamp_min(0)
         moved = (parameter - state[f"anchor/{name}"]).square()
         state[f"importance/{name}"] += gained / (moved + damping)
 
 
-METHOD = Method(importance.prepare, begin_task, losses, step=step, end_task=end_task)
+METHOD = UpdateMethod(importance.prepare, begin_task, losses, step=step, end_task=end_task)

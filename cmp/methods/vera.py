@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp.methods import Learner, Method, adapters
+from cmp.methods import adapters
 from cmp.seeds import torch_generator
+from cmp.training import TrainState, UpdateMethod
 
-START = 0.1
+INITIAL_SCALE = 0.1
 
 
-class Vectors(adapters.Adapter):
+class VeraAdapter(adapters.Adapter):
     """One layer's d and b; A and B are no part of its state."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
         super().__init__(weight, rank, scale)
-        self.inner = nn.Parameter(weight.new_full((rank,), START))
+        self.inner = nn.Parameter(weight.new_full((rank,), INITIAL_SCALE))
         self.outer = nn.Parameter(weight.new_zeros(len(weight)))
 
     def share(self, down: Tensor, up: Tensor) -> None:
@@ -30,7 +31,7 @@ class Vectors(adapters.Adapter):
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
         """Nothing is drawn: A and B stay for the whole run."""
-        self.inner.fill_(START)
+        self.inner.fill_(INITIAL_SCALE)
         self.rest(weight)
 
     def rest(self, weight: Tensor) -> None:
@@ -48,20 +49,20 @@ class Vectors(adapters.Adapter):
         return F.linear(x, weight, bias) + F.linear(low, self.scale * self.outer[:, None] * self.up)
 
 
-def prepare(learner: Learner) -> None:
+def prepare(learner: TrainState) -> None:
     """Adapters beside the layers, one A and one B a shape."""
-    METHOD_OF_KIND.prepare(learner)
+    _BASE_METHOD.prepare(learner)
     shared: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for layer in adapters.adapted(learner.model).values():
+    for layer in adapters.adapted_layers(learner.model).values():
         rows, columns = shape = tuple(layer.weight.flatten(1).shape)
         if shape not in shared:
             generator = torch_generator("vera", learner.config.seeds.init, rows, columns)
             rank = layer.adapter.rank
-            down = adapters.draw(layer.weight.new_empty(rank, columns), columns, generator)
-            up = adapters.draw(layer.weight.new_empty(rows, rank), rank, generator)
+            down = adapters.init_uniform(layer.weight.new_empty(rank, columns), columns, generator)
+            up = adapters.init_uniform(layer.weight.new_empty(rows, rank), rank, generator)
             shared[shape] = (down, up)
         layer.adapter.share(*shared[shape])
 
 
-METHOD_OF_KIND = adapters.method(Vectors)
-METHOD = Method(prepare, METHOD_OF_KIND.begin_task)
+_BASE_METHOD = adapters.adapter_method(VeraAdapter)
+METHOD = UpdateMethod(prepare, _BASE_METHOD.begin_task)

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
-
-from cmp.book import chapters
+from lab import chapters
 
 EXPLORER = re.compile(r"widgets\.(\w+_(?:explorer|calculator)|planner)\(")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cmp.paths import ROOT
+from cmp.files import project_folder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -79,7 +79,7 @@ def _start(root: Path, log: Path, own: Path, port: int, token: str) -> subproces
     environment = os.environ | folders | {
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "JUPYTER_CONFIG_PATH": str(ROOT / "book" / "_lab"),
+        "JUPYTER_CONFIG_PATH": str(project_folder() / "book" / "_lab"),
         "IPYTHONDIR": str(own / "ipython"),
         "JUPYTER_TOKEN": token,
     }  # fmt: skip

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from browser.lab import HOST, OPTIONS
 
-from cmp.data import fetch
-from cmp.data.manifest import Package
+from cmp.embedded import packages
+from cmp.embedded.manifest import Package
 
 AXE = Package(
     registry="npm", package="axe-core", version="4.14.1", file="axe-core-4.14.1.tgz",
@@ -31,7 +31,7 @@ RUN_AXE = """async (rules) => {
 
 def axe() -> str:
     """The script that looks for what keeps people out."""
-    return fetch.member(fetch.fetch(AXE), "package/axe.min.js").decode()
+    return packages.archive_member(packages.fetch_package(AXE), "package/axe.min.js").decode()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -8,12 +8,11 @@ import time
 import nbformat
 import pytest
 from browser import cut, lab
+from lab import analyses, chapters
 
-from cmp.analyses import surfaces
-from cmp.book import chapters
 from cmp.config import Mixture
-from cmp.paths import build_folder
-from cmp.studies import results
+from cmp.experiments import results
+from cmp.files import build_folder
 
 PICTURE = """async image => {
     const bytes = await (await fetch(image.src)).arrayBuffer();
@@ -132,7 +131,7 @@ def move_shares(explorer):
 
 def move_mixture(explorer):
     """Beside stored runs."""
-    found = surfaces.surface(results.published("07"), "thirds")
+    found = analyses.surface(results.published_metrics("07"), "thirds")
     thirds = f"A_KA {found.predict(Mixture()).loc['A_KA', 'mean']:.1f}%"
     explorer.says(thirds, below=True)
     move_shares(explorer)

@@ -7,8 +7,7 @@ import re
 import pytest
 import sample_book
 from browser import lab, site
-
-from cmp.book import site as sites
+from lab import site
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -157,7 +156,7 @@ def test_the_mixture_triangle_answers_without_a_kernel(watched, address, pages):
     assert between[0] not in said.text_content()
     place.locator("circle.stored").nth(1).click()
     assert place.locator("tbody tr").first.locator("td").nth(4).text_content() == "0.00"
-    place.locator("pre", has_text="cmp run cpu").wait_for()
+    place.locator("pre", has_text="cmpt run cpu").wait_for()
 
 
 def test_the_schedule_explorer_answers_without_a_kernel(watched, address, pages):
@@ -194,7 +193,7 @@ def test_other_explorers_show_a_still_and_how_to_run_it(watched, address, pages)
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
     """On the sample book: tabs by keys, folded solutions, copying, and widgets from their state."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    with site.served(sites.build(sample_book.write(tmp_path))) as address:
+    with site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         watched.goto(f"{address}/")
         watched.get_by_role("tab", name="First").focus()
         watched.keyboard.press("ArrowRight")

@@ -1,4 +1,4 @@
-// Explorers that answer in the page: controls over a table that `cmp site` computed. All words and
+// Explorers that answer in the page: controls over a table that `cmpt site` computed. All words and
 // numbers are the table's; here is only what shows them.
 import triangle from "./vendor/triangle.js";
 
@@ -47,7 +47,7 @@ function table(head, rows) {
 }
 
 function command(assignments) {
-  return element("pre", { class: "stream" }, ["cmp run cpu", ...assignments].join(" \\\n    "));
+  return element("pre", { class: "stream" }, ["cmpt run cpu", ...assignments].join(" \\\n    "));
 }
 
 // A straight axis: value -> place, with round ticks.

@@ -1,1 +1,0 @@
-"""From a manifest to a packed dataset: fetch, render, pack, open."""

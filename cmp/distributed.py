@@ -1,0 +1,108 @@
+"""Several processes that compute one run, as torchrun starts them; alone, all of it does nothing.
+
+Every process holds the whole network and takes its slice of a batch. Nothing wraps the network:
+features are gathered, the loss is that of the whole batch on every process, and the gradients are
+added up, so that what is computed is what one process computes.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cmp.errors import CmpError
+
+
+@contextlib.contextmanager
+def init_distributed(device: str = "cpu") -> Iterator[str]:
+    """Within, the processes that torchrun started compute together, if it did; yields where this
+    one computes: on "cuda", its own card."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    elif device != "cpu":
+        raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    yield device
+    dist.destroy_process_group()  # after an error the others may never come here
+
+
+def world_size() -> int:
+    """How many processes compute this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
+def rank() -> int:
+    """This process's number; the first, 0, evaluates, saves and reports for all."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_slice(count: int) -> slice:
+    """Which of so many samples this process takes; `CmpError` if they cannot be dealt evenly."""
+    if count % world_size():
+        raise CmpError(
+            f"training.batch: {count} cannot be dealt evenly to {world_size()} processes"
+        )
+    share = count // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """The rows of all processes, [N, E] -> [N * processes, E], in the order of `mine`."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
+    """Make each tensor the sum of those of all processes, in place; in the same bits on each."""
+    if world_size() == 1:
+        return
+    pairs = [(x, x.contiguous()) for x in tensors]
+    for work in [dist.all_reduce(dense, async_op=True) for _, dense in pairs]:
+        work.wait()
+    for x, dense in pairs:
+        if dense is not x:
+            x.copy_(dense)
+
+
+def all_reduce_max(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers, such as of a signal that reached some of them only."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def broadcast(text: str, device: torch.device | str) -> str:
+    """What the first process says; the others' text is not heard."""
+    if world_size() == 1:
+        return text
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor(len(content), device=device)
+    dist.broadcast(length, 0)
+    if rank():
+        content = torch.empty(int(length), dtype=torch.uint8, device=device)
+    if int(length):
+        dist.broadcast(content, 0)
+    return bytes(content.tolist()).decode()
+
+
+def barrier() -> None:
+    """For all others to come here."""
+    if world_size() > 1:
+        dist.barrier()
