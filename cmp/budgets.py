@@ -1,13 +1,19 @@
-"""Budgets as arithmetic on plain numbers: memory-adjusted FLOPs and the steps that they allow.
+"""Update methods at equal compute: what a step costs, and how many a budget allows (spec 1.2).
 
-MAFs of a step = its FLOPs x (its peak memory / full fine-tuning's) (spec 1.2).
+The unit is memory-adjusted FLOPs (MAFs): the FLOPs of a step times its peak memory divided by that
+of full fine-tuning. Both are counted on torch's meta device, where nothing is computed: every
+caption at the model's full length and encoded once, so that a cost is a function of (model, batch,
+method) and not of the data. Matrix products and convolutions count, those of attention too;
+elementwise work does not, as in the paper.
 """
 
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmp import config, mixtures, models
 from cmp.config import Method, RunConfig, parse
 from cmp.errors import CmpError
+from cmp.registry import Option, get_option
 from cmp.training import (
     ADAMW,
     ForwardOutput,
@@ -29,13 +36,18 @@ from cmp.training import (
 )
 
 SLACK = 1e-9
-"""Relative: what rounding may add to a sum before it counts as overrun."""
+"""What rounding may add to a sum, relative to it, before it counts as an overrun."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs. step: FLOPs of one step; end: FLOPs after a task, once; memory: bytes at
-    the peak."""
+    """What a method costs.
+
+    Attributes:
+        step: FLOPs of one step, forward, backward and optimizer.
+        end: FLOPs at the end of a task, once.
+        memory: Bytes at the peak of a step, in fp32.
+    """
 
     step: float
     end: float
@@ -44,10 +56,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a task may cost and what a method's steps cost of it, all in memory-adjusted FLOPs.
+    """What a task may cost, and what a method's steps cost of it, in memory-adjusted FLOPs.
 
-    allowed: a task; step: each; end: once a task, after its steps. multiplier: that the FLOPs were
-    adjusted by.
+    Attributes:
+        allowed: Per task.
+        step: Per step.
+        end: Once per task, after its steps.
+        multiplier: The memory multiplier that the FLOPs were adjusted by.
     """
 
     allowed: float
@@ -57,65 +72,147 @@ class Budget:
 
     @property
     def steps(self) -> int:
-        """Steps a task: the most that fit beside what comes at its end; 0 if none does."""
+        """Steps per task that fit beside what comes at its end; 0 if none does."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
 
     def used(self, tasks: int, steps: int = 0) -> float:
-        """What so many whole tasks of `self.steps`, and so many steps of the next, have cost."""
+        """Return what some whole tasks of `self.steps`, and some steps of the next, cost."""
         return tasks * (self.steps * self.step + self.end) + steps * self.step
 
     def check(self, steps: int) -> None:
-        """`CmpError` if so many steps of a task, and its end, overrun what is allowed."""
+        """Raise `CmpError` if some steps of a task, and its end, overrun what is allowed."""
         if (cost := steps * self.step + self.end) > self.allowed * (1 + SLACK):
             raise CmpError(
-                f"training.budget: {steps} steps cost {cost:.4g} memory-adjusted FLOPs a task, "
+                f"training.budget: {steps} steps cost {cost:.4g} memory-adjusted FLOPs per task, "
                 f"allowed are {self.allowed:.4g}: at most {self.steps} steps"
             )
 
 
 def make_budget(allowed: float, cost: Cost, full: Cost) -> Budget:
-    """A task's budget. allowed: in memory-adjusted FLOPs; full: what full fine-tuning costs."""
+    """Return a task's budget.
+
+    Args:
+        allowed: Memory-adjusted FLOPs per task.
+        cost: What the method costs.
+        full: What full fine-tuning costs.
+    """
     multiplier = cost.memory / full.memory
     return Budget(allowed, cost.step * multiplier, cost.end * multiplier, multiplier)
 
 
+def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
+    """Return how many steps of a task a budget buys.
+
+    Args:
+        budget: Memory-adjusted FLOPs per task.
+        cost: What the method costs, see `step_cost`.
+        full: What full fine-tuning costs, whose memory is the unit; `cost` itself where None.
+    """
+    return make_budget(budget, cost, full or cost).steps
+
+
 def paper_steps(total: float, tasks: int, flops: float, multiplier: float) -> int:
-    """Steps a task by the paper's rule: rounded, and with whatever comes after a task charged to
-    each of its steps. total, flops: in the same unit."""
+    """Return steps per task by the paper's rule: rounded, with what comes at a task's end charged
+    to each of its steps.
+
+    Args:
+        total: Memory-adjusted FLOPs over all tasks.
+        tasks: Number of tasks.
+        flops: FLOPs per step, in the unit of `total`.
+        multiplier: Memory multiplier.
+    """
     return round(total / (tasks * flops * multiplier))
 
 
+def step_cost(
+    model: str | nn.Module,
+    batch: int,
+    method: str = "full",
+    inputs: tuple[Tensor, ...] | None = None,
+    **settings: Any,
+) -> Cost:
+    """Return what a training step costs, counted on shapes alone.
+
+    Args:
+        model: An open_clip name, or a network, which is left as it is.
+        batch: Samples per step.
+        method: The update method.
+        inputs: Arguments of a network that is no CLIP, with `batch` samples; its outputs are
+            summed up in place of a loss, and `method` must be "full".
+        **settings: Keys of the method, such as `rank=8`.
+
+    Raises:
+        CmpError: The network or the method cannot be made.
+    """
+    section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
+    if isinstance(model, str):
+        return _named_cost(model, batch, section, batch // 3, get_option("method", method))
+    meta = copy.deepcopy(model).to("meta")
+    if inputs is None:
+        return _clip_cost(meta, "tiny", batch, section, batch // 3)
+    if method != "full":
+        raise CmpError(f"step_cost: inputs are for method 'full', not for {method!r}")
+    arguments = [x.to("meta") for x in inputs]
+
+    def loss() -> Tensor:
+        output = meta(*arguments)
+        return sum(x.sum() for x in (output if isinstance(output, tuple) else (output,)))
+
+    parameters = [*meta.parameters(), *meta.buffers()]
+    gradients = storage_bytes(trainable_parameters(meta).values())
+    memory = storage_bytes(parameters) + 3 * gradients + activation_bytes(loss, parameters)
+    return Cost(count_flops(lambda: loss().backward()), 0.0, memory)
+
+
 def method_cost(run_config: RunConfig) -> Cost:
-    """FLOPs and memory of a run's method, in fp32; `CmpError` for what cannot be made."""
-    size, mixture = run_config.training.batch, run_config.mixture
-    replayed, _, _ = mixtures.batch_counts(mixture, size, empty_buffer=False)
-    # of all others a method's cost does not depend on what the mixture is
-    replayed = replayed if run_config.method.name == "distillation" else 0
-    return _method_cost(run_config.model.name, size, run_config.method, replayed)
+    """Return FLOPs and memory of a run's method; raise `CmpError` for what cannot be made."""
+    size, method = run_config.training.batch, run_config.method
+    replayed, _, _ = mixtures.batch_counts(run_config.mixture, size, empty_buffer=False)
+    option = get_option("method", method.name)
+    return _named_cost(run_config.model.name, size, method, replayed, option)
+
+
+def _named_cost(name: str, batch: int, method: Method, replayed: int, option: Option) -> Cost:
+    # only a method that needs the pool depends on what the mixture is
+    return _cached_cost(name, batch, method, replayed * option.facts["needs_pool"], option)
 
 
 @functools.cache
-def _method_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
-    found = shape_state(name, method, models.create_on_meta(name))
-    look = functools.partial(forward_shapes, found, batch, replayed)
-    flops = count_flops(lambda: forward_backward(found, look))
-    memory = sum(memory_account(found, look).values())
-    return Cost(flops + optimizer_flops(found), end_flops(name, method, batch), memory)
+def _cached_cost(name: str, batch: int, method: Method, replayed: int, option: Option) -> Cost:
+    return _clip_cost(models.create_on_meta(name), name, batch, method, replayed)
+
+
+def _clip_cost(model: nn.Module, name: str, batch: int, method: Method, replayed: int) -> Cost:
+    """Return the cost of a method for a network on the meta device, which is used up."""
+    spare = copy.deepcopy(model)
+    state = shape_state(name, method, model)
+    flops = count_flops(
+        lambda: total_loss(state, forward_shapes(state, batch, replayed)).backward()
+    )
+    memory = sum(memory_account(state, batch, replayed).values())
+    step = flops + _optimizer_flops(state)
+    return Cost(step, _end_flops(spare, name, method, batch), memory)
 
 
 def shape_state(name: str, method: Method, model: nn.Module) -> TrainState:
-    """A network that is ready for its first step, but has no data."""
+    """Return a network that is ready for its first step, but has no data.
+
+    Args:
+        name: The network's name in the config.
+        method: The config section.
+        model: The network, prepared in place.
+    """
     run_config = config.parse({"model": {"name": name, "start": "random"}}, "cmpt budget")
     run_config = dataclasses.replace(run_config, method=method)
-    found = TrainState(run_config, None, model.train(), torch.empty(0))
-    method_of(run_config).prepare(found)
-    method_of(run_config).begin_task(found, 0)
-    return found
+    state = TrainState(run_config, None, model.train(), torch.empty(0))
+    method_of(run_config).prepare(state)
+    method_of(run_config).begin_task(state, 0)
+    return state
 
 
-def forward_shapes(found: TrainState, batch: int, replayed: int = 0) -> ForwardOutput:
-    """A batch of shapes, or on another device of zeros, through the network."""
-    model, device = found.model, found.model.logit_scale.device
+def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardOutput:
+    """Pass a batch of shapes, or on another device than meta of zeros, through the network."""
+    model, device = state.model, state.model.logit_scale.device
     side = model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
     pixels = torch.zeros(batch, 3, height, width, device=device)
@@ -127,92 +224,91 @@ def forward_shapes(found: TrainState, batch: int, replayed: int = 0) -> ForwardO
     return ForwardOutput(pixels, tokens, place, image, text, replayed)
 
 
-def total_loss(found: TrainState, seen: ForwardOutput) -> Tensor:
-    """The loss of a batch, all terms."""
-    terms = method_of(found.config).losses(found, seen)
-    contrastive = model_loss(found.model, seen.image, seen.text)
-    return sum(terms.values(), contrastive)
-
-
-def forward_backward(found: TrainState, look: Callable[[], ForwardOutput]) -> None:
-    """Forward and backward."""
-    total_loss(found, look()).backward()
+def total_loss(state: TrainState, output: ForwardOutput) -> Tensor:
+    """Return the loss of a batch, all terms added up."""
+    terms = method_of(state.config).losses(state, output)
+    return sum(terms.values(), model_loss(state.model, output.image, output.text))
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of what is called."""
+    """Return the FLOPs of a call."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def own_optimizer(found: TrainState) -> torch.optim.Optimizer | None:
-    """The method's own optimizer; none where that is AdamW, which multiplies no matrices."""
-    own = method_of(found.config).optimizer(found.config.method) is not ADAMW
-    return create_optimizer(found) if own else None
+def _own_optimizer(state: TrainState) -> torch.optim.Optimizer | None:
+    """Return the method's own optimizer, None where that is AdamW, which multiplies no matrices."""
+    own = method_of(state.config).optimizer(state.config.method) is not ADAMW
+    return create_optimizer(state) if own else None
 
 
-def optimizer_flops(found: TrainState) -> float:
-    """Of the optimizer's step, from gradients at hand; what it does at times only is shared out."""
-    optimizer = own_optimizer(found)
+def _optimizer_flops(state: TrainState) -> float:
+    """Return the FLOPs of the optimizer's step; what it does every `gap` steps is shared out."""
+    optimizer = _own_optimizer(state)
     if optimizer is None:
         return 0.0
     first, later = count_flops(optimizer.step), count_flops(optimizer.step)
-    return later + (first - later) / found.config.method.get("gap")
+    return later + (first - later) / (state.config.method.get("gap") or 1)
 
 
-def end_flops(name: str, method: Method, batch: int) -> float:
-    """After a task, once: of one sample, times samples; the few products between samples are left
-    out."""
-    measures = "batches" in config.METHOD_SETTINGS.get(method.name, {})
+def _end_flops(model: nn.Module, name: str, method: Method, batch: int) -> float:
+    """Return the FLOPs at a task's end: those of one sample, times samples; the few products
+    between samples are left out."""
+    measures = "batches" in get_option("method", method.name).settings
     batches = method.get("batches") if measures else 1
     one = dataclasses.replace(method, batches=1) if measures else method
-    found = shape_state(name, one, models.create_on_meta(name))
-    look = functools.partial(forward_shapes, found, 1)
-    end = method_of(found.config).end_task
+    state = shape_state(name, one, model)
+    end = method_of(state.config).end_task
     if end is UpdateMethod.end_task:
         return 0.0
-    return batches * batch * count_flops(lambda: end(found, lambda number: (None, look())))
+    flops = count_flops(lambda: end(state, lambda step: (None, forward_shapes(state, 1))))
+    return batches * batch * flops
 
 
-def memory_account(found: TrainState, look: Callable[[], ForwardOutput]) -> dict[str, int]:
-    """Bytes that a step holds at its peak, by what they are for: when the next loss has been
-    computed, and the gradients of the step before are not yet given up."""
-    trainable = list(trainable_parameters(found.model).values())
-    held = [*found.model.parameters(), *found.model.buffers()]
-    beside = list(found.state.values())
-    for network in found.aside.values():
-        beside += [*network.parameters(), *network.buffers()]
-    kept = activation_bytes(lambda: total_loss(found, look()), [*held, *beside])
+def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str, int]:
+    """Return the bytes that a step holds at its peak, by what they are for.
+
+    The peak is when the next loss has been computed and the gradients of the step before are still
+    there.
+    """
+    trainable = list(trainable_parameters(state.model).values())
+    weights = [*state.model.parameters(), *state.model.buffers()]
+    extra = list(state.method_state.values())
+    for network in state.frozen_models.values():
+        extra += [*network.parameters(), *network.buffers()]
+    activations = activation_bytes(
+        lambda: total_loss(state, forward_shapes(state, batch, replayed)), [*weights, *extra]
+    )
     gradients = storage_bytes(trainable)
     return {
-        "weights": storage_bytes(held),
+        "weights": storage_bytes(weights),
         "gradients": gradients,
-        "optimizer": moment_bytes(found, gradients),
-        "method": storage_bytes(beside),
-        "activations": kept,
+        "optimizer": _moment_bytes(state, gradients),
+        "method": storage_bytes(extra),
+        "activations": activations,
     }
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory behind some tensors, each piece counted once."""
+    """Return the bytes of the memory behind some tensors, each piece counted once."""
     pieces = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
     return sum(pieces.values())
 
 
-def moment_bytes(found: TrainState, gradients: int) -> int:
-    """Bytes of the optimizer's state: two of AdamW's for each that trains, or the method's own."""
-    optimizer = own_optimizer(found)
+def _moment_bytes(state: TrainState, gradients: int) -> int:
+    """Return the bytes of the optimizer's state."""
+    optimizer = _own_optimizer(state)
     if optimizer is None:
-        return 2 * gradients
-    for parameter in trainable_parameters(found.model).values():
+        return 2 * gradients  # AdamW's two moments
+    for parameter in trainable_parameters(state.model).values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return storage_bytes(x for state in optimizer.state.values() for x in state.values())
+    return storage_bytes(x for moments in optimizer.state.values() for x in moments.values())
 
 
 def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
-    """Bytes that a computation keeps for its backward pass, beside what is held anyway."""
+    """Return the bytes that a computation keeps for its backward pass, besides what is held."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -220,71 +316,71 @@ def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
         return x
 
     with saved_tensors_hooks(keep, lambda x: x):
-        result = compute()  # alive, and with it all that it keeps
+        result = compute()  # stays alive, and with it all that it keeps
     known = {x.untyped_storage()._cdata for x in held}
-    found = storage_bytes(x for x in kept if x.untyped_storage()._cdata not in known)
+    total = storage_bytes(x for x in kept if x.untyped_storage()._cdata not in known)
     del result
-    return found
+    return total
 
 
-def full_cost(config: RunConfig) -> Cost:
-    """What full fine-tuning costs with the same model and batch."""
-    return method_cost(dataclasses.replace(config, method=Method()))
+def full_cost(run_config: RunConfig) -> Cost:
+    """Return what full fine-tuning costs with the same model and batch."""
+    return method_cost(dataclasses.replace(run_config, method=Method()))
 
 
-def task_budget(config: RunConfig) -> Budget | None:
-    """The budget that a config sets each task; none where it sets none."""
-    training = config.training
+def task_budget(run_config: RunConfig) -> Budget | None:
+    """Return the budget that a config sets each task; None where it sets none."""
+    training = run_config.training
     if training.budget is None:
         return None
-    full = full_cost(config)
+    full = full_cost(run_config)
     allowed = training.budget * training.steps * full.step
-    return make_budget(allowed, method_cost(config), full)
+    return make_budget(allowed, method_cost(run_config), full)
 
 
-def apply_budget(config: RunConfig) -> RunConfig:
-    """The config with the steps that its budget allows, and no budget; as it is without one.
+def apply_budget(run_config: RunConfig) -> RunConfig:
+    """Return the config with the steps that its budget allows, and no budget.
 
-    `CmpError`, with numbers, where not one step is allowed or the schedule wants more steps.
+    Raises:
+        CmpError: Not one step is allowed, or the schedule wants more steps.
     """
-    found = task_budget(config)
-    if found is None:
-        return config
-    training, name = config.training, config.method.name
-    if found.steps < 1:
-        least = training.budget * (found.end + found.step) / found.allowed
+    budget = task_budget(run_config)
+    if budget is None:
+        return run_config
+    training, name = run_config.training, run_config.method.name
+    if budget.steps < 1:
+        least = training.budget * (budget.end + budget.step) / budget.allowed
         raise CmpError(
-            f"training.budget: {training.budget:g} allows {found.allowed:.4g} memory-adjusted "
-            f"FLOPs a task; one step of {name!r} costs {found.step:.4g} and the task's end "
-            f"{found.end:.4g}, which takes a budget of {least:.4g}"
+            f"training.budget: {training.budget:g} allows {budget.allowed:.4g} memory-adjusted "
+            f"FLOPs per task; one step of {name!r} costs {budget.step:.4g} and the task's end "
+            f"{budget.end:.4g}, which takes a budget of {least:.4g}"
         )
-    tree = config.to_dict()
-    tree["training"] |= {"steps": found.steps, "budget": None}
-    return parse(tree, f"training.budget: {found.steps} steps of {name!r}")
+    tree = run_config.to_dict()
+    tree["training"] |= {"steps": budget.steps, "budget": None}
+    return parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
 
 
-def budget_spent(found: Budget, tasks: int) -> dict[str, float | int]:
-    """What a run of so many tasks was allowed and has used, for its provenance, in memory-adjusted
-    GFLOPs."""
+def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
+    """Return what a run was allowed and has used, in memory-adjusted GFLOPs, for its provenance."""
     return {
-        "allowed_gflops": tasks * found.allowed / 1e9,
-        "used_gflops": found.used(tasks) / 1e9,
-        "steps_per_task": found.steps,
-        "memory_multiplier": found.multiplier,
+        "allowed_gflops": tasks * budget.allowed / 1e9,
+        "used_gflops": budget.used(tasks) / 1e9,
+        "steps_per_task": budget.steps,
+        "memory_multiplier": budget.multiplier,
     }
 
 
-def measured_memory(config: RunConfig) -> float:
-    """Bytes at the peak of two steps on this machine's CUDA card, in fp32, as torch counts them."""
+def measured_memory(run_config: RunConfig) -> float:
+    """Return the bytes at the peak of two fp32 steps on this machine's CUDA card."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    name, size = config.model.name, config.training.batch
-    found = shape_state(name, config.method, models.create_model(name).cuda())
-    replayed = size // 3 if config.method.name == "distillation" else 0
-    optimizer = create_optimizer(found)
+    name, size = run_config.model.name, run_config.training.batch
+    state = shape_state(name, run_config.method, models.create_model(name).cuda())
+    needs_pool = get_option("method", run_config.method.name).facts["needs_pool"]
+    optimizer = create_optimizer(state)
     for _ in range(2):
-        value = total_loss(found, forward_shapes(found, size, replayed))
+        loss = total_loss(state, forward_shapes(state, size, size // 3 * needs_pool))
         optimizer.zero_grad()
-        value.backward()
-        method_of(found.config).step(found, optimizer)
+        loss.backward()
+        method_of(state.config).step(state, optimizer)
     return torch.cuda.max_memory_allocated()

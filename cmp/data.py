@@ -42,10 +42,10 @@ class ImageFiles(Protocol):
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
         """The middle of each image."""
 
-    def parts(
-        self, rows: np.ndarray, side: int, generator: np.random.Generator, own: slice
+    def random_crops(
+        self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
     ) -> Tensor:
-        """A random part of each image of a batch, of those that `own` chooses."""
+        """A random part of each image of a batch, of those that `local` chooses."""
 
 
 @dataclass(frozen=True)
@@ -167,18 +167,18 @@ def to_rgb(images: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor, generator: torch.Generator, of: tuple[int, int] | None = None
+    images: Tensor, generator: torch.Generator, part: tuple[int, int] | None = None
 ) -> Tensor:
     """uint8 RGBA [B, 4, H, W] -> RGB in [0, 1]: one affine map, a background, contrast,
     brightness and saturation.
 
     All randomness comes from `generator` (CPU), so a batch is a function of its state. RGB images
-    [B, 3, H, W] are random parts of photographs already, and stay as they are. of: (number of the
+    [B, 3, H, W] are random parts of photographs already, and stay as they are. part: (number of the
     first, number in all), where these are some of a batch; they look as they do in it.
     """
     if images.shape[1] == 3:
         return to_rgb(images)
-    first, count = of or (0, len(images))
+    first, count = part or (0, len(images))
     here = slice(first, first + len(images))
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -269,7 +269,7 @@ class _BlockDataset(Dataset):
         return self.files[self.blocks[number]]
 
 
-def _prefetch(dataset: Dataset, order: range, count: int, device: torch.device) -> Iterator:
+def prefetch(dataset: Dataset, order: range, count: int, device: torch.device) -> Iterator:
     """The items of a dataset in the given order, made by `count` other processes. They are forked
     where that is possible, so that what is in memory is shared."""
     return iter(
@@ -300,18 +300,25 @@ def stored_images(
     dataset, count = _BlockDataset(corpus, blocks, side), worker_count(device)
     if not count:
         return (dataset[number] for number in range(len(blocks)))
-    return _prefetch(dataset, range(len(blocks)), count, device)
+    return prefetch(dataset, range(len(blocks)), count, device)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """rows: [B], the samples' positions in the corpus; images: uint8 [B, 4, H, W], or [B, 3, H, W],
-    random parts of files, or of some of the samples only; texts: [B], each sample's caption as a
-    position in the corpus."""
+    """Samples of one step.
+
+    Attributes:
+        rows: Their positions in the corpus, [B].
+        images: uint8 RGBA [B, 4, H, W], or RGB crops of files [B, 3, H, W]; of some of the samples
+            only where a process asked for its own.
+        texts: Each sample's caption as a position in the corpus, [B].
+        replayed: How many samples at the end come from the pretraining pool.
+    """
 
     rows: np.ndarray
     images: Tensor
     texts: Tensor
+    replayed: int = 0
 
 
 POOL_DATA_ROLES = ("pool", "substitute")

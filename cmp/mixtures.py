@@ -1,41 +1,37 @@
-"""Which samples make the batch at (task, step): pretraining pool P, update pool D, buffer B."""
+"""Which samples make the batch at (task, step).
+
+A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates
+(spec 7). Every choice is a function of (config, task, step): nothing is carried along.
+"""
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from cmp import streams
 from cmp.config import Mixture, RunConfig
-from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, _prefetch, worker_count
+from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, worker_count
 from cmp.errors import CmpError
+from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator
-
-
-class _StepDataset(Dataset):
-    """The batches of one task, by step."""
-
-    def __init__(self, *of):
-        self.config, self.corpus, self.pools, self.task, self.side, self.own = of
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        batch = make_batch(
-            self.config, self.corpus, self.pools, self.task, step, self.side, self.own
-        )
-        return batch.rows, batch.images, batch.texts
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Positions in the corpus that a task may draw from; the buffer of the first task is empty.
+    """What a task may draw from, as positions in the corpus.
 
-    groups: of each image of the buffer, by number, where groups are drawn from equally often.
+    Attributes:
+        pretraining: The kept part of the pretraining pool.
+        update: The images that arrive in this task.
+        buffer: Images of earlier tasks; empty in the first one.
+        groups: The group number of each buffer image, where groups are drawn from equally often.
     """
 
     pretraining: np.ndarray
@@ -44,41 +40,23 @@ class Pools:
     groups: np.ndarray | None = None
 
 
-class BatchLoader:
-    """The batches of a run. Asked for one step after the other, it has made them ahead, if images
-    are decoded and there are processes for it."""
-
-    def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
-        self.config, self.corpus, self.side, self.device = config, corpus, side, device
-        self.processes = worker_count(device) if corpus.in_files else 0
-        self.due: tuple[Pools, int, int, slice] | None = None
-        self.steps: Iterator = iter(())
-
-    def batch(self, pools: Pools, task: int, step: int, own: slice = WHOLE_BATCH) -> Batch:
-        """The batch at (task, step), with the images of `own` of its samples."""
-        if not self.processes:
-            return make_batch(self.config, self.corpus, pools, task, step, self.side, own)
-        if self.due is None or self.due[0] is not pools or self.due[1:] != (task, step, own):
-            dataset = _StepDataset(self.config, self.corpus, pools, task, self.side, own)
-            order = range(step, max(self.config.training.steps, step + 1))
-            self.steps = _prefetch(dataset, order, self.processes, self.device)
-        rows, images, texts = next(self.steps)
-        self.due = (pools, task, step + 1, own)
-        if step + 1 >= self.config.training.steps:
-            self.due, self.steps = None, iter(())
-        return Batch(rows, images, texts)
-
-
 def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
-    """Samples from (P, D, B) in a batch: floors, with the remainder given to the first that take
-    part. While the buffer is empty its samples are split between P and D, as far as they take part
-    at all (spec 7)."""
-    ratios = (mixture.pretraining, mixture.update, mixture.buffer)
-    sizes = [int(batch * ratio + 1e-9) for ratio in ratios]
-    taking_part = [index for index, ratio in enumerate(ratios) if ratio > 0]
-    for index in taking_part[: batch - sum(sizes)]:
-        sizes[index] += 1
-    p, d, b = sizes
+    """Return how many samples of a batch come from (P, D, B).
+
+    Counts are rounded down; the remainder goes to the first pools that take part. While the buffer
+    is empty, its samples are split between P and D, as far as they take part (spec 7).
+
+    Args:
+        mixture: The config section.
+        batch: Samples per batch.
+        empty_buffer: Whether the buffer is empty, as in the first task.
+    """
+    shares = (mixture.pretraining, mixture.update, mixture.buffer)
+    counts = [int(batch * share + 1e-9) for share in shares]
+    taking_part = [index for index, share in enumerate(shares) if share > 0]
+    for index in taking_part[: batch - sum(counts)]:
+        counts[index] += 1
+    p, d, b = counts
     if not empty_buffer:
         return p, d, b
     if mixture.pretraining > 0 and mixture.update > 0:
@@ -89,16 +67,15 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
 def batch_rows(
     pools: Pools, mixture: Mixture, batch: int, seed: int, task: int, step: int
 ) -> np.ndarray:
-    """Positions in the corpus of the batch at (task, step): update, buffer, pretraining."""
+    """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P."""
     p, d, b = batch_counts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
     update = sample(pools.update, d, "update", seed, task, step)
     if pools.groups is None:
         buffer = sample(pools.buffer, b, "buffer", seed, task, step)
     else:
         buffer = sample_evenly(pools.buffer, pools.groups, b, seed, task, step)
-    return np.concatenate(
-        [update, buffer, sample(pools.pretraining, p, "pretraining", seed, task, step)]
-    )
+    pretraining = sample(pools.pretraining, p, "pretraining", seed, task, step)
+    return np.concatenate([update, buffer, pretraining])
 
 
 def make_batch(
@@ -108,51 +85,151 @@ def make_batch(
     task: int,
     step: int,
     side: int = IMAGE_SIZE,
-    own: slice = WHOLE_BATCH,
+    local: slice = WHOLE_BATCH,
 ) -> Batch:
-    """The samples of 0-based (task, step), each with one of its captions. side: of images that are
-    decoded from files; own: the samples whose images are wanted."""
+    """Return the samples of (task, step), each with one of its captions.
+
+    Args:
+        config: The run's config.
+        corpus: The run's data.
+        pools: What the task may draw from.
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
+        side: Pixels per side of images that are decoded from files.
+        local: The samples whose images are wanted, such as those of one process.
+    """
     seed, size = config.seeds.data, config.training.batch
     rows = batch_rows(pools, config.mixture, size, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
-    if corpus.in_files:
-        generator = numpy_generator("augment/part", config.seeds.augment, task, step)
-        images = corpus.images.parts(rows, side, generator, own)
+    if isinstance(corpus.images, Tensor):
+        # index_select copies whole rows, five times as fast as indexing
+        images = corpus.images.index_select(0, torch.from_numpy(rows[local]))
     else:
-        own_rows = torch.from_numpy(rows[own])
-        images = corpus.images.index_select(0, own_rows)  # whole rows: 5x indexing
-    return Batch(rows, images, torch.from_numpy(texts))
+        generator = numpy_generator("augment/part", config.seeds.augment, task, step)
+        images = corpus.images.random_crops(rows, side, generator, local)
+    replayed, _, _ = batch_counts(config.mixture, size, empty_buffer=len(pools.buffer) == 0)
+    return Batch(rows, images, torch.from_numpy(texts), replayed)
+
+
+class BatchLoader:
+    """The batches of a run, made ahead by other processes where images have to be decoded.
+
+    It has no state that would have to be saved: any process makes the same batch of (task, step).
+    """
+
+    def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
+        self.config, self.corpus, self.side, self.device = config, corpus, side, device
+        self.workers = worker_count(device) if corpus.in_files else 0
+        self._next: tuple[Pools, int, int, slice] | None = None
+        self._batches: Iterator[Batch] = iter(())
+
+    def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
+        """Return the batch at (task, step), with the images of its `local` samples."""
+        if not self.workers:
+            return make_batch(self.config, self.corpus, pools, task, step, self.side, local)
+        expected = self._next
+        if expected is None or expected[0] is not pools or expected[1:] != (task, step, local):
+            arguments = (self.config, self.corpus, pools, task, self.side, local)
+            steps = range(step, max(self.config.training.steps, step + 1))
+            self._batches = prefetch(_StepDataset(*arguments), steps, self.workers, self.device)
+        batch = Batch(*next(self._batches))
+        self._next = (pools, task, step + 1, local)
+        if step + 1 >= self.config.training.steps:
+            self._next, self._batches = None, iter(())
+        return batch
+
+
+class _StepDataset(Dataset):
+    """The batches of one task, by step."""
+
+    def __init__(self, config, corpus, pools, task, side, local):
+        self.config, self.corpus, self.pools = config, corpus, pools
+        self.task, self.side, self.local = task, side, local
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, Tensor, Tensor, int]:
+        batch = make_batch(
+            self.config, self.corpus, self.pools, self.task, step, self.side, self.local
+        )
+        return batch.rows, batch.images, batch.texts, batch.replayed
+
+
+class MixtureSampler(Sampler[list[int]]):
+    """A torch batch sampler that mixes three datasets in fixed shares.
+
+    It yields lists of indices into `ConcatDataset([pool, update, buffer])`, for the `batch_sampler`
+    of a `DataLoader`. Each dataset is gone through without repetition before it starts again.
+    """
+
+    def __init__(
+        self,
+        pool: Sized,
+        update: Sized,
+        buffer: Sized,
+        shares: tuple[float, float, float],
+        batch: int,
+        steps: int,
+        seed: int = 0,
+        task: int = 0,
+    ):
+        """Prepare the sampler of one task.
+
+        Args:
+            pool: The replayed part of the pretraining data.
+            update: The new data.
+            buffer: Data of earlier updates; may be empty.
+            shares: Shares of the three in a batch; they sum to one.
+            batch: Samples per batch.
+            steps: Batches per task.
+            seed: Seed of the draws.
+            task: The task's number; another one gives other draws.
+        """
+        sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
+        self.pools = Pools(*(np.arange(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps
+        self.seed, self.task = seed, task
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.steps):
+            arguments = (self.pools, self.mixture, self.batch, self.seed, self.task, step)
+            yield batch_rows(*arguments).tolist()
 
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
-    """The largest batch up to `batch` that takes no sample of these pools twice."""
+    """Return the largest batch up to `batch` that takes no sample of these pools twice."""
     sizes = (len(pools.pretraining), len(pools.update), len(pools.buffer))
 
-    def fits(size: int) -> bool:
-        taken = batch_counts(mixture, size, empty_buffer=sizes[2] == 0)
-        return all(part <= there for part, there in zip(taken, sizes, strict=True))
+    def fits(candidate: int) -> bool:
+        counts = batch_counts(mixture, candidate, empty_buffer=sizes[2] == 0)
+        return all(count <= size for count, size in zip(counts, sizes, strict=True))
 
-    return next((size for size in range(batch, 0, -1) if fits(size)), 0)
+    return next((candidate for candidate in range(batch, 0, -1) if fits(candidate)), 0)
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
-    """What each task may draw from; `CmpError` if a batch would take a sample of a pool twice."""
+    """Return what each task may draw from.
+
+    Raises:
+        CmpError: A batch would take a sample of a pool twice.
+    """
     mixture, seed = config.mixture, config.seeds.data
-    replay = replay_pool(corpus, mixture, seed)
+    replayed = replay_pool(corpus, mixture, seed)
     if mixture.update + mixture.buffer == 0:
-        updates = [replay[:0]] * config.stream.tasks
+        updates = [replayed[:0]] * config.stream.tasks
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
     labels = pd.factorize(streams.class_names(corpus, np.arange(len(corpus.table))))[0]
-    keep, pools = BUFFERS[mixture.policy], []
+    keep, pools = get_option("buffer", mixture.policy).value, []
     for task, update in enumerate(updates):
-        before = buffer_history(updates[:task], labels)
-        held, groups = keep(before, mixture.capacity, seed)
-        pools.append(Pools(replay, update, before.rows[held], groups))
+        history = buffer_history(updates[:task], labels)
+        kept, groups = keep(history, mixture.capacity, seed)
+        pools.append(Pools(replayed, update, history.rows[kept], groups))
     batch = config.training.batch
-    largest = min(largest_batch(each, mixture, batch) for each in pools)
+    largest = min(largest_batch(task_pool, mixture, batch) for task_pool in pools)
     if largest < batch:
         raise CmpError(
             f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
@@ -167,31 +244,41 @@ def _permutation(size: int, name: str, seed: int, task: int, epoch: int) -> np.n
 
 
 def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: int) -> np.ndarray:
-    """`count` samples of a pool for one step, without replacement within each pass over the pool.
+    """Return `count` samples of a pool for one step, [count].
 
-    The steps of a task read an endless sequence of permutations, each from its own random stream,
-    so any step is computed without those before it.
+    The steps of a task read an endless sequence of permutations of the pool, each from its own
+    random stream, so that any step is computed without those before it.
+
+    Args:
+        pool: Positions to draw from.
+        count: How many.
+        name: Name of the random stream.
+        seed: The data seed.
+        task: The task's number.
+        step: The step within the task.
     """
     if count == 0:
         return pool[:0]
     if len(pool) == 0:
         raise CmpError(f"mixture.{name}: the batch wants {count} samples of an empty pool")
     places = np.arange(step * count, (step + 1) * count)
-    chosen = [
-        _permutation(len(pool), name, seed, task, int(epoch))[
-            places[places // len(pool) == epoch] % len(pool)
-        ]
-        for epoch in np.unique(places // len(pool))
+    epochs = places // len(pool)
+    drawn = [
+        _permutation(len(pool), name, seed, task, int(epoch))[places[epochs == epoch] % len(pool)]
+        for epoch in np.unique(epochs)
     ]
-    return pool[np.concatenate(chosen)]
+    return pool[np.concatenate(drawn)]
 
 
 def sample_evenly(
     pool: np.ndarray, groups: np.ndarray, count: int, seed: int, task: int, step: int
 ) -> np.ndarray:
-    """As `draw`, from the buffer: each group has its turn, and within a group each image has.
+    """Return samples of the buffer so that each group, and each image within it, has its turn.
 
-    groups: the number of each image's group, [len(pool)].
+    Args:
+        pool: Positions to draw from.
+        groups: The group number of each position, [len(pool)].
+        count: How many; seed, task, step: as in `sample`.
     """
     if count == 0:
         return pool[:0]
@@ -199,41 +286,50 @@ def sample_evenly(
     members = np.split(order, np.cumsum(sizes)[:-1])
     turns = sample(np.arange(len(sizes)), count, "groups", seed, task, step)
     rounds = np.arange(step * count, (step + 1) * count) // len(sizes)
-    chosen = [
+    drawn = [
         members[group][_member(int(sizes[group]), int(group), seed, task, int(turn))]
         for group, turn in zip(turns, rounds, strict=True)
     ]
-    return pool[chosen]
+    return pool[drawn]
 
 
 def _member(size: int, group: int, seed: int, task: int, turn: int) -> int:
-    """Which image of a group is drawn in a turn: another one until all have been."""
+    """Return which image of a group is drawn in a turn: another one until all have been."""
     epoch, place = divmod(turn, size)
     return int(numpy_generator("data/member", seed, task, group, epoch).permutation(size)[place])
 
 
 def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
-    """The `count` items that come first by the last key, then by the one before it, ...: sorted
-    positions. `None` for all.
+    """Return the sorted positions of the `count` items that come first by the last key, then by
+    the one before it, and so on.
 
     What is chosen from all items is, as far as it lies in a part of them, chosen from that part as
     well: a buffer that chooses so never takes back what it dropped.
+
+    Args:
+        keys: Arrays of equal length; the last one counts first.
+        count: How many; None for all.
     """
     return np.sort(np.lexsort(keys)[:count])
 
 
 def rank_within_groups(groups: np.ndarray, priority: np.ndarray) -> np.ndarray:
-    """Each item's place within its group by rising priority, from 0, [n]."""
+    """Return each item's rank within its group by rising priority, from 0, [n]."""
     order = np.lexsort((priority, groups))
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return place[np.argsort(order)]
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return rank[np.argsort(order)]
 
 
 @dataclass(frozen=True)
 class BufferHistory:
-    """All n images of earlier updates: their positions in the corpus, sorted, and the numbers of
-    their updates and of their classes, [n] each."""
+    """All n images of earlier updates.
+
+    Attributes:
+        rows: Their positions in the corpus, sorted, [n].
+        task: The number of the update that each arrived in, [n].
+        label: The number of each image's class, [n].
+    """
 
     rows: np.ndarray
     task: np.ndarray
@@ -241,7 +337,12 @@ class BufferHistory:
 
 
 def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHistory:
-    """What arrived in some updates. labels: the class number of every image of the corpus."""
+    """Return what arrived in some updates.
+
+    Args:
+        updates: Corpus positions per update.
+        labels: The class number of every image of the corpus.
+    """
     rows = np.concatenate(updates) if updates else np.empty(0, np.int64)
     task = np.repeat(np.arange(len(updates)), [len(update) for update in updates])
     order = np.argsort(rows)
@@ -249,102 +350,118 @@ def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHisto
 
 
 BufferContent = tuple[np.ndarray, np.ndarray | None]
-"""Which of the past's images are kept, as sorted positions in it; and of each the number of its
-group, where groups are drawn from equally often."""
+"""Which images of a `BufferHistory` are kept, as sorted positions in it; and the group number of
+each, where groups are drawn from equally often."""
 
 
-def unlimited_buffer(past: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """All that arrived; every image is drawn equally often."""
-    return np.arange(len(past.rows)), None
+@register("buffer", "unlimited")
+def unlimited_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep all that arrived; every image is drawn equally often."""
+    return np.arange(len(history.rows)), None
 
 
-def reservoir_buffer(past: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """A uniform sample of all that arrived, of a fixed size; every image is drawn equally often."""
-    return choose_lowest([_random_keys("buffer", seed, past.rows)], capacity), None
+@register("buffer", "reservoir", capacity="required")
+def reservoir_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep a uniform sample of fixed size; every image is drawn equally often."""
+    return choose_lowest([_random_keys("buffer", seed, history.rows)], capacity), None
 
 
-def class_balanced_buffer(past: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """As many of each class as fit, or all; every class is drawn equally often."""
-    return _balanced_buffer(past, past.label, capacity, seed)
+@register("buffer", "class-balanced", capacity="optional")
+def class_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep as many images of each class as fit; every class is drawn equally often."""
+    return _balanced_buffer(history, history.label, capacity, seed)
 
 
-def task_balanced_buffer(past: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """As many of each update as fit, or all; every update is drawn equally often."""
-    return _balanced_buffer(past, past.task, capacity, seed)
+@register("buffer", "task-balanced", capacity="optional")
+def task_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep as many images of each update as fit; every update is drawn equally often."""
+    return _balanced_buffer(history, history.task, capacity, seed)
 
 
 def _balanced_buffer(
-    past: BufferHistory, groups: np.ndarray, capacity: int | None, seed: int
+    history: BufferHistory, groups: np.ndarray, capacity: int | None, seed: int
 ) -> BufferContent:
-    """Every group's first image, then every group's second, and so on."""
-    place = rank_within_groups(groups, _random_keys("buffer", seed, past.rows))
-    held = choose_lowest([_random_keys("buffer/groups", seed, groups), place], capacity)
-    return held, groups[held]
+    """Keep every group's first image, then every group's second, and so on."""
+    rank = rank_within_groups(groups, _random_keys("buffer", seed, history.rows))
+    kept = choose_lowest([_random_keys("buffer/groups", seed, groups), rank], capacity)
+    return kept, groups[kept]
 
 
 def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
-    """A random number for each item that depends on the item, the name and the seed alone."""
+    """Return a random number per item that depends on the item, the name and the seed alone."""
     return numpy_generator(name, seed).random(int(items.max(initial=0)) + 1)[items]
 
 
-BUFFERS: dict[str, Callable[[BufferHistory, int | None, int], BufferContent]] = {
-    "unlimited": unlimited_buffer, "reservoir": reservoir_buffer, "class-balanced": class_balanced_buffer,
-    "task-balanced": task_balanced_buffer,
-}  # fmt: skip
-"""By `mixture.policy`, a function of (the past, `mixture.capacity`, data seed). A buffer never
-holds again what it once dropped, since it chooses by `choice.lowest`."""
+def check_option(option: Option) -> None:
+    """Check a buffer on a small history.
+
+    Raises:
+        CmpError: It keeps images that never arrived, more than its capacity, or groups that do not
+            match.
+    """
+    history = BufferHistory(np.arange(0, 24, 2), np.arange(12) // 4, np.arange(12) % 5)
+    capacity = None if option.facts["capacity"] == "none" else 6
+    kept, groups = option.value(history, capacity, 0)
+    kept = np.asarray(kept)
+    if len(np.setdiff1d(kept, np.arange(12))) or len(np.unique(kept)) < len(kept):
+        raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected distinct positions 0 to 11")
+    if capacity is not None and len(kept) > capacity:
+        raise CmpError(f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}")
+    if groups is not None and len(groups) != len(kept):
+        raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
+
 
 POOL_ROLES = {"pretraining": "pool", "substitute": "substitute"}
 """By `mixture.pool`: the role of the datasets that are replayed."""
+SelectionKeys = list[np.ndarray]
 
-Keys = list[np.ndarray]
 
-
-def random_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> Keys:
-    """Any image is as likely to be kept as any other."""
+def random_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
+    """Keep any image with the same chance."""
     return [priority]
 
 
-def clustered_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> Keys:
-    """As many images of each cluster of image features, as far as it has them."""
-    return [
-        priority,
-        rank_within_groups(streams.pool_statistics(corpus, pool)["cluster"].to_numpy(), priority),
-    ]
+def clustered_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
+    """Keep as many images of each cluster of image features as it has."""
+    clusters = streams.pool_statistics(corpus, pool)["cluster"].to_numpy()
+    return [priority, rank_within_groups(clusters, priority)]
 
 
-def aligned_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> Keys:
-    """The images whose captions a base finds nearest to them."""
+def aligned_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
+    """Keep the images whose captions a base finds nearest to them."""
     return [priority, -streams.pool_statistics(corpus, pool)["alignment"].to_numpy()]
 
 
-SELECTIONS: dict[str, Callable[[Corpus, np.ndarray, np.ndarray], Keys]] = {
-    "random": random_selection, "clustered": clustered_selection, "aligned": aligned_selection,
-}  # fmt: skip
-"""By `mixture.select`: (corpus, positions of the pool's images in it, their random priorities) ->
-keys of `choice.lowest`."""
+SELECTIONS: dict[str, Callable[[Corpus, np.ndarray, np.ndarray], SelectionKeys]] = {
+    "random": random_selection,
+    "clustered": clustered_selection,
+    "aligned": aligned_selection,
+}
+"""By `mixture.select`: (corpus, positions of the pool's images, their random priorities) -> keys
+of `choose_lowest`."""
 
 
 def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
-    """The fixed part of the pool that is kept for replay, as sorted positions in the corpus.
+    """Return the part of the pool that is kept for replay, as sorted corpus positions.
 
-    `CmpError` if the batch wants a pool that these data do not have.
+    Raises:
+        CmpError: The batch wants a pool that these data do not have.
     """
     pool, kept = _choose_replay(corpus, mixture, seed)
     return pool[kept]
 
 
 def replay_digest(corpus: Corpus, mixture: Mixture, seed: int) -> str:
-    """sha256 of which images of the pool are kept, which stands for all that decided it."""
+    """Return the sha256 of which images of the pool are kept."""
     _, kept = _choose_replay(corpus, mixture, seed)
     return hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
 
 
 def _choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(positions of the whole pool in the corpus, sorted positions in the pool that are kept)."""
+    """Return the corpus positions of the whole pool, and the positions in it that are kept."""
     train = corpus.rows("train")
-    of_role = corpus.by_role(POOL_ROLES[mixture.pool])
-    pool = train[corpus.table["dataset"].iloc[train].isin(of_role).to_numpy()]
+    replayed = corpus.by_role(POOL_ROLES[mixture.pool])
+    pool = train[corpus.table["dataset"].iloc[train].isin(replayed).to_numpy()]
     if len(pool) == 0:
         if mixture.pretraining > 0:
             raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")

@@ -1,4 +1,7 @@
-"""Who is told of a run's progress."""
+"""A run: tasks in order, evaluated after each, with checkpoints in between.
+
+Pretraining and joint training are runs, too.
+"""
 
 import contextlib
 import dataclasses
@@ -37,7 +40,6 @@ from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.training import (
-    DEFAULT_EXECUTION,
     ExecutionConfig,
     TrainState,
     check_weights_finite,
@@ -46,15 +48,18 @@ from cmp.training import (
     train_task,
 )
 
+CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
+
 
 @dataclass(frozen=True)
 class Observer:
-    """What is told of a run's progress; every hook may be left out.
+    """Functions that hear of a run's progress; any may be left out.
 
-    step: (task, step, loss, model) after each step; the model must not be changed. task: (number of
-    tasks done, scores) after each evaluation, with 0 for the one before the stream; of the subset,
-    if there is one, so that they can be compared. resumed: (number of steps done before), first of
-    all, when a run goes on from a checkpoint.
+    Attributes:
+        step: (task, step, loss, model), after each step; the model must not be changed.
+        task: (tasks done, scores), after each evaluation, with 0 for the one before the stream; of
+            the subset if there is one, so that scores can be compared.
+        resumed: (steps done), first of all, when a run goes on from a checkpoint.
     """
 
     step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
@@ -64,11 +69,28 @@ class Observer:
 
 NO_OBSERVER = Observer()
 
-CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        metrics: A row per (task, dataset): tasks done, `scope` ("subset" or "full") and the columns
+            of `Scores.datasets`.
+        model: The network after the last task.
+        seconds: Computing time.
+        provenance: Where the run was computed, see `machine_record`; with `began` if it began
+            elsewhere, and `budget` if it had one.
+    """
+
+    metrics: pd.DataFrame
+    model: nn.Module
+    seconds: float
+    provenance: dict[str, Any]
 
 
 def check_device(device: str) -> None:
-    """`CmpError` if torch cannot compute there, such as on "cuda" without a card."""
+    """Raise `CmpError` if torch cannot compute on a device, such as "cuda" without a card."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -77,8 +99,8 @@ def check_device(device: str) -> None:
 
 
 def machine_record(device: str = "cpu") -> dict[str, Any]:
-    """This process: two that agree in all of this give the same bits on a CPU."""
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    """Return what may decide the last bits of a result; two that agree give the same bits."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cmp": __version__,
         "numerics": NUMERICS,
@@ -88,16 +110,14 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "numpy": np.__version__,
         "processor": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_name": found.get("cpu_name", ""),
-        "cpu_flags": " ".join(flag for flag in CPU_FLAGS if found.get(flag)),
-        "cpu_caches": f"{found.get('l1d_cache_size')} {found.get('l2_cache_size')}",
+        "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
     }
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Where two processes differ, such as "threads 1 and 2"; empty if nowhere.
+    """Return where two machine records differ, such as "threads 1 and 2", or "".
 
     The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts.
     """
@@ -106,22 +126,12 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """metrics: a row a (task, dataset): tasks done, `scope` ("subset" or "full"), and the columns
-    of `evaluation.Scores.datasets`; model: the network after the last task; seconds: of computing;
-    provenance: where that was, see `cmp.runs.provenance.here`, with `began` if it began elsewhere
-    and `budget` if it had one, see `cmp.budgets.spent`.
-    """
-
-    metrics: pd.DataFrame
-    model: nn.Module
-    seconds: float
-    provenance: dict[str, Any]
-
-
 def joint_training(config: RunConfig) -> RunConfig:
-    """The upper bound of a run: all its classes in one task of as many steps, one schedule."""
+    """Return the upper bound of a run: all its classes in one task of as many steps.
+
+    Raises:
+        CmpError: The task would have too many steps.
+    """
     steps = config.stream.tasks * config.training.steps
     if steps > MAX_COUNT:
         raise CmpError(
@@ -136,11 +146,13 @@ def joint_training(config: RunConfig) -> RunConfig:
 
 
 def evaluation_sizes(config: RunConfig) -> list[tuple[int | None, int]]:
-    """(images a dataset, how often): after each task, and where asked for on the full test at both
-    ends of the stream, which `None` stands for."""
-    asked = config.evaluation
-    often = [(asked.subset, config.stream.tasks + 1)]
-    return often + [(None, 2)] * (asked.full and asked.subset is not None)
+    """Return (images per dataset, how often), None for all images.
+
+    After each task, and where asked for on the full test at both ends of the stream.
+    """
+    section = config.evaluation
+    sizes = [(section.subset, config.stream.tasks + 1)]
+    return sizes + [(None, 2)] * (section.full and section.subset is not None)
 
 
 def execute(
@@ -149,148 +161,178 @@ def execute(
     observer: Observer = NO_OBSERVER,
     model: nn.Module | None = None,
     device: str = "cpu",
-    keeper: CheckpointManager | None = None,
-    execution: ExecutionConfig = DEFAULT_EXECUTION,
+    manager: CheckpointManager | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> RunResult:
-    """Take a model through the stream of `config`.
+    """Take a model through the stream of a config.
 
-    model: starting weights, trained in place; those that `config.model` names where left out.
-    device: where the network lives, "cpu" or "cuda"; it decides no more than the last bits.
-    keeper: keeps checkpoints; the run goes on from the last one. execution: how a step is computed;
-    nor does it. Of several processes all call this, and the first alone has a keeper and scores.
-    Raises `Interrupted` on SIGINT and SIGTERM, after a whole step and a save, and `Diverged`, with
-    the last good state kept and a report beside it.
+    Of several processes all call this; the first alone has a checkpoint manager and scores.
+
+    Args:
+        config: The run's config.
+        corpus: The run's data.
+        observer: Hears of the progress.
+        model: Starting weights, trained in place; those that `config.model` names where None.
+        device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
+        manager: Keeps checkpoints; the run goes on from the last one.
+        execution: How a step is computed; it decides the last bits only.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
+        Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    asked, config, budget = config, budgets.apply_budget(config), budgets.task_budget(config)
+    given, budget = config, budgets.task_budget(config)
+    config = budgets.apply_budget(config)
+    execution = execution or ExecutionConfig()
     pools = mixtures.task_pools(config, corpus)
-    learner = make_train_state(config, corpus, model, device, execution)
+    state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | execution.record()
-        sitting = Run(learner, observer, keeper, stop, machine, asked, budget)
-        optimizer = create_optimizer(learner)
-        begun, first = sitting.begin(optimizer)
-        for task in range(begun, len(pools)):
-            if task > begun and not config.optimizer.carry:
-                optimizer = create_optimizer(learner)
-            hook = functools.partial(sitting.after_step, task, optimizer)
-            with sitting.reporting():
-                train_task(learner, pools[task], task, hook, optimizer, first)
-            first = 0
-            sitting.end_task(task + 1, optimizer)
-    return sitting.result()
+        run = Run(state, observer, manager, stop, machine, given, budget)
+        optimizer = create_optimizer(state)
+        first_task, first_step = run.begin(optimizer)
+        for task in range(first_task, len(pools)):
+            if task > first_task and not config.optimizer.carry:
+                optimizer = create_optimizer(state)
+            after_step = functools.partial(run.after_step, task, optimizer)
+            with run.report_divergence():
+                train_task(state, pools[task], task, after_step, optimizer, first_step)
+            first_step = 0
+            run.end_task(task + 1, optimizer)
+    return run.result()
 
 
 def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
-    """The weights before the stream and after the last step of each task, on the CPU: of a run that
-    is computed for this alone, and not stored."""
-    found: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
-    steps = budgets.apply_budget(config).training.steps
+    """Return the weights before the stream and at the end of each task, on the CPU.
 
-    def step(task: int, number: int, loss: Tensor, model: nn.Module) -> None:
-        if number == steps - 1:
-            found.append(
-                {name: x.cpu().clone() for name, x in adapters.merged_state_dict(model).items()}
-            )
+    They are of a run that is computed for this alone, and not stored.
+    """
+    weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
+    last = budgets.apply_budget(config).training.steps - 1
 
-    execute(config, corpus, Observer(step))
-    return found
+    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
+        if step == last:
+            merged = adapters.merged_state_dict(model)
+            weights.append({name: x.cpu().clone() for name, x in merged.items()})
+
+    execute(config, corpus, Observer(keep))
+    return weights
 
 
 @dataclass
 class Run:
-    """A run as far as this process has taken it. asked: its config before its budget, which the
-    learner's steps are of, was applied."""
+    """A run as far as this process has taken it.
 
-    learner: TrainState
+    Attributes:
+        state: The network and all that belongs to it.
+        observer: Hears of the progress.
+        manager: Keeps checkpoints.
+        stop: Whether a signal asked to stop.
+        machine: Where the run is computed.
+        given: The config before its budget was applied.
+        budget: The budget.
+        rows: Rows of the metrics so far.
+        trunk: State that a branch of the schedule left behind.
+        memory: What the merge policy remembers.
+        seconds_before: Computing time of earlier processes.
+        started: When this process started.
+    """
+
+    state: TrainState
     observer: Observer
-    keeper: CheckpointManager | None
+    manager: CheckpointManager | None
     stop: StopRequest
     machine: dict[str, Any]
-    asked: RunConfig
+    given: RunConfig
     budget: Budget | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     trunk: dict[str, Tensor] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
-    before: float = 0.0
+    seconds_before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.config, self.model = self.learner.config, self.learner.model
+        self.config, self.model = self.state.config, self.state.model
         self.device = self.model.logit_scale.device
+        self.branch = schedules.branch_step(self.config.schedule, self.config.training.steps)
         if self.config.merging.policy != "none":
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """A copy of the network's weights on the CPU, adapters folded in."""
+        """Return a copy of the network's weights on the CPU, adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
     def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-        """Take up the last checkpoint; without one, evaluate the weights that the run starts from.
-        Returns the task and step that come next.
+        """Go on from the last checkpoint, or evaluate the weights that the run starts from.
 
-        A run that goes on elsewhere than it began is warned of and keeps both in its provenance.
+        A run that goes on elsewhere than it began warns and keeps both in its provenance.
+
+        Returns:
+            The task and step that come next.
         """
-        state = checkpoints.latest(self.keeper, self.device)
-        if state is None:
+        saved = checkpoints.latest(self.manager, self.device)
+        if saved is None:
             self.evaluate(0)
             self.save(0, 0)
-            self.heed(0, 0)
+            self.stop_if_requested(0, 0)
             return 0, 0
-        progress = state.progress
-        checkpoints.restore(state.tensors, self.model, optimizer)
-        self.trunk = checkpoints.strip_prefix(state.tensors, "trunk/")
-        carried = checkpoints.strip_prefix(state.tensors, "method/")
-        self.learner.state.update({n: x.to(self.device, copy=True) for n, x in carried.items()})
-        memory = checkpoints.strip_prefix(state.tensors, "merging/")
+        progress = saved.progress
+        checkpoints.restore(saved.tensors, self.model, optimizer)
+        self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
+        carried = checkpoints.strip_prefix(saved.tensors, "method/")
+        self.state.method_state.update(
+            {n: x.to(self.device, copy=True) for n, x in carried.items()}
+        )
+        memory = checkpoints.strip_prefix(saved.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") for name in names}
-        self.rows, self.before = list(progress.metrics), progress.seconds
-        if found := machine_differences(progress.machine, self.machine):
-            message = f"the run began elsewhere, its last bits may differ: {found}"
+        self.rows, self.seconds_before = list(progress.metrics), progress.seconds
+        if differences := machine_differences(progress.machine, self.machine):
+            message = f"the run began elsewhere, its last bits may differ: {differences}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(progress.task * self.config.training.steps + progress.step)
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
-        """Score the model after `done` tasks: the subset, and the full test at both ends."""
+        """Score the model after some tasks: the subset, and at both ends the full test."""
         if distributed.rank():
             return
-        ends, told = done in (0, self.config.stream.tasks), None
+        first_scores = None
         for size, count in evaluation_sizes(self.config):
-            if count == 2 and not ends:
+            if count == 2 and done not in (0, self.config.stream.tasks):
                 continue
             with adapters.merged(self.model):
                 scores = evaluate(
-                    self.model, self.config.model.name, self.learner.corpus,
+                    self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,
                 )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
-            told = told or scores
-        self.observer.task(done, told)
+            first_scores = first_scores or scores
+        self.observer.task(done, first_scores)
 
-    def after_step(self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor):
-        """Tell the observer; keep what a branch leaves; save where a checkpoint is due or a stop
-        was asked for."""
+    def after_step(
+        self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor
+    ) -> None:
+        """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, loss, self.model)
         done = step + 1
         if self.budget:
             self.budget.check(done)
-        if done == schedules.branch_step(self.config.schedule, self.config.training.steps):
-            kept = checkpoints.state_tensors(self.model, optimizer)
-            self.trunk = {name: x.detach().clone() for name, x in kept.items()}
-        due = self.keeper and done % self.keeper.every == 0 and done < self.config.training.steps
-        if due:
+        if done == self.branch:
+            tensors = checkpoints.state_tensors(self.model, optimizer)
+            self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
+        is_due = self.manager and self.manager.is_due(done, self.config.training.steps)
+        if is_due:
             self.save(task, done, optimizer)
-        self.heed(task, done, None if due else optimizer)
+        self.stop_if_requested(task, done, None if is_due else optimizer)
 
     def end_task(self, done: int, optimizer: torch.optim.Optimizer) -> None:
-        """Deploy and score what is deployed after `done` tasks; then, if another task follows, take
-        up the weights that it starts from; save."""
-        start = {}
+        """Score what is deployed after some tasks, load what the next one starts from, save."""
+        start: Weights = {}
         if self.config.merging.policy != "none":
             self.memory, start, deployed = apply_policy(
                 self.config.merging, self.memory, self.weights(), done, self.config.seeds.data
@@ -304,60 +346,68 @@ class Run:
                 adapters.load_merged(self.model, start)
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.optimizer.carry else None)
-        self.heed(done, 0)
+        self.stop_if_requested(done, 0)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Write a checkpoint, if anyone keeps them."""
-        if step:  # else the task's end has seen to that
+        """Write a checkpoint, if there is a manager."""
+        if step:  # at a task's end `train_task` has checked them
             check_weights_finite(self.model, task, step)
-        if not self.keeper:
+        if not self.manager:
             return
-        tree, seconds = self.asked.to_dict(), self.seconds()
         machine = self.machine.get("began", self.machine)
         progress = Progress(
-            SCHEMA, self.keeper.run_id, tree, task, step, self.rows, seconds, machine
-        )
-        kept = checkpoints.state_tensors(self.model, optimizer)
-        kept |= {f"trunk/{name}": x for name, x in self.trunk.items()}
-        kept |= {f"method/{name}": x for name, x in self.learner.state.items()}
-        for of, weights in self.memory.items():
-            kept |= {f"merging/{of}/{name}": x for name, x in weights.items()}
-        self.keeper.save(RunState(progress, kept))
+            SCHEMA, self.manager.run_id, self.given.to_dict(), task, step, self.rows,
+            self.seconds(), machine, self.given.option_record(),
+        )  # fmt: skip
+        tensors = checkpoints.state_tensors(self.model, optimizer)
+        tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
+        tensors |= {f"method/{name}": x for name, x in self.state.method_state.items()}
+        for kept, weights in self.memory.items():
+            tensors |= {f"merging/{kept}/{name}": x for name, x in weights.items()}
+        self.manager.save(RunState(progress, tensors))
 
-    def heed(self, task: int, step: int, unsaved: torch.optim.Optimizer | None = None) -> None:
-        """Stop if that was asked of any process. unsaved: the optimizer, where that is to be saved
-        before."""
+    def stop_if_requested(
+        self, task: int, step: int, unsaved: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Stop if any process was asked to.
+
+        Args:
+            task: Tasks done.
+            step: Steps of the next task done.
+            unsaved: The optimizer, where the state has to be saved before.
+
+        Raises:
+            Interrupted: The run stops; its state is saved.
+        """
         signal = distributed.all_reduce_max(self.stop.signal or 0, self.device)
         if not signal:
             return
         if unsaved:
             self.save(task, step, unsaved)
         distributed.barrier()  # until the first process has saved
-        run_id = self.keeper and self.keeper.run_id[:SHORT_ID]
+        run_id = self.manager and self.manager.run_id[:SHORT_ID]
         kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"
-        where = f"stopped after {task} tasks and {step} steps"
-        raise Interrupted(f"{where}; {kept}", signal)
+        raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
 
     @contextlib.contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Where a step diverges, write down what is known of it beside the last good state."""
+    def report_divergence(self) -> Iterator[None]:
+        """Write a report beside the last good state where a step diverges."""
         try:
             yield
         except Diverged as error:
-            if not self.keeper:
+            if not self.manager:
                 raise
-            path = self.keeper.report(error.report)
+            path = self.manager.report(error.report)
             raise Diverged(f"{error}; {path} says more", error.report) from error
 
     def seconds(self) -> float:
-        """Computing time so far, of all sittings."""
-        return self.before + time.perf_counter() - self.started
+        """Return the computing time so far, of all processes that worked on the run in turn."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def result(self) -> RunResult:
-        """The finished run, its network of open_clip's own layers."""
+        """Return the finished run, its network in open_clip's own layers."""
         model, machine = adapters.merge_and_unload(self.model), self.machine
         if self.budget:
-            machine = machine | {
-                "budget": budgets.budget_spent(self.budget, self.config.stream.tasks)
-            }
+            spent = budgets.budget_spent(self.budget, self.config.stream.tasks)
+            machine = machine | {"budget": spent}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine)

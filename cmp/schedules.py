@@ -1,79 +1,157 @@
-"""The learning rate at (task, step): pure functions, in multiples of `schedule.peak`.
+"""The learning rate at (task, step): pure functions, as multiples of the peak.
 
-A schedule is a curve within a task, `CURVES`, under a peak that a meta schedule gives each task,
-`METAS`; any two combine. Symbols as in spec 5: tasks t = 0, 1, ..., N steps a task of which W warm
-up and C cool down, steps n = 0 ... N - 1.
+A schedule is a curve within a task under a peak that a meta schedule gives each task; any two
+combine. Symbols follow spec 5: tasks t = 0, ..., T - 1; task t has N steps n = 0, ..., N - 1, of
+which the first W warm up and the last C cool down.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cmp.config import Schedule
+from cmp.errors import CmpError
+from cmp.registry import Option, get_option, register
 
 FLOOR = 1e-3
-"""Of the curves that never reach zero, in peaks: eta_min / eta."""
+"""Lowest rate of the curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
+WARMUP = ("warmup", "warmup_steps")
+COOLDOWN = ("cooldown", "cooldown_steps")
 
 
 @dataclass(frozen=True)
 class TaskSchedule:
-    """One task: its number t, N, W and C, and its peak as a multiple of the schedule's."""
+    """One task of a stream as a schedule sees it.
+
+    Attributes:
+        schedule: The config section.
+        t: The task's number, from 0.
+        steps: Optimizer steps of every task of the stream.
+        peak: The task's peak as a multiple of `schedule.peak`.
+    """
 
     schedule: Schedule
     t: int
-    N: int
-    W: int
-    C: int
+    steps: tuple[int, ...]
     peak: float = 1.0
 
+    @property
+    def N(self) -> int:
+        """Steps of this task."""
+        return self.steps[self.t]
 
+    @property
+    def T(self) -> int:
+        """Tasks of the stream."""
+        return len(self.steps)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of this task that warm up."""
+        return self.durations(self.t)[0]
+
+    @property
+    def cooldown(self) -> int:
+        """Steps of this task that cool down."""
+        return self.durations(self.t)[1]
+
+    def durations(self, t: int) -> tuple[int, int]:
+        """Return the steps of warmup and cooldown of a task."""
+        return _durations(self.schedule, self.steps[t])
+
+    def sum_before(self, steps_of: Callable[[int, int, int], int]) -> int:
+        """Return the sum over earlier tasks of a function of (N, warmup, cooldown)."""
+        return sum(steps_of(self.steps[t], *self.durations(t)) for t in range(self.t))
+
+
+@functools.lru_cache(maxsize=4096)
+def _durations(schedule: Schedule, steps: int) -> tuple[int, int]:
+    return schedule.durations(steps)
+
+
+@register("schedule", "constant")
 def constant(task: TaskSchedule, n: int) -> float:
-    """The peak."""
+    """Return the peak at every step."""
     return task.peak
 
 
+@register("schedule", "linear", settings=WARMUP)
 def linear(task: TaskSchedule, n: int) -> float:
-    """A line that would reach zero after the last step."""
-    return task.peak * (task.N - n) / max(task.N - task.W, 1)
+    """Return a line from the peak that would reach zero after the last step."""
+    return task.peak * (task.N - n) / max(task.N - task.warmup, 1)
 
 
+def _cosine_start(task: TaskSchedule) -> float:
+    return _above_floor(task.peak)
+
+
+@register("schedule", "cosine", settings=WARMUP, warmup_target=_cosine_start)
 def cosine(task: TaskSchedule, n: int) -> float:
-    """Half a cosine, to the floor at the last step; with meta `cosine-dynamic`, the part in this
-    task of one that is stretched over all tasks so far."""
-    length = task.N - task.W
+    """Return half a cosine from the peak to the floor at the last step.
+
+    With meta schedule "cosine-dynamic" it is the part in this task of one half cosine that is
+    stretched over all tasks so far.
+    """
+    length, step = task.N - task.warmup, n - task.warmup + 1
     if task.schedule.meta != "cosine-dynamic":
-        return _above_floor(task.peak * _half_cosine(n - task.W + 1, length))
-    return _above_floor(_half_cosine(task.t * length + n - task.W + 1, (task.t + 1) * length))
+        return _above_floor(task.peak * _half_cosine(step, length))
+    before = task.sum_before(lambda N, W, C: N - W)
+    return _above_floor(_half_cosine(before + step, before + length))
 
 
+def _rsqrt_start(task: TaskSchedule) -> float:
+    return _rsqrt_decay(task, task.warmup)
+
+
+@register("schedule", "rsqrt", settings=(*WARMUP, *COOLDOWN, "shift"), warmup_target=_rsqrt_start)
 def rsqrt(task: TaskSchedule, n: int) -> float:
-    """1 / sqrt(steps), W being the unit, and on top of it a line to zero at the last step."""
-    cooled = min(1.0, (task.N - 1 - n) / task.C) if task.C else 1.0
+    """Return 1 / sqrt(steps) in units of the warmup, times a line to zero during the cooldown."""
+    cooled = min(1.0, (task.N - 1 - n) / task.cooldown) if task.cooldown else 1.0
     return _rsqrt_decay(task, n) * cooled
 
 
+def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
+    """Return `rsqrt` without its cooldown; with meta schedule "rsqrt-recovered" the decay goes on
+    from task to task, and neither warmups nor cooldowns count as its steps."""
+    unit, shift = max(task.warmup, 1), task.schedule.shift
+    if task.schedule.meta == "rsqrt-recovered":
+        shift += task.sum_before(lambda N, W, C: N - C - W)
+    return _above_floor(task.peak * math.sqrt(unit / (n - task.warmup + unit + shift)))
+
+
+@register("schedule", "wsd", settings=(*WARMUP, *COOLDOWN))
 def wsd(task: TaskSchedule, n: int) -> float:
-    """The peak, then a line that would reach zero after the last step."""
-    return task.peak * min(1.0, (task.N - n) / max(task.C, 1))
+    """Return the peak, then a line that would reach zero after the last step."""
+    return task.peak * min(1.0, (task.N - n) / max(task.cooldown, 1))
 
 
+@register("schedule", "wsd-sqrt", settings=(*WARMUP, *COOLDOWN))
 def wsd_sqrt(task: TaskSchedule, n: int) -> float:
-    """The peak, then one minus the square root of the cooldown's share that is over."""
-    return task.peak * (1 - math.sqrt(max(n - (task.N - task.C), 0) / max(task.C, 1)))
+    """Return the peak, then 1 - sqrt(the part of the cooldown that is over)."""
+    passed = max(n - (task.N - task.cooldown), 0)
+    return task.peak * (1 - math.sqrt(passed / max(task.cooldown, 1)))
 
 
+@register("schedule", "infinite", settings=(*WARMUP, *COOLDOWN, "level"), over_stream=True)
 def infinite(task: TaskSchedule, n: int) -> float:
-    """One curve over the stream: from the peak by half a cosine to `level`, which the first task
-    ends in, and on at that level. The last C steps of each task are a branch of it, a line that
-    would reach zero; see `branch`."""
-    trunk = task.N - task.C
-    settled = min(task.t * trunk + min(n, trunk - 1) - task.W + 1, trunk - task.W)
+    """Return one curve over the stream: half a cosine from the peak to `level` within the first
+    task, then `level`.
+
+    The last steps of each task are a branch that cools down to zero; see `branch_step`.
+    """
+    first = task.steps[0] - sum(task.durations(0))
+    trunk = task.N - task.cooldown
+    before = task.sum_before(lambda N, W, C: N - C)
+    settled = min(before + min(n, trunk - 1) - task.durations(0)[0] + 1, first)
     level = task.schedule.level
-    value = level + (1 - level) * _half_cosine(settled, trunk - task.W)
-    return value * min(1.0, (task.N - n) / max(task.C, 1))
+    value = level + (1 - level) * _half_cosine(settled, first)
+    return value * min(1.0, (task.N - n) / max(task.cooldown, 1))
 
 
 def _half_cosine(step: int, steps: int) -> float:
@@ -84,117 +162,160 @@ def _above_floor(share: float) -> float:
     return FLOOR + (1 - FLOOR) * share
 
 
-def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
-    """`rsqrt` without its cooldown. With meta `rsqrt-recovered` it goes on from task to task, and
-    neither warmups nor cooldowns count as its steps."""
-    unit, shift = max(task.W, 1), task.schedule.shift
-    if task.schedule.meta == "rsqrt-recovered":
-        shift += task.t * (task.N - task.C - task.W)
-    return _above_floor(task.peak * math.sqrt(unit / (n - task.W + unit + shift)))
-
-
-def _warmup_target(task: TaskSchedule) -> float:
-    """What the warmup rises to."""
-    if task.schedule.name == "rsqrt":
-        return _rsqrt_decay(task, task.W)
-    return _above_floor(task.peak) if task.schedule.name == "cosine" else task.peak
-
-
-CURVES = {
-    "constant": constant, "linear": linear, "cosine": cosine, "rsqrt": rsqrt, "wsd": wsd,
-    "wsd-sqrt": wsd_sqrt, "infinite": infinite,
-}  # fmt: skip
-"""By `schedule.name`: what follows the warmup, which is a line up to where the curve starts."""
-
-
-def meta_cosine(task: TaskSchedule) -> float:
-    """A cosine is stretched over all tasks so far; a task starts where that curve is."""
-    length = max(task.N - task.W, 1)
-    return _half_cosine(task.t * length + 1, (task.t + 1) * length) if task.t else 1.0
-
-
-def meta_rsqrt(task: TaskSchedule) -> float:
-    """The same with 1 / sqrt(steps) and a warmup that is stretched, too."""
-    unit = max(task.W, 1)
-    return math.sqrt((task.t + 1) * unit / (task.t * task.N + unit))
-
-
-def meta_rsqrt_continued(task: TaskSchedule) -> float:
-    """Where one 1 / sqrt(steps) over the stream is, without warmups and cooldowns."""
-    unit = max(task.W, 1)
-    return math.sqrt(unit / max(task.t * (task.N - task.C) - (task.t - 1) * unit, unit))
-
-
+@register("meta_schedule", "none")
 def meta_none(task: TaskSchedule) -> float:
-    """The same peak for every task."""
+    """Return the same peak for every task."""
     return 1.0
 
 
+@register("meta_schedule", "cosine")
+def meta_cosine(task: TaskSchedule) -> float:
+    """Return where a half cosine that is stretched over all tasks so far stands at the task's
+    start."""
+    if task.t == 0:
+        return 1.0
+    before = task.sum_before(lambda N, W, C: max(N - W, 1))
+    return _half_cosine(before + 1, before + max(task.N - task.warmup, 1))
+
+
+register("meta_schedule", "cosine-dynamic", curve="cosine")(meta_cosine)
+
+
+@register("meta_schedule", "rsqrt")
+def meta_rsqrt(task: TaskSchedule) -> float:
+    """Return where 1 / sqrt(steps), its warmup stretched as well, stands at the task's start."""
+    unit = max(task.warmup, 1)
+    units = task.sum_before(lambda N, W, C: max(W, 1)) + unit
+    return math.sqrt(units / (task.sum_before(lambda N, W, C: N) + unit))
+
+
+@register("meta_schedule", "rsqrt-continued")
+def meta_rsqrt_continued(task: TaskSchedule) -> float:
+    """Return where one 1 / sqrt(steps) over the stream stands, warmups and cooldowns left out."""
+    unit = max(task.warmup, 1)
+    passed = task.sum_before(lambda N, W, C: N - C - max(W, 1)) + unit
+    return math.sqrt(unit / max(passed, unit))
+
+
+@register("meta_schedule", "rsqrt-recovered", curve="rsqrt")
 def meta_rsqrt_recovered(task: TaskSchedule) -> float:
-    """The full peak, of a decay that goes on over the stream: see `_decayed`."""
+    """Return the full peak; the decay goes on over the stream within `rsqrt`."""
     return 1.0
 
 
+@register("meta_schedule", "geometric", settings=("decay",))
 def meta_geometric(task: TaskSchedule) -> float:
-    """`decay` times the peak of the task before."""
+    """Return `decay` times the peak of the task before."""
     return task.schedule.decay**task.t
 
 
+@register("meta_schedule", "free", settings=("peaks",))
 def meta_free(task: TaskSchedule) -> float:
-    """What `peaks` says."""
+    """Return the task's entry of `peaks`."""
     return task.schedule.peaks[task.t]
 
 
-METAS = {
-    "none": meta_none,
-    "cosine": meta_cosine,
-    "cosine-dynamic": meta_cosine,
-    "rsqrt": meta_rsqrt,
-    "rsqrt-continued": meta_rsqrt_continued,
-    "rsqrt-recovered": meta_rsqrt_recovered,
-    "geometric": meta_geometric,
-    "free": meta_free,
-}
-"""By `schedule.meta`: a task's peak, as a multiple of the schedule's."""
+def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
+    """Return the learning rate at (task, step) as a multiple of the peak, from 0 to 1.
 
+    Args:
+        schedule: The config section.
+        steps: Steps of each task; one number where all have as many.
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
 
-def relative_rate(schedule: Schedule, steps: int, task: int, step: int) -> float:
-    """The learning rate at 0-based (task, step), in multiples of the peak, from 0 to 1.
-
-    steps: of each task. `ValueError` if warmup and cooldown are longer than that.
+    Raises:
+        ValueError: Warmup and cooldown are longer than a task.
     """
-    bare = TaskSchedule(schedule, task, steps, *schedule.durations(steps))
-    here = dataclasses.replace(bare, peak=METAS[schedule.meta](bare))
-    if step < here.W and not (schedule.name == "infinite" and task > 0):
-        return _warmup_target(here) * (step + 1) / here.W
-    return CURVES[schedule.name](here, step)
+    every = (steps,) * (task + 1) if isinstance(steps, int) else tuple(steps)
+    flat = TaskSchedule(schedule, task, every)
+    peak = get_option("meta_schedule", schedule.meta).value(flat)
+    peaked = dataclasses.replace(flat, peak=peak)
+    curve = get_option("schedule", schedule.name)
+    if step < peaked.warmup and not (curve.facts["over_stream"] and task > 0):
+        target = curve.facts["warmup_target"]
+        return (target(peaked) if target else peaked.peak) * (step + 1) / peaked.warmup
+    return curve.value(peaked, step)
 
 
-def learning_rate(schedule: Schedule, steps: int, task: int, step: int) -> float:
-    """The learning rate at 0-based (task, step) of tasks of `steps` steps; see `multiple`."""
+def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
+    """Return the learning rate at (task, step); see `relative_rate` for the arguments."""
     return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
 def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
-    """The learning rates of a whole stream, [tasks, steps]."""
-    every = [[learning_rate(schedule, steps, t, n) for n in range(steps)] for t in range(tasks)]
-    return np.array(every)
+    """Return the learning rates of a stream of equal tasks, [tasks, steps]."""
+    every = (steps,) * tasks
+    return np.array(
+        [[learning_rate(schedule, every, t, n) for n in range(steps)] for t in range(tasks)]
+    )
 
 
 def branch_step(schedule: Schedule, steps: int) -> int | None:
-    """The step of each task at which a branch leaves that is cooled down and deployed, while the
-    next task goes on from before it; none for schedules that deploy what they go on from."""
-    return steps - schedule.durations(steps)[1] if schedule.name == "infinite" else None
+    """Return the step at which each task branches off to cool down.
+
+    The cooled branch is deployed, and the next task goes on from before it. None for schedules
+    that deploy what they go on from.
+
+    Args:
+        schedule: The config section.
+        steps: Steps of a task.
+    """
+    if not get_option("schedule", schedule.name).facts["over_stream"]:
+        return None
+    return steps - schedule.durations(steps)[1]
 
 
 def lr_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int
+    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int | Sequence[int]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule for a loop of your own, one `step()` after each of the optimizer's.
+    """Return a torch scheduler for a training loop of your own.
 
-    Each parameter group's own learning rate takes the place of `schedule.peak`; tasks of `steps`
-    steps follow each other. With `infinite`, whoever calls goes back to before each `branch`.
+    Call its `step()` after each of the optimizer's steps. The learning rate of each parameter
+    group takes the place of `schedule.peak`. Past the last task the rate stays at its last value.
+
+    Args:
+        optimizer: The optimizer whose groups hold the peaks.
+        schedule: The schedule; a loop with "infinite" goes back to each `branch_step` itself.
+        steps: Steps of each task; one number for an endless stream of equal tasks.
     """
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda number: relative_rate(schedule, steps, *divmod(number, steps))
-    )
+    if isinstance(steps, int):
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda number: relative_rate(schedule, steps, *divmod(number, steps))
+        )
+    starts = [0, *itertools.accumulate(steps)]
+
+    def factor(number: int) -> float:
+        number = min(number, starts[-1] - 1)
+        task = int(np.searchsorted(starts, number, side="right")) - 1
+        return relative_rate(schedule, steps, task, number - starts[task])
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def check_option(option: Option) -> None:
+    """Check a schedule or meta schedule on a small stream.
+
+    Raises:
+        CmpError: A rate is not a number from 0 to 1, or a curve that is declared continuous jumps
+            by more than a tenth of the peak within 100 steps.
+    """
+    schedule = Schedule(peaks=(1.0,) * 3) if "peaks" in option.settings else Schedule()
+    for t in range(3):
+        task = TaskSchedule(schedule, t, (100, 100, 100))
+        if option.kind == "meta_schedule":
+            rates = [option.value(task)]
+        else:
+            rates = [option.value(task, n) for n in range(task.warmup, task.N)]
+        for rate in rates:
+            if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise CmpError(
+                    f"{option.kind} {option.name!r}: {rate!r} in task {t}: a rate is a multiple of "
+                    "the peak, from 0 to 1"
+                )
+        jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
+        if option.kind == "schedule" and option.facts["continuous"] and max(jumps) > 0.1:
+            raise CmpError(
+                f"schedule {option.name!r}: jumps by {max(jumps):.2f} within 100 steps; declare "
+                "continuous=False if it is meant to"
+            )

@@ -1,8 +1,12 @@
-"""One step's arithmetic: what the network sees and makes of it, the loss, the optimizer."""
+"""Training through one task: what a network sees, its loss, the optimizer, the step.
+
+`train_step` is one optimisation step from a batch to new weights; `train_task` is the loop around
+it. A batch that is too large to be seen at once, or that several processes share, goes through
+`backward_in_micro_batches`.
+"""
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,23 +14,104 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import config, distributed, mixtures, models, schedules
+from cmp import config as configs
+from cmp import distributed, models, schedules
 from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError, Diverged
-from cmp.mixtures import Pools, batch_counts
+from cmp.mixtures import BatchLoader, Pools
+from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
+_STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
+"""Where layers that draw at random while they train keep their rate."""
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a step is computed. It decides the last bits only, so it is no part of a run's config.
+
+    Attributes:
+        micro_batch: Samples that each process sees at a time; the loss is still that of the whole
+            batch. All of them where None.
+        checkpoint_activations: Whether activations are computed again for the backward pass
+            instead of kept.
+    """
+
+    micro_batch: int | None = None
+    checkpoint_activations: bool = False
+
+    @property
+    def uses_micro_batches(self) -> bool:
+        """Whether no process sees the whole batch at once."""
+        return self.micro_batch is not None or distributed.world_size() > 1
+
+    def record(self) -> dict[str, str]:
+        """Return what a run's provenance says of it; nothing for the default."""
+        processes = distributed.world_size()
+        words = [
+            f"{processes} processes" if processes > 1 else "",
+            f"micro-batches of {self.micro_batch}" if self.micro_batch else "",
+            "activations recomputed" if self.checkpoint_activations else "",
+        ]
+        text = ", ".join(word for word in words if word)
+        return {"execution": text} if text else {}
+
+    def prepare(self, model: nn.Module, name: str, batch: int) -> None:
+        """Make a network ready.
+
+        Args:
+            model: The network, changed in place.
+            name: Its name, for errors.
+            batch: Samples per batch.
+
+        Raises:
+            CmpError: The network or the batch cannot be computed in this way.
+        """
+        if self.checkpoint_activations:
+            trunk = getattr(model.visual, "trunk", None)
+            if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
+                raise CmpError(
+                    f"--checkpoint-activations: the image tower of {name!r} does not offer it; "
+                    "transformers of open_clip do"
+                )
+            model.set_grad_checkpointing(True)
+        if self.uses_micro_batches:
+            distributed.local_slice(batch)
+            check_divisible(model, name)
+
+
+def check_divisible(model: nn.Module, name: str) -> None:
+    """Check that a network treats each sample alike, whatever batch it is in.
+
+    Raises:
+        CmpError: A layer normalises over the batch or draws at random.
+    """
+    for where, layer in model.named_modules():
+        kind = type(layer).__name__
+        random = any(
+            word in kind and getattr(layer, rate, 0) for rate, word in _STOCHASTIC_LAYERS.items()
+        )
+        if random or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            what = "draws at random" if random else "normalises over the batch"
+            raise CmpError(
+                f"model.name: {where} of {name!r} is a {kind}, which {what}: a batch in parts "
+                "would be another batch; leave out --micro-batch and compute in one process"
+            )
 
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """A batch as the network saw it, and what it made of it.
+    """A batch as the network saw it, and its features.
 
-    pixels: [B, 3, H, W], augmented and normalised; tokens: [D, L] of the distinct captions, and
-    place: [B], each sample's among them; image, text: unit features [B, E]. replayed: so many
-    samples at the end are of the pretraining pool.
+    Attributes:
+        pixels: Augmented and normalised images, [B, 3, H, W].
+        tokens: Tokens of the distinct captions, [D, L].
+        place: Each sample's caption among them, [B].
+        image: Unit image features, [B, E].
+        text: Unit text features, [B, E].
+        replayed: How many samples at the end come from the pretraining pool.
     """
 
     pixels: Tensor
@@ -37,57 +122,142 @@ class ForwardOutput:
     replayed: int = 0
 
 
+@dataclass(frozen=True)
+class TrainState:
+    """A network as one run trains it.
+
+    Attributes:
+        config: The run's config.
+        corpus: The run's data.
+        model: The network.
+        tokens: Tokens of every caption of the corpus, [texts, L].
+        method_state: What the method carries from step to step beside weights and moments, by
+            name. It is saved and restored with them, so it never holds views of weights.
+        frozen_models: Other networks that the method looks at. They are functions of the weights
+            that the run starts from, and so not saved.
+        execution: How a step is computed.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    model: nn.Module
+    tokens: Tensor
+    method_state: dict[str, Tensor] = field(default_factory=dict)
+    frozen_models: dict[str, nn.Module] = field(default_factory=dict)
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @functools.cached_property
+    def loader(self) -> BatchLoader:
+        """Where batches come from."""
+        device = self.model.logit_scale.device
+        return BatchLoader(self.config, self.corpus, models.image_side(self.model), device)
+
+
+ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+def _no_losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class UpdateMethod:
+    """An update method; a hook that is left out does nothing.
+
+    Attributes:
+        prepare: (state), once, before anything is restored: chooses what trains, adds to the
+            network, fills `method_state`; draws by `cmp.seeds` only.
+        begin_task: (state, task), before the task's first step, whatever weights it starts from.
+        losses: (state, output), after each forward pass: terms by name that are added to the
+            contrastive loss; `output` is None where a batch comes in micro-batches.
+        whole_batch_reason: (section) -> why the method needs the whole batch at once, or "".
+        optimizer: (section) -> a function that takes AdamW's arguments.
+        step: (state, optimizer), when the gradients are there.
+        end_task: (state, forward_step), after the task's last step; `forward_step(step)` passes any
+            batch of the task through the network.
+    """
+
+    prepare: Callable[[TrainState], None] = lambda state: None
+    begin_task: Callable[[TrainState, int], None] = lambda state, task: None
+    losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = _no_losses
+    whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
+    optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
+    step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
+    end_task: Callable[[TrainState, ForwardStep], None] = lambda state, forward_step: None
+
+
+def method_of(config: RunConfig) -> UpdateMethod:
+    """Return the update method that a config names."""
+    value = get_option("method", config.method.name).value
+    return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
+
+
+def make_train_state(
+    config: RunConfig,
+    corpus: Corpus,
+    model: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    execution: ExecutionConfig | None = None,
+) -> TrainState:
+    """Return a network that is ready for the first step of a run.
+
+    Args:
+        config: The run's config.
+        corpus: The run's data.
+        model: Trained in place; the weights that `config.model` names where None.
+        device: Where the network lives.
+        execution: How a step is computed.
+
+    Raises:
+        CmpError: The model takes images of another size than the data's, cannot be loaded, or
+            cannot be computed in this way.
+    """
+    execution = execution or ExecutionConfig()
+    model = (model or models.load_model(config.model, config.seeds.init)).to(device)
+    corpus.check_side(models.image_side(model), config.model.name)
+    method = method_of(config)
+    if execution.uses_micro_batches and (why := method.whole_batch_reason(config.method)):
+        raise CmpError(
+            f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
+            "one process, or choose another method"
+        )
+    execution.prepare(model, config.model.name, config.training.batch)
+    tokens = models.tokenize(config.model.name, corpus.texts)
+    state = TrainState(config, corpus, model, tokens, execution=execution)
+    method.prepare(state)
+    return state
+
+
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over unit features [B, E] (spec 1.3)."""
-    logits = logit_scale.exp() * image @ text.T
+    """Return the symmetric InfoNCE loss over unit features [B, E] (spec 1.3)."""
+    logits = logit_scale.exp() * image @ text.T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Every pair of an image and a text by itself, matching or not (SigLIP, Zhai et al. 2023); unit
-    features [B, E]."""
-    logits = logit_scale.exp() * image @ text.T + logit_bias
+    """Return the loss of every image-text pair by itself over unit features [B, E] (SigLIP, Zhai
+    et al. 2023)."""
+    logits = logit_scale.exp() * image @ text.T + logit_bias  # [B, B]
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(logits)
 
 
 def uses_sigmoid_loss(model: nn.Module) -> bool:
-    """Whether a network was made for `sigmoid_loss`: it then has a bias beside its logit scale."""
+    """Return whether a network was made for `sigmoid_loss`: it has a bias beside its logit scale."""
     return getattr(model, "logit_bias", None) is not None
 
 
 def model_loss(model: nn.Module, image: Tensor, text: Tensor) -> Tensor:
-    """The contrastive loss that a network was made for; unit features [B, E]."""
+    """Return the loss that a network was made for, over unit features [B, E]."""
     if uses_sigmoid_loss(model):
         return sigmoid_loss(image, text, model.logit_scale, model.logit_bias)
     return contrastive_loss(image, text, model.logit_scale)
 
 
-@torch.no_grad()
-def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the logit scale where CLIP has it, in place; a sigmoid's has no such bound."""
-    if not uses_sigmoid_loss(model):
-        model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
-
-
-def make_optimizer(
-    model: nn.Module, config: Optimizer, kind: Callable[..., torch.optim.Optimizer] = ADAMW
-) -> torch.optim.Optimizer:
-    """AdamW over what trains; it decays matrices only, not biases, norms, or the logit scale.
-
-    kind: another optimizer of AdamW's arguments, for a method that has its own.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return kind(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
-
-
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The arithmetic of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
     if device.type == "meta":  # has no arithmetic
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -99,106 +269,174 @@ def forward(
     tokens: Tensor,
     generator: torch.Generator,
     precision: str,
-    replayed: int = 0,
-    of: tuple[int, int] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> ForwardOutput:
-    """A batch through both towers, images augmented.
+    """Pass a batch through both towers, its images augmented.
 
-    tokens: [texts, L], every caption of the corpus; each distinct one is encoded once and then
-    gathered. generator: of the augmentation, on the CPU. precision: "bf16" or "fp32". of: as in
-    `images.augmented`.
+    Args:
+        model: The network.
+        batch: The samples.
+        tokens: Tokens of every caption of the corpus, [texts, L]; each distinct one is encoded
+            once and then gathered.
+        generator: Randomness of the augmentation, on the CPU.
+        precision: "bf16" or "fp32".
+        part: Where these samples are some of a batch: (number of the first, number in all).
     """
     device = model.logit_scale.device
-    x = augment(batch.images.to(device, non_blocking=True), generator, of)
-    x = normalise(x, model.visual.image_mean, model.visual.image_std)
+    pixels = augment(batch.images.to(device, non_blocking=True), generator, part)
+    pixels = normalise(pixels, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
     distinct, place = tokens[distinct], place.to(device, non_blocking=True)
     with autocast(precision, device):
-        image = models.encode_image(model, x)
-        text = models.encode_text(model, distinct)[place]
-    return ForwardOutput(x, distinct, place, image, text, replayed)
+        image = models.encode_image(model, pixels)  # [B, E]
+        text = models.encode_text(model, distinct)[place]  # [D, E] -> [B, E]
+    return ForwardOutput(pixels, distinct, place, image, text, batch.replayed)
 
 
-def forward_features(
-    model: nn.Module, batch: Batch, tokens: Tensor, generator: torch.Generator, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Unit features of a batch's images, augmented, and of its captions, [B, E] each; see `see`."""
-    seen = forward(model, batch, tokens, generator, precision)
-    return seen.image, seen.text
+def forward_batch(state: TrainState, batch: Batch, task: int, step: int) -> ForwardOutput:
+    """Pass the batch of (task, step) through the network of a run."""
+    generator = torch_generator("augment", state.config.seeds.augment, task, step)
+    precision = state.config.training.precision
+    return forward(state.model, batch, state.tokens, generator, precision)
 
 
-_STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
-"""Layers that draw from chance while they train, and where they keep their rate."""
+def make_optimizer(
+    model: nn.Module, config: Optimizer, factory: OptimizerFactory = ADAMW
+) -> torch.optim.Optimizer:
+    """Return AdamW over what trains; it decays matrices only, not biases, norms or logit scale.
+
+    Args:
+        model: The network.
+        config: The config section.
+        factory: Another optimizer that takes AdamW's arguments.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return factory(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """micro_batch: samples at a time in each process, the loss still that of the whole batch (see
-    `cmp.training.gradcache`); all where left out. checkpoint_activations: what a block computes is
-    computed again for its gradients, instead of kept."""
-
-    micro_batch: int | None = None
-    checkpoint_activations: bool = False
-
-    @property
-    def in_parts(self) -> bool:
-        """Whether no process sees the whole batch at once."""
-        return self.micro_batch is not None or distributed.world_size() > 1
-
-    def record(self) -> dict[str, str]:
-        """What a run's provenance says of it; nothing for a run that is computed at once."""
-        words = [
-            f"{distributed.world_size()} processes" if distributed.world_size() > 1 else "",
-            f"micro-batches of {self.micro_batch}" if self.micro_batch else "",
-            "activations recomputed" if self.checkpoint_activations else "",
-        ]
-        said = ", ".join(word for word in words if word)
-        return {"execution": said} if said else {}
-
-    def prepare(self, model: nn.Module, name: str, batch: int) -> None:
-        """Make a network ready; `CmpError` if it, or the batch, cannot be computed so."""
-        if self.checkpoint_activations:
-            trunk = getattr(model.visual, "trunk", None)
-            if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
-                raise CmpError(
-                    f"--checkpoint-activations: the image tower of {name!r} does not offer it; "
-                    "transformers of open_clip do"
-                )
-            model.set_grad_checkpointing(True)
-        if self.in_parts:
-            distributed.local_slice(batch)
-            check_divisible(model, name)
+def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
+    """Return a fresh optimizer over what trains: AdamW, or the method's own."""
+    factory = method_of(state.config).optimizer(state.config.method)
+    return make_optimizer(state.model, state.config.optimizer, factory)
 
 
-DEFAULT_EXECUTION = ExecutionConfig()
-"""At once, in this process."""
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def check_divisible(model: nn.Module, name: str) -> None:
-    """`CmpError` for a network that makes another thing of a sample with each batch it stands in,
-    or with each time that it is looked at."""
-    for where, layer in model.named_modules():
-        kind = type(layer).__name__
-        rates = [
-            key
-            for key, word in _STOCHASTIC_LAYERS.items()
-            if word in kind and getattr(layer, key, 0)
-        ]
-        if rates or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            what = "draws from chance" if rates else "normalises over the batch"
-            raise CmpError(
-                f"model.name: {where} of {name!r} is a {kind}, which {what}: a batch in parts "
-                "would be another batch; leave out --micro-batch and compute in one process"
-            )
+@torch.no_grad()
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep the logit scale within CLIP's bounds, in place; a sigmoid loss has no such bounds."""
+    if not uses_sigmoid_loss(model):
+        model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
 
 
-Hook = Callable[[int, Tensor], None]
+def train_step(
+    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    task: int,
+    step: int,
+    rate: float,
+) -> Tensor:
+    """Take one optimisation step and return its loss.
+
+    Args:
+        state: The network and all that belongs to it, changed in place.
+        optimizer: The optimizer.
+        batch: The batch of (task, step).
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
+        rate: The learning rate.
+
+    Raises:
+        Diverged: The loss or the gradient is not finite; the weights are as before.
+    """
+    if state.execution.uses_micro_batches:
+        optimizer.zero_grad()
+        terms = backward_in_micro_batches(state, batch, task, step)
+    else:
+        terms = backward(state, optimizer, batch, task, step)
+    loss = sum(terms.values())
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.config.optimizer.clip)
+    if not (loss.isfinite() and norm.isfinite()):
+        raise divergence_error(batch, task, step, terms, norm, rate)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    method_of(state.config).step(state, optimizer)
+    clamp_logit_scale(state.model)
+    return loss.detach()
+
+
+def backward(
+    state: TrainState, optimizer: torch.optim.Optimizer, batch: Batch, task: int, step: int
+) -> dict[str, Tensor]:
+    """Compute the gradients of a batch and return the terms of its loss by name."""
+    output = forward_batch(state, batch, task, step)
+    terms = {"contrastive": model_loss(state.model, output.image, output.text)}
+    terms |= method_of(state.config).losses(state, output)
+    optimizer.zero_grad()
+    sum(terms.values()).backward()
+    return terms
+
+
+def train_task(
+    state: TrainState,
+    pools: Pools,
+    task: int,
+    after_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+    optimizer: torch.optim.Optimizer | None = None,
+    first: int = 0,
+) -> None:
+    """Train a network in place through one task, or through what is left of it.
+
+    Args:
+        state: The network and all that belongs to it.
+        pools: What the task may draw from.
+        task: The task's number, from 0.
+        after_step: Called with (step, loss) after each step.
+        optimizer: The optimizer to go on with; a fresh one where None.
+        first: The step to go on from.
+
+    Raises:
+        Diverged: A loss or gradient is not finite, or the task ends in weights that are not.
+    """
+    config, method = state.config, method_of(state.config)
+    steps = config.training.steps
+    every = (steps,) * config.stream.tasks
+    rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
+    local = distributed.local_slice(config.training.batch)
+    state.model.train()
+    optimizer = optimizer or create_optimizer(state)
+    if first == 0:
+        method.begin_task(state, task)
+    for step in range(first, steps):
+        batch = state.loader.batch(pools, task, step, local)
+        after_step(step, train_step(state, optimizer, batch, task, step, rates[step]))
+
+    def forward_step(step: int) -> tuple[Batch, ForwardOutput]:
+        batch = state.loader.batch(pools, task, step)
+        return batch, forward_batch(state, batch, task, step)
+
+    method.end_task(state, forward_step)
+    check_weights_finite(state.model, task, steps)
 
 
 def check_weights_finite(model: nn.Module, task: int, steps: int) -> None:
-    """`Diverged` if weights are not finite after so many steps of a task.
+    """Check weights that are kept or scored; elsewhere the next loss tells.
 
-    For where weights are kept or scored; elsewhere the next loss tells.
+    Args:
+        model: The network.
+        task: The task's number.
+        steps: Steps of the task that are done.
+
+    Raises:
+        Diverged: They are not finite.
     """
     with torch.no_grad():
         if nn.utils.get_total_norm(model.parameters()).isfinite():
@@ -213,7 +451,7 @@ def check_weights_finite(model: nn.Module, task: int, steps: int) -> None:
 def divergence_error(
     batch: Batch, task: int, step: int, terms: dict[str, Tensor], norm: Tensor, rate: float
 ) -> Diverged:
-    """The error of a step whose loss or gradient is not finite, with all that is known of it."""
+    """Return the error of a step whose loss or gradient is not finite, with a report of it."""
     loss = sum(terms.values()).item()
     report = {
         "task": task,
@@ -230,226 +468,59 @@ def divergence_error(
     )
 
 
-ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
+# Micro-batches. A contrastive loss compares every sample with every other, so it is no sum over
+# parts of a batch. But it depends on the weights through the features alone (GradCache, Gao et al.
+# 2021): the features of all parts first, without what a backward pass needs; then the loss and its
+# gradient with respect to the features; then each part again, with that gradient sent back.
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """A network as one run trains it. tokens: [texts of the corpus, L].
-
-    state: what a method carries from step to step and from task to task beside weights and
-    moments, by name. It is saved and restored with them, so its tensors are the method's own,
-    never views of a weight. aside: other networks that a method looks at, functions of the weights
-    that the run starts from, and so not saved.
-    """
-
-    config: RunConfig
-    corpus: Corpus
-    model: nn.Module
-    tokens: Tensor
-    state: dict[str, Tensor] = field(default_factory=dict)
-    aside: dict[str, nn.Module] = field(default_factory=dict)
-    execution: ExecutionConfig = DEFAULT_EXECUTION
-
-    @functools.cached_property
-    def loader(self) -> mixtures.BatchLoader:
-        """Where its batches come from."""
-        device = self.model.logit_scale.device
-        return mixtures.BatchLoader(self.config, self.corpus, models.image_side(self.model), device)
-
-
-def train_task(
-    learner: TrainState,
-    pools: Pools,
-    task: int,
-    after_step: Hook = lambda step, loss: None,
-    optimizer: torch.optim.Optimizer | None = None,
-    first: int = 0,
-) -> None:
-    """Train a network in place through one task, or through what is left of it.
-
-    after_step: called with (0-based step, loss) after each step. optimizer, first: where a task
-    goes on from step `first`; a fresh optimizer where left out.
-    Raises `Diverged` if a loss or gradient is not finite, with the weights as before the step, or
-    if the task ends in weights that are not finite.
-    """
-    config, model, method = learner.config, learner.model, method_of(learner.config)
-    steps = config.training.steps
-    model.train()
-    optimizer = optimizer or create_optimizer(learner)
-    if first == 0:
-        method.begin_task(learner, task)
-    for step in range(first, steps):
-        batch, terms, loss = compute_gradients(learner, optimizer, pools, task, step)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        rate = schedules.learning_rate(config.schedule, steps, task, step)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise divergence_error(batch, task, step, terms, norm, rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        method.step(learner, optimizer)
-        clamp_logit_scale(model)
-        after_step(step, loss.detach())
-    method.end_task(learner, functools.partial(forward_batch, learner, pools, task))
-    check_weights_finite(model, task, steps)
-
-
-def compute_gradients(
-    learner: TrainState, optimizer: torch.optim.Optimizer, pools: Pools, task: int, step: int
-) -> tuple[Batch, dict[str, Tensor], Tensor]:
-    """The batch at (task, step), the terms of its loss and their sum; leaves its gradients at the
-    weights."""
-    if learner.execution.in_parts:
-        optimizer.zero_grad()
-        return compute_gradients_in_micro_batches(learner, pools, task, step)
-    batch, seen = forward_batch(learner, pools, task, step)
-    terms = {"contrastive": model_loss(learner.model, seen.image, seen.text)}
-    terms |= method_of(learner.config).losses(learner, seen)
-    loss = sum(terms.values())
-    optimizer.zero_grad()
-    loss.backward()
-    return batch, terms, loss
-
-
-def local_samples(learner: TrainState) -> slice:
-    """What this process sees of a batch."""
-    return distributed.local_slice(learner.config.training.batch)
-
-
-def micro_batches(learner: TrainState) -> list[slice]:
-    """The same, piece by piece."""
-    start, stop = local_samples(learner).start, local_samples(learner).stop
-    size = learner.execution.micro_batch or stop - start
-    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+def micro_batches(state: TrainState) -> list[slice]:
+    """Return the parts of a batch that this process sees, one after the other."""
+    local = distributed.local_slice(state.config.training.batch)
+    size = state.execution.micro_batch or local.stop - local.start
+    starts = range(local.start, local.stop, size)
+    return [slice(start, min(start + size, local.stop)) for start in starts]
 
 
 def forward_micro_batch(
-    learner: TrainState, batch: Batch, part: slice, task: int, step: int
+    state: TrainState, batch: Batch, part: slice, task: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Unit features (image, text) of a part of a batch, augmented as in the whole."""
-    config, start = learner.config, local_samples(learner).start
+    """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
+    config = state.config
+    start = distributed.local_slice(config.training.batch).start
     generator = torch_generator("augment", config.seeds.augment, task, step)
-    images = batch.images[part.start - start : part.stop - start]  # they begin with this process's
+    images = batch.images[part.start - start : part.stop - start]  # those of this process only
     piece = Batch(batch.rows[part], images, batch.texts[part])
-    seen = forward(
-        learner.model, piece, learner.tokens, generator, config.training.precision,
-        of=(part.start, len(batch.rows)),
-    )  # fmt: skip
-    return seen.image, seen.text
+    place = (part.start, len(batch.rows))
+    precision = config.training.precision
+    output = forward(state.model, piece, state.tokens, generator, precision, place)
+    return output.image, output.text
 
 
-def compute_gradients_in_micro_batches(
-    learner: TrainState, pools: Pools, task: int, step: int
-) -> tuple[Batch, dict[str, Tensor], Tensor]:
-    """The batch at (task, step), the terms of its loss and their sum, whose gradients are added to
-    those of the weights."""
-    model, method = learner.model, method_of(learner.config)
-    batch, pieces = (
-        learner.loader.batch(pools, task, step, local_samples(learner)),
-        micro_batches(learner),
-    )
-    with torch.set_grad_enabled(len(pieces) == 1):
-        seen = [forward_micro_batch(learner, batch, part, task, step) for part in pieces]
-    leaves = [
+def backward_in_micro_batches(
+    state: TrainState, batch: Batch, task: int, step: int
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch to those of the weights, and return the terms of its loss."""
+    model, parts = state.model, micro_batches(state)
+    with torch.set_grad_enabled(len(parts) == 1):
+        outputs = [forward_micro_batch(state, batch, part, task, step) for part in parts]
+    features = [
         distributed.all_gather(torch.cat(tower).detach()).requires_grad_()
-        for tower in zip(*seen, strict=True)
+        for tower in zip(*outputs, strict=True)
     ]
-    terms = {"contrastive": model_loss(model, *leaves)} | method.losses(learner, None)
-    loss = sum(terms.values())
-    loss.backward()
-    if distributed.rank():  # what does not go through the features would count once a process
+    terms = {"contrastive": model_loss(model, *features)}
+    terms |= method_of(state.config).losses(state, None)
+    sum(terms.values()).backward()
+    if distributed.rank():  # what does not go through the features would count once per process
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
-    for part in pieces:
-        towers = (
-            seen[0] if len(pieces) == 1 else forward_micro_batch(learner, batch, part, task, step)
-        )
-        pairs = [(x, leaf.grad[part]) for x, leaf in zip(towers, leaves, strict=True)]
+    for part in parts:
+        towers = outputs[0] if len(parts) == 1 else forward_micro_batch(
+            state, batch, part, task, step
+        )  # fmt: skip
+        pairs = [(x, feature.grad[part]) for x, feature in zip(towers, features, strict=True)]
         training = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
         torch.autograd.backward(*zip(*training, strict=True))
     distributed.all_reduce_gradients(p.grad for p in model.parameters() if p.grad is not None)
-    return batch, terms, loss
-
-
-@dataclass(frozen=True)
-class UpdateMethod:
-    """An update method; a hook that is left out does nothing.
-
-    prepare: (learner) once, before anything is restored: what trains, what is added to the network,
-    what `state` begins as; draws only by `cmp.seeds`. begin_task: (learner, task) before the task's
-    first step, from whatever weights it starts. losses: (learner, seen) after each forward pass:
-    terms by name that are added to the contrastive loss; seen is `None` where a batch comes in
-    parts. whole: (settings) -> why the method cannot do with that, if it cannot. optimizer:
-    (settings) -> what is called with AdamW's arguments. step: (learner, optimizer) when gradients
-    are ready. end_task: (learner, look) after the task's last step; look(step) shows any batch of
-    the task to the network.
-    """
-
-    prepare: Callable[[TrainState], None] = lambda learner: None
-    begin_task: Callable[[TrainState, int], None] = lambda learner, task: None
-    losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda learner, seen: {}
-    whole: Callable[[config.Method], str] = lambda settings: ""
-    optimizer: Callable[[config.Method], Callable[..., torch.optim.Optimizer]] = lambda settings: (
-        ADAMW
-    )
-    step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda learner, optimizer: (
-        optimizer.step()
-    )
-    end_task: Callable[[TrainState, ForwardStep], None] = lambda learner, look: None
-
-
-def method_of(config: RunConfig) -> UpdateMethod:
-    """The method that a config names."""
-    return importlib.import_module(f"cmp.methods.{config.method.name.replace('-', '_')}").METHOD
-
-
-def make_train_state(
-    config: RunConfig,
-    corpus: Corpus,
-    model: nn.Module | None = None,
-    device: str | torch.device = "cpu",
-    execution: ExecutionConfig = DEFAULT_EXECUTION,
-) -> TrainState:
-    """A network ready for the first step of a run.
-
-    model: trained in place; the weights that `config.model` names where left out, see `models.load`
-    for what it raises. device: where the network lives. `CmpError` if the model takes images of
-    another size than the data's, or cannot be computed by this execution.
-    """
-    model = (model or models.load_model(config.model, config.seeds.init)).to(device)
-    corpus.check_side(models.image_side(model), config.model.name)
-    if execution.in_parts and (why := method_of(config).whole(config.method)):
-        raise CmpError(
-            f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
-            "one process, or choose another method"
-        )
-    execution.prepare(model, config.model.name, config.training.batch)
-    tokens = models.tokenize(config.model.name, corpus.texts)
-    found = TrainState(config, corpus, model, tokens, execution=execution)
-    method_of(config).prepare(found)
-    return found
-
-
-def forward_batch(
-    learner: TrainState, pools: Pools, task: int, step: int
-) -> tuple[Batch, ForwardOutput]:
-    """The batch at (task, step), and what the network makes of it."""
-    config = learner.config
-    batch = learner.loader.batch(pools, task, step)
-    replayed, _, _ = batch_counts(config.mixture, len(batch.rows), len(pools.buffer) == 0)
-    generator = torch_generator("augment", config.seeds.augment, task, step)
-    precision = config.training.precision
-    return batch, forward(learner.model, batch, learner.tokens, generator, precision, replayed)
-
-
-def create_optimizer(learner: TrainState) -> torch.optim.Optimizer:
-    """A fresh optimizer over what trains: AdamW, or the method's own."""
-    config = learner.config
-    kind = method_of(config).optimizer(config.method)
-    return make_optimizer(learner.model, config.optimizer, kind)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What trains, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return terms

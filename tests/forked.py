@@ -271,10 +271,10 @@ def _before_save(number: int, action: Callable[[], None]) -> None:
     """Do something right before a run's save of this number."""
     save, count = CheckpointManager.save, iter(range(1, 1000))
 
-    def counted(keeper: CheckpointManager, state: checkpoints.RunState) -> None:
+    def counted(manager: CheckpointManager, state: checkpoints.RunState) -> None:
         if next(count) == number:
             action()
-        save(keeper, state)
+        save(manager, state)
 
     CheckpointManager.save = counted
 
@@ -326,8 +326,8 @@ def _die_pruning(before: bool) -> None:
 
 
 def _die_removing() -> None:
-    def remove(keeper: CheckpointManager) -> None:
-        checkpoints.checkpoint_files(keeper.folder)[0].unlink()
+    def remove(manager: CheckpointManager) -> None:
+        checkpoints.checkpoint_files(manager.folder)[0].unlink()
         die()
 
     CheckpointManager.remove = remove

@@ -54,9 +54,9 @@ def defaults() -> dict:
         f"method.{key} of {name}": x
         for name, keys in config.METHOD_SETTINGS.items()
         for key, x in keys.items()
-        if config.DEFAULTS[f"method.{key}"] is None
+        if config.defaults()[f"method.{key}"] is None
     }
-    return config.DEFAULTS | shares | methods
+    return config.defaults() | shares | methods
 
 
 def read() -> dict:

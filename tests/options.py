@@ -2,24 +2,17 @@
 
 import json
 
-from cmp import config, mixtures, models, schedules, streams
+from cmp import config, mixtures, models, registry
 from cmp.config import RunConfig
-from cmp.merging.policies import POLICIES
-from cmp.merging.rules import RULES, WEIGHTINGS
+from cmp.merging import rules
 from cmp.methods import ewc
 
 TABLES = {
-    "stream.order": streams.ORDERS,
     "mixture.pool": mixtures.POOL_ROLES,
     "mixture.select": mixtures.SELECTIONS,
-    "mixture.policy": mixtures.BUFFERS,
-    "merging.policy": {"none": None} | POLICIES,
-    "merging.rule": RULES,
-    "merging.shares": WEIGHTINGS,
-    "schedule.name": schedules.CURVES,
-    "schedule.meta": schedules.METAS,
+    "merging.shares": rules.WEIGHTINGS,
     "method.fisher": ewc.FISHERS,
-}
+} | {kind.key: registry.option_names(name) for name, kind in registry.KINDS.items()}
 """What must hold a row for each name of a key."""
 
 WITH = {

@@ -37,7 +37,7 @@ def small(*settings: str):
     return config.parse(config.override({}, [*SMALL, *settings]))
 
 
-def noted(run_config, execution=ExecutionConfig(), keeper=None, stop_at=None):  # noqa: B008
+def noted(run_config, execution=ExecutionConfig(), manager=None, stop_at=None):  # noqa: B008
     """(losses, final weights, metrics) of a run; stop_at: the step at which the last process is
     asked to stop."""
     losses = []
@@ -48,7 +48,7 @@ def noted(run_config, execution=ExecutionConfig(), keeper=None, stop_at=None):  
             os.kill(os.getpid(), signal.SIGTERM)
 
     result = execute(
-        run_config, packed.load_embedded(), Observer(step), execution=execution, keeper=keeper
+        run_config, packed.load_embedded(), Observer(step), execution=execution, manager=manager
     )
     return losses, result.model.state_dict(), result.metrics
 
@@ -71,14 +71,14 @@ def main(folder: Path) -> None:
 
 def stop_and_go_on() -> dict:
     """The final weights of the first of `RUNS`, stopped by a signal to one process."""
-    keeper = None
+    manager = None
     if distributed.rank() == 0:
-        keeper = CheckpointManager("ab" * 32).__enter__()
+        manager = CheckpointManager("ab" * 32).__enter__()
     try:
-        noted(small(), keeper=keeper, stop_at=4)
+        noted(small(), manager=manager, stop_at=4)
     except Interrupted as stop:
         assert stop.signal == signal.SIGTERM
-    losses, weights, _ = noted(small(), keeper=keeper)
+    losses, weights, _ = noted(small(), manager=manager)
     assert len(losses) == 2, "it went on where it was"
     return weights
 

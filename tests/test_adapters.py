@@ -93,7 +93,7 @@ def test_the_fold_is_the_formula(method):
         if method == "dora":
             w = a["magnitude"][:, None] * w / w.norm(dim=1, keepdim=True)
         expected = w.view_as(layer.weight).float()
-        torch.testing.assert_close(layer.adapter.whole(layer.weight), expected)
+        torch.testing.assert_close(layer.adapter.merged_weight(layer.weight), expected)
 
 
 @ADAPTERS
@@ -108,7 +108,7 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
             kept = folded if fold else weights
             assert torch.equal(layer.weight, kept[f"{name}.weight"])
             if fold:
-                assert torch.equal(layer.adapter.whole(layer.weight), layer.weight)
+                assert torch.equal(layer.adapter.merged_weight(layer.weight), layer.weight)
         assert all(torch.equal(after[n], x) for n, x in weights.items()) == (not fold)
 
 
@@ -127,10 +127,10 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
 )
 def test_what_methods_are_combined_with_resumes_to_the_bit(settings):
     chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
-    whole = execute(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, manager=memory)
     for place in (MIDDLE, BOUNDARY, END):
         again = Memory(memory.states[place])
-        assert same(execute(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, manager=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
@@ -142,7 +142,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
         if number == chosen.training.steps - 1:
             ends.append(adapters.merged_state_dict(model))
 
-    result = execute(chosen, forked.small_corpus(), Observer(step), keeper=memory)
+    result = execute(chosen, forked.small_corpus(), Observer(step), manager=memory)
     average = models.load_model(chosen.model, 0).state_dict()
     for end in ends:
         average = {n: 0.25 * end[n] + 0.75 * x for n, x in average.items()}

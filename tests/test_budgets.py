@@ -113,9 +113,9 @@ def peak(name, method, batch):
     """Bytes that two real steps on the CPU hold at most."""
     learner = budgets.shape_state(name, Method(name=method), models.create_model(name))
     optimizer = create_optimizer(learner)
-    networks = [learner.model, *learner.aside.values()]
+    networks = [learner.model, *learner.frozen_models.values()]
     tensors = [x for network in networks for x in network.state_dict().values()]
-    held = Held([*tensors, *learner.state.values()])
+    held = Held([*tensors, *learner.method_state.values()])
     replayed = batch // 3 if method == "distillation" else 0
     with held:
         for _ in range(2):
@@ -241,7 +241,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     counted = []
     hook = Observer(step=lambda task, number, loss, model: counted.append((task, number)))
     memory = Memory()
-    result = execute(chosen, forked.small_corpus(), hook, keeper=memory)
+    result = execute(chosen, forked.small_corpus(), hook, manager=memory)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
     told = result.provenance["budget"]
     assert told["steps_per_task"] == steps
@@ -250,7 +250,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     )
     assert told["used_gflops"] <= told["allowed_gflops"]
     assert memory.states[MIDDLE].progress.config == chosen.to_dict()
-    again = execute(chosen, forked.small_corpus(), keeper=Memory(memory.states[MIDDLE]))
+    again = execute(chosen, forked.small_corpus(), manager=Memory(memory.states[MIDDLE]))
     assert same(again, result)
     assert again.provenance["budget"] == told
     stored = store.make_stored_run("a" * 64, chosen, result)

@@ -88,8 +88,8 @@ def noted(build, monkeypatch):
         build / "noted",
     )
 
-    def hang(keeper, state):
-        save(keeper, state)
+    def hang(manager, state):
+        save(manager, state)
         if state.progress.task == 1:
             (build / "hangs").touch()
             time.sleep(600)

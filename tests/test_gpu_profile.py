@@ -121,7 +121,7 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
         cpu = study.configs("cpu", 1)[name, 0]
         ratio = run_config.schedule.peak / GPU.schedule.peak
         assert ratio == pytest.approx(
-            cpu.schedule.peak / config.DEFAULTS["schedule.peak"], rel=0.01
+            cpu.schedule.peak / config.defaults()["schedule.peak"], rel=0.01
         )
         steps = run_config.training.steps / GPU.training.steps
         assert steps == pytest.approx(cpu.training.steps / 40, rel=0.01)

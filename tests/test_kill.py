@@ -219,8 +219,8 @@ def run_until(count, *settings, model=None):
             raise Stop
 
     config = small_config(*settings)
-    with CheckpointManager(store.run_id_of(config, small_corpus()), every=1) as keeper:
-        return execute(config, small_corpus(), Observer(step), model, keeper=keeper)
+    with CheckpointManager(store.run_id_of(config, small_corpus()), every=1) as manager:
+        return execute(config, small_corpus(), Observer(step), model, manager=manager)
 
 
 @pytest.fixture(scope="module")

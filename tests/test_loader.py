@@ -155,10 +155,10 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
             if asked["seen"] == stop:
                 raise Interrupted("here", 15)
 
-        with CheckpointManager(run_id, every=1) as keeper:
+        with CheckpointManager(run_id, every=1) as manager:
             with pytest.raises(Interrupted):
-                execute(run_config, corpus, Observer(step), keeper=keeper)
-            again = execute(run_config, corpus, keeper=keeper)
+                execute(run_config, corpus, Observer(step), manager=manager)
+            again = execute(run_config, corpus, manager=manager)
         assert models.weights_digest(again.model) == models.weights_digest(whole.model)
         pd.testing.assert_frame_equal(again.metrics, whole.metrics)
 

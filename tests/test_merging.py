@@ -735,13 +735,13 @@ def test_tables_of_the_config_name_rules_and_policies_that_are():
 def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
     chosen = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
     corpus, memory = forked.small_corpus(), Memory()
-    whole = execute(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, manager=memory)
     for place in (FIRST, MIDDLE, BOUNDARY):
         start = checkpoints.read_checkpoint(
             checkpoints.write_checkpoint(memory.states[place], tmp_path)
         )
         again = Memory(start)
-        assert same(execute(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, manager=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
@@ -756,7 +756,7 @@ def test_a_per_step_average_is_its_recurrence(corpus):
         seen.append(copy.deepcopy(network.state_dict()))
 
     memory = Memory()
-    result = execute(chosen, corpus, Observer(step), keeper=memory)
+    result = execute(chosen, corpus, Observer(step), manager=memory)
     close(dict(result.model.state_dict()), average, rtol=1e-4, atol=1e-6)
     begun = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "weights/")
     kept = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "merging/average/")

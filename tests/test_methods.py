@@ -185,7 +185,7 @@ def test_fisher_by_hand():
             forward_batch, learner, mixtures.task_pools(chosen, learner.corpus)[0], 0
         )
         for name in trainable_parameters(learner.model):
-            learner.state[f"importance/{name}"] += 1.0
+            learner.method_state[f"importance/{name}"] += 1.0
         ewc.end_task(learner, look)
         learners[kind] = (learner, look)
     for kind, (learner, look) in learners.items():
@@ -200,9 +200,9 @@ def test_fisher_by_hand():
         else:
             each = [torch.autograd.grad(way, [scale], retain_graph=True)[0] for way in ways]
             expected = torch.stack(each).square().mean()
-        found = learner.state["importance/logit_scale"]
+        found = learner.method_state["importance/logit_scale"]
         torch.testing.assert_close(found, 0.5 + expected, rtol=1e-4, atol=0)
-    both = [learner.state["importance/ln_final.weight"] for learner, _ in learners.values()]
+    both = [learner.method_state["importance/ln_final.weight"] for learner, _ in learners.values()]
     assert (both[1].mean() - 0.5) > 2 * (both[0].mean() - 0.5)  # a mean of gradients cancels
 
 
@@ -215,7 +215,7 @@ def scalar_learner(method, value):
 
 def test_the_penalty_and_its_gradient_by_hand():
     learner = scalar_learner(Method(name="ewc", strength=3.0), 2.0)
-    learner.state = {"importance/theta": torch.tensor([5.0]), "anchor/theta": torch.tensor([0.5])}
+    learner.method_state = {"importance/theta": torch.tensor([5.0]), "anchor/theta": torch.tensor([0.5])}
     [term] = ewc.losses(learner, None).values()
     assert term.item() == pytest.approx(3.0 / 2 * 5.0 * 1.5**2)
     term.backward()
@@ -249,15 +249,15 @@ def test_the_path_integral_on_a_quadratic():
         si.step(learner, optimizer)
         by_hand += k * old * rate * k * old
     gained = k * (start**2 - theta.item() ** 2) / 2
-    assert learner.state["path/theta"].item() == pytest.approx(by_hand, rel=1e-4)
-    assert learner.state["path/theta"].item() == pytest.approx(gained, rel=5e-3)
+    assert learner.method_state["path/theta"].item() == pytest.approx(by_hand, rel=1e-4)
+    assert learner.method_state["path/theta"].item() == pytest.approx(gained, rel=5e-3)
     si.end_task(learner, None)
     expected = by_hand / ((theta.item() - start) ** 2 + damping)
-    assert learner.state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
-    assert learner.state["anchor/theta"].item() == start
+    assert learner.method_state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
+    assert learner.method_state["anchor/theta"].item() == start
     si.begin_task(learner, 1)  # the next way begins here
-    assert learner.state["anchor/theta"].item() == theta.item()
-    assert learner.state["path/theta"].item() == 0
+    assert learner.method_state["anchor/theta"].item() == theta.item()
+    assert learner.method_state["path/theta"].item() == 0
 
 
 def test_what_a_way_cost_is_no_importance():
@@ -266,9 +266,9 @@ def test_what_a_way_cost_is_no_importance():
     si.begin_task(learner, 0)
     learner.model.theta.grad = torch.tensor([-2.0])
     si.step(learner, SimpleNamespace(step=lambda: learner.model.theta.data.sub_(0.1)))
-    assert learner.state["path/theta"].item() == pytest.approx(-0.2)
+    assert learner.method_state["path/theta"].item() == pytest.approx(-0.2)
     si.end_task(learner, None)
-    assert learner.state["importance/theta"].item() == 0
+    assert learner.method_state["importance/theta"].item() == 0
 
 
 # --- distillation ----------------------------------------------------------------------------
@@ -314,9 +314,9 @@ def test_the_teacher_stays_and_is_no_part_of_the_state():
     learner = make_train_state(chosen, forked.small_corpus())
     train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
     start = models.load_model(chosen.model, 0).state_dict()
-    teacher = learner.aside["teacher"].state_dict()
+    teacher = learner.frozen_models["teacher"].state_dict()
     assert all(torch.equal(x, teacher[name]) for name, x in start.items())
-    assert not learner.state
+    assert not learner.method_state
 
 
 def test_draws_of_methods_leave_the_global_stream_alone():

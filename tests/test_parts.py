@@ -23,7 +23,6 @@ from cmp.files import build_folder, project_folder
 from cmp.runner import machine_differences, machine_record
 from cmp.seeds import torch_generator
 from cmp.training import (
-    DEFAULT_EXECUTION,
     ExecutionConfig,
     check_divisible,
     clamp_logit_scale,
@@ -71,7 +70,7 @@ def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
         with pytest.raises(CmpError, match=rf"method\.name: '{name}'.*--micro-batch"):
             trained(ExecutionConfig(micro_batch=5), *settings)
         return
-    same(trained(ExecutionConfig(micro_batch=5), *settings), trained(DEFAULT_EXECUTION, *settings))
+    same(trained(ExecutionConfig(micro_batch=5), *settings), trained(ExecutionConfig(), *settings))
 
 
 def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
@@ -223,7 +222,7 @@ def sigmoid(tmp_path):
 
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
     settings = (f"model.name={sigmoid}",)
-    found = trained(DEFAULT_EXECUTION, *settings)
+    found = trained(ExecutionConfig(), *settings)
     same(trained(ExecutionConfig(micro_batch=5), *settings), found)
     start = models.create_model(sigmoid, 0)
     assert found[1]["logit_bias"] != start.logit_bias
@@ -239,7 +238,7 @@ def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, 
 
 def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid):
     with pytest.raises(CmpError, match=r"method\.fisher.*fisher=batch"):
-        trained(DEFAULT_EXECUTION, f"model.name={sigmoid}", "method.name=ewc")
+        trained(ExecutionConfig(), f"model.name={sigmoid}", "method.name=ewc")
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):

@@ -152,14 +152,14 @@ def test_checkpoints_behind_a_link_are_neither_written_nor_deleted(place):
 
 
 def test_a_folder_among_the_checkpoints_is_left_alone(place):
-    with checkpoints.CheckpointManager("abc") as keeper:
-        other = keeper.folder / "other"
+    with checkpoints.CheckpointManager("abc") as manager:
+        other = manager.folder / "other"
         other.mkdir()
-        (keeper.folder / "link").symlink_to(place / "outside" / "secret")
+        (manager.folder / "link").symlink_to(place / "outside" / "secret")
         progress = checkpoints.Progress(checkpoints.SCHEMA, "abc", {}, 0, 0, [], 0.0, {})
-        keeper.save(checkpoints.RunState(progress, {"weights/a": torch.zeros(1)}))
+        manager.save(checkpoints.RunState(progress, {"weights/a": torch.zeros(1)}))
         assert other.is_dir()
-        assert not (keeper.folder / "link").is_symlink()
+        assert not (manager.folder / "link").is_symlink()
     assert (place / "outside" / "secret").read_text() == "secret"
 
 

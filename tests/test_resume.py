@@ -20,7 +20,7 @@ FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
 
 class Memory:
-    """A keeper that keeps every state of a run, and goes on from the one that it is given."""
+    """A manager that keeps every state of a run, and goes on from the one that it is given."""
 
     run_id, every = "memory", 1
 
@@ -57,20 +57,20 @@ def equal(one: RunState, other: RunState) -> bool:
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
     """Anew, and through the disk from each kind of place; every later state, and the end."""
     chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
-    whole = execute(chosen, corpus, keeper=memory)
+    whole = execute(chosen, corpus, manager=memory)
     for place in (None, FIRST, MIDDLE, BOUNDARY, END):
         torch.rand(7)  # the global stream must not matter
         start = place and checkpoints.read_checkpoint(
             checkpoints.write_checkpoint(memory.states[place], tmp_path)
         )
         again = Memory(start)
-        assert same(execute(chosen, corpus, keeper=again), whole), place
+        assert same(execute(chosen, corpus, manager=again), whole), place
         assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
 def test_moments_are_carried_where_asked_for(corpus):
     memory = Memory()
-    execute(small("optimizer.carry=true"), corpus, keeper=memory)
+    execute(small("optimizer.carry=true"), corpus, manager=memory)
     steps = {
         place: x.item()
         for place, state in memory.states.items()
@@ -84,7 +84,7 @@ def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     memory, scored = Memory(), {}
     settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
     watch = Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
-    result = execute(small(*settings), corpus, watch, keeper=memory)
+    result = execute(small(*settings), corpus, watch, manager=memory)
     states = {place: weights_of(state.tensors) for place, state in memory.states.items()}
     assert states[0, 2] == scored[0, 1] == weights_of(memory.states[0, 2].tensors, "trunk/")
     assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
@@ -103,7 +103,7 @@ def weights_of(tensors, prefix=""):
 
 def test_a_state_survives_the_disk(corpus, tmp_path):
     memory = Memory()
-    execute(small(), corpus, keeper=memory)
+    execute(small(), corpus, manager=memory)
     for state in memory.states.values():
         back = checkpoints.read_checkpoint(checkpoints.write_checkpoint(state, tmp_path))
         assert back.progress == state.progress
@@ -123,26 +123,26 @@ def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
 
 def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with CheckpointManager("e" * 64, every=1) as keeper:
-        execute(small(), corpus, keeper=keeper)
+    with CheckpointManager("e" * 64, every=1) as manager:
+        execute(small(), corpus, manager=manager)
         found = [
-            path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(keeper.folder)
+            path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(manager.folder)
         ]
     assert found == [["2", "0"], ["1", "2"]]
 
 
 def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with CheckpointManager("a" * 64) as keeper:
-        execute(small(), corpus, keeper=keeper)
+    with CheckpointManager("a" * 64) as manager:
+        execute(small(), corpus, manager=manager)
     other = "a" * 12 + "b" * 52  # the same short id
-    with CheckpointManager(other) as keeper, pytest.raises(CmpError, match="aaaa"):
-        keeper.load()
+    with CheckpointManager(other) as manager, pytest.raises(CmpError, match="aaaa"):
+        manager.load()
 
 
 def test_going_on_elsewhere_is_said_and_kept(corpus):
     memory = Memory()
-    whole = execute(small(), corpus, keeper=memory)
+    whole = execute(small(), corpus, manager=memory)
     assert "began" not in whole.provenance
     state = memory.states[MIDDLE]
     machine = state.progress.machine | {"torch": "1.0"}
@@ -150,7 +150,7 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
         state, progress=dataclasses.replace(state.progress, machine=machine)
     )
     with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
-        again = execute(small(), corpus, keeper=Memory(state))
+        again = execute(small(), corpus, manager=Memory(state))
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds
 

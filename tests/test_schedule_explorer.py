@@ -12,7 +12,7 @@ from lab.explorers import schedule, view
 from lab.figures import inputs
 from matplotlib.figure import Figure
 
-from cmp import config, schedules
+from cmp import config, registry, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
 
@@ -23,8 +23,8 @@ MORE = {
 }  # fmt: skip
 PAIRS = [
     (name, meta)
-    for name in schedules.CURVES
-    for meta in schedules.METAS
+    for name in registry.option_names("schedule")
+    for meta in registry.option_names("meta_schedule")
     if config.META_CURVES.get(meta, name) == name and (name != "infinite" or meta == "none")
 ]
 LABELS = {
@@ -317,9 +317,9 @@ def test_the_still_shows_every_curve_and_every_meta_schedule():
     figure = schedule.schedule_still()
     assert isinstance(figure, Figure)
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
-    assert titles[: len(schedules.CURVES)] == list(schedules.CURVES)
-    metas = [title.partition(", meta ")[2] for title in titles[len(schedules.CURVES) :]]
-    assert metas == [meta for meta in schedules.METAS if meta != "none"]
+    assert titles[: len(registry.option_names("schedule"))] == list(registry.option_names("schedule"))
+    metas = [title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]]
+    assert metas == [meta for meta in registry.option_names("meta_schedule") if meta != "none"]
     assert len(schedule.FREE_PEAKS) == schedule.TASKS
     for axes in figure.axes:
         assert all(len(line.get_ydata()) == 8 * 40 for line in axes.lines)

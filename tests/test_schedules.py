@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import config, schedules
+from cmp import config, registry, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
 
 FIELDS = get_type_hints(Schedule)
-PLAIN = [name for name in schedules.CURVES if name != "infinite"]
+PLAIN = [name for name in registry.option_names("schedule") if name != "infinite"]
 PAIRS = [
-    *itertools.product(PLAIN, set(schedules.METAS) - set(config.META_CURVES)),
+    *itertools.product(PLAIN, set(registry.option_names("meta_schedule")) - set(config.META_CURVES)),
     *[(name, meta) for meta, name in config.META_CURVES.items()],
     ("infinite", "none"),
 ]
@@ -49,8 +49,8 @@ def any_schedule(draw, pairs=tuple(PAIRS)):
 
 
 def test_the_names_of_the_config_are_those_of_the_tables():
-    assert set(get_args(FIELDS["name"])) == set(schedules.CURVES)
-    assert set(get_args(FIELDS["meta"])) == set(schedules.METAS)
+    assert set(get_args(FIELDS["name"])) == set(registry.option_names("schedule"))
+    assert set(get_args(FIELDS["meta"])) == set(registry.option_names("meta_schedule"))
 
 
 @given(any_schedule())
@@ -86,7 +86,7 @@ LAST = {
 }
 
 
-@given(st.sampled_from(list(schedules.CURVES)), st.integers(8, 200), st.integers(0, TASKS - 1))
+@given(st.sampled_from(list(registry.option_names("schedule"))), st.integers(8, 200), st.integers(0, TASKS - 1))
 def test_the_last_step_is_what_the_definition_says(name, steps, task):
     schedule = Schedule(name)
     last = schedules.relative_rate(schedule, steps, task, steps - 1)

@@ -316,7 +316,7 @@ def test_each_offence_is_caught_with_file_and_line(source, rule):
         "import subprocess\nsubprocess.run(['ls'])",
         "import numpy as np\nnp.random.Generator(np.random.Philox(key=3))",
         "def draw(rng: 'np.random.Generator'): return rng.random(3)",
-        "random = streams.ORDERS['random']\nrandom(classes, 0)",
+        "random = orders.ORDERS['random']\nrandom(classes, 0)",
         "from cmp import streams\nstreams.random(classes, 0)",
         "import torch\ntorch.rand(3, generator=generator)",
         "weights.uniform_(-1, 1, generator=generator)",

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import cli, config, models, streams
+from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.runner import execute
 
-MEASURED = [order for order in streams.ORDERS if order != "listed"]
+MEASURED = [order for order in registry.option_names("order") if order != "listed"]
 
 
 def table(classes=60, datasets=3, seed=0):
@@ -75,10 +75,10 @@ def test_entries_are_the_adaptation_classes(corpus):
     assert "new-digits+++seven" in entries
 
 
-@pytest.mark.parametrize("order", streams.ORDERS)
+@pytest.mark.parametrize("order", registry.option_names("order"))
 def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
     known = table()
-    one, again, other = (streams.ORDERS[order](known, seed) for seed in (0, 0, 1))
+    one, again, other = (registry.option_names("order")[order](known, seed) for seed in (0, 0, 1))
     assert sorted(one) == list(range(len(known)))
     assert (one == again).all()
     assert (one == other).all() == (order == "listed")
@@ -97,7 +97,7 @@ def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
 )
 def test_an_order_goes_by_its_column(order, column, sign):
     known = table()
-    values = sign * known[column].to_numpy()[streams.ORDERS[order](known, 3)]
+    values = sign * known[column].to_numpy()[registry.option_names("order")[order](known, 3)]
     assert (np.diff(values) >= 0).all()
 
 

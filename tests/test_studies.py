@@ -369,7 +369,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
     grid = write({"a": {}})
     [run_config] = configs_of(grid)
     run_id = store.run_id_of(run_config, small_corpus())
-    with CheckpointManager(run_id) as keeper:
+    with CheckpointManager(run_id) as manager:
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
         time.sleep(0.5)
@@ -378,7 +378,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
         assert workers_of(build) == []
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
-        result = execute(run_config, small_corpus(), keeper=keeper)
+        result = execute(run_config, small_corpus(), manager=manager)
         store.save_run(store.make_stored_run(run_id, run_config, result))
         before = (store.run_folder(run_id) / "run.json").stat()
     assert child.outcome().status == 0, child.said()

@@ -12,10 +12,10 @@ from lab import analyses
 from lab.analyses import Surface
 from lab.explorers import mixture, schedule
 
-from cmp import schedules
 from cmp.errors import CmpError
 from cmp.experiments import results, statistics
 from cmp.files import write_atomic
+from cmp.registry import option_names
 
 STUDIES = {"mixture": "07", "schedule": "04"}
 """The published study that an explorer's table rests on."""
@@ -88,7 +88,7 @@ def schedule_table() -> dict[str, Any]:
     ]
     curves = [
         {"name": name, "meta": meta, "lengths": lengths, "near": _nearest(name, meta, known)}
-        for name, meta in itertools.product(schedules.CURVES, schedules.METAS)
+        for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule"))
         if (lengths := _lengths(name, meta))
     ]
     return {"steps": STEPS, "peaks": PEAKS, "stored": stored, "curves": curves}

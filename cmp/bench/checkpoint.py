@@ -53,13 +53,13 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
 
 def saving(folder: Path, tree: dict, model, optimizer) -> Callable[[], None]:
     """A function that saves the state as a run does, two checkpoints kept."""
-    keeper = CheckpointManager("benchmark")
-    keeper.folder = folder
+    manager = CheckpointManager("benchmark")
+    manager.folder = folder
 
     def save() -> None:
         progress = Progress(
             SCHEMA, "benchmark", tree, TASK, DEFAULT_EVERY, [], 0.0, machine_record()
         )
-        keeper.save(RunState(progress, checkpoints.state_tensors(model, optimizer)))
+        manager.save(RunState(progress, checkpoints.state_tensors(model, optimizer)))
 
     return save

@@ -95,7 +95,7 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
     def ours() -> None:
         for start in range(0, IMAGES, batch):
             rows = np.arange(start, min(start + batch, IMAGES))
-            files.parts(rows, SIDE, numpy_generator("bench/part", 0, start))
+            files.random_crops(rows, SIDE, numpy_generator("bench/part", 0, start))
 
     return {"plain": plain, "ours": ours}
 

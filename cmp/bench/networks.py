@@ -24,7 +24,7 @@ from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError
 from cmp.mixtures import Pools
 from cmp.seeds import torch_generator
-from cmp.training import TrainState, contrastive_loss, forward_features, make_optimizer
+from cmp.training import TrainState, contrastive_loss, forward, make_optimizer
 
 CONFIGS = Path(__file__).resolve().parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
@@ -144,7 +144,8 @@ def loss_of(
 ) -> Tensor:
     """The loss of a batch by the way that `pieces` say; the same value by all of them."""
     if pieces.distinct:
-        image, text = forward_features(model, batch, tokens, generator, pieces.precision)
+        output = forward(model, batch, tokens, generator, pieces.precision)
+        image, text = output.image, output.text
         return contrastive_loss(image, text, model.logit_scale)
     x = augment(batch.images, generator)
     x = normalise(x, model.visual.image_mean, model.visual.image_std)

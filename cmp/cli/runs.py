@@ -29,7 +29,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast, pretraining, store, workers
 from cmp.files import SHORT_ID, atomic_file, build_folder, read_yaml
 from cmp.runner import Observer, check_device
-from cmp.training import DEFAULT_EXECUTION, ExecutionConfig, make_train_state
+from cmp.training import ExecutionConfig, make_train_state
 
 
 def evaluate(
@@ -189,7 +189,7 @@ def plan_without_all(run_config: RunConfig, device: str) -> bool:
 def compute_run(
     run_config: RunConfig,
     device: str = "cpu",
-    execution: ExecutionConfig = DEFAULT_EXECUTION,
+    execution: ExecutionConfig = ExecutionConfig(),
     keep_weights: bool = False,
 ) -> None:
     """Compute a run, from its last checkpoint on, with progress, or look it up; print what it

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import torch
 import typer
@@ -16,20 +16,21 @@ from cmp import budgets, config
 from cmp.budgets import Cost, paper_steps
 from cmp.cli.runs import read_config
 from cmp.cli.shared import Device, Threads, console, place
-from cmp.config import RULE_SETTINGS, RunConfig
+from cmp.config import RunConfig
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast, paper, planner
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.planner import DEVICES, KEEP, NEW, PlanRequest
 from cmp.merging import files as merging_files
-from cmp.merging.rules import RULES, MergeOptions
+from cmp.merging.rules import MergeOptions
+from cmp.registry import get_option, option_names
 
 DEFAULT_OPTIONS = MergeOptions()
 
 
 def merge(
-    rule: Annotated[str, typer.Argument(help=", ".join(RULES))],
+    rule: Annotated[str, typer.Argument(help=", ".join(option_names("merge_rule")))],
     models: Annotated[list[Path], typer.Argument(help="Safetensors files, newest first.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     base: Annotated[
@@ -48,8 +49,7 @@ def merge(
 ) -> None:
     """Merge models tensor by tensor; the file says in its metadata what it was made of."""
     torch.set_num_threads(threads)
-    if rule not in RULES:
-        raise CmpError(f"no rule is called {rule!r}; there are {', '.join(RULES)}")
+    facts = get_option("merge_rule", rule).facts
     given = {
         "weights": None if weights is None else parse_weights(weights), "scale": scale,
         "density": density, "outliers": outliers, "alpha": alpha, "beta": beta,
@@ -58,7 +58,7 @@ def merge(
         rule, {key: value for key, value in given.items() if value is not None}, seed
     )
     record = {key: getattr(how, key) for key in given if rule in rules_with(key)}
-    record |= {"seed": seed} if rule in ("random", "dare", "dare-ties") else {}
+    record |= {"seed": seed} if facts["draws"] else {}
     paths = [*models, *([base] if base else [])]
     bar = tqdm(
         total=merging_files.total_bytes(paths), desc=rule, unit="B", unit_scale=True, disable=None
@@ -68,9 +68,9 @@ def merge(
     console.print(f"{out}: {rule} of {len(models)} models", highlight=False)
 
 
-def rules_with(key: str) -> tuple[str, ...]:
+def rules_with(key: str) -> list[str]:
     """The rules that a setting is for."""
-    return RULE_SETTINGS["weight" if key == "weights" else key]
+    return option_names("merge_rule", "weight" if key == "weights" else key)
 
 
 def merge_options(rule: str, given: dict[str, object], seed: int) -> MergeOptions:
@@ -104,7 +104,7 @@ def parse_weights(text: str) -> tuple[float, ...]:
 
 
 GIGA = 1e9
-METHODS = get_args(config.Method.__dataclass_fields__["name"].type)
+METHODS = option_names("method")
 
 
 def method_config(model: str, batch: int, text: str) -> RunConfig:

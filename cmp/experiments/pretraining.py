@@ -118,8 +118,8 @@ def pretrain(
         observer.step(task, step, loss, model)
 
     watched = dataclasses.replace(observer, step=after_step)
-    with CheckpointManager(store.run_id_of(run_config, corpus)) as keeper:
-        result = execute(run_config, corpus, watched, keeper=keeper)
+    with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
+        result = execute(run_config, corpus, watched, manager=manager)
         models.save_weights(result.model, paths[starts[0]], bits)
         cards = {}
         for start, path in paths.items():
@@ -128,7 +128,7 @@ def pretrain(
         cards[starts[0]]["joint"] = measure_joint(name, seed, corpus, paths[starts[0]], observer)
         for start, path in paths.items():
             save_card(cards[start], path)
-        keeper.remove()
+        manager.remove()
     write_atomic(folder / "README.md", bases_overview(folder))
     return cards
 

@@ -23,7 +23,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
 from cmp.files import build_folder
 from cmp.runner import NO_OBSERVER, Observer, execute
-from cmp.training import DEFAULT_EXECUTION, ExecutionConfig
+from cmp.training import ExecutionConfig
 
 ATTEMPTS = 5
 """Times that a run is begun or gone on with before its lost workers are taken for its own fault."""
@@ -39,7 +39,7 @@ def run_one(
     observer: Observer = NO_OBSERVER,
     device: str = "cpu",
     wait: bool = False,
-    execution: ExecutionConfig = DEFAULT_EXECUTION,
+    execution: ExecutionConfig = ExecutionConfig(),
     keep: bool = False,
 ) -> store.StoredRun:
     """The stored run of a config; computed in this process if it is missing, from its last
@@ -57,18 +57,23 @@ def run_one(
         distributed.broadcast(_IS_STORED, device)
         CheckpointManager(run_id).remove()  # a kill may have come between the last two lines below
     else:
-        with CheckpointManager(run_id, wait=wait) as keeper:
+        with CheckpointManager(run_id, wait=wait) as manager:
             if is_kept(run_id, keep):  # another process was faster
                 distributed.broadcast(_IS_STORED, device)
             else:
                 distributed.broadcast("", device)
                 result = execute(
-                    run_config, corpus, observer, device=device, keeper=keeper, execution=execution
+                    run_config,
+                    corpus,
+                    observer,
+                    device=device,
+                    manager=manager,
+                    execution=execution,
                 )
                 keep = keep or run_config.model.name not in models.family_names()
                 finished = store.make_stored_run(run_id, run_config, result)
                 store.save_run(finished, result.model if keep else None)
-            keeper.remove()
+            manager.remove()
     distributed.barrier()
     return store.load_run(run_id)
 

@@ -15,21 +15,20 @@ from cmp.errors import CmpError
 from cmp.files import atomic_file
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
 from cmp.merging.rules import MergeOptions
+from cmp.registry import get_option
 
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at once."""
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
+DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Progress = Callable[[int], object]
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as tensors by name, each read when it is asked for; `CmpError` names the
-    file if it cannot be. Metadata of its own are not read."""
+    """A safetensors file as tensors by name, each read when it is asked for."""
 
     def __init__(self, path: Path, file: Any):
         self.path, self.file = path, file
@@ -53,7 +52,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open a safetensors file; `CmpError` if it is none."""
+    """Open a safetensors file; raise `CmpError` that names a file that is none."""
     try:
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
@@ -67,37 +66,45 @@ def merge_files(
     paths: Sequence[Path],
     out: Path,
     base: Path | None = None,
-    how: MergeOptions | None = None,
+    options: MergeOptions | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress = lambda count: None,
 ) -> None:
-    """Write the merge of some files, newest first, to `out`, whole or not at all.
+    """Merge safetensors files into one, whole or not at all.
 
-    settings: what the metadata say of the rule, beside it and the parents' names and hashes.
-    progress: told of bytes as they are hashed and then as they are written, see `work`.
-    Raises `CmpError` as `combining.merge` does, naming files; `out` is then as it was.
+    Args:
+        rule: A registered rule.
+        paths: The models, newest first.
+        out: The file to write.
+        base: The weights before the stream, for rules on task vectors.
+        options: The rule's settings.
+        settings: What the metadata say of the rule, beside its name and the parents' hashes.
+        progress: Called with counts of bytes as they are hashed and then written.
+
+    Raises:
+        CmpError: As `cmp.merging.apply.merge` does, naming files; `out` is then as it was.
     """
-    everything = [*paths, *([] if base is None else [base])]
-    if any(_is_same_file(out, path) for path in everything):
+    parents = [*paths, *([] if base is None else [base])]
+    if any(_is_same_file(out, path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
+    option, options = get_option("merge_rule", rule), options or MergeOptions()
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open_tensors(path)) for path in everything]
+        files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]
         models = files[: len(paths)]
         with _name_faulty_file(models, start):
-            check_mergeable(rule, models, start, how, [str(path) for path in everything])
-            parents = [{"file": p.name, "sha256": file_digest(p, progress)} for p in everything]
-            family = {"models": parents[: len(paths)]} | ({"base": parents[-1]} if base else {})
+            check_mergeable(option, models, start, options, [str(path) for path in parents])
+            hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
+            family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
             record = {"rule": rule, **family, "settings": dict(settings or {})}
-            tensors = iter_merged(rule, models, start, how)
+            metadata = {"format": "pt", "merge": json.dumps(record)}
+            tensors = iter_merged(option, models, start, options)
             with atomic_file(out) as partial, open(partial, "wb") as file:
-                write_safetensors(file, models[0], {"format": "pt", "merge": json.dumps(record)}, tensors,
-                      progress)  # fmt: skip
+                write_safetensors(file, models[0], metadata, tensors, progress)
 
 
 def total_bytes(paths: Sequence[Path]) -> int:
-    """How many bytes `progress` will be told of in a merge of these; `CmpError` if one is not
-    there."""
+    """Return how many bytes `progress` hears of in a merge; raise `CmpError` for a missing file."""
     try:
         sizes = [path.stat().st_size for path in paths]
     except OSError as error:
@@ -106,7 +113,7 @@ def total_bytes(paths: Sequence[Path]) -> int:
 
 
 def file_digest(path: Path, progress: Progress = lambda count: None) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file, with progress in bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):
@@ -122,17 +129,26 @@ def write_safetensors(
     tensors: Iterator[tuple[str, Tensor]],
     progress: Progress = lambda count: None,
 ) -> None:
-    """Write a safetensors file as its tensors come, in the order, types and shapes of `like`.
+    """Write a safetensors file as its tensors come.
 
     The format: the header's length in 8 bytes, the header as JSON that is padded to 8, the data.
-    `CmpError` names a tensor of a type that is not taken.
+
+    Args:
+        file: Where to write.
+        like: Tensors that have the order, types and shapes of those to come.
+        metadata: Text for the header.
+        tensors: (name, tensor) in that order.
+        progress: Called with counts of bytes.
+
+    Raises:
+        CmpError: A tensor's type is not supported.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in like:
         x = like[name]
         if x.dtype not in DTYPE_NAMES:
-            raise CmpError(f"{name}: {x.dtype} is not taken; convert it to float32 first")
+            raise CmpError(f"{name}: {x.dtype} is not supported; convert it to float32 first")
         begin, end = end, end + x.numel() * x.element_size()
         header[name] = {
             "dtype": DTYPE_NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end],
@@ -141,18 +157,17 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, x in tensors:
-        file.write(x.reshape(-1).view(torch.uint8).numpy().data)
+        file.write(x.cpu().reshape(-1).view(torch.uint8).numpy().data)
         progress(x.numel() * x.element_size())
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file."""
     return one.exists() and other.exists() and one.samefile(other)
 
 
 @contextlib.contextmanager
 def _name_faulty_file(models: Sequence[TensorFile], base: TensorFile | None) -> Iterator[None]:
-    """Say which file it is that holds what is not finite."""
+    """Name the file that holds what is not finite."""
     try:
         yield
     except NotFiniteError as error:

@@ -1,45 +1,51 @@
 """Which weights the next task starts from, and which are deployed and scored (spec 4).
 
-A policy is two answers, each the name of one of `CHOICES`. They are called after each task with
-what has happened: the weights that the task ended in, and what the policy remembers, sets of
-weights by name and among them "zero", those before the stream. Weights live on the CPU, except for
-a per-step average, which lives where the network does.
+A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own are pairs of
+choices: where training goes on, and what is deployed. Weights live on the CPU, except for a
+per-step average, which lives where the network does.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from cmp.config import SUM_RULES, TASK_VECTOR_RULES, Merging
+from cmp.config import Merging
+from cmp.errors import CmpError
 from cmp.merging.apply import merge
 from cmp.merging.rules import MergeOptions, Weights, has_running_mean, merge_weights
+from cmp.registry import Option, get_option, register
 
 Memory = dict[str, Weights]
 
 
 class MergedWeights(NamedTuple):
-    """What a policy remembers from now on, and the two sets of weights that it chose, which may be
-    the same and are not to be changed."""
+    """What a policy chose.
+
+    Attributes:
+        memory: What it remembers from now on.
+        start: The weights that the next task starts from.
+        deployed: The weights that are scored; may be the same. Neither is to be changed.
+    """
 
     memory: Memory
     start: Weights
     deployed: Weights
 
 
-class MergePolicy(NamedTuple):
-    """Where training of the next task starts, and what is deployed: names of `CHOICES`."""
-
-    start: str
-    deploy: str
-
-
 @dataclass(frozen=True)
 class TaskEnd:
-    """What has happened after `done` tasks: the weights that the last one ended in, and what is
-    remembered. seed: of rules that draw by chance, which count by `done` and by the choice."""
+    """What has happened after a task.
+
+    Attributes:
+        merging: The config section.
+        memory: What the policy remembers, with "zero", the weights before the stream.
+        trained: The weights that the task ended in.
+        done: How many tasks are done, at least one.
+        seed: Seed of rules that draw at random, which also count by `done` and by the choice.
+    """
 
     merging: Merging
     memory: Memory
@@ -47,97 +53,116 @@ class TaskEnd:
     done: int
     seed: int
 
-    def merge(self, models: list[Weights], choice: str, **changed: object) -> Weights:
-        """Models, newest first, merged by the rule of the config; `changed`: other settings."""
-        config, rule = self.merging, self.merging.rule
-        how = MergeOptions(
+    @property
+    def rule(self) -> Option:
+        """The merge rule of the config."""
+        return get_option("merge_rule", self.merging.rule)
+
+    def merge(self, models: list[Weights], choice: str, **changed: Any) -> Weights:
+        """Merge models, newest first, by the config's rule.
+
+        Args:
+            models: The models.
+            choice: What is merged for, which random draws count by.
+            **changed: Fields of `MergeOptions` that differ from the config.
+        """
+        config = self.merging
+        options = MergeOptions(
             scale=config.scale, density=config.density, outliers=config.outliers,
             alpha=config.alpha, beta=config.beta, draw=(self.seed, self.done, choice),
         )  # fmt: skip
-        base = self.memory["zero"] if rule in TASK_VECTOR_RULES else None
-        return merge(rule, models, base, dataclasses.replace(how, **changed), finite=True)
+        base = self.memory["zero"] if self.rule.facts["base"] else None
+        options = dataclasses.replace(options, **changed)
+        return merge(self.rule, models, base, options, finite=True)
 
-    def pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
-        """Two models merged; `merging.weight` is the newer one's."""
-        has_weights = self.merging.rule not in TASK_VECTOR_RULES
-        weights = (self.merging.weight, 1 - self.merging.weight) if has_weights else None
+    def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
+        """Merge two models; `merging.weight` is the newer one's."""
+        weight = self.merging.weight
+        weights = (weight, 1 - weight) if "weight" in self.rule.settings else None
         return self.merge([newer, older], choice, weights=weights)
 
 
 PolicyOutput = tuple[Memory, Weights]
+"""What a choice adds to the memory, and the weights that it chose."""
 
 
-def zero_weights(ends: TaskEnd) -> PolicyOutput:
-    """theta_0, the weights before the stream."""
-    return {}, ends.memory["zero"]
+def zero_weights(end: TaskEnd) -> PolicyOutput:
+    """Choose theta_0, the weights before the stream."""
+    return {}, end.memory["zero"]
 
 
-def last_weights(ends: TaskEnd) -> PolicyOutput:
-    """theta_t, the weights that the task ended in."""
-    return {}, ends.trained
+def last_weights(end: TaskEnd) -> PolicyOutput:
+    """Choose theta_t, the weights that the task ended in."""
+    return {}, end.trained
 
 
-def patched_weights(ends: TaskEnd) -> PolicyOutput:
-    """f(theta_t, theta_0): what the task ended in, merged with the weights before the stream."""
-    return {}, ends.pair(ends.trained, ends.memory["zero"], "patched")
+def patched_weights(end: TaskEnd) -> PolicyOutput:
+    """Choose f(theta_t, theta_0): the task's weights merged with those before the stream."""
+    return {}, end.merge_pair(end.trained, end.memory["zero"], "patched")
 
 
-def running_average(ends: TaskEnd) -> PolicyOutput:
-    """A running average m_t = f(theta_t, m_{t-1}) from m_0 = theta_0, in constant memory."""
-    found = ends.pair(ends.trained, ends.memory.get("average", ends.memory["zero"]), "average")
-    return {"average": found}, found
+def running_average(end: TaskEnd) -> PolicyOutput:
+    """Choose m_t = f(theta_t, m_{t-1}) from m_0 = theta_0, in constant memory."""
+    before = end.memory.get("average", end.memory["zero"])
+    average = end.merge_pair(end.trained, before, "average")
+    return {"average": average}, average
 
 
-def unrolled_average(ends: TaskEnd) -> PolicyOutput:
-    """A running average m_t = f(theta_t, m_{t-1}) from m_1 = theta_1, in constant memory."""
-    if ends.done == 1:
-        return {"unrolled": copy_weights(ends.trained)}, ends.trained
-    found = ends.pair(ends.trained, ends.memory["unrolled"], "unrolled")
-    return {"unrolled": found}, found
+def unrolled_average(end: TaskEnd) -> PolicyOutput:
+    """Choose m_t = f(theta_t, m_{t-1}) from m_1 = theta_1, in constant memory."""
+    if end.done == 1:
+        return {"unrolled": copy_weights(end.trained)}, end.trained
+    average = end.merge_pair(end.trained, end.memory["unrolled"], "unrolled")
+    return {"unrolled": average}, average
 
 
-def merge_everything(ends: TaskEnd) -> PolicyOutput:
-    """f(theta_t, ..., theta_1), with `merging.zero` also of theta_0.
+def merge_everything(end: TaskEnd) -> PolicyOutput:
+    """Choose f(theta_t, ..., theta_1), with `merging.zero` also of theta_0.
 
-    In constant memory where a running mean or maximum stands for all before; for other rules and
-    shares the end of each task is remembered.
+    It needs constant memory where a running mean or maximum stands for all models before; for
+    other rules and weights the end of each task is remembered.
     """
-    count = ends.done + ends.merging.zero
-    if ends.merging.rule == "interpolation" and has_running_mean(ends.merging):
-        return running_mean(ends, merge_weights(ends.merging, count)[0])
-    if ends.merging.rule in SUM_RULES:
-        memory, mean = running_mean(ends, 1 / count)
-        scale = (ends.merging.scale or 1 / count) * count
-        return memory, ends.merge([mean], "all", scale=scale)
-    if ends.merging.rule == "magmax":
-        before = ends.memory.get("all", ends.memory["zero"])
-        found = ends.merge([ends.trained, before], "all", scale=1.0)
-        return {"all": found}, ends.merge([found], "all")
-    memory = {f"task-{ends.done}": copy_weights(ends.trained)}
-    past = [ends.memory[f"task-{task}"] for task in range(ends.done - 1, 0, -1)]
-    models = [ends.trained, *past, *([ends.memory["zero"]] if ends.merging.zero else [])]
-    weighs = ends.merging.rule == "interpolation"
-    weights = tuple(merge_weights(ends.merging, count)) if weighs else None
-    return memory, ends.merge(models, "all", weights=weights)
+    count, merging = end.done + end.merging.zero, end.merging
+    if merging.rule == "interpolation" and has_running_mean(merging):
+        return running_mean(end, merge_weights(merging, count)[0])
+    if end.rule.facts["running"] == "sum":
+        memory, mean = running_mean(end, 1 / count)
+        scale = (merging.scale or 1 / count) * count
+        return memory, end.merge([mean], "all", scale=scale)
+    if end.rule.facts["running"] == "maximum":
+        before = end.memory.get("all", end.memory["zero"])
+        largest = end.merge([end.trained, before], "all", scale=1.0)
+        return {"all": largest}, end.merge([largest], "all")
+    memory = {f"task-{end.done}": copy_weights(end.trained)}
+    past = [end.memory[f"task-{task}"] for task in range(end.done - 1, 0, -1)]
+    models = [end.trained, *past, *([end.memory["zero"]] if merging.zero else [])]
+    weighs = merging.rule == "interpolation"
+    weights = tuple(merge_weights(merging, count)) if weighs else None
+    return memory, end.merge(models, "all", weights=weights)
 
 
-def running_mean(ends: TaskEnd, share: float) -> PolicyOutput:
-    """The mean of all so far, from that of all before; share: of the newest in it."""
-    if ends.done == 1 and not ends.merging.zero:
-        return {"all": copy_weights(ends.trained)}, ends.trained
-    before = ends.memory.get("all", ends.memory["zero"])
-    how = MergeOptions(weights=(share, 1 - share))
-    found = merge("interpolation", [ends.trained, before], how=how, finite=True)
-    return {"all": found}, found
+def running_mean(end: TaskEnd, share: float) -> PolicyOutput:
+    """Choose the mean of all models so far, from that of all before.
+
+    Args:
+        end: What has happened.
+        share: The newest model's part of the mean.
+    """
+    if end.done == 1 and not end.merging.zero:
+        return {"all": copy_weights(end.trained)}, end.trained
+    before = end.memory.get("all", end.memory["zero"])
+    options = MergeOptions(weights=(share, 1 - share))
+    mean = merge("interpolation", [end.trained, before], options=options, finite=True)
+    return {"all": mean}, mean
 
 
-def step_average(ends: TaskEnd) -> PolicyOutput:
-    """The average over steps that `after_step` kept."""
-    return {}, ends.memory["average"]
+def step_average(end: TaskEnd) -> PolicyOutput:
+    """Choose the average over steps that `update_step_average` kept."""
+    return {}, end.memory["average"]
 
 
 def copy_weights(weights: Weights) -> Weights:
-    """The same in tensors of its own, as a memory is saved."""
+    """Return the same weights in tensors of their own, as a memory is saved."""
     return {name: x.clone() for name, x in weights.items()}
 
 
@@ -150,58 +175,105 @@ CHOICES: dict[str, Callable[[TaskEnd], PolicyOutput]] = {
     "all": merge_everything,
     "steps": step_average,
 }
-"""What an answer does: what has happened -> (what to remember beside the rest, weights)."""
 
+
+class MergePolicy(NamedTuple):
+    """Where training goes on and what is deployed, as names of `CHOICES`."""
+
+    start: str
+    deploy: str
+
+    def __call__(self, end: TaskEnd) -> MergedWeights:
+        memory, chosen = end.memory, {}
+        for choice in dict.fromkeys(self):
+            kept, chosen[choice] = CHOICES[choice](end)
+            memory = memory | kept
+        return MergedWeights(memory, chosen[self.start], chosen[self.deploy])
+
+
+_PAIR_POLICIES = {
+    "ema": ("average", "average"),
+    "zs": ("zero", "average"),
+    "ft": ("patched", "patched"),
+    "ft-last": ("last", "patched"),
+}
+"""The paper's EMA-, ZS- and FT-Merge. In "ft" training goes on from the merged weights, as in the
+paper's published code, in "ft-last" from those that the task ended in, as its text can be read."""
 _GRID_POLICIES = (
     "zero-all", "zero-unrolled", "last-all", "last-unrolled", "all-all", "all-last",
     "all-unrolled", "unrolled-all", "unrolled-last",
 )  # fmt: skip
-"""Points of the grid of "How to merge your models over time", as START-DEPLOY; zero-all is what is
-called offline merging."""
+"""Points of the grid of "How to merge your models over time", as START-DEPLOY; "zero-all" is what
+is called offline merging."""
+_ALL_SETTINGS = ("shares", "power", "reverse", "zero")
 
-POLICIES = {
-    "ema": MergePolicy("average", "average"),
-    "zs": MergePolicy("zero", "average"),
-    "ft": MergePolicy("patched", "patched"),
-    "ft-last": MergePolicy("last", "patched"),
-    **{name: MergePolicy(*name.split("-")) for name in _GRID_POLICIES},
-    "step-ema": MergePolicy("steps", "steps"),
-}
-"""By `merging.policy`; "none" trains on from what it deploys and remembers nothing. EMA-, ZS- and
-FT-Merge bear the paper's names; in "ft" training goes on from the merged weights, as in its
-published code, in "ft-last" from those that the task ended in, as its text can be read."""
+register("merge_policy", "none", merges=())(None)
+for _name, _choices in _PAIR_POLICIES.items():
+    register("merge_policy", _name)(MergePolicy(*_choices))
+for _name in _GRID_POLICIES:
+    _choices = _name.split("-")
+    _merges = tuple(
+        kind for kind, choice in (("two", "unrolled"), ("all", "all")) if choice in _choices
+    )
+    _settings = _ALL_SETTINGS if "all" in _choices else ()
+    register("merge_policy", _name, _settings, merges=_merges)(MergePolicy(*_choices))
+register("merge_policy", "step-ema", ("decay",), merges=())(MergePolicy("steps", "steps"))
 
 
 def apply_policy(
     merging: Merging, memory: Memory, trained: Weights, done: int, seed: int = 0
 ) -> MergedWeights:
-    """Apply the policy and the rule that a config names, after `done` tasks, at least one."""
-    ends, found, policy = (
-        TaskEnd(merging, memory, trained, done, seed),
-        {},
-        POLICIES[merging.policy],
-    )
-    for choice in dict.fromkeys(policy):
-        kept, found[choice] = CHOICES[choice](ends)
-        memory = memory | kept
-    return MergedWeights(memory, found[policy.start], found[policy.deploy])
+    """Apply the policy and the rule that a config names after a task.
+
+    Args:
+        merging: The config section, with a policy other than "none".
+        memory: What the policy remembers, at first {"zero": the weights before the stream}.
+        trained: The weights that the task ended in.
+        done: How many tasks are done, at least one.
+        seed: Seed of rules that draw at random.
+    """
+    end = TaskEnd(merging, memory, trained, done, seed)
+    return get_option("merge_policy", merging.policy).value(end)
 
 
 @torch.no_grad()
 def update_step_average(merging: Merging, memory: Memory, weights: Callable[[], Weights]) -> None:
-    """Under "step-ema", move the remembered average towards the network's weights, in place:
-    E <- decay E + (1 - decay) theta, from theta_0 (spec 3). Whole numbers are the network's.
+    """Update the average of policy "step-ema" after a step, in place.
 
-    weights: the network's as they stand, asked for only where they are needed.
+    E <- decay E + (1 - decay) theta, from theta_0 (spec 3); integers are the network's.
+
+    Args:
+        merging: The config section; nothing happens under another policy.
+        memory: What the policy remembers.
+        weights: Returns the network's weights, called only where they are needed.
     """
     if merging.policy != "step-ema":
         return
-    now = {name: x.detach() for name, x in weights().items()}
+    current = {name: x.detach() for name, x in weights().items()}
     averages = memory.get("average") or copy_weights(memory["zero"])
-    memory["average"] = averages = {name: averages[name].to(x.device) for name, x in now.items()}
-    floats = [name for name, x in now.items() if x.is_floating_point()]
+    averages = {name: averages[name].to(x.device) for name, x in current.items()}
+    memory["average"] = averages
+    floats = [name for name, x in current.items() if x.is_floating_point()]
     torch._foreach_lerp_(
-        [averages[name] for name in floats], [now[name] for name in floats], 1 - merging.decay
+        [averages[name] for name in floats], [current[name] for name in floats], 1 - merging.decay
     )
-    for name in now.keys() - set(floats):
-        averages[name].copy_(now[name])
+    for name in current.keys() - set(floats):
+        averages[name].copy_(current[name])
+
+
+def check_option(option: Option) -> None:
+    """Check a merge policy after one task of a small model.
+
+    Raises:
+        CmpError: It does not return `MergedWeights` with the model's tensors.
+    """
+    zero = {"x": torch.zeros(3)}
+    end = TaskEnd(Merging("ema"), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)
+    output = option.value(end)
+    if not isinstance(output, MergedWeights) or not (
+        output.start.keys() == output.deployed.keys() == zero.keys()
+    ):
+        raise CmpError(
+            f"merge_policy {option.name!r}: must return MergedWeights(memory, start, deployed) "
+            "with the tensors of the model"
+        )

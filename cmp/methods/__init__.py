@@ -1,40 +1,41 @@
-"""Update methods: what trains, and what is added to the loss (design rule 3).
+"""Update methods: what trains, and what is added to the loss (spec 3).
 
-A method is a module of this package with a `METHOD`, and a name in `config.Method`: "locked-image"
-is `locked_image.py`. Everything else finds it by its name.
+A module per method, each registered under its name. `parameters`, `adapters` and `importance` hold
+what several methods share.
 """
 
-from torch import Tensor, nn
-
 from cmp.errors import CmpError
-from cmp.training import trainable_parameters
+from cmp.methods import (
+    bitfit,
+    distillation,
+    dora,
+    ewc,
+    full,
+    galore,
+    lnfit,
+    locked_image,
+    locked_text,
+    lora,
+    si,
+    vera,
+)
+from cmp.registry import Option
+from cmp.training import UpdateMethod
+
+__all__ = [
+    "bitfit", "check_option", "distillation", "dora", "ewc", "full", "galore", "lnfit",
+    "locked_image", "locked_text", "lora", "si", "vera",
+]  # fmt: skip
 
 
-def train_only(model: nn.Module, names: list[str]) -> None:
-    """Freeze all but these parameters; raises as `check_thawed` does."""
-    check_not_frozen(model, names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
+def check_option(option: Option) -> None:
+    """Check that a method is a function that prepares a run, or an `UpdateMethod`.
 
-
-def check_not_frozen(model: nn.Module, names: list[str]) -> None:
-    """`CmpError` if there are no such parameters, or if one of them was frozen by someone else."""
-    if not names:
-        raise CmpError("method.name: this model has nothing that the method could train")
-    if frozen := set(names) - trainable_parameters(model).keys():
+    Raises:
+        CmpError: It is neither.
+    """
+    if not isinstance(option.value, UpdateMethod) and not callable(option.value):
         raise CmpError(
-            f"method.name: {min(frozen)} lies in a tower that is frozen; call "
-            "requires_grad_(True) on it, or choose a method that leaves it alone"
-        )
-
-
-def check_rank(rank: int, weights: dict[str, Tensor], advice: str) -> None:
-    """`CmpError` if a weight, read as a matrix [out, rest], is narrower; it names the narrowest."""
-    widths = {name: min(x.flatten(1).shape) for name, x in weights.items()}
-    name = min(widths, key=widths.get)
-    if rank > widths[name]:
-        rows, columns = weights[name].flatten(1).shape
-        raise CmpError(
-            f"method.rank: {rank} is above the width of {name}, a matrix of {rows} x {columns}; "
-            f"at most {widths[name]}{advice}"
+            f"method {option.name!r}: must be a function of the train state or an UpdateMethod, "
+            f"not {type(option.value).__name__}"
         )

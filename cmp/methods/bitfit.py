@@ -1,13 +1,12 @@
-"""BitFit: biases alone train, those of norms too, in both towers (spec 3)."""
+"""BitFit: only biases train, those of norms too, in both towers (spec 3)."""
 
-from cmp.methods import train_only
-from cmp.training import TrainState, UpdateMethod
-
-
-def prepare(learner: TrainState) -> None:
-    """Freeze all but what is called a bias."""
-    names = [name for name, _ in learner.model.named_parameters()]
-    train_only(learner.model, [name for name in names if name.endswith("bias")])
+from cmp.methods.parameters import train_only
+from cmp.registry import register
+from cmp.training import TrainState
 
 
-METHOD = UpdateMethod(prepare)
+@register("method", "bitfit")
+def prepare(state: TrainState) -> None:
+    """Freeze all parameters but those that are called a bias."""
+    names = [name for name, _ in state.model.named_parameters()]
+    train_only(state.model, [name for name in names if name.endswith("bias")])

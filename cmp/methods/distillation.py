@@ -1,9 +1,9 @@
-"""Distillation in feature space, after ZSCL (Zheng et al. 2023): on the replayed samples of the
-pretraining pool, images see the pretrained network's texts, and texts its images, as it sees them
-itself.
+"""Distillation in feature space, after ZSCL (Zheng et al. 2023).
 
-L + strength (KL(p_teacher | p_student) of images against texts + the same of texts against images),
-p the softmax of similarities at `temperature` times the pretrained network's own temperature.
+On the replayed samples of the pretraining pool, images keep the similarities to texts that they had
+for the pretrained network, and texts those to images: L + strength (KL(p_teacher | p_student) of
+images against texts + the same of texts against images), with p the softmax of similarities at
+`temperature` times the pretrained network's own temperature.
 """
 
 import copy
@@ -13,43 +13,56 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models
+from cmp.registry import register
 from cmp.training import ForwardOutput, TrainState, UpdateMethod, autocast
 
 
-def prepare(learner: TrainState) -> None:
-    """Put a copy of the network aside, as it is before the stream."""
-    learner.aside["teacher"] = copy.deepcopy(learner.model).requires_grad_(False).eval()
+def prepare(state: TrainState) -> None:
+    """Keep a frozen copy of the network as it is before the stream."""
+    state.frozen_models["teacher"] = copy.deepcopy(state.model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def teacher_features(learner: TrainState, seen: ForwardOutput) -> tuple[Tensor, Tensor]:
-    """What the pretrained network makes of the replayed samples, [P, E] each."""
-    teacher, first = learner.aside["teacher"], len(seen.pixels) - seen.replayed
-    tokens = seen.tokens[seen.place[first:].to(seen.tokens.device)]
-    with autocast(learner.config.training.precision, seen.pixels.device):
-        image = models.encode_image(teacher, seen.pixels[first:])
+def teacher_features(state: TrainState, output: ForwardOutput) -> tuple[Tensor, Tensor]:
+    """Return the pretrained network's features of the replayed samples, (image, text) [P, E]."""
+    teacher, first = state.frozen_models["teacher"], len(output.pixels) - output.replayed
+    tokens = output.tokens[output.place[first:].to(output.tokens.device)]
+    with autocast(state.config.training.precision, output.pixels.device):
+        image = models.encode_image(teacher, output.pixels[first:])
         text = models.encode_text(teacher, tokens)
     return image, text
 
 
-def divergence(student: Tensor, teacher: Tensor, against: Tensor, scale: Tensor) -> Tensor:
-    """Mean KL from a teacher's to a student's view of what it is seen against, all [P, E]."""
-    ours = F.log_softmax(scale * student @ against.T, dim=1)
-    theirs = F.log_softmax(scale * teacher @ against.T, dim=1)
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """Return the mean KL divergence from a teacher's to a student's similarities to some targets.
+
+    Args:
+        student: Features, [P, E].
+        teacher: The teacher's features of the same samples, [P, E].
+        targets: What both are compared with, [P, E].
+        scale: Inverse temperature.
+    """
+    student_log = F.log_softmax(scale * student @ targets.T, dim=1)
+    teacher_log = F.log_softmax(scale * teacher @ targets.T, dim=1)
+    return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
-    """How far both towers have gone from the pretrained network's on the replayed samples."""
-    settings = learner.config.method
-    image, text = teacher_features(learner, seen)
-    scale = learner.aside["teacher"].logit_scale.exp() / settings.get("temperature")
-    first = len(seen.pixels) - seen.replayed
-    far = divergence(seen.image[first:], image, text, scale)
-    far = far + divergence(seen.text[first:], text, image, scale)
-    return {"distillation": settings.get("strength") * far}
+def losses(state: TrainState, output: ForwardOutput) -> dict[str, Tensor]:
+    """Return how far both towers are from the pretrained network on the replayed samples."""
+    section = state.config.method
+    image, text = teacher_features(state, output)
+    teacher = state.frozen_models["teacher"]
+    scale = teacher.logit_scale.exp() / section.get("temperature")
+    first = len(output.pixels) - output.replayed
+    distance = divergence(output.image[first:], image, text, scale)
+    distance = distance + divergence(output.text[first:], text, image, scale)
+    return {"distillation": section.get("strength") * distance}
 
 
-METHOD = UpdateMethod(
-    prepare, losses=losses, whole=lambda settings: "looks at the pixels of the whole batch"
+register("method", "distillation", {"strength": 1.0, "temperature": 2.0}, needs_pool=True)(
+    UpdateMethod(
+        prepare,
+        losses=losses,
+        whole_batch_reason=lambda section: "looks at the pixels of the whole batch",
+    )
 )

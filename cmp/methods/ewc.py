@@ -1,8 +1,8 @@
-"""EWC: L + (strength / 2) sum F (theta - theta*)^2, with theta* the weights that a task starts from
-and F the diagonal of the Fisher information, F <- gamma F + F_new after each task (spec 3).
+"""EWC: L + (strength / 2) sum F (theta - theta*)^2 (spec 3).
 
-The Fisher pass sees the temperature that training sees, 1 / exp(logit_scale). It reads the batches
-that would come next in the task: `batches` of them, at the task's end and only then.
+theta* are the weights that a task starts from, F is the diagonal of the Fisher information, with
+F <- gamma F + F_new after each task. The Fisher pass sees the temperature that training sees,
+1 / exp(logit_scale). It reads the `batches` batches that would come next in the task, at its end.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp import config, models
+from cmp import config as configs
+from cmp import models
 from cmp.errors import CmpError
 from cmp.methods import importance
+from cmp.registry import register
 from cmp.training import (
     ForwardOutput,
     ForwardStep,
@@ -28,91 +30,104 @@ from cmp.training import (
 Gradients = Iterator[tuple[Tensor, ...]]
 
 
-def batch_gradients(learner: TrainState, seen: Callable[[], ForwardOutput]) -> Gradients:
-    """The gradient of a batch's mean loss, as the reference squares it."""
-    found = seen()
-    loss = model_loss(learner.model, found.image, found.text)
-    yield gradients(learner, loss)
+def batch_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
+    """Yield the gradient of a batch's mean loss, as the reference squares it."""
+    output = forward()
+    yield gradients(state, model_loss(state.model, output.image, output.text))
 
 
-def sample_gradients(learner: TrainState, seen: Callable[[], ForwardOutput]) -> Gradients:
-    """Each sample's own gradient, the features of the others held fixed: the diagonal that the
-    Fisher information is defined by, at the cost of one more pass forward."""
-    model, precision = learner.model, learner.config.training.precision
+def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
+    """Yield each sample's own gradient, with the features of the others held fixed.
+
+    This is the diagonal by which the Fisher information is defined, for one more forward pass.
+    """
+    model, precision = state.model, state.config.training.precision
     with torch.no_grad():
-        found = seen()
-    for index in range(len(found.pixels)):
-        place = found.place[index, None].to(found.tokens.device)
-        with autocast(precision, found.pixels.device):
-            image = models.encode_image(model, found.pixels[index, None])
-            text = models.encode_text_unpacked(model, found.tokens[place])
-        yield gradients(learner, sample_loss(image, text, found, index, model.logit_scale))
+        output = forward()
+    for index in range(len(output.pixels)):
+        place = output.place[index, None].to(output.tokens.device)
+        with autocast(precision, output.pixels.device):
+            image = models.encode_image(model, output.pixels[index, None])  # [1, E]
+            text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
+        yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
 
 
 FISHERS = {"sample": sample_gradients, "batch": batch_gradients}
-"""By `method.fisher`: the gradients whose squares are averaged, of one batch."""
+"""By `method.fisher`: the gradients of one batch whose squares are averaged."""
 
 
 def sample_loss(
-    image: Tensor, text: Tensor, seen: ForwardOutput, index: int, logit_scale: Tensor
+    image: Tensor, text: Tensor, output: ForwardOutput, index: int, logit_scale: Tensor
 ) -> Tensor:
-    """What one sample adds to the contrastive loss of its batch, both ways; image, text: [1, E]."""
-    mine = torch.arange(len(seen.image), device=image.device)[:, None] == index
+    """Return what one sample adds to the contrastive loss of its batch.
+
+    Args:
+        image: The sample's image feature, [1, E].
+        text: Its text feature, [1, E].
+        output: The batch.
+        index: The sample's place in it.
+        logit_scale: Log of the inverse temperature.
+    """
+    own = torch.arange(len(output.image), device=image.device)[:, None] == index
     target = torch.tensor([index], device=image.device)
     scale = logit_scale.exp()
-    to_text = scale * image @ torch.where(mine, text, seen.text).T
-    to_image = scale * text @ torch.where(mine, image, seen.image).T
+    to_text = scale * image @ torch.where(own, text, output.text).T
+    to_image = scale * text @ torch.where(own, image, output.image).T
     return (F.cross_entropy(to_text, target) + F.cross_entropy(to_image, target)) / 2
 
 
-def gradients(learner: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
-    """Of what trains, zeros where the loss does not depend on it."""
-    parameters = list(trainable_parameters(learner.model).values())
+def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradient of what trains, zeros where the loss does not depend on it."""
+    parameters = list(trainable_parameters(state.model).values())
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def end_task(learner: TrainState, look: ForwardStep) -> None:
-    """Measure what mattered to this task, and add it to what mattered before."""
-    config, found, count = learner.config, None, 0
-    for step in range(config.training.steps, config.training.steps + config.method.get("batches")):
-        for each in FISHERS[config.method.fisher](learner, lambda step=step: look(step)[1]):
-            squares = [x.square() for x in each]
-            found = squares if found is None else torch._foreach_add(found, squares)
+def end_task(state: TrainState, forward_step: ForwardStep) -> None:
+    """Measure the Fisher information of this task and add it to that of the tasks before."""
+    config, total, count = state.config, None, 0
+    first = config.training.steps
+    for step in range(first, first + config.method.get("batches")):
+        samples = FISHERS[config.method.fisher](state, lambda step=step: forward_step(step)[1])
+        for gradient in samples:
+            squares = [x.square() for x in gradient]
+            total = squares if total is None else torch._foreach_add(total, squares)
             count += 1
-    accumulate_fisher(learner, [x / count for x in found])
+    accumulate_fisher(state, [x / count for x in total or []])
 
 
-def accumulate_fisher(learner: TrainState, fisher: list[Tensor]) -> None:
-    """F <- gamma F + F_new."""
-    for name, new in zip(trainable_parameters(learner.model), fisher, strict=True):
-        old = learner.state[f"importance/{name}"]
-        learner.state[f"importance/{name}"] = learner.config.method.get("gamma") * old + new
+def accumulate_fisher(state: TrainState, fisher: list[Tensor]) -> None:
+    """Set F <- gamma F + F_new."""
+    for name, new in zip(trainable_parameters(state.model), fisher, strict=True):
+        old = state.method_state[f"importance/{name}"]
+        state.method_state[f"importance/{name}"] = state.config.method.get("gamma") * old + new
 
 
-def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
-    """The penalty on what mattered."""
-    return {"ewc": learner.config.method.get("strength") / 2 * importance.penalty(learner)}
+def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+    """Return the penalty on moving what mattered."""
+    return {"ewc": state.config.method.get("strength") / 2 * importance.penalty(state)}
 
 
-def prepare(learner: TrainState) -> None:
-    """Nothing matters yet; `CmpError` where a sample's own loss is not what `own_loss` says."""
-    if learner.config.method.fisher == "sample" and uses_sigmoid_loss(learner.model):
+def prepare(state: TrainState) -> None:
+    """Start with importance zero; raise `CmpError` for the sample-wise loss of a sigmoid model."""
+    if state.config.method.fisher == "sample" and uses_sigmoid_loss(state.model):
         raise CmpError(
             "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
             "set method.fisher=batch"
         )
-    importance.prepare(learner)
+    importance.prepare(state)
 
 
-def whole_batch_reason(settings: config.Method) -> str:
-    """Why the method cannot do with a batch in parts."""
-    return "takes the gradient of a whole batch" if settings.fisher == "batch" else ""
+def whole_batch_reason(section: configs.Method) -> str:
+    """Return why the method needs the whole batch at once, if it does."""
+    return "takes the gradient of a whole batch" if section.fisher == "batch" else ""
 
 
-METHOD = UpdateMethod(
-    prepare,
-    lambda learner, task: importance.set_anchor(learner),
-    losses,
-    whole=whole_batch_reason,
-    end_task=end_task,
+register("method", "ewc", {"strength": 1.0, "gamma": 1.0, "fisher": "sample", "batches": 4})(
+    UpdateMethod(
+        prepare,
+        lambda state, task: importance.set_anchor(state),
+        losses,
+        whole_batch_reason=whole_batch_reason,
+        end_task=end_task,
+    )
 )

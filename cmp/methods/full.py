@@ -1,5 +1,6 @@
-"""Fine-tuning of everything: both towers and the logit scale."""
+"""Full fine-tuning: everything trains, nothing is added."""
 
+from cmp.registry import register
 from cmp.training import UpdateMethod
 
-METHOD = UpdateMethod()
+register("method", "full")(UpdateMethod())

@@ -1,7 +1,7 @@
-"""What EWC and SI share: parameters are held where they were, the more so the more they matter.
+"""What EWC and SI share: parameters are held where they were, the more they matter.
 
-`Learner.state` holds "importance/NAME" and "anchor/NAME" for each parameter NAME that trains, where
-the network is, so that a penalty copies nothing.
+`TrainState.method_state` holds "importance/NAME" and "anchor/NAME" for each parameter NAME that
+trains, on the network's device.
 """
 
 import torch
@@ -10,21 +10,20 @@ from torch import Tensor
 from cmp.training import TrainState, trainable_parameters
 
 
-def prepare(learner: TrainState) -> None:
-    """Nothing matters yet; the anchor comes with the first task."""
-    for name, parameter in trainable_parameters(learner.model).items():
-        learner.state[f"importance/{name}"] = torch.zeros_like(parameter)
+def prepare(state: TrainState) -> None:
+    """Start with importance zero; the anchor comes with the first task."""
+    for name, parameter in trainable_parameters(state.model).items():
+        state.method_state[f"importance/{name}"] = torch.zeros_like(parameter)
 
 
-def set_anchor(learner: TrainState) -> None:
-    """The weights that a task starts from are where they are held; those are the merged ones, where
-    a policy merges."""
-    for name, parameter in trainable_parameters(learner.model).items():
-        learner.state[f"anchor/{name}"] = parameter.detach().clone()
+def set_anchor(state: TrainState) -> None:
+    """Hold parameters where a task starts: at the merged weights, where a policy merges."""
+    for name, parameter in trainable_parameters(state.model).items():
+        state.method_state[f"anchor/{name}"] = parameter.detach().clone()
 
 
 class _QuadraticPenalty(torch.autograd.Function):
-    """sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's own work."""
+    """sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's work."""
 
     @staticmethod
     def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:
@@ -35,16 +34,16 @@ class _QuadraticPenalty(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """2 importance * (theta - anchor)."""
+        """Return 2 importance * (theta - anchor)."""
         [pull] = ctx.saved_tensors
         return 2 * gradient * pull, None, None
 
 
-def penalty(learner: TrainState) -> Tensor:
-    """sum over parameters of importance * (theta - anchor)^2, in fp32."""
-    state = learner.state
+def penalty(state: TrainState) -> Tensor:
+    """Return the sum over parameters of importance * (theta - anchor)^2, in fp32."""
+    kept = state.method_state
     terms = [
-        _QuadraticPenalty.apply(parameter, state[f"importance/{name}"], state[f"anchor/{name}"])
-        for name, parameter in trainable_parameters(learner.model).items()
+        _QuadraticPenalty.apply(parameter, kept[f"importance/{name}"], kept[f"anchor/{name}"])
+        for name, parameter in trainable_parameters(state.model).items()
     ]
     return torch.stack(terms).sum()

@@ -1,11 +1,10 @@
 """Locked-image tuning: the text tower learns to read a frozen image tower (LiT; spec 3)."""
 
-from cmp.training import TrainState, UpdateMethod
+from cmp.registry import register
+from cmp.training import TrainState
 
 
-def prepare(learner: TrainState) -> None:
-    """Freeze the image tower; nothing of its forward pass is kept for a backward pass then."""
-    learner.model.visual.requires_grad_(False)
-
-
-METHOD = UpdateMethod(prepare)
+@register("method", "locked-image")
+def prepare(state: TrainState) -> None:
+    """Freeze the image tower; none of its activations are kept for a backward pass then."""
+    state.model.visual.requires_grad_(False)

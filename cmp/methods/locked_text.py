@@ -1,12 +1,11 @@
-"""Locked-text tuning: the image tower alone trains, neither text tower nor logit scale (spec 3)."""
+"""Locked-text tuning: only the image tower trains, neither text tower nor logit scale (spec 3)."""
 
-from cmp.training import TrainState, UpdateMethod
-
-
-def prepare(learner: TrainState) -> None:
-    """Freeze all but the image tower."""
-    learner.model.requires_grad_(False)
-    learner.model.visual.requires_grad_(True)
+from cmp.registry import register
+from cmp.training import TrainState
 
 
-METHOD = UpdateMethod(prepare)
+@register("method", "locked-text")
+def prepare(state: TrainState) -> None:
+    """Freeze everything but the image tower."""
+    state.model.requires_grad_(False)
+    state.model.visual.requires_grad_(True)

@@ -5,10 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp.methods import adapters
+from cmp.registry import register
 
 
 class LoraAdapter(adapters.Adapter):
-    """One layer's A and B."""
+    """A and B of one layer."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
         super().__init__(weight, rank, scale)
@@ -18,21 +19,21 @@ class LoraAdapter(adapters.Adapter):
 
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
-        """A is drawn, B is zero."""
+        """Draw A and set B to zero."""
         adapters.init_uniform(self.down, self.down.shape[1], generator)
-        self.rest(weight)
+        self.reset(weight)
 
-    def rest(self, weight: Tensor) -> None:
-        """B is zero."""
+    def reset(self, weight: Tensor) -> None:
+        """Set B to zero."""
         self.up.zero_()
 
-    def whole(self, weight: Tensor) -> Tensor:
-        """W + scale B A."""
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        """Return W + scale B A."""
         return weight + (self.scale * self.up @ self.down).view_as(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + b + scale B (A x)."""
+        """Return W x + b + scale B (A x)."""
         return F.linear(x, weight, bias) + F.linear(F.linear(x, self.down), self.scale * self.up)
 
 
-METHOD = adapters.adapter_method(LoraAdapter)
+register("method", "lora", adapters.SETTINGS)(adapters.adapter_method(LoraAdapter))

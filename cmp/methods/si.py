@@ -1,48 +1,50 @@
-"""SI: L + strength sum Omega (theta - theta_prev)^2. A parameter matters by what its way through a
-task gave, Omega += max(w, 0) / ((theta - theta_prev)^2 + damping), where w is the path integral of
-the loss: the sum over steps of -g dtheta (Zenke et al. 2017; spec 3).
+"""SI: L + strength sum Omega (theta - theta_prev)^2 (Zenke et al. 2017; spec 3).
 
-g is the gradient after clipping, of the whole loss; dtheta is what the optimizer did with it. The
-reference's lr g^2 is that of plain gradient descent, which nobody runs here.
+A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
+((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
+-g dtheta. g is the gradient of the whole loss after clipping, dtheta what the optimizer did with it.
 """
 
 import torch
 from torch import Tensor
 
 from cmp.methods import importance
+from cmp.registry import register
 from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod, trainable_parameters
 
 
-def begin_task(learner: TrainState, task: int) -> None:
-    """The way begins here."""
-    importance.set_anchor(learner)
-    for name, parameter in trainable_parameters(learner.model).items():
-        learner.state[f"path/{name}"] = torch.zeros_like(parameter)
+def begin_task(state: TrainState, task: int) -> None:
+    """Set the anchor and start the path integral."""
+    importance.set_anchor(state)
+    for name, parameter in trainable_parameters(state.model).items():
+        state.method_state[f"path/{name}"] = torch.zeros_like(parameter)
 
 
-def losses(learner: TrainState, seen: ForwardOutput) -> dict[str, Tensor]:
-    """The penalty on what mattered."""
-    return {"si": learner.config.method.get("strength") * importance.penalty(learner)}
+def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+    """Return the penalty on moving what mattered."""
+    return {"si": state.config.method.get("strength") * importance.penalty(state)}
 
 
 @torch.no_grad()
-def step(learner: TrainState, optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer, and of the path integral."""
-    moving = {n: p for n, p in trainable_parameters(learner.model).items() if p.grad is not None}
+def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
+    """Take the optimizer's step and add it to the path integral."""
+    moving = {n: p for n, p in trainable_parameters(state.model).items() if p.grad is not None}
     before = [p.detach().clone() for p in moving.values()]
     optimizer.step()
     for (name, parameter), old in zip(moving.items(), before, strict=True):
-        learner.state[f"path/{name}"].addcmul_(parameter.grad, old.sub_(parameter))
+        state.method_state[f"path/{name}"].addcmul_(parameter.grad, old.sub_(parameter))
 
 
 @torch.no_grad()
-def end_task(learner: TrainState, look: ForwardStep) -> None:
-    """Add what mattered on this way."""
-    state, damping = learner.state, learner.config.method.get("damping")
-    for name, parameter in trainable_parameters(learner.model).items():
-        gained = state[f"path/{name}"].clamp_min(0)
-        moved = (parameter - state[f"anchor/{name}"]).square()
-        state[f"importance/{name}"] += gained / (moved + damping)
+def end_task(state: TrainState, forward_step: ForwardStep) -> None:
+    """Add what mattered in this task to the importance."""
+    kept, damping = state.method_state, state.config.method.get("damping")
+    for name, parameter in trainable_parameters(state.model).items():
+        gained = kept[f"path/{name}"].clamp_min(0)
+        moved = (parameter - kept[f"anchor/{name}"]).square()
+        kept[f"importance/{name}"] += gained / (moved + damping)
 
 
-METHOD = UpdateMethod(importance.prepare, begin_task, losses, step=step, end_task=end_task)
+register("method", "si", {"strength": 0.5, "damping": 1.0})(
+    UpdateMethod(importance.prepare, begin_task, losses, step=step, end_task=end_task)
+)

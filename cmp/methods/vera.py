@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp.methods import adapters
+from cmp.registry import register
 from cmp.seeds import torch_generator
 from cmp.training import TrainState, UpdateMethod
 
@@ -16,7 +17,7 @@ INITIAL_SCALE = 0.1
 
 
 class VeraAdapter(adapters.Adapter):
-    """One layer's d and b; A and B are no part of its state."""
+    """d and b of one layer; A and B are no part of its state."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
         super().__init__(weight, rank, scale)
@@ -24,45 +25,47 @@ class VeraAdapter(adapters.Adapter):
         self.outer = nn.Parameter(weight.new_zeros(len(weight)))
 
     def share(self, down: Tensor, up: Tensor) -> None:
-        """Take A [rank, in] and B [out, rank], which others may hold too."""
+        """Take A [rank, in] and B [out, rank], which other layers may hold too."""
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
 
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
-        """Nothing is drawn: A and B stay for the whole run."""
+        """Set d and b to their start; A and B stay for the whole run, so nothing is drawn."""
         self.inner.fill_(INITIAL_SCALE)
-        self.rest(weight)
+        self.reset(weight)
 
-    def rest(self, weight: Tensor) -> None:
-        """b is zero."""
+    def reset(self, weight: Tensor) -> None:
+        """Set b to zero."""
         self.outer.zero_()
 
-    def whole(self, weight: Tensor) -> Tensor:
-        """W + scale diag(b) B diag(d) A."""
+    def merged_weight(self, weight: Tensor) -> Tensor:
+        """Return W + scale diag(b) B diag(d) A."""
         low = (self.scale * self.outer[:, None] * self.up) @ (self.inner[:, None] * self.down)
         return weight + low.view_as(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + b + scale diag(b) B diag(d) (A x)."""
+        """Return W x + b + scale diag(b) B diag(d) (A x)."""
         low = F.linear(x, self.inner[:, None] * self.down)
         return F.linear(x, weight, bias) + F.linear(low, self.scale * self.outer[:, None] * self.up)
 
 
-def prepare(learner: TrainState) -> None:
-    """Adapters beside the layers, one A and one B a shape."""
-    _BASE_METHOD.prepare(learner)
+_BASE_METHOD = adapters.adapter_method(VeraAdapter)
+
+
+def prepare(state: TrainState) -> None:
+    """Attach adapters, with one A and one B per shape of layer."""
+    _BASE_METHOD.prepare(state)
     shared: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for layer in adapters.adapted_layers(learner.model).values():
-        rows, columns = shape = tuple(layer.weight.flatten(1).shape)
-        if shape not in shared:
-            generator = torch_generator("vera", learner.config.seeds.init, rows, columns)
+    for layer in adapters.adapted_layers(state.model).values():
+        rows, columns = layer.weight.flatten(1).shape
+        if (rows, columns) not in shared:
+            generator = torch_generator("vera", state.config.seeds.init, rows, columns)
             rank = layer.adapter.rank
             down = adapters.init_uniform(layer.weight.new_empty(rank, columns), columns, generator)
             up = adapters.init_uniform(layer.weight.new_empty(rows, rank), rank, generator)
-            shared[shape] = (down, up)
-        layer.adapter.share(*shared[shape])
+            shared[rows, columns] = (down, up)
+        layer.adapter.share(*shared[rows, columns])
 
 
-_BASE_METHOD = adapters.adapter_method(VeraAdapter)
-METHOD = UpdateMethod(prepare, _BASE_METHOD.begin_task)
+register("method", "vera", adapters.SETTINGS)(UpdateMethod(prepare, _BASE_METHOD.begin_task))

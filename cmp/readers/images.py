@@ -130,7 +130,7 @@ class ImageFiles:
         """The middle of each image: uint8 [B, 3, side, side]."""
         return self._stacked(rows, side, lambda content, _: centre_crop(content, side))
 
-    def parts(
+    def random_crops(
         self, rows: np.ndarray, side: int, generator: np.random.Generator, own: slice = WHOLE_BATCH
     ) -> Tensor:
         """A random part of each image: uint8 [B, 3, side, side], a function of the rows and of the

@@ -3,7 +3,6 @@ calculator: what the same compute allows each method."""
 
 import dataclasses
 import json
-from typing import get_args, get_type_hints
 
 import ipywidgets
 import pandas as pd
@@ -17,12 +16,13 @@ from cmp.config import Method, Model, RunConfig, Training
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.claims import setting_means
+from cmp.registry import option_names
 
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
 STEPS = "Steps a task"
 LARGER = ("ViT-B-32", "ViT-B-16")
 """Models beside the embedded ones; each takes seconds to count."""
-METHODS = get_args(get_type_hints(Method)["name"])
+METHODS = option_names("method")
 SHOWN = ("full", "locked-image", "bitfit", "lora", "ewc")
 
 

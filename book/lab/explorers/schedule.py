@@ -24,9 +24,7 @@ from pydantic import ValidationError
 
 from cmp import config, schedules
 from cmp.config import (
-    CURVE_SETTINGS,
     DEFAULT_SHARES,
-    META_SETTINGS,
     RunConfig,
     Schedule,
     Stream,
@@ -34,6 +32,7 @@ from cmp.config import (
 )
 from cmp.errors import CmpError
 from cmp.experiments import store
+from cmp.registry import get_option, option_names
 
 TASKS, STEPS = 8, 40
 FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
@@ -43,10 +42,10 @@ FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
 def schedule_still() -> Figure:
     """Every curve, and every meta schedule on a curve that it goes with, over a stream."""
     every = (
-        [(name, "none") for name in schedules.CURVES],
+        [(name, "none") for name in option_names("schedule")],
         [
             ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta)
-            for meta in schedules.METAS
+            for meta in option_names("meta_schedule")
             if meta != "none"
         ],
     )
@@ -110,7 +109,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> VBox:
 
     def draw(**values) -> Drawn:
         used = used_settings(values["name"], values["meta"])
-        for key in config.CURVE_SETTINGS | config.META_SETTINGS:
+        for key in used_settings(*option_names("schedule"), *option_names("meta_schedule")):
             if key in controls:
                 controls[key].disabled = key not in used
         release.disabled = not held
@@ -135,10 +134,15 @@ SHORTEST = 1e-9
 """A path that is shorter counts as this long: a logarithm of zero has no distance to anything."""
 
 
-def used_settings(name: str, meta: str) -> set[str]:
-    """The keys of a schedule that this curve and this meta schedule look at, beyond the peak."""
-    every = (CURVE_SETTINGS | META_SETTINGS).items()
-    return {key for key, names in every if (meta if key in META_SETTINGS else name) in names}
+def used_settings(*names: str) -> set[str]:
+    """Return the keys that some curves and meta schedules read, beside the peak."""
+    options = [
+        get_option(kind, name)
+        for kind in ("schedule", "meta_schedule")
+        for name in names
+        if name in option_names(kind)
+    ]
+    return {key for option in options for key in option.settings}
 
 
 def schedule_run(
