@@ -56,7 +56,7 @@ def test_cells_are_short(source):
 
 @each_chapter
 def test_chapters_define_no_logic(source):
-    """No class and no handling of errors: those are `cmp`'s."""
+    """No class and no handling of errors: those belong in a module."""
     for cell in code_cells(source):
         for node in ast.walk(ast.parse(cell.source)):
             kinds = (ast.ClassDef, ast.Try, ast.AsyncFunctionDef)
@@ -67,7 +67,7 @@ def test_chapters_define_no_logic(source):
 def test_the_opening_is_parameters_then_what_is_stored(source):
     first, second = code_cells(source)[:OPENING]
     assert first.metadata.get("tags") == ["parameters"]
-    assert second.source.count("readings.begin(globals()") == 1
+    assert second.source.count("chapter_setup.begin_chapter(globals()") == 1
 
 
 @each_chapter

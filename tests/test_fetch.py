@@ -1,9 +1,11 @@
 """Packages: verified or refused, read as streams, and a sentence when there is no network."""
 
+import hashlib
 import io
 import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     return Package(
         registry="npm", package="@scope/thing", version="1.0.0",
-        sha256=fetch.hashlib.sha256(b"content").hexdigest(), file="scope-thing-1.0.0.tgz",
+        sha256=hashlib.sha256(b"content").hexdigest(), file="scope-thing-1.0.0.tgz",
         licence="MIT", attribution="somebody", url="somewhere",
     )  # fmt: skip
 
@@ -29,7 +31,7 @@ def serve(monkeypatch, content):
         (cwd / "download.tgz").write_bytes(content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(fetch.subprocess, "run", client)
+    monkeypatch.setattr(packages.subprocess, "run", client)
 
 
 def test_fetched_once_then_cached(package, monkeypatch):
@@ -66,9 +68,7 @@ def test_no_network_and_no_cache_is_one_sentence_with_the_way_out(package, monke
 
 def test_the_real_clients_are_asked_without_a_shell(package):
     for registry, word in (("npm", "pack"), ("pypi", "download")):
-        command = packages._client(
-            package.model_copy(update={"registry": registry}), fetch.Path("/x")
-        )
+        command = packages._client(package.model_copy(update={"registry": registry}), Path("/x"))
         assert word in command
         assert all(isinstance(part, str) for part in command)
 

@@ -22,7 +22,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "fomo"
 
 
-def manifests() -> dict[str, FileSet]:
+def fomo_sets() -> dict[str, FileSet]:
     return {dataset.name: dataset for dataset, _ in manifests("fomo")}
 
 
@@ -50,13 +50,13 @@ COUNTS = {"train": 4, "test": 2}
 
 def with_counts(name, train=4, test=2, classes=2) -> FileSet:
     """A manifest of the package, of a smaller set."""
-    content = manifests()[name].model_dump(exclude_none=True)
+    content = fomo_sets()[name].model_dump(exclude_none=True)
     content["counts"] = {"classes": classes, "train": train, "test": test}
     return FileSet.model_validate(content)
 
 
 def test_all_sets_have_a_manifest():
-    sets = manifests()
+    sets = fomo_sets()
     roles = [dataset.role for dataset in sets.values()]
     assert len(sets) == 63 and roles.count("adapt") == 41 and roles.count("eval") == 22
     train = sum(each.counts.train for each in sets.values() if each.role == "adapt")

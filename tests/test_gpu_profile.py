@@ -1,4 +1,4 @@
-"""The `gpu` profile: what it asks for, its plan without data, weights or card, and `cmpt doctor`."""
+"""The `gpu` profile: its plan without data, weights or card; and `cmpt doctor`."""
 
 import pytest
 import torch

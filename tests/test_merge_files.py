@@ -14,7 +14,7 @@ from test_merging import base_for, close, identical, several
 from typer.testing import CliRunner
 
 from cmp import cli, models
-from cmp.bench import merge
+from cmp.bench import merge as merge_bench
 from cmp.config import PAIR_RULES, TASK_VECTOR_RULES
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
@@ -246,16 +246,16 @@ def test_killed_while_it_writes(files, tmp_path):
 
 def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
     """20 files of 32 MB each, in tensors of 8 MB."""
-    if not merge.anonymous():
+    if not merge_bench.anonymous():
         pytest.skip("the system does not say what memory a process has")
     paths = []
     for number in range(20):
         paths.append(tmp_path / f"{number}.safetensors")
         save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
-    before, peak = merge.anonymous(), []
+    before, peak = merge_bench.anonymous(), []
     merging_files.merge_files(
         "interpolation", paths, tmp_path / "out.safetensors",
-        progress=lambda count: peak.append(merge.anonymous() - before),
+        progress=lambda count: peak.append(merge_bench.anonymous() - before),
     )  # fmt: skip
     assert len(peak) > 20 and max(peak) < 64
     found = load_file(tmp_path / "out.safetensors")
@@ -276,10 +276,10 @@ def test_progress_is_told_of_all_the_work(files, tmp_path):
 def test_the_benchmark_of_a_small_model(monkeypatch):
     """Its plain TIES is the rule; a row for each operation, with its floor."""
     found, base = several(2, 4, size=1.0)
-    plain = merge.plain_ties(found, base, 0.4)
+    plain = merge_bench.plain_ties(found, base, 0.4)
     fast = merge("ties", found, base, MergeOptions(density=0.4))
     torch.testing.assert_close(torch.cat([x.reshape(-1) for x in fast.values()]), plain)
-    report = merge.merge(["tiny"], None, 2, None)
+    report = merge_bench.merge(["tiny"], None, 2, None)
     operations = [row["operation"] for row in report.rows]
     assert {"copy", "slerp of 2", "EMA, a step", "mean of 20, from files", "TIES of 2"} <= set(
         operations

@@ -499,16 +499,40 @@ GOOD = {"a": torch.ones(2), "n": torch.tensor(1)}
         ("slerp", [GOOD] * 2, None, MergeOptions(weights=(1.5, -0.5)), ["1.5, -0.5", "not beyond"]),
         ("interpolation", [GOOD] * 2, GOOD, MergeOptions(), ["takes no base"]),
         ("ties", [GOOD] * 2, None, MergeOptions(), ["ties", "needs a base"]),
-        ("interpolation", [GOOD] * 2, None, MergeOptions(weights=(1.0,)), ["1 of them for 2 models"]),
+        (
+            "interpolation",
+            [GOOD] * 2,
+            None,
+            MergeOptions(weights=(1.0,)),
+            ["1 of them for 2 models"],
+        ),
         ("interpolation", [GOOD] * 2, None, MergeOptions(weights=(1.0, 1.0)), ["sum to 1, not 2"]),
         ("interpolation", [GOOD], None, MergeOptions(weights=(math.nan,)), ["nan", "sum to 1"]),
         ("magmax", [GOOD], GOOD, MergeOptions(weights=(1.0,)), ["weights 1", "'magmax' has none"]),
-        ("interpolation", [GOOD, GOOD | {"b": GOOD["a"]}], None, MergeOptions(), ["b", "model 2", "1 has"]),
-        ("interpolation", [GOOD, GOOD | {"a": torch.ones(3)}], None, MergeOptions(), ["a", "[3]", "[2]"]),
+        (
+            "interpolation",
+            [GOOD, GOOD | {"b": GOOD["a"]}],
+            None,
+            MergeOptions(),
+            ["b", "model 2", "1 has"],
+        ),
+        (
+            "interpolation",
+            [GOOD, GOOD | {"a": torch.ones(3)}],
+            None,
+            MergeOptions(),
+            ["a", "[3]", "[2]"],
+        ),
         ("ties", [GOOD], GOOD | {"a": torch.ones(2, 1)}, MergeOptions(), ["a", "[2, 1]", "base"]),
-        ("interpolation", [GOOD, GOOD | {"n": torch.ones(())}], None, MergeOptions(), ["n", "int64"]),
+        (
+            "interpolation",
+            [GOOD, GOOD | {"n": torch.ones(())}],
+            None,
+            MergeOptions(),
+            ["n", "int64"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused_by_name(rule, found, base, how, words):
     with pytest.raises(CmpError) as error:
         merge(rule, found, base, how)

@@ -1,6 +1,7 @@
 """A packed dataset is there whole, or not at all."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_an_interrupted_write_leaves_what_was_there(dataset, monkeypatch, failin
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((np, "save") if failing == "save" else (files.os, "rename")), full)
+    monkeypatch.setattr(*((np, "save") if failing == "save" else (os, "rename")), full)
     with pytest.raises(CmpError, match="No space left"):
         packed.write_packed(dataset, samples)
     monkeypatch.undo()

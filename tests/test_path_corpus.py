@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from lab import chapters, run
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cmp import checkpoints, cli, config, models
@@ -205,7 +206,7 @@ def test_a_datasets_name_is_a_name(place, name):
     with pytest.raises(CmpError):
         build.select_datasets([name])
     for key, value in (("name", name), ("sources", [name])):
-        with pytest.raises(manifest.ValidationError) as error:
+        with pytest.raises(ValidationError) as error:
             Dataset.model_validate(tree | {key: value})
         assert error.value.errors()[0]["loc"][0] == key
 
@@ -218,7 +219,7 @@ def test_an_archive_lies_in_the_packages_folder(place, name):
     }  # fmt: skip
     try:
         package = Package.model_validate(tree | {"file": name})
-    except manifest.ValidationError:
+    except ValidationError:
         return
     inside = (place / "build" / "packages").resolve()
     assert packages.cache_path(package).resolve().parent == inside
@@ -265,7 +266,7 @@ def test_where_nothing_can_be_written_is_said(nowhere, name):
 
 @pytest.mark.parametrize("name", NOWHERE, ids=ascii)
 def test_out_is_tried_before_anything_is_computed(nowhere, monkeypatch, corpus, name):
-    monkeypatch.setattr(runner, "execute", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(pretraining, "execute", lambda *_, **__: pytest.fail("computed"))
     run_config = pretraining.pretraining_config("tiny", 0)
     with pytest.raises(CmpError):
         pretraining.pretrain(run_config, corpus, Path(name), Observer())

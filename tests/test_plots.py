@@ -129,13 +129,13 @@ def test_one_replicate_has_no_interval(draw):
 def test_colours_hold_over_figures_and_layers(draw):
     axis = ["A_KA", "A_ZS"] if draw is figures.plane else ["task", "A_KA"]
     live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
-    figures = [(draw(frame), frame), (draw(live, frame), frame), (draw(live, frame), live)]
-    figures += [(draw(live, colours=figures.palette(ENDS)), live)]
-    for figure, source in figures:
+    drawn = [(draw(frame), frame), (draw(live, frame), frame), (draw(live, frame), live)]
+    drawn += [(draw(live, colours=figures.palette(ENDS)), live)]
+    for figure, source in drawn:
         points = figures.summary(source).loc["update only"].sort_index().reset_index()[axis]
         assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
-    assert "Pale: for comparison." in figures[1][0].get_supxlabel()
-    assert list(texts(figures[1][0])).count("update only") == 1
+    assert "Pale: for comparison." in drawn[1][0].get_supxlabel()
+    assert list(texts(drawn[1][0])).count("update only") == 1
 
 
 def test_over_tasks():

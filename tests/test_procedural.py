@@ -19,7 +19,7 @@ RGB = {
 }
 
 
-def drawn(scene: str, per_class: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def make_images(scene: str, per_class: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """`per_class` images of each class and their labels: int [N], RGB float [N, 3, 32, 32]."""
     labels = np.tile(np.arange(len(SCENES[scene])), per_class)
     return labels, draw_scene(scene, labels, np.random.default_rng(seed))[:, :3].astype(float)
@@ -74,22 +74,22 @@ def test_images_are_opaque_rgba_that_vary_within_a_class(scene):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_seed_decides_the_images_and_chunks_do_not(scene, monkeypatch):
-    _, images = drawn(scene, seed=1)
-    assert not np.array_equal(images, drawn(scene, seed=2)[1])
+    _, images = make_images(scene, seed=1)
+    assert not np.array_equal(images, make_images(scene, seed=2)[1])
     monkeypatch.setattr(drawn, "_CHUNK", 7)
-    np.testing.assert_array_equal(images, drawn(scene, seed=1)[1])
+    np.testing.assert_array_equal(images, make_images(scene, seed=1)[1])
 
 
 @pytest.mark.parametrize("scene", ["shapes", "sprites", "counting"])
 def test_nothing_is_cropped(scene):
-    _, images = drawn(scene, per_class=40)
+    _, images = make_images(scene, per_class=40)
     mask = foreground(images)
     assert mask.any((1, 2)).all()
     assert not (mask[:, [0, -1]].any() or mask[:, :, [0, -1]].any())
 
 
 def test_shapes_have_their_colour():
-    labels, images = drawn("shapes", per_class=20)
+    labels, images = make_images("shapes", per_class=20)
     # the quarter farthest from the paper: without the softened outline
     contrast = np.linalg.norm(images - images[:, :, :1, :1], axis=1)
     core = contrast >= 0.95 * contrast.max((1, 2), keepdims=True)
@@ -99,7 +99,7 @@ def test_shapes_have_their_colour():
 
 @pytest.mark.parametrize("scene", ["shapes", "sprites", "counting"])
 def test_objects_stand_out_from_their_background(scene):
-    _, images = drawn(scene, per_class=20)
+    _, images = make_images(scene, per_class=20)
     contrast = np.linalg.norm(images - images[:, :, :1, :1], axis=1)
     assert contrast.max((1, 2)).min() > 100
 
@@ -122,7 +122,7 @@ def test_shapes_have_their_outline(shape, compactness):
 
 
 def test_sprites_have_their_size_and_quadrant():
-    labels, images = drawn("sprites", per_class=40)
+    labels, images = make_images("sprites", per_class=40)
     cover = images[:, 0] / 255
     area = cover.sum((1, 2))
     size, shape, quadrant = np.unravel_index(labels, (2, 3, 4))
@@ -135,7 +135,7 @@ def test_sprites_have_their_size_and_quadrant():
 
 
 def test_solids_have_the_only_vivid_colour():
-    labels, images = drawn("solids", per_class=20)
+    labels, images = make_images("solids", per_class=20)
     high, low = images.max(1), images.min(1)
     vivid = (high - low) > 0.6 * high
     assert (vivid.sum((1, 2)) > 12).all()
@@ -146,7 +146,7 @@ def test_solids_have_the_only_vivid_colour():
 
 
 def test_solids_stand_before_other_hues():
-    labels, images = drawn("solids", per_class=20)
+    labels, images = make_images("solids", per_class=20)
     own = [360 * colorsys.rgb_to_hsv(*rgb)[0] for rgb in RGB.values()]
     for row in (0, -1):  # the wall, the floor
         hues = [360 * colorsys.rgb_to_hsv(*rgb)[0] for rgb in images[:, :, row, 0]]
@@ -155,7 +155,7 @@ def test_solids_stand_before_other_hues():
 
 
 def test_counting_counts():
-    labels, images = drawn("counting", per_class=25)
+    labels, images = make_images("counting", per_class=25)
     assert [components(mask) for mask in foreground(images)] == (labels + 1).tolist()
 
 

@@ -180,7 +180,7 @@ def test_parts_of_a_package_are_placed(tmp_path):
 
 def test_figures_have_captions():
     found = site.figure_captions()
-    assert found["plots.plane"].startswith("A_KA against A_ZS")
+    assert found["plane"].startswith("A_KA against A_ZS")
     assert all(words.endswith(".") and "\n" not in words for words in found.values())
 
 

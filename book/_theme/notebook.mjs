@@ -56,7 +56,7 @@ function outputs(node, context) {
 
 function picture(data, context) {
   const name = shownBy(context.cell);
-  const words = SHOWS[name];
+  const words = SHOWS[name?.split(".").at(-1)];
   const alt = words ?? (name ? `Figure drawn by ${name}` : "Figure");
   const kind = ["image/svg+xml", "image/png", "image/jpeg", "image/webp"].find((each) => data[each]);
   const { path, content } = data[kind];
@@ -133,11 +133,11 @@ function html(content) {
 function widget(data, context) {
   const { model_id: view } = JSON.parse(data.content);
   const all = context.page.widgets?.["application/vnd.jupyter.widget-state+json"]?.state ?? {};
-  const name = /\bwidgets\.(\w+)\(/.exec(context.cell)?.[1];
+  const name = ANSWERED.exec(context.cell)?.[1];
   if (!all[view]) return "";
-  if (ANSWERED[name]) {
+  if (name) {
     context.answers = true;
-    return answering(ANSWERED[name], still(view, all, context), context);
+    return answering(name, still(view, all, context), context);
   }
   if (!isLive(view, all)) return still(view, all, context);
   context.live = true;

@@ -2,8 +2,8 @@
 import fs from "node:fs";
 import { escape } from "./html.mjs";
 
-// Those that the page answers itself, from a table that `cmpt site` computed: widget -> explorer.
-export const ANSWERED = { mixture_explorer: "mixture", schedule_explorer: "schedule" };
+// The calls of those that the page answers itself, from a table that `cmpt site` computed.
+export const ANSWERED = /\b(mixture|schedule)(?:_explorer)?\(/;
 
 const SHOWN = /^(HTML|HTMLMath|Label|Image|Box|HBox|VBox|GridBox|FloatProgress|IntProgress)Model$/;
 

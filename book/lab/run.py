@@ -24,8 +24,10 @@ from cmp.files import build_folder, parse_json, project_folder
 
 FINGERPRINTED = (
     "cmp/**/*.py",
-    "cmp/model_configs/**/*",
-    "cmp/weights/*.json",
+    "cmp/**/*.json",
+    "weights/*.json",
+    "book/lab/**/*.py",
+    "book/lab/**/*.js",
     "data_manifests/**/*",
     "book/results/**/*",
     "book/studies/**/*",

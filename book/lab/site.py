@@ -13,7 +13,7 @@ from html import unescape
 from importlib import import_module
 from pathlib import Path
 
-from lab import explorers, figures, run, static_explorers
+from lab import run, static_explorers
 from matplotlib.figure import Figure
 
 from cmp.embedded import packages
@@ -61,18 +61,22 @@ def vendor_packages(theme: Path = THEME) -> None:
 
 
 def figure_captions() -> dict[str, str]:
-    """What each function that draws shows, as a chapter calls it -> the first sentence of its
-    docstring, without what that says of arguments."""
-    found = {}
-    names = [path.stem for path in sorted((LAB / "figures").glob("[!_]*.py"))]
-    called = {f"plot_{name}": import_module(f"cmp.plots.{name}") for name in names}
-    for module_name, module in (called | {"plots": figures, "widgets": explorers}).items():
+    """Return what each function of `lab` that draws shows.
+
+    Returns:
+        Name of the function -> the first sentence of its docstring, without what that says of
+        arguments.
+    """
+    captions = {}
+    paths = [path for room in ("explorers", "figures") for path in sorted((LAB / room).glob("*.py"))]
+    names = [".".join(path.relative_to(LAB.parent).with_suffix("").parts) for path in paths]
+    for module in (import_module(name.removesuffix(".__init__")) for name in names):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
             if sentence and inspect.signature(function).return_annotation is Figure:
                 words = " ".join(sentence[0].replace("`", "").split())
-                found[f"{module_name}.{name}"] = re.sub(r"; arguments .*", ".", words)
-    return found
+                captions[name] = re.sub(r"; arguments .*", ".", words)
+    return captions
 
 
 def write_lookups(theme: Path = THEME) -> None:

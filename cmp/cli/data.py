@@ -6,11 +6,10 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from lab.figures import inputs
 from rich.table import Table
 
 from cmp import config, models, streams
-from cmp.cli.shared import ROLE_NAMES, Data, Seed, Threads, console
+from cmp.cli.shared import ROLE_NAMES, Data, Seed, Threads, console, import_lab
 from cmp.data import load_corpus, load_data
 from cmp.embedded import build, packed, sheets
 from cmp.embedded.manifest import embedded_manifests, load_datasets, load_packages
@@ -233,7 +232,7 @@ def stream_show(
     console.print(table)
     if picture:
         blocks = streams.task_classes(data, chosen.stream, chosen.seeds.stream)
-        figure = inputs.stream(streams.class_counts(blocks), found)
+        figure = import_lab("figures.inputs").stream(streams.class_counts(blocks), found)
         with atomic_file(picture) as partial:
             figure.savefig(partial, format="png", dpi=144)
         console.print(f"picture: {picture}")

@@ -1,11 +1,16 @@
 """What the commands share: the console, options, names."""
 
+import importlib
+import sys
+from types import ModuleType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from cmp.config import OWN_MODEL_PROFILES
+from cmp.errors import CmpError
+from cmp.files import project_folder
 
 console = Console()
 
@@ -35,6 +40,26 @@ Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 def place(profile: str, device: str | None) -> str:
     """Where a run is computed: as asked for, or as is usual for a profile."""
     return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
+
+
+def import_lab(name: str) -> ModuleType:
+    """Import a module of the book's package, which lies in the project's folder and in no wheel.
+
+    Args:
+        name: The module within `lab`, such as "figures.inputs".
+
+    Returns:
+        The module.
+
+    Raises:
+        CmpError: The current folder is in no clone of the project.
+    """
+    book = project_folder() / "book"
+    if not (book / "lab").is_dir():
+        raise CmpError(f"{book / 'lab'}: not here; run this command within a clone of the project")
+    if str(book) not in sys.path:
+        sys.path.append(str(book))
+    return importlib.import_module(f"lab.{name}")
 
 
 ROLE_NAMES = {

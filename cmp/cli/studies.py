@@ -3,11 +3,9 @@
 from typing import Annotated
 
 import typer
-from lab import commit_notebooks, run, site
-from lab.figures import idea
 
 from cmp import config
-from cmp.cli.shared import Device, console, place
+from cmp.cli.shared import Device, console, import_lab, place
 from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies
 from cmp.experiments.claims import claims_of
@@ -72,7 +70,7 @@ def run_book(
     if publish:
         if parameter or dry_run:
             raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
-        commit_notebooks.commit_notebooks(chapter, jobs)
+        import_lab("commit_notebooks").commit_notebooks(chapter, jobs)
         return
     given = {}
     for assignment in parameter or []:
@@ -80,7 +78,7 @@ def run_book(
         if not equals:
             raise CmpError(f"-P {assignment!r}: expected name=value, such as seeds=3")
         given[name] = value
-    run.run_book(profile, chapter, given, jobs, dry_run)
+    import_lab("run").run_book(profile, chapter, given, jobs, dry_run)
 
 
 def build_site(
@@ -90,8 +88,8 @@ def build_site(
 ) -> None:
     """Build the book's pages; offline, once the packages of the theme are fetched."""
     if picture:
-        console.print(f"drawn: {idea.write()}", soft_wrap=True)
+        console.print(f"drawn: {import_lab('figures.idea').write()}", soft_wrap=True)
         return
-    folder = site.make_site()
+    folder = import_lab("site").make_site()
     console.print(f"the book: {folder}", soft_wrap=True)
     console.print("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")

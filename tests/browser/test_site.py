@@ -6,7 +6,8 @@ import re
 
 import pytest
 import sample_book
-from browser import lab, site
+from browser import lab
+from browser import site as browser_site
 from lab import site
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -26,13 +27,13 @@ def there():
 
 @pytest.fixture(scope="module")
 def browser(there):
-    with site.chromium() as found:
+    with browser_site.chromium() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def address(there, pages):
-    with site.served(pages) as found:
+    with browser_site.served(pages) as found:
         yield found
 
 
@@ -63,7 +64,7 @@ def ready(page, to):
 def test_every_page_is_whole_and_for_everybody(watched, address, pages):
     """No error, no request elsewhere (see `watched`), no page wider than its window, no image that
     is not there or has no place kept free; nothing that axe finds serious, by light and by dark."""
-    script, found = site.axe(), {}
+    script, found = browser_site.axe(), {}
     for path in paths(pages):
         watched.set_viewport_size(DESK)
         watched.emulate_media(color_scheme="light")
@@ -72,7 +73,7 @@ def test_every_page_is_whole_and_for_everybody(watched, address, pages):
         watched.evaluate(script)
         for scheme, rules in (("light", []), ("dark", ["color-contrast"])):
             watched.emulate_media(color_scheme=scheme)
-            if serious := watched.evaluate(site.RUN_AXE, rules):
+            if serious := watched.evaluate(browser_site.RUN_AXE, rules):
                 found[path, scheme] = serious
         assert watched.evaluate(OVERFLOW) == 0, path
         watched.set_viewport_size(PHONE)
@@ -193,7 +194,7 @@ def test_other_explorers_show_a_still_and_how_to_run_it(watched, address, pages)
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
     """On the sample book: tabs by keys, folded solutions, copying, and widgets from their state."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    with site.served(site.build_pages(sample_book.write(tmp_path))) as address:
+    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         watched.goto(f"{address}/")
         watched.get_by_role("tab", name="First").focus()
         watched.keyboard.press("ArrowRight")
@@ -205,12 +206,12 @@ def test_everything_that_the_theme_shows(watched, pages, tmp_path):
         watched.locator(".code", has_text="def f(x)").hover()
         watched.locator(".code", has_text="def f(x)").get_by_role("button", name="Copy").click()
         assert watched.evaluate("navigator.clipboard.readText()").startswith("def f(x):")
-        watched.evaluate(site.axe())
-        assert watched.evaluate(site.RUN_AXE, []) == []
+        watched.evaluate(browser_site.axe())
+        assert watched.evaluate(browser_site.RUN_AXE, []) == []
         watched.goto(f"{address}/cells")
         watched.locator(".live .noUi-handle").focus()
         watched.keyboard.press("ArrowRight")
         watched.locator(".live .widget-readout", has_text="4").wait_for()
         watched.locator(".live circle.handle").wait_for()
-        watched.evaluate(site.axe())
-        assert watched.evaluate(site.RUN_AXE, []) == []
+        watched.evaluate(browser_site.axe())
+        assert watched.evaluate(browser_site.RUN_AXE, []) == []
