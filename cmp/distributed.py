@@ -1,8 +1,8 @@
-"""Several processes that compute one run, as torchrun starts them; alone, all of it does nothing.
+"""Several processes that compute one run, as torchrun starts them; alone, nothing happens.
 
 Every process holds the whole network and takes its slice of a batch. Nothing wraps the network:
-features are gathered, the loss is that of the whole batch on every process, and the gradients are
-added up, so that what is computed is what one process computes.
+features are gathered, the loss is that of the whole batch on every process, and gradients are added
+up, so that the result is what one process computes.
 """
 
 import contextlib
@@ -18,8 +18,17 @@ from cmp.errors import CmpError
 
 @contextlib.contextmanager
 def init_distributed(device: str = "cpu") -> Iterator[str]:
-    """Within, the processes that torchrun started compute together, if it did; yields where this
-    one computes: on "cuda", its own card."""
+    """Connect the processes that torchrun started, if it did.
+
+    Args:
+        device: "cpu", or "cuda" for a card per process.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        CmpError: Several processes cannot share this device.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
@@ -34,32 +43,32 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
 
 
 def world_size() -> int:
-    """How many processes compute this run."""
+    """Return how many processes compute this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def local_world_size() -> int:
-    """How many of them this machine has."""
+    """Return how many of them are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
 def rank() -> int:
-    """This process's number; the first, 0, evaluates, saves and reports for all."""
+    """Return this process's number; process 0 evaluates, saves and reports for all."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_slice(count: int) -> slice:
-    """Which of so many samples this process takes; `CmpError` if they cannot be dealt evenly."""
+    """Return which of `count` samples this process takes; raise `CmpError` for an uneven split."""
     if count % world_size():
         raise CmpError(
-            f"training.batch: {count} cannot be dealt evenly to {world_size()} processes"
+            f"training.batch: {count} cannot be split evenly between {world_size()} processes"
         )
     share = count // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """The rows of all processes, [N, E] -> [N * processes, E], in the order of `mine`."""
+    """Return the rows of all processes in the order of their slices, [N, E] -> [N * processes, E]."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -68,7 +77,7 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
-    """Make each tensor the sum of those of all processes, in place; in the same bits on each."""
+    """Replace each tensor by the sum over all processes, in place, in the same bits on each."""
     if world_size() == 1:
         return
     pairs = [(x, x.contiguous()) for x in tensors]
@@ -80,16 +89,16 @@ def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
 
 
 def all_reduce_max(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers, such as of a signal that reached some of them only."""
+    """Return the largest number of all processes, such as of a signal that reached only some."""
     if world_size() == 1:
         return number
-    found = torch.tensor(number, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def broadcast(text: str, device: torch.device | str) -> str:
-    """What the first process says; the others' text is not heard."""
+    """Return the text of process 0."""
     if world_size() == 1:
         return text
     content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
@@ -103,6 +112,6 @@ def broadcast(text: str, device: torch.device | str) -> str:
 
 
 def barrier() -> None:
-    """For all others to come here."""
+    """Wait until all processes have come here."""
     if world_size() > 1:
         dist.barrier()

@@ -1,18 +1,19 @@
-"""The one error type that this package raises for what a user can mend."""
+"""The one error type for what a user can mend."""
 
 
 class CmpError(Exception):
-    """A sentence for the user: what is wrong, where (file and key), and how to mend it.
+    """What is wrong, where (file and key), and how to mend it, in a sentence.
 
     The command line prints it without a traceback and exits with status 2; anything else that
-    escapes is a bug of ours.
+    escapes is a bug of this package.
     """
 
 
 class Diverged(CmpError):
     """Training met a loss, a gradient or weights that are not finite.
 
-    `report`: what is known of the step, ready for JSON.
+    Attributes:
+        report: What is known of the step, ready for JSON.
     """
 
     def __init__(self, message: str, report: dict):
@@ -26,8 +27,10 @@ class Diverged(CmpError):
 class Interrupted(BaseException):
     """A run was asked to stop and did, after a whole step, with its state saved.
 
-    Not an `Exception`, as a request to stop must not be taken for a failure that one can skip.
-    `signal`: the signal's number; a shell's exit status is 128 more.
+    It is no `Exception`, since a request to stop must not be taken for a failure that one can skip.
+
+    Attributes:
+        signal: The signal's number; a shell's exit status is 128 more.
     """
 
     def __init__(self, message: str, signal: int):
@@ -38,5 +41,5 @@ class Interrupted(BaseException):
         return self.args[0]
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: no traceback, for nothing went wrong."""
+        """Return what a notebook shows: no traceback, since nothing went wrong."""
         return [f"{self}; in a notebook, run the cell again"]

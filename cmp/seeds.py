@@ -1,8 +1,7 @@
 """Named, counter-based randomness.
 
-Every random draw is a function of a name, a seed and counters (task, step, ...). Nothing is
-carried from one draw to the next, so a run can be entered at any step and two seeds differ in
-every task.
+Every random draw is a function of a name, a seed and counters (task, step, ...). Nothing is carried
+from one draw to the next, so a run can be entered at any step, and two seeds differ in every task.
 """
 
 import hashlib
@@ -12,22 +11,22 @@ import torch
 
 
 def digest(*parts: str | int) -> bytes:
-    """SHA-256 of the parts, separated so that ("a", "bc") and ("ab", "c") differ."""
+    """Return the SHA-256 of some parts, separated so that ("a", "bc") and ("ab", "c") differ."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
 def unit_interval(*parts: str | int) -> float:
-    """A number in [0, 1) that depends on nothing but the parts: for splits by concept."""
+    """Return a number in [0, 1) that depends on the parts alone, for splits by concept."""
     return int.from_bytes(digest(*parts)[:8], "big") / 2**64
 
 
 def numpy_generator(name: str, seed: int, *counters: str | int) -> np.random.Generator:
-    """A fresh Philox generator for this (name, seed, counters)."""
+    """Return a fresh Philox generator for this (name, seed, counters)."""
     key = int.from_bytes(digest(name, seed, *counters)[:16], "big")
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def torch_generator(name: str, seed: int, *counters: str | int) -> torch.Generator:
-    """A fresh CPU generator for this (name, seed, counters)."""
+    """Return a fresh CPU generator for this (name, seed, counters)."""
     state = int.from_bytes(digest(name, seed, *counters)[:8], "big") >> 1
     return torch.Generator().manual_seed(state)

@@ -74,6 +74,8 @@ def run_id_of(run_config: RunConfig, corpus: Corpus) -> str:
         "weights": weights,
         "numerics": NUMERICS,
     }
+    if options := run_config.option_record():  # another definition is another run
+        content["options"] = {name: record["sha256"] for name, record in options.items()}
     if run_config.training.budget is not None:  # another way of counting is another run
         content["steps"] = budgets.apply_budget(run_config).training.steps
     if run_config.stream.order != "random":  # what traits decide counts, not the tables themselves
@@ -115,10 +117,15 @@ def run_folder(run_id: str) -> Path:
 
 def make_stored_run(run_id: str, run_config: RunConfig, result: RunResult) -> StoredRun:
     """What is stored of a result."""
-    about = result.provenance | {
-        "seconds": round(result.seconds, 2),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    options = run_config.option_record()
+    about = (
+        result.provenance
+        | ({"options": options} if options else {})
+        | {
+            "seconds": round(result.seconds, 2),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    )
     return StoredRun(run_id, run_config, about, result.metrics, models.weights_digest(result.model))
 
 
