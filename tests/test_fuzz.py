@@ -570,7 +570,9 @@ def test_hostile_json_is_refused(folder, name, text):
 
 @BOUNDED
 @given(
-    st.lists(st.sampled_from([*config.defaults(), "seed", "seeds", "a.b", "", ".", "..", "stream"])),
+    st.lists(
+        st.sampled_from([*config.defaults(), "seed", "seeds", "a.b", "", ".", "..", "stream"])
+    ),
     st.lists(st.sampled_from([*map(str, VALUES), *HOSTILE_YAML.values()]), min_size=8),
 )
 def test_settings(keys, values):

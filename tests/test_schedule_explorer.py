@@ -317,8 +317,12 @@ def test_the_still_shows_every_curve_and_every_meta_schedule():
     figure = schedule.schedule_still()
     assert isinstance(figure, Figure)
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
-    assert titles[: len(registry.option_names("schedule"))] == list(registry.option_names("schedule"))
-    metas = [title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]]
+    assert titles[: len(registry.option_names("schedule"))] == list(
+        registry.option_names("schedule")
+    )
+    metas = [
+        title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]
+    ]
     assert metas == [meta for meta in registry.option_names("meta_schedule") if meta != "none"]
     assert len(schedule.FREE_PEAKS) == schedule.TASKS
     for axes in figure.axes:

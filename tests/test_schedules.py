@@ -17,7 +17,9 @@ from cmp.errors import CmpError
 FIELDS = get_type_hints(Schedule)
 PLAIN = [name for name in registry.option_names("schedule") if name != "infinite"]
 PAIRS = [
-    *itertools.product(PLAIN, set(registry.option_names("meta_schedule")) - set(config.META_CURVES)),
+    *itertools.product(
+        PLAIN, set(registry.option_names("meta_schedule")) - set(config.META_CURVES)
+    ),
     *[(name, meta) for meta, name in config.META_CURVES.items()],
     ("infinite", "none"),
 ]
@@ -86,7 +88,11 @@ LAST = {
 }
 
 
-@given(st.sampled_from(list(registry.option_names("schedule"))), st.integers(8, 200), st.integers(0, TASKS - 1))
+@given(
+    st.sampled_from(list(registry.option_names("schedule"))),
+    st.integers(8, 200),
+    st.integers(0, TASKS - 1),
+)
 def test_the_last_step_is_what_the_definition_says(name, steps, task):
     schedule = Schedule(name)
     last = schedules.relative_rate(schedule, steps, task, steps - 1)
