@@ -301,8 +301,9 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
 @pytest.mark.parametrize(
     ("path", "counts"),
     [
-        ("cmp/data/new.py", True),
-        ("cmp/weights/tiny.json", True),
+        ("cmp/new.py", True),
+        ("book/lab/new.py", True),
+        ("weights/tiny.json", True),
         ("data_manifests/embedded/x.yaml", True),
         ("book/results/01.parquet", True),
         ("book/studies/01.yaml", True),
