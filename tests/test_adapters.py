@@ -9,14 +9,14 @@ import torch
 from options import small
 from test_resume import BOUNDARY, END, MIDDLE, Memory, equal, same
 
-from cmp import checkpoints, config, mixtures, models
+from cmp import checkpoints, mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
 from cmp.training import make_train_state, method_of, train_task, trainable_parameters
 
 EMBEDDED = pytest.mark.parametrize("name", models.family_names())
-ADAPTERS = pytest.mark.parametrize("method", config.ADAPTERS)
+ADAPTERS = pytest.mark.parametrize("method", registry.option_names("method", "fold"))
 
 
 def inputs(model, count=4):
@@ -246,7 +246,6 @@ def test_a_frozen_tower_is_refused(method):
 
 
 def test_every_adapter_of_the_table_is_a_method():
-    assert set(config.ADAPTERS) <= set(config.choices()["method.name"])
     assert {s for (s, *_) in options.SETTINGS if "fold" in s} == {
         "method.fold=false",
         "method.fold=true",

@@ -15,7 +15,6 @@ from cmp import config, mixtures, streams
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.mixtures import (
-    BUFFERS,
     POOL_ROLES,
     SELECTIONS,
     Pools,
@@ -28,6 +27,9 @@ from cmp.mixtures import (
     sample,
     sample_evenly,
 )
+from cmp.registry import get_option, option_names
+
+BUFFERS = option_names("buffer")
 
 
 @st.composite
@@ -161,7 +163,7 @@ def pasts(draw):
 
 def held(policy, updates, labels, capacity, seed=0):
     past = mixtures.buffer_history(updates, labels)
-    chosen, groups = BUFFERS[policy](past, capacity, seed)
+    chosen, groups = get_option("buffer", policy).value(past, capacity, seed)
     return past.rows[chosen], groups
 
 
@@ -247,7 +249,7 @@ def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
 
 
 def test_policies_want_what_they_need():
-    with pytest.raises(ValueError, match="'reservoir' wants a capacity"):
+    with pytest.raises(ValueError, match="'reservoir' needs a capacity"):
         Mixture(policy="reservoir")
     with pytest.raises(ValueError, match="capacity 5: 'unlimited' has none"):
         Mixture(capacity=5)
