@@ -19,12 +19,11 @@ from cmp.runner import Observer, RunResult, execute, machine_differences, machin
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
 
-class Memory:
+class Memory(CheckpointManager):
     """A manager that keeps every state of a run, and goes on from the one that it is given."""
 
-    run_id, every = "memory", 1
-
     def __init__(self, start: RunState | None = None):
+        super().__init__("memory", every=1)
         self.start, self.states = start, {}
 
     def load(self) -> RunState | None:
