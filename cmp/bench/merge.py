@@ -23,6 +23,7 @@ from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.policies import update_step_average
 from cmp.merging.rules import MergeOptions, Weights
+from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
 COLUMNS = ("operation", "x the floor", "10-90 %", "target", "ms", "GB")
