@@ -39,7 +39,7 @@ def pytest_sessionfinish(session):
     """After the last test of all processes."""
     result = yield
     if is_first(session.config):
-        session.config.listed.unlink()
+        session.config.listed.unlink(missing_ok=True)
     return result
 
 
