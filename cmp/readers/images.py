@@ -157,7 +157,11 @@ class ImageFiles:
         return self.stores[self.store_ids[row]].read(int(self.positions[row]))
 
     def random_crops(
-        self, rows: np.ndarray, side: int, generator: np.random.Generator, own: slice = WHOLE_BATCH
+        self,
+        rows: np.ndarray,
+        side: int,
+        generator: np.random.Generator,
+        local: slice = WHOLE_BATCH,
     ) -> Tensor:
         """Return a random part of each image, a function of the rows and the generator's state.
 
@@ -165,13 +169,13 @@ class ImageFiles:
             rows: int [B], rows of a batch in the corpus.
             side: Side in pixels.
             generator: Source of all randomness.
-            own: Samples of the batch that are decoded; they look as they do in the whole batch.
+            local: Samples of the batch that are decoded; they look as they do in the whole batch.
 
         Returns:
-            uint8 [B, 3, side, side], or fewer with `own`.
+            uint8 [B, 3, side, side], or fewer with `local`.
         """
-        numbers = generator.random((len(rows), 4))[own]
-        return self._decode_rows(rows[own], side, random_crop, numbers)
+        numbers = generator.random((len(rows), 4))[local]
+        return self._decode_rows(rows[local], side, random_crop, numbers)
 
     def _decode_rows(self, rows: np.ndarray, side: int, crop: Callable, *numbers) -> Tensor:
         """Crop each image to uint8 [3, side, side]; `numbers` has an entry per row, if any."""

@@ -14,14 +14,7 @@ import numpy as np
 
 from cmp.errors import CmpError
 from cmp.files import parse_json
-from cmp.readers.index import (
-    IMAGE_SUFFIXES,
-    Fault,
-    ImageIndex,
-    Row,
-    SpanStore,
-    build_index,
-)
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, SpanStore, build_index
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
