@@ -185,6 +185,8 @@ def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
 def test_a_models_name_is_a_name(place, opened, name):
+    models.family_names()  # reads the installed packages' entry points, the first time
+    opened.clear()
     setting = f"model.name={json.dumps(name)}"
     with pytest.raises(CmpError, match=r"model\.name"):
         config.parse(config.override(config.profile("quick"), [setting]))
