@@ -7,7 +7,13 @@ import typer
 from rich.table import Table
 
 from cmp.cli.shared import ROLE_NAMES, Data, Seed, Threads, console, import_lab
-from cmp.embedded.manifest import embedded_manifests, is_built, load_datasets, load_packages
+from cmp.embedded.manifest import (
+    embedded_manifests,
+    is_built,
+    load_datasets,
+    load_packages,
+    select_datasets,
+)
 from cmp.errors import CmpError
 from cmp.files import atomic_file, project_folder
 from cmp.readers.manifest import load_manifests
@@ -28,7 +34,7 @@ def build_(
 
     built = build.build_datasets(names, jobs)
     console.print(
-        f"{len(built)} datasets built, {len(build.select_datasets(names)) - len(built)} up to date"
+        f"{len(built)} datasets built, {len(select_datasets(names)) - len(built)} up to date"
     )
 
 
@@ -60,9 +66,9 @@ def show(
     ] = None,
 ) -> None:
     """What a dataset is, where it comes from, and samples of it."""
-    from cmp.embedded import build, packed, sheets
+    from cmp.embedded import packed, sheets
 
-    [dataset] = build.select_datasets([name])
+    [dataset] = select_datasets([name])
     packages = load_packages()
     console.print(f"[bold]{dataset.name}[/bold]: {dataset.title}")
     console.print(f"role: {ROLE_NAMES[dataset.role]}; task: {dataset.task}")
@@ -91,11 +97,11 @@ def check(
 ) -> None:
     """What there is of every set: present, absent, partial, wrong counts, faulty. The status is 1
     if anything that is there cannot be used as it is."""
-    from cmp.embedded import build, packed
+    from cmp.embedded import packed
     from cmp.readers import collection
 
     if name == "embedded":
-        good = {each.name: packed.is_intact(each) for each in build.select_datasets()}
+        good = {each.name: packed.is_intact(each) for each in select_datasets()}
         for each in (each for each, intact in good.items() if not intact):
             console.print(f"{each}: not built or damaged; run `cmpt data build {each}`")
         console.print(f"{sum(good.values())} of {len(good)} embedded sets are intact")

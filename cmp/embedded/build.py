@@ -12,7 +12,7 @@ import os
 from tqdm import tqdm
 
 from cmp.embedded import drawn, emoji, icons, packed
-from cmp.embedded.manifest import Dataset, embedded_packages, load_datasets
+from cmp.embedded.manifest import Dataset, embedded_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
 from cmp.errors import CmpError
 
@@ -26,22 +26,6 @@ RECIPES = {
     "scene": drawn.make_scenes,
 }
 """`recipe.kind` -> recipe."""
-
-
-def select_datasets(names: list[str] | None = None) -> list[Dataset]:
-    """Return the manifests of some datasets.
-
-    Args:
-        names: The datasets; all by default.
-
-    Raises:
-        CmpError: If there is no such dataset.
-    """
-    datasets = load_datasets()
-    for name in names or []:
-        if name not in datasets:
-            raise CmpError(f"no dataset is called {name!r}; there are {', '.join(datasets)}")
-    return [datasets[name] for name in dict.fromkeys(names or datasets)]
 
 
 def make_dataset(dataset: Dataset) -> str:

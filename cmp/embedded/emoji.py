@@ -47,7 +47,7 @@ class Character:
         name: Its name, lower-case.
         tags: What it is associated with.
         group: Emojibase's group.
-        subgroup: Emojibase's subgroup.
+        subgroup: Emojibase's subgroup, with spaces.
     """
 
     code: str
@@ -85,7 +85,7 @@ def read_catalogue(emojibase: Path) -> dict[str, Character]:
             name=entry["label"].lower(),
             tags=tuple(tag.lower() for tag in entry.get("tags", [])),
             group=groups["groups"].get(str(entry.get("group")), "none"),
-            subgroup=groups["subgroups"].get(str(entry.get("subgroup")), "none"),
+            subgroup=groups["subgroups"].get(str(entry.get("subgroup")), "none").replace("-", " "),
         )
     return characters
 
@@ -177,7 +177,7 @@ def _captions(character: Character, kinds: Sequence[str]) -> list[str]:
         "name": character.name,
         "name-tags": ", ".join([character.name, *tags[:2]]),
         "name-all": ", ".join([character.name, *tags[:3]]),
-        "subgroup-name": f"{character.subgroup.replace('-', ' ')}, {character.name}",
+        "subgroup-name": f"{character.subgroup}, {character.name}",
         "tags": ", ".join(tags[:3]) or character.name,
     }
     return list(dict.fromkeys(captions[kind] for kind in kinds))
@@ -192,21 +192,16 @@ def make_emoji(recipe: EmojiRecipe, archives: dict[str, Path]) -> Samples:
     """
     characters = read_catalogue(archives["emojibase"])
     concepts = find_concepts(tuple(sorted(archives.items())))
+    candidates = [code for code in concepts if characters[code].group in recipe.groups]
     images, rows = [], []
     for split, drawings in recipe.splits.items():
         low, high = drawings.concepts
-        codes = [
-            code
-            for code in concepts
-            if characters[code].group in recipe.groups
-            and low <= unit_interval("concept", code) < high
-        ]
+        codes = [code for code in candidates if low <= unit_interval("concept", code) < high]
         for style in drawings.styles:
             names = {code: concepts[code][style] for code in codes if style in concepts[code]}
             for code, image in sorted(render_emoji(style, archives[style], names).items()):
                 character = characters[code]
-                by_name = recipe.label == "name"
-                label = character.name if by_name else character.subgroup.replace("-", " ")
+                label = character.name if recipe.label == "name" else character.subgroup
                 captions = _captions(character, recipe.captions)
                 images.append(image)
                 rows.append((split, label, code, f"{style}/{names[code]}", captions))

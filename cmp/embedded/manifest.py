@@ -278,6 +278,22 @@ def embedded_packages() -> dict[str, Package]:
     return load_packages()
 
 
+def select_datasets(names: list[str] | None = None) -> list[Dataset]:
+    """Return the manifests of some datasets.
+
+    Args:
+        names: The datasets; all by default.
+
+    Raises:
+        CmpError: If there is no such dataset.
+    """
+    datasets = embedded_manifests()
+    for name in names or []:
+        if name not in datasets:
+            raise CmpError(f"no dataset is called {name!r}; there are {', '.join(datasets)}")
+    return [datasets[name] for name in dict.fromkeys(names or datasets)]
+
+
 def store_path(name: str) -> Path:
     """Return the folder of a built dataset.
 

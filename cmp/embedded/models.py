@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer, get_pairs
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import Transformer
 from timm.models import register_model
 from torch import Tensor, nn
@@ -187,6 +187,19 @@ def cmp_vit_tiny(pretrained: bool = False, **_) -> StemTransformer:
     return StemTransformer(width=128, layers=4, heads=4)
 
 
+class _RecordingRanks(dict):
+    """CLIP's merges and their ranks; collects those that its tokenizer performs."""
+
+    def __init__(self, ranks: dict[tuple[str, str], int]):
+        super().__init__(ranks)
+        self.performed: set[tuple[str, str]] = set()
+
+    def __contains__(self, merge: object) -> bool:  # the tokenizer asks before each merge
+        if super().__contains__(merge):
+            self.performed.add(merge)
+        return super().__contains__(merge)
+
+
 def used_merges(texts: list[str]) -> list[tuple[str, str]]:
     """Return the merges of CLIP's vocabulary that encoding some texts performs.
 
@@ -197,31 +210,10 @@ def used_merges(texts: list[str]) -> list[tuple[str, str]]:
         Pairs of pieces, in the order of CLIP's list.
     """
     clip = SimpleTokenizer()
-    words = {
-        "".join(clip.byte_encoder[byte] for byte in word.encode())
-        for text in texts
-        for word in clip.pat.findall(clip.clean_fn(text))
-    }
-    merges = {merge for word in words for merge in _word_merges(word, clip.bpe_ranks)}
-    return sorted(merges, key=clip.bpe_ranks.__getitem__)
-
-
-def _word_merges(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
-    """The merges of one word, as byte pair encoding performs them: the lowest rank first."""
-    pieces, merges = [*word[:-1], f"{word[-1]}</w>"], []
-    while len(pieces) > 1:
-        best = min(get_pairs(tuple(pieces)), key=lambda pair: ranks.get(pair, len(ranks)))
-        if best not in ranks:
-            break
-        merges.append(best)
-        joined = []
-        for piece in pieces:
-            if joined and (joined[-1], piece) == best:
-                joined[-1] += piece
-            else:
-                joined.append(piece)
-        pieces = joined
-    return merges
+    ranks = clip.bpe_ranks = _RecordingRanks(clip.bpe_ranks)
+    for text in texts:
+        clip.encode(text)
+    return sorted(ranks.performed, key=ranks.__getitem__)
 
 
 def write_vocabulary(texts: list[str], path: Path = MERGES_FILE) -> int:
