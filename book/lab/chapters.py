@@ -19,7 +19,7 @@ from cmp.files import project_folder, write_atomic
 
 BOOK = project_folder() / "book"
 FORMATS = "ipynb,md:myst"
-PAGES = ("STYLE.md", "glossary.md", "index.md", "literature.md")
+PAGES = ("STYLE.md", "api.md", "architecture.md", "glossary.md", "index.md", "literature.md")
 """Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
