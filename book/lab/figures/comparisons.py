@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from lab.figures.style import Colours
 from lab.figures.trajectories import ROLES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments.claims import setting_means
 from cmp.experiments.evidence import Evidence
@@ -37,8 +38,8 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: Colours = None) 
         The figure.
     """
     with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
-        _draw_points(axes, points, x, y, colours or style.palette(points.index))
         axes.set(xlabel=x, ylabel=y)
+        _draw_points(axes, points, x, y, colours or style.palette(points.index))
     return figure
 
 
@@ -55,12 +56,15 @@ def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
     """
     with style.canvas(12, 4.8, ncols=2) as (figure, panels):
         for axes, column, colour in zip(panels, style.AXES, style.COLOURS, strict=False):
-            _draw_points(axes, points, x, column, dict.fromkeys(points.index, colour))
             axes.set(xlabel=label, ylabel=style.AXES[column])
+            colours = dict.fromkeys(points.index, colour)
+            _draw_points(axes, points, x, column, colours, color="0.25", fontsize=10)
     return figure
 
 
-def _draw_points(axes: Axes, points: pd.DataFrame, x: str, y: str, colours: Mapping) -> None:
+def _draw_points(
+    axes: Axes, points: pd.DataFrame, x: str, y: str, colours: Mapping[str, str], **label: Any
+) -> None:
     """Draw a labelled point per row, with error bars where there are half widths."""
     labels = []
     for place, (name, row) in enumerate(points.iterrows()):
@@ -68,7 +72,8 @@ def _draw_points(axes: Axes, points: pd.DataFrame, x: str, y: str, colours: Mapp
         look = style.line_style(place // len(style.COLOURS), colours[name]) | {"linestyle": ""}
         dot = {"markersize": 10, "markeredgecolor": "white", "capsize": 3, "elinewidth": 1.3}
         axes.errorbar(row[x], row[y], **bars, **look, **dot)
-        labels.append((row[x], row[y], name, {"color": colours[name], "fontweight": "bold"}))
+        bold = {"color": colours[name], "fontweight": "bold"}
+        labels.append((row[x], row[y], name, label or bold))
     axes.margins(0.14)
     axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
     style.label_points(axes, labels)
@@ -173,51 +178,33 @@ def plot_weight_drift(table: pd.DataFrame, cosines: np.ndarray) -> Figure:
     return figure
 
 
-SIGN_COLOURS = {"+": style.COLOURS[0], "−": style.COLOURS[3], "o": "0.55"}
-
-
 def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
-    """Where the stored runs nearest to a plan ended, or else which way each of its choices moves.
+    """Where the stored setting nearest to a plan ended, among all other stored settings.
 
     Args:
-        plan: A plan; if it has no place among the stored runs, signs of its effects are drawn.
+        plan: A plan; one without a place among the stored runs has no mark.
         evidence: What the stored runs say.
 
     Returns:
         The figure.
     """
-    return _plot_signs(plan.effects) if plan.place is None else _plot_place(plan, evidence)
-
-
-def _plot_place(plan: Plan, evidence: Evidence) -> Figure:
-    """Draw every stored setting of the plan's model, pale, and the nearest with its intervals."""
-    note = f"Blue: {plan.place.setting}, study {plan.place.study}, with 95% t-intervals. "
-    note += "Grey: all other stored settings of this model."
+    model = plan.run.model.name
+    stored = {key for key, run in evidence.runs.items() if run.model.name == model}
+    note = f"Grey: stored settings of {model if stored else 'other models'}."
+    if plan.place is not None:
+        note = f"Blue: {plan.place.setting}, study {plan.place.study}, with 95% t-intervals. {note}"
     with style.canvas(9, 5.4, note) as (figure, axes):
-        for (study, setting), run in evidence.runs.items():
-            if run.model.name == plan.run.model.name:
-                means = evidence.scores(study, setting)[0]["mean"]
-                axes.plot(means["A_KA"], means["A_ZS"], "o", color="0.8", markersize=6, zorder=1)
-        mean, high = plan.place.scores["mean"], plan.place.scores["high"]
-        x, y = ((mean[name], high[name] - mean[name]) for name in style.AXES)
-        look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
-        axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], zorder=5, **look)
+        for study, trajectory in evidence.trajectories.items():
+            means = setting_means(trajectory)
+            shown = [name for name in means.index if not stored or (study, name) in stored]
+            points = means.loc[shown, list(style.AXES)].to_numpy()
+            axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
+        if plan.place is not None:
+            mean, high = plan.place.scores["mean"], plan.place.scores["high"]
+            x, y = ((mean[name], high[name] - mean[name]) for name in style.AXES)
+            look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
+            axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], zorder=5, **look)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
-    return figure
-
-
-def _plot_signs(effects: pd.DataFrame) -> Figure:
-    """Draw a row per choice, the largest effect first, and the way that it moves each aggregate."""
-    note = "Signs in the stored runs, by 95% intervals; largest effect first. "
-    note += "o: no difference that is seen."
-    with style.canvas(9, 1.6 + 0.55 * len(effects), note) as (figure, axes):
-        for (y, row), (x, name) in itertools.product(
-            enumerate(effects.to_dict("records")), enumerate(style.AXES)
-        ):
-            sign = row[name] if row[name] in SIGN_COLOURS else "o"
-            look = {"color": SIGN_COLOURS[sign], "fontsize": 20}
-            axes.text(x, y, sign, ha="center", va="center", **look)
-        style.frame_cells(axes, list(style.AXES), effects["choice"])
     return figure
 
 
@@ -241,7 +228,7 @@ def plot_curves(
     """
     groups = points.groupby("group", sort=False)
     colours, named = colours or style.palette(points["group"]), len(groups) > 1
-    size = (3.7 * len(panels) + 1.3, 4.4)
+    size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
     with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
         for axes, (column, title) in zip(grid, panels.items(), strict=True):
             ends = []
@@ -252,11 +239,10 @@ def plot_curves(
                 bold = {"color": colours[name], "fontweight": "bold"}
                 ends += [(rows[x].iloc[-1], rows[column].iloc[-1], name, bold)] if named else []
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator(sorted(set(points[x]))))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(
-                lambda value, _: f"{value:,.3g}" if value < 1e3 else f"{value:,.0f}"
+            axes.set_xticks(
+                ticks, [f"{tick:,.3g}" if tick < 1e3 else f"{tick:,.0f}" for tick in ticks]
             )
+            axes.minorticks_off()
             axes.set(xlabel=label, ylabel=title)
         style.label_ends(grid[-1], ends)
         figure.get_layout_engine().set(wspace=0.05)
@@ -264,10 +250,7 @@ def plot_curves(
 
 
 def plot_along(
-    trajectory: pd.DataFrame,
-    values: Mapping[str, float],
-    label: str,
-    levels: Mapping[str, str],
+    trajectory: pd.DataFrame, values: Mapping[str, float], label: str, levels: Mapping[str, str]
 ) -> Figure:
     """Both aggregates at the end of the stream along a quantity, with 95% t-intervals.
 

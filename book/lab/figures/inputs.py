@@ -153,33 +153,23 @@ def plot_schedules(tasks: int = 8, steps: int = 40, columns: int = 4) -> Figure:
     Returns:
         The figure.
     """
-    metas = [meta for meta in schedules.METAS if meta != "none"]
-    groups = {
-        "Curves within a task, no meta schedule": [(name, "none") for name in schedules.CURVES],
-        "Meta schedules: a peak for each task": [
-            ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta) for meta in metas
-        ],
-    }
-    rows = [-(-(1 + len(pairs)) // columns) for pairs in groups.values()]
-    grid = {"nrows": sum(rows), "ncols": columns, "sharex": True, "sharey": True}
-    with style.canvas(12, 1.75 * sum(rows), "Shaded: mean of each task", **grid) as (figure, axes):
-        for panel in axes.flat:
+    pairs = [(name, "none") for name in schedules.CURVES]
+    pairs += [
+        ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta)
+        for meta in schedules.METAS
+        if meta != "none"
+    ]
+    rows = -(-len(pairs) // columns)
+    grid = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True}
+    with style.canvas(12, 1.75 * rows, "Shaded: mean of each task", **grid) as (figure, axes):
+        for panel in axes.flat[len(pairs) :]:
             panel.set_axis_off()
-        starts = np.cumsum(rows) - rows
-        for (title, pairs), row in zip(groups.items(), starts, strict=True):
-            first, *panels = axes[row:].flat
-            words, at = textwrap.fill(title, 22), {"transform": first.transAxes, "va": "center"}
-            first.text(0, 0.5, words, fontweight="bold", **at)
-            for panel, (name, meta) in zip(panels, pairs, strict=False):
-                run = analyses.schedule_run(name, meta, 1.0, tasks, steps, peaks=FREE_PEAKS[:tasks])
-                panel.set_axis_on()
-                _draw_rates(panel, analyses.schedule_rates(run), style.COLOURS[0])
-                panel.set_title(analyses.schedule_label(run), fontsize=12)
-                outermost = panel is axes[row, 1] or panel in axes[:, 0]
-                panel.tick_params(labelbottom=True, labelleft=outermost, labelsize=10)
+        for panel, (name, meta) in zip(axes.flat, pairs, strict=False):
+            run = analyses.schedule_run(name, meta, 1.0, tasks, steps, peaks=FREE_PEAKS[:tasks])
+            _draw_rates(panel, analyses.schedule_rates(run), style.COLOURS[0])
+            panel.set_title(analyses.schedule_label(run), fontsize=12)
         for panel in axes[-1]:
             panel.set_xlabel("Optimizer step", fontsize=11)
-        axes[0, 0].margins(x=0.01)
         figure.supylabel("Learning rate, in peaks", fontsize=12)
     return figure
 

@@ -91,19 +91,10 @@ def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
     axes.set(xlabel="", ylabel="")
 
 
-def frame_cells(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Name the columns above and the rows beside a table of texts, one per unit of the axes."""
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.set(xlim=(-0.6, len(columns) - 0.4), ylim=(len(rows) - 0.5, -0.5))
-
-
 def spread(places: Sequence[float], gap: float) -> np.ndarray:
     """Move places until they are at least `gap` apart, in the same order and as little as possible.
 
-    This is isotonic regression (least squares, by its max-min formula) of the places less the gaps.
+    This is isotonic regression (least squares) of the places less the gaps.
 
     Args:
         places: In any order.
@@ -112,12 +103,12 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     Returns:
         The places, in the order that they came in.
     """
-    n, values, result = len(places), np.asarray(places, float), np.empty(len(places))
-    order = np.argsort(values, kind="stable")
-    v = values[order] - gap * np.arange(n)
-    for k in range(n):
-        level = max(min(v[i:j].mean() for j in range(k + 1, n + 1)) for i in range(k + 1))
-        result[order[k]] = level + gap * k
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(places, kind="stable")
+    result, offsets = np.array(places, float), gap * np.arange(len(places))
+    if len(places):
+        result[order] = isotonic_regression(result[order] - offsets).x + offsets
     return result
 
 

@@ -32,8 +32,6 @@ IDEA_NAMES = {
     "pool only": "new + pretraining data",
     "buffer only": "new + earlier updates",
     "thirds": "new + both",
-    style.JOINT: style.JOINT,
-    style.CONTROL: style.CONTROL,
 }
 """Settings of the study that the first page's picture shows -> what they train on."""
 STABLE = {"svg.hashsalt": "idea", "svg.fonttype": "path"}
@@ -259,8 +257,8 @@ def write_idea(path: Path = IDEA) -> Path:
         The path.
     """
     trajectory = store.trajectory(results.published_metrics(IDEA_STUDY))
-    chosen = trajectory[trajectory["setting"].isin(IDEA_NAMES)]
-    figure = plot_plane(chosen.assign(setting=chosen["setting"].map(IDEA_NAMES)))
+    chosen = trajectory[trajectory["setting"].isin([*IDEA_NAMES, *style.SPECIAL])]
+    figure = plot_plane(chosen.replace({"setting": IDEA_NAMES}))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     with plt.rc_context(STABLE):

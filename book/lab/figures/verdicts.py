@@ -143,6 +143,10 @@ def plot_networks(networks: pd.DataFrame) -> Figure:
             clear = row.held in (HELD[0], HELD[3])
             look = {"fontweight": "bold", "color": "white"} if clear else {"color": "0.15"}
             axes.text(x, y, style.signed(row.difference), ha="center", va="center", **look)
-        style.frame_cells(axes, names, contrasts)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(contrasts)), contrasts)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.set(xlim=(-0.55, len(names) - 0.45), ylim=(len(contrasts) - 0.5, -0.5))
         axes.spines[:].set_visible(False)
     return figure
