@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,13 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.rules import inner_products
+from cmp.registry import get_option, option_names
 from cmp.seeds import numpy_generator
 
 FRONT_DRAWS = 10_000
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
 STEPS = "Steps per task"
-METHODS = get_args(get_type_hints(config.Method)["name"])
+METHODS = option_names("method")
 POOL, ARRIVING = 5893, 6375
 """Images of the embedded benchmark: the pretraining set, and all updates together."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer")
@@ -271,8 +272,8 @@ def schedule_keys(name: str, meta: str) -> set[str]:
     Returns:
         Keys of `Schedule`.
     """
-    keys = (config.CURVE_SETTINGS | config.META_SETTINGS).items()
-    return {key for key, names in keys if (meta if key in config.META_SETTINGS else name) in names}
+    options = get_option("schedule", name), get_option("meta_schedule", meta)
+    return {key for option in options for key in option.settings}
 
 
 def schedule_run(

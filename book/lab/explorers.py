@@ -32,7 +32,7 @@ from cmp.experiments.paper import CATALOGUE_MODELS
 from cmp.experiments.planner import Plan, PlanRequest
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
-from cmp.merging.rules import MergeOptions, Weights
+from cmp.merging.rules import Weights
 
 LIKE = "thirds"
 """The setting of a published study whose neighbours in the triangle predict."""
@@ -446,8 +446,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
 
     def score(rule: str, share: float) -> pd.Series:
         if (rule, share) not in scores:
-            merged = merge(rule, [tuned, before], how=MergeOptions(weights=(share, 1 - share)))
-            network.load_state_dict(merged)
+            network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
             summary = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
             scores[rule, share] = pd.Series(summary, name=share)
         return scores[rule, share]

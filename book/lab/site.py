@@ -20,12 +20,12 @@ from lab import analyses, explorers, figures, run
 from lab.analyses import Surface
 from matplotlib.figure import Figure
 
-from cmp import schedules
 from cmp.embedded import packages
 from cmp.embedded.manifest import load_packages
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import build_folder, project_folder, write_atomic
+from cmp.registry import option_names
 
 LAB = Path(__file__).resolve().parent
 THEME = LAB.parent / "_theme"
@@ -181,7 +181,7 @@ def schedule_table() -> dict[str, Any]:
     ]
     curves = [
         {"name": name, "meta": meta, "lengths": lengths, "near": _nearest(name, meta, known)}
-        for name, meta in itertools.product(schedules.CURVES, schedules.METAS)
+        for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule"))
         if (lengths := _lengths(name, meta))
     ]
     return {"steps": STEPS, "peaks": PEAKS, "stored": stored, "curves": curves}

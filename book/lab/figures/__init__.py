@@ -1,11 +1,9 @@
-"""Figures as pure functions of frames, in one house style.
+"""Figures as pure functions of frames, in one house style; `__init__.pyi` lists them.
 
 The first sentence of a figure function's docstring is its caption on the site. Figures are drawn
 without a screen and closed; a notebook shows what a function returns.
 """
 
-from lab.figures.comparisons import *  # noqa: F403
-from lab.figures.inputs import *  # noqa: F403
-from lab.figures.style import *  # noqa: F403
-from lab.figures.trajectories import *  # noqa: F403
-from lab.figures.verdicts import *  # noqa: F403
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

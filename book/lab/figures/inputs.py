@@ -12,8 +12,8 @@ from lab.figures import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cmp import schedules
 from cmp.config import Mixture, Schedule
+from cmp.registry import option_names
 
 POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict=False))
 """Part of a batch -> colour."""
@@ -153,10 +153,10 @@ def plot_schedules(tasks: int = 8, steps: int = 40, columns: int = 4) -> Figure:
     Returns:
         The figure.
     """
-    pairs = [(name, "none") for name in schedules.CURVES]
+    pairs = [(name, "none") for name in option_names("schedule")]
     pairs += [
         ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta)
-        for meta in schedules.METAS
+        for meta in option_names("meta_schedule")
         if meta != "none"
     ]
     rows = -(-len(pairs) // columns)
