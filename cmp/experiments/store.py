@@ -94,7 +94,7 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     """
     model, seed = run_config.model, run_config.seeds.init
     own = model.start in STARTS
-    path = models.start_file(model, seed) if own else models.cached_weights(model.name, model.start)
+    path = models.start_file(model, seed)
     if path is None or not path.exists():
         return {}, model.start
     found = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
