@@ -561,43 +561,6 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     return result
 
 
-NAMING_KEYS = {
-    "model": "name", "stream": "order", "mixture": "policy", "method": "name",
-    "merging": "policy", "schedule": "name",
-}  # fmt: skip
-"""The key of a section that a text stands for in `from_keywords`."""
-
-
-def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Return a config from a profile and keyword settings, as `cmp.run` takes them.
-
-    Args:
-        profile_name: The profile.
-        settings: Sections as dicts, or as the text of their `NAMING_KEYS`; single keys whose name
-            no two sections share; `seed`, `recipe` and `data`.
-
-    Raises:
-        CmpError: A key is unknown, or several sections have it.
-    """
-    tree = profile(profile_name)
-    if "recipe" in settings:
-        tree = overlay(tree, recipe_tree(settings["recipe"]))
-    for key, value in settings.items():
-        if key in ("seed", "data"):
-            tree[key] = value
-        elif isinstance(value, Mapping):
-            tree = overlay(tree, {key: dict(value)})
-        elif key in NAMING_KEYS:
-            tree = overlay(tree, {key: {NAMING_KEYS[key]: value}})
-        elif key != "recipe":
-            full = [name for name in defaults() if name.rpartition(".")[2] == key]
-            if len(full) > 1:
-                raise CmpError(f"{key}: several sections have it ({', '.join(full)}); name one")
-            section, _, leaf = (full or [key])[0].rpartition(".")
-            tree = overlay(tree, {section: {leaf: value}} if section else {leaf: value})
-    return parse(tree, f"run {profile_name!r}")
-
-
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "stream": {"tasks": 4},

@@ -184,7 +184,15 @@ class MixtureSampler(Sampler[list[int]]):
             steps: Batches per task.
             seed: Seed of the draws.
             task: The task's number; another one gives other draws.
+
+        Raises:
+            CmpError: The shares are not three parts of one.
         """
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise CmpError(
+                f"MixtureSampler: shares {tuple(shares)}: expected those of pool, update and "
+                "buffer, which sum to one"
+            )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
         self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps

@@ -7,16 +7,17 @@ import options
 import pytest
 import torch
 from options import small
-from test_resume import BOUNDARY, END, MIDDLE, Memory, equal, same
+from test_resume import BOUNDARY, END, MIDDLE, MemoryManager, equal, same
 
-from cmp import checkpoints, config, mixtures, models
+from cmp import checkpoints, config, mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
 from cmp.training import make_train_state, method_of, train_task, trainable_parameters
 
 EMBEDDED = pytest.mark.parametrize("name", models.family_names())
-ADAPTERS = pytest.mark.parametrize("method", config.ADAPTERS)
+ADAPTER_METHODS = registry.option_names("method", "fold")
+ADAPTERS = pytest.mark.parametrize("method", ADAPTER_METHODS)
 
 
 def inputs(model, count=4):
@@ -32,37 +33,36 @@ def outputs(model):
     return torch.cat([models.encode_image(model, pixels), models.encode_text(model, tokens)])
 
 
-def learner(*settings):
-    chosen = small(*settings)
-    return make_train_state(chosen, forked.small_corpus())
+def make_state(*settings):
+    return make_train_state(small(*settings), forked.small_corpus())
 
 
-def shaken(found, size=0.05):
-    """With every trainable number moved, as training might."""
+def perturb(state, size=0.05):
+    """Move every trainable number, as training might, and return the state."""
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for p in trainable_parameters(found.model).values():
+        for p in trainable_parameters(state.model).values():
             p += size * torch.randn(p.shape, generator=noise)
-    return found
+    return state
 
 
 @EMBEDDED
 @ADAPTERS
 @pytest.mark.parametrize("bf16", [False, True])
 def test_at_their_start_outputs_are_the_same_to_the_bit(name, method, bf16):
-    found = learner(f"model.name={name}", f"method.name={method}")
-    plain = models.load_model(found.config.model, 0)
+    state = make_state(f"model.name={name}", f"method.name={method}")
+    plain = models.load_model(state.config.model, 0)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        assert torch.equal(outputs(found.model.eval()), outputs(plain.eval()))
-    assert len(adapters.adapted_layers(found.model)) > 10
+        assert torch.equal(outputs(state.model.eval()), outputs(plain.eval()))
+    assert len(adapters.adapted_layers(state.model)) > 10
 
 
 @EMBEDDED
 @ADAPTERS
 def test_folded_in_they_equal_the_adapted_network(name, method):
-    found = shaken(learner(f"model.name={name}", f"method.name={method}"))
-    model, before = found.model, outputs(found.model)
-    start = outputs(models.load_model(found.config.model, 0))
+    state = perturb(make_state(f"model.name={name}", f"method.name={method}"))
+    model, before = state.model, outputs(state.model)
+    start = outputs(models.load_model(state.config.model, 0))
     assert (before - start).abs().max() > 1e-4
     folded = adapters.merged_state_dict(model)
     fresh = models.create_model(name)
@@ -80,9 +80,9 @@ def test_folded_in_they_equal_the_adapted_network(name, method):
 @ADAPTERS
 def test_the_fold_is_the_formula(method):
     """One linear layer and one convolution, by hand in double precision."""
-    found = shaken(learner(f"method.name={method}", "method.rank=3", "method.scale=1.5"))
+    state = perturb(make_state(f"method.name={method}", "method.rank=3", "method.scale=1.5"))
     for name in ("transformer.resblocks.0.mlp.c_fc", "visual.trunk.stages.0.1.conv_1"):
-        layer = found.model.get_submodule(name)
+        layer = state.model.get_submodule(name)
         w = layer.weight.detach().double().flatten(1)
         a = {k: x.detach().double() for k, x in layer.adapter.named_parameters()}
         a |= {k: x.double() for k, x in layer.adapter.named_buffers()}
@@ -99,12 +99,12 @@ def test_the_fold_is_the_formula(method):
 @ADAPTERS
 def test_each_task_folds_and_begins_anew_or_goes_on(method):
     for fold in (True, False):
-        found = shaken(learner(f"method.name={method}", f"method.fold={str(fold).lower()}"))
-        weights = {n: x.clone() for n, x in found.model.state_dict().items()}
-        folded = adapters.merged_state_dict(found.model)
-        method_of(found.config).begin_task(found, 1)
-        after = found.model.state_dict()
-        for name, layer in adapters.adapted_layers(found.model).items():
+        state = perturb(make_state(f"method.name={method}", f"method.fold={str(fold).lower()}"))
+        weights = {n: x.clone() for n, x in state.model.state_dict().items()}
+        folded = adapters.merged_state_dict(state.model)
+        method_of(state.config).begin_task(state, 1)
+        after = state.model.state_dict()
+        for name, layer in adapters.adapted_layers(state.model).items():
             kept = folded if fold else weights
             assert torch.equal(layer.weight, kept[f"{name}.weight"])
             if fold:
@@ -126,30 +126,30 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
     ids=" ".join,
 )
 def test_what_methods_are_combined_with_resumes_to_the_bit(settings):
-    chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
-    whole = execute(chosen, corpus, manager=memory)
+    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
+    result = execute(run_config, corpus, manager=manager)
     for place in (MIDDLE, BOUNDARY, END):
-        again = Memory(memory.states[place])
-        assert same(execute(chosen, corpus, manager=again), whole), place
-        assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
+        resumed = MemoryManager(manager.states[place])
+        assert same(execute(run_config, corpus, manager=resumed), result), place
+        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
 
 
 def test_merging_sees_folded_weights_and_the_average_is_trained_on():
-    chosen = small("method.name=lora", "merging.policy=ema", "merging.weight=0.25")
-    memory, ends, starts = Memory(), [], []
+    run_config = small("method.name=lora", "merging.policy=ema", "merging.weight=0.25")
+    manager, ends, starts = MemoryManager(), [], []
 
     def step(task, number, loss, model):
-        if number == chosen.training.steps - 1:
+        if number == run_config.training.steps - 1:
             ends.append(adapters.merged_state_dict(model))
 
-    result = execute(chosen, forked.small_corpus(), Observer(step), manager=memory)
-    average = models.load_model(chosen.model, 0).state_dict()
+    result = execute(run_config, forked.small_corpus(), Observer(step), manager=manager)
+    average = models.load_model(run_config.model, 0).state_dict()
     for end in ends:
         average = {n: 0.25 * end[n] + 0.75 * x for n, x in average.items()}
         starts.append(average)
-    begun = checkpoints.strip_prefix(memory.states[BOUNDARY].tensors, "weights/")
+    loaded = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "weights/")
     for name, x in starts[0].items():
-        torch.testing.assert_close(begun[name], x)
+        torch.testing.assert_close(loaded[name], x)
     for name, x in result.model.state_dict().items():
         torch.testing.assert_close(x, starts[1][name])
     assert "visual.trunk.stem.0.weight" in starts[0]
@@ -170,32 +170,32 @@ def test_a_finished_run_is_of_plain_layers(method, tmp_path):
 def test_adapters_of_two_tasks_are_drawn_apart_and_of_one_alike():
     draws = []
     for task in (0, 0, 1):
-        found = learner("method.name=lora")
-        adapters.begin_task(found, task)
-        draws.append(found.model.get_submodule("visual.trunk.stem.0").adapter.down.detach())
+        state = make_state("method.name=lora")
+        adapters.begin_task(state, task)
+        draws.append(state.model.get_submodule("visual.trunk.stem.0").adapter.down.detach())
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
 
 def test_vera_shares_what_it_draws_and_stores_none_of_it():
-    found = learner("method.name=vera", "method.targets=[q_proj, k_proj]")
-    layers = list(adapters.adapted_layers(found.model).values())
+    state = make_state("method.name=vera", "method.targets=[q_proj, k_proj]")
+    layers = list(adapters.adapted_layers(state.model).values())
     assert len({layer.adapter.down.data_ptr() for layer in layers}) == 1
-    assert not any("down" in name for name in found.model.state_dict())
+    assert not any("down" in name for name in state.model.state_dict())
 
 
 @pytest.mark.parametrize("target", ["q_proj", "visual.trunk.stem", "mlp.c_fc", "stem.0"])
 def test_targets_are_parts_of_names(target):
-    found = learner("method.name=lora", f"method.targets=[{target}]")
-    names = adapters.adapted_layers(found.model)
+    state = make_state("method.name=lora", f"method.targets=[{target}]")
+    names = adapters.adapted_layers(state.model)
     assert names
     assert all(f".{target}." in f".{name}." for name in names)
 
 
 def refused(*settings, model=None):
     with pytest.raises(CmpError) as caught:
-        chosen = small(*settings)
-        make_train_state(chosen, forked.small_corpus(), model)
+        run_config = small(*settings)
+        make_train_state(run_config, forked.small_corpus(), model)
     return str(caught.value)
 
 
@@ -213,7 +213,7 @@ def refused(*settings, model=None):
     ],
 )
 def test_what_cannot_be_is_refused_by_name(settings, words):
-    message = refused(*(f"method.{each}" for each in settings))
+    message = refused(*(f"method.{setting}" for setting in settings))
     for word in words:
         assert word in message
 
@@ -241,12 +241,15 @@ def test_a_frozen_tower_is_refused(method):
     assert "visual." in message
     assert "frozen" in message
     if method == "lora":
-        chosen = small("method.name=lora", "method.targets=[q_proj]")
-        assert adapters.adapted_layers(make_train_state(chosen, forked.small_corpus(), model).model)
+        run_config = small("method.name=lora", "method.targets=[q_proj]")
+        assert adapters.adapted_layers(
+            make_train_state(run_config, forked.small_corpus(), model).model
+        )
 
 
-def test_every_adapter_of_the_table_is_a_method():
-    assert set(config.ADAPTERS) <= set(config.choices()["method.name"])
+def test_every_method_with_adapters_folds_or_not():
+    assert {"lora", "dora", "vera"} <= set(ADAPTER_METHODS)
+    assert set(ADAPTER_METHODS) <= set(config.choices()["method.name"])
     assert {s for (s, *_) in options.SETTINGS if "fold" in s} == {
         "method.fold=false",
         "method.fold=true",
@@ -254,8 +257,8 @@ def test_every_adapter_of_the_table_is_a_method():
 
 
 def test_a_copy_of_an_adapted_network_is_one_of_its_own():
-    found = shaken(learner("method.name=vera"))
-    other = copy.deepcopy(found.model)
+    state = perturb(make_state("method.name=vera"))
+    other = copy.deepcopy(state.model)
     before = outputs(other)
-    train_task(found, mixtures.task_pools(found.config, found.corpus)[0], 0)
+    train_task(state, mixtures.task_pools(state.config, state.corpus)[0], 0)
     assert torch.equal(outputs(other), before)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from cmp import config, mixtures, streams
+from cmp import config, mixtures, registry, streams
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.mixtures import (
-    BUFFERS,
     POOL_ROLES,
     SELECTIONS,
+    MixtureSampler,
     Pools,
     batch_counts,
     batch_rows,
@@ -120,6 +121,84 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
         assert any(part > size for part, size in zip(taken, sizes, strict=True))
 
 
+# --- a batch sampler for a training loop of one's own
+
+
+def make_sampler(sizes=(90, 60, 30), shares=(0.25, 0.25, 0.5), batch=16, steps=20, **options):
+    return MixtureSampler(*(range(size) for size in sizes), shares, batch, steps, **options)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=3, max_size=3), shares(), st.integers(2, 40),
+    st.booleans(), st.integers(0, 3),
+)  # fmt: skip
+@settings(max_examples=50)
+def test_a_sampler_keeps_the_shares_and_repeats_nothing_within_a_pass(
+    sizes, mixture, batch, empty, task
+):
+    sizes = (*sizes[:2], 0) if empty else tuple(sizes)
+    ratios = (mixture.pretraining, mixture.update, mixture.buffer)
+    if empty and ratios[2] == 1:
+        return
+    sampler = make_sampler(sizes, ratios, batch, 12, task=task)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 12
+    bounds = np.cumsum([0, *sizes])
+    counts = batch_counts(mixture, batch, empty_buffer=empty)
+    for number, (low, high, count) in enumerate(zip(bounds, bounds[1:], counts, strict=False)):
+        chosen = [[index for index in indices if low <= index < high] for indices in batches]
+        assert {len(indices) for indices in chosen} == {count}, number
+        together = list(itertools.chain(*chosen))
+        for start in range(0, len(together) - sizes[number] + 1, max(sizes[number], 1)):
+            assert sorted(together[start : start + sizes[number]]) == list(range(low, high))
+    assert {len(indices) for indices in batches} == {batch}
+    assert list(sampler) == batches
+
+
+def test_other_seeds_and_tasks_of_a_sampler_differ():
+    options = [{}, {"task": 1}, {"task": 2}, {"seed": 1}, {"seed": 1, "task": 1}]
+    draws = {tuple(itertools.chain(*make_sampler(**each))) for each in options}
+    assert len(draws) == len(options)
+
+
+class Numbers(Dataset):
+    """A data set of numbers."""
+
+    def __init__(self, first, count):
+        self.first, self.count = first, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.first + index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sampler_works_in_a_data_loader_over_concatenated_data(workers):
+    pool, update, buffer = Numbers(0, 90), Numbers(1000, 60), Numbers(2000, 30)
+    sampler = MixtureSampler(
+        pool=pool, update=update, buffer=buffer, shares=(0.25, 0.25, 0.5), batch=16, steps=5, seed=3
+    )
+    loader = DataLoader(
+        ConcatDataset([pool, update, buffer]), batch_sampler=sampler, num_workers=workers
+    )
+    assert len(loader) == 5
+    batches = [batch.tolist() for batch in loader]
+    for numbers in batches:
+        assert Counter(number // 1000 for number in numbers) == {0: 4, 1: 4, 2: 8}
+    assert [sorted(batch.tolist()) for batch in loader] == [sorted(batch) for batch in batches]
+
+
+def test_a_sampler_refuses_what_it_cannot_do():
+    with pytest.raises(CmpError, match=r"shares \(0\.5, 0\.5, 0\.5\): .* sum to one"):
+        make_sampler(shares=(0.5, 0.5, 0.5))
+    with pytest.raises(CmpError, match="empty pool"):
+        list(make_sampler(sizes=(0, 60, 30)))
+
+
 # --- choosing by keys
 
 
@@ -137,61 +216,75 @@ def test_the_lowest_of_all_are_the_lowest_of_a_part(values, count, part):
 @given(st.lists(st.integers(0, 4), max_size=40))
 def test_ranks_count_within_groups(groups):
     priority = np.random.default_rng(0).permutation(len(groups))
-    found = rank_within_groups(np.array(groups, int), priority)
+    ranks = rank_within_groups(np.array(groups, int), priority)
     for place, group in enumerate(groups):
         before = [p for p, g in zip(priority, groups, strict=True) if g == group]
-        assert found[place] == sum(p < priority[place] for p in before)
+        assert ranks[place] == sum(p < priority[place] for p in before)
 
 
 # --- buffers
 
 
 @st.composite
-def pasts(draw):
+def histories(draw):
     """Some updates of some classes each; a class arrives in one update, as in a stream."""
     sizes = draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=5))
     total = sum(map(sum, sizes))
     labels = np.repeat(range(sum(map(len, sizes))), list(itertools.chain(*sizes)))
     rows = np.random.default_rng(draw(st.integers(0, 9))).permutation(total)
-    of_row = np.empty(total, int)
-    of_row[rows] = labels
-    updates = np.split(rows, np.cumsum([sum(each) for each in sizes]))[:-1] if sizes else []
-    return [np.sort(update) for update in updates], of_row
+    label_of = np.empty(total, int)
+    label_of[rows] = labels
+    updates = np.split(rows, np.cumsum([sum(counts) for counts in sizes]))[:-1] if sizes else []
+    return [np.sort(update) for update in updates], label_of
 
 
-def held(policy, updates, labels, capacity, seed=0):
-    past = mixtures.buffer_history(updates, labels)
-    chosen, groups = BUFFERS[policy](past, capacity, seed)
-    return past.rows[chosen], groups
+def buffer_rows(policy, updates, labels, capacity, seed=0):
+    """The corpus positions that a buffer keeps, and their groups."""
+    history = mixtures.buffer_history(updates, labels)
+    kept, groups = registry.get_option("buffer", policy).value(history, capacity, seed)
+    return history.rows[kept], groups
 
 
-@pytest.mark.parametrize("policy", BUFFERS)
-@given(pasts(), st.none() | st.integers(1, 60), st.integers(0, 3))
-def test_a_buffer_holds_the_past_and_takes_nothing_back(policy, past, capacity, seed):
-    (updates, labels), before = past, set()
-    capacity = {"unlimited": None, "reservoir": capacity or 5}.get(policy, capacity)
+def allowed_capacity(policy, capacity):
+    """A capacity that a buffer takes: none, one that it must have, or the one given."""
+    rule = registry.get_option("buffer", policy).facts["capacity"]
+    return {"none": None, "required": capacity or 5, "optional": capacity}[rule]
+
+
+@pytest.mark.parametrize("policy", registry.option_names("buffer"))
+@given(histories(), st.none() | st.integers(1, 60), st.integers(0, 3))
+def test_a_buffer_holds_the_past_and_takes_nothing_back(policy, history, capacity, seed):
+    (updates, labels), before = history, set()
+    capacity = allowed_capacity(policy, capacity)
     for count in range(len(updates) + 1):
-        found, groups = held(policy, updates[:count], labels, capacity, seed)
+        rows, groups = buffer_rows(policy, updates[:count], labels, capacity, seed)
         arrived = set().union(*map(set, updates[:count]))
-        assert found.tolist() == sorted(set(found.tolist()))
-        assert set(found) <= before | (set(updates[count - 1]) if count else set())
-        assert len(found) == (len(arrived) if capacity is None else min(capacity, len(arrived)))
-        again, _ = held(policy, updates[:count], labels, capacity, seed)
-        assert (found == again).all()
+        assert rows.tolist() == sorted(set(rows.tolist()))
+        assert set(rows) <= before | (set(updates[count - 1]) if count else set())
+        assert len(rows) == (len(arrived) if capacity is None else min(capacity, len(arrived)))
+        again, _ = buffer_rows(policy, updates[:count], labels, capacity, seed)
+        assert (rows == again).all()
+        assert groups is None or len(groups) == len(rows)
+        before = set(rows)
+
+
+@given(histories(), st.integers(1, 60))
+def test_only_balanced_buffers_draw_from_groups(history, capacity):
+    for policy in ("unlimited", "reservoir", "class-balanced", "task-balanced"):
+        _, groups = buffer_rows(policy, *history, allowed_capacity(policy, capacity))
         assert (groups is None) == (policy in ("unlimited", "reservoir"))
-        before = set(found)
 
 
-@given(pasts(), st.integers(1, 60))
-def test_balanced_buffers_hold_as_many_of_each_group(past, capacity):
-    updates, labels = past
-    of_task = {row: task for task, update in enumerate(updates) for row in update}
-    for policy, group_of in (("class-balanced", labels), ("task-balanced", of_task)):
-        found, groups = held(policy, updates, labels, capacity)
-        assert [group_of[row] for row in found] == groups.tolist()
-        kept, there = Counter(groups.tolist()), Counter(group_of[row] for row in of_task)
+@given(histories(), st.integers(1, 60))
+def test_balanced_buffers_hold_as_many_of_each_group(history, capacity):
+    updates, labels = history
+    task_of = {row: task for task, update in enumerate(updates) for row in update}
+    for policy, group_of in (("class-balanced", labels), ("task-balanced", task_of)):
+        rows, groups = buffer_rows(policy, updates, labels, capacity)
+        assert [group_of[row] for row in rows] == groups.tolist()
+        kept, arrived = Counter(groups.tolist()), Counter(group_of[row] for row in task_of)
         quota = max(kept.values(), default=0)
-        assert all(kept[group] >= min(quota - 1, count) for group, count in there.items())
+        assert all(kept[group] >= min(quota - 1, count) for group, count in arrived.items())
 
 
 def test_a_reservoir_is_uniform():
@@ -201,15 +294,15 @@ def test_a_reservoir_is_uniform():
     labels, seeds, size = np.arange(120), 3000, 30
     kept = np.zeros((seeds, 120))
     for seed in range(seeds):
-        kept[seed, held("reservoir", updates, labels, size, seed)[0]] = 1
+        kept[seed, buffer_rows("reservoir", updates, labels, size, seed)[0]] = 1
     expected = seeds * size / 120
     # counts of a fixed total without replacement spread less than Poisson, by 1 - size/120
     chi_square = ((kept.sum(axis=0) - expected) ** 2 / (expected * (1 - size / 120))).sum()
     assert 75.5 < chi_square < 173.6  # 0.1% and 99.9% of chi-square with 119 degrees
     pairs, both = [(0, 5), (3, 60), (15, 100), (80, 81)], size * (size - 1) / (120 * 119)
     for one, other in pairs:
-        found = (kept[:, one] * kept[:, other]).mean()
-        assert abs(found - both) < 4 * np.sqrt(both / seeds)
+        together = (kept[:, one] * kept[:, other]).mean()
+        assert abs(together - both) < 4 * np.sqrt(both / seeds)
 
 
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 30))
@@ -233,21 +326,22 @@ def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
 
 
 @pytest.mark.parametrize("capacity", ["null", "30"])
-@pytest.mark.parametrize("policy", BUFFERS)
+@pytest.mark.parametrize("policy", registry.option_names("buffer"))
 def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
-    capacity = {"unlimited": "null", "reservoir": "30"}.get(policy, capacity)
-    chosen = forked.small_config(f"mixture.policy={policy}", f"mixture.capacity={capacity}")
-    pools = mixtures.task_pools(chosen, forked.small_corpus())
+    rule = registry.get_option("buffer", policy).facts["capacity"]
+    capacity = {"none": "null", "required": "30"}.get(rule, capacity)
+    run_config = forked.small_config(f"mixture.policy={policy}", f"mixture.capacity={capacity}")
+    pools = mixtures.task_pools(run_config, forked.small_corpus())
     for task, pool in enumerate(pools):
-        earlier = set().union(*[set(each.update) for each in pools[:task]])
+        earlier = set().union(*[set(before.update) for before in pools[:task]])
         assert set(pool.buffer) <= earlier
         for step in range(3):
-            batch = batch_rows(pool, chosen.mixture, 12, 0, task, step)
+            batch = batch_rows(pool, run_config.mixture, 12, 0, task, step)
             assert set(batch[4 + 2 * (task == 0) :]) <= earlier | set(pool.pretraining)
 
 
 def test_policies_want_what_they_need():
-    with pytest.raises(ValueError, match="'reservoir' wants a capacity"):
+    with pytest.raises(ValueError, match="'reservoir' needs a capacity"):
         Mixture(policy="reservoir")
     with pytest.raises(ValueError, match="capacity 5: 'unlimited' has none"):
         Mixture(capacity=5)
@@ -255,7 +349,9 @@ def test_policies_want_what_they_need():
         config.parse({"mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.5}})
     with pytest.raises(CmpError, match=r"mixture\.buffer.*found -0\.5"):
         config.parse({"mixture": {"pretraining": 0.5, "update": 1.0, "buffer": -0.5}})
-    with pytest.raises(CmpError, match=r"mixture\.policy.*found 'class-balance'"):
+    with pytest.raises(
+        CmpError, match=r"mixture\.policy.*'class-balance'; did you mean 'class-balanced'\?"
+    ):
         config.parse({"mixture": {"policy": "class-balance"}})
 
 
@@ -269,10 +365,10 @@ def test_a_part_of_the_pool_is_kept(share, seed):
     for pool, role in POOL_ROLES.items():
         whole = np.concatenate([corpus.rows("train", dataset=d) for d in corpus.by_role(role)])
         for select in SELECTIONS:
-            found = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
-            assert len(found) == len(set(found)) == max(1, round(share * len(whole)))
-            assert set(found) <= set(whole)
-            assert (np.diff(found) > 0).all()
+            kept = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
+            assert len(kept) == len(set(kept)) == max(1, round(share * len(whole)))
+            assert set(kept) <= set(whole)
+            assert (np.diff(kept) > 0).all()
 
 
 def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
@@ -288,12 +384,12 @@ def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
 
 def test_selections_choose_by_their_traits(corpus):
     whole = replay_pool(corpus, Mixture(replay=1.0), 0)
-    known = streams.pool_statistics(corpus, whole).set_index(whole)
+    statistics = streams.pool_statistics(corpus, whole).set_index(whole)
     best = replay_pool(corpus, Mixture(select="aligned"), 0)
     rest = np.setdiff1d(whole, best)
-    assert known["alignment"][best].min() >= known["alignment"][rest].max()
-    even = known["cluster"][replay_pool(corpus, Mixture(select="clustered"), 0)].value_counts()
-    chance = known["cluster"][replay_pool(corpus, Mixture(), 0)].value_counts()
+    assert statistics["alignment"][best].min() >= statistics["alignment"][rest].max()
+    even = statistics["cluster"][replay_pool(corpus, Mixture(select="clustered"), 0)].value_counts()
+    chance = statistics["cluster"][replay_pool(corpus, Mixture(), 0)].value_counts()
     assert even.max() - even.min() <= 1 < chance.max() - chance.min()
 
 
@@ -301,6 +397,6 @@ def test_a_pool_that_is_not_there_is_refused():
     whole = forked.small_corpus()
     datasets = {n: d for n, d in whole.datasets.items() if d.role != "substitute"}
     without = dataclasses.replace(whole, datasets=datasets)
-    chosen = forked.small_config("mixture.pool=substitute")
+    run_config = forked.small_config("mixture.pool=substitute")
     with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
-        mixtures.task_pools(chosen, without)
+        mixtures.task_pools(run_config, without)

@@ -4,28 +4,20 @@ A module per method, each registered under its name. `parameters`, `adapters` an
 what several methods share.
 """
 
+import importlib
+
 from cmp.errors import CmpError
-from cmp.methods import (
-    bitfit,
-    distillation,
-    dora,
-    ewc,
-    full,
-    galore,
-    lnfit,
-    locked_image,
-    locked_text,
-    lora,
-    si,
-    vera,
-)
 from cmp.registry import Option
 from cmp.training import UpdateMethod
 
-__all__ = [
-    "bitfit", "check_option", "distillation", "dora", "ewc", "full", "galore", "lnfit",
-    "locked_image", "locked_text", "lora", "si", "vera",
-]  # fmt: skip
+MODULES = (
+    "full", "locked_image", "locked_text", "bitfit", "lnfit", "lora", "dora", "vera", "galore",
+    "ewc", "si", "distillation",
+)  # fmt: skip
+"""The package's methods, in the order in which lists show them."""
+
+for _name in MODULES:
+    importlib.import_module(f"cmp.methods.{_name}")
 
 
 def check_option(option: Option) -> None:

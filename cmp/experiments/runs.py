@@ -1,0 +1,81 @@
+"""Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from cmp import budgets, config
+from cmp.config import RunConfig
+from cmp.data import load_corpus
+from cmp.errors import CmpError
+from cmp.experiments import store, workers
+from cmp.runner import Observer
+
+
+def run(
+    profile: str = "quick", device: str = "cpu", progress: bool = True, **settings: Any
+) -> store.StoredRun:
+    """Take a model through a stream of updates: train, evaluate, store.
+
+    A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
+
+    Args:
+        profile: "quick", "cpu" or "gpu".
+        device: "cpu" or "cuda".
+        progress: Whether a progress bar is shown.
+        **settings: Sections of the config, as a dict or by the name of their option, or single
+            keys: `method="lora"`, `schedule={"name": "wsd", "peak": 0.01}`, `peak=0.01`, `seed=1`.
+
+    Returns:
+        The finished run; its `metrics` are a DataFrame with a row per (task, scope, dataset).
+
+    Raises:
+        CmpError: A setting is unknown or impossible.
+    """
+    run_config = from_keywords(profile, settings)
+    is_stored = store.is_stored(store.run_id_of(run_config, load_corpus(run_config)))
+    total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
+        observer = Observer(
+            step=lambda task, step, loss, model: bar.update() and None,
+            resumed=lambda steps: bar.update(steps) and None,
+        )
+        return workers.run_one(run_config, observer, device)
+
+
+NAMING_KEYS = {
+    "model": "name", "stream": "order", "mixture": "policy", "method": "name",
+    "merging": "policy", "schedule": "name",
+}  # fmt: skip
+"""The key of a section that a text stands for in `from_keywords`."""
+
+
+def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
+    """Return a config from a profile and keyword settings, as `cmp.run` takes them.
+
+    Args:
+        profile_name: The profile.
+        settings: Sections as dicts, or as the text of their `NAMING_KEYS`; single keys whose name
+            no two sections share; `seed`, `recipe` and `data`.
+
+    Raises:
+        CmpError: A key is unknown, or several sections have it.
+    """
+    tree = config.profile(profile_name)
+    if "recipe" in settings:
+        tree = config.overlay(tree, config.recipe_tree(settings["recipe"]))
+    for key, value in settings.items():
+        if key in ("seed", "data"):
+            tree[key] = value
+        elif isinstance(value, Mapping):
+            tree = config.overlay(tree, {key: dict(value)})
+        elif key in NAMING_KEYS:
+            tree = config.overlay(tree, {key: {NAMING_KEYS[key]: value}})
+        elif key != "recipe":
+            full = [name for name in config.defaults() if name.rpartition(".")[2] == key]
+            if len(full) > 1:
+                raise CmpError(f"{key}: several sections have it ({', '.join(full)}); name one")
+            section, _, leaf = (full or [key])[0].rpartition(".")
+            tree = config.overlay(tree, {section: {leaf: value}} if section else {leaf: value})
+    return config.parse(tree, f"run {profile_name!r}")
