@@ -233,8 +233,7 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
     side = model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
     pixels = torch.zeros(batch, 3, height, width, device=device)
-    length = models.context_length(model)
-    tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    tokens = torch.zeros(batch, model.context_length, dtype=torch.int64, device=device)
     image = models.encode_image(model, pixels)
     text = models.encode_text_unpacked(model, tokens)
     place = torch.arange(batch, device=device)

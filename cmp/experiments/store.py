@@ -117,10 +117,7 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     """
     model, seed = run_config.model, run_config.seeds.init
     is_base = model.start in STARTS
-    if is_base:
-        path = models.start_file(model, seed)
-    else:
-        path = models.cached_weights(model.name, model.start)
+    path = models.start_file(model, seed)
     if path is None or not path.exists():
         return {}, model.start
     digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
