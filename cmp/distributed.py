@@ -68,7 +68,7 @@ def local_slice(count: int) -> slice:
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of their slices, [N, E] -> [N * processes, E]."""
+    """Return the rows of all processes in order of their slices, [N, E] -> [N * processes, E]."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]

@@ -6,6 +6,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
@@ -200,7 +201,7 @@ class MixtureSampler(Sampler[list[int]]):
                 "buffer, which sum to one"
             )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
-        self.pools = Pools(*(np.arange(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps
         self.seed, self.task = seed, task
 

@@ -4,7 +4,6 @@ Pretraining and joint training are runs, too.
 """
 
 import contextlib
-import dataclasses
 import functools
 import platform
 import time
@@ -26,12 +25,11 @@ from cmp import (
     checkpoints,
     distributed,
     mixtures,
-    models,
     schedules,
 )
 from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
-from cmp.config import MAX_COUNT, Mixture, RunConfig
+from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
@@ -130,25 +128,6 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 
-def joint_training(config: RunConfig) -> RunConfig:
-    """Return the upper bound of a run: all its classes in one task of as many steps.
-
-    Raises:
-        CmpError: The task would have too many steps.
-    """
-    steps = config.stream.tasks * config.training.steps
-    if steps > MAX_COUNT:
-        raise CmpError(
-            f"training.steps: {steps} in the one task of joint training; at most {MAX_COUNT}"
-        )
-    return dataclasses.replace(
-        config,
-        stream=dataclasses.replace(config.stream, tasks=1),
-        mixture=Mixture(1 / 3, 2 / 3, 0.0, config.mixture.replay),
-        training=dataclasses.replace(config.training, steps=steps),
-    )
-
-
 def evaluation_sizes(config: RunConfig) -> list[tuple[int | None, int]]:
     """Return (images per dataset, how often), None for all images.
 
@@ -204,23 +183,6 @@ def execute(
             first_step = 0
             run.end_task(task + 1, optimizer)
     return run.result()
-
-
-def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
-    """Return the weights before the stream and at the end of each task, on the CPU.
-
-    They are of a run that is computed for this alone, and not stored.
-    """
-    weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
-    last = budgets.apply_budget(config).training.steps - 1
-
-    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
-        if step == last:
-            merged = adapters.merged_state_dict(model)
-            weights.append({name: x.cpu().clone() for name, x in merged.items()})
-
-    execute(config, corpus, Observer(keep))
-    return weights
 
 
 @dataclass

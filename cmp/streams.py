@@ -13,7 +13,7 @@ import pandas as pd
 from cmp.config import Stream
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.files import atomic_file, build_folder, child_path, parse_json, read_table
+from cmp.files import build_folder, child_path, read_table
 from cmp.registry import Option, get_option, plugins, register
 from cmp.seeds import numpy_generator
 
@@ -67,8 +67,8 @@ def _class_order(
         table = class_statistics(traits)
         if missing := set(entries) - set(table.index):
             raise CmpError(
-                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}; "
-                "`cmpt stream make` measures them all"
+                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}"
+                "; `cmpt stream make` measures them all"
             )
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
@@ -312,44 +312,6 @@ def _walk(points: np.ndarray, near: np.ndarray, start: int) -> tuple[np.ndarray,
     return path, total
 
 
-MAX_STREAM_BYTES = 64 * 2**20
-"""Largest stream file that is read; the reference's are below one million bytes."""
-
-
-def read_stream_file(path: Path) -> list[str]:
-    """Return the classes of a stream file of the published reference, in order of arrival.
-
-    Args:
-        path: A JSON list of distinct "DATASET+++class".
-
-    Raises:
-        CmpError: It is anything else; the message names the entry.
-    """
-    try:
-        if path.stat().st_size > MAX_STREAM_BYTES:
-            raise ValueError(f"larger than {MAX_STREAM_BYTES} bytes")
-        entries = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
-    if not isinstance(entries, list) or not entries:
-        raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
-    first: dict[str, int] = {}
-    for number, entry in enumerate(entries, start=1):
-        parts = entry.split("+++") if isinstance(entry, str) else []
-        if len(parts) != 2 or not all(parts):
-            raise CmpError(f'{path}: entry {number}: {entry!r:.60} is no "DATASET+++class"')
-        if first.setdefault(entry, number) != number:
-            raise CmpError(
-                f"{path}: entry {number}: {entry!r} is there already, as entry {first[entry]}"
-            )
-    return entries
-
-
-def stream_table(order: list[str]) -> pd.DataFrame:
-    """Return the table of class statistics of an imported list: each entry's position in it."""
-    return pd.DataFrame({"entry": order, "position": range(len(order))})
-
-
 # Class statistics are measured once, with one base, and kept as tables: an order must be the same
 # on every machine and for every base, and accuracies that are measured again would not be.
 
@@ -418,14 +380,6 @@ def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.D
         return read_table(path, columns)
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read ({error}); `{command}` makes it again") from error
-
-
-def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path."""
-    path = child_path(statistics_folder(), f"{name}-{kind}", ".parquet")
-    with atomic_file(path) as partial:
-        table.to_parquet(partial, index=False)
-    return path
 
 
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:

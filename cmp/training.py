@@ -266,7 +266,7 @@ def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: T
 
 
 def uses_sigmoid_loss(model: nn.Module) -> bool:
-    """Return whether a network was made for `sigmoid_loss`: it has a bias beside its logit scale."""
+    """Return whether a network was made for `sigmoid_loss`: it has a bias beside the scale."""
     return getattr(model, "logit_bias", None) is not None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 from ipywidgets import IntSlider
 from ipywidgets.embed import embed_data
+
 from lab import site
 from lab.explorers import Triangle
 

@@ -8,13 +8,13 @@ import sys
 import jupytext
 import nbformat
 import pytest
-from lab import chapters, commit_notebooks, run
 from typer.testing import CliRunner
 
 from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments import studies, workers
 from cmp.files import build_folder, project_folder
+from lab import chapters, commit_notebooks, run
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu

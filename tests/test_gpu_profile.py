@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lab import chapter_setup, chapters
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, files, mixtures
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, studies
+from lab import chapter_setup, chapters
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -129,9 +129,9 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
 
 def test_other_profiles_take_a_study_as_it_is():
     changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
-    assert config.translate_changes(changes, "cpu") is changes
-    assert config.is_translatable(changes, "quick")
-    assert not config.is_translatable(changes, "gpu")
+    assert studies.translate_changes(changes, "cpu") is changes
+    assert studies.is_translatable(changes, "quick")
+    assert not studies.is_translatable(changes, "gpu")
 
 
 @no_card

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lab import analyses, explorers, figures
 
 from cmp import config, evaluation, models
-from cmp.runner import execute, task_end_weights
+from cmp.experiments.runs import task_end_weights
+from cmp.runner import execute
+from lab import analyses, explorers, figures
 from tests.test_widgets import parts_of
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

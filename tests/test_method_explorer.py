@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab import analyses, explorers, figures
 
 from cmp import budgets, config
+from lab import analyses, explorers, figures
 from tests.test_widgets import parts_of, published
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

@@ -9,7 +9,6 @@ import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lab import explorers
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, models, streams
@@ -19,6 +18,7 @@ from cmp.errors import CmpError
 from cmp.experiments import evidence, paper, planner, results, studies
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import apply_policy
+from lab import explorers
 
 invoke = CliRunner().invoke
 HOURS = 0.0064

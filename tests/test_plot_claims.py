@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab import figures
 from matplotlib.colors import to_hex
 
 from cmp.experiments.claims import Claim, verdicts
+from lab import figures
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

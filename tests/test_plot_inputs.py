@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+
 from lab import figures
 from lab.figures import inputs
-from matplotlib.colors import to_hex
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

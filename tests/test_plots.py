@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import figures
-from lab.figures import style, trajectories
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cmp.errors import CmpError
+from lab import figures
+from lab.figures import style, trajectories
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

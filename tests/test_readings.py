@@ -6,13 +6,14 @@ import time
 
 import pytest
 from forked import small_config, small_corpus
-from lab import chapter_setup, chapters, run
 
 from cmp import checkpoints, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
+from lab import chapter_setup, chapters, run
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 
@@ -149,4 +150,4 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     assert reply["content"]["status"] == "ok"
     assert [each for each in again if each["msg_type"] == "error"] == []
     assert [store.load_run(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
-    assert checkpoints.unfinished_runs() == []
+    assert unfinished_runs() == []

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import analyses, explorers, figures
 
 from cmp import budgets, config, models
 from cmp.experiments import pretraining, studies
 from cmp.experiments.claims import AGGREGATES, setting_means
 from cmp.experiments.paper import model_catalogue
+from lab import analyses, explorers, figures
 from tests.test_widgets import parts_of
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}

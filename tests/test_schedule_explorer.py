@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import analyses, explorers, figures
 from matplotlib.figure import Figure
 
 from cmp import config, registry, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
+from lab import analyses, explorers, figures
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 MORE = {

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab import chapters, figures, scoreboard
-from lab.scoreboard import Contrast, Ground, Guideline
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
 from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED, claims_of
+from lab import chapters, figures, scoreboard
+from lab.scoreboard import Contrast, Ground, Guideline
 
 CHAPTERS = ("01", "02", "03", "04", "05", "06", "07")
 NETWORKS = ("tiny", "tiny-half", "tiny-double", "tiny-quad", "tiny-vit")

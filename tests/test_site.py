@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import sample_book
-from lab import analyses, chapters, figures, site
-from lab.figures import trajectories
 
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import parse_yaml, project_folder
+from lab import analyses, chapters, figures, site
+from lab.figures import trajectories
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
-from cmp.experiments import store
+from cmp.experiments import statistics, store
 from cmp.runner import execute
 
 MEASURED = [order for order in registry.option_names("order") if order != "listed"]
@@ -311,7 +311,7 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
     entries = [f"SET{index % 41}+++class {index}" for index in range(18_381)]
     path = write(tmp_path / "s.json", entries)
     started = time.process_time()
-    order = streams.read_stream_file(path)
+    order = statistics.read_stream_file(path)
     blocks = streams.cut_into_tasks(order, 20)
     assert time.process_time() - started < 1
     assert order == entries
@@ -334,9 +334,9 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
     path = write(tmp_path / "s.json", content)
     with pytest.raises(CmpError, match=words):
-        streams.read_stream_file(path)
+        statistics.read_stream_file(path)
     with pytest.raises(CmpError, match=r"none\.json: cannot be read"):
-        streams.read_stream_file(tmp_path / "none.json")
+        statistics.read_stream_file(tmp_path / "none.json")
 
 
 @pytest.fixture
@@ -371,12 +371,12 @@ def test_a_damaged_table_of_traits_is_refused(build):
     (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
         streams.class_statistics("broken")
-    streams.write_statistics(
+    statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
     )
     with pytest.raises(CmpError, match=r"'a\+\+\+b' stands there twice"):
         streams.class_statistics("twice")
-    streams.write_statistics(
+    statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
     )
     with pytest.raises(CmpError, match="loss: must be one column of float"):

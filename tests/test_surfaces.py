@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import analyses, figures
-from lab.analyses import Surface
-from lab.figures import comparisons
 
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import store
+from lab import analyses, figures
+from lab.analyses import Surface
+from lab.figures import comparisons
 from tests.test_widgets import TRIANGLE, published, shares
 
 GRID = [(p / 4, d / 4, (4 - p - d) / 4) for p in range(5) for d in range(5 - p)]

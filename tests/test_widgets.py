@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import analyses, explorers, figures
-from lab.figures import inputs
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures, streams
 from cmp.cli.runs import read_config
 from cmp.config import Mixture, Stream
 from cmp.experiments import statistics
+from lab import analyses, explorers, figures
+from lab.figures import inputs
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 WEIGHTS = st.integers(0, 20)

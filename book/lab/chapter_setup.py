@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lab import chapters
 
 from cmp import config
 from cmp.config import RunConfig
@@ -13,6 +12,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies
 from cmp.experiments.studies import Study
+from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-from lab import chapters, run
 
 from cmp.errors import CmpError
 from cmp.files import build_folder, project_folder, write_atomic
+from lab import chapters, run
 
 PLACES = {sys.prefix: "<python>", str(project_folder()): ".", str(Path.home()): "~"}
 VOLATILE = {

@@ -18,8 +18,6 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import traitlets
-from lab import analyses, figures
-from lab.analyses import Surface
 from matplotlib.figure import Figure
 
 from cmp import config, evaluation, models, streams
@@ -33,6 +31,8 @@ from cmp.experiments.planner import Plan, PlanRequest
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
+from lab import analyses, figures
+from lab.analyses import Surface
 
 LIKE = "thirds"
 """The setting of a published study whose neighbours in the triangle predict."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from lab import chapters
 from rich.console import Console
 from rich.progress import track
 
@@ -20,6 +19,7 @@ from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import build_folder, parse_json, project_folder, write_atomic
+from lab import chapters
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/guidelines.yaml")
 """What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""

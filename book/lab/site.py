@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lab import analyses, explorers, figures, run
-from lab.analyses import Surface
 from matplotlib.figure import Figure
 
 from cmp.embedded import packages
@@ -26,6 +24,8 @@ from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import build_folder, project_folder, write_atomic
 from cmp.registry import option_names
+from lab import analyses, explorers, figures, run
+from lab.analyses import Surface
 
 LAB = Path(__file__).resolve().parent
 THEME = LAB.parent / "_theme"

@@ -4,16 +4,23 @@ Example: cmpt data check pictures
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmp.cli.shared import ROLE_NAMES, print_table
-from cmp.embedded import build, packed, sheets
-from cmp.embedded.manifest import embedded_manifests, load_datasets, load_packages
+from cmp.embedded.manifest import (
+    embedded_manifests,
+    is_built,
+    load_datasets,
+    load_packages,
+    select_datasets,
+)
 from cmp.files import project_folder
-from cmp.readers import collection, infer
-from cmp.readers.manifest import manifests
+from cmp.readers.manifest import load_manifests
+
+if TYPE_CHECKING:
+    from cmp.readers.collection import DatasetState
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -29,8 +36,10 @@ def build_(
 
     Example: cmpt data build new-flags
     """
+    from cmp.embedded import build
+
     built = build.build_datasets(names, jobs)
-    current = len(build.select_datasets(names)) - len(built)
+    current = len(select_datasets(names)) - len(built)
     typer.echo(f"{len(built)} datasets built, {current} up to date")
 
 
@@ -46,8 +55,7 @@ def list_() -> None:
             if dataset.role == role:
                 counts = dataset.counts
                 numbers = (counts.classes, counts.train, counts.validation, counts.test)
-                state = "extra" if dataset.optional else "missing"
-                state = "built" if packed.is_built(dataset) else state
+                state = "built" if is_built(dataset) else "missing"
                 rows.append((dataset.name, role, *(number or "" for number in numbers), state))
         rows.append(None)
     print_table(("dataset", "role", "classes", "train", "val.", "test", "state"), rows)
@@ -65,7 +73,9 @@ def show(
 
     Example: cmpt data show new-flags --sheet flags.png
     """
-    [dataset] = build.select_datasets([name])
+    from cmp.embedded import packed, sheets
+
+    [dataset] = select_datasets([name])
     packages, opened = load_packages(), packed.read_packed(dataset)
     typer.echo(f"{dataset.name}: {dataset.title}")
     typer.echo(f"role: {ROLE_NAMES[dataset.role]}; task: {dataset.task}")
@@ -96,14 +106,17 @@ def check(
 
     Example: cmpt data check fomo --no-decode
     """
+    from cmp.embedded import packed
+    from cmp.readers import collection
+
     if name == "embedded":
-        datasets = build.select_datasets()
+        datasets = select_datasets()
         broken = [dataset.name for dataset in datasets if not packed.is_intact(dataset)]
         for dataset in broken:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded sets are intact")
         raise typer.Exit(bool(broken))
-    states = [collection.dataset_state(*place, decode) for place in manifests(name)]
+    states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
     print_table(columns, map(_state_row, states))
     reasons: dict[str, list[str]] = {}
@@ -121,7 +134,7 @@ def check(
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
 
-def _state_row(state: collection.DatasetState) -> tuple[str, ...]:
+def _state_row(state: "DatasetState") -> tuple[str, ...]:
     """Return what there is of a set, out of what its manifest counts."""
     dataset, cells = state.dataset, []
     counts = state.index.counts() if state.index else {}
@@ -142,6 +155,8 @@ def init(
 
     Example: cmpt data init pictures --no-write
     """
+    from cmp.readers import infer
+
     path, text, words = infer.infer_manifest(folder)
     typer.echo(f"{words}\n{text}")
     if write:
@@ -155,6 +170,8 @@ def attribution() -> None:
 
     Example: cmpt data attribution
     """
+    from cmp.embedded import sheets
+
     path = project_folder() / "ATTRIBUTION.md"
     path.write_text(sheets.attribution_text(load_packages(), load_datasets()))
     typer.echo(f"written: {path}")

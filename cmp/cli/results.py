@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, checkpoints, config
+from cmp import budgets, config
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.cli.shared import RunId, print_table
 from cmp.errors import CmpError
 from cmp.experiments import results, store
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, atomic_file
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
@@ -40,7 +41,7 @@ def list_() -> None:
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
         rows.append((run_id, last.scope, *scores, changes))
     print_table(("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in"), rows)
-    for progress in checkpoints.unfinished_runs():
+    for progress in unfinished_runs():
         if not store.is_stored(progress.run):  # a kill may come before checkpoints are removed
             done = f"{progress.task} tasks and {progress.step} steps are done"
             typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")

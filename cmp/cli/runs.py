@@ -1,4 +1,4 @@
-"""`cmpt run`, `resume`, `eval`, `export` and `pretrain`: models, taken through streams and scored."""
+"""`cmpt run`, `resume`, `eval`, `export`, `pretrain`: models, taken through streams and scored."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import preflight, store, workers
+from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file, build_folder, read_yaml
 from cmp.runner import Observer, check_device
 from cmp.training import ExecutionConfig, make_train_state
@@ -93,9 +94,9 @@ def resume(
 
     Example: cmpt resume 3f2a
     """
-    progress = checkpoints.find_unfinished(run_id)
+    progress = find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
-    torch.set_num_threads(threads or checkpoints.recorded_threads(progress))
+    torch.set_num_threads(threads or recorded_threads(progress))
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")

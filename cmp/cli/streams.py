@@ -71,9 +71,9 @@ def make(
     known = None if counts is None else read_counts(counts)
     network = models.load_model(run_config.model, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
-    typer.echo(f"{len(classes)} classes: {streams.write_statistics(classes, name, 'classes')}")
+    typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
     images = statistics.measure_pool(network, model, corpus)
-    path = streams.write_statistics(images, name, "pool")
+    path = statistics.write_statistics(images, name, "pool")
     typer.echo(f"{len(images)} images of pools: {path}")
 
 
@@ -96,8 +96,8 @@ def import_(
 
     Example: cmpt stream import order.json mine
     """
-    order = streams.read_stream_file(file)
-    path = streams.write_statistics(streams.stream_table(order), name, "classes")
+    order = statistics.read_stream_file(file)
+    path = statistics.write_statistics(statistics.stream_table(order), name, "classes")
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
     sizes = pd.Series([len(block) for block in streams.cut_into_tasks(order, tasks)])

@@ -60,7 +60,7 @@ def merge(
 ) -> None:
     """Merge safetensors files tensor by tensor; the result's metadata name its parents.
 
-    Example: cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
+    Example: cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.st
     """
     torch.set_num_threads(threads)
     draws = get_option("merge_rule", rule).facts["draws"]

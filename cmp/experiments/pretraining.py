@@ -18,11 +18,29 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import store
+from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_json, parse_record, project_folder, write_atomic
-from cmp.runner import Observer, RunResult, execute, joint_training
+from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
 """The bases of a checkout; the package itself has one, in `cmp.embedded.models.WEIGHTS`."""
+PRETRAINING: dict[str, Any] = {
+    "model": {"start": "random"},
+    "stream": {"tasks": 1},
+    "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
+    "schedule": {"name": "wsd", "peak": 2e-3, "warmup": 0.04},
+    "training": {"steps": 2600, "batch": 128},
+    "evaluation": {"subset": None},
+}
+"""Pretraining is a run of one task from random weights on the pool alone."""
+PRETRAINING_OF: dict[str, tuple[str, ...]] = {
+    "tiny-half": ("training.steps=5200",),
+    "tiny-one": ("training.steps=5200",),
+    "tiny-double": ("training.steps=5200", "schedule.peak=0.0014"),
+    "tiny-quad": ("training.steps=5200", "schedule.peak=0.001"),
+    "tiny-vit": ("training.steps=4000",),
+}
+"""Where a model's pretraining differs from `PRETRAINING`, as key=value."""
 TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
 """
@@ -74,8 +92,8 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
         raise CmpError(
             f"{name!r} is not an embedded model; those are {', '.join(models.family_names())}"
         )
-    changes = [f"model.name={name}", *config.PRETRAINING_OF.get(name, ()), *assignments]
-    tree = config.override(config.PRETRAINING | {"seed": seed}, changes)
+    changes = [f"model.name={name}", *PRETRAINING_OF.get(name, ()), *assignments]
+    tree = config.override(PRETRAINING | {"seed": seed}, changes)
     return config.parse(tree, f"pretraining of {name}")
 
 

@@ -4,6 +4,7 @@ One base measures for all replicates, so that an order depends on the stream's s
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from cmp import evaluation, mixtures, streams
 from cmp.config import Mixture, RunConfig
 from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
+from cmp.files import atomic_file, child_path, parse_json
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -226,3 +228,49 @@ def expected_counts(
     )
     names = ["first task", "later tasks"][: min(tasks, 2)]
     return samples.iloc[: len(names)].set_axis(names), passes
+
+
+MAX_STREAM_BYTES = 64 * 2**20
+"""Largest stream file that is read; the reference's are below one million bytes."""
+
+
+def read_stream_file(path: Path) -> list[str]:
+    """Return the classes of a stream file of the published reference, in order of arrival.
+
+    Args:
+        path: A JSON list of distinct "DATASET+++class".
+
+    Raises:
+        CmpError: It is anything else; the message names the entry.
+    """
+    try:
+        if path.stat().st_size > MAX_STREAM_BYTES:
+            raise ValueError(f"larger than {MAX_STREAM_BYTES} bytes")
+        entries = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
+    if not isinstance(entries, list) or not entries:
+        raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
+    first: dict[str, int] = {}
+    for number, entry in enumerate(entries, start=1):
+        parts = entry.split("+++") if isinstance(entry, str) else []
+        if len(parts) != 2 or not all(parts):
+            raise CmpError(f'{path}: entry {number}: {entry!r:.60} is no "DATASET+++class"')
+        if first.setdefault(entry, number) != number:
+            raise CmpError(
+                f"{path}: entry {number}: {entry!r} is there already, as entry {first[entry]}"
+            )
+    return entries
+
+
+def stream_table(order: list[str]) -> pd.DataFrame:
+    """Return the table of class statistics of an imported list: each entry's position in it."""
+    return pd.DataFrame({"entry": order, "position": range(len(order))})
+
+
+def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
+    """Write a table of statistics, whole or not at all, and return its path."""
+    path = child_path(streams.statistics_folder(), f"{name}-{kind}", ".parquet")
+    with atomic_file(path) as partial:
+        table.to_parquet(partial, index=False)
+    return path

@@ -17,6 +17,7 @@ of its own, `NN-tuning`, on the validation split.
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -26,12 +27,13 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config
-from cmp.config import STRICT, RunConfig
+from cmp.config import OWN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
 from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
+from cmp.experiments.runs import joint_training
 from cmp.files import SHORT_ID, child_path, parse_record, project_folder, read_yaml
-from cmp.runner import check_device, joint_training
+from cmp.runner import check_device
 
 STUDIES = project_folder() / "book" / "studies"
 MAX_LIVE = 4
@@ -82,12 +84,12 @@ class Study:
 
         Args:
             profile: A profile's name; one with a model of its own leaves out settings that name an
-                embedded model, and translates the others, see `cmp.config.translate_changes`.
+                embedded model, and translates the others, see `cmp.translate_changes`.
             replicates: Replicates of every setting, in place of the grid's numbers.
             live_only: Whether to return the live settings only.
         """
         names = self.live if live_only else self.settings
-        names = [name for name in names if config.is_translatable(self.settings[name], profile)]
+        names = [name for name in names if is_translatable(self.settings[name], profile)]
         counts = {name: self.settings[name].get("replicates", self.replicates) for name in names}
         return {
             (name, replicate): self._config(profile, name, replicate)
@@ -100,7 +102,7 @@ class Study:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
         changes.pop("replicates", None)
-        changes = config.translate_changes(changes, profile)
+        changes = translate_changes(changes, profile)
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(config.profile(profile), [*assignments, f"seed={replicate}"])
         run_config = config.parse(tree, f"study {self.chapter}, setting {name!r}")
@@ -282,3 +284,34 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
         columns = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT_ID]}
         frames.append(run.metrics.assign(**columns))
     return pd.concat(frames, ignore_index=True)
+
+
+def is_translatable(changes: Mapping[str, Any], name: str) -> bool:
+    """Return whether a study's changes can be asked of a profile.
+
+    A profile with a model of its own takes no embedded model by name.
+    """
+    return name not in OWN_MODEL_PROFILES or not any(key.startswith("model.") for key in changes)
+
+
+def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a study's changes in a profile's own terms.
+
+    Studies are written for `cpu`. For a profile with a model of its own, a peak stays the same
+    multiple of the model's default peak, and steps and tasks of the profile's.
+
+    Args:
+        changes: Values by dotted key.
+        name: The profile.
+    """
+    if name not in OWN_MODEL_PROFILES:
+        return changes
+    translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
+    if "schedule.peak" in translated:
+        peak = translated["schedule.peak"] / Schedule.peak * own["schedule"]["peak"]
+        translated["schedule.peak"] = float(f"{peak:.3g}")
+    for key in ("training.steps", "stream.tasks"):
+        if key in translated:
+            section, leaf = key.split(".")
+            translated[key] = round(translated[key] * own[section][leaf] / cpu[section][leaf])
+    return translated

@@ -1,7 +1,8 @@
 """Adapters: small matrices beside frozen weights, and the way between both.
 
 A layer keeps its name and its weight; its adapter is a child module, so that a state dict holds
-both. `merged_state_dict` gives the weights that the two amount to: what is scored, merged and saved.
+both. `merged_state_dict` gives the weights that the two amount to, which are scored, merged and
+saved.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
 A gradient G [m, n] is seen as R = P G with P [rank, m], or as G P with P [n, rank] where n is the
 smaller side: the leading singular directions of a gradient, computed again every `gap` steps.
-Moments are of R, so they are small; the step goes back through P. Convolutions are read as matrices.
+Moments are of R, so they are small; the step goes back through P. Convolutions are read as
+matrices.
 """
 
 import functools

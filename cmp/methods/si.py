@@ -2,7 +2,7 @@
 
 A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
 ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
--g dtheta. g is the gradient of the whole loss after clipping, dtheta what the optimizer did with it.
+-g dtheta. g is the gradient of the whole loss after clipping, dtheta the optimizer's change.
 """
 
 import torch

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+
 from lab import chapters
 
 EXPLORER = re.compile(r"explorers\.(\w+_(?:explorer|calculator))\(")

@@ -8,11 +8,11 @@ import time
 import nbformat
 import pytest
 from browser import cut, lab
-from lab import analyses, chapters
 
 from cmp.config import Mixture
 from cmp.experiments import results
 from cmp.files import build_folder
+from lab import analyses, chapters
 
 PICTURE = """async image => {
     const bytes = await (await fetch(image.src)).arrayBuffer();

@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lab.analyses import Surface
-from lab.figures import style
-from lab.figures.style import Colours
-from lab.figures.trajectories import ROLES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from cmp.experiments.claims import setting_means
 from cmp.experiments.evidence import Evidence
 from cmp.experiments.planner import Plan
+from lab.analyses import Surface
+from lab.figures import style
+from lab.figures.style import Colours
+from lab.figures.trajectories import ROLES
 
 CORNERS = {"P": (0.5, np.sqrt(0.75)), "D": (0.0, 0.0), "B": (1.0, 0.0)}
 """Where the mixtures of a single part lie: pool above, update left, buffer right."""

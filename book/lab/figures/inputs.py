@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lab import analyses
-from lab.figures import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmp.config import Mixture, Schedule
 from cmp.registry import option_names
+from lab import analyses
+from lab.figures import style
 
 POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict=False))
 """Part of a batch -> colour."""

@@ -13,8 +13,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from lab.figures import style
-from lab.figures.style import Colours
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,6 +21,8 @@ from cmp.errors import CmpError
 from cmp.experiments import results, store
 from cmp.experiments.claims import t_interval
 from cmp.files import project_folder
+from lab.figures import style
+from lab.figures.style import Colours
 
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = project_folder() / "book" / "idea.svg"

@@ -4,12 +4,12 @@ import textwrap
 
 import numpy as np
 import pandas as pd
-from lab.figures import style
-from lab.scoreboard import HELD, TRANSFER, UNPUBLISHED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED
+from lab.figures import style
+from lab.scoreboard import HELD, TRANSFER, UNPUBLISHED
 
 LOOKS = {
     SUPPORTED: (style.COLOURS[0], "o"),
