@@ -252,16 +252,16 @@ def test_killed_while_it_writes(files, tmp_path):
 
 def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
     """20 files of 32 MB each, in tensors of 8 MB."""
-    if not merge_bench.anonymous():
+    if not merge_bench.anonymous_megabytes():
         pytest.skip("the system does not say what memory a process has")
     paths = []
     for number in range(20):
         paths.append(tmp_path / f"{number}.safetensors")
         save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
-    before, peak = merge_bench.anonymous(), []
+    before, peak = merge_bench.anonymous_megabytes(), []
     merging_files.merge_files(
         "interpolation", paths, tmp_path / "out.safetensors",
-        progress=lambda count: peak.append(merge_bench.anonymous() - before),
+        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
     )  # fmt: skip
     assert len(peak) > 20 and max(peak) < 64
     result = load_file(tmp_path / "out.safetensors")

@@ -11,7 +11,6 @@ from lab.explorers import scale
 from lab.figures import methods
 
 from cmp import budgets, config, models
-from cmp.embedded import models as embedded_models
 from cmp.experiments import pretraining, studies
 from cmp.experiments.claims import AGGREGATES, setting_means
 from cmp.experiments.paper import model_catalogue
@@ -98,8 +97,8 @@ def test_eight_bits_lose_half_a_scale_at_most(seed, size):
         "bias": torch.randn(5, generator=generator),
         "scalar": torch.tensor(2.5),
     }
-    found = embedded_models.quantize(weights)
-    back = embedded_models.dequantize(found)
+    found = models.quantize(weights)
+    back = models.dequantize(found)
     assert back.keys() == weights.keys()
     assert found["matrix"].dtype == found["kernel"].dtype == torch.int8
     for name, x in weights.items():

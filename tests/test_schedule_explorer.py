@@ -25,7 +25,8 @@ PAIRS = [
     (name, meta)
     for name in registry.option_names("schedule")
     for meta in registry.option_names("meta_schedule")
-    if config.META_CURVES.get(meta, name) == name and (name != "infinite" or meta == "none")
+    if registry.get_option("meta_schedule", meta).facts["curve"] in (None, name)
+    and (name != "infinite" or meta == "none")
 ]
 LABELS = {
     "name": "Schedule", "meta": "Meta schedule", "peak": "Peak", "tasks": "Tasks T",
@@ -104,8 +105,11 @@ def test_a_setting_has_what_its_schedule_uses_and_nothing_else(name, meta):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"meta": "rsqrt-recovered"}, "meta 'rsqrt-recovered' changes 'rsqrt', not 'cosine'"),
-        ({"name": "infinite", "meta": "cosine"}, "'infinite' is one curve over the whole stream"),
+        (
+            {"meta": "rsqrt-recovered"},
+            "meta 'rsqrt-recovered' goes with 'rsqrt', not with 'cosine'",
+        ),
+        ({"name": "infinite", "meta": "cosine"}, "'infinite' is one curve over the stream"),
         (
             {"name": "wsd", "warmup": 0.7, "cooldown": 0.6},
             "warmup 28 + cooldown 24 steps in a task of 40",
@@ -264,7 +268,11 @@ def test_controls_are_on_where_the_schedule_uses_them(monkeypatch):
 
 def test_every_key_of_a_schedule_has_a_control():
     keys = {
-        key for key in config.CURVE_SETTINGS | config.META_SETTINGS if not key.endswith("_steps")
+        key
+        for kind in ("schedule", "meta_schedule")
+        for name in registry.option_names(kind)
+        for key in registry.get_option(kind, name).settings
+        if not key.endswith("_steps")
     }
     assert keys <= set(Explorer().controls)
 
@@ -273,7 +281,7 @@ def test_a_refusal_keeps_the_last_picture():
     explorer = Explorer()
     before, below = bytes(explorer.picture.value), explorer.below.value
     explorer.set(meta="rsqrt-recovered")
-    assert "meta 'rsqrt-recovered' changes 'rsqrt', not 'cosine'" in explorer.sentence.value
+    assert "meta 'rsqrt-recovered' goes with 'rsqrt', not with 'cosine'" in explorer.sentence.value
     assert "<b>Refused:</b>" in explorer.sentence.value
     assert (bytes(explorer.picture.value), explorer.below.value) == (before, below)
     explorer.set(meta="free", peaks="<i>")
@@ -317,8 +325,12 @@ def test_the_still_shows_every_curve_and_every_meta_schedule():
     figure = schedule.schedule_still()
     assert isinstance(figure, Figure)
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
-    assert titles[: len(registry.option_names("schedule"))] == list(registry.option_names("schedule"))
-    metas = [title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]]
+    assert titles[: len(registry.option_names("schedule"))] == list(
+        registry.option_names("schedule")
+    )
+    metas = [
+        title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]
+    ]
     assert metas == [meta for meta in registry.option_names("meta_schedule") if meta != "none"]
     assert len(schedule.FREE_PEAKS) == schedule.TASKS
     for axes in figure.axes:

@@ -68,7 +68,9 @@ def figure_captions() -> dict[str, str]:
         arguments.
     """
     captions = {}
-    paths = [path for room in ("explorers", "figures") for path in sorted((LAB / room).glob("*.py"))]
+    paths = [
+        path for room in ("explorers", "figures") for path in sorted((LAB / room).glob("*.py"))
+    ]
     names = [".".join(path.relative_to(LAB.parent).with_suffix("").parts) for path in paths]
     for module in (import_module(name.removesuffix(".__init__")) for name in names):
         for name, function in inspect.getmembers(module, inspect.isfunction):

@@ -1,23 +1,25 @@
 """Datasets: build, list, show, check, init."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
-import torch
 import typer
 from rich.table import Table
 
-from cmp import config, models, streams
 from cmp.cli.shared import ROLE_NAMES, Data, Seed, Threads, console, import_lab
-from cmp.data import load_corpus, load_data
-from cmp.embedded import build, packed, sheets
-from cmp.embedded.manifest import embedded_manifests, load_datasets, load_packages
+from cmp.embedded.manifest import (
+    embedded_manifests,
+    is_built,
+    load_datasets,
+    load_packages,
+    select_datasets,
+)
 from cmp.errors import CmpError
-from cmp.experiments import statistics
 from cmp.files import atomic_file, project_folder
-from cmp.readers import collection, infer
-from cmp.readers.manifest import manifests
+from cmp.readers.manifest import load_manifests
+
+if TYPE_CHECKING:
+    from cmp.readers.collection import DatasetState
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -28,9 +30,11 @@ def build_(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
 ) -> None:
     """Fetch the packages that are missing, render and pack them; nothing to do is a second."""
+    from cmp.embedded import build
+
     built = build.build_datasets(names, jobs)
     console.print(
-        f"{len(built)} datasets built, {len(build.select_datasets(names)) - len(built)} up to date"
+        f"{len(built)} datasets built, {len(select_datasets(names)) - len(built)} up to date"
     )
 
 
@@ -47,8 +51,7 @@ def list_() -> None:
         for dataset in (d for d in embedded_manifests().values() if d.role == role):
             c = dataset.counts
             numbers = [str(n) if n else "" for n in (c.classes, c.train, c.validation, c.test)]
-            missing = "extra" if dataset.optional else "missing"
-            state = "built" if packed.is_built(dataset) else missing
+            state = "built" if is_built(dataset) else "missing"
             table.add_row(dataset.name, role, *numbers, state)
         table.add_section()
     console.print(table)
@@ -63,7 +66,9 @@ def show(
     ] = None,
 ) -> None:
     """What a dataset is, where it comes from, and samples of it."""
-    [dataset] = build.select_datasets([name])
+    from cmp.embedded import packed, sheets
+
+    [dataset] = select_datasets([name])
     packages = load_packages()
     console.print(f"[bold]{dataset.name}[/bold]: {dataset.title}")
     console.print(f"role: {ROLE_NAMES[dataset.role]}; task: {dataset.task}")
@@ -92,17 +97,20 @@ def check(
 ) -> None:
     """What there is of every set: present, absent, partial, wrong counts, faulty. The status is 1
     if anything that is there cannot be used as it is."""
+    from cmp.embedded import packed
+    from cmp.readers import collection
+
     if name == "embedded":
-        good = {each.name: packed.is_intact(each) for each in build.select_datasets()}
+        good = {each.name: packed.is_intact(each) for each in select_datasets()}
         for each in (each for each, intact in good.items() if not intact):
             console.print(f"{each}: not built or damaged; run `cmpt data build {each}`")
         console.print(f"{sum(good.values())} of {len(good)} embedded sets are intact")
         raise typer.Exit(0 if all(good.values()) else 1)
-    states = [collection.dataset_state(*place, decode) for place in manifests(name)]
+    states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
     console.print(states_table(states))
     reasons: dict[str, list[str]] = {}
-    for each in (each for each in states if each.why):
-        reasons.setdefault(each.why, []).append(each.dataset.name)
+    for each in (each for each in states if each.reason):
+        reasons.setdefault(each.reason, []).append(each.dataset.name)
     for why, names in reasons.items():
         console.print(f"{', '.join(names)}: {why}", markup=False, highlight=False)
     skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
@@ -112,7 +120,7 @@ def check(
     raise typer.Exit(0 if usable + absent == len(states) and usable else 1)
 
 
-def states_table(states: list[collection.DatasetState]) -> Table:
+def states_table(states: list["DatasetState"]) -> Table:
     """A row a set: what was found, out of what its manifest counts."""
     table = Table()
     for column in ("set", "role"):
@@ -126,7 +134,7 @@ def states_table(states: list[collection.DatasetState]) -> Table:
         cells = []
         for key in ("classes", "train", "validation", "test"):
             found, wanted = counts.get(key, 0), getattr(expected, key) if expected else None
-            used = key == "classes" or key in state.dataset.allowed()
+            used = key == "classes" or key in state.dataset.allowed_splits()
             of = f"/{wanted}" if wanted else ""
             cells.append(f"{found}{of}" if used and (found or of) else "")
         score = state.dataset.zero_shot
@@ -141,6 +149,8 @@ def init(
     write: Annotated[bool, typer.Option(help="Write the manifest; else only print it.")] = True,
 ) -> None:
     """Look into a folder and write a manifest of what is there, with what is left to fill in."""
+    from cmp.readers import infer
+
     path, text, words = infer.infer_manifest(folder)
     console.print(words, markup=False, highlight=False, soft_wrap=True)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -152,6 +162,8 @@ def init(
 @app.command("attribution")
 def attribution_() -> None:
     """Write ATTRIBUTION.md from the manifests."""
+    from cmp.embedded import sheets
+
     path = project_folder() / "ATTRIBUTION.md"
     path.write_text(sheets.attribution_text(load_packages(), load_datasets()))
     console.print(f"wrote {path}")
@@ -173,6 +185,12 @@ def stream_make(
 ) -> None:
     """Measure, with one base, what orders and selections go by: accuracy, loss, alignment,
     frequency, year and embedding of each class; alignment and cluster of each pool image."""
+    import torch
+
+    from cmp import config, models, streams
+    from cmp.data import load_data
+    from cmp.experiments import statistics
+
     torch.set_num_threads(threads)
     corpus, chosen = load_data(data), config.parse({"model": {"name": model}, "seed": seed})
     known = None if counts is None else read_counts(counts)
@@ -187,6 +205,8 @@ def stream_make(
 
 def read_counts(path: Path) -> dict[str, int]:
     """How often a corpus names each class, from a CSV file with the columns `class` and `count`."""
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, keep_default_na=False)
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
@@ -201,6 +221,10 @@ def stream_import(
     tasks: Annotated[int, typer.Option(min=1, help="Tasks of the summary.")] = 20,
 ) -> None:
     """Take over a stream file of the published reference, for stream.order=listed."""
+    import pandas as pd
+
+    from cmp import streams
+
     order = streams.read_stream_file(file)
     blocks = streams.cut_into_tasks(order, tasks)
     path = streams.write_statistics(streams.stream_table(order), name, "classes")
@@ -220,6 +244,10 @@ def stream_show(
     picture: Annotated[Path | None, typer.Option(help="Draw tasks x datasets as a .png.")] = None,
 ) -> None:
     """What arrives in each task of a stream: classes, datasets, images, passes over them."""
+    from cmp import config, streams
+    from cmp.data import load_corpus
+    from cmp.experiments import statistics
+
     chosen = config.parse(config.override(config.profile(profile), settings or []), "cmpt stream")
     data = load_corpus(chosen)
     found = statistics.stream_report(chosen, data)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cmp.config import OWN_MODEL_PROFILES
 from cmp.errors import CmpError
 from cmp.files import project_folder
 
@@ -39,6 +38,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 
 def place(profile: str, device: str | None) -> str:
     """Where a run is computed: as asked for, or as is usual for a profile."""
+    from cmp.config import OWN_MODEL_PROFILES
+
     return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
 
 

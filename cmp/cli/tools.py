@@ -133,7 +133,7 @@ def budget(
     method: Annotated[
         list[str] | None, typer.Option(help="Such as lora,rank=64; again for more; all.")
     ] = None,
-    paper: Annotated[
+    table4: Annotated[
         bool, typer.Option("--table4", help="The paper's Table 4 beside ours instead.")
     ] = False,
     models: Annotated[
@@ -142,11 +142,11 @@ def budget(
 ) -> None:
     """FLOPs, memory and steps of each method under one budget; nothing is computed but shapes."""
     if models:
-        if paper or method:
+        if table4 or method:
             raise CmpError("--models is of full fine-tuning: leave out --method and --table4")
         console.print(table_of_models(total or paper.TABLE4_TOTAL))
         return
-    if paper:
+    if table4:
         if method or total is not None:
             raise CmpError("--table4 has its own methods and total: leave out --method and --total")
         console.print(table_4())

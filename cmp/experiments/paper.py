@@ -142,7 +142,7 @@ def slerp_shares(weight: float) -> pd.DataFrame:
         "slerp, other order": ("slerp", (1 - weight, weight)),
     }
     found = {
-        label: merge(rule, models, how=MergeOptions(weights=weights))["x"].tolist()
+        label: merge(rule, models, options=MergeOptions(weights=weights))["x"].tolist()
         for label, (rule, weights) in kinds.items()
     }
     return pd.DataFrame.from_dict(found, orient="index", columns=["of the first", "of the second"])

@@ -15,11 +15,10 @@ from cmp.checkpoints import CheckpointManager
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
-from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.store import TOLERANCE
-from cmp.files import make_folder, parse_json, parse_record, write_atomic
+from cmp.files import make_folder, parse_json, parse_record, project_folder, write_atomic
 from cmp.runner import Observer, RunResult, execute, joint_training
 
 OVERVIEW = f"""# Pretrained bases
@@ -202,9 +201,10 @@ def read_card(weights: Path) -> dict[str, Any]:
         raise CmpError(f"{weights}: no readable model card beside it ({error})") from error
 
 
-def bases_overview(folder: Path) -> str:
-    """A Markdown page of all bases of a folder: how each was made and what it scores."""
-    weights = sorted(folder.glob("*.safetensors"))
+def bases_overview(*folders: Path) -> str:
+    """A Markdown page of all bases of some folders: how each was made and what it scores."""
+    weights = [path for folder in folders for path in folder.glob("*.safetensors")]
+    weights.sort(key=lambda path: path.name)
     cards = [read_card(path) for path in weights if card_path(path).exists()]
     lines = []
     for card in cards:
@@ -222,12 +222,13 @@ def pretraining_lengths() -> pd.DataFrame:
     Of each model several were pretrained, from a new start each; the others' cards are kept.
     """
     rows = []
-    for path in sorted(
-        [*WEIGHTS.glob("*-s0-annealed.json"), *(WEIGHTS / "lengths").glob("*.json")]
-    ):
+    others = project_folder() / "weights" / "lengths"
+    folders = embedded_models.base_folders("annealed")[:2]
+    shipped = [path for folder in folders for path in folder.glob("*-s0-annealed.json")]
+    for path in sorted([*shipped, *others.glob("*.json")]):
         card = parse_json(path.read_text())
         row = {"model": card["config"]["model"]["name"], "steps": card["steps"]}
-        row |= {"peak": card["config"]["schedule"]["peak"], "ships": path.parent == WEIGHTS}
+        row |= {"peak": card["config"]["schedule"]["peak"], "ships": path.parent != others}
         for key, score in card["scores"].items():
             row |= {key: score["value"], f"{key} error": score["standard_error"]}
         rows.append(row)

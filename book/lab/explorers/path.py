@@ -31,7 +31,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
 
     def scored(rule: str, share: float) -> pd.Series:
         if (rule, share) not in known:
-            merged = merge(rule, [tuned, before], how=MergeOptions(weights=(share, 1 - share)))
+            merged = merge(rule, [tuned, before], options=MergeOptions(weights=(share, 1 - share)))
             network.load_state_dict(merged)
             found = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
             known[rule, share] = pd.Series(found, name=share)

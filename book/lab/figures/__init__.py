@@ -125,7 +125,7 @@ def plane(
     The joint upper bound is a star at its end, for it has no way through the stream.
     """
     layers, note = _layers(trajectory, background, colours)
-    labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
+    ends, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     with canvas(9, 6.2, note) as (figure, axes):
         for name, rows, style, label in layers:
             way, pale = rows[list(AXES)].to_numpy(), "alpha" in style
@@ -134,15 +134,15 @@ def plane(
             end |= {"marker": "*", "markersize": 12 if pale else 17} if name == JOINT else {}
             bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white"}
             axes.errorbar(*way[-1], **error, **style | end | bars)
-            labels += [(*way[-1], textwrap.fill(name, 18), label)] if label else []
+            ends += [(*way[-1], textwrap.fill(name, 18), label)] if label else []
             if name != JOINT:
                 axes.plot(*way.T, **style)
                 axes.plot(*way[0], "o", **circle)
-                near = [text for x, y, text, _ in labels if np.hypot(*(way[0] - (x, y))) < 1.5]
-                labels += [] if "before" in near else [(*way[0], "before", {"color": "0.2"})]
+                near = [text for x, y, text, _ in ends if np.hypot(*(way[0] - (x, y))) < 1.5]
+                ends += [] if "before" in near else [(*way[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
         axes.set(xlabel=AXES["A_KA"], ylabel=AXES["A_ZS"])
-        labels.label_points(axes, labels)
+        labels.label_points(axes, ends)
         _contours(axes)
     return figure
 
