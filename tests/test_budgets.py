@@ -8,7 +8,7 @@ import forked
 import pytest
 import torch
 from options import small
-from test_resume import MIDDLE, Memory, same
+from test_resume import MIDDLE, MemoryManager, same
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
@@ -240,7 +240,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     assert steps > chosen.training.steps
     counted = []
     hook = Observer(step=lambda task, number, loss, model: counted.append((task, number)))
-    memory = Memory()
+    memory = MemoryManager()
     result = execute(chosen, forked.small_corpus(), hook, manager=memory)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
     told = result.provenance["budget"]
@@ -250,7 +250,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     )
     assert told["used_gflops"] <= told["allowed_gflops"]
     assert memory.states[MIDDLE].progress.config == chosen.to_dict()
-    again = execute(chosen, forked.small_corpus(), manager=Memory(memory.states[MIDDLE]))
+    again = execute(chosen, forked.small_corpus(), manager=MemoryManager(memory.states[MIDDLE]))
     assert same(again, result)
     assert again.provenance["budget"] == told
     stored = store.make_stored_run("a" * 64, chosen, result)

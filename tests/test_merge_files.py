@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_merging import PAIR_RULES, RULES, TASK_VECTOR_RULES, base_for, close, identical, several
+from test_merging import (
+    DRAWING_RULES,
+    RULES,
+    TASK_VECTOR_RULES,
+    base_for,
+    close,
+    identical,
+    several,
+)
 from typer.testing import CliRunner
 
 from cmp import cli, models
@@ -21,14 +29,15 @@ from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
 from cmp.merging.rules import MergeOptions
+from cmp.registry import get_option
 
 
 @pytest.fixture
 def files(tmp_path):
     """Paths of two models, newest first, and of their base."""
-    found, base = several(2, 0)
+    tuned, base = several(2, 0)
     paths = [tmp_path / name for name in ("new.safetensors", "old.safetensors", "base.safetensors")]
-    for path, weights in zip(paths, [*found, base], strict=True):
+    for path, weights in zip(paths, [*tuned, base], strict=True):
         save_file(weights, path)
     return paths
 
@@ -55,7 +64,7 @@ def test_files_are_merged_as_state_dicts_are(rule, files, tmp_path):
     out = merged(tmp_path, rule, new, old, *(["--base", base] if rule in TASK_VECTOR_RULES else []))
     pair, start = [load_file(new), load_file(old)], load_file(base)
     expected = merge(rule, pair, base_for(rule, start))
-    if rule in ("random", "dare", "dare-ties"):
+    if rule in DRAWING_RULES:
         again = merged(tmp_path, rule, new, old, "--base", base, "--seed", "0")
         assert identical(load_file(again), expected)
         other = merged(tmp_path, rule, new, old, "--base", base, "--seed", "1")
@@ -67,13 +76,13 @@ def test_files_are_merged_as_state_dicts_are(rule, files, tmp_path):
 def test_metadata_name_the_parents(files, tmp_path):
     new, old, base = files
     out = merged(tmp_path, "ties", new, old, "--base", base, "--density", "0.4")
-    found = metadata(out)
-    assert found["format"] == "pt"
+    header = metadata(out)
+    assert header["format"] == "pt"
     parents = [
         {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in files
     ]
-    assert json.loads(found["merge"]) == {
+    assert json.loads(header["merge"]) == {
         "rule": "ties", "models": parents[:2], "base": parents[2],
         "settings": {"scale": None, "density": 0.4},
     }  # fmt: skip
@@ -82,14 +91,12 @@ def test_metadata_name_the_parents(files, tmp_path):
 def test_settings_reach_the_rule(files, tmp_path):
     new, old, base = (load_file(path) for path in files)
     out = merged(tmp_path, "interpolation", *files[:2], "--weights", "0.9,0.1")
-    assert identical(
-        load_file(out), merge("interpolation", [new, old], options=MergeOptions(weights=(0.9, 0.1)))
-    )
+    assert identical(load_file(out), merge("interpolation", [new, old], weights=(0.9, 0.1)))
     assert json.loads(metadata(out)["merge"])["settings"] == {"weights": [0.9, 0.1]}
     out = merged(tmp_path, "breadcrumbs", *files[:2], "--base", files[2], "--density", "0.5",
                  "--outliers", "0.2", "--scale", "0.7")  # fmt: skip
-    how = MergeOptions(density=0.5, outliers=0.2, scale=0.7)
-    assert identical(load_file(out), merge("breadcrumbs", [new, old], base, how))
+    settings = {"density": 0.5, "outliers": 0.2, "scale": 0.7}
+    assert identical(load_file(out), merge("breadcrumbs", [new, old], base, **settings))
     out = merged(tmp_path, "lines", *files[:2], "--base", files[2], "--alpha", "1", "--beta", "0")
     close(load_file(out), merge("task-arithmetic", [new, old], base))
 
@@ -100,9 +107,9 @@ def test_every_type_survives(dtype, tmp_path):
     paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for path in paths:
         save_file(weights, path)
-    found = load_file(merged(tmp_path, "interpolation", *paths))
-    assert {name: x.dtype for name, x in found.items()} == {n: x.dtype for n, x in weights.items()}
-    assert identical(found, weights)
+    result = load_file(merged(tmp_path, "interpolation", *paths))
+    assert {name: x.dtype for name, x in result.items()} == {n: x.dtype for n, x in weights.items()}
+    assert identical(result, weights)
 
 
 def test_a_merge_of_bases_is_a_model(tmp_path):
@@ -185,7 +192,7 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
 def test_misuse_is_refused_by_name(arguments, words, files, tmp_path):
     places = dict(zip(("NEW", "OLD", "BASE"), files, strict=True))
     out = tmp_path / "out.safetensors"
-    error = shell(*(places.get(each, each) for each in arguments), "-o", out).exception
+    error = shell(*(places.get(argument, argument) for argument in arguments), "-o", out).exception
     assert isinstance(error, CmpError), error
     for word in words:
         assert word in str(error)
@@ -222,14 +229,14 @@ def test_killed_while_it_writes(files, tmp_path):
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"as it was")
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import combining, streamed\n"
-        "def slow(*a, plain=combining.merged, **k):\n"
-        "    for each in plain(*a, **k):\n"
-        "        yield each\n"
+        "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import files\n"
+        "def slow(*arguments, plain=files.iter_merged):\n"
+        "    for named_tensor in plain(*arguments):\n"
+        "        yield named_tensor\n"
         "        print('written', flush=True); time.sleep(60)\n"
-        "streamed.merged = slow\n"
+        "files.iter_merged = slow\n"
         "paths = [Path(x) for x in sys.argv[1:]]\n"
-        "streamed.merge_files('interpolation', paths[:2], paths[2])\n"
+        "files.merge_files('interpolation', paths[:2], paths[2])\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, files[:2]), str(out)], stdout=subprocess.PIPE
@@ -245,38 +252,38 @@ def test_killed_while_it_writes(files, tmp_path):
 
 def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
     """20 files of 32 MB each, in tensors of 8 MB."""
-    if not merge_bench.anonymous():
+    if not merge_bench.anonymous_megabytes():
         pytest.skip("the system does not say what memory a process has")
     paths = []
     for number in range(20):
         paths.append(tmp_path / f"{number}.safetensors")
         save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
-    before, peak = merge_bench.anonymous(), []
+    before, peak = merge_bench.anonymous_megabytes(), []
     merging_files.merge_files(
         "interpolation", paths, tmp_path / "out.safetensors",
-        progress=lambda count: peak.append(merge_bench.anonymous() - before),
+        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
     )  # fmt: skip
     assert len(peak) > 20 and max(peak) < 64
-    found = load_file(tmp_path / "out.safetensors")
-    assert all(torch.allclose(x, torch.tensor(9.5)) for x in found.values())
+    result = load_file(tmp_path / "out.safetensors")
+    assert all(torch.allclose(x, torch.tensor(9.5)) for x in result.values())
 
 
-def test_progress_is_told_of_all_the_work(files, tmp_path):
-    told = []
+def test_progress_hears_of_all_the_work(files, tmp_path):
+    counts = []
     out = tmp_path / "out.safetensors"
-    merging_files.merge_files("interpolation", files[:2], out, progress=told.append)
+    merging_files.merge_files("interpolation", files[:2], out, progress=counts.append)
     assert (
         merging_files.total_bytes(files[:2]) - 3000
-        < sum(told)
+        < sum(counts)
         <= merging_files.total_bytes(files[:2])
     )
 
 
 def test_the_benchmark_of_a_small_model(monkeypatch):
     """Its plain TIES is the rule; a row for each operation, with its floor."""
-    found, base = several(2, 4, size=1.0)
-    plain = merge_bench.plain_ties(found, base, 0.4)
-    fast = merge("ties", found, base, MergeOptions(density=0.4))
+    tuned, base = several(2, 4, size=1.0)
+    plain = merge_bench.plain_ties(tuned, base, 0.4)
+    fast = merge("ties", tuned, base, density=0.4)
     torch.testing.assert_close(torch.cat([x.reshape(-1) for x in fast.values()]), plain)
     report = merge_bench.merge(["tiny"], None, 2, None)
     operations = [row["operation"] for row in report.rows]
@@ -287,9 +294,8 @@ def test_the_benchmark_of_a_small_model(monkeypatch):
     assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
 
 
-def test_a_checked_stream_is_what_merge_returns(files):
-    pair = [load_file(path) for path in files[:2]]
+def test_merged_tensors_of_files_are_those_that_merge_returns(files):
+    pair, rule = [load_file(path) for path in files[:2]], get_option("merge_rule", "slerp")
     with merging_files.open_tensors(files[0]) as new, merging_files.open_tensors(files[1]) as old:
-        found = dict(apply.iter_merged("slerp", [new, old]))
-    assert identical(found, merge("slerp", pair))
-    assert PAIR_RULES == ["slerp"]
+        merged_tensors = dict(apply.iter_merged(rule, [new, old], None, MergeOptions()))
+    assert identical(merged_tensors, merge("slerp", pair))

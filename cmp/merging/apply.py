@@ -326,10 +326,6 @@ def magnitude_thresholds(
     if count == 0 or (bottom <= 0 and top == 0):
         return KEEP_ALL
 
-    def blocks() -> Iterator[Tensor]:
-        for name in names:
-            yield from _magnitudes(name, model[name], base[name])
-
     stride = max(1, count // THRESHOLD_SAMPLE)
     samples = [
         block.clone()
@@ -340,6 +336,12 @@ def magnitude_thresholds(
     ]
     dtype = functools.reduce(torch.promote_types, {block.dtype for block in samples})
     sample = torch.cat([block.to(dtype) for block in samples]).sort().values
+
+    def blocks() -> Iterator[Tensor]:
+        for name in names:
+            for block in _magnitudes(name, model[name], base[name]):
+                yield block.to(dtype)
+
     most = select_rank(blocks, count - top - 1, count, sample).item() if top else KEEP_ALL.most
     if bottom <= 0:
         return MagnitudeBounds(0.0, most)
