@@ -37,8 +37,8 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     """TF32, bf16 and channels_last, all with torch's fused attention; `CmpError` without a GPU."""
     if not torch.cuda.is_available():
         raise CmpError(
-            "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an NVIDIA "
-            "GPU and a CUDA build of torch; cmpt bench step measures the CPU"
+            "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an "
+            "NVIDIA GPU and a CUDA build of torch; cmpt bench step measures the CPU"
         )
     torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
     settings = [networks.setting(name, corpus, batch) for name in names]
@@ -150,12 +150,9 @@ def first_wait(step: Callable[[], None]) -> str | None:
         if "synchronizing" not in str(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        own = [
-            frame
-            for frame in frames
-            if Path(frame.filename).is_relative_to(Path(bench.__file__).parents[1])
-        ]
-        return f"{Path(own[-1].filename).relative_to(Path(bench.__file__).parents[1])}:{own[-1].lineno}"
+        package = Path(bench.__file__).parents[1]
+        frame = [one for one in frames if Path(one.filename).is_relative_to(package)][-1]
+        return f"{Path(frame.filename).relative_to(package)}:{frame.lineno}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return None
