@@ -29,7 +29,7 @@ from cmp.mixtures import (
     sample,
     sample_evenly,
 )
-from cmp.registry import get_option, option_names
+from cmp.registry import option_names
 
 BUFFERS = option_names("buffer")
 
@@ -241,18 +241,11 @@ def histories(draw):
     return [np.sort(update) for update in updates], label_of
 
 
-<<<<<<< HEAD
 def buffer_rows(policy, updates, labels, capacity, seed=0):
     """The corpus positions that a buffer keeps, and their groups."""
     history = mixtures.buffer_history(updates, labels)
     kept, groups = registry.get_option("buffer", policy).value(history, capacity, seed)
     return history.rows[kept], groups
-=======
-def held(policy, updates, labels, capacity, seed=0):
-    past = mixtures.buffer_history(updates, labels)
-    chosen, groups = get_option("buffer", policy).value(past, capacity, seed)
-    return past.rows[chosen], groups
->>>>>>> c07ad256f208ff203647ea44983bbdd8357579fb
 
 
 def allowed_capacity(policy, capacity):
