@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, data, evaluation, mixtures, models, schedules
+from cmp import cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import compact, evaluate, gpu, networks, step, timing
 from cmp.bench.networks import BF16, FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
@@ -90,7 +90,7 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     start = networks.network(setting, PLAIN)[0].double().state_dict()
     plain, expected = plain_reference(setting)
     as_it_is = normalise
-    monkeypatch.setattr(data, "normalise", lambda *given: as_it_is(*given).double())
+    monkeypatch.setattr(training, "normalise", lambda *given: as_it_is(*given).double())
     model, losses = fast(setting, double=True)
     torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
     assert losses[-5:].mean() < losses[:5].mean()
@@ -295,6 +295,6 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
     def waiting(*_):
         raise RuntimeError("called a synchronizing CUDA operation")
 
-    monkeypatch.setattr(data, "normalise", waiting)
+    monkeypatch.setattr(training, "normalise", waiting)
     step_ = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
-    assert gpu.first_wait(step_).startswith("steps/__init__.py:")
+    assert gpu.first_wait(step_).startswith("training.py:")

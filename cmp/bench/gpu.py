@@ -150,13 +150,9 @@ def first_wait(step: Callable[[], None]) -> str | None:
         if "synchronizing" not in str(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        own = [
-            frame
-            for frame in frames
-            if Path(frame.filename).is_relative_to(Path(bench.__file__).parents[1])
-        ]
-        path = Path(own[-1].filename).relative_to(Path(bench.__file__).parents[1])
-        return f"{path}:{own[-1].lineno}"
+        package = Path(bench.__file__).parents[1]
+        frame = [one for one in frames if Path(one.filename).is_relative_to(package)][-1]
+        return f"{Path(frame.filename).relative_to(package)}:{frame.lineno}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return None
