@@ -22,13 +22,12 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.rules import inner_products
-from cmp.registry import get_option, option_names
+from cmp.registry import get_option
 from cmp.seeds import numpy_generator
 
 FRONT_DRAWS = 10_000
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
 STEPS = "Steps per task"
-METHODS = option_names("method")
 POOL, ARRIVING = 5893, 6375
 """Images of the embedded benchmark: the pretraining set, and all updates together."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer")

@@ -31,6 +31,7 @@ from cmp.experiments.planner import Plan, PlanRequest
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
+from cmp.registry import option_names
 from lab import analyses, figures
 from lab.analyses import Surface
 
@@ -406,7 +407,12 @@ def budget_calculator() -> widgets.VBox:
     names = [*models.family_names(), *LARGER_MODELS]
     shown = ("full", "locked-image", "bitfit", "lora", "ewc")
     steps = {"min": 1, "max": 5, "step": 0.05, "readout_format": ".0f"}
-    methods = {"options": analyses.METHODS, "value": shown, "rows": 6, "description": "Methods"}
+    methods = {
+        "options": option_names("method"),
+        "value": shown,
+        "rows": 6,
+        "description": "Methods",
+    }
     controls = {
         "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
         "batch": widgets.IntSlider(64, min=16, max=512, step=16, description="Batch"),
