@@ -39,6 +39,7 @@ from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
+from cmp.models import Network
 from cmp.training import (
     ExecutionConfig,
     TrainState,
@@ -84,7 +85,7 @@ class RunResult:
     """
 
     metrics: pd.DataFrame
-    model: nn.Module
+    model: Network
     seconds: float
     provenance: dict[str, Any]
 
@@ -159,7 +160,7 @@ def execute(
     config: RunConfig,
     corpus: Corpus,
     observer: Observer = NO_OBSERVER,
-    model: nn.Module | None = None,
+    model: Network | None = None,
     device: str = "cpu",
     manager: CheckpointManager | None = None,
     execution: ExecutionConfig | None = None,

@@ -20,6 +20,7 @@ from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError, Diverged
 from cmp.mixtures import BatchLoader, Pools
+from cmp.models import Network
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
@@ -58,7 +59,7 @@ class ExecutionConfig:
         text = ", ".join(word for word in words if word)
         return {"execution": text} if text else {}
 
-    def prepare(self, model: nn.Module, name: str, batch: int) -> None:
+    def prepare(self, model: Network, name: str, batch: int) -> None:
         """Make a network ready.
 
         Args:
@@ -140,10 +141,10 @@ class TrainState:
 
     config: RunConfig
     corpus: Corpus
-    model: nn.Module
+    model: Network
     tokens: Tensor
     method_state: dict[str, Tensor] = field(default_factory=dict)
-    frozen_models: dict[str, nn.Module] = field(default_factory=dict)
+    frozen_models: dict[str, Network] = field(default_factory=dict)
     execution: ExecutionConfig = ExecutionConfig()
 
     @functools.cached_property
@@ -196,7 +197,7 @@ def method_of(config: RunConfig) -> UpdateMethod:
 def make_train_state(
     config: RunConfig,
     corpus: Corpus,
-    model: nn.Module | None = None,
+    model: Network | None = None,
     device: str | torch.device = "cpu",
     execution: ExecutionConfig | None = None,
 ) -> TrainState:
@@ -249,7 +250,7 @@ def uses_sigmoid_loss(model: nn.Module) -> bool:
     return getattr(model, "logit_bias", None) is not None
 
 
-def model_loss(model: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
     """Return the loss that a network was made for, over unit features [B, E]."""
     if uses_sigmoid_loss(model):
         return sigmoid_loss(image, text, model.logit_scale, model.logit_bias)
@@ -264,7 +265,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def forward(
-    model: nn.Module,
+    model: Network,
     batch: Batch,
     tokens: Tensor,
     generator: torch.Generator,
@@ -330,7 +331,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def clamp_logit_scale(model: nn.Module) -> None:
+def clamp_logit_scale(model: Network) -> None:
     """Keep the logit scale within CLIP's bounds, in place; a sigmoid loss has no such bounds."""
     if not uses_sigmoid_loss(model):
         model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
