@@ -47,6 +47,11 @@ class Cost:
         step: FLOPs of one step, forward, backward and optimizer.
         end: FLOPs at the end of a task, once.
         memory: Bytes at the peak of a step, in fp32.
+
+    Example:
+        >>> cost = cmp.step_cost("tiny", batch=64)
+        >>> cost.step > 1e9 and cost.end == 0
+        True
     """
 
     step: float
@@ -107,6 +112,12 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
         budget: Memory-adjusted FLOPs per task.
         cost: What the method costs, see `step_cost`.
         full: What full fine-tuning costs, whose memory is the unit; `cost` itself where None.
+
+    Example:
+        >>> full = cmp.step_cost("tiny", batch=64)
+        >>> locked = cmp.step_cost("tiny", batch=64, method="locked-image")
+        >>> cmp.steps_for(40 * full.step, locked, full) > 40
+        True
     """
     return make_budget(budget, cost, full or cost).steps
 
@@ -143,6 +154,12 @@ def step_cost(
 
     Raises:
         CmpError: The network or the method cannot be made.
+
+    Example:
+        >>> full = cmp.step_cost("tiny", batch=64)
+        >>> lora = cmp.step_cost("tiny", batch=64, method="lora", rank=8)
+        >>> lora.memory < full.memory
+        True
     """
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if isinstance(model, str):

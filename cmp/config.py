@@ -67,6 +67,10 @@ class Schedule:
         level: The constant phase of "infinite", as a multiple of the peak.
         decay: The factor per task of meta schedule "geometric".
         peaks: The peaks of meta schedule "free", per task, as multiples of `peak`.
+
+    Example:
+        >>> cmp.Schedule("wsd", cooldown=0.5).durations(100)  # steps of warmup and cooldown
+        (10, 50)
     """
 
     name: CurveName = "cosine"
@@ -144,6 +148,10 @@ class Method:
         batches: Batches that the Fisher information is measured on.
         damping: xi of "si".
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
+
+    Example:
+        >>> cmp.Method("lora").get("rank")  # its default
+        5
     """
 
     name: MethodName = "full"
@@ -371,6 +379,11 @@ class RunConfig:
 
     Attributes:
         data: A named data source, or the path of a folder of manifests; see `cmp.data.load_data`.
+
+    Example:
+        >>> config = cmp.RunConfig(method=cmp.Method("lora", rank=8))
+        >>> config.changes()
+        {'method.name': 'lora', 'method.rank': 8}
     """
 
     data: Location = "embedded"

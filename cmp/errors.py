@@ -6,6 +6,13 @@ class CmpError(Exception):
 
     The command line prints it without a traceback and exits with status 2; anything else that
     escapes is a bug of this package.
+
+    Example:
+        >>> try:
+        ...     cmp.run("quick", method="lorra")
+        ... except cmp.CmpError as error:
+        ...     print(str(error)[:72])
+        run 'quick': method.name: no method is called 'lorra'; did you mean 'lor
     """
 
 

@@ -160,6 +160,12 @@ class MixtureSampler(Sampler[list[int]]):
 
     It yields lists of indices into `ConcatDataset([pool, update, buffer])`, for the `batch_sampler`
     of a `DataLoader`. Each dataset is gone through without repetition before it starts again.
+
+    Example:
+        >>> pool, update, buffer = range(100), range(40), range(60)
+        >>> sampler = cmp.MixtureSampler(pool, update, buffer, (0.25, 0.25, 0.5), batch=8, steps=2)
+        >>> [len(batch) for batch in sampler]
+        [8, 8]
     """
 
     def __init__(
@@ -223,6 +229,11 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
 
     Raises:
         CmpError: A batch would take a sample of a pool twice.
+
+    Example:
+        >>> pools = cmp.task_pools(cmp.RunConfig(), cmp.load_data("embedded"))
+        >>> len(pools), len(pools[0].buffer)
+        (8, 0)
     """
     mixture, seed = config.mixture, config.seeds.data
     replayed = replay_pool(corpus, mixture, seed)

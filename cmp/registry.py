@@ -113,6 +113,13 @@ def register(
     Raises:
         CmpError: The kind or a property is unknown, the name is taken, or a declared property
             does not hold.
+
+    Example:
+        >>> @cmp.register("schedule", "sawtooth", continuous=False)
+        ... def sawtooth(task, step):
+        ...     return task.peak * (1 - step % 10 / 10)
+        >>> cmp.learning_rate(cmp.Schedule("sawtooth", peak=1.0), 40, 0, 5)
+        0.5
     """
     _check_near(kind, KINDS, "kind of option")
     for fact in facts:
@@ -150,6 +157,10 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         kind: One of `KINDS`.
         setting: Only options that read this config key.
         **facts: Only options that declare these properties.
+
+    Example:
+        >>> cmp.option_names("merge_rule", base=False)
+        ['interpolation', 'slerp']
     """
     return [
         name
@@ -195,6 +206,12 @@ def load_plugin(path: Path) -> None:
 
     Raises:
         CmpError: The file cannot be run.
+
+    Example:
+        >>> path = folder / "mine.py"
+        >>> text = "@cmp.register('order', 'as-listed', seeded=False)\\ndef order(table, seed): return range(len(table))"
+        >>> _ = path.write_text(f"import cmp\\n{text}")
+        >>> cmp.load_plugin(path)
     """
     try:
         spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)

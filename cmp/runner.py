@@ -111,6 +111,7 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "numpy": np.__version__,
         "processor": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_name": capabilities.get("cpu_name", ""),
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
@@ -120,10 +121,13 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Return where two machine records differ, such as "threads 1 and 2", or "".
 
-    The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts.
+    The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts. Of
+    the processor's name its maker counts, by which linear algebra libraries choose their kernels
+    beside the flags; its model does not.
     """
     keys = (machine_record().keys() | {"execution"}) - {"cmp"}
     pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
+    pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 

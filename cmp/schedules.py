@@ -34,6 +34,11 @@ class TaskSchedule:
         t: The task's number, from 0.
         steps: Optimizer steps of every task of the stream.
         peak: The task's peak as a multiple of `schedule.peak`.
+
+    Example:
+        >>> task = cmp.TaskSchedule(cmp.Schedule(), t=1, steps=(200, 50, 120))
+        >>> task.N, task.T, task.warmup
+        (50, 3, 5)
     """
 
     schedule: Schedule
@@ -239,7 +244,13 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
 
 
 def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
-    """Return the learning rate at (task, step); see `relative_rate` for the arguments."""
+    """Return the learning rate at (task, step); see `relative_rate` for the arguments.
+
+    Example:
+        >>> schedule = cmp.Schedule("constant", meta="geometric", peak=1e-3, decay=0.5)
+        >>> cmp.learning_rate(schedule, steps=40, task=2, step=0)
+        0.00025
+    """
     return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
@@ -278,6 +289,13 @@ def lr_scheduler(
         optimizer: The optimizer whose groups hold the peaks.
         schedule: The schedule; a loop with "infinite" goes back to each `branch_step` itself.
         steps: Steps of each task; one number for an endless stream of equal tasks.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+        >>> schedule = cmp.Schedule("cosine", meta="rsqrt")
+        >>> scheduler = cmp.lr_scheduler(optimizer, schedule, steps=[200, 50, 120])
+        >>> optimizer.step(), scheduler.step()
+        (None, None)
     """
     if isinstance(steps, int):
         return torch.optim.lr_scheduler.LambdaLR(

@@ -113,6 +113,11 @@ class ForwardOutput:
         image: Unit image features, [B, E].
         text: Unit text features, [B, E].
         replayed: How many samples at the end come from the pretraining pool.
+
+    Example:
+        >>> def losses(state, output):  # of a method: keep features of replayed samples small
+        ...     return {"small": output.image[-output.replayed :].square().mean()}
+        >>> method = cmp.UpdateMethod(losses=losses)
     """
 
     pixels: Tensor
@@ -137,6 +142,11 @@ class TrainState:
         frozen_models: Other networks that the method looks at. They are functions of the weights
             that the run starts from, and so not saved.
         execution: How a step is computed.
+
+    Example:
+        >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
+        >>> state.config.method.name, state.method_state
+        ('full', {})
     """
 
     config: RunConfig
@@ -177,6 +187,11 @@ class UpdateMethod:
         step: (state, optimizer), when the gradients are there.
         end_task: (state, forward_step), after the task's last step; `forward_step(step)` passes any
             batch of the task through the network.
+
+    Example:
+        >>> def freeze_text(state):
+        ...     state.model.transformer.requires_grad_(False)
+        >>> _ = cmp.register("method", "freeze-text")(cmp.UpdateMethod(prepare=freeze_text))
     """
 
     prepare: Callable[[TrainState], None] = lambda state: None
@@ -213,6 +228,12 @@ def make_train_state(
     Raises:
         CmpError: The model takes images of another size than the data's, cannot be loaded, or
             cannot be computed in this way.
+
+    Example:
+        >>> config = cmp.RunConfig(method=cmp.Method("bitfit"))
+        >>> state = cmp.make_train_state(config, cmp.load_data("embedded"))
+        >>> sum(p.requires_grad for p in state.model.parameters()) < 60
+        True
     """
     execution = execution or ExecutionConfig()
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
@@ -320,7 +341,13 @@ def make_optimizer(
 
 
 def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
-    """Return a fresh optimizer over what trains: AdamW, or the method's own."""
+    """Return a fresh optimizer over what trains: AdamW, or the method's own.
+
+    Example:
+        >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
+        >>> type(cmp.create_optimizer(state)).__name__
+        'AdamW'
+    """
     factory = method_of(state.config).optimizer(state.config.method)
     return make_optimizer(state.model, state.config.optimizer, factory)
 
@@ -357,6 +384,12 @@ def train_step(
 
     Raises:
         Diverged: The loss or the gradient is not finite; the weights are as before.
+
+    Example:
+        >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
+        >>> pools = cmp.task_pools(state.config, state.corpus)
+        >>> batch, optimizer = state.loader.batch(pools[0], 0, 0), cmp.create_optimizer(state)
+        >>> loss = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
     """
     if state.execution.uses_micro_batches:
         optimizer.zero_grad()
@@ -406,6 +439,12 @@ def train_task(
 
     Raises:
         Diverged: A loss or gradient is not finite, or the task ends in weights that are not.
+
+    Example:
+        >>> config = cmp.RunConfig(training=cmp.Training(steps=2, batch=8))
+        >>> state = cmp.make_train_state(config, cmp.load_data("embedded"))
+        >>> pools = cmp.task_pools(config, state.corpus)
+        >>> cmp.train_task(state, pools[0], task=0)
     """
     config, method = state.config, method_of(state.config)
     steps = config.training.steps

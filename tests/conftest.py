@@ -11,9 +11,8 @@ from filelock import FileLock
 from hypothesis import settings
 from lab import site
 
-from cmp import streams
 from cmp.embedded import packed
-from cmp.embedded.manifest import embedded_manifests
+from tests import options
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.
 settings.register_profile("untimed", deadline=None)
@@ -31,11 +30,7 @@ def pytest_sessionstart(session):
     """Before any process runs tests, the first of them writes the list that the tests of
     `stream.order=listed` follow: flags, by name."""
     if is_first(session.config):
-        flags = packed.read_packed(embedded_manifests()["new-flags"]).header.classes
-        entries = [f"new-flags+++{name}" for name in flags]
-        session.config.listed = streams.write_statistics(
-            streams.stream_table(entries), "by-hand", "classes"
-        )
+        session.config.listed = options.write_list()
     return (yield)
 
 
@@ -44,7 +39,7 @@ def pytest_sessionfinish(session):
     """After the last test of all processes."""
     result = yield
     if is_first(session.config):
-        session.config.listed.unlink()
+        session.config.listed.unlink(missing_ok=True)
     return result
 
 

@@ -1,9 +1,12 @@
 """Every choice that a run's config offers, so that a new one is tested without being named here."""
 
 import json
+from pathlib import Path
 
-from cmp import config, mixtures, models, registry
+from cmp import config, mixtures, models, registry, streams
 from cmp.config import RunConfig
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests
 from cmp.merging import rules
 from cmp.methods import ewc
 
@@ -60,3 +63,10 @@ SMALL = (
 def small(*assignments: str) -> RunConfig:
     """A run of two tasks of three steps."""
     return config.parse(config.override(config.profile("quick"), [*SMALL, *assignments]))
+
+
+def write_list() -> Path:
+    """Write the list that `stream.order=listed` follows in tests: flags, by name."""
+    flags = packed.read_packed(embedded_manifests()["new-flags"]).header.classes
+    entries = [f"new-flags+++{name}" for name in flags]
+    return streams.write_statistics(streams.stream_table(entries), "by-hand", "classes")

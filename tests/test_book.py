@@ -1,6 +1,7 @@
 """The book as a program: parameters refused early, runs that are whole or absent, stable files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -23,17 +24,25 @@ device: str = "cpu"  # cpu or cuda
 rate: float = 0.5  # learning rate
 live: bool = False  # draw the live runs
 """
-GUARD = "from cmp.book import chapters\n\nchapters.guard(globals())"
+GUARD = "from lab import chapters\n\nchapters.check_injected(globals())"
 WIDGET = """\
 import sys
 import warnings
 import ipywidgets
-from cmp.paths import project_folder
+from cmp.files import project_folder
 
 warnings.warn(f"look at {project_folder()} and {sys.prefix}/lib", stacklevel=1)
 print(object())
 ipywidgets.VBox([ipywidgets.IntSlider(description=name) for name in "ab"])"""
 DECLARED = {"profile": "quick", "seeds": 1, "jobs": 2, "device": "cpu", "rate": 0.5, "live": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def book_on_path():
+    """Kernels find the book's package here, too; the book's own find it beside their notebook."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(chapters.BOOK), prepend=os.pathsep)
+        yield
 
 
 def write(folder, name, *cells, parameters=PARAMETERS, formats=chapters.FORMATS):
@@ -301,8 +310,9 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
 @pytest.mark.parametrize(
     ("path", "counts"),
     [
-        ("cmp/data/new.py", True),
-        ("cmp/weights/tiny.json", True),
+        ("cmp/new.py", True),
+        ("book/lab/new.py", True),
+        ("weights/tiny.json", True),
         ("data_manifests/embedded/x.yaml", True),
         ("book/results/01.parquet", True),
         ("book/studies/01.yaml", True),
@@ -324,19 +334,19 @@ def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, caps
     write(tmp_path, "01_b", "print(hash('a'), profile, seeds)")
     write(tmp_path, "02_c", "print(hash('a'), profile, seeds)")
 
-    def run(jobs, target, numbers=None):
+    def run_all(jobs, target, numbers=None):
         given = {"seeds": "2"}
         return run.run_book("cpu", numbers, given, jobs, target=tmp_path / target, folder=tmp_path)
 
     for jobs in (1, 2):
         with pytest.raises(CmpError, match=r"1 of the chapters failed\n00_a: cell \[3\]"):
-            run(jobs, f"out{jobs}")
+            run_all(jobs, f"out{jobs}")
     assert texts(tmp_path / "out1" / "01_b.ipynb").endswith(" cpu 2\n")
     found = {texts(tmp_path / f"out{n}" / f"{c}.ipynb") for n in (1, 2) for c in ("01_b", "02_c")}
     assert len(found) == 1
     capsys.readouterr()
     before = (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns
-    run(1, "out1", ["1", "2"])
+    run_all(1, "out1", ["1", "2"])
     printed = capsys.readouterr().out
     assert (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns == before
     assert "01_b: current, skipped" in printed and "0 of 2 chapters to run" in printed
@@ -406,11 +416,12 @@ def test_the_committed_notebooks_are_current():
 
 
 RUN = """
-from cmp import config, studies
+from cmp import config
+from cmp.experiments import studies
 settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 run_config = config.parse(config.override(config.profile("quick"), settings))
-studies.compute([run_config])
-frame = studies.collect({("it", 0): run_config})
+studies.compute_runs([run_config])
+frame = studies.collect_metrics({("it", 0): run_config})
 print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 

@@ -11,7 +11,7 @@ from cmp.cli import shared
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.readers import collection
-from cmp.readers.manifest import FileSet, manifests
+from cmp.readers.manifest import FileSet, load_manifests
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def root(tmp_path, monkeypatch):
 
 
 def fomo_sets() -> dict[str, FileSet]:
-    return {dataset.name: dataset for dataset, _ in manifests("fomo")}
+    return {dataset.name: dataset for dataset, _ in load_manifests("fomo")}
 
 
 def info(root, folder, split, names, captions=None, suffix=""):
@@ -106,11 +106,11 @@ def test_smaller_images_and_tars(root):
     members = [(f"BIRDSNAP/{name}", x) for name, x in zip(names + tests, held, strict=True)]
     tar(root / "BIRDSNAP.tar", members[::-1])
     index = collection.read_index(with_counts("BIRDSNAP"), root)
-    assert [index.store.read(place) for place in index.table["place"]] == held
+    assert [index.store.read(position) for position in index.table["position"]] == held
     assert collection.dataset_state(with_counts("BIRDSNAP"), root).state == "present"
     tar(root / "BIRDSNAP.tar", members[:-1])
     state = collection.dataset_state(with_counts("BIRDSNAP"), root)
-    assert state.state == "partial" and "BIRDSNAP_test_224/1.png" in state.why
+    assert state.state == "partial" and "BIRDSNAP_test_224/1.png" in state.reason
 
 
 def test_hostile_info_files(root):

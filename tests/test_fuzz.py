@@ -30,7 +30,7 @@ from safetensors.torch import save
 
 from cmp import NUMERICS, checkpoints, config, models
 from cmp.cli.runs import read_config
-from cmp.embedded import packages, packed
+from cmp.embedded import manifest, packages, packed
 from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
@@ -455,7 +455,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(run, "package_fingerprint", lambda: "")
-    monkeypatch.setattr(packed, "store_fingerprint", lambda dataset: "x")
+    monkeypatch.setattr(manifest, "store_fingerprint", lambda dataset: "x")
     return tmp_path
 
 
@@ -570,7 +570,9 @@ def test_hostile_json_is_refused(folder, name, text):
 
 @BOUNDED
 @given(
-    st.lists(st.sampled_from([*config.defaults(), "seed", "seeds", "a.b", "", ".", "..", "stream"])),
+    st.lists(
+        st.sampled_from([*config.defaults(), "seed", "seeds", "a.b", "", ".", "..", "stream"])
+    ),
     st.lists(st.sampled_from([*map(str, VALUES), *HOSTILE_YAML.values()]), min_size=8),
 )
 def test_settings(keys, values):

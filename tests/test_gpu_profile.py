@@ -149,4 +149,4 @@ def test_every_chapter_with_a_study_can_plan():
     for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
         [source] = chapters.select([number])
         assert chapters.parameters(source)["dry_run"].default is False
-        assert "live = readings.begin(globals(), study)" in source.read_text()
+        assert "live = chapter_setup.begin_chapter(globals(), study)" in source.read_text()

@@ -63,7 +63,7 @@ def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     moved = small(folder.rename(tmp_path / "elsewhere"))
     assert store.run_id_of(moved, load_corpus(moved)) == run_id
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
-    collection._load_collection_corpus.cache_clear()
+    collection._load_folder.cache_clear()
     assert store.run_id_of(moved, load_corpus(moved)) != run_id
 
 

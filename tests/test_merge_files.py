@@ -10,18 +10,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_merging import base_for, close, identical, several
+from test_merging import PAIR_RULES, RULES, TASK_VECTOR_RULES, base_for, close, identical, several
 from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp.bench import merge as merge_bench
-from cmp.config import PAIR_RULES, TASK_VECTOR_RULES
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
-from cmp.merging.rules import RULES, MergeOptions
+from cmp.merging.rules import MergeOptions
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_settings_reach_the_rule(files, tmp_path):
     new, old, base = (load_file(path) for path in files)
     out = merged(tmp_path, "interpolation", *files[:2], "--weights", "0.9,0.1")
     assert identical(
-        load_file(out), merge("interpolation", [new, old], how=MergeOptions(weights=(0.9, 0.1)))
+        load_file(out), merge("interpolation", [new, old], options=MergeOptions(weights=(0.9, 0.1)))
     )
     assert json.loads(metadata(out)["merge"])["settings"] == {"weights": [0.9, 0.1]}
     out = merged(tmp_path, "breadcrumbs", *files[:2], "--base", files[2], "--density", "0.5",
@@ -293,4 +292,4 @@ def test_a_checked_stream_is_what_merge_returns(files):
     with merging_files.open_tensors(files[0]) as new, merging_files.open_tensors(files[1]) as old:
         found = dict(apply.iter_merged("slerp", [new, old]))
     assert identical(found, merge("slerp", pair))
-    assert PAIR_RULES == ("slerp",)
+    assert PAIR_RULES == ["slerp"]

@@ -215,7 +215,10 @@ def scalar_learner(method, value):
 
 def test_the_penalty_and_its_gradient_by_hand():
     learner = scalar_learner(Method(name="ewc", strength=3.0), 2.0)
-    learner.method_state = {"importance/theta": torch.tensor([5.0]), "anchor/theta": torch.tensor([0.5])}
+    learner.method_state = {
+        "importance/theta": torch.tensor([5.0]),
+        "anchor/theta": torch.tensor([0.5]),
+    }
     [term] = ewc.losses(learner, None).values()
     assert term.item() == pytest.approx(3.0 / 2 * 5.0 * 1.5**2)
     term.backward()

@@ -29,6 +29,9 @@ from cmp.mixtures import (
     sample,
     sample_evenly,
 )
+from cmp.registry import get_option, option_names
+
+BUFFERS = option_names("buffer")
 
 
 @st.composite
@@ -238,11 +241,18 @@ def histories(draw):
     return [np.sort(update) for update in updates], label_of
 
 
+<<<<<<< HEAD
 def buffer_rows(policy, updates, labels, capacity, seed=0):
     """The corpus positions that a buffer keeps, and their groups."""
     history = mixtures.buffer_history(updates, labels)
     kept, groups = registry.get_option("buffer", policy).value(history, capacity, seed)
     return history.rows[kept], groups
+=======
+def held(policy, updates, labels, capacity, seed=0):
+    past = mixtures.buffer_history(updates, labels)
+    chosen, groups = get_option("buffer", policy).value(past, capacity, seed)
+    return past.rows[chosen], groups
+>>>>>>> c07ad256f208ff203647ea44983bbdd8357579fb
 
 
 def allowed_capacity(policy, capacity):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, models
+from cmp import cli, config, mixtures, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.policies import POLICIES, apply_policy
+from cmp.merging.policies import apply_policy
 from cmp.runner import Observer, execute
 from cmp.training import make_train_state, train_task
 
@@ -94,7 +94,7 @@ def equal(one, other):
     return all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", registry.option_names("merge_policy")[1:])
 def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
     merging, zero = Merging(policy=policy), weights(0)
     memory, kept = {"zero": zero}, copy.deepcopy(zero)

@@ -24,10 +24,10 @@ from cmp.runner import machine_differences, machine_record
 from cmp.seeds import torch_generator
 from cmp.training import (
     ExecutionConfig,
+    backward,
+    backward_in_micro_batches,
     check_divisible,
     clamp_logit_scale,
-    compute_gradients,
-    compute_gradients_in_micro_batches,
     create_optimizer,
     forward,
     forward_batch,
@@ -99,9 +99,9 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     learner = make_train_state(run_config, corpus)
     part = slice(4, 9)
 
-    def pixels(batch, of=None):
+    def pixels(batch, part=None):
         generator = torch_generator("augment", 0, 1, 0)
-        return forward(learner.model, batch, learner.tokens, generator, "fp32", of=of).pixels
+        return forward(learner.model, batch, learner.tokens, generator, "fp32", part).pixels
 
     piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
@@ -148,11 +148,12 @@ def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     run_config = ranks.small()
     learner = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
     pools = mixtures.task_pools(run_config, corpus)[1]
-    batch, terms, loss = compute_gradients_in_micro_batches(learner, pools, 1, 0)
-    _, seen = forward_batch(learner, pools, 1, 0)
+    batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
+    terms = backward_in_micro_batches(learner, batch, 1, 0)
+    seen = forward_batch(learner, batch, 1, 0)
     scale = learner.model.logit_scale.exp()
     expected = open_clip.ClipLoss()(seen.image, seen.text, scale)
-    torch.testing.assert_close(loss, expected, **SAME)
+    torch.testing.assert_close(terms["contrastive"], expected, **SAME)
     assert terms.keys() == {"contrastive"}
     assert len(batch.rows) == 12
 
@@ -170,13 +171,14 @@ def nano(corpus, execution):
 def step_of(learner, corpus):
     """(gradients, how many tensors a step keeps for its backward pass)."""
     pools, kept = mixtures.task_pools(learner.config, corpus)[1], []
+    batch = mixtures.make_batch(learner.config, corpus, pools, 1, 0)
 
     def keep(x):
         kept.append(1)
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        compute_gradients(learner, create_optimizer(learner), pools, 1, 0)
+        backward(learner, create_optimizer(learner), batch, 1, 0)
     return {name: p.grad for name, p in learner.model.named_parameters()}, len(kept)
 
 
@@ -194,7 +196,10 @@ def test_a_tower_without_it_is_refused_by_name(corpus):
 
 @pytest.mark.parametrize(
     ("layer", "word"),
-    [(torch.nn.BatchNorm2d(4), "normalises over the batch"), (torch.nn.Dropout(0.1), "chance")],
+    [
+        (torch.nn.BatchNorm2d(4), "normalises over the batch"),
+        (torch.nn.Dropout(0.1), "draws at random"),
+    ],
 )
 def test_layers_that_see_the_batch_or_draw_are_refused_by_name(layer, word):
     model = torch.nn.Sequential(layer)
@@ -242,6 +247,6 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
-    monkeypatch.setattr("cmp.steps.distributed.size", lambda: 5)
+    monkeypatch.setattr("cmp.distributed.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
         ExecutionConfig().prepare(models.create_model("tiny"), "tiny", 12)

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from cmp import checkpoints, cli, config, models
 from cmp.cli.runs import read_config
-from cmp.embedded import build, packages, packed, sheets
-from cmp.embedded.manifest import Dataset, Package, embedded_manifests
+from cmp.embedded import packages, packed, sheets
+from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
@@ -185,6 +185,8 @@ def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
 def test_a_models_name_is_a_name(place, opened, name):
+    models.family_names()  # reads the installed packages' entry points, the first time
+    opened.clear()
     setting = f"model.name={json.dumps(name)}"
     with pytest.raises(CmpError, match=r"model\.name"):
         config.parse(config.override(config.profile("quick"), [setting]))
@@ -204,7 +206,7 @@ def test_every_architecture_has_a_name_that_a_config_takes():
 def test_a_datasets_name_is_a_name(place, name):
     tree = embedded_manifests()["shapes"].model_dump(mode="json")
     with pytest.raises(CmpError):
-        build.select_datasets([name])
+        select_datasets([name])
     for key, value in (("name", name), ("sources", [name])):
         with pytest.raises(ValidationError) as error:
             Dataset.model_validate(tree | {key: value})

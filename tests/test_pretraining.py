@@ -8,13 +8,19 @@ import torch
 from cmp import config, evaluation, models
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
-from cmp.embedded.models import WEIGHTS
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import pretraining
+from cmp.files import project_folder
 from cmp.runner import Observer, execute, joint_training
 
-CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(WEIGHTS.glob("*.json"))}
+SHIPPED = embedded_models.base_folders("annealed")[:2]
+"""Where the bases that ship lie: in the package and in the project."""
+CARDS = {
+    path.stem: json.loads(path.read_text())
+    for folder in SHIPPED
+    for path in sorted(folder.glob("*.json"))
+}
 SHORT = ("training.steps=8", "training.batch=16")
 
 
@@ -72,10 +78,11 @@ def test_an_unknown_model_or_setting_is_refused():
 def test_what_ships():
     assert embedded_models.base_seeds("tiny") == [0, 1, 2, 3, 4]
     assert embedded_models.base_seeds("tiny-vit") == [0]
-    weights = list(WEIGHTS.glob("*.safetensors"))
+    weights = [path for folder in SHIPPED for path in folder.glob("*.safetensors")]
     assert {path.stem for path in weights} == set(CARDS)
     assert sum(path.stat().st_size for path in weights) < 40e6
-    assert (WEIGHTS / "README.md").read_text() == pretraining.bases_overview(WEIGHTS)
+    overview = (project_folder() / "weights" / "README.md").read_text()
+    assert overview == pretraining.bases_overview(*SHIPPED)
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -20,7 +20,7 @@ from cmp import cli
 from cmp.errors import CmpError
 from cmp.readers import collection, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
-from cmp.readers.manifest import manifests
+from cmp.readers.manifest import load_manifests
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def kinds(index) -> list[str]:
 
 
 def contents(index) -> list[bytes]:
-    return [index.store.read(place) for place in index.table["place"]]
+    return [index.store.read(position) for position in index.table["position"]]
 
 
 def test_a_folder_a_class(tmp_path):
@@ -167,9 +167,10 @@ def test_tars(tmp_path):
     assert not index.faults and index.classes == ["fox", "owl", "wren"]
     assert index.table["captions"].tolist() == [["a fox"], ["an owl"], ["a wren"]]
     assert contents(index) == [a, b, b]
-    assert [key for key, _ in tars.stream(tmp_path / "s/0.tar", [])] == ["x/1", "x/2", "x/3"]
-    samples = dict(tars.stream(tmp_path / "s/0.tar", []))
-    assert samples["x/1"] == {".jpg": a, ".txt": b"a fox", ".cls": b"fox"}
+    members = tars.tar_members(tmp_path / "s/0.tar", [])
+    held = [(member.name, tars.member_bytes(member, file)) for member, file in members]
+    assert held == first
+    assert [tars.sample_key(name) for name, _ in first] == ["x/1"] * 3 + ["x/2"] + ["x/3"] * 2
 
 
 def test_hostile_tars(tmp_path):
@@ -202,9 +203,7 @@ def test_a_tar_that_lies_about_its_sizes(tmp_path):
     (tmp_path / "t.tar").write_bytes(huge.tobuf())
     os.truncate(tmp_path / "t.tar", MAX_IMAGE_BYTES + 4096)  # takes no room on the disk
     chosen = fileset("tars", reader={"path": "t.tar"})
-    assert kinds(collection.read_index(chosen, tmp_path)) == [
-        "member is too large: t.tar: huge.jpg"
-    ]
+    assert kinds(collection.read_index(chosen, tmp_path)) == ["file is too large: t.tar/huge"]
     cut = tarfile.TarInfo("cut.jpg")
     cut.size = 1_000_000
     (tmp_path / "t.tar").write_bytes(cut.tobuf() + bytes(512))
@@ -227,14 +226,22 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
         collection.check_images(collection.read_index(fileset(), root))
     kept = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert len(kept.table) == 15 and len(kept.faults) == 3
-    monkeypatch.setattr(images, "decode_error", lambda content: pytest.fail("decoded again"))
+    monkeypatch.setattr(images, "open_image", lambda content: pytest.fail("decoded again"))
     again = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert again.data_hash() == kept.data_hash()
 
 
 def test_an_image_that_unpacks_to_too_much(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
-    assert "pixels" in images.decode_error(picture())
+    with pytest.raises(ValueError, match="pixels"):
+        images.open_image(picture())
+
+
+def test_an_image_that_pillow_refuses_is_a_corrupt_one(tmp_path, monkeypatch):
+    root = classes(tmp_path / "p", ["oak"], 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it raises above twice as many
+    state = collection.dataset_state(fileset(), root)
+    assert state.state == "faulty" and "corrupt image: oak/0.png" in state.reason
 
 
 def test_the_hash_is_of_names_sizes_and_texts(tmp_path):
@@ -274,14 +281,14 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
     about = json.loads(fileset().model_dump_json(exclude_none=True)) | changes
     (tmp_path / "m.yaml").write_text(json.dumps(about))
     with pytest.raises(CmpError, match=rf"m\.yaml.*{words}"):
-        manifests(str(tmp_path))
+        load_manifests(str(tmp_path))
 
 
 def test_data_init_writes_what_data_check_passes(tmp_path):
     root = classes(tmp_path / "My pictures", each=10)
     shell = CliRunner().invoke(cli.app, ["data", "init", str(root)])
     assert shell.exit_code == 0 and "30 pictures of 3 classes" in shell.output
-    [(dataset, where)] = manifests(str(root))
+    [(dataset, where)] = load_manifests(str(root))
     assert dataset.name == "my-pictures" and dataset.beside == "embedded" and where == root
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
     assert checked.exit_code == 0 and "1 of 1 sets can be used" in checked.output
@@ -308,7 +315,7 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
         return
     path, text, _ = infer.infer_manifest(tmp_path)
     infer.write_manifest(path, text)
-    [(dataset, root)] = manifests(str(tmp_path))
+    [(dataset, root)] = load_manifests(str(tmp_path))
     index = collection.read_index(dataset, root)
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
 

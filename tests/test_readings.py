@@ -81,7 +81,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])
     assert changed["half", 1] == config.parse(tree)
     capsys.readouterr()
-    assert chapter_setup.begin_chapter(dict(PARAMETERS), anew=[small_config()]) == {}
+    assert chapter_setup.begin_chapter(dict(PARAMETERS), uncached=[small_config()]) == {}
     assert (
         "jobs 2. Computed at every reading and not stored: about 10 s." in capsys.readouterr().out
     )
@@ -93,15 +93,16 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
 @pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
 def test_every_chapter_s_second_cell_begins_it(source):
     cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
-    assert len(re.findall(r"readings\.begin\(\s*globals\(\)", cells[1])) == 1
-    assert sum("readings.begin(" in cell for cell in cells) == 1
+    assert len(re.findall(r"chapter_setup\.begin_chapter\(\s*globals\(\)", cells[1])) == 1
+    assert sum("chapter_setup.begin_chapter(" in cell for cell in cells) == 1
 
 
 SECONDS = 300
-COMPUTE = """from cmp import config, studies
+COMPUTE = """from cmp import config
+from cmp.experiments import studies
 changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]
-studies.compute(grid)"""
+studies.compute_runs(grid)"""
 
 
 async def interrupted(folder):

@@ -19,19 +19,15 @@ from cmp.runner import Observer, RunResult, execute, machine_differences, machin
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
 
-class MemoryManager:
+class Memory(CheckpointManager):
     """A manager that keeps every state of a run, and goes on from the one that it is given."""
 
-    run_id = "memory"
-
     def __init__(self, start: RunState | None = None):
+        super().__init__("memory", every=1)
         self.start, self.states = start, {}
 
     def load(self) -> RunState | None:
         return self.start
-
-    def is_due(self, done: int, steps: int) -> bool:
-        return done < steps
 
     def save(self, state: RunState) -> None:
         places = [x.data_ptr() for x in state.tensors.values() if x.numel()]
@@ -48,7 +44,7 @@ def same(one: RunResult, other: RunResult) -> bool:
 
 def equal(one: RunState, other: RunState) -> bool:
     """Whether two states are the same to the bit, seconds apart."""
-    places = [dataclasses.replace(state.progress, seconds=0) for state in (one, other)]
+    places = [dataclasses.replace(each.progress, seconds=0) for each in (one, other)]
     return (
         places[0] == places[1]
         and one.tensors.keys() == other.tensors.keys()
@@ -58,42 +54,41 @@ def equal(one: RunState, other: RunState) -> bool:
 
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
-    """From the start, and through the disk from each kind of place; every later state, and the
-    end."""
-    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
-    result = execute(run_config, corpus, manager=manager)
+    """Anew, and through the disk from each kind of place; every later state, and the end."""
+    chosen, corpus, memory = small(*settings), forked.small_corpus(), Memory()
+    whole = execute(chosen, corpus, manager=memory)
     for place in (None, FIRST, MIDDLE, BOUNDARY, END):
         torch.rand(7)  # the global stream must not matter
         start = place and checkpoints.read_checkpoint(
-            checkpoints.write_checkpoint(manager.states[place], tmp_path)
+            checkpoints.write_checkpoint(memory.states[place], tmp_path)
         )
-        resumed = MemoryManager(start)
-        assert same(execute(run_config, corpus, manager=resumed), result), place
-        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+        again = Memory(start)
+        assert same(execute(chosen, corpus, manager=again), whole), place
+        assert all(equal(state, memory.states[at]) for at, state in again.states.items()), place
 
 
 def test_moments_are_carried_where_asked_for(corpus):
-    manager = MemoryManager()
-    execute(small("optimizer.carry=true"), corpus, manager=manager)
+    memory = Memory()
+    execute(small("optimizer.carry=true"), corpus, manager=memory)
     steps = {
         place: x.item()
-        for place, state in manager.states.items()
+        for place, state in memory.states.items()
         for name, x in state.tensors.items()
         if name == "optimizer/logit_scale/step"
     }
-    assert steps == {(t, n): 3 * t + n for t, n in manager.states if t or n}
+    assert steps == {(t, n): 3 * t + n for t, n in memory.states if t or n}
 
 
 def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
-    manager, scored = MemoryManager(), {}
+    memory, scored = Memory(), {}
     settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
     watch = Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
-    result = execute(small(*settings), corpus, watch, manager=manager)
-    states = {place: weights_of(state.tensors) for place, state in manager.states.items()}
-    assert states[0, 2] == scored[0, 1] == weights_of(manager.states[0, 2].tensors, "trunk/")
+    result = execute(small(*settings), corpus, watch, manager=memory)
+    states = {place: weights_of(state.tensors) for place, state in memory.states.items()}
+    assert states[0, 2] == scored[0, 1] == weights_of(memory.states[0, 2].tensors, "trunk/")
     assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
     assert states[2, 0] == scored[1, 2] == digest_of(result.model)  # what is left is deployed
-    assert not any(name.startswith("trunk/") for name in manager.states[1, 0].tensors)
+    assert not any(name.startswith("trunk/") for name in memory.states[1, 0].tensors)
 
 
 def digest_of(model):
@@ -101,21 +96,20 @@ def digest_of(model):
 
 
 def weights_of(tensors, prefix=""):
-    weights = checkpoints.strip_prefix(tensors, f"{prefix}weights/")
-    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
-    return hashlib.sha256(content).hexdigest()
+    found = checkpoints.strip_prefix(tensors, f"{prefix}weights/")
+    return hashlib.sha256(b"".join(found[n].numpy().tobytes() for n in sorted(found))).hexdigest()
 
 
 def test_a_state_survives_the_disk(corpus, tmp_path):
-    manager = MemoryManager()
-    execute(small(), corpus, manager=manager)
-    for state in manager.states.values():
+    memory = Memory()
+    execute(small(), corpus, manager=memory)
+    for state in memory.states.values():
         back = checkpoints.read_checkpoint(checkpoints.write_checkpoint(state, tmp_path))
         assert back.progress == state.progress
         assert back.tensors.keys() == state.tensors.keys()
         assert all(torch.equal(back.tensors[name], x) for name, x in state.tensors.items())
-    assert any("/exp_avg_sq" in name for name in manager.states[MIDDLE].tensors)
-    assert not any("optimizer/" in name for name in manager.states[BOUNDARY].tensors)
+    assert any("/exp_avg_sq" in name for name in memory.states[MIDDLE].tensors)
+    assert not any("optimizer/" in name for name in memory.states[BOUNDARY].tensors)
 
 
 def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
@@ -130,10 +124,10 @@ def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     with CheckpointManager("e" * 64, every=1) as manager:
         execute(small(), corpus, manager=manager)
-        places = [
+        found = [
             path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(manager.folder)
         ]
-    assert places == [["2", "0"], ["1", "2"]]
+    assert found == [["2", "0"], ["1", "2"]]
 
 
 def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
@@ -146,16 +140,16 @@ def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
 
 
 def test_going_on_elsewhere_is_said_and_kept(corpus):
-    manager = MemoryManager()
-    result = execute(small(), corpus, manager=manager)
-    assert "began" not in result.provenance
-    state = manager.states[MIDDLE]
+    memory = Memory()
+    whole = execute(small(), corpus, manager=memory)
+    assert "began" not in whole.provenance
+    state = memory.states[MIDDLE]
     machine = state.progress.machine | {"torch": "1.0"}
     state = dataclasses.replace(
         state, progress=dataclasses.replace(state.progress, machine=machine)
     )
     with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
-        again = execute(small(), corpus, manager=MemoryManager(state))
+        again = execute(small(), corpus, manager=Memory(state))
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds
 
@@ -163,8 +157,8 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
 def test_evaluation_does_not_move_training(corpus):
     losses = {}
     for subset in (1, 3):
-        values = losses[subset] = []
-        hook = Observer(step=lambda task, step, loss, model, values=values: values.append(loss))
+        found = losses[subset] = []
+        hook = Observer(step=lambda task, step, loss, model, f=found: f.append(loss))
         execute(small(f"evaluation.subset={subset}"), corpus, hook)
     assert torch.equal(torch.stack(losses[1]), torch.stack(losses[3]))
 
@@ -185,10 +179,10 @@ def test_a_changed_score_is_found_and_named(stored):
     place = changed.index[changed["role"] == "adapt"][3]
     changed.loc[place, "score"] += 0.01
     row = changed.loc[place]
-    verdict = store.compare_metrics(changed, stored.metrics, True, "")
-    assert verdict.answer == "different"
+    here = store.compare_metrics(changed, stored.metrics, True, "")
+    assert here.answer == "different"
     for word in (row["dataset"], f"after {row['task']} tasks"):
-        assert word in verdict.sentence
+        assert word in here.sentence
     elsewhere = store.compare_metrics(changed, stored.metrics, False, "torch 1 and 2")
     assert elsewhere.answer == "within tolerance"
     changed.loc[changed["role"] == "adapt", "score"] += 5
@@ -206,7 +200,6 @@ def test_missing_scores_and_other_weights_are_different(stored, elsewhere):
 
 
 def test_where_two_processes_differ():
-    machine = machine_record()
-    assert machine_differences(machine, machine) == ""
-    differences = machine_differences(machine | {"threads": 7}, machine)
-    assert differences == f"threads 7 and {machine['threads']}"
+    here = machine_record()
+    assert machine_differences(here, here) == ""
+    assert machine_differences(here | {"threads": 7}, here) == f"threads 7 and {here['threads']}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, runner
+from cmp import cli, config, mixtures, registry, runner
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
 from cmp.files import SHORT_ID
@@ -88,8 +88,8 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "merging.decay": [0.9, "merging.policy=step-ema"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
-    for method, keys in config.METHOD_SETTINGS.items():
-        for key, value in keys.items():
+    for method in registry.option_names("method"):
+        for key, value in registry.get_option("method", method).settings.items():
             changed = special[key] if key in special else value / 2 if value < 2 else value + 1
             other[f"method.{key}"] = [changed, f"method.name={method}"]
     base, ids, asked = small(), set(), 0

@@ -146,11 +146,16 @@ def greedy_reference(points, start):
     return path, sum(cosine[a, b] for a, b in itertools.pairwise(path))
 
 
+def rounded(x):
+    """Unit vectors times the scale, as whole numbers."""
+    return np.rint(streams.PATH_SCALE * x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 50), st.integers(1, 12))
 def test_the_path_is_the_greedy_one(count, width, seed, nearest):
     x = np.random.default_rng(seed).integers(-2, 3, (count, width)).astype(np.float32)
     x[(x == 0).all(axis=1)] = 1.0  # equal points and equal distances abound
-    points = streams._round_to_integers(x)
+    points = rounded(x)
     near = streams._neighbours(points, min(nearest, count - 1))
     for start in {0, count // 2, count - 1}:
         path, total = streams._walk(points, near, start)
@@ -161,7 +166,7 @@ def test_the_path_is_the_greedy_one(count, width, seed, nearest):
 
 def test_the_best_of_the_starts_is_kept():
     x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
-    points = streams._round_to_integers(x)
+    points = rounded(x)
     starts = np.random.default_rng(5).permutation(50)[: streams.PATH_STARTS]
     found = streams.nearest_path(x, np.random.default_rng(5))
     sums = {int(start): greedy_reference(points, int(start)) for start in starts}
@@ -171,7 +176,7 @@ def test_the_best_of_the_starts_is_kept():
 def test_a_path_is_the_same_in_another_arithmetic():
     """Sums of whole numbers are exact, so no order of summing them can make a difference."""
     x = np.random.default_rng(1).standard_normal((300, 512)).astype(np.float32)
-    points = streams._round_to_integers(x)
+    points = rounded(x)
     assert np.abs(points).max() <= streams.PATH_SCALE + 1
     exact = points.astype(np.int64) @ points.astype(np.int64).T
     assert exact.max() < 2**24

@@ -63,8 +63,8 @@ def stream(folder: Path) -> dict[str, Callable[[], object]]:
             return sum(len(archive.extractfile(info).read()) for info in archive)
 
     def ours() -> int:
-        samples = tars.stream(path, [])
-        return sum(len(part) for _, parts in samples for part in parts.values())
+        members = tars.tar_members(path, [])
+        return sum(len(tars.member_bytes(member, file)) for member, file in members)
 
     return {"plain": plain, "ours": ours}
 

@@ -23,6 +23,7 @@ from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.policies import update_step_average
 from cmp.merging.rules import MergeOptions, Weights
+from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
 COLUMNS = ("operation", "x the floor", "10-90 %", "target", "ms", "GB")
@@ -70,18 +71,18 @@ def in_memory(several: list[Weights], base: Weights, rounds: int) -> list[dict]:
     memory = {"average": out}
     step = Merging(policy="step-ema")
     calls = {  # operation: (call, models read and written, target)
-        "interpolation of 2": (lambda: into("interpolation", pair, how=half), 3, 1.3),
+        "interpolation of 2": (lambda: into("interpolation", pair, options=half), 3, 1.3),
         "mean of 5": (lambda: into("interpolation", several), 6, 1.3),
         "EMA, a step": (lambda: update_step_average(step, memory, lambda: several[0]), 3, 1.3),
-        "slerp of 2": (lambda: into("slerp", pair, how=half), 5, 1.5),
+        "slerp of 2": (lambda: into("slerp", pair, options=half), 5, 1.5),
         "task arithmetic of 5": (
             lambda: into("task-arithmetic", several, base, MergeOptions(scale=0.3)), 7, 2,
         ),
         "interpolation of 2, checked": (
-            lambda: into("interpolation", pair, how=half, finite=False), 3, "",
+            lambda: into("interpolation", pair, options=half, finite=False), 3, "",
         ),
         "interpolation of 2, new tensors": (
-            lambda: apply.merge("interpolation", pair, how=half, finite=True), 3, "",
+            lambda: apply.merge("interpolation", pair, options=half, finite=True), 3, "",
         ),
     }  # fmt: skip
     return measured(calls, base, rounds)
@@ -114,14 +115,14 @@ def from_files(several: list[Weights], rounds: int) -> tuple[str, list[dict]]:
         paths = [Path(folder) / f"{number}.safetensors" for number in range(len(several))]
         for path, weights in zip(paths, several, strict=True):
             save_file(weights, path)
-        peak = [0.0]
+        peak, rule = [0.0], get_option("merge_rule", "interpolation")
 
         def stream() -> None:
             before = anonymous()
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(merging_files.open_tensors(paths[number % len(paths)]))
                           for number in range(STREAMED)]  # fmt: skip
-                for _ in apply.iter_merged("interpolation", opened):
+                for _ in apply.iter_merged(rule, opened, None, MergeOptions()):
                     peak[0] = max(peak[0], anonymous() - before)
 
         name = f"mean of {STREAMED}, from files"

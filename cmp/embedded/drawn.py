@@ -1,7 +1,8 @@
-"""Procedural 32 px image sets: small relatives of dSprites, Shapes3D and CLEVR.
+"""Images that need no drawings: procedural scenes, digits and silhouettes.
 
-A sampler draws the parameters of all images; a painter turns them into pixels, a chunk at a time.
-Outlines are tests on a 128 x 128 grid, averaged over 4 x 4 blocks. Lengths are in its pixels.
+The scenes are small relatives of dSprites, Shapes3D and CLEVR. A sampler draws the parameters of
+all images of a scene; a painter turns them into pixels, a chunk at a time. Outlines are tests on a
+grid of 128 x 128, averaged over blocks of 4 x 4. Lengths are in pixels of that grid.
 """
 
 import gzip
@@ -9,12 +10,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from cmp.embedded import packed
 from cmp.embedded.manifest import ArrayRecipe, SceneRecipe
 from cmp.embedded.packages import archive_member
-from cmp.embedded.packed import SAMPLE_COLUMNS, Samples
+from cmp.embedded.packed import Samples, make_samples
 from cmp.errors import CmpError
 from cmp.seeds import numpy_generator
 
@@ -34,7 +33,7 @@ _SIZES, _SIZE_RANGE = ("small", "large"), np.array([[14, 16], [24, 29]])
 _QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
-_CELLS = 4  # "counting" scatters its objects over a grid of this many cells a side
+_CELLS = 4  # "counting" scatters its objects over a grid of this many cells per side
 _GAP = 7  # least between neighbours: holds a whole block of 4, so a clear pixel, at any offset
 _TILT = 0.38  # share of its depth that the floor of "solids" keeps on screen
 _UPRIGHT = (1 - _TILT**2) ** 0.5  # the same for heights
@@ -52,10 +51,18 @@ _Params = dict[str, np.ndarray]  # each array [N, ...]
 
 
 def draw_scene(scene: str, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One image per label: uint8 [N, 4, 32, 32], RGBA in 0..255 with alpha 255 everywhere.
+    """Draw one image per label.
 
-    `labels`, int [N], are positions in `SCENES[scene]`; `rng` decides all they leave open, so that
-    equal states give equal images. An unknown scene or label is a `ValueError`.
+    Args:
+        scene: A key of `SCENES`.
+        labels: int [N], positions in `SCENES[scene]`.
+        rng: Decides all that labels leave open, so that equal states give equal images.
+
+    Returns:
+        uint8 [N, 4, 32, 32], RGBA with alpha 255 everywhere.
+
+    Raises:
+        ValueError: If the scene or a label is unknown.
     """
     if scene not in SCENES:
         raise ValueError(f"unknown scene {scene!r}; there are {', '.join(SCENES)}")
@@ -68,7 +75,8 @@ def draw_scene(scene: str, labels: np.ndarray, rng: np.random.Generator) -> np.n
     images = np.full((len(labels), 4, _SIDE, _SIDE), 255, np.uint8)
     for start in range(0, len(labels), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        images[rows, :3] = np.rint(paint({name: values[rows] for name, values in params.items()}))
+        chunk = {name: values[rows] for name, values in params.items()}
+        images[rows, :3] = np.rint(paint(chunk))
     return images
 
 
@@ -81,7 +89,7 @@ def _hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarr
 _RGB = _hsv(_HUE, _SATURATION, _VALUE)
 
 
-def _one_object(shape: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> _Params:
+def _single_cell(shape: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> _Params:
     """One object per image, in a grid of one cell."""
     cell = {"occupied": np.ones((len(shape), 1, 1), bool), "centre": centre[:, None, None]}
     return {"shape": shape, "radius": radius, **cell}
@@ -97,8 +105,8 @@ def _sample_shapes(labels: np.ndarray, rng: np.random.Generator) -> _Params:
     # the farthest of four, weighted as the eye does: yellow on pale yellow would be lost
     contrast = abs(papers - ink)[..., 0, 0] @ [0.3, 0.5, 0.2]
     paper = papers[contrast.argmax(0), np.arange(n)]
-    rest = {"angle": rng.uniform(0, 2 * np.pi, (n, 1, 1)), "ink": ink, "paper": paper}
-    return _one_object(np.array(_SHAPES)[shape], centre, radius) | rest
+    look = {"angle": rng.uniform(0, 2 * np.pi, (n, 1, 1)), "ink": ink, "paper": paper}
+    return _single_cell(np.array(_SHAPES)[shape], centre, radius) | look
 
 
 def _sample_sprites(labels: np.ndarray, rng: np.random.Generator) -> _Params:
@@ -109,8 +117,8 @@ def _sample_sprites(labels: np.ndarray, rng: np.random.Generator) -> _Params:
     inset = rng.uniform(radius[:, None] + _ZOOM, _GRID / 2 - 12, (n, 2))
     centre = np.where(np.stack([quadrant % 2, quadrant // 2], 1), _GRID - inset, inset)
     ink, paper = np.full((n, 3, 1, 1), 255), np.zeros((n, 3, 1, 1))
-    rest = {"angle": rng.uniform(0, 2 * np.pi, (n, 1, 1)), "ink": ink, "paper": paper}
-    return _one_object(np.array(_SPRITES)[sprite], centre, radius) | rest
+    look = {"angle": rng.uniform(0, 2 * np.pi, (n, 1, 1)), "ink": ink, "paper": paper}
+    return _single_cell(np.array(_SPRITES)[sprite], centre, radius) | look
 
 
 def _sample_counting(labels: np.ndarray, rng: np.random.Generator) -> _Params:
@@ -180,21 +188,21 @@ _OUTLINES = {
 }
 
 
-def _paint_flat(p: _Params) -> np.ndarray:
+def _paint_flat(params: _Params) -> np.ndarray:
     """Flat objects, each within its cell of a square grid -> float [N, 3, 32, 32]."""
-    n, cells, _ = p["occupied"].shape
-    image, row, column = at = np.nonzero(p["occupied"])
-    shape, radius = p["shape"][image], p["radius"][image]
-    angle, (x, y) = p["angle"][at], p["centre"][at].T
+    n, cells, _ = params["occupied"].shape
+    image, row, column = at = np.nonzero(params["occupied"])
+    shape, radius = params["shape"][image], params["radius"][image]
+    angle, (x, y) = params["angle"][at], params["centre"][at].T
     cover = np.zeros((n, cells, cells, _SIDE // cells, _SIDE // cells))
     for outline in np.unique(shape):
-        i = np.flatnonzero(shape == outline)
-        u, v = _axes(x[i], y[i], radius[i], _GRID // cells)
-        cos, sin = (f(angle[i, None, None]).astype(np.float32) for f in (np.cos, np.sin))
+        members = np.flatnonzero(shape == outline)
+        u, v = _axes(x[members], y[members], radius[members], _GRID // cells)
+        cos, sin = (f(angle[members, None, None]).astype(np.float32) for f in (np.cos, np.sin))
         inside = _OUTLINES[outline](u * cos + v * sin, v * cos - u * sin)
-        cover[image[i], row[i], column[i]] = _average(inside.view(np.uint8))
+        cover[image[members], row[members], column[members]] = _average(inside.view(np.uint8))
     cover = cover.transpose(0, 1, 3, 2, 4).reshape(n, 1, _SIDE, _SIDE)
-    return p["paper"] * (1 - cover) + p["ink"] * cover
+    return params["paper"] * (1 - cover) + params["ink"] * cover
 
 
 def _shine(facing: np.ndarray) -> np.ndarray:
@@ -230,25 +238,25 @@ def _solid(name: str, x: np.ndarray, y: np.ndarray, yaw: np.ndarray) -> tuple[np
     return back - height, np.where(front > back, front, -np.inf), light
 
 
-def _paint_solids(p: _Params) -> np.ndarray:
+def _paint_solids(params: _Params) -> np.ndarray:
     """One solid on a floor before a wall -> float [N, 3, 32, 32]."""
-    cover, light = np.zeros((2, len(p["x"]), _SIDE, _SIDE), np.float32)
-    for solid in np.unique(p["solid"]):
-        i = np.flatnonzero(p["solid"] == solid)
-        x, y = _axes(p["x"][i], p["y"][i], p["radius"][i], _GRID)
-        top, bottom, lit = _solid(solid, x, y, p["yaw"][i])
+    cover, light = np.zeros((2, len(params["x"]), _SIDE, _SIDE), np.float32)
+    for solid in np.unique(params["solid"]):
+        members = np.flatnonzero(params["solid"] == solid)
+        x, y = _axes(params["x"][members], params["y"][members], params["radius"][members], _GRID)
+        top, bottom, lit = _solid(solid, x, y, params["yaw"][members])
         inside = (y >= top) & (y <= bottom)
-        cover[i] = _average(inside.view(np.uint8))
-        light[i] = _average(inside * lit)
-    x, y = _axes(p["x"] / _ZOOM, p["y"] / _ZOOM, p["radius"] / _ZOOM, _SIDE)
+        cover[members] = _average(inside.view(np.uint8))
+        light[members] = _average(inside * lit)
+    x, y = _axes(params["x"] / _ZOOM, params["y"] / _ZOOM, params["radius"] / _ZOOM, _SIDE)
     shadow = 0.6 * np.exp(-((x - 0.4) ** 2) - (y / _TILT) ** 2)
     row = np.arange(_SIDE)[:, None]
-    floor = np.clip(row + 1 - p["horizon"][:, None, None] / _ZOOM, 0, 1)
+    floor = np.clip(row + 1 - params["horizon"][:, None, None] / _ZOOM, 0, 1)
     cover, light, shadow, floor = (f[:, None] for f in (cover, light, shadow, floor))
-    ground = p["floor"] * (0.8 + 0.4 * row / _SIDE) * (1 - shadow)
-    behind = p["wall"] * (1 - floor) + ground * floor
+    ground = params["floor"] * (0.8 + 0.4 * row / _SIDE) * (1 - shadow)
+    behind = params["wall"] * (1 - floor) + ground * floor
     white = np.maximum(light - cover, 0)
-    return behind * (1 - cover) + p["ink"] * (light - 2 * white) + 255 * white
+    return behind * (1 - cover) + params["ink"] * (light - 2 * white) + 255 * white
 
 
 _PAINTERS = {
@@ -260,76 +268,99 @@ _PAINTERS = {
 
 
 def make_scenes(recipe: SceneRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw each split from a random stream of its own."""
+    """Draw a scene, each split from a random stream of its own.
+
+    Args:
+        recipe: The recipe.
+        archives: Not used.
+    """
     names = SCENES[recipe.scene]
     images, rows = [], []
     for split, count in recipe.splits.items():
         labels = np.repeat(np.arange(len(names)), count)
         rng = numpy_generator("scene", 0, recipe.scene, split)
         images.append(draw_scene(recipe.scene, labels, rng))
-        for index, label in enumerate(labels):
-            source = f"{recipe.scene}/{split}/{index}"
-            rows.append((split, names[label], source, source, [names[label]]))
-    return Samples(np.concatenate(images), pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
+        sources = [f"{recipe.scene}/{split}/{index}" for index in range(len(labels))]
+        rows += [(split, names[i], s, s, [names[i]]) for i, s in zip(labels, sources, strict=True)]
+    return make_samples(np.concatenate(images), rows)
 
 
-DIGITS_FILE = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ANIMALS_FILE = (
-    "bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra",
-)  # fmt: skip
+_ARRAYS = {
+    "mnist": ("handwritten digit {}", "zero one two three four five six seven eight nine"),
+    "animal-mnist": ("{} silhouette", "bear bird cat cow dog elephant giraffe horse sheep zebra"),
+}
+"""Package -> caption and class names in label order."""
 
 
-def _choose(source: str, grey: np.ndarray, labels: np.ndarray, names, recipe: ArrayRecipe, caption):
-    """Take a seeded, disjoint choice of images a class for each split; repeated images count once.
+def from_grey(grey: np.ndarray) -> np.ndarray:
+    """Put opaque grey images onto black.
 
-    The sources hold a few images twice, which could otherwise stand on two sides of a split.
+    Args:
+        grey: uint8 [N, 28, 28].
+
+    Returns:
+        uint8 [N, 4, 32, 32], RGBA.
     """
+    edge = (_SIDE - grey.shape[-1]) // 2
+    padded = np.pad(grey, ((0, 0), (edge, edge), (edge, edge)))
+    return np.stack([padded, padded, padded, np.full_like(padded, 255)], axis=1)
+
+
+def _choose(recipe: ArrayRecipe, package: str, grey: np.ndarray, labels: np.ndarray) -> Samples:
+    """A seeded, disjoint choice of images per class for each split; repeated images count once.
+
+    The packages hold a few images twice, which could otherwise be on two sides of a split.
+    """
+    caption, names = _ARRAYS[package]
     _, first = np.unique(grey.reshape(len(grey), -1), axis=0, return_index=True)
     grey, labels = grey[np.sort(first)], labels[np.sort(first)]
     kept, rows = [], []
-    for label, name in enumerate(names):
-        mine = np.flatnonzero(labels == label)
-        order = mine[numpy_generator("array split", 0, source, label).permutation(len(mine))]
+    for label, name in enumerate(names.split()):
+        members = np.flatnonzero(labels == label)
+        order = numpy_generator("array split", 0, package, label).permutation(members)
         if sum(recipe.splits.values()) > len(order):
-            raise CmpError(f"{source}: recipe.splits: class {name!r} has only {len(order)} images")
-        start = 0
-        for split, count in recipe.splits.items():
-            for index in order[start : start + count]:
-                kept.append(index)
-                source_id = f"{source}/{index}"
-                rows.append((split, name, source_id, source_id, [caption.format(name)]))
-            start += count
-    return Samples(packed.from_grey(grey[kept]), pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
+            raise CmpError(f"{package}: recipe.splits: class {name!r} has only {len(order)} images")
+        ends = np.cumsum(list(recipe.splits.values()))
+        for split, chosen in zip(recipe.splits, np.split(order, ends), strict=False):
+            kept += chosen.tolist()
+            sources = [f"{package}/{index}" for index in chosen]
+            rows += [(split, name, source, source, [caption.format(name)]) for source in sources]
+    return make_samples(from_grey(grey[kept]), rows)
 
 
 def make_digits(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:
-    """MNIST digits: one JSON file a digit, pixels in [0, 1] in one flat list."""
-    images, labels = [], []
-    for digit in range(10):
-        content = json.loads(archive_member(archives["mnist"], f"package/src/digits/{digit}.json"))
-        pixels = np.asarray(content["data"], dtype=np.float64).reshape(-1, 28, 28)
-        images.append((pixels * 255).round().astype(np.uint8))
-        labels.append(np.full(len(pixels), digit))
-    grey, label = np.concatenate(images), np.concatenate(labels)
-    return _choose("mnist", grey, label, DIGITS_FILE, recipe, "handwritten digit {}")
+    """Choose MNIST digits: one JSON file per digit, pixels in [0, 1] in one flat list.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
+    names = [f"package/src/digits/{digit}.json" for digit in range(10)]
+    digits = [json.loads(archive_member(archives["mnist"], name))["data"] for name in names]
+    grey = [np.asarray(digit, dtype=np.float64).reshape(-1, 28, 28) for digit in digits]
+    labels = np.repeat(np.arange(10), [len(images) for images in grey])
+    return _choose(recipe, "mnist", (np.concatenate(grey) * 255).round().astype(np.uint8), labels)
 
 
-def _raw(archive: Path, name: str, offset: int, count: int, dtype: str) -> np.ndarray:
+def _raw_array(archive: Path, name: str, offset: int, count: int, dtype: str) -> np.ndarray:
     """An array by its place in a gzipped file.
 
     The package stores arrays in a serialisation that can run code when it is loaded; the pinned
-    sha256 fixes where the plain bytes of the array lie in it, so they are read as bytes.
+    sha256 fixes where the plain bytes of the array lie in it, so that they are read as bytes.
     """
     content = gzip.decompress(archive_member(archive, name))
     return np.frombuffer(content, dtype=dtype, count=count, offset=offset)
 
 
 def make_animals(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:
-    """Animal silhouettes: 10 classes of 1,000 images."""
+    """Choose animal silhouettes out of 10 classes of 1,000 images.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
     folder = "animal_mnist/data/Animal_MNIST/animal"
     archive = archives["animal-mnist"]
-    grey = _raw(archive, f"{folder}_data_version_3.gz", 150, 10_000 * 28 * 28, "u1")
-    labels = _raw(archive, f"{folder}_label_version_3.gz", 146, 10_000, "<i8")
-    return _choose(
-        "animal-mnist", grey.reshape(-1, 28, 28), labels, ANIMALS_FILE, recipe, "{} silhouette"
-    )
+    grey = _raw_array(archive, f"{folder}_data_version_3.gz", 150, 10_000 * 28 * 28, "u1")
+    labels = _raw_array(archive, f"{folder}_label_version_3.gz", 146, 10_000, "<i8")
+    return _choose(recipe, "animal-mnist", grey.reshape(-1, 28, 28), labels)

@@ -1,21 +1,43 @@
-"""Reading `@iconify-json` packages: SVG bodies by name, names by codepoint."""
+"""Icons of `@iconify-json` packages: SVG bodies by name, names by codepoint."""
 
 import collections
 import functools
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmp.embedded import packed
-from cmp.embedded.manifest import IconRecipe, IconSetRecipe
+import numpy as np
+import resvg_py
+from PIL import Image
+
+from cmp.data import IMAGE_SIZE
+from cmp.embedded.manifest import IconRecipe, IconSetRecipe, Interval, Split
 from cmp.embedded.packages import archive_members
-from cmp.embedded.packed import Samples, samples_from_rows
+from cmp.embedded.packed import Samples, make_samples
+from cmp.readers.images import fit_square
 from cmp.seeds import unit_interval
+
+RENDER_SIZE = 4 * IMAGE_SIZE
+"""Vector drawings are rendered larger and reduced, which keeps thin strokes visible."""
+FREQUENT, RARE = 7, 3
+"""How many icons make a head frequent, and with how few it is left out."""
+SUITS = {"clubs", "diamonds", "hearts", "spades"}
+"""Playing cards differ by their pips, not by what they show; their heads are no classes."""
 
 
 @dataclass(frozen=True)
 class IconSet:
-    """One icon set. `icons` and `aliases` are by name, `characters` maps codepoints to names."""
+    """One icon set.
+
+    Attributes:
+        icons: Name -> icon, with its SVG under "body".
+        aliases: Name -> alias, with what it stands for under "parent".
+        characters: Codepoints -> name.
+        width: Width of an icon that states none.
+        height: Height of an icon that states none.
+    """
 
     icons: dict[str, dict]
     aliases: dict[str, dict]
@@ -24,7 +46,11 @@ class IconSet:
     height: int
 
     def resolve(self, name: str) -> str | None:
-        """The icon that a name or an alias stands for, or None."""
+        """Return the icon that a name or an alias stands for, or None.
+
+        Args:
+            name: The name.
+        """
         for _ in range(5):
             if name in self.icons:
                 return name
@@ -34,7 +60,11 @@ class IconSet:
         return None
 
     def svg(self, name: str) -> str:
-        """The SVG document of an icon; drawings without a colour of their own are black."""
+        """Return the SVG document of an icon; drawings without a colour of their own are black.
+
+        Args:
+            name: The icon.
+        """
         icon = self.icons[name]
         left, top = icon.get("left", 0), icon.get("top", 0)
         width, height = icon.get("width", self.width), icon.get("height", self.height)
@@ -45,10 +75,26 @@ class IconSet:
             f"{body}</svg>"
         )
 
+    def render(self, name: str) -> np.ndarray:
+        """Render an icon.
+
+        Args:
+            name: The icon.
+
+        Returns:
+            uint8 [4, 32, 32], RGBA.
+        """
+        png = bytes(resvg_py.svg_to_bytes(svg_string=self.svg(name), width=RENDER_SIZE))
+        return fit_square(Image.open(io.BytesIO(png)))
+
 
 @functools.lru_cache(maxsize=16)
 def read_icon_set(archive: Path) -> IconSet:
-    """Read an icon set from its package."""
+    """Read an icon set from its package.
+
+    Args:
+        archive: The package.
+    """
     files = {"package/icons.json": b"{}", "package/chars.json": b"{}"}
     files |= {name: data for name, data in archive_members(archive, "package/") if name in files}
     icons = json.loads(files["package/icons.json"])
@@ -61,13 +107,25 @@ def read_icon_set(archive: Path) -> IconSet:
     )
 
 
-FREQUENT, RARE = 7, 3
-SUITS = {"clubs", "diamonds", "hearts", "spades"}
-"""Playing cards differ by their pips, not by what they show; their heads are no classes."""
+def is_visible(image: np.ndarray) -> bool:
+    """Return whether at least 2% of the pixels are drawn: a few sources hold empty icons.
+
+    Args:
+        image: uint8 [4, 32, 32], RGBA.
+    """
+    return bool((image[3] > 8).mean() >= 0.02)
 
 
 def head_side(head: str, count: int) -> str:
-    """ "seen", "new" (the halves of the frequent heads), "other" (less frequent) or "none"."""
+    """Return which of `IconRecipe.heads` a head belongs to.
+
+    Args:
+        head: The last word of icons' names.
+        count: How many icons have it.
+
+    Returns:
+        "seen" or "new" (the halves of the frequent heads), "other" (less frequent) or "none".
+    """
     if count < RARE or head in SUITS:
         return "none"
     if count < FREQUENT:
@@ -75,36 +133,49 @@ def head_side(head: str, count: int) -> str:
     return "new" if unit_interval("icon head", head) < 0.5 else "seen"
 
 
+def _drawings(
+    icon_set: IconSet, name: str, splits: dict[Split, Interval], hash_value: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(split, image) for each interval that holds an icon's hash; empty icons are left out."""
+    for split, (low, high) in splits.items():
+        if low <= hash_value < high and is_visible(image := icon_set.render(name)):
+            yield split, image
+
+
 def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw the icons of one side, split by a hash of the icon's name."""
-    icons = read_icon_set(archives["game-icons"])
-    heads = {name: name.split("-")[-1] for name in icons.icons}
+    """Draw the icons of one side, split by a hash of the icon's name.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
+    icon_set = read_icon_set(archives["game-icons"])
+    heads = {name: name.split("-")[-1] for name in icon_set.icons}
     counts = collections.Counter(heads.values())
     images, rows = [], []
     for name, head in sorted(heads.items()):
         if head_side(head, counts[head]) != recipe.heads:
             continue
-        place = unit_interval("icon", name)
-        for split, (low, high) in recipe.splits.items():
-            image = packed.render_svg(icons.svg(name)) if low <= place < high else None
-            if image is not None and packed.is_visible(image):
-                captions = list(dict.fromkeys([name.replace("-", " "), head]))
-                images.append(image)
-                rows.append((split, head, f"icon {name}", f"game-icons/{name}", captions))
-    return samples_from_rows(images, rows)
+        captions = list(dict.fromkeys([name.replace("-", " "), head]))
+        hash_value = unit_interval("icon", name)
+        for split, image in _drawings(icon_set, name, recipe.splits, hash_value):
+            images.append(image)
+            rows.append((split, head, f"icon {name}", f"game-icons/{name}", captions))
+    return make_samples(images, rows)
 
 
 def make_icon_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw every icon of the one set that is given; its name is label and caption."""
-    ((name_of_set, archive),) = archives.items()
-    icons, images, rows = read_icon_set(archive), [], []
-    for name in sorted(icons.icons):
-        place, words = unit_interval("icon", name_of_set, name), name.replace("-", " ")
-        for split, (low, high) in recipe.splits.items():
-            image = packed.render_svg(icons.svg(name)) if low <= place < high else None
-            if image is not None and packed.is_visible(image):
-                images.append(image)
-                rows.append(
-                    (split, words, f"{name_of_set} {name}", f"{name_of_set}/{name}", [words])
-                )
-    return samples_from_rows(images, rows)
+    """Draw every icon of the one set that is given; its name is label and caption.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
+    ((set_name, archive),) = archives.items()
+    icon_set, images, rows = read_icon_set(archive), [], []
+    for name in sorted(icon_set.icons):
+        words, hash_value = name.replace("-", " "), unit_interval("icon", set_name, name)
+        for split, image in _drawings(icon_set, name, recipe.splits, hash_value):
+            images.append(image)
+            rows.append((split, words, f"{set_name} {name}", f"{set_name}/{name}", [words]))
+    return make_samples(images, rows)

@@ -1,48 +1,60 @@
 """The schema of `data_manifests/`: packages that data come from, and the datasets made of them.
 
 `packages.yaml` pins every source (registry, version, sha256, licence). `embedded/*.yaml` holds one
-dataset a file: its role, its prompt, the recipe that turns packages into images, and the counts
+dataset per file: its role, its prompt, the recipe that turns packages into images, and the counts
 that the recipe must arrive at.
 """
 
 import functools
 import hashlib
 import json
-import string
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 
-from cmp.data import POOL_DATA_ROLES
 from cmp.errors import CmpError
+from cmp.files import build_folder, parse_json
 from cmp.readers.manifest import (
     MANIFESTS,
+    POOL_ROLES,
     Counts,
     DatasetName,
+    Prompt,
     Role,
     Split,
     SplitShare,
     StrictModel,
     Text,
+    Year,
     read_manifest,
 )
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Interval = Annotated[tuple[SplitShare, SplitShare], Field(description="half-open part of [0, 1)")]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
+ImagesPerClass = Annotated[int, Field(ge=1)]
+Names = Annotated[list[DatasetName], Field(min_length=1)]
 
-WHOLE_INTERVAL: Interval = (0.0, 1.0)
+STORE_FORMAT = 4
+"""Raised when the layout of a store changes, or when a recipe makes other samples than before."""
 
 
 class Package(StrictModel):
-    """One pinned archive of a public registry, and the thanks that we owe for it."""
+    """One pinned archive of a public registry, and the thanks that we owe for it.
 
-    registry: Literal["npm", "pypi", "debian"]
+    Attributes:
+        registry: "npm" or "pypi".
+        package: The package's name there.
+        version: Its version.
+        sha256: Hex digest of the archive.
+        file: Name of the archive.
+        licence: Licence of the content.
+        attribution: What it is, and by whom.
+        url: Its home.
+    """
+
+    registry: Literal["npm", "pypi"]
     package: Text
     version: Text
     sha256: Sha256
@@ -53,35 +65,56 @@ class Package(StrictModel):
 
 
 class EmojiSplit(StrictModel):
-    """Which drawing styles of which concepts: `concepts` is an interval of the codepoints' hash."""
+    """Which drawings make up a split.
 
-    styles: Annotated[list[DatasetName], Field(min_length=1)]
-    concepts: Interval = WHOLE_INTERVAL
+    Attributes:
+        styles: Drawing styles.
+        concepts: Interval of the hashes of the codepoints.
+    """
+
+    styles: Names
+    concepts: Interval = (0.0, 1.0)
 
 
 class EmojiRecipe(StrictModel):
-    """Emoji of some groups, matched over drawing styles by codepoint and split by concept."""
+    """Emoji of some groups, matched over drawing styles by codepoint and split by concept.
+
+    Attributes:
+        kind: "emoji".
+        groups: Emojibase's groups.
+        label: What the class name is.
+        captions: What the captions are made of.
+        splits: Split -> drawings.
+    """
 
     kind: Literal["emoji"]
-    groups: Annotated[list[DatasetName], Field(min_length=1)]
+    groups: Names
     label: Literal["name", "subgroup"] = "name"
     captions: Annotated[list[Caption], Field(min_length=1)]
     splits: dict[Split, EmojiSplit]
 
 
 class FlagRecipe(StrictModel):
-    """Country flags: `countries` of them, one image a style."""
+    """Country flags, one image per country and style.
+
+    Attributes:
+        kind: "flags".
+        countries: Number of countries.
+        splits: Split -> drawing styles.
+    """
 
     kind: Literal["flags"]
     countries: Annotated[int, Field(ge=2)]
-    splits: dict[Split, Annotated[list[DatasetName], Field(min_length=1)]]
+    splits: dict[Split, Names]
 
 
 class IconRecipe(StrictModel):
     """Silhouettes named "<modifiers> <head>"; a head is the last word of a name.
 
-    `heads: seen` and `new` are the two halves of the frequent heads, `other` are the less frequent
-    ones, for the pool. `splits` are intervals of the icons' hash.
+    Attributes:
+        kind: "icons".
+        heads: "seen" and "new" are the halves of the frequent heads, "other" the less frequent.
+        splits: Split -> interval of the hashes of the icons' names.
     """
 
     kind: Literal["icons"]
@@ -90,36 +123,45 @@ class IconRecipe(StrictModel):
 
 
 class IconSetRecipe(StrictModel):
-    """Every icon of one set, each of a class of its own; `splits` are intervals of their hash."""
+    """Every icon of one set, each a class of its own.
+
+    Attributes:
+        kind: "icon-set".
+        splits: Split -> interval of the hashes of the icons' names.
+    """
 
     kind: Literal["icon-set"]
     splits: dict[Split, Interval]
 
 
 class ArrayRecipe(StrictModel):
-    """Grey 28-pixel images that a package ships as arrays; `splits` counts images a class."""
+    """Grey images of 28 pixels that a package ships as arrays.
+
+    Attributes:
+        kind: "digits" or "animals".
+        splits: Split -> images per class.
+    """
 
     kind: Literal["digits", "animals"]
-    splits: dict[Split, Annotated[int, Field(ge=1)]]
+    splits: dict[Split, ImagesPerClass]
 
 
 class SceneRecipe(StrictModel):
-    """Images drawn by `cmp.data.procedural`; `splits` counts images a class."""
+    """Images drawn by `cmp.embedded.drawn`.
+
+    Attributes:
+        kind: "scene".
+        scene: A key of `drawn.SCENES`.
+        splits: Split -> images per class.
+    """
 
     kind: Literal["scene"]
     scene: DatasetName
-    splits: dict[Split, Annotated[int, Field(ge=1)]]
-
-
-class PhotoRecipe(StrictModel):
-    """Cut-out photographs and drawings of a Debian package with a caption each."""
-
-    kind: Literal["tuxpaint", "gcompris"]
-    splits: dict[Split, Interval]
+    splits: dict[Split, ImagesPerClass]
 
 
 Recipe = Annotated[
-    EmojiRecipe | FlagRecipe | IconRecipe | IconSetRecipe | ArrayRecipe | SceneRecipe | PhotoRecipe,
+    EmojiRecipe | FlagRecipe | IconRecipe | IconSetRecipe | ArrayRecipe | SceneRecipe,
     Field(discriminator="kind"),
 ]
 
@@ -127,8 +169,18 @@ Recipe = Annotated[
 class Dataset(StrictModel):
     """One dataset: where it comes from, what it is for, how it is made.
 
-    year: in which the dataset, or the one that it is made after, first came out; time-incremental
-    streams go by it.
+    Attributes:
+        name: The dataset's name, and its file's.
+        title: One line on it.
+        role: "pool", "substitute", "adapt", "eval" or "transfer".
+        task: "classification" or "retrieval".
+        images: What the images look like.
+        prompt: Prompt of the zero-shot classifier.
+        sources: Short names of packages.
+        year: Year in which the dataset, or the one that it is made after, first came out;
+            time-incremental streams go by it.
+        recipe: How packages become images.
+        counts: Classes and images that the recipe must arrive at.
     """
 
     name: DatasetName
@@ -136,46 +188,70 @@ class Dataset(StrictModel):
     role: Role
     task: Literal["classification", "retrieval"] = "classification"
     images: Text
-    prompt: Text = "{}"
-    sources: list[DatasetName] = []
-    optional: bool = False
-    year: Annotated[int, Field(ge=1900, le=2100)] | None = None
+    prompt: Prompt = "{}"
+    sources: list[DatasetName] = Field(default_factory=list)
+    year: Year | None = None
     recipe: Recipe
     counts: Counts
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Dataset":
-        fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt)]
-        if [field for field in fields if field is not None] != [""]:
-            raise ValueError(f"prompt: {self.prompt!r} must hold exactly one {{}}")
-        if self.role in POOL_DATA_ROLES and set(self.recipe.splits) != {"train"}:
+    def _check_splits(self) -> "Dataset":
+        if self.role in POOL_ROLES and set(self.recipe.splits) != {"train"}:
             raise ValueError("recipe.splits: a pool has a train split and nothing else")
         if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
             raise ValueError("recipe.splits: a held-out set cannot have a train split")
         return self
 
     def fingerprint(self, packages: dict[str, Package]) -> str:
-        """sha256 of everything that decides the packed images: this manifest and its sources."""
+        """Return a sha256 of all that decides the images: the manifest and its sources.
+
+        Args:
+            packages: Packages by short name.
+        """
+        content = self.model_dump(mode="json", exclude={"year"})
+        content["optional"] = False  # a key of earlier manifests, which stores are known by
         sources = {name: packages[name].sha256 for name in self.sources}
-        content = json.dumps(
-            [self.model_dump(mode="json", exclude={"year"}), sources], sort_keys=True
-        )
-        return hashlib.sha256(content.encode()).hexdigest()
+        return hashlib.sha256(json.dumps([content, sources], sort_keys=True).encode()).hexdigest()
 
 
 class Packages(StrictModel):
-    """The whole of `packages.yaml`."""
+    """The content of `packages.yaml`.
+
+    Attributes:
+        packages: Packages by short name.
+    """
 
     packages: dict[DatasetName, Package]
 
 
 def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
-    """Every pinned package by its short name."""
+    """Read the pinned packages.
+
+    Args:
+        folder: The folder of `packages.yaml`.
+
+    Returns:
+        Packages by short name.
+
+    Raises:
+        CmpError: If the file is faulty.
+    """
     return read_manifest(folder / "packages.yaml", Packages).packages
 
 
 def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
-    """Every embedded dataset by name, in file order; sources must exist, names must be unique."""
+    """Read the manifests of the embedded datasets.
+
+    Args:
+        folder: The folder of `packages.yaml` and `embedded/`.
+
+    Returns:
+        Datasets by name, in the order of the files.
+
+    Raises:
+        CmpError: If a manifest is faulty, is not called as its dataset, or names a source that is
+            not in `packages.yaml`.
+    """
     packages = load_packages(folder)
     datasets: dict[str, Dataset] = {}
     for path in sorted((folder / "embedded").glob("*.yaml")):
@@ -192,5 +268,58 @@ def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
 
 @functools.cache
 def embedded_manifests() -> dict[str, Dataset]:
-    """The manifests of the repository, read once."""
+    """Return the datasets that come with this package, read once."""
     return load_datasets()
+
+
+@functools.cache
+def embedded_packages() -> dict[str, Package]:
+    """Return the packages that come with this package's manifests, read once."""
+    return load_packages()
+
+
+def select_datasets(names: list[str] | None = None) -> list[Dataset]:
+    """Return the manifests of some datasets.
+
+    Args:
+        names: The datasets; all by default.
+
+    Raises:
+        CmpError: If there is no such dataset.
+    """
+    datasets = embedded_manifests()
+    for name in names or []:
+        if name not in datasets:
+            raise CmpError(f"no dataset is called {name!r}; there are {', '.join(datasets)}")
+    return [datasets[name] for name in dict.fromkeys(names or datasets)]
+
+
+def store_path(name: str) -> Path:
+    """Return the folder of a built dataset.
+
+    Args:
+        name: The dataset.
+    """
+    return build_folder() / "data" / name
+
+
+def store_fingerprint(dataset: Dataset) -> str:
+    """Return what a store must say of itself to be used for a manifest.
+
+    Args:
+        dataset: The manifest.
+    """
+    return f"{STORE_FORMAT}:{dataset.fingerprint(embedded_packages())}"
+
+
+def is_built(dataset: Dataset) -> bool:
+    """Return whether a store made from exactly this manifest is on disk; nothing else is read.
+
+    Args:
+        dataset: The manifest.
+    """
+    try:
+        content = parse_json((store_path(dataset.name) / "store.json").read_text())
+        return content["fingerprint"] == store_fingerprint(dataset)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,14 +1,17 @@
-"""Image towers of the embedded models, registered with timm so that open_clip builds them.
+"""The embedded models: image towers, vocabulary, and where pretrained weights are.
 
-A config reaches one by `vision_cfg.timm_model_name`; nothing downstream knows the difference.
+The towers are registered with timm, so that open_clip builds them from `model_configs`, by
+`vision_cfg.timm_model_name`; nothing downstream knows the difference.
 """
 
 import gzip
+import itertools
 from pathlib import Path
+from typing import ClassVar
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer, get_pairs
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import Transformer
 from timm.models import register_model
 from torch import Tensor, nn
@@ -19,26 +22,56 @@ from cmp.files import build_folder, project_folder
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-"""The base that comes with the package; the others lie in `weights` of a checkout."""
+"""The base that comes with the package; others are in `weights` of a checkout."""
+MERGES_FILE = MODEL_CONFIGS / "vocabulary.bpe.gz"
+"""The merges of CLIP's vocabulary that the benchmark uses."""
 SHIPPED = ("annealed", "unannealed")
 """Starts whose bases come with the project."""
 NAMES = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
-open_clip.add_model_config(MODEL_CONFIGS)
+"""The embedded models."""
+GROUP_CHANNELS = 16
 
-CHANNELS_IN_GROUP = 16
+open_clip.add_model_config(MODEL_CONFIGS)
 
 
 def group_norm(width: int) -> nn.GroupNorm:
-    """A norm over groups of 16 channels and all positions.
+    """Return a norm over groups of 16 channels and all positions.
 
-    It has no running statistics, so weights can be averaged without spoiling any. In bf16 and
-    channels_last a CPU takes seven times as long for groups of 8, twelve times for groups of 4.
+    It has no running statistics, so weights can be averaged. In bf16 and channels_last a CPU takes
+    seven times as long for groups of 8, and twelve times for groups of 4.
+
+    Args:
+        width: Number of channels.
     """
-    return nn.GroupNorm(width // CHANNELS_IN_GROUP, width)
+    return nn.GroupNorm(width // GROUP_CHANNELS, width)
+
+
+class Tower(nn.Module):
+    """What timm's interface asks of an image tower: maps [B, 3, H, W] to [B, num_features].
+
+    Attributes:
+        num_features: Size of the output.
+        default_cfg: timm's description of pretrained weights, empty.
+    """
+
+    num_features: int
+    default_cfg: ClassVar[dict] = {}
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Do nothing, as the tower has no classifier.
+
+        Args:
+            num_classes: Not used.
+            global_pool: Not used.
+        """
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation block: (GroupNorm, SiLU, 3x3 convolution) twice, added to the input."""
+    """(GroupNorm, SiLU, 3x3 convolution) twice, added to the input.
+
+    Args:
+        width: Number of channels.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -52,12 +85,16 @@ class ResidualBlock(nn.Module):
         return x + self.conv_2(F.silu(self.norm_2(y)))
 
 
-class ConvTower(nn.Module):
-    """A small residual network: a strided stem, stages at 1/4 and 1/8 of the image, mean and max
-    pooling.
+class ConvTower(Tower):
+    """A small residual network: a strided stem, stages at 1/4 and 1/8, mean and max pooling.
 
-    A stage at 1/2 as well gave the same zero-shot scores for a quarter more time a step (measured
-    with norms over fewer channels, which cost more at that size).
+    A stage at 1/2 as well gave the same zero-shot scores for a quarter more time per step, measured
+    with norms over fewer channels, which cost more at that size.
+
+    Args:
+        stem: Channels of the stem.
+        widths: Channels of each stage.
+        depth: Residual blocks per stage.
     """
 
     def __init__(self, stem: int, widths: tuple[int, ...], depth: int):
@@ -71,26 +108,28 @@ class ConvTower(nn.Module):
                     nn.Conv2d(before, width, 2, stride=2),
                     *(ResidualBlock(width) for _ in range(depth)),
                 )
-                for before, width in zip((stem, *widths), widths, strict=False)
+                for before, width in itertools.pairwise((stem, *widths))
             )
         )
         self.num_features = 2 * widths[-1]
         self.norm = nn.LayerNorm(self.num_features)
-        self.default_cfg = {}
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """timm's interface; the tower has no classifier."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, num_features]
         x = self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return self.norm(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
 
 
-class StemTransformer(nn.Module):
+class StemTransformer(Tower):
     """A vision transformer that sees the image through three strided convolutions.
 
-    The stem replaces the linear patch embedding: at this scale of data a transformer on raw patches
+    The stem replaces the linear patch embedding: with so few data a transformer on raw patches
     learns far slower. Blocks are open_clip's, tokens are mean pooled.
+
+    Args:
+        width: Size of a token.
+        layers: Number of blocks.
+        heads: Attention heads per block.
+        image_size: Side of the image in pixels.
     """
 
     def __init__(self, width: int, layers: int, heads: int, image_size: int = 32):
@@ -110,10 +149,6 @@ class StemTransformer(nn.Module):
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
         self.num_features = width
-        self.default_cfg = {}
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """timm's interface; the tower has no classifier."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, width]
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -124,102 +159,136 @@ class StemTransformer(nn.Module):
 
 @register_model
 def cmp_conv_half(pretrained: bool = False, **_) -> ConvTower:
-    """Half of the default tower's FLOPs."""
+    """Return a tower with half of the default's FLOPs."""
     return ConvTower(stem=16, widths=(48, 80), depth=1)
 
 
 @register_model
 def cmp_conv_tiny(pretrained: bool = False, **_) -> ConvTower:
-    """The default tower: 0.4 M parameters."""
+    """Return the default tower: 0.4 M parameters."""
     return ConvTower(stem=32, widths=(64, 128), depth=1)
 
 
 @register_model
 def cmp_conv_double(pretrained: bool = False, **_) -> ConvTower:
-    """Twice the default tower's FLOPs."""
+    """Return a tower with twice the default's FLOPs."""
     return ConvTower(stem=48, widths=(112, 128), depth=1)
 
 
 @register_model
 def cmp_conv_quad(pretrained: bool = False, **_) -> ConvTower:
-    """Four times the default tower's FLOPs."""
+    """Return a tower with four times the default's FLOPs."""
     return ConvTower(stem=64, widths=(112, 144), depth=2)
 
 
 @register_model
 def cmp_vit_tiny(pretrained: bool = False, **_) -> StemTransformer:
-    """The attention sibling of `cmp_conv_tiny`: 0.9 M parameters."""
+    """Return the attention sibling of `cmp_conv_tiny`: 0.9 M parameters."""
     return StemTransformer(width=128, layers=4, heads=4)
 
 
-MERGES_FILE = MODEL_CONFIGS / "vocabulary.bpe.gz"
+class _RecordingRanks(dict):
+    """CLIP's merges and their ranks; collects those that its tokenizer performs."""
+
+    def __init__(self, ranks: dict[tuple[str, str], int]):
+        super().__init__(ranks)
+        self.performed: set[tuple[str, str]] = set()
+
+    def __contains__(self, merge: object) -> bool:  # the tokenizer asks before each merge
+        if super().__contains__(merge):
+            self.performed.add(merge)
+        return super().__contains__(merge)
 
 
 def used_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """The merges, in the order of CLIP's list, that encoding `texts` performs."""
-    full = SimpleTokenizer()
-    words = {
-        "".join(full.byte_encoder[byte] for byte in word.encode())
-        for text in texts
-        for word in full.pat.findall(full.clean_fn(text))
-    }
-    used = {merge for word in words for merge in _merges_of(word, full.bpe_ranks)}
-    return sorted(used, key=full.bpe_ranks.__getitem__)
+    """Return the merges of CLIP's vocabulary that encoding some texts performs.
 
+    Args:
+        texts: The texts.
 
-def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
-    pieces, merges = [*word[:-1], f"{word[-1]}</w>"], []
-    while len(pieces) > 1:
-        best = min(get_pairs(tuple(pieces)), key=lambda pair: ranks.get(pair, len(ranks)))
-        if best not in ranks:
-            break
-        merges.append(best)
-        joined, index = [], 0
-        while index < len(pieces):
-            pair = tuple(pieces[index : index + 2])
-            joined.append("".join(pair) if pair == best else pieces[index])
-            index += 2 if pair == best else 1
-        pieces = joined
-    return merges
+    Returns:
+        Pairs of pieces, in the order of CLIP's list.
+    """
+    clip = SimpleTokenizer()
+    ranks = clip.bpe_ranks = _RecordingRanks(clip.bpe_ranks)
+    for text in texts:
+        clip.encode(text)
+    return sorted(ranks.performed, key=ranks.__getitem__)
 
 
 def write_vocabulary(texts: list[str], path: Path = MERGES_FILE) -> int:
-    """Write the compact merge list of `texts` in CLIP's format; returns the vocabulary's size."""
+    """Write the merges that some texts need, in CLIP's format.
+
+    Args:
+        texts: The texts.
+        path: The file.
+
+    Returns:
+        The vocabulary's size.
+    """
     lines = ["# the merges of CLIP's vocabulary that the embedded benchmark uses"]
     lines += [" ".join(merge) for merge in used_merges(texts)]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-    return 2 * 256 + len(lines) - 1 + 2
+    return 2 * 256 + len(lines) - 1 + 2  # bytes, also at a word's end; merges; start and end
 
 
 def tokenizer(name: str) -> SimpleTokenizer:
-    """The tokenizer of a model, CLIP's with the compact vocabulary."""
+    """Return the tokenizer of an embedded model: CLIP's with the compact vocabulary.
+
+    Args:
+        name: The model.
+    """
     length = open_clip.get_model_config(name)["text_cfg"]["context_length"]
     return SimpleTokenizer(bpe_path=str(MERGES_FILE), context_length=length)
 
 
 def base_folders(start: str) -> list[Path]:
-    """Where bases of a start may be: in the package, in the project, where `cmpt pretrain` puts
-    them."""
+    """Return where bases may be: in the package, in the project, where `cmpt pretrain` puts them.
+
+    Args:
+        start: The bases' start, such as "annealed".
+    """
     made = build_folder() / "models"
     return [WEIGHTS, project_folder() / "weights", made] if start in SHIPPED else [made]
 
 
 def base_path(name: str, start: str, seed: int) -> Path:
-    """Where a base's weights are, such as `tiny-s0-annealed.safetensors`, or would be."""
-    file = f"{name}-s{seed}-{start}.safetensors"
-    paths = [folder / file for folder in base_folders(start)]
+    """Return where a base's weights are, or would be.
+
+    Args:
+        name: The model.
+        start: The base's start, such as "annealed".
+        seed: Seed of its pretraining.
+
+    Returns:
+        A path such as `tiny-s0-annealed.safetensors` in one of `base_folders`.
+    """
+    paths = [folder / f"{name}-s{seed}-{start}.safetensors" for folder in base_folders(start)]
     return next((path for path in paths if path.exists()), paths[-1])
 
 
 def base_seeds(name: str) -> list[int]:
-    """The seeds of the annealed bases that are here."""
-    folders = base_folders("annealed")
-    paths = [path for folder in folders for path in folder.glob(f"{name}-s*-annealed.safetensors")]
-    return sorted({int(path.name.removeprefix(f"{name}-s").split("-")[0]) for path in paths})
+    """Return the seeds of the annealed bases of a model that are on this machine.
+
+    Args:
+        name: The model.
+    """
+    folders, pattern = base_folders("annealed"), f"{name}-s*-annealed.safetensors"
+    names = {path.name for folder in folders for path in folder.glob(pattern)}
+    return sorted(int(file.removeprefix(f"{name}-s").split("-")[0]) for file in names)
 
 
 def find_base(name: str, start: str, seed: int) -> Path:
-    """The file of a base; `CmpError` names the bases that are here and how to make one."""
+    """Return the file of a base.
+
+    Args:
+        name: The model.
+        start: The base's start, such as "annealed".
+        seed: Seed of its pretraining.
+
+    Raises:
+        CmpError: If it is not there; says which bases are, and how to make it.
+    """
     path = base_path(name, start, seed)
     if path.exists():
         return path

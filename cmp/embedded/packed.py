@@ -1,70 +1,72 @@
-"""A packed dataset on disk: memory-mapped images and a table, written whole or not at all."""
+"""Packed datasets: memory-mapped images and a table on disk, written whole or not at all."""
 
 import functools
 import hashlib
-import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
 import pandas as pd
-import resvg_py
 import torch
-from PIL import Image
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
-from cmp.embedded.manifest import Dataset, embedded_manifests, load_packages
+from cmp.embedded.manifest import (
+    STORE_FORMAT,
+    Dataset,
+    embedded_manifests,
+    is_built,
+    store_fingerprint,
+    store_path,
+)
 from cmp.errors import CmpError
-from cmp.files import atomic_folder, build_folder, parse_json, parse_record, read_table
-from cmp.readers.images import fit_square
+from cmp.files import atomic_folder, parse_record, read_table
+from cmp.readers.index import count_images
 
-
-@functools.cache
-def load_embedded(*roles: str) -> Corpus:
-    """The embedded benchmark's datasets of the given roles (all roles where none is named)."""
-    chosen = [
-        d
-        for d in embedded_manifests().values()
-        if not d.optional and (not roles or d.role in roles)
-    ]
-    return join_packed([read_packed(dataset) for dataset in chosen])
-
-
-SAMPLE_COLUMNS = ["split", "label", "group", "source", "captions"]
+SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
+"""Column of a dataset's table -> type."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """Images and their rows, in one order.
 
-    images: uint8 [N, 4, 32, 32], RGBA with straight alpha.
-    table: a row an image: `split`; `label`, a class name; `group`, what the image shows (an emoji's
-        codepoint, shared by all its drawings), by which standard errors are clustered; `source`,
-        the image's identity in its package; `captions`, the texts that training draws from.
+    Attributes:
+        images: uint8 [N, 4, 32, 32], RGBA with straight alpha.
+        table: One row per image: `split`; `label`, a class name; `group`, what the image shows (an
+            emoji's codepoint, shared by all its drawings), by which standard errors are clustered;
+            `source`, the image's identity in its package; `captions`, the texts that training
+            draws from.
     """
 
     images: np.ndarray
     table: pd.DataFrame
 
 
-def samples_from_rows(images: list[np.ndarray], rows: list[tuple]) -> Samples:
-    """Stack images [4, 32, 32] with rows in the order of `COLUMNS`."""
-    return Samples(np.stack(images), pd.DataFrame(rows, columns=SAMPLE_COLUMNS))
+def make_samples(images: Sequence[np.ndarray] | np.ndarray, rows: list[tuple]) -> Samples:
+    """Put images and their rows together.
 
-
-STORE_FORMAT = 4
-"""Bumped when the layout changes, or when a recipe makes other samples from the same manifest."""
-SPLITS = ("train", "validation", "test")
-STORE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
+    Args:
+        images: uint8 [4, 32, 32] each.
+        rows: Tuples with the values of `SAMPLE_COLUMNS`.
+    """
+    return Samples(np.asarray(images), pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)))
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class StoreHeader:
-    """What `store.json` says of the files beside it."""
+    """What `store.json` says of the files beside it.
+
+    Attributes:
+        format: The layout, `STORE_FORMAT`.
+        fingerprint: What the store was made from, see `manifest.store_fingerprint`.
+        images_sha256: Hex digest of the pixels.
+        table_sha256: Hex digest of the table.
+        classes: Class names in the order of labels.
+    """
 
     format: int
     fingerprint: str
@@ -75,7 +77,14 @@ class StoreHeader:
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """An opened dataset. images: uint8 [N, 4, 32, 32], memory-mapped; table: a row an image."""
+    """An opened dataset.
+
+    Attributes:
+        dataset: The manifest.
+        header: What the store says of itself.
+        images: uint8 [N, 4, 32, 32], memory-mapped.
+        table: One row per image, see `Samples`.
+    """
 
     dataset: Dataset
     header: StoreHeader
@@ -83,49 +92,52 @@ class PackedDataset:
     table: pd.DataFrame
 
     def data_hash(self) -> str:
-        """sha256 that stands for the pixels and the table, for provenance."""
+        """Return a sha256 that stands for the pixels and the table."""
         content = self.header.images_sha256 + self.header.table_sha256
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def join_packed(chosen: list[PackedDataset]) -> Corpus:
-    """Put packed datasets side by side, in the order given."""
-    images = torch.from_numpy(np.concatenate([each.images for each in chosen]))
+@functools.cache
+def load_embedded(*roles: str) -> Corpus:
+    """Return the embedded benchmark.
+
+    Args:
+        *roles: Roles of the datasets; all by default.
+
+    Raises:
+        CmpError: If a dataset is not built or damaged.
+    """
+    manifests = embedded_manifests().values()
+    return join_packed([read_packed(d) for d in manifests if not roles or d.role in roles])
+
+
+def join_packed(datasets: list[PackedDataset]) -> Corpus:
+    """Put packed datasets side by side.
+
+    Args:
+        datasets: The datasets, in the order of the corpus.
+    """
     return build_corpus(
-        images, [_table_of(each) for each in chosen], [_description_of(each) for each in chosen]
+        torch.from_numpy(np.concatenate([packed.images for packed in datasets])),
+        [packed.table.assign(dataset=packed.dataset.name) for packed in datasets],
+        [(packed.dataset, packed.header.classes, packed.data_hash()) for packed in datasets],
     )
 
 
-def _table_of(each: PackedDataset) -> pd.DataFrame:
-    return each.table.assign(dataset=each.dataset.name)
-
-
-def _description_of(each: PackedDataset) -> tuple[Dataset, list[str], str]:
-    return each.dataset, each.header.classes, each.data_hash()
-
-
-def store_path(name: str) -> Path:
-    """The folder of a packed dataset."""
-    return build_folder() / "data" / name
-
-
-def store_fingerprint(dataset: Dataset) -> str:
-    """What a store must have been made from to be used for this manifest."""
-    return f"{STORE_FORMAT}:{dataset.fingerprint(load_packages())}"
-
-
-def count_samples(samples: Samples) -> dict[str, int]:
-    """Images a split, and classes, in the form of a manifest's `counts`."""
-    splits = samples.table["split"].value_counts()
-    found = {"classes": int(samples.table["label"].nunique())}
-    return found | {split: int(splits.get(split, 0)) for split in SPLITS}
-
-
 def write_packed(dataset: Dataset, samples: Samples) -> None:
-    """Pack `samples` atomically; refuses, with `CmpError`, other counts than the manifest's."""
-    if (found := count_samples(samples)) != (expected := dataset.counts.model_dump()):
+    """Write a dataset to disk, whole or not at all.
+
+    Args:
+        dataset: The manifest.
+        samples: What its recipe made.
+
+    Raises:
+        CmpError: If the counts are not the manifest's, or if the disk refuses.
+    """
+    counts, expected = count_images(samples.table), dataset.counts.model_dump()
+    if counts != expected:
         raise CmpError(
-            f"{dataset.name}.yaml: counts: the recipe made {found}, the manifest says {expected}"
+            f"{dataset.name}.yaml: counts: the recipe made {counts}, the manifest says {expected}"
         )
     with atomic_folder(store_path(dataset.name)) as folder:
         images = np.ascontiguousarray(samples.images)
@@ -141,17 +153,12 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
         (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
 
 
-def is_built(dataset: Dataset) -> bool:
-    """Whether a store made from exactly this manifest lies on disk."""
-    try:
-        content = parse_json((store_path(dataset.name) / "store.json").read_text())
-        return content["fingerprint"] == store_fingerprint(dataset)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def is_intact(dataset: Dataset) -> bool:
-    """Whether it can be read, too: every byte of the images is looked at."""
+    """Return whether a dataset is built and can be read; every byte of the images is looked at.
+
+    Args:
+        dataset: The manifest.
+    """
     try:
         return bool(read_packed(dataset))
     except CmpError:
@@ -159,8 +166,15 @@ def is_intact(dataset: Dataset) -> bool:
 
 
 def read_packed(dataset: Dataset) -> PackedDataset:
-    """Open a packed dataset; `CmpError` if it is missing, stale, incomplete or damaged."""
-    folder, again = store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
+    """Open a packed dataset.
+
+    Args:
+        dataset: The manifest.
+
+    Raises:
+        CmpError: If it is missing, made from another manifest, incomplete or damaged.
+    """
+    folder, remedy = store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
     if not is_built(dataset):
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
@@ -169,34 +183,11 @@ def read_packed(dataset: Dataset) -> PackedDataset:
     try:
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
-        table = read_table(folder / "samples.parquet", STORE_COLUMNS)
+        table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
     except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:
-        raise CmpError(f"{folder}: damaged ({error}); {again}") from error
+        raise CmpError(f"{folder}: damaged ({error}); {remedy}") from error
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
-        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {again}")
+        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
     if hashlib.sha256(images).hexdigest() != header.images_sha256:
-        raise CmpError(f"{folder}: images.npy is not what was written; {again}")
+        raise CmpError(f"{folder}: images.npy is not what was written; {remedy}")
     return PackedDataset(dataset, header, images, table)
-
-
-RENDER_SIZE = 4 * IMAGE_SIZE
-"""Vector drawings are rendered larger and reduced, which keeps thin strokes visible."""
-
-
-def render_svg(svg: str) -> np.ndarray:
-    """Render an SVG document: uint8 [4, 32, 32]."""
-    return fit_square(
-        Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_SIZE))))
-    )
-
-
-def from_grey(grey: np.ndarray) -> np.ndarray:
-    """Put opaque grey images, uint8 [N, 28, 28], onto black: uint8 [N, 4, 32, 32]."""
-    edge = (IMAGE_SIZE - grey.shape[-1]) // 2
-    padded = np.pad(grey, ((0, 0), (edge, edge), (edge, edge)))
-    return np.stack([padded, padded, padded, np.full_like(padded, 255)], axis=1)
-
-
-def is_visible(image: np.ndarray) -> bool:
-    """Whether at least 2% of the pixels are drawn: a few sources hold empty icons."""
-    return bool((image[3] > 8).mean() >= 0.02)

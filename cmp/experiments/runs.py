@@ -32,6 +32,11 @@ def run(
 
     Raises:
         CmpError: A setting is unknown or impossible.
+
+    Example:
+        >>> finished = cmp.run("quick", stream={"tasks": 2}, steps=2, batch=8, progress=False)
+        >>> sorted(set(finished.metrics["role"]))
+        ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
     is_stored = store.is_stored(store.run_id_of(run_config, load_corpus(run_config)))

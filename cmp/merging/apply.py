@@ -78,6 +78,11 @@ def merge(
 
     Raises:
         CmpError: The rule cannot merge these, see `check_mergeable`, or an entry is not finite.
+
+    Example:
+        >>> zero, a, b = ({"w": torch.tensor([x, 1.0])} for x in (0.0, 4.0, -2.0))
+        >>> cmp.merge("ties", [a, b], base=zero, density=0.5)["w"]
+        tensor([4., 1.])
     """
     rule = rule if isinstance(rule, Option) else _rule(rule)
     options = options or MergeOptions(**settings)

@@ -83,6 +83,11 @@ def merge_files(
 
     Raises:
         CmpError: As `cmp.merging.apply.merge` does, naming files; `out` is then as it was.
+
+    Example:
+        >>> paths = [folder / "a.safetensors", folder / "b.safetensors"]
+        >>> for path in paths: save_file({"w": torch.ones(2)}, path)
+        >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
     parents = [*paths, *([] if base is None else [base])]
     if any(_is_same_file(out, path) for path in parents):

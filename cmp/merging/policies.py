@@ -28,6 +28,11 @@ class MergedWeights(NamedTuple):
         memory: What it remembers from now on.
         start: The weights that the next task starts from.
         deployed: The weights that are scored; may be the same. Neither is to be changed.
+
+    Example:
+        >>> @cmp.register("merge_policy", "keep-zero")
+        ... def keep_zero(end):
+        ...     return cmp.MergedWeights(end.memory, end.trained, end.memory["zero"])
     """
 
     memory: Memory
@@ -45,6 +50,12 @@ class TaskEnd:
         trained: The weights that the task ended in.
         done: How many tasks are done, at least one.
         seed: Seed of rules that draw at random, which also count by `done` and by the choice.
+
+    Example:
+        >>> @cmp.register("merge_policy", "halfway", merges=("two",))
+        ... def halfway(end):
+        ...     middle = end.merge_pair(end.trained, end.memory["zero"], "halfway")
+        ...     return cmp.MergedWeights(end.memory, end.trained, middle)
     """
 
     merging: Merging

@@ -1,4 +1,4 @@
-"""Readers of image files: each turns a manifest and a folder into an `index.Index`."""
+"""A collection of image files, read and checked set by set, as a `cmp.data.Corpus`."""
 
 import dataclasses
 import functools
@@ -13,21 +13,49 @@ import torch
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError
 from cmp.readers import fomo, images, tables, tars
-from cmp.readers.fomo import AbsentError
-from cmp.readers.images import image_files
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
-from cmp.readers.manifest import FileSet, manifest_folders, manifests
+from cmp.readers.manifest import FileSet, load_manifests, manifest_folders
+
+READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
+    "folder": tables.read_folder,
+    "csv": tables.read_table_files,
+    "parquet": tables.read_table_files,
+    "tars": tars.read_tars,
+    "fomo": fomo.read_fomo,
+}
+"""`reader.kind` -> reader of files. A table in memory is read by `tables.read_frame`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetState:
+    """What there is of a set.
+
+    Attributes:
+        dataset: The manifest.
+        state: "present", "absent", "partial" (files are missing), "wrong counts" or "faulty".
+        reason: Why it is not present, in words.
+        index: What was found, if anything.
+    """
+
+    dataset: FileSet
+    state: str
+    reason: str = ""
+    index: ImageIndex | None = None
 
 
 def load_fomo() -> Corpus:
-    """FoMo-in-Flux, from `fomo` in the build folder."""
+    """Return FoMo-in-Flux, from `fomo` in the build folder."""
     return load_folder("fomo")
 
 
 def load_folder(source: str) -> Corpus:
-    """A collection by name or path, see `manifest_folders`; read once, until a manifest changes.
+    """Return a collection; it is read once, until a manifest changes.
 
-    `CmpError` if anything of it cannot be used, see `load_collection`.
+    Args:
+        source: Name or path, see `manifest.manifest_folders`.
+
+    Raises:
+        CmpError: If anything of it cannot be used, see `load_collection`.
     """
     folders = [manifests for manifests, _ in manifest_folders(source)]
     paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
@@ -35,138 +63,168 @@ def load_folder(source: str) -> Corpus:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_folder(source: str, written: tuple[tuple[Path, int], ...]) -> Corpus:
+def _load_folder(source: str, modified: tuple[tuple[Path, int], ...]) -> Corpus:
+    """A collection, cached by its manifests and the times they were modified."""
     return corpus_from_indexes(*load_collection(source))
 
 
-def corpus_from_indexes(indexes: list[ImageIndex], beside: bool = False) -> Corpus:
-    """A corpus of image files; beside: with the embedded pool and retention sets, and then with
-    all images in memory, as those are."""
-    tables = [corpus_table(each) for each in indexes]
-    about = [(each.dataset, each.classes, each.data_hash()) for each in indexes]
-    if not beside:
-        return build_corpus(image_files(indexes), tables, about)
+def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) -> Corpus:
+    """Join sets of image files into a corpus.
+
+    Args:
+        indexes: The sets, checked.
+        with_embedded: Whether the embedded pool and retention sets are added. All images are then
+            in memory at 32 pixels, as the embedded ones are.
+
+    Raises:
+        CmpError: If a set has the name of an embedded one that is added.
+    """
+    tables = [_corpus_table(index) for index in indexes]
+    about = [(index.dataset, index.classes, index.data_hash()) for index in indexes]
+    if not with_embedded:
+        return build_corpus(images.image_files(indexes), tables, about)
     embedded = load_data("embedded")
-    others = [name for name, each in embedded.datasets.items() if each.role != "adapt"]
-    if both := {each.dataset.name for each in indexes} & set(others):
-        raise CmpError(f"{min(both)}: name: an embedded dataset is called so, too; rename this one")
-    kept = embedded.table["dataset"].isin(others).to_numpy()
-    stored = embedded.table[kept].astype({"dataset": str, "split": str, "label": str})
-    captions = [embedded.captions(row) for row in np.flatnonzero(kept)]
-    stored = stored.assign(captions=pd.Series(captions, stored.index))
-    known = [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in others]
-    own = [torch.from_numpy(pack_images(each)) for each in indexes]
-    images = torch.cat([embedded.images[torch.from_numpy(kept)], *own])
-    return build_corpus(images, [stored, *tables], known + about)
+    names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
+    if taken := {index.dataset.name for index in indexes} & set(names):
+        raise CmpError(f"{min(taken)}: name: an embedded dataset has this name, too; change it")
+    rows = np.flatnonzero(embedded.table["dataset"].isin(names))
+    stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
+    pixels = [torch.from_numpy(pack_images(index)) for index in indexes]
+    return build_corpus(
+        torch.cat([embedded.images[torch.from_numpy(rows)], *pixels]),
+        [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
+        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
+    )
 
 
-READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
-    "folder": tables.read_folder, "csv": tables.read_table_files, "parquet": tables.read_table_files, "tars": tars.read_tars,
-    "fomo": fomo.read_fomo,
-}  # fmt: skip
-"""By `reader.kind`. A frame in memory is read by `rows.read_frame`."""
+def _corpus_table(index: ImageIndex) -> pd.DataFrame:
+    """A set's table as a corpus has it; every image is a group of its own."""
+    name = index.dataset.name
+    group = name + "/" + index.table["source"].astype(str)
+    return index.table[["split", "label", "captions"]].assign(group=group, dataset=name)
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetState:
-    """What there is of a set: "present", "absent", "partial" (files are missing), "wrong counts",
-    or "faulty". why: in words; index: what can be used, if anything."""
+def pack_images(index: ImageIndex) -> np.ndarray:
+    """Decode all images of a set as the embedded ones are.
 
-    dataset: FileSet
-    state: str
-    why: str = ""
-    index: ImageIndex | None = None
+    Args:
+        index: The set.
+
+    Returns:
+        uint8 [N, 4, 32, 32], RGBA.
+    """
+    files = (index.store.read(position) for position in index.table["position"])
+    return np.stack([images.decode_rgba(content) for content in files])
+
+
+def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
+    """Read and check the sets of a collection; absent ones are left out, with a warning.
+
+    Args:
+        source: Name or path, see `manifest.manifest_folders`.
+
+    Returns:
+        The sets, and whether the embedded sets are wanted beside them.
+
+    Raises:
+        CmpError: If all sets are absent, or if one has wrong counts or faults.
+    """
+    located = load_manifests(source)
+    indexes, absent = [], []
+    for dataset, root in located:
+        try:
+            index = read_index(dataset, root)
+        except fomo.AbsentError:
+            absent.append(dataset.name)
+            continue
+        if not index.faults and (differences := count_differences(index)):
+            raise CmpError(f"{dataset.name}: counts: found {differences}")
+        indexes.append(check_images(index))
+    if absent:
+        names = f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
+        message = f"data: {len(absent)} of {len(located)} sets of {source!r} are absent: {names}"
+        if not indexes:
+            raise CmpError(f"{message}; `cmpt data check {source}` says more")
+        warnings.warn(f"{message}; scores are of the others alone", stacklevel=2)
+    return indexes, any(dataset.beside for dataset, _ in located)
 
 
 def read_index(dataset: FileSet, root: Path) -> ImageIndex:
-    """What a set's reader finds; faults are listed in it, and nothing is decoded."""
+    """List the images of a set and its faults; nothing is decoded.
+
+    Args:
+        dataset: The manifest.
+        root: The folder that its paths start from.
+
+    Raises:
+        CmpError: If the set cannot be read at all.
+    """
     if dataset.reader.kind not in READERS:
         raise CmpError(f"{dataset.name}: reader.kind: {dataset.reader.kind!r} reads no files")
     return READERS[dataset.reader.kind](dataset, root)
 
 
 def check_images(index: ImageIndex) -> ImageIndex:
-    """What can be used of a set, every image decoded once. `CmpError` if there are faults and the
-    manifest does not say `faults: skip`, or if nothing is left."""
+    """Decode every image of a set once, and leave out what cannot be used.
+
+    Args:
+        index: The set.
+
+    Returns:
+        The set without damaged images.
+
+    Raises:
+        CmpError: If there are faults and the manifest does not say `faults: skip`, or if no image
+            is left.
+    """
     refuse_faults(index.dataset, index.faults)
-    bad = images.damaged_images(index)
-    refuse_faults(index.dataset, bad)
-    names = {fault.where for fault in bad}
+    damaged = images.damaged_images(index)
+    refuse_faults(index.dataset, damaged)
+    names = {fault.where for fault in damaged}
     table = index.table[~index.table["source"].isin(names)].reset_index(drop=True)
     if table.empty:
         raise CmpError(f"{index.dataset.name}: no image is left that could be used")
-    classes = [name for name in index.classes if index.targets or name in set(table["label"])]
-    return dataclasses.replace(index, table=table, faults=index.faults + bad, classes=classes)
+    labels = set(table["label"])
+    classes = [name for name in index.classes if index.target_count or name in labels]
+    return dataclasses.replace(index, table=table, faults=index.faults + damaged, classes=classes)
 
 
 def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetState:
-    """What there is of a set. decode: whether every image is decoded, too."""
+    """Find out what there is of a set.
+
+    Args:
+        dataset: The manifest.
+        root: The folder that its paths start from.
+        decode: Whether every image is decoded, too.
+    """
     try:
         index = read_index(dataset, root)
-    except AbsentError as error:
-        return DatasetState(dataset, "absent", _reason(dataset, error))
     except CmpError as error:
-        return DatasetState(dataset, "faulty", _reason(dataset, error))
+        state = "absent" if isinstance(error, fomo.AbsentError) else "faulty"
+        return DatasetState(dataset, state, str(error).removeprefix(f"{dataset.name}: "))
     faults = index.faults + (images.damaged_images(index) if decode else [])
     index = dataclasses.replace(index, faults=faults)
-    missing = [fault for fault in faults if fault.kind == "missing file"]
-    if missing:
+    state, reason = "present", ""
+    if missing := [fault.where for fault in faults if fault.kind == "missing file"]:
         total = len(index.table) + len(missing)
-        why = f"{len(missing)} of {total} images are missing, such as {missing[0].where}"
-        return DatasetState(dataset, "partial", why, index)
-    if faults:
-        return DatasetState(dataset, "faulty", summarise_faults(faults), index)
-    if wrong := count_differences(index):
-        return DatasetState(dataset, "wrong counts", wrong, index)
-    return DatasetState(dataset, "present", "", index)
-
-
-def _reason(dataset: FileSet, error: CmpError) -> str:
-    return str(error).removeprefix(f"{dataset.name}: ")
+        state = "partial"
+        reason = f"{len(missing)} of {total} images are missing, such as {missing[0]}"
+    elif faults:
+        state, reason = "faulty", summarise_faults(faults)
+    elif reason := count_differences(index):
+        state = "wrong counts"
+    return DatasetState(dataset, state, reason, index)
 
 
 def count_differences(index: ImageIndex) -> str:
-    """Where what was found is not what the manifest counts, in words."""
-    expected, found = index.dataset.counts, index.counts()
+    """Say where a set's counts differ from its manifest's, or "".
+
+    Args:
+        index: The set.
+    """
+    expected, counts = index.dataset.counts, index.counts()
     if not expected:
         return ""
-    keys = ["classes", *index.dataset.allowed()]
-    pairs = {key: (found[key], getattr(expected, key)) for key in keys}
-    return ", ".join(f"{key} {a}, not {b}" for key, (a, b) in pairs.items() if a != b)
-
-
-def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
-    """The sets of a collection, checked, and whether the embedded sets are wanted beside them.
-
-    Sets of the benchmark that are absent are left out, with a warning that names them; one whose
-    counts are wrong is refused with `CmpError`, as is one with faults.
-    """
-    places, found, absent = manifests(source), [], []
-    for dataset, root in places:
-        try:
-            index = read_index(dataset, root)
-        except AbsentError:
-            absent.append(dataset.name)
-            continue
-        if not index.faults and (wrong := count_differences(index)):
-            raise CmpError(f"{dataset.name}: counts: found {wrong}")
-        found.append(check_images(index))
-    if absent:
-        words = f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
-        message = f"data: {len(absent)} of {len(places)} sets of {source!r} are absent: {words}"
-        if not found:
-            raise CmpError(f"{message}; `cmpt data check {source}` says more")
-        warnings.warn(f"{message}; scores are of the others alone", stacklevel=2)
-    return found, any(dataset.beside for dataset, _ in places)
-
-
-def pack_images(index: ImageIndex) -> np.ndarray:
-    """A set's images as the embedded ones are: uint8 [N, 4, 32, 32], whole, in memory."""
-    return np.stack([images.decode_rgba(index.store.read(place)) for place in index.table["place"]])
-
-
-def corpus_table(index: ImageIndex) -> pd.DataFrame:
-    """A set's table as a corpus has it; every image is a group of its own."""
-    columns = index.table[["split", "label", "captions"]]
-    group = index.dataset.name + "/" + index.table["source"].astype(str)
-    return columns.assign(group=group, dataset=index.dataset.name)
+    keys = ["classes", *index.dataset.allowed_splits()]
+    triples = [(key, counts[key], getattr(expected, key)) for key in keys]
+    return ", ".join(f"{key} {n}, not {wanted}" for key, n, wanted in triples if n != wanted)

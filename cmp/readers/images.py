@@ -7,11 +7,12 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,62 +24,81 @@ from cmp.readers.index import Fault, ImageIndex, ImageStore
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
 CROP_AREA, CROP_RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
-"""Of the part that training sees: its share of the image, and its width over its height, as in the
-reference (spec 1.3)."""
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, UnidentifiedImageError, EOFError, MemoryError,
-           OverflowError, IndexError, TypeError, KeyError)  # fmt: skip
-"""What Pillow raises at a file that is not as it should be."""
+"""Ranges of a training crop: its share of the image's area, and its width over its height, as in
+the reference (spec 1.3)."""
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
+                 LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
+"""What Pillow raises at a damaged file, and at one that unpacks to too much."""
+CHECK_BLOCK = 64
+"""Images that are checked at a time."""
 
 assert not ImageFile.LOAD_TRUNCATED_IMAGES
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
 
 
-def open_image(content: bytes, least: int = 0) -> Image.Image:
-    """An image, not decoded yet. least: a JPEG may be decoded at a half, a quarter or an eighth of
-    its size, as long as its sides are no shorter than this. `ValueError` if it is too large."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+def open_image(content: bytes, min_side: int = 0) -> Image.Image:
+    """Open an image without decoding it yet.
+
+    Args:
+        content: The file.
+        min_side: If positive, a JPEG may be decoded at a half, a quarter or an eighth of its size,
+            as long as its sides are no shorter than this many pixels.
+
+    Raises:
+        ValueError: If it has more than `MAX_PIXELS` pixels.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS} are taken")
-    if least and image.format == "JPEG" and min(image.size) >= 2 * least:
-        scale = least / min(image.size)
+    if min_side and image.format == "JPEG" and min(image.size) >= 2 * min_side:
+        scale = min_side / min(image.size)
         image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
     return image
 
 
-def decode_error(content: bytes) -> str | None:
-    """Why an image cannot be used, if it cannot: every pixel is decoded."""
-    try:
-        open_image(content).load()
-    except DECODE_ERRORS as error:
-        return f"{error or type(error).__name__}"
-    return None
-
-
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """In three channels, what is transparent over white."""
+    """Convert an image to RGB, transparent parts over white.
+
+    Args:
+        image: An image of any mode.
+    """
     if image.mode == "RGB":
         return image
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def centre_crop(content: bytes, side: int) -> np.ndarray:
-    """For evaluation: the shorter side becomes `side`, and the middle is kept: uint8 [3, S, S]."""
+    """Decode the largest square in the middle of an image, for evaluation.
+
+    Args:
+        content: The file.
+        side: Side of the result in pixels.
+
+    Returns:
+        uint8 [3, side, side].
+    """
     image = open_image(content, 2 * side)
     width, height = image.size
     part = min(width, height)
     left, top = (width - part) / 2, (height - part) / 2
-    return _resize_box(image, (left, top, left + part, top + part), side)
+    return _resize(image, (left, top, left + part, top + part), side)
 
 
 def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
-    """For training: a random part of the image: uint8 [3, S, S]. numbers: four in [0, 1), which
-    decide its area, its shape, and where it lies."""
+    """Decode a random part of an image, for training.
+
+    Args:
+        content: The file.
+        side: Side of the result in pixels.
+        numbers: Four numbers in [0, 1) that decide the part's area, shape, and where it lies.
+
+    Returns:
+        uint8 [3, side, side].
+    """
     image = open_image(content, 2 * side)
     area, shape, across, down = map(float, numbers)
     ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
@@ -86,128 +106,170 @@ def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
     width = min(image.width, math.sqrt(pixels * ratio))
     height = min(image.height, math.sqrt(pixels / ratio))
     left, top = across * (image.width - width), down * (image.height - height)
-    return _resize_box(image, (left, top, left + width, top + height), side)
+    return _resize(image, (left, top, left + width, top + height), side)
 
 
-def _resize_box(
-    image: Image.Image, box: tuple[float, float, float, float], side: int
-) -> np.ndarray:
-    small = convert_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(small).transpose(2, 0, 1)
-
-
-CHECK_BLOCK = 64
-"""Images that are checked at a time."""
+def _resize(image: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
+    """A part of an image in RGB, resized to a square: uint8 [3, side, side]."""
+    square = convert_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of some sets, in the order of a corpus. store: [N], which of `stores` an image is
-    in, and place: [N], its number there; source: [N], its name. side: of `files[rows]`, which is
-    what a tensor of all images would give."""
+    """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
+
+    Attributes:
+        stores: Where the files are, one store per set.
+        store_ids: int [N], the number of each image's store.
+        positions: int [N], the number of each image in its store.
+        sources: object [N], each image's name.
+        side: Side in pixels of what `files[rows]` gives.
+    """
 
     stores: list[ImageStore]
-    store: np.ndarray
-    place: np.ndarray
-    source: np.ndarray
+    store_ids: np.ndarray
+    positions: np.ndarray
+    sources: np.ndarray
     side: int = 224
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.store_ids)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
-        return self.centred(np.asarray(rows), self.side)
+        """Return the middle of each image: uint8 [B, 3, side, side]."""
+        return self._decode_rows(np.asarray(rows), self.side, centre_crop)
 
     def at(self, side: int) -> "ImageFiles":
-        """The same images, of another side."""
+        """Return the same images at another side.
+
+        Args:
+            side: Side in pixels of what indexing gives.
+        """
         return dataclasses.replace(self, side=side)
 
     def read(self, row: int) -> bytes:
-        """The file of one image."""
-        return self.stores[self.store[row]].read(int(self.place[row]))
+        """Return the file of one image.
 
-    def centred(self, rows: np.ndarray, side: int) -> Tensor:
-        """The middle of each image: uint8 [B, 3, side, side]."""
-        return self._stacked(rows, side, lambda content, _: centre_crop(content, side))
+        Args:
+            row: The image's row in the corpus.
+        """
+        return self.stores[self.store_ids[row]].read(int(self.positions[row]))
 
     def random_crops(
-        self, rows: np.ndarray, side: int, generator: np.random.Generator, own: slice = WHOLE_BATCH
+        self,
+        rows: np.ndarray,
+        side: int,
+        generator: np.random.Generator,
+        local: slice = WHOLE_BATCH,
     ) -> Tensor:
-        """A random part of each image: uint8 [B, 3, side, side], a function of the rows and of the
-        generator's state. own: decode these of the batch only; they look as they do in it."""
-        numbers = generator.random((len(rows), 4))[own]
-        return self._stacked(
-            rows[own], side, lambda content, at: random_crop(content, side, numbers[at])
-        )
+        """Return a random part of each image, a function of the rows and the generator's state.
 
-    def _stacked(self, rows: np.ndarray, side: int, decode) -> Tensor:
-        out = np.empty((len(rows), 3, side, side), np.uint8)
-        for at, row in enumerate(rows):
+        Args:
+            rows: int [B], rows of a batch in the corpus.
+            side: Side in pixels.
+            generator: Source of all randomness.
+            local: Samples of the batch that are decoded; they look as they do in the whole batch.
+
+        Returns:
+            uint8 [B, 3, side, side], or fewer with `local`.
+        """
+        numbers = generator.random((len(rows), 4))[local]
+        return self._decode_rows(rows[local], side, random_crop, numbers)
+
+    def _decode_rows(self, rows: np.ndarray, side: int, crop: Callable, *numbers) -> Tensor:
+        """Crop each image to uint8 [3, side, side]; `numbers` has an entry per row, if any."""
+        images = np.empty((len(rows), 3, side, side), np.uint8)
+        for sample, row in enumerate(rows):
             try:
-                out[at] = decode(self.read(int(row)), at)
+                content = self.read(int(row))
+                images[sample] = crop(content, side, *(entries[sample] for entries in numbers))
             except DECODE_ERRORS as error:
                 raise CmpError(
-                    f"{self.source[row]}: cannot be read ({error}), though its set was checked; "
+                    f"{self.sources[row]}: cannot be read ({error}), though its set was checked; "
                     "has it changed since?"
                 ) from error
-        return torch.from_numpy(out)
+        return torch.from_numpy(images)
 
 
 def image_files(indexes: list[ImageIndex]) -> ImageFiles:
-    """The images of some sets, one after the other."""
-    lengths = [len(each.table) for each in indexes]
-    tables = [each.table for each in indexes]
+    """Put the images of some sets one after the other.
+
+    Args:
+        indexes: The sets.
+    """
+    tables = [index.table for index in indexes]
     return ImageFiles(
-        [each.store for each in indexes],
-        np.repeat(np.arange(len(indexes)), lengths),
-        np.concatenate([table["place"].to_numpy() for table in tables]),
+        [index.store for index in indexes],
+        np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
+        np.concatenate([table["position"].to_numpy() for table in tables]),
         np.concatenate([table["source"].to_numpy(object) for table in tables]),
     )
 
 
 def damaged_images(index: ImageIndex) -> list[Fault]:
-    """The images of a set that cannot be decoded. Every file is decoded once; what was found is
-    kept in the build folder, by the hash of the index, and looked up the next time."""
+    """Decode every image of a set once, and return those that cannot be decoded.
+
+    The result is kept in the build folder under the index's hash, and looked up the next time.
+
+    Args:
+        index: The set.
+
+    Returns:
+        A fault per damaged image.
+    """
     path = build_folder() / "checked" / f"{index.data_hash()}.json"
     try:
         return [Fault(*pair) for pair in parse_json(path.read_text())]
     except (OSError, ValueError, TypeError):
         pass
-    source, place = index.table["source"].tolist(), index.table["place"].tolist()
+    images = list(zip(index.table["source"], index.table["position"], strict=True))
 
-    def look(start: int) -> list[Fault]:
-        found = []
-        for at in range(start, min(start + CHECK_BLOCK, len(place))):
+    def check_block(start: int) -> list[Fault]:
+        faults = []
+        for source, position in images[start : start + CHECK_BLOCK]:
             try:
-                why = decode_error(index.store.read(place[at]))
-            except (OSError, ValueError) as error:
-                why = str(error)
-            if why:
-                found.append(Fault("corrupt image", source[at]))
-        return found
+                open_image(index.store.read(position)).load()
+            except DECODE_ERRORS:
+                faults.append(Fault("corrupt image", source))
+        return faults
 
-    starts = range(0, len(place), CHECK_BLOCK)
+    starts = range(0, len(images), CHECK_BLOCK)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow frees the lock
-        each = tqdm(pool.map(look, starts), f"check {index.dataset.name}", len(starts), leave=False)
-        found = [fault for faults in each for fault in faults]
-    write_atomic(path, json.dumps([[fault.kind, fault.where] for fault in found]))
-    return found
+        checked = pool.map(check_block, starts)
+        bar = tqdm(checked, f"check {index.dataset.name}", len(starts), leave=False)
+        faults = [fault for block in bar for fault in block]
+    write_atomic(path, json.dumps(faults))
+    return faults
 
 
 def fit_square(image: Image.Image) -> np.ndarray:
-    """Shrink or grow a picture into the square, centred: uint8 [4, 32, 32].
+    """Shrink or grow a picture into the embedded benchmark's square, centred.
 
     Filtering happens on premultiplied colours, so that transparent pixels do not bleed.
+
+    Args:
+        image: A picture of any size.
+
+    Returns:
+        uint8 [4, 32, 32], RGBA.
     """
     image = image.convert("RGBA").convert("RGBa")
     scale = IMAGE_SIZE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
-    small = image.resize((width, height), Image.Resampling.LANCZOS)
-    canvas.paste(small, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
-    return np.asarray(canvas.convert("RGBA")).transpose(2, 0, 1)
+    square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
+    picture = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(picture, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
+    return np.asarray(square.convert("RGBA")).transpose(2, 0, 1)
 
 
 def decode_rgba(content: bytes) -> np.ndarray:
-    """Decode a PNG, JPEG or WebP file: uint8 [4, 32, 32]."""
+    """Decode an image into the embedded benchmark's square.
+
+    Args:
+        content: A PNG, JPEG or WebP file.
+
+    Returns:
+        uint8 [4, 32, 32], RGBA.
+    """
     return fit_square(Image.open(io.BytesIO(content)))

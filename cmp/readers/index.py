@@ -3,78 +3,100 @@
 import hashlib
 import json
 import os
-from collections import Counter
-from dataclasses import dataclass, field
+from bisect import bisect
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
-from cmp.readers.manifest import FileSet
+from cmp.readers.manifest import FileSet, Split
 from cmp.seeds import unit_interval
 
 MAX_IMAGE_BYTES = 64 * 2**20
-"""Bytes of an image file."""
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
-          "valid": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-"""Names of splits in folders and columns."""
+"""Largest size of an image file."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "test": "test",
+    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
+}  # fmt: skip
+"""Name of a folder or value of a column -> split."""
 
 
 class ImageStore(Protocol):
-    """Where the bytes of images are."""
+    """Where the files of a set's images are."""
 
-    def read(self, place: int) -> bytes:
-        """The file of one image; `OSError` or `ValueError` if it cannot be had."""
+    def read(self, position: int) -> bytes:
+        """Return the file of one image.
+
+        Args:
+            position: Number of the image in the store.
+
+        Raises:
+            OSError, ValueError: If the file cannot be read.
+        """
 
 
 @dataclass(frozen=True)
 class FileStore:
-    """Images that are files. names: paths, relative to `root` unless absolute."""
+    """Images that are files.
+
+    Attributes:
+        root: The folder that relative paths start from.
+        names: Paths of the images.
+    """
 
     root: Path
     names: list[str]
 
-    def read(self, place: int) -> bytes:
-        """See `Store`."""
-        path = self.root / self.names[place]
-        with path.open("rb") as file:
-            content = file.read(MAX_IMAGE_BYTES + 1)
-        if len(content) > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES} bytes")
-        return content
+    def read(self, position: int) -> bytes:
+        """Return the file of one image; see `ImageStore.read`."""
+        return (self.root / self.names[position]).read_bytes()
 
 
 @dataclass(frozen=True)
 class SpanStore:
-    """Images that lie uncompressed within other files, such as tars: `size` bytes at `offset`."""
+    """Images that lie uncompressed inside larger files, such as tars.
+
+    Attributes:
+        files: The larger files.
+        spans: int64 [N, 3], of each image the number of its file, its offset and size in bytes.
+    """
 
     files: list[Path]
-    file: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
+    spans: np.ndarray
 
-    def read(self, place: int) -> bytes:
-        """See `Store`."""
-        with self.files[self.file[place]].open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), int(self.size[place]), int(self.offset[place]))
+    def read(self, position: int) -> bytes:
+        """Return the file of one image; see `ImageStore.read`."""
+        number, offset, size = map(int, self.spans[position])
+        with self.files[number].open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
 
 
 @dataclass(frozen=True)
 class MemoryStore:
-    """Images whose files are in memory."""
+    """Images whose files are in memory.
+
+    Attributes:
+        contents: The files.
+    """
 
     contents: list[bytes]
 
-    def read(self, place: int) -> bytes:
-        """See `Store`."""
-        return self.contents[place]
+    def read(self, position: int) -> bytes:
+        """Return the file of one image; see `ImageStore.read`."""
+        return self.contents[position]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something that cannot be used: its kind, such as "missing file", and which it is."""
+class Fault(NamedTuple):
+    """Something that cannot be used.
+
+    Attributes:
+        kind: What is wrong, such as "missing file".
+        where: Name of the image, class or member.
+    """
 
     kind: str
     where: str
@@ -87,9 +109,14 @@ class Fault:
 class ImageIndex:
     """The images of a set.
 
-    table: a row an image: `source`, its name; `size` in bytes; `split`, `label`; `captions`, a list
-    of texts; `place`, its number in `store`. classes: all names in the order of labels, also those
-    without images. targets: how many classes have images, where names stand for several.
+    Attributes:
+        dataset: The manifest, its task filled in.
+        table: One row per image: `source`, its name; `size` in bytes; `split`; `label`;
+            `captions`, a list of texts; `position` in `store`.
+        store: Where the files are.
+        faults: What cannot be used.
+        classes: Class names in the order of labels, those without images included.
+        target_count: Number of classes that have images, where several share a name.
     """
 
     dataset: FileSet
@@ -97,128 +124,142 @@ class ImageIndex:
     store: ImageStore
     faults: list[Fault]
     classes: list[str]
-    targets: int | None = None
+    target_count: int | None = None
 
     def data_hash(self) -> str:
-        """sha256 of what decides a result: role, task, prompt, classes, and the table: name, size,
-        split, label and captions of every image. Pixels are not read."""
+        """Return a sha256 of what decides a result.
+
+        That is role, task, prompt, classes, and each image's name, size, split, label and captions.
+        No pixels are read.
+        """
         about = [self.dataset.role, self.dataset.task, self.dataset.prompt, self.classes]
-        found = hashlib.sha256(json.dumps(about).encode())
+        digest = hashlib.sha256(json.dumps(about).encode())
         columns = [self.table[name] for name in ("source", "size", "split", "label", "captions")]
         for row in zip(*columns, strict=True):
-            found.update(json.dumps(row).encode() + b"\n")
-        return found.hexdigest()
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, int]:
-        """Images a split, and classes, in the form of a manifest's `counts`."""
-        splits = self.table["split"].value_counts()
-        found = {"classes": self.targets or int(self.table["label"].nunique())}
-        return found | {each: int(splits.get(each, 0)) for each in ("train", "validation", "test")}
+        """Return the numbers of classes and of images per split, keyed as `manifest.Counts`."""
+        counts = count_images(self.table)
+        return counts | {"classes": self.target_count or counts["classes"]}
 
 
-@dataclass
-class RowCollector:
-    """What a reader has found so far: lists of equal length. split, label: "" if nothing tells;
-    captions: None if there is none, else anything that was found in its place."""
+def count_images(table: pd.DataFrame) -> dict[str, int]:
+    """Count classes, and images per split.
 
-    source: list[str] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-    split: list[str] = field(default_factory=list)
-    label: list[str] = field(default_factory=list)
-    captions: list[object] = field(default_factory=list)
+    Args:
+        table: One row per image, with the columns `split` and `label`.
 
-    def add(self, source: str, size: int, split: str, label: str, captions: object) -> None:
-        """One image more."""
-        values = (source, size, split, label, captions)
-        for column, value in zip(vars(self).values(), values, strict=True):
-            column.append(value)
+    Returns:
+        Counts keyed as `manifest.Counts`.
+    """
+    splits = table["split"].value_counts()
+    counts = {split: int(splits.get(split, 0)) for split in get_args(Split)}
+    return {"classes": int(table["label"].nunique()), **counts}
 
 
-def caption_list(value: object) -> list[str] | None:
-    """A caption or a list of them as a list of texts; None if it is anything else, or empty."""
-    found = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-    good = bool(found) and all(isinstance(text, str) and text.strip() for text in found)
-    return found if good else None
+class Row(NamedTuple):
+    """One image that a reader found.
+
+    Attributes:
+        source: Name of the image.
+        size: Size in bytes, -1 where there is no file.
+        split: Split as the files name it, "" where they do not.
+        label: Class name, "" where there is none.
+        captions: What was found as caption, None where nothing was.
+    """
+
+    source: str
+    size: int
+    split: str
+    label: str
+    captions: object
 
 
 def build_index(
-    dataset: FileSet,
-    rows: RowCollector,
-    store: ImageStore,
-    faults: list[Fault],
-    classes: list[str] | None = None,
+    dataset: FileSet, rows: list[Row], store: ImageStore, faults: list[Fault]
 ) -> ImageIndex:
-    """The index of what a reader found: captions checked, splits filled in by the hash of the
-    image's name, images of splits that the role does not use left out. size: -1 where there is no
-    file; 0 where it is empty."""
-    table = pd.DataFrame(vars(rows) | {"captions": pd.Series(rows.captions, dtype=object)})
-    table["size"] = table["size"].astype("int64")
-    table["place"] = np.arange(len(table))
-    faults = list(faults)
-    for kind, bad in (("missing file", table["size"] < 0), ("empty file", table["size"] == 0),
-                      ("file is too large", table["size"] > MAX_IMAGE_BYTES)):  # fmt: skip
-        faults += [Fault(kind, source) for source in table.loc[bad, "source"]]
-    table = table[table["size"].between(1, MAX_IMAGE_BYTES)]
-    labelled = bool((table["label"] != "").any())
-    given = table["captions"].tolist()
-    captions, bad = [], np.zeros(len(table), bool)
-    for place, (source, label, value) in enumerate(
-        zip(table["source"], table["label"], given, strict=True)
-    ):
-        found = [dataset.prompt.format(label)] if value is None else caption_list(value)
-        kind = _row_fault(labelled, label, value, found)
-        if kind:
+    """Make the index of what a reader found.
+
+    A missing split is filled in by a hash of the image's name, so that it stays the same when other
+    images come or go. Images of splits that the role does not use are left out.
+
+    Args:
+        dataset: The manifest.
+        rows: All images, in the order of `store`.
+        store: Where the files are.
+        faults: What the reader could not use.
+
+    Returns:
+        The index, with sorted class names, and with the faults of the rows added.
+    """
+    labelled = any(row.label for row in rows if 0 < row.size <= MAX_IMAGE_BYTES)
+    shares = dataset.split_shares()
+    names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
+    allowed = dataset.allowed_splits()
+    faults, kept = list(faults), []
+    for position, (source, size, split, label, captions) in enumerate(rows):
+        texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
+        if kind := _row_fault(rows[position], texts, labelled):
             faults.append(Fault(kind, source))
-        bad[place] = bool(kind)
-        captions.append(found)
-    table["captions"] = pd.Series(captions, index=table.index, dtype=object)
-    table = table[~bad]
-    table["label"] = table["label"].where(table["label"] != "", dataset.name)
-    table["split"] = _assign_splits(dataset, table)
-    table = table[table["split"].isin(dataset.allowed())].reset_index(drop=True)
+            continue
+        split = SPLIT_NAMES.get(split.lower())
+        split = split or names[bisect(ends, unit_interval("split", source))]
+        if split in allowed:
+            kept.append((source, size, split, label or dataset.name, texts, position))
+    table = pd.DataFrame(kept, columns=[*Row._fields, "position"])
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})
-    return ImageIndex(dataset, table, store, faults, classes or sorted(table["label"].unique()))
+    return ImageIndex(dataset, table, store, faults, sorted(table["label"].unique()))
 
 
-def _row_fault(labelled: bool, label: str, value: object, found: list[str] | None) -> str:
-    """What is wrong with an image's label or caption, of which `found` are the texts; "" if
-    nothing is. labelled: whether other images of the set have labels."""
-    if labelled and not label:
+def _caption_texts(captions: object) -> list[str] | None:
+    """A caption or a list of them as a list of texts; None if it is empty or anything else."""
+    texts = list(captions) if isinstance(captions, list | tuple | np.ndarray) else [captions]
+    good = bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+    return texts if good else None
+
+
+def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
+    """What is wrong with an image, or ""; `labelled`: other images of the set have labels."""
+    if row.size <= 0:
+        return "empty file" if row.size == 0 else "missing file"
+    if row.size > MAX_IMAGE_BYTES:
+        return "file is too large"
+    if labelled and not row.label:
         return "label is missing"
-    if value is None and not label:
+    if row.captions is None and not row.label:
         return "caption is missing"
-    if found is None:
-        return "caption is empty" if isinstance(value, str | list) else "caption is no text"
+    if texts is None:
+        return "caption is empty" if isinstance(row.captions, str | list) else "caption is no text"
     return ""
 
 
-def _assign_splits(dataset: FileSet, table: pd.DataFrame) -> pd.Series:
-    """Each image's split: what its files say, else by the hash of its name, which stays the same
-    when other images come or go."""
-    split = table["split"].map(lambda name: SPLIT_NAMES.get(str(name).lower(), ""))
-    untold = split == ""
-    if untold.any():
-        names = list(dataset.shares())
-        ends = np.cumsum(list(dataset.shares().values()))[:-1]
-        units = [unit_interval("split", source) for source in table.loc[untold, "source"]]
-        places = np.searchsorted(ends, units, side="right")
-        split[untold] = [names[place] for place in places]
-    return split
+def summarise_faults(faults: list[Fault]) -> str:
+    """Return one line with the number of faults of each kind, and the first three by name.
 
-
-def summarise_faults(faults: list[Fault], shown: int = 3) -> str:
-    """How many faults of each kind, with the first of them by name."""
+    Args:
+        faults: The faults.
+    """
     parts = []
-    for kind, count in Counter(fault.kind for fault in faults).items():
-        named = [fault.where for fault in faults if fault.kind == kind]
-        more = f" and {count - shown} more" if count > shown else ""
-        parts.append(f"{kind}: {', '.join(named[:shown])}{more}")
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        names = [fault.where for fault in faults if fault.kind == kind]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts.append(f"{kind}: {', '.join(names[:3])}{more}")
     return "; ".join(parts)
 
 
 def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
-    """`CmpError` that names the faults, unless the manifest says that they are to be skipped."""
+    """Refuse a set that has faults, unless its manifest says to skip them.
+
+    Args:
+        dataset: The manifest.
+        faults: What cannot be used.
+
+    Raises:
+        CmpError: If there are faults; names the first of each kind.
+    """
     if faults and dataset.faults == "refuse":
         raise CmpError(
             f"{dataset.name}: {len(faults)} faults ({summarise_faults(faults)}); mend them, or say "

@@ -1,4 +1,4 @@
-"""`cmpt data init`: a manifest made by looking at what lies in a folder."""
+"""`cmpt data init`: write a manifest by looking at what lies in a folder."""
 
 import itertools
 import json
@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
 from cmp.files import write_atomic
-from cmp.readers.index import SPLIT_NAMES
-from cmp.readers.tables import IMAGE_SUFFIXES, split_folders
+from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
+from cmp.readers.tables import read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
 """Files that are looked at."""
@@ -21,48 +21,65 @@ COLUMN_NAMES = {
     "label": ("label", "class", "category", "label_name"),
     "split": ("split", "subset"),
 }
-"""Names of columns that are recognised, by key of the manifest."""
+"""Key of the manifest -> names of columns that are recognised."""
+
+TEMPLATE = """name: {name}
+title: {title}  # say what it is
+role: adapt  # what arrives in the stream; pool, eval and transfer are the others
+prompt: {prompt}  # how a caption would name one of the classes
+licence: unknown  # whose pictures are these?
+reader: {reader}
+splits: {{train: 0.7, validation: 0.1, test: 0.2}}  # for images that have none
+faults: refuse  # or skip: leave out what cannot be used
+beside: embedded  # replay for the embedded models; leave out with a pool of your own
+"""
+
+Inference = tuple[dict[str, str], str, bool]
+"""(the reader's keys, what was found in words, whether there are labels)."""
 
 
 def infer_manifest(folder: Path) -> tuple[Path, str, str]:
-    """(where the manifest belongs, its text, what was found in words) for a folder of tars, of a
-    table, or of folders of pictures; `CmpError` if it is none of these."""
+    """Describe a folder of tars, of a table, or of folders of pictures by a manifest.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Where the manifest belongs, its text, and what was found in words.
+
+    Raises:
+        CmpError: If the folder holds none of these.
+    """
     if not folder.is_dir():
         raise CmpError(f"{folder}: no folder lies there")
-    reader, words, labelled = (
-        _infer_tars(folder)
-        or _infer_table(folder)
-        or _infer_folder(folder)
-        or _refuse_folder(folder)
-    )
+    inference = _infer_tars(folder) or _infer_table(folder) or _infer_folder(folder)
+    if not inference:
+        loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        also = f"; its {loose} pictures lie in no class's folder" if loose else ""
+        raise CmpError(
+            f"{folder}: no tars, no table with a column of images, and no folders of pictures{also}"
+        )
+    reader, words, labelled = inference
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
-    text = "\n".join(
-        [
-            f"name: {name}",
-            f"title: {json.dumps(words)}  # say what it is",
-            "role: adapt  # what arrives in the stream; pool, eval and transfer are the others",
-            f"prompt: {json.dumps(prompt)}  # how a caption would name one of the classes",
-            "licence: unknown  # whose pictures are these?",
-            f"reader: {json.dumps(reader)}",
-            "splits: {train: 0.7, validation: 0.1, test: 0.2}  # for images that have none",
-            "faults: refuse  # or skip: leave out what cannot be used",
-            "beside: embedded  # replay for the embedded models; leave out with a pool of your own",
-            "",
-        ]
-    )
+    title, prompt, reader = map(json.dumps, (words, prompt, reader))
+    text = TEMPLATE.format(name=name, title=title, prompt=prompt, reader=reader)
     return folder / "manifest.yaml", text, f"found: {words}"
 
 
 def write_manifest(path: Path, text: str) -> None:
-    """Write a manifest where there is none; else `CmpError`."""
+    """Write a manifest where there is none.
+
+    Args:
+        path: The file.
+        text: Its content.
+
+    Raises:
+        CmpError: If the file exists, or cannot be written.
+    """
     if path.exists():
         raise CmpError(f"{path}: is there already; `--no-write` only prints what would be written")
     write_atomic(path, text)
-
-
-Inference = tuple[dict[str, str], str, bool]
-"""(the reader's keys, what was found in words, whether there are labels)."""
 
 
 def _infer_tars(folder: Path) -> Inference | None:
@@ -76,45 +93,29 @@ def _infer_tars(folder: Path) -> Inference | None:
 def _infer_table(folder: Path) -> Inference | None:
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
+        is_parquet = path.suffix == ".parquet"
         try:
-            columns = _column_names(path)
+            columns = pq.read_schema(path).names if is_parquet else list(read_csv(path, rows=0))
         except (OSError, ValueError, pa.ArrowException):
             continue
         lower = {column.lower(): column for column in columns}
-        reader = {"kind": "parquet" if path.suffix == ".parquet" else "csv", "path": path.name}
+        reader = {"kind": "parquet" if is_parquet else "csv", "path": path.name}
         for key, names in COLUMN_NAMES.items():
-            known = [lower[name] for name in names if name in lower]
-            reader |= {key: known[0]} if known else {}
+            matches = [lower[name] for name in names if name in lower]
+            reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
             return reader, f"{path.name} with the columns {', '.join(columns)}", "label" in reader
     return None
 
 
-def _column_names(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        return pq.read_schema(path).names
-    with path.open(encoding="utf-8") as file:
-        return file.readline().rstrip("\n").split("\t" if path.suffix == ".tsv" else ",")
-
-
 def _infer_folder(folder: Path) -> Inference | None:
-    tops = split_folders(folder)
-    classes, count = set(), 0
-    for top in tops.values() or [folder]:
-        for path in itertools.islice(top.glob("*/**/*"), MAX_FILES):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                classes.add(path.relative_to(top).parts[0])
-                count += 1
-    if not count:
+    splits = [SPLIT_NAMES[path.name.lower()] for path in split_folders(folder)]
+    depth = 1 if splits else 0
+    paths = [path for path, _ in itertools.islice(walk_files(folder), MAX_FILES)]
+    parts = [path.split("/") for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    classes = [names[depth] for names in parts if len(names) > depth + 1]
+    if not classes:
         return None
-    splits = f", split into {', '.join(SPLIT_NAMES[name.lower()] for name in tops)}" if tops else ""
-    words = f"{count} pictures of {len(classes)} classes{splits}"
+    words = f"{len(classes)} pictures of {len(set(classes))} classes"
+    words += f", split into {', '.join(splits)}" if splits else ""
     return {"kind": "folder", "path": "."}, words, True
-
-
-def _refuse_folder(folder: Path) -> Inference:
-    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-    also = f"; its {loose} pictures lie in no class's folder" if loose else ""
-    raise CmpError(
-        f"{folder}: no tars, no table with a column of images, and no folders of pictures{also}"
-    )

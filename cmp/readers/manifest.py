@@ -1,6 +1,7 @@
-"""The schema of manifests of image files: a reader's own pictures, and FoMo-in-Flux.
+"""The schema of manifests of image files: the reader's own data, and FoMo-in-Flux.
 
-A collection is a folder of such manifests, `config.data` its name or path. Ten lines are enough:
+A collection is a folder of manifests; `config.data` is its name or its path. Ten lines are enough
+for a set:
 
     name: pictures
     title: What the shop sells
@@ -12,74 +13,81 @@ A collection is a folder of such manifests, `config.data` its name or path. Ten 
 
 import string
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     model_validator,
 )
 
-from cmp.data import POOL_DATA_ROLES, named_sources
 from cmp.errors import CmpError
 from cmp.files import build_folder, read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
-"""The manifests that come with this package: within it in a wheel, beside it in a checkout."""
+"""The manifests that come with this package: inside it in a wheel, beside it in a checkout."""
 STATISTICS = MANIFESTS / "traits"
 """Tables of class statistics that come with this package."""
 
-SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+POOL_ROLES = ("pool", "substitute")
+"""Roles that are replayed and never scored."""
 SPLIT_SHARES: dict[str, dict[str, float]] = {
     "pool": {"train": 1.0}, "substitute": {"train": 1.0},
     "eval": {"test": 1.0}, "transfer": {"test": 1.0},
     "adapt": {"train": 0.7, "validation": 0.1, "test": 0.2},
 }  # fmt: skip
-"""By role, the splits that a set may have, and their shares where its files do not say."""
+"""Role -> the splits that its sets may have, and their shares where the files do not say."""
 
 
-def manifest_folders(source: str) -> list[tuple[Path, Path]]:
-    """(folder of manifests, folder of data) of a collection: of this package, such as "fomo", whose
-    data lie in `_build/fomo` with whatever manifests lie there too; or at a path, where both are
-    one. `CmpError` if there is neither."""
-    own = MANIFESTS / source
-    if source in named_sources() and source != "embedded":
-        data = build_folder() / source
-        return [(own, data), (data, data)]
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        known = ", ".join(named_sources())
-        raise CmpError(f"data: {source!r} is no folder of manifests, nor one of {known}")
-    return [(folder, folder)]
+def _check_prompt(prompt: str) -> str:
+    """Return the prompt if it has exactly one empty placeholder."""
+    fields = [field for _, field, _, _ in string.Formatter().parse(prompt) if field is not None]
+    if fields != [""]:
+        raise ValueError(f"{prompt!r} must hold exactly one {{}}")
+    return prompt
 
 
+SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Prompt = Annotated[Text, AfterValidator(_check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]
 Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]
+Year = Annotated[int, Field(ge=1900, le=2100)]
 
 
-class StrictModel(BaseModel):
-    """Unknown keys and silent conversions are errors; instances are values."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class StrictModel(BaseModel, extra="forbid", frozen=True):
+    """A frozen pydantic model that refuses unknown keys."""
 
 
 class FolderReader(StrictModel):
-    """`class/picture.jpg`; or `train/class/picture.jpg`, where the top folders are splits."""
+    """Images in a folder per class: `class/picture.jpg`, or `train/class/picture.jpg`.
+
+    Attributes:
+        kind: "folder".
+        path: The folder, relative to the manifest's.
+    """
 
     kind: Literal["folder"]
     path: Text = "."
 
 
 class TableReader(StrictModel):
-    """A row an image: CSV, TSV (tabs) or Parquet. image, caption, label and split name columns;
-    the image is a path, in Parquet also the file's bytes. `frame` is a table in memory."""
+    """A table with one row per image: CSV, TSV (tabs), Parquet, or a frame in memory.
+
+    Attributes:
+        kind: "csv" (also for TSV), "parquet" or "frame".
+        path: The file, or a pattern of several.
+        image: Column of the image: a path, or the bytes of the file.
+        caption: Column of the caption, a text or a list of texts.
+        label: Column of the class name.
+        split: Column of the split.
+    """
 
     kind: Literal["csv", "parquet", "frame"]
     path: Text = "."
@@ -90,16 +98,26 @@ class TableReader(StrictModel):
 
 
 class TarReader(StrictModel):
-    """Tars as of webdataset, of members `key.jpg`, `key.txt` (caption), `key.cls` (label) and
-    `key.json`. path: a pattern such as `shards/*.tar`."""
+    """Tars as webdataset writes them: `key.jpg`, `key.txt` (caption), `key.cls`, `key.json`.
+
+    Attributes:
+        kind: "tars".
+        path: A pattern, such as `shards/*.tar`.
+    """
 
     kind: Literal["tars"]
     path: Text
 
 
 class FomoReader(StrictModel):
-    """The reference's layout: `FOLDER/` or `FOLDER.tar`, with `00_info/FOLDER_train.json`; or, of
-    images made smaller beforehand, `00_info/FOLDER_train_224.json`."""
+    """FoMo-in-Flux's layout: `FOLDER/` or `FOLDER.tar`, with `00_info/FOLDER_train.json`.
+
+    Attributes:
+        kind: "fomo".
+        folder: The folder's name.
+        resized: Whether the authors also offer smaller images, listed in
+            `00_info/FOLDER_train_224.json`.
+    """
 
     kind: Literal["fomo"]
     folder: SetName
@@ -110,7 +128,14 @@ Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(di
 
 
 class Counts(StrictModel):
-    """What the recipe must arrive at, in images a split, and in classes."""
+    """How many classes and images a set must have.
+
+    Attributes:
+        classes: Number of classes.
+        train: Number of training images.
+        validation: Number of validation images.
+        test: Number of test images.
+    """
 
     classes: Annotated[int, Field(ge=1)]
     train: Annotated[int, Field(ge=0)] = 0
@@ -121,12 +146,21 @@ class Counts(StrictModel):
 class FileSet(StrictModel):
     """One set of image files: what it is for, and how it is read.
 
-    prompt: of the zero-shot classifier, and the caption of an image that has none. task: by default
-    classification if images have labels, else retrieval. splits: shares by the hash of an image's
-    name, for images whose split nothing tells. faults: whether what cannot be used refuses the set
-    or is left out. beside: brings the embedded pool and retention sets, for runs of the embedded
-    models. counts: what must be found, if that is known. zero_shot: the published score of
-    OpenCLIP's ViT-B/32, in percent.
+    Attributes:
+        name: The set's name in results.
+        title: One line on what the images show.
+        role: "adapt", "eval", "transfer", "pool" or "substitute".
+        task: By default "classification" if images have labels, else "retrieval".
+        images: What the images look like.
+        prompt: Prompt of the zero-shot classifier, and caption of an image that has none.
+        licence: Whose images these are.
+        year: Year in which the set came out; time-incremental streams go by it.
+        reader: Where the images are, and in which layout.
+        splits: Split -> share, for images whose split is not given; see `split_shares`.
+        faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
+        beside: "embedded" adds the embedded pool and retention sets, for the embedded models.
+        counts: What must be found, if that is known.
+        zero_shot: Published zero-shot score of OpenCLIP's ViT-B/32, in percent.
     """
 
     name: SetName
@@ -134,9 +168,9 @@ class FileSet(StrictModel):
     role: Role
     task: Literal["classification", "retrieval"] | None = None
     images: str = ""
-    prompt: Text = "a photo of a {}"
+    prompt: Prompt = "a photo of a {}"
     licence: Text
-    year: Annotated[int, Field(ge=1900, le=2100)] | None = None
+    year: Year | None = None
     reader: Reader
     splits: dict[Split, SplitShare] = Field(default_factory=dict)
     faults: Literal["refuse", "skip"] = "refuse"
@@ -145,49 +179,88 @@ class FileSet(StrictModel):
     zero_shot: float | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "FileSet":
-        fields = [field for _, field, _, _ in string.Formatter().parse(self.prompt)]
-        if [field for field in fields if field is not None] != [""]:
-            raise ValueError(f"prompt: {self.prompt!r} must hold exactly one {{}}")
+    def _check_splits(self) -> "FileSet":
         if self.splits and abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError("splits: their shares must be 1 in all")
-        if alien := set(self.splits) - set(self.allowed()):
-            kind = "a pool" if self.role in POOL_DATA_ROLES else "a held-out set"
+        if alien := set(self.splits) - set(self.allowed_splits()):
+            kind = "a pool" if self.role in POOL_ROLES else "a held-out set"
             raise ValueError(f"splits: {kind} has no {min(alien)!r}")
         return self
 
-    def allowed(self) -> list[str]:
-        """The splits that a set of this role may have; images of others are not used."""
+    def allowed_splits(self) -> list[str]:
+        """Return the splits that a set of this role may have; images of others are left out."""
         return list(SPLIT_SHARES[self.role])
 
-    def shares(self) -> dict[str, float]:
-        """Of images whose split nothing tells: split -> share."""
+    def split_shares(self) -> dict[str, float]:
+        """Return split -> share for images whose split is not given."""
         return dict(self.splits) or SPLIT_SHARES[self.role]
 
 
-Place = tuple[FileSet, Path]
-"""A set, and the folder that the paths in its manifest are relative to."""
+def manifest_folders(source: str) -> list[tuple[Path, Path]]:
+    """Return where the manifests of a collection are, and their data.
+
+    Args:
+        source: A collection of this package, such as "fomo", or the path of a folder. The data of
+            "fomo" are in `fomo` of the build folder, where more manifests may be.
+
+    Returns:
+        (folder of manifests, folder of data) pairs.
+
+    Raises:
+        CmpError: If `source` is neither.
+    """
+    from cmp.data import named_sources  # which imports torch
+
+    if source in named_sources() and source != "embedded":
+        data = build_folder() / source
+        return [(MANIFESTS / source, data), (data, data)]
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        names = ", ".join(named_sources())
+        raise CmpError(f"data: {source!r} is no folder of manifests, nor one of {names}")
+    return [(folder, folder)]
 
 
-def manifests(source: str) -> list[Place]:
-    """Every set of a collection, in the order of the files; `CmpError` if there is none, or two
-    bear one name."""
-    found: dict[str, Place] = {}
+def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
+    """Read the manifests of a collection.
+
+    Args:
+        source: See `manifest_folders`.
+
+    Returns:
+        (set, folder that its paths are relative to) pairs, in the order of the files.
+
+    Raises:
+        CmpError: If there is no manifest, if one is faulty, or if two sets have the same name.
+    """
+    located: dict[str, tuple[FileSet, Path]] = {}
     for manifests, data in manifest_folders(source):
         for path in sorted(manifests.glob("*.yaml")):
             dataset = read_manifest(path, FileSet)
-            if dataset.name in found:
+            if dataset.name in located:
                 raise CmpError(f"{path}: name: {dataset.name!r} is the name of another set, too")
-            found[dataset.name] = (dataset, data)
-    if not found:
-        raise CmpError(
-            f"{source}: no manifests (*.yaml) lie there; `cmpt data init {source}` writes one"
-        )
-    return list(found.values())
+            located[dataset.name] = (dataset, data)
+    if not located:
+        raise CmpError(f"{source}: no manifests (*.yaml); `cmpt data init {source}` writes one")
+    return list(located.values())
 
 
-def read_manifest(path: Path, schema: type[BaseModel]) -> BaseModel:
-    """Parse one manifest; a `CmpError` names the file and the key of the first fault."""
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_manifest(path: Path, schema: type[Model]) -> Model:
+    """Read one manifest.
+
+    Args:
+        path: A YAML file.
+        schema: The pydantic model that it must fit.
+
+    Returns:
+        An instance of `schema`.
+
+    Raises:
+        CmpError: If the file cannot be read or does not fit; names the first faulty key.
+    """
     content = read_yaml(path)
     try:
         return schema.model_validate(content)

@@ -1,79 +1,76 @@
-"""Tars of images as webdataset lays them out, read as streams and never unpacked.
+"""Tars of images as webdataset writes them, read as streams and never unpacked.
 
 The members of one sample follow each other and share what stands before the first dot of their
-name. A tar is read once for where its images lie; each image is then read from its place.
+name. A tar is read once to learn where its images lie; each image is then read from its place.
 """
 
-import json
+import itertools
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from cmp.errors import CmpError
 from cmp.files import parse_json
-from cmp.readers.index import (
-    MAX_IMAGE_BYTES,
-    Fault,
-    ImageIndex,
-    RowCollector,
-    SpanStore,
-    build_index,
-)
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, SpanStore, build_index
 from cmp.readers.manifest import FileSet
-from cmp.readers.tables import IMAGE_SUFFIXES
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
-"""Suffixes of what could run code when it is read, or is decoded so by other programs."""
+"""Suffixes of files that could run code when they are read; other programs would decode them."""
 MAX_TEXT_BYTES = 2**20
-"""Bytes of a caption, a label or a JSON member."""
+"""Largest size of a caption, a label or a JSON member."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A file within a tar: its bytes are `size` at `offset`."""
+def unsafe_reason(member: tarfile.TarInfo) -> str | None:
+    """Say why a member of a tar must not be read.
 
-    name: str
-    size: int
-    offset: int
+    Args:
+        member: The member.
 
-
-def unsafe_reason(info: tarfile.TarInfo) -> str | None:
-    """Why a member is not touched, if it is not."""
-    if info.isdir():
+    Returns:
+        A fault's kind, or None for a regular file or a folder that is safe.
+    """
+    if member.isdir():
         return None
-    if not info.isreg():
+    if not member.isreg():
         return "member is a link or a device"
-    if info.sparse is not None:
+    if member.sparse is not None:
         return "member is sparse"
-    if info.name.startswith(("/", "\\\\")) or ".." in info.name.split("/"):
+    if member.name.startswith(("/", "\\\\")) or ".." in member.name.split("/"):
         return "member lies outside"
-    if info.name.lower().endswith(PICKLE_SUFFIXES):
+    if member.name.lower().endswith(PICKLE_SUFFIXES):
         return "member is a pickle"
-    return "member is too large" if info.size > MAX_IMAGE_BYTES else None
+    return None
 
 
-def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[Member, BinaryIO]]:
-    """Every regular file of a tar that is safe, with the open tar; the others become faults.
+def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+    """Yield the regular files of a tar.
 
-    `CmpError` if it is damaged or compressed, since a place in it could not be gone to then.
+    Args:
+        path: An uncompressed tar; in a compressed one, no place could be gone to.
+        faults: Members that must not be read are appended here.
+
+    Yields:
+        (member, the tar as an open file) pairs, in the order of the tar.
+
+    Raises:
+        CmpError: If the file is missing, damaged or compressed.
     """
     if not path.is_file():
         raise CmpError(f"{path}: there is no such tar; pipes and addresses are not taken")
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             end = path.stat().st_size
-            for info in archive:
+            for member in archive:
                 archive.members = []  # or it keeps them all
-                if why := unsafe_reason(info):
-                    faults.append(Fault(why, f"{path.name}: {info.name}"))
-                elif info.isreg():
-                    if info.offset_data + info.size > end:
-                        raise tarfile.ReadError(f"{info.name}: it ends too early")
-                    yield Member(info.name, info.size, info.offset_data), file
+                if reason := unsafe_reason(member):
+                    faults.append(Fault(reason, f"{path.name}: {member.name}"))
+                elif member.isreg():
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError(f"{member.name}: it ends too early")
+                    yield member, file
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise CmpError(
             f"{path}: cannot be read as an uncompressed tar ({error}); images are compressed "
@@ -81,83 +78,84 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[Member, Binar
         ) from error
 
 
-def member_bytes(member: Member, file: BinaryIO) -> bytes:
-    """The bytes of a member."""
-    file.seek(member.offset)
+def member_bytes(member: tarfile.TarInfo, file: BinaryIO) -> bytes:
+    """Return the content of a member.
+
+    Args:
+        member: The member.
+        file: The tar, open.
+    """
+    file.seek(member.offset_data)
     return file.read(member.size)
 
 
-def stream(path: Path, faults: list[Fault]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, suffix -> content) of each sample of a tar, in its order."""
-    key, parts = None, {}
-    for member, file in tar_members(path, faults):
-        here, suffix = _sample_key(member.name)
-        if here != key and parts:
-            yield key, parts
-            parts = {}
-        key, parts[suffix] = here, member_bytes(member, file)
-    if parts:
-        yield key, parts
+def sample_key(name: str) -> str:
+    """Return what the members of one sample share.
 
+    Args:
+        name: A member's name, such as "shard/12.seg.png".
 
-def _sample_key(name: str) -> tuple[str, str]:
+    Returns:
+        The name up to the first dot of its last part, such as "shard/12".
+    """
     folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return f"{folder}{slash}{stem}", f".{suffix.lower()}"
+    return f"{folder}{slash}{base.partition('.')[0]}"
 
 
 def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
-    """The images of all tars of the pattern: captions from `.txt` or the key "caption" of `.json`,
-    labels from `.cls` or the key "label"."""
+    """Index the images of some tars.
+
+    Captions are the members `.txt`, or the key "caption" of `.json`; labels are the members `.cls`,
+    or the key "label". Samples without an image are passed over.
+
+    Args:
+        dataset: A manifest whose reader is a `TarReader`.
+        root: The folder that its pattern starts from.
+
+    Returns:
+        The index.
+
+    Raises:
+        CmpError: If no tar fits the pattern, or if one cannot be read.
+    """
     pattern = dataset.reader.path
     files = [] if pattern.startswith("pipe:") else sorted(root.glob(pattern))
     if not files:
         raise CmpError(f"{dataset.name}: reader.path: there is no {root / pattern}")
-    rows, faults, spans = RowCollector(), [], []
+    rows, faults, spans = [], [], []
     for number, path in enumerate(files):
-        key, parts = None, {}
-        for member, file in tar_members(path, faults):
-            here, suffix = _sample_key(member.name)
-            if here != key:
-                _add_sample(rows, spans, number, f"{path.name}/{key}", parts)
-                key, parts = here, {}
-            if suffix.endswith(IMAGE_SUFFIXES):
-                parts["image"] = member
-            elif suffix in (".txt", ".cls", ".json"):
-                parts[suffix] = (
-                    member_bytes(member, file) if member.size <= MAX_TEXT_BYTES else b"\xff"
-                )
-        _add_sample(rows, spans, number, f"{path.name}/{key}", parts)
-    places = np.array(spans, np.int64).reshape(-1, 3)
-    store = SpanStore(files, places[:, 0], places[:, 1], places[:, 2])
-    return build_index(dataset, rows, store, faults)
-
-
-def _add_sample(
-    rows: RowCollector, spans: list[tuple], number: int, source: str, parts: dict
-) -> None:
-    """One sample; one without an image is none."""
-    if "image" not in parts:
-        return
-    member = parts["image"]
-    about = _parse_sample_json(parts[".json"]) if ".json" in parts else {}
-    caption = _decode_text(parts[".txt"]) if ".txt" in parts else about.get("caption")
-    label = _decode_text(parts[".cls"]) if ".cls" in parts else about.get("label", "")
-    rows.add(source, member.size, "", label.strip() if isinstance(label, str) else "", caption)
-    spans.append((number, member.offset, member.size))
+        members = tar_members(path, faults)
+        for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
+            image, texts = None, {}
+            for member, file in sample:
+                suffix = member.name[len(key) :].lower()
+                if suffix.endswith(IMAGE_SUFFIXES):
+                    image = member
+                elif suffix in (".txt", ".cls", ".json"):
+                    short = member.size <= MAX_TEXT_BYTES
+                    texts[suffix] = _decode_text(member_bytes(member, file)) if short else ""
+            if image:
+                about = _parse_object(texts[".json"]) if ".json" in texts else {}
+                label = texts.get(".cls", about.get("label", ""))
+                label = label.strip() if isinstance(label, str) else ""
+                caption = texts.get(".txt", about.get("caption"))
+                rows.append(Row(f"{path.name}/{key}", image.size, "", label, caption))
+                spans.append((number, image.offset_data, image.size))
+    return build_index(dataset, rows, SpanStore(files, np.array(spans, np.int64)), faults)
 
 
 def _decode_text(content: bytes) -> str:
-    """A text; empty, and so a fault, if it is none."""
+    """A text; "", which is a fault, if it is none."""
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError:
         return ""
 
 
-def _parse_sample_json(content: bytes) -> dict:
+def _parse_object(text: str) -> dict[str, Any]:
+    """A JSON object; one with an empty caption, which is a fault, if it is none."""
     try:
-        found = parse_json(content.decode("utf-8"))
-    except (ValueError, json.JSONDecodeError):
-        return {"caption": ""}
-    return found if isinstance(found, dict) else {"caption": ""}
+        value = parse_json(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"caption": ""}

@@ -1,0 +1,106 @@
+"""Show a stream of updates, measure what orders depend on, or import one of the reference.
+
+Example: cmpt stream show stream.order=similarity
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+
+from cmp import config, models, streams
+from cmp.cli.shared import Data, Seed, Settings, Threads, import_lab, print_table
+from cmp.data import load_corpus, load_data
+from cmp.errors import CmpError
+from cmp.experiments import statistics
+from cmp.files import atomic_file
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+TableName = Annotated[str, typer.Argument(help="The name of the tables, for stream.traits.")]
+
+
+@app.command()
+def show(
+    settings: Settings = None,
+    profile: Annotated[str, typer.Option(help="Size of the run: quick or cpu.")] = "cpu",
+    picture: Annotated[
+        Path | None, typer.Option(help="A .png of tasks and datasets to write. Default: none.")
+    ] = None,
+) -> None:
+    """Show what arrives in each task: classes, datasets, images, and passes over them.
+
+    Example: cmpt stream show stream.order=similarity --picture stream.png
+    """
+    run_config = config.parse(config.override(config.profile(profile), settings or []), "settings")
+    corpus = load_corpus(run_config)
+    report = statistics.stream_report(run_config, corpus)
+    rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
+    title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
+    print_table(("task", *report.columns), rows, title)
+    if picture:
+        blocks = streams.task_classes(corpus, run_config.stream, run_config.seeds.stream)
+        figure = import_lab("figures.inputs").stream(streams.class_counts(blocks), report)
+        with atomic_file(picture) as partial:
+            figure.savefig(partial, format="png", dpi=144)
+        typer.echo(f"picture: {picture}")
+
+
+@app.command()
+def make(
+    name: TableName,
+    model: Annotated[str, typer.Option(help="The model whose base measures.")] = "tiny",
+    seed: Seed = 0,
+    counts: Annotated[
+        Path | None,
+        typer.Option(help="A .csv, class,count, of a corpus. Default: the pool's captions."),
+    ] = None,
+    data: Data = "embedded",
+    threads: Threads = 2,
+) -> None:
+    """Measure the classes and the pool's images by one base, for orders and selections.
+
+    Of each class: accuracy, loss, alignment, frequency, year and embedding; of each pool image:
+    alignment and cluster.
+
+    Example: cmpt stream make mine --model tiny --seed 0
+    """
+    torch.set_num_threads(threads)
+    corpus, run_config = load_data(data), config.parse({"model": {"name": model}, "seed": seed})
+    known = None if counts is None else read_counts(counts)
+    network = models.load_model(run_config.model, seed).eval()
+    classes = statistics.measure_classes(network, model, corpus, known)
+    typer.echo(f"{len(classes)} classes: {streams.write_statistics(classes, name, 'classes')}")
+    images = statistics.measure_pool(network, model, corpus)
+    path = streams.write_statistics(images, name, "pool")
+    typer.echo(f"{len(images)} images of pools: {path}")
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Return how often a corpus names each class, from a CSV file of `class` and `count`."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+        return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
+    except (OSError, ValueError, LookupError) as error:
+        raise CmpError(f"{path}: expected the columns class,count ({error})") from error
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help='A JSON list of "DATASET+++class".')],
+    name: TableName,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks that the summary cuts it into.")] = 20,
+) -> None:
+    """Import a stream file of the published reference, for stream.order=listed.
+
+    Example: cmpt stream import order.json mine
+    """
+    order = streams.read_stream_file(file)
+    path = streams.write_statistics(streams.stream_table(order), name, "classes")
+    datasets = len({entry.partition("+++")[0] for entry in order})
+    typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
+    sizes = pd.Series([len(block) for block in streams.cut_into_tasks(order, tasks)])
+    counts = sizes.value_counts(sort=False).items()
+    words = ", ".join(f"{count} of {size}" for size, count in counts)
+    typer.echo(f"cut into {tasks} tasks: {words}")

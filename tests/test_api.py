@@ -1,0 +1,67 @@
+"""The public API: what it lists, that its examples run, and that importing it is quick."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import cmp
+from cmp import registry
+from lab import api_reference
+
+MAX_EXAMPLE_LINES = 5
+
+
+def test_every_name_is_there_and_has_a_short_example():
+    for name in cmp.__all__:
+        text = inspect.getdoc(getattr(cmp, name))
+        assert text and "Example:" in text, name
+        lines = [line for line in text.partition("Example:")[2].splitlines() if line.strip()]
+        code = [line for line in lines if line.strip().startswith((">>>", "..."))]
+        assert 1 <= len(code) <= MAX_EXAMPLE_LINES, name
+
+
+@pytest.fixture
+def clean_registry(monkeypatch):
+    """The options of the package alone; what an example registers is gone afterwards."""
+    options = {kind: dict(names) for kind, names in registry._options.items()}
+    yield
+    for kind, names in registry._options.items():
+        names.clear()
+        names.update(options[kind])
+
+
+def test_examples_run(tmp_path, monkeypatch, clean_registry):
+    for name in sorted(cmp.__all__):
+        names = {"cmp": cmp, "torch": torch, "folder": tmp_path, "save_file": save_file}
+        text = inspect.getdoc(getattr(cmp, name)).partition("Example:")[2]
+        example = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
+        report: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+        assert runner.run(example, out=report.append).failed == 0, "".join(report)
+
+
+def test_the_reference_page_is_that_of_the_docstrings():
+    listed = [name for names in api_reference.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cmp.__all__)
+    message = "write it again: cd book && python -m lab.api_reference"
+    assert api_reference.PAGE.read_text(encoding="utf-8") == api_reference.reference_page(), message
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import cmp, sys; print([m for m in ('torch', 'pandas', 'pydantic') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        cmp.nothing_like_it  # noqa: B018
