@@ -8,6 +8,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,7 @@ class BatchLoader:
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
         self.workers = worker_count(device) if corpus.in_files else 0
         self._next: tuple[Pools, int, int, slice] | None = None
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Iterator[tuple[Any, ...]] = iter(())
 
     def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
         """Return the batch at (task, step), with the images of its `local` samples."""
@@ -201,8 +202,9 @@ class MixtureSampler(Sampler[list[int]]):
             )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
-        self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps
-        self.seed, self.task = seed, task
+        pretraining, newest, earlier = map(float, shares)
+        self.mixture = Mixture(pretraining, newest, earlier)
+        self.batch, self.steps, self.seed, self.task = batch, steps, seed, task
 
     def __len__(self) -> int:
         return self.steps

@@ -126,7 +126,7 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     beside the flags; its model does not.
     """
     keys = (machine_record().keys() | {"execution"}) - {"cmp"}
-    pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
+    pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
@@ -303,7 +303,7 @@ class Run:
         """Score the model after some tasks: the subset, and at both ends the full test."""
         if distributed.rank():
             return
-        first_scores = None
+        scored: list[Scores] = []
         for size, count in evaluation_sizes(self.config):
             if count == 2 and done not in (0, self.config.stream.tasks):
                 continue
@@ -315,8 +315,8 @@ class Run:
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
-            first_scores = first_scores or scores
-        self.observer.task(done, first_scores)
+            scored.append(scores)
+        self.observer.task(done, scored[0])
 
     def after_step(
         self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor
