@@ -146,8 +146,8 @@ def restore(
         model.load_state_dict(strip_prefix(tensors, "weights/"))
     except RuntimeError as error:
         raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
-    for name, parameter in model.named_parameters() if optimizer else ():
-        if moments := strip_prefix(tensors, f"optimizer/{name}/"):
+    for name, parameter in model.named_parameters():
+        if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
             optimizer.state[parameter] = {
                 key: x.to(parameter.device, copy=True) for key, x in moments.items()
             }

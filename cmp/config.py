@@ -482,7 +482,7 @@ def choices(section: type | None = None, prefix: str = "") -> dict[str, tuple]:
     values: dict[str, tuple] = {}
     for field in dataclasses.fields(section or RunConfig):
         key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             values |= choices(field.type, f"{key}.")
         elif key == "model.start":
             values[key] = STARTS

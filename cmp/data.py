@@ -205,7 +205,7 @@ def build_corpus(
         table[column] = table[column].astype("category")
     return Corpus(
         images=images,
-        table=table[["dataset", "split", "label", "group"]],
+        table=table.loc[:, ["dataset", "split", "label", "group"]],
         texts=list(texts),
         caption_ids=ids,
         caption_starts=np.cumsum([0, *captions.map(len)]),

@@ -81,7 +81,7 @@ def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     pairs = [(x, x.contiguous()) for x in tensors]
-    for work in [dist.all_reduce(dense, async_op=True) for _, dense in pairs]:
+    for work in filter(None, [dist.all_reduce(dense, async_op=True) for _, dense in pairs]):
         work.wait()
     for x, dense in pairs:
         if dense is not x:

@@ -43,7 +43,8 @@ class Scores:
 
     def aggregate(self, name: str) -> tuple[float, float]:
         """Return (value, standard error) of "A_KA" or "A_ZS" in percent: datasets count equally."""
-        return aggregate(self.hits, list(self.datasets.index[self.datasets["role"] == ROLES[name]]))
+        chosen = self.datasets.loc[self.datasets["role"] == ROLES[name]]
+        return aggregate(self.hits, list(chosen.index))
 
     def summary(self) -> dict[str, float]:
         """Return A_KA, A_ZS and their geometric mean GM in percent, as far as they were scored."""

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,7 +125,7 @@ class BatchLoader:
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
         self.workers = worker_count(device) if corpus.in_files else 0
         self._next: tuple[Pools, int, int, slice] | None = None
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Iterator[tuple[Any, ...]] = iter(())
 
     def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
         """Return the batch at (task, step), with the images of its `local` samples."""

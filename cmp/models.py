@@ -87,7 +87,7 @@ def create_on_meta(name: str) -> Network:
         return split_attention(_open_clip_model(name, device="meta"))
 
 
-def _open_clip_model(name: str, **options: str) -> nn.Module:
+def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in open_clip.list_models() and not is_hub(name):
         raise CmpError(f"model.name: open_clip knows no {name!r}; embedded are {embedded}")
@@ -265,10 +265,11 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     is_clip = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
     if not is_clip or device.type == "meta":  # lengths are values, which meta tensors lack
         return encode_text_unpacked(model, tokens)
+    clip: Any = model
     rows, position, mask, ends = (x.to(device, non_blocking=True) for x in pack_texts(tokens.cpu()))
-    x = model.token_embedding(rows) + model.positional_embedding[position]
-    x = model.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
-    return _unit_length(model.ln_final(x) @ model.text_projection)
+    x = clip.token_embedding(rows) + clip.positional_embedding[position]
+    x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
+    return _unit_length(clip.ln_final(x) @ clip.text_projection)
 
 
 def encode_text_unpacked(model: Network, tokens: Tensor) -> Tensor:
@@ -339,9 +340,9 @@ class SplitAttention(nn.Module):
         `batch_first`; None stands for the attention weights of `nn.MultiheadAttention`."""
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, L, width/heads]
-            for linear, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        q, k, v = (  # [B, heads, L, width / heads] each
+            getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, x in zip(PROJECTIONS, (query, key, value), strict=True)
         )
         x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
@@ -538,7 +539,7 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
     """Return what is wrong with a checkpoint, in a sentence."""
     model, file = {name: list(x.shape) for name, x in fused.state_dict().items()}, {}
     with contextlib.suppress(Exception):  # it cannot be read at all, as the given error says
-        weights = factory.load_state_dict(str(path), weights_only=True)
+        weights: Any = factory.load_state_dict(str(path), weights_only=True)
         file = {name: list(x.shape) for name, x in weights.items()}
     differences = [
         f"{name} is {file[name]} there, {shape} in the model"

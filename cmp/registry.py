@@ -216,6 +216,8 @@ def load_plugin(path: Path) -> None:
     """
     try:
         spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise CmpError("the name of a plugin must end in .py")
         spec.loader.exec_module(module_from_spec(spec))
     except CmpError as error:
         raise CmpError(f"--plugin {path}: {error}") from error

@@ -37,6 +37,7 @@ from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
+from cmp.models import Network
 from cmp.training import (
     ExecutionConfig,
     TrainState,
@@ -82,7 +83,7 @@ class RunResult:
     """
 
     metrics: pd.DataFrame
-    model: nn.Module
+    model: Network
     seconds: float
     provenance: dict[str, Any]
 
@@ -123,7 +124,7 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     beside the flags; its model does not.
     """
     keys = (machine_record().keys() | {"execution"}) - {"cmp"}
-    pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
+    pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
@@ -142,7 +143,7 @@ def execute(
     config: RunConfig,
     corpus: Corpus,
     observer: Observer = NO_OBSERVER,
-    model: nn.Module | None = None,
+    model: Network | None = None,
     device: str = "cpu",
     manager: CheckpointManager | None = None,
     execution: ExecutionConfig | None = None,
@@ -264,7 +265,7 @@ class Run:
         """Score the model after some tasks: the subset, and at both ends the full test."""
         if distributed.rank():
             return
-        first_scores = None
+        scored: list[Scores] = []
         for size, count in evaluation_sizes(self.config):
             if count == 2 and done not in (0, self.config.stream.tasks):
                 continue
@@ -276,8 +277,8 @@ class Run:
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
-            first_scores = first_scores or scores
-        self.observer.task(done, first_scores)
+            scored.append(scores)
+        self.observer.task(done, scored[0])
 
     def after_step(
         self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor

@@ -159,10 +159,10 @@ def statistic(table: pd.DataFrame, name: str) -> np.ndarray:
     if name not in table:
         columns = ", ".join(table.columns) or "no statistics at all"
         raise CmpError(f"stream.traits: no {name!r} in this table, only {columns}")
-    if name != "year" and table[name].isna().any():
-        entry = table.index[table[name].isna()][0]
-        raise CmpError(f"stream.traits: {entry!r} has no {name!r}")
-    return np.stack(table[name].to_numpy())
+    column = table.loc[:, name]
+    if name != "year" and column.isna().any():
+        raise CmpError(f"stream.traits: {table.index[column.isna()][0]!r} has no {name!r}")
+    return np.stack(column.to_numpy())
 
 
 def sort_positions(scores: np.ndarray, seed: int) -> np.ndarray:
@@ -210,7 +210,8 @@ def similarity_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 @register("order", "dataset", statistics=True)
 def dataset_order(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Let one dataset follow the other, by year; the classes of each are shuffled."""
-    names, place = np.unique(table.index.str.partition("+++").get_level_values(0), return_inverse=1)
+    dataset = table.index.str.partition("+++").get_level_values(0)
+    names, place = np.unique(dataset, return_inverse=True)
     year = np.full(len(names), np.nan)
     year[place] = statistic(table, "year")
     rank = np.argsort(sort_positions(year, seed))
@@ -363,10 +364,10 @@ def class_statistics(name: str) -> pd.DataFrame:
 @functools.lru_cache(maxsize=8)
 def _class_statistics(path: Path, written: int) -> pd.DataFrame:
     table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
-    columns = {name: CLASS_COLUMNS[name] for name in set(table) & CLASS_COLUMNS.keys()}
+    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
     _read_statistics(path, columns, "cmpt stream make")
     if (repeated := table["entry"].duplicated()).any():
-        raise CmpError(f"{path}: {table['entry'][repeated].iloc[0]!r} is listed twice")
+        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
     return table.set_index("entry").sort_index()
 
 
@@ -393,7 +394,8 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     datasets = corpus.table["dataset"].astype(str)
     places = datasets.groupby(datasets).cumcount()
     keys = pd.MultiIndex.from_arrays([datasets.iloc[rows], places.iloc[rows]])
-    statistics = table.set_index(["dataset", "place"])[["alignment", "cluster"]].reindex(keys)
+    measured = table.set_index(["dataset", "place"])
+    statistics = measured.loc[:, ["alignment", "cluster"]].reindex(keys)
     if (missing := statistics["alignment"].isna()).any():
         dataset = missing.index[missing][0][0]
         raise CmpError(f"traits: images of {dataset!r} have none; `cmpt stream make` measures them")
