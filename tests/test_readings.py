@@ -7,8 +7,7 @@ import time
 import pytest
 from forked import small_config, small_corpus
 
-from cmp import checkpoints, config
-from cmp.embedded import packed
+from cmp import checkpoints, config, data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
@@ -28,7 +27,7 @@ def _corpus():
 def build(tmp_path, monkeypatch):
     """A build folder of the test's own, with the small corpus; every run is forecast at 7 s."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: small_corpus())
     monkeypatch.setattr(
         forecast, "forecast_seconds", lambda configs, device: [7.0 for _ in configs]
     )

@@ -8,7 +8,7 @@ import torch
 
 from cmp import config
 from cmp.config import RunConfig
-from cmp.embedded import packed
+from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies
 from cmp.experiments.studies import Study
@@ -79,8 +79,7 @@ def run_status(
     """
     plan, words = studies.plan_study(live, device), []
     if live:
-        corpus = packed.load_embedded()
-        ids = [store.run_id_of(run, corpus) for run in set(live) - set(plan.todo)]
+        ids = [store.run_id_of(run, load_corpus(run)) for run in set(live) - set(plan.todo)]
         took = [store.load_record(run_id)[0].provenance["seconds"] for run_id in ids]
         took_words = (
             f", which took about {round_time(sum(took) / min(jobs, len(took)))}" if took else ""

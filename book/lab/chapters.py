@@ -16,9 +16,8 @@ from pathlib import Path
 
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import project_folder
 
-BOOK = project_folder() / "book"
+BOOK = Path(__file__).resolve().parents[1]
 FORMATS = "ipynb,md:myst"
 PAGES = ("STYLE.md", "api.md", "architecture.md", "glossary.md", "index.md", "literature.md")
 """Texts of the book that are no chapters."""

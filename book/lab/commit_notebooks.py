@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 
 from cmp.errors import CmpError
-from cmp.files import build_folder, project_folder, write_atomic
+from cmp.files import build_folder, write_atomic
 from lab import chapters, run
 
-PLACES = {sys.prefix: "<python>", str(project_folder()): ".", str(Path.home()): "~"}
+PLACES = {sys.prefix: "<python>", str(chapters.BOOK.parent): ".", str(Path.home()): "~"}
 VOLATILE = {
     r"/[^\s\"]*/ipykernel_\d+/\d+\.py": "<cell>",
     r" at 0x[0-9a-f]{6,16}\b": " at 0x0",

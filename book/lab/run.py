@@ -18,7 +18,7 @@ from rich.progress import track
 from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import build_folder, parse_json, project_folder, write_atomic
+from cmp.files import build_folder, parse_json, write_atomic
 from lab import chapters
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/guidelines.yaml")
@@ -46,7 +46,7 @@ class Task:
     seconds: float | None
 
 
-def package_fingerprint(root: Path | None = None) -> str:
+def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
     """Hash what the outputs of every chapter rest on beside its source.
 
     Args:
@@ -55,7 +55,6 @@ def package_fingerprint(root: Path | None = None) -> str:
     Returns:
         sha256 over `NUMERICS`, results, studies, guidelines and the book's package.
     """
-    root = root or project_folder()
     digest = hashlib.sha256(f"{NUMERICS}\n".encode())
     for path in sorted({path for pattern in FINGERPRINTED for path in root.glob(pattern)}):
         if path.is_file() and not path.name.startswith("."):

@@ -19,9 +19,10 @@ from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, store, studies
 from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED
-from cmp.files import parse_record, project_folder, read_yaml
+from cmp.files import parse_record, read_yaml
+from lab import chapters
 
-GUIDELINES = project_folder() / "book" / "guidelines.yaml"
+GUIDELINES = chapters.BOOK / "guidelines.yaml"
 TRANSFER = "05-transfer"
 """The study that has the same settings on several networks, "tiny-half: full" and so on."""
 UNPUBLISHED = "not published yet"

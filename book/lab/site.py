@@ -22,13 +22,12 @@ from cmp.embedded import packages
 from cmp.embedded.manifest import load_packages
 from cmp.errors import CmpError
 from cmp.experiments import results
-from cmp.files import build_folder, project_folder, write_atomic
+from cmp.files import build_folder, write_atomic
 from cmp.registry import option_names
-from lab import analyses, explorers, figures, run
+from lab import analyses, chapters, explorers, figures, run
 from lab.analyses import Surface
 
-LAB = Path(__file__).resolve().parent
-THEME = LAB.parent / "_theme"
+THEME = chapters.BOOK / "_theme"
 VENDORED = {
     "highlight": {"package/es/highlight.min.js": "vendor/highlight.mjs"},
     "katex": {
@@ -81,7 +80,7 @@ def vendor_packages(theme: Path = THEME) -> None:
     if not script.exists():
         raise CmpError(f"{script}: missing; install the package anywidget into this Python")
     shutil.copy(script, theme / "public" / "vendor" / "anywidget.js")
-    shutil.copy(LAB / "triangle.js", theme / "public" / "vendor")
+    shutil.copy(chapters.BOOK / "lab" / "triangle.js", theme / "public" / "vendor")
 
 
 def figure_captions() -> dict[str, str]:
@@ -249,7 +248,7 @@ def dangling_links(html: Path) -> list[str]:
     return dangling
 
 
-def build_pages(root: Path | None = None) -> Path:
+def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     """Build the project of a folder, whose `myst.yml` names the theme.
 
     Args:
@@ -261,7 +260,6 @@ def build_pages(root: Path | None = None) -> Path:
     Raises:
         CmpError: A reference, a citation, a chapter or an image is missing, or a link dangles.
     """
-    root = root or project_folder()
     html = root / "_build" / "html"
     shutil.rmtree(html, ignore_errors=True)
     command = [str(Path(sys.executable).parent / "myst"), "build", "--html", "--strict"]

@@ -20,12 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from cmp.errors import CmpError
 from cmp.experiments import results, store
 from cmp.experiments.claims import t_interval
-from cmp.files import project_folder
+from lab import chapters
 from lab.figures import style
 from lab.figures.style import Colours
 
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
-IDEA = project_folder() / "book" / "idea.svg"
+IDEA = chapters.BOOK / "idea.svg"
 IDEA_STUDY = "01"
 IDEA_NAMES = {
     "update only": "new data alone",
