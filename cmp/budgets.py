@@ -124,19 +124,6 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
     return make_budget(budget, cost, full or cost).steps
 
 
-def paper_steps(total: float, tasks: int, flops: float, multiplier: float) -> int:
-    """Return steps per task by the paper's rule: rounded, with what comes at a task's end charged
-    to each of its steps.
-
-    Args:
-        total: Memory-adjusted FLOPs over all tasks.
-        tasks: Number of tasks.
-        flops: FLOPs per step, in the unit of `total`.
-        multiplier: Memory multiplier.
-    """
-    return round(total / (tasks * flops * multiplier))
-
-
 def step_cost(
     model: str | nn.Module,
     batch: int,
@@ -387,19 +374,3 @@ def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
         "steps_per_task": budget.steps,
         "memory_multiplier": budget.multiplier,
     }
-
-
-def measured_memory(run_config: RunConfig) -> float:
-    """Return the bytes at the peak of two fp32 steps on this machine's CUDA card."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    name, size = run_config.model.name, run_config.training.batch
-    state = shape_state(name, run_config.method, models.create_model(name).cuda())
-    needs_pool = get_option("method", run_config.method.name).facts["needs_pool"]
-    optimizer = create_optimizer(state)
-    for _ in range(2):
-        loss = total_loss(state, forward_shapes(state, size, size // 3 * needs_pool))
-        optimizer.zero_grad()
-        loss.backward()
-        method_of(state.config).step(state, optimizer)
-    return torch.cuda.max_memory_allocated()

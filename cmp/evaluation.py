@@ -123,25 +123,6 @@ def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
     return 100 * float((weight * hit).sum()), 100 * float(np.sqrt((influence**2).sum()))
 
 
-def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
-    """Return the questions of classification that were answered rightly before and wrongly after.
-
-    Args:
-        before: Scores of one network.
-        after: Scores of another one on the same images.
-
-    Returns:
-        A row per question: `dataset`, `role`, `row` (the image's corpus position) and `answer` (the
-        class predicted after).
-    """
-    keys = ["dataset", "row"]
-    old, new = (
-        scores.hits.loc[scores.hits["answer"] != ""].set_index(keys) for scores in (before, after)
-    )
-    lost = new.loc[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
-    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]
-
-
 def evaluation_rows(
     corpus: Corpus, dataset: str, split: str = "test", size: int | None = None
 ) -> np.ndarray:

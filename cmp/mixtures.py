@@ -203,8 +203,9 @@ class MixtureSampler(Sampler[list[int]]):
             )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
-        self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps
-        self.seed, self.task = seed, task
+        pretraining, newest, earlier = map(float, shares)
+        self.mixture = Mixture(pretraining, newest, earlier)
+        self.batch, self.steps, self.seed, self.task = batch, steps, seed, task
 
     def __len__(self) -> int:
         return self.steps

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp.config import STARTS, Model, RunConfig
+from cmp.config import STARTS, Model
 from cmp.errors import CmpError
 from cmp.registry import plugins
 
@@ -197,12 +197,6 @@ def start_file(config: Model, seed: int) -> Path | None:
     family = family_of(config.name)
     path = family.base_path(config.name, config.start, seed) if family else None
     return path if path and path.exists() else None
-
-
-def has_start(run_config: RunConfig) -> bool:
-    """Return whether the weights that a run starts from are on this machine."""
-    config = run_config.model
-    return config.start == "random" or start_file(config, run_config.seeds.init) is not None
 
 
 @functools.cache

@@ -130,13 +130,6 @@ def task_classes(corpus: Corpus, stream: Stream, seed: int) -> list[list[str]]:
     return cut_into_tasks(order, stream.tasks, np.array([counts[entry] for entry in order]))
 
 
-def class_counts(tasks: list[list[str]]) -> pd.DataFrame:
-    """Return the number of classes per dataset (columns) and task (index `task`, from 1)."""
-    rows = [collections.Counter(entry.split("+++")[0] for entry in task) for task in tasks]
-    index = pd.RangeIndex(1, len(tasks) + 1, name="task")
-    return pd.DataFrame(rows, index=index).fillna(0).astype(int)
-
-
 def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
     """Return the training images of each task, as sorted corpus positions."""
     arriving = adaptation_rows(corpus)

@@ -15,7 +15,7 @@ from cmp import budgets, cli, config, models, streams
 from cmp.config import Merging
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import evidence, paper, planner, results, studies
+from cmp.experiments import evidence, paper, planner, results, statistics, studies
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import apply_policy
 from lab import explorers
@@ -240,7 +240,7 @@ def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
     corpus = packed.load_embedded()
     run = config.parse(config.profile("cpu"))
     tasks = streams.task_classes(corpus, run.stream, 0)
-    assert streams.class_counts(tasks).to_numpy().sum() == planner.CLASSES
+    assert statistics.class_counts(tasks).to_numpy().sum() == planner.CLASSES
     rows = sum(len(corpus.rows("train", dataset=each)) for each in corpus.by_role("adapt"))
     assert rows == planner.ARRIVING
 

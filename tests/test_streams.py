@@ -243,7 +243,7 @@ def test_equal_images_are_about_equal(corpus):
 
 def test_class_counts(corpus):
     tasks = streams.task_classes(corpus, Stream(tasks=5), 0)
-    counts = streams.class_counts(tasks)
+    counts = statistics.class_counts(tasks)
     assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
     assert counts["new-digits"].sum() == 10
     assert counts.index.tolist() == [1, 2, 3, 4, 5]

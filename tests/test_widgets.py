@@ -143,7 +143,7 @@ def test_stream_explorer_draws_what_its_controls_say(monkeypatch, corpus):
         controls[name].value = value
     controls["Reversed"].value = True
     asked = Stream(order="dataset", reverse=True, equal="images", tasks=6)
-    expected = streams.class_counts(streams.task_classes(corpus, asked, 3))
+    expected = statistics.class_counts(streams.task_classes(corpus, asked, 3))
     counts, report = drawn[-1]
     assert counts[expected.columns].equals(expected)
     assert list(counts) == sorted(corpus.by_role("adapt"))

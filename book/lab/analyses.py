@@ -19,6 +19,7 @@ from torch import Tensor
 from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
+from cmp.evaluation import Scores
 from cmp.experiments import claims, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.rules import inner_products
@@ -581,3 +582,22 @@ def weight_drift(ends: Sequence[Mapping[str, Tensor]]) -> tuple[pd.DataFrame, np
     index = pd.RangeIndex(1, len(ends), name="task")
     table = pd.DataFrame({"step": lengths / unit, "away": far / unit}, index)
     return table, cosines / np.outer(lengths, lengths)
+
+
+def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
+    """Return the questions of classification that were answered rightly before and wrongly after.
+
+    Args:
+        before: Scores of one network.
+        after: Scores of another one on the same images.
+
+    Returns:
+        A row per question: `dataset`, `role`, `row` (the image's corpus position) and `answer` (the
+        class predicted after).
+    """
+    keys = ["dataset", "row"]
+    old, new = (
+        scores.hits.loc[scores.hits["answer"] != ""].set_index(keys) for scores in (before, after)
+    )
+    lost = new.loc[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
+    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]

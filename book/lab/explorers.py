@@ -320,7 +320,7 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
     def draw(seed: int, **stream) -> Drawn:
         run = config.parse(config.profile("cpu") | {"seed": seed, "stream": stream})
         report = statistics.stream_report(run, corpus)
-        counts = streams.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
+        counts = statistics.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
         counts = counts.reindex(columns=sorted(corpus.by_role("adapt")), fill_value=0)
         details = "" if published is None else _same_stream(run, published)
         arguments = run_arguments(dataclasses.replace(run, seeds=config.Seeds()))

@@ -12,7 +12,7 @@ from cmp.budgets import Cost
 from cmp.cli.shared import print_table
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import paper
+from cmp.experiments import forecast, paper
 from cmp.registry import option_names
 
 GIGA = 1e9
@@ -68,7 +68,7 @@ def method_cost(model: str, batch: int, text: str) -> Cost:
     run_config = method_config(model, batch, text)
     cost = budgets.method_cost(run_config)
     if torch.cuda.is_available():
-        return dataclasses.replace(cost, memory=budgets.measured_memory(run_config))
+        return dataclasses.replace(cost, memory=forecast.measured_memory(run_config))
     return cost
 
 

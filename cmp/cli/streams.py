@@ -41,7 +41,7 @@ def show(
     print_table(("task", *report.columns), rows, title)
     if picture:
         blocks = streams.task_classes(corpus, run_config.stream, run_config.seeds.stream)
-        figure = import_lab("figures.inputs").stream(streams.class_counts(blocks), report)
+        figure = import_lab("figures").plot_stream(statistics.class_counts(blocks), report)
         with atomic_file(picture) as partial:
             figure.savefig(partial, format="png", dpi=144)
         typer.echo(f"picture: {picture}")

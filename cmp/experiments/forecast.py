@@ -15,8 +15,9 @@ from cmp.config import RunConfig
 from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import store
+from cmp.registry import get_option
 from cmp.runner import evaluation_sizes
-from cmp.training import make_train_state, train_task
+from cmp.training import create_optimizer, make_train_state, method_of, train_task
 
 GIGA = 1e9
 
@@ -162,3 +163,20 @@ def _evaluation_seconds(
     corpus, name = load_corpus(run_config), run_config.model.name
     evaluation.evaluate(model, name, corpus, subset=size, precision=precision)
     return clock() - started
+
+
+def measured_memory(run_config: RunConfig) -> float:
+    """Return the bytes at the peak of two fp32 steps on this machine's CUDA card."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    name, size = run_config.model.name, run_config.training.batch
+    state = budgets.shape_state(name, run_config.method, models.create_model(name).cuda())
+    needs_pool = get_option("method", run_config.method.name).facts["needs_pool"]
+    optimizer = create_optimizer(state)
+    for _ in range(2):
+        output = budgets.forward_shapes(state, size, size // 3 * needs_pool)
+        loss = budgets.total_loss(state, output)
+        optimizer.zero_grad()
+        loss.backward()
+        method_of(state.config).step(state, optimizer)
+    return torch.cuda.max_memory_allocated()

@@ -63,8 +63,11 @@ TABLE4: dict[str, Table4Row] = {
 
 
 def rule_steps(row: Table4Row, tasks: int = TABLE4_TASKS) -> int:
-    """Return the steps per task of a row by the paper's rule, see `cmp.budgets.paper_steps`."""
-    return budgets.paper_steps(TABLE4_TOTAL, tasks, row.gflops, row.multiplier)
+    """Return the steps per task of a row by the paper's rule.
+
+    They are rounded, and what comes at a task's end is charged to each of its steps.
+    """
+    return round(TABLE4_TOTAL / (tasks * row.gflops * row.multiplier))
 
 
 def table4_steps(run_config: RunConfig) -> int | None:

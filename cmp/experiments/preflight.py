@@ -13,7 +13,7 @@ from cmp.config import STARTS, RunConfig, parse
 from cmp.data import Corpus, load_corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.experiments import paper
+from cmp.experiments import paper, store
 from cmp.experiments.forecast import DEVICES, GIGA, forecast_sentence
 from cmp.files import build_folder
 
@@ -87,7 +87,7 @@ def _check_data(run_config: RunConfig | None) -> Check:
 
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
-    state = PRESENT if models.has_start(run_config) else MISSING
+    state = PRESENT if store.has_start(run_config) else MISSING
     sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
     if state == PRESENT:
         pass

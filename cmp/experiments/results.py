@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import cmp
-from cmp import config, models
+from cmp import config
 from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
@@ -149,7 +149,7 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
         count: Runs at most.
         seed: Another seed is another sample.
     """
-    runs = [run for run in all_published_runs() if models.has_start(run.config)]
+    runs = [run for run in all_published_runs() if store.has_start(run.config)]
     order = numpy_generator("sample of results", seed).permutation(len(runs))
     return [runs[number] for number in order[:count]]
 

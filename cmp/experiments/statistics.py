@@ -3,6 +3,7 @@
 One base measures for all replicates, so that an order depends on the stream's seed alone.
 """
 
+import collections
 import re
 from pathlib import Path
 
@@ -274,3 +275,10 @@ def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path
+
+
+def class_counts(tasks: list[list[str]]) -> pd.DataFrame:
+    """Return the number of classes per dataset (columns) and task (index `task`, from 1)."""
+    rows = [collections.Counter(entry.split("+++")[0] for entry in task) for task in tasks]
+    index = pd.RangeIndex(1, len(tasks) + 1, name="task")
+    return pd.DataFrame(rows, index=index).fillna(0).astype(int)

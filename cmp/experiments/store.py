@@ -335,3 +335,9 @@ def _score_changes(pairs: pd.DataFrame) -> pd.DataFrame:
     means = named.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
     means = means.set_axis(["stored", "now"], axis=1)
     return means.assign(moved=means["now"] - means["stored"]).reset_index()
+
+
+def has_start(run_config: RunConfig) -> bool:
+    """Return whether the weights that a run starts from are on this machine."""
+    config = run_config.model
+    return config.start == "random" or models.start_file(config, run_config.seeds.init) is not None
