@@ -107,7 +107,7 @@ def site(
     Example: cmpt site
     """
     if picture:
-        typer.echo(f"drawn: {import_lab('figures.idea').write()}")
+        typer.echo(f"drawn: {import_lab('figures').write_idea()}")
         return
     typer.echo(f"the book: {import_lab('site').make_site()}")
     typer.echo("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")
