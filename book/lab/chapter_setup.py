@@ -10,7 +10,7 @@ from cmp import config
 from cmp.config import RunConfig
 from cmp.data import load_corpus
 from cmp.errors import CmpError
-from cmp.experiments import forecast, store, studies
+from cmp.experiments import forecast, preflight, store, studies
 from cmp.experiments.studies import Study
 from lab import chapters
 
@@ -56,7 +56,7 @@ def begin_chapter(
             for name, changes in (runs or {}).items()
         }
     if scope.get("dry_run"):
-        print("\n".join(forecast.describe_study(live, device)))
+        print("\n".join(preflight.describe_study(live, device)))
         raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())

@@ -12,29 +12,19 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cmp import __version__
+from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
 
-COMMANDS = {
-    "Run": {
-        "run": "runs.run",
-        "resume": "runs.resume",
-        "eval": "runs.evaluate",
-        "export": "runs.export",
-        "results": "results.app",
-    },
+PANELS = {
+    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
+            "export": "runs.export", "results": "results.app"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site"},
     "Data": {"data": "data.app", "stream": "streams.app"},
-    "Tools": {
-        "merge": "tools.merge",
-        "budget": "budget.budget",
-        "plan": "tools.plan",
-        "doctor": "tools.doctor",
-        "pretrain": "runs.pretrain",
-        "bench": "tools.bench",
-    },
-}
+    "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
+              "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
+}  # fmt: skip
 """By heading of the help: command -> module of this package, and the function or group in it."""
-PLACES = {name: place for commands in COMMANDS.values() for name, place in commands.items()}
+COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 
 
 class LazyGroup(TyperGroup):
@@ -48,9 +38,9 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> TyperCommand | TyperGroup:
     """Import a command, or a group of them."""
-    module, _, attribute = PLACES[name].partition(".")
+    module, _, attribute = COMMANDS[name].partition(".")
     command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
-    parent = typer.Typer()
+    parent = shared.Group()
     if isinstance(command, typer.Typer):
         parent.add_typer(command, name=name)
     else:
@@ -59,17 +49,17 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
 
 
 def help_text(name: str) -> str:
-    """Return the docstring of a command, or of a group's module, without importing it."""
-    module, _, attribute = PLACES[name].partition(".")
+    """Return the help of a command, or of a group, without importing its module."""
+    module, _, attribute = COMMANDS[name].partition(".")
     tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    return ast.get_docstring(functions.get(attribute, tree))
+    return shared.split_docstring(ast.get_docstring(functions.get(attribute, tree)))[0]
 
 
 app = typer.Typer(
     cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-for _panel, _names in COMMANDS.items():
+for _panel, _names in PANELS.items():
     for _name in _names:
         app.command(_name, help=help_text(_name), rich_help_panel=_panel)(lambda: None)
 
@@ -118,7 +108,7 @@ def _root(
     ] = False,
     plugin: Annotated[
         list[Path] | None,
-        typer.Option(help="A Python file that registers options. Repeat it for more files."),
+        typer.Option(help="A Python file that registers options; repeat it for more files."),
     ] = None,
 ) -> None:
     """Keep a CLIP model up to date over a stream of updates, and measure what it costs."""

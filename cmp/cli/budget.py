@@ -9,39 +9,38 @@ import typer
 
 from cmp import budgets, config
 from cmp.budgets import Cost
-from cmp.cli.shared import print_table
+from cmp.cli import shared
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper
 from cmp.registry import option_names
 
 GIGA = 1e9
+Batch = Annotated[int, typer.Option(min=2)]
 
 
 def budget(
-    model: Annotated[str, typer.Option(help="An embedded model or any of open_clip's.")] = "tiny",
-    batch: Annotated[int, typer.Option(min=2, help="Samples per step.")] = 64,
-    total: Annotated[
-        float | None,
-        typer.Option(help="Memory-adjusted GFLOPs in all. Default: what a cpu run costs."),
-    ] = None,
-    tasks: Annotated[int, typer.Option(min=1, help="Updates that share the total.")] = 8,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="A method, such as lora,rank=64; repeat it for more. Default: all."),
-    ] = None,
-    table4: Annotated[
-        bool, typer.Option("--table4", help="Show the paper's Table 4 beside ours instead.")
-    ] = False,
-    models: Annotated[
-        bool, typer.Option("--models", help="Show what real models cost instead.")
-    ] = False,
+    model: str = "tiny",
+    batch: Batch = 64,
+    total: float | None = None,
+    tasks: shared.Positive = 8,
+    method: list[str] | None = None,
+    table4: bool = False,
+    models: bool = False,
 ) -> None:
-    """Show FLOPs, memory and steps of each method under one budget.
+    """Show FLOPs, memory and steps of each method under one budget, counted on shapes.
 
-    Nothing is computed but shapes.
+    Args:
+        model: An embedded model, or any of open_clip's.
+        batch: Samples per step.
+        total: Memory-adjusted GFLOPs in all. Default: what a run of cpu costs.
+        tasks: Updates that share the total.
+        method: A method, such as lora,rank=64; repeat it for more. Default: all.
+        table4: Show the paper's Table 4 beside our numbers instead.
+        models: Show what full fine-tuning of real models costs instead.
 
-    Example: cmpt budget --method full --method lora,rank=4
+    Example:
+        cmpt budget --method full --method lora,rank=4
     """
     if models:
         if table4 or method:
@@ -85,12 +84,12 @@ def print_methods(
     for text in methods:
         cost = method_cost(model, batch, text)
         bought = budgets.make_budget(total * GIGA / tasks, cost, full)
-        flops = (_giga(cost.step), f"{cost.memory / GIGA:.3f}", f"{bought.multiplier:.4f}")
-        adjusted = (_giga(bought.step), _giga(bought.end))
-        rows.append((text, *flops, *adjusted, f"{bought.steps:,}", f"{bought.steps * batch:,}"))
+        sizes = (cost.step / GIGA, cost.memory / GIGA, bought.multiplier)
+        adjusted = (bought.step / GIGA, bought.end / GIGA)
+        rows.append((text, *sizes, *adjusted, bought.steps, bought.steps * batch))
     columns = ("method", "GFLOPs", "GB", "x full", "GMAFs", "at end", "steps", "samples")
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
-    print_table(columns, rows, title)
+    shared.print_table(columns, rows, title)
     kind = "measured on this card" if torch.cuda.is_available() else "accounted for"
     typer.echo(
         f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\n"
@@ -106,10 +105,8 @@ def print_table4() -> None:
         cost = method_cost(paper.TABLE4_MODEL, paper.TABLE4_BATCH, row.method)
         ours = budgets.make_budget(allowed, cost, full)
         steps = (row.steps, paper.rule_steps(row), paper.budget_charged_once(row).steps, ours.steps)
-        rows.append((
-            label, _giga(row.gflops * GIGA), _giga(cost.step),
-            f"{row.multiplier:.4f}", f"{ours.multiplier:.4f}", *(f"{count:,}" for count in steps),
-        ))  # fmt: skip
+        sizes = (row.gflops, cost.step / GIGA, row.multiplier, ours.multiplier)
+        rows.append((label, *sizes, *steps))
     columns = (
         "method",
         "GFLOPs",
@@ -122,7 +119,7 @@ def print_table4() -> None:
         "all ours",
     )
     title = f"Table 4: {paper.TABLE4_MODEL}, batch {paper.TABLE4_BATCH}, T = {paper.TABLE4_TASKS}"
-    print_table(columns, rows, title)
+    shared.print_table(columns, rows, title)
     typer.echo(
         "steps: as printed, by the paper's rule, and with a task's end charged once per task"
     )
@@ -130,15 +127,6 @@ def print_table4() -> None:
 
 def print_models(total: float) -> None:
     """Print what `total` GFLOPs of full fine-tuning buy for real models."""
-    rows = [
-        (row.Index, f"{row.parameters:,.0f}", f"{row.GFLOPs:,.1f}", f"{row.GB:,.0f}",
-         f"{row.steps:,}", f"{row.samples:,}")
-        for row in paper.model_catalogue(total=total).itertuples()
-    ]  # fmt: skip
+    columns = ("model", "million", "GFLOPs", "GB", "steps", "samples")
     title = f"batches of {paper.TABLE4_BATCH}: {total:,.4g} GFLOPs"
-    print_table(("model", "million", "GFLOPs", "GB", "steps", "samples"), rows, title)
-
-
-def _giga(flops: float) -> str:
-    """Return GFLOPs as text, with decimals where they are few."""
-    return f"{flops / GIGA:,.0f}" if flops >= 1e3 * GIGA else f"{flops / GIGA:.2f}"
+    shared.print_table(columns, paper.model_catalogue(total=total).itertuples(), title)

@@ -1,19 +1,20 @@
 """List, show, build and check datasets, and write manifests for your own.
 
-Example: cmpt data check pictures
+Example:
+    cmpt data check pictures
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from cmp.cli.shared import ROLE_NAMES, print_table
+from cmp.cli import shared
 from cmp.embedded.manifest import (
     embedded_manifests,
+    embedded_packages,
     is_built,
     load_datasets,
-    load_packages,
     select_datasets,
 )
 from cmp.files import project_folder
@@ -22,23 +23,23 @@ from cmp.readers.manifest import load_manifests
 if TYPE_CHECKING:
     from cmp.readers.collection import DatasetState
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
 
-@app.command("build")
-def build_(
-    names: Annotated[list[str] | None, typer.Argument(help="Datasets. Default: all.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
-    ] = None,
-) -> None:
+@app.command()
+def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
     """Fetch the packages of datasets, render and pack them; what is up to date is skipped.
 
-    Example: cmpt data build new-flags
-    """
-    from cmp.embedded import build
+    Args:
+        names: Embedded datasets. Default: all.
+        jobs: Processes. Default: one per core.
 
-    built = build.build_datasets(names, jobs)
+    Example:
+        cmpt data build new-flags
+    """
+    from cmp.embedded.build import build_datasets
+
+    built = build_datasets(names, jobs)
     current = len(select_datasets(names)) - len(built)
     typer.echo(f"{len(built)} datasets built, {current} up to date")
 
@@ -47,38 +48,38 @@ def build_(
 def list_() -> None:
     """List every embedded dataset with its role, its counts, and whether it is built.
 
-    Example: cmpt data list
+    Example:
+        cmpt data list
     """
     rows = []
-    for role in ROLE_NAMES:
+    for role in shared.ROLE_NAMES:
         for dataset in embedded_manifests().values():
             if dataset.role == role:
-                counts = dataset.counts
-                numbers = (counts.classes, counts.train, counts.validation, counts.test)
+                counts = dataset.counts.model_dump().values()
                 state = "built" if is_built(dataset) else "missing"
-                rows.append((dataset.name, role, *(number or "" for number in numbers), state))
+                rows.append((dataset.name, role, *(str(count or "") for count in counts), state))
         rows.append(None)
-    print_table(("dataset", "role", "classes", "train", "val.", "test", "state"), rows)
-    typer.echo("; ".join(f"{role}: {name}" for role, name in ROLE_NAMES.items()))
+    shared.print_table(("dataset", "role", "classes", "train", "val.", "test", "state"), rows)
+    typer.echo("; ".join(f"{role}: {name}" for role, name in shared.ROLE_NAMES.items()))
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="An embedded dataset, such as new-flags.")],
-    sheet: Annotated[
-        Path | None, typer.Option(help="A .png to write with 64 images. Default: none.")
-    ] = None,
-) -> None:
+def show(name: str, sheet: Path | None = None) -> None:
     """Show what a dataset is, where it comes from, and some of its samples.
 
-    Example: cmpt data show new-flags --sheet flags.png
+    Args:
+        name: An embedded dataset, such as new-flags.
+        sheet: A .png to write, with 64 images. Default: none.
+
+    Example:
+        cmpt data show new-flags --sheet flags.png
     """
     from cmp.embedded import packed, sheets
 
     [dataset] = select_datasets([name])
-    packages, opened = load_packages(), packed.read_packed(dataset)
+    packages, opened = embedded_packages(), packed.read_packed(dataset)
     typer.echo(f"{dataset.name}: {dataset.title}")
-    typer.echo(f"role: {ROLE_NAMES[dataset.role]}; task: {dataset.task}")
+    typer.echo(f"role: {shared.ROLE_NAMES[dataset.role]}; task: {dataset.task}")
     typer.echo(f"images: {dataset.images}\nprompt: {dataset.prompt!r}")
     for source in dataset.sources:
         p = packages[source]
@@ -94,17 +95,16 @@ def show(
 
 
 @app.command()
-def check(
-    name: Annotated[
-        str, typer.Argument(help="embedded, fomo, or a folder of manifests.")
-    ] = "embedded",
-    decode: Annotated[bool, typer.Option(help="Decode every image once.")] = True,
-) -> None:
+def check(name: shared.DataArgument = "embedded", decode: bool = True) -> None:
     """Check what there is of every set: present, absent, partial, wrong counts, or faulty.
 
     Status 1 if anything that is there cannot be used as it is.
 
-    Example: cmpt data check fomo --no-decode
+    Args:
+        decode: Decode every image once.
+
+    Example:
+        cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
     from cmp.readers import collection
@@ -118,18 +118,16 @@ def check(
         raise typer.Exit(bool(broken))
     states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
-    print_table(columns, map(_state_row, states))
+    shared.print_table(columns, map(_state_row, states))
     reasons: dict[str, list[str]] = {}
     for state in states:
-        if state.why:
-            reasons.setdefault(state.why, []).append(state.dataset.name)
+        if state.reason:
+            reasons.setdefault(state.reason, []).append(state.dataset.name)
     for reason, names in reasons.items():
         typer.echo(f"{', '.join(names)}: {reason}")
-    kinds = [
-        "present" if s.state in ("partial", "faulty") and s.dataset.faults == "skip" else s.state
-        for s in states
-    ]
-    usable, absent = kinds.count("present"), kinds.count("absent")
+    present = [s for s in states if s.state == "present"]
+    skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
+    usable, absent = len(present + skipped), sum(s.state == "absent" for s in states)
     typer.echo(f"{usable} of {len(states)} sets can be used, {absent} are absent")
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
@@ -140,20 +138,22 @@ def _state_row(state: "DatasetState") -> tuple[str, ...]:
     counts = state.index.counts() if state.index else {}
     for key in ("classes", "train", "validation", "test"):
         wanted = getattr(dataset.counts, key) if dataset.counts else None
-        cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "")
-        cells.append(cell if key == "classes" or key in dataset.allowed() else "")
-    score = "" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
+        cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "-")
+        cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "-")
+    score = "-" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
     return dataset.name, dataset.role, *cells, score, state.state
 
 
 @app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, tars or tables.")],
-    write: Annotated[bool, typer.Option(help="Write the manifest, or only print it.")] = True,
-) -> None:
+def init(folder: Path, write: bool = True) -> None:
     """Look into a folder and write a manifest of what is there, with what is left to fill in.
 
-    Example: cmpt data init pictures --no-write
+    Args:
+        folder: A folder of pictures, tars or tables.
+        write: Write the manifest, or only print it.
+
+    Example:
+        cmpt data init pictures --no-write
     """
     from cmp.readers import infer
 
@@ -168,10 +168,11 @@ def init(
 def attribution() -> None:
     """Write ATTRIBUTION.md from the manifests.
 
-    Example: cmpt data attribution
+    Example:
+        cmpt data attribution
     """
     from cmp.embedded import sheets
 
     path = project_folder() / "ATTRIBUTION.md"
-    path.write_text(sheets.attribution_text(load_packages(), load_datasets()))
+    path.write_text(sheets.attribution_text(embedded_packages(), load_datasets()))
     typer.echo(f"written: {path}")

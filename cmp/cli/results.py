@@ -1,31 +1,31 @@
 """List, show, verify, compare and export finished runs.
 
-Example: cmpt results verify --sample 3
+Example:
+    cmpt results verify --sample 3
 """
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
 from cmp import budgets, config
+from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
-from cmp.cli.shared import RunId, print_table
 from cmp.errors import CmpError
-from cmp.experiments import results, store
-from cmp.experiments.runs import unfinished_runs
+from cmp.experiments import results, runs, store
 from cmp.files import SHORT_ID, atomic_file
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
 
 @app.command("ls")
 def list_() -> None:
     """List every stored run, oldest first, with what differs from the `cpu` profile.
 
-    Example: cmpt results ls
+    Example:
+        cmpt results ls
     """
     defaults = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     rows = []
@@ -40,18 +40,20 @@ def list_() -> None:
         changes = " ".join(f"{key}={value}" for key, value in leaves if value != defaults[key])
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
         rows.append((run_id, last.scope, *scores, changes))
-    print_table(("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in"), rows)
-    for progress in unfinished_runs():
+    columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
+    shared.print_table(columns, rows)
+    for progress in runs.unfinished_runs():
         if not store.is_stored(progress.run):  # a kill may come before checkpoints are removed
             done = f"{progress.task} tasks and {progress.step} steps are done"
             typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")
 
 
 @app.command()
-def show(run_id: RunId) -> None:
+def show(run_id: shared.RunId) -> None:
     """Show one run: its config, where it was computed, and its scores over the stream.
 
-    Example: cmpt results show 3f2a
+    Example:
+        cmpt results show 3f2a
     """
     run = store.find_run(run_id)
     print_config(run.config)
@@ -62,29 +64,28 @@ def show(run_id: RunId) -> None:
 
 @app.command()
 def verify(
-    run_id: Annotated[
-        str | None,
-        typer.Argument(help="A stored run's id, or its beginning. Default: published runs."),
-    ] = None,
-    sample: Annotated[
-        int, typer.Option(min=1, help="How many published runs, drawn at random.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,
+    run_id: shared.OptionalArgument = None,
+    sample: shared.Positive = 1,
+    seed: shared.NotNegative = 0,
 ) -> None:
     """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1).
 
-    Without an id, a sample of the book's published runs is verified.
+    Args:
+        run_id: A stored run's id, or its beginning. Default: a sample of the published runs.
+        sample: How many published runs, drawn at random.
+        seed: Seed of the sample.
 
-    Example: cmpt results verify --sample 3 --seed 7
+    Example:
+        cmpt results verify --sample 3 --seed 7
     """
-    runs = [store.find_run(run_id)] if run_id else results.sample_published(sample, seed)
-    if not runs:
+    chosen = [store.find_run(run_id)] if run_id else results.sample_published(sample, seed)
+    if not chosen:
         raise CmpError(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study by `cmpt study NN --publish`"
         )
     answers = set()
-    for run in runs:
+    for run in chosen:
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             verdict = results.verify_published(run, progress_observer(bar))
@@ -95,15 +96,17 @@ def verify(
 
 
 @app.command()
-def compare(
-    chapter: Annotated[str, typer.Argument(help="The study's number, such as 01.")],
-) -> None:
+def compare(chapter: str) -> None:
     """Compare a study's runs in the store with the published ones; differing scores are named.
 
     Status 1 if any run is missing or different. To compute a study again, set CMP_BUILD to a folder
     in which only the data are built.
 
-    Example: cmpt results compare 01
+    Args:
+        chapter: The study's number, such as 01.
+
+    Example:
+        cmpt results compare 01
     """
     answers = Counter()
     for run in results.published_runs(chapter.zfill(2)):
@@ -124,12 +127,14 @@ def _print_verdict(run: store.StoredRun, verdict: store.Verdict) -> None:
 
 
 @app.command()
-def export(
-    run_id: RunId, file: Annotated[Path, typer.Argument(help="A .csv or .parquet file to write.")]
-) -> None:
+def export(run_id: shared.RunId, file: Path) -> None:
     """Write a run's metrics to a file, a row per (task, scope, dataset).
 
-    Example: cmpt results export 3f2a metrics.csv
+    Args:
+        file: The file to write, NAME.csv or NAME.parquet.
+
+    Example:
+        cmpt results export 3f2a metrics.csv
     """
     run = store.find_run(run_id)
     frame = run.metrics.assign(run=run.id)

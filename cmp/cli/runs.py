@@ -1,4 +1,4 @@
-"""`cmpt run`, `resume`, `eval`, `export`, `pretrain`: models, taken through streams and scored."""
+"""`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,56 +8,46 @@ import typer
 from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
-from cmp.cli.shared import (
-    ROLE_NAMES,
-    Checkpointing,
-    Data,
-    Device,
-    DryRun,
-    KeepWeights,
-    MicroBatch,
-    RunId,
-    Seed,
-    Settings,
-    Threads,
-    default_device,
-    print_table,
-)
+from cmp.cli import shared
 from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import preflight, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
-from cmp.files import SHORT_ID, atomic_file, build_folder, read_yaml
+from cmp.files import SHORT_ID, atomic_file, read_yaml
 from cmp.runner import Observer, check_device
 from cmp.training import ExecutionConfig, make_train_state
 
 
 def run(
-    what: Annotated[
-        str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, gpu, or FILE.yaml.")
-    ],
-    settings: Settings = None,
-    dry_run: DryRun = False,
-    threads: Threads = 1,
-    device: Device = None,
-    micro_batch: MicroBatch = None,
-    checkpoint_activations: Checkpointing = False,
-    keep_weights: KeepWeights = False,
+    what: Annotated[str, typer.Argument(metavar="PROFILE|FILE")],
+    settings: shared.Settings = None,
+    dry_run: shared.DryRun = False,
+    threads: shared.Threads = 1,
+    device: shared.Device = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    keep_weights: bool = False,
 ) -> None:
     """Take a model through a stream of updates: train, evaluate, store.
 
     A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
     `torchrun -m cmp run ...` shares each batch between processes.
 
-    Example: cmpt run cpu method.name=lora schedule.peak=0.005
+    Args:
+        what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
+        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
+        checkpoint_activations: Use less memory, for about a third more time.
+        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
+
+    Example:
+        cmpt run cpu method.name=lora schedule.peak=0.005
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    execution = ExecutionConfig(micro_batch, checkpoint_activations)
-    device = default_device(what, device)
-    is_own = run_config.model.name not in models.family_names()
-    if dry_run and is_own and (missing := preflight.missing_needs(run_config, device)):
+    device = shared.default_device(what, device)
+    is_foreign = run_config.model.name not in models.family_names()
+    if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
         print_config(run_config)
         typer.echo("\n".join([*preflight.describe_run(run_config), *missing]))
         return
@@ -67,32 +57,37 @@ def run(
         # impossible runs are refused before anything starts
         pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
         if not dry_run:
+            execution = ExecutionConfig(micro_batch, checkpoint_activations)
             return compute_run(run_config, local_device, execution, keep_weights)
         make_train_state(run_config, corpus)
+    run_id = store.run_id_of(run_config, corpus)
+    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if begun else "to be computed"
     print_config(run_config)
     typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
     typer.echo("\n".join(preflight.describe_run(run_config)))
-    run_id = store.run_id_of(run_config, corpus)
-    resumes = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if resumes else "to be computed"
     typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
 
 
 def resume(
-    run_id: RunId,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Torch threads. Default: as the run began.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu or cuda; of several processes, a card each.")
-    ] = "cpu",
-    micro_batch: MicroBatch = None,
-    checkpoint_activations: Checkpointing = False,
-    keep_weights: KeepWeights = False,
+    run_id: shared.RunId,
+    threads: shared.OptionalPositive = None,
+    device: str = "cpu",
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    keep_weights: bool = False,
 ) -> None:
     """Go on with a run that was stopped or killed, as `cmpt run` with its config does.
 
-    Example: cmpt resume 3f2a
+    Args:
+        threads: Torch threads. Default: as many as the run began with.
+        device: cpu or cuda; of several processes, a card each.
+        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
+        checkpoint_activations: Use less memory, for about a third more time.
+        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
+
+    Example:
+        cmpt resume 3f2a
     """
     progress = find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
@@ -111,21 +106,24 @@ def resume(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="An embedded model, or any of open_clip's.")],
-    seed: Seed = 0,
-    start: Annotated[
-        str, typer.Option(help="Base of an embedded model: annealed or unannealed.")
-    ] = "annealed",
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights of open_clip or of a run. Default: the base.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
-    data: Data = "embedded",
-    threads: Threads = 2,
+    model: str,
+    seed: shared.Seed = 0,
+    start: str = "annealed",
+    weights: Path | None = None,
+    split: str = "test",
+    data: shared.Data = "embedded",
+    threads: shared.Threads = 2,
 ) -> None:
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
-    Example: cmpt eval tiny --seed 3 --start unannealed
+    Args:
+        model: An embedded model, or any of open_clip's.
+        start: Which weights of the base: annealed or unannealed.
+        weights: A file of open_clip or of a run to score. Default: the base.
+        split: test, or validation for choices.
+
+    Example:
+        cmpt eval tiny --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
     for name, value, allowed in (
@@ -137,17 +135,11 @@ def evaluate(
     if weights:
         network = models.load_from_file(model, weights)
     else:
-        tree = {"model": {"name": model, "start": start}, "seed": seed}
-        run_config = config.parse(tree, "cmpt eval")
-        network = models.load_model(run_config.model, seed)
+        section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
+        network = models.load_model(section, seed)
     scores = evaluation.evaluate(network, model, load_data(data), split)
-    print_scores(scores, f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent")
-
-
-def print_scores(scores: evaluation.Scores, title: str) -> None:
-    """Print an evaluation: datasets by role, then the aggregates."""
-    rows, table = [], scores.datasets
-    for role in ROLE_NAMES:
+    table, rows = scores.datasets, []
+    for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
             numbers = (f"{x:.1f}" for x in (row.score, row.standard_error, row.chance))
             rows.append((row.Index, role, row.metric, *numbers, row.images, row.classes))
@@ -155,16 +147,19 @@ def print_scores(scores: evaluation.Scores, title: str) -> None:
     for key, value in scores.summary().items():
         error = f"{scores.aggregate(key)[1]:.1f}" if key in evaluation.ROLES else ""
         rows.append((key, "", "", f"{value:.1f}", error, "", "", ""))
-    print_table(("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways"), rows, title)
+    columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
+    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
+    shared.print_table(columns, rows, title)
 
 
-def export(
-    run_id: RunId,
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors to write.")],
-) -> None:
+def export(run_id: shared.RunId, out: shared.OutFile) -> None:
     """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
 
-    Example: cmpt export 3f2a -o new.safetensors
+    Args:
+        out: The file to write, NAME.safetensors.
+
+    Example:
+        cmpt export 3f2a -o new.safetensors
     """
     if out.suffix != ".safetensors":
         raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
@@ -175,45 +170,6 @@ def export(
     typer.echo(f"written: {out}, weights of open_clip's {name!r}")
     if name in models.family_names():
         typer.echo("open_clip knows that name once cmp.models is imported")
-
-
-def pretrain(
-    model: Annotated[str, typer.Argument(help="An embedded model, such as tiny.")],
-    settings: Settings = None,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for weights and cards. Default: _build/models.")
-    ] = None,
-    threads: Threads = 1,
-) -> None:
-    """Pretrain a base on the pool, and compare it with the one that ships (else status 1).
-
-    Both checkpoints are written, each with its model card.
-
-    Example: cmpt pretrain tiny --seed 7
-    """
-    from cmp.embedded import models as embedded_models
-    from cmp.embedded import packed
-    from cmp.experiments import pretraining
-
-    torch.set_num_threads(threads)
-    run_config = pretraining.pretraining_config(model, seed, *(settings or []))
-    folder = out or build_folder() / "models"
-    steps = run_config.training.steps + pretraining.joint_config(model, seed).training.steps
-    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
-        observer = progress_observer(bar)
-        cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
-    for start, card in cards.items():
-        scores = card["scores"].items()
-        values = ", ".join(f"{k} {x['value']} ± {x['standard_error']}" for k, x in scores)
-        typer.echo(f"{start}: {values}")
-        shipped = embedded_models.base_path(model, start, seed)
-        if shipped.exists() and not settings and shipped.parent != folder.resolve():
-            within, sentence = pretraining.compare_cards(card, pretraining.read_card(shipped))
-            typer.echo(f"{start}: {sentence}")
-            if not within:
-                raise typer.Exit(1)
-    typer.echo(f"weights and cards: {folder}")
 
 
 def progress_observer(bar: tqdm) -> Observer:
@@ -275,7 +231,7 @@ def print_run(stored: store.StoredRun) -> None:
         for row in store.trajectory(stored.metrics).itertuples()
     ]
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
-    print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
+    shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
     provenance = stored.provenance
     typer.echo(f"{provenance['seconds']:.1f} s on {provenance['threads']} thread(s)")
     typer.echo(f"final weights sha256 {stored.weights}")

@@ -1,49 +1,45 @@
-"""What commands share: types of options, tables, and the way to the book's package."""
+"""What commands share: options, help from docstrings, tables, and the way to the book's package.
 
+The package imports nothing heavy here, so that `cmpt --help` is quick.
+"""
+
+import copy
 import importlib
+import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from cmp.config import OWN_MODEL_PROFILES
 from cmp.errors import CmpError
-from cmp.files import project_folder
 
+_DATA = "Data: embedded, fomo, or a folder of manifests."
+Positive = Annotated[int, typer.Option(min=1)]
+OptionalPositive = Annotated[int | None, typer.Option(min=1)]
+NotNegative = Annotated[int, typer.Option(min=0)]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as schedule.peak=0.0005."),
 ]
+OptionalArgument = Annotated[str | None, typer.Argument()]
+OptionalArguments = Annotated[list[str] | None, typer.Argument()]
+DataArgument = Annotated[str, typer.Argument(help=_DATA)]
 RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning.")]
 Threads = Annotated[
     int, typer.Option(min=1, help="Torch threads. Their number moves the last bits of results.")
 ]
-Data = Annotated[str, typer.Option(help="Data: embedded, fomo, or a folder of manifests.")]
+Data = Annotated[str, typer.Option(help=_DATA)]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu or cuda; of several processes, a card each. Default: cuda for gpu."),
 ]
-MicroBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Samples at a time, for a batch larger than the memory. Default: all."
-    ),
-]
-Checkpointing = Annotated[
-    bool,
-    typer.Option("--checkpoint-activations", help="Use less memory, for a third more time."),
-]
-KeepWeights = Annotated[
-    bool,
-    typer.Option(
-        "--keep-weights", help="Store the final weights of an embedded model, too, for export."
-    ),
-]
 Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and compute nothing.")]
+OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
 ROLE_NAMES = {
     "pool": "pretraining pool",
@@ -54,8 +50,54 @@ ROLE_NAMES = {
 }
 
 
+class Group(typer.Typer):
+    """Commands whose parameters are explained by their docstrings."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable:
+        """Return a decorator that adds a function as a command."""
+
+        def decorate(function: Callable) -> Callable:
+            text, descriptions = split_docstring(inspect.getdoc(function))
+            describe_parameters(function, descriptions)
+            register = super(Group, self).command(name, help=text, **options)
+            return register(function)
+
+        return decorate
+
+
+def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """Return the text of a Google docstring, with its example, and what it says of parameters."""
+    text, *parts = re.split(r"\n\n(Args|Example):\n", docstring)
+    sections = dict(zip(parts[::2], map(inspect.cleandoc, parts[1::2]), strict=True))
+    if "Example" in sections:
+        text += f"\n\nExample: {sections['Example']}"
+    descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)
+    return text, {name: " ".join(words.split()) for name, words in descriptions}
+
+
+def describe_parameters(function: Callable, descriptions: dict[str, str]) -> None:
+    """Turn a function's parameters into options and arguments with these descriptions.
+
+    A parameter without a default is an argument; one that is False by default is a flag.
+    """
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        annotation = parameter.annotation
+        kind, *infos = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+        if infos:
+            info = copy.copy(infos[0])
+        elif parameter.default is parameter.empty:
+            info = typer.Argument()
+        else:
+            flag = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
+            info = typer.Option(*flag)
+        info.help = descriptions.get(name, info.help)
+        function.__annotations__[name] = Annotated[kind, info]
+
+
 def default_device(profile: str, device: str | None) -> str:
-    """Return the device of a run: the one that was asked for, or the usual one of its profile."""
+    """Return the device of a run: the one that was given, or the usual one of its profile."""
+    from cmp.config import OWN_MODEL_PROFILES
+
     return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
 
 
@@ -68,6 +110,8 @@ def import_lab(name: str) -> ModuleType:
     Raises:
         CmpError: The current folder is not in a checkout.
     """
+    from cmp.files import project_folder
+
     book = project_folder() / "book"
     if not (book / "lab").is_dir():
         raise CmpError(f"{book / 'lab'}: no such folder; run this in a checkout of the project")
@@ -83,23 +127,26 @@ def print_table(
 
     Args:
         columns: Headers. Columns of numbers are aligned right.
-        rows: The cells; None draws a line.
+        rows: The cells, text or numbers; None draws a line.
         title: The heading.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    rows = [row and [str(cell) for cell in row] for row in rows]
+    rows = [row and [_cell(value) for value in row] for row in rows]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for number, column in enumerate(columns):
-        cells = [row[number] for row in rows if row]
-        is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", cell) for cell in cells)
+        is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", row[number]) for row in rows if row)
         justify = "right" if is_number else "left"
         table.add_column(column, justify=justify, no_wrap=is_number or not number)
     for row in rows:
-        if row is None:
-            table.add_section()
-        else:
-            table.add_row(*row)
+        table.add_row(*row) if row else table.add_section()
     Console(highlight=False, markup=False).print(table)
+
+
+def _cell(value: object) -> str:
+    """Return a cell's text: four digits of a number, all of a large one."""
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

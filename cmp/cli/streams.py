@@ -1,75 +1,79 @@
 """Show a stream of updates, measure what orders depend on, or import one of the reference.
 
-Example: cmpt stream show stream.order=similarity
+Example:
+    cmpt stream show stream.order=similarity
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
 import typer
 
 from cmp import config, models, streams
-from cmp.cli.shared import Data, Seed, Settings, Threads, import_lab, print_table
+from cmp.cli import shared
 from cmp.data import load_corpus, load_data
 from cmp.errors import CmpError
 from cmp.experiments import statistics
 from cmp.files import atomic_file
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
-TableName = Annotated[str, typer.Argument(help="The name of the tables, for stream.traits.")]
+app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
 
 @app.command()
 def show(
-    settings: Settings = None,
-    profile: Annotated[str, typer.Option(help="Size of the run: quick or cpu.")] = "cpu",
-    picture: Annotated[
-        Path | None, typer.Option(help="A .png of tasks and datasets to write. Default: none.")
-    ] = None,
+    settings: shared.Settings = None, profile: str = "cpu", picture: Path | None = None
 ) -> None:
     """Show what arrives in each task: classes, datasets, images, and passes over them.
 
-    Example: cmpt stream show stream.order=similarity --picture stream.png
+    Args:
+        profile: Size of the run: quick or cpu.
+        picture: A .png to write, of tasks and datasets. Default: none.
+
+    Example:
+        cmpt stream show stream.order=similarity --picture stream.png
     """
-    run_config = config.parse(config.override(config.profile(profile), settings or []), "settings")
+    tree = config.override(config.profile(profile), settings or [])
+    run_config = config.parse(tree, "cmpt stream")
     corpus = load_corpus(run_config)
     report = statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
     title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
-    print_table(("task", *report.columns), rows, title)
+    shared.print_table(("task", *report.columns), rows, title)
     if picture:
         blocks = streams.task_classes(corpus, run_config.stream, run_config.seeds.stream)
-        figure = import_lab("figures").plot_stream(statistics.class_counts(blocks), report)
+        draw = shared.import_lab("figures").plot_stream
         with atomic_file(picture) as partial:
-            figure.savefig(partial, format="png", dpi=144)
+            draw(statistics.class_counts(blocks), report).savefig(partial, format="png", dpi=144)
         typer.echo(f"picture: {picture}")
 
 
 @app.command()
 def make(
-    name: TableName,
-    model: Annotated[str, typer.Option(help="The model whose base measures.")] = "tiny",
-    seed: Seed = 0,
-    counts: Annotated[
-        Path | None,
-        typer.Option(help="A .csv, class,count, of a corpus. Default: the pool's captions."),
-    ] = None,
-    data: Data = "embedded",
-    threads: Threads = 2,
+    name: str,
+    model: str = "tiny",
+    seed: shared.Seed = 0,
+    counts: Path | None = None,
+    data: shared.Data = "embedded",
+    threads: shared.Threads = 2,
 ) -> None:
     """Measure the classes and the pool's images by one base, for orders and selections.
 
     Of each class: accuracy, loss, alignment, frequency, year and embedding; of each pool image:
     alignment and cluster.
 
-    Example: cmpt stream make mine --model tiny --seed 0
+    Args:
+        name: The name of the tables, for stream.traits.
+        model: The model whose base measures.
+        counts: A .csv, class,count: how many texts name a class. Default: the pool's captions.
+
+    Example:
+        cmpt stream make mine --model tiny --seed 0
     """
     torch.set_num_threads(threads)
-    corpus, run_config = load_data(data), config.parse({"model": {"name": model}, "seed": seed})
+    corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)
-    network = models.load_model(run_config.model, seed).eval()
+    network = models.load_model(section, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
     typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
     images = statistics.measure_pool(network, model, corpus)
@@ -87,14 +91,16 @@ def read_counts(path: Path) -> dict[str, int]:
 
 
 @app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help='A JSON list of "DATASET+++class".')],
-    name: TableName,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks that the summary cuts it into.")] = 20,
-) -> None:
+def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     """Import a stream file of the published reference, for stream.order=listed.
 
-    Example: cmpt stream import order.json mine
+    Args:
+        file: A JSON list of "DATASET+++class".
+        name: The name of the table, for stream.traits.
+        tasks: Tasks that the summary cuts it into.
+
+    Example:
+        cmpt stream import order.json mine
     """
     order = statistics.read_stream_file(file)
     path = statistics.write_statistics(statistics.stream_table(order), name, "classes")

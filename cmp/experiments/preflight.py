@@ -184,12 +184,14 @@ def describe_run(run_config: RunConfig) -> list[str]:
     cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)
     adjusted = budgets.make_budget(0.0, cost, full)
     total = tasks * (steps * adjusted.step + adjusted.end)
+    is_foreign = run_config.model.name not in embedded_models.NAMES
     return [
         f"{tasks} tasks of {steps} steps{rule}, {tasks * steps} in all",
         f"batches of {batch}: {pool} of the pretraining pool, {update} of the update, {buffer} of "
         f"the buffer; {first[0]} and {first[1]} in the first task, which has none",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in all",
+        *([f"forecast: {forecast_sentence(run_config)}"] if is_foreign else []),
     ]
 
 
@@ -199,6 +201,5 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
-        lines.append(f"  forecast: {forecast_sentence(run_config)}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
     return [*lines, *missing]

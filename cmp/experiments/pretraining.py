@@ -217,16 +217,14 @@ def read_card(weights: Path) -> Card:
         raise CmpError(f"{weights}: no readable model card beside it ({error})") from error
 
 
-def bases_overview(folder: Path, *others: Path) -> str:
-    """Return a Markdown page on bases: how each was made and what it scores.
+def bases_overview(*folders: Path) -> str:
+    """Return a Markdown page on the bases of some folders: how each was made and what it scores.
 
-    Args:
-        folder: The bases' folder; the text above the table is kept from its README.md.
-        *others: Folders of more bases.
+    The text above the table is that of the README.md in one of the folders.
     """
-    page = folder / "README.md"
-    text = page.read_text().partition(TABLE_HEAD)[0] if page.exists() else "# Pretrained bases\n\n"
-    rows, paths = [], [path for place in (folder, *others) for path in place.glob("*.safetensors")]
+    pages = [folder / "README.md" for folder in folders if (folder / "README.md").exists()]
+    text = pages[0].read_text().partition(TABLE_HEAD)[0] if pages else "# Pretrained bases\n\n"
+    rows, paths = [], [path for folder in folders for path in folder.glob("*.safetensors")]
     for path in sorted(paths, key=lambda path: path.name):
         if path.with_suffix(".json").exists():
             card = read_card(path)

@@ -60,9 +60,9 @@ def published_metrics(chapter: str) -> pd.DataFrame:
 
 def _read_results(chapter: str) -> pd.DataFrame:
     path = results_file(chapter)
-    remedy = f"`cmpt study {chapter} --publish` writes it"
+    remedy = f"write it by `cmpt study {chapter} --publish`"
     if not path.exists():
-        raise CmpError(f"{path}: not published yet; {remedy}")
+        raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
     try:
         frame = read_table(path, {"setting": str, "replicate": int} | RUN_COLUMNS | METRIC_COLUMNS)
         for text in frame["provenance"].unique():
