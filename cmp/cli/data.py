@@ -121,8 +121,8 @@ def check(
     print_table(columns, map(_state_row, states))
     reasons: dict[str, list[str]] = {}
     for state in states:
-        if state.why:
-            reasons.setdefault(state.why, []).append(state.dataset.name)
+        if state.reason:
+            reasons.setdefault(state.reason, []).append(state.dataset.name)
     for reason, names in reasons.items():
         typer.echo(f"{', '.join(names)}: {reason}")
     kinds = [
@@ -141,7 +141,7 @@ def _state_row(state: "DatasetState") -> tuple[str, ...]:
     for key in ("classes", "train", "validation", "test"):
         wanted = getattr(dataset.counts, key) if dataset.counts else None
         cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "")
-        cells.append(cell if key == "classes" or key in dataset.allowed() else "")
+        cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "")
     score = "" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
     return dataset.name, dataset.role, *cells, score, state.state
 
