@@ -138,9 +138,9 @@ def _state_row(state: "DatasetState") -> tuple[str, ...]:
     counts = state.index.counts() if state.index else {}
     for key in ("classes", "train", "validation", "test"):
         wanted = getattr(dataset.counts, key) if dataset.counts else None
-        cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "-")
-        cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "-")
-    score = "-" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
+        cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "")
+        cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "")
+    score = "" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
     return dataset.name, dataset.role, *cells, score, state.state
 
 
