@@ -70,6 +70,11 @@ def create_model(name: str, seed: int = 0) -> Network:
 
     Raises:
         CmpError: There is no such model, or it cannot be made on this machine.
+
+    Example:
+        >>> model = cmp.create_model("tiny", seed=1)
+        >>> sum(x.numel() for x in model.parameters())
+        1463297
     """
     return split_attention(create_fused_model(name, seed))
 
@@ -138,6 +143,11 @@ def load_model(config: Model, seed: int) -> Network:
 
     Raises:
         CmpError: The network cannot be made, or its weights are missing or of another network.
+
+    Example:
+        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "tiny"
+        >>> model.visual.image_size
+        32
     """
     if config.start == "random":
         return create_model(config.name, seed)
