@@ -147,7 +147,7 @@ def load_model(config: Model, seed: int) -> Network:
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "tiny"
         >>> model.visual.image_size
-        32
+        (32, 32)
     """
     if config.start == "random":
         return create_model(config.name, seed)
