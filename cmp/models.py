@@ -190,25 +190,6 @@ def load_from_file(name: str, path: Path) -> Network:
     return split_attention(fused)
 
 
-def start_file(config: Model, seed: int) -> Path | None:
-    """Return the file of the weights that a run starts from; nothing is downloaded.
-
-    Args:
-        config: The config section.
-        seed: The init seed.
-
-    Returns:
-        The file; None for random weights, and where the file is not on this machine.
-    """
-    if config.start == "random":
-        return None
-    if config.start not in STARTS:
-        return cached_weights(config.name, config.start)
-    family = family_of(config.name)
-    path = family.base_path(config.name, config.start, seed) if family else None
-    return path if path and path.exists() else None
-
-
 @functools.cache
 def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a model: n texts -> int64 [n, context_length]."""
@@ -546,12 +527,10 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
         weights: Any = factory.load_state_dict(str(path), weights_only=True)
         file = {name: list(x.shape) for name, x in weights.items()}
     differences = [
-        f"{name} is {file[name]} there, {shape} in the model"
-        if name in file
-        else f"{name} {shape} is missing there"
-        for name, shape in model.items()
-        if file.get(name) != shape
-    ] + [f"{name} is there only" for name in file if name not in model]
+        f"{name} is {file.get(name, 'missing')} there, {model.get(name, 'missing')} in the model"
+        for name in dict.fromkeys([*model, *file])
+        if file.get(name) != model.get(name)
+    ]
     if file and differences:
         more = len(differences) - _SHOWN_TENSORS
         shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
