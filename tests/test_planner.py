@@ -222,7 +222,7 @@ def test_memory_in_bf16_is_that_of_table_4():
             "training": {"batch": paper.TABLE4_BATCH},
         }
     )
-    assert planner.run_cost(run) / GIGA == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
+    assert planner.step_memory(run) / GIGA == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
 
 
 @pytest.mark.parametrize("policy", planner.COPIES)
