@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -46,7 +45,7 @@ def two_steps(state, batch):
     """Two steps on noise; returns which parameters had a gradient, and which moved."""
     model, method = state.model.train(), method_of(state.config)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    optimizer, seen_gradient = create_optimizer(state), set()
+    optimizer, with_gradient = create_optimizer(state), set()
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     for number in range(2):
@@ -56,14 +55,14 @@ def two_steps(state, batch):
         tokens = torch.randint(1, most, (batch, model.context_length), generator=noise)
         tokens[:, -1] = most
         image, text = models.encode_image(model, pixels), models.encode_text(model, tokens)
-        seen = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
+        output = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
         optimizer.zero_grad()
-        budgets.total_loss(state, seen).backward()
+        budgets.total_loss(state, output).backward()
         method.step(state, optimizer)
         trainable = trainable_parameters(model).items()
-        seen_gradient |= {name for name, p in trainable if p.grad is not None and p.grad.any()}
+        with_gradient |= {name for name, p in trainable if p.grad is not None and p.grad.any()}
     moved = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
-    return seen_gradient, moved
+    return with_gradient, moved
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -173,48 +172,60 @@ def test_without_strength_a_penalty_is_full_fine_tuning_to_the_bit(settings):
     assert run_losses(*settings, "method.strength=1e6") != full
 
 
+def make_forward_step(state):
+    """What passes any batch of the first task through the network, as `train_task` does."""
+    pools = mixtures.task_pools(state.config, state.corpus)[0]
+
+    def forward_step(step):
+        batch = state.loader.batch(pools, 0, step)
+        return batch, forward_batch(state, batch, 0, step)
+
+    return forward_step
+
+
 def test_fisher_by_hand():
     """Per batch: the square of the gradient of the mean; per sample: the mean of the squares of
     each sample's own; both at the temperature of training."""
-    learners = {}
+    states = {}
     for kind in ("batch", "sample"):
         run_config = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
                        "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
         state = make_train_state(run_config, forked.small_corpus())
-        look = functools.partial(
-            forward_batch, state, mixtures.task_pools(run_config, state.corpus)[0], 0
-        )
+        forward_step = make_forward_step(state)
         for name in trainable_parameters(state.model):
             state.method_state[f"importance/{name}"] += 1.0
-        ewc.end_task(state, look)
-        learners[kind] = (state, look)
-    for kind, (state, look) in learners.items():
-        _, seen = look(state.config.training.steps)
+        ewc.end_task(state, forward_step)
+        states[kind] = (state, forward_step)
+    for kind, (state, forward_step) in states.items():
+        _, output = forward_step(state.config.training.steps)
         scale = state.model.logit_scale
-        logits = scale.exp() * seen.image @ seen.text.T
+        logits = scale.exp() * output.image @ output.text.T
         rows = torch.arange(len(logits))
-        ways = -(logits.log_softmax(1)[rows, rows] + logits.log_softmax(0)[rows, rows]) / 2
-        [own] = torch.autograd.grad(ways.mean(), [scale], retain_graph=True)
+        sample_losses = -(logits.log_softmax(1)[rows, rows] + logits.log_softmax(0)[rows, rows]) / 2
+        [own] = torch.autograd.grad(sample_losses.mean(), [scale], retain_graph=True)
         if kind == "batch":
             expected = own.square()
         else:
-            gradients = [torch.autograd.grad(way, [scale], retain_graph=True)[0] for way in ways]
+            gradients = [
+                torch.autograd.grad(loss, [scale], retain_graph=True)[0] for loss in sample_losses
+            ]
             expected = torch.stack(gradients).square().mean()
-        importance_ = state.method_state["importance/logit_scale"]
-        torch.testing.assert_close(importance_, 0.5 + expected, rtol=1e-4, atol=0)
-    both = [state.method_state["importance/ln_final.weight"] for state, _ in learners.values()]
+        fisher = state.method_state["importance/logit_scale"]
+        torch.testing.assert_close(fisher, 0.5 + expected, rtol=1e-4, atol=0)
+    both = [state.method_state["importance/ln_final.weight"] for state, _ in states.values()]
     assert (both[1].mean() - 0.5) > 2 * (both[0].mean() - 0.5)  # a mean of gradients cancels
 
 
-def scalar_learner(method, value):
-    """A learner of one parameter."""
+def scalar_state(method, value):
+    """A train state of one parameter."""
     model = torch.nn.Module()
     model.theta = torch.nn.Parameter(torch.tensor([value]))
-    return SimpleNamespace(config=SimpleNamespace(method=method), model=model, state={}, aside={})
+    config_ = SimpleNamespace(method=method)
+    return SimpleNamespace(config=config_, model=model, method_state={}, frozen_models={})
 
 
 def test_the_penalty_and_its_gradient_by_hand():
-    state = scalar_learner(Method(name="ewc", strength=3.0), 2.0)
+    state = scalar_state(Method(name="ewc", strength=3.0), 2.0)
     state.method_state = {
         "importance/theta": torch.tensor([5.0]),
         "anchor/theta": torch.tensor([0.5]),
@@ -240,7 +251,7 @@ def test_the_path_integral_on_a_quadratic():
     """Gradient descent on k theta^2 / 2 from theta_0 by n small steps: the path integral is the
     loss that was gained, k (theta_0^2 - theta_n^2) / 2, but for the steps' size."""
     k, rate, start, damping = 4.0, 1e-3, 1.5, 0.1
-    state = scalar_learner(Method(name="si", damping=damping), start)
+    state = scalar_state(Method(name="si", damping=damping), start)
     importance.prepare(state)
     si.begin_task(state, 0)
     theta = state.model.theta
@@ -258,13 +269,13 @@ def test_the_path_integral_on_a_quadratic():
     expected = by_hand / ((theta.item() - start) ** 2 + damping)
     assert state.method_state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
     assert state.method_state["anchor/theta"].item() == start
-    si.begin_task(state, 1)  # the next way begins here
+    si.begin_task(state, 1)  # the next path begins here
     assert state.method_state["anchor/theta"].item() == theta.item()
     assert state.method_state["path/theta"].item() == 0
 
 
 def test_what_a_way_cost_is_no_importance():
-    state = scalar_learner(Method(name="si"), 1.0)
+    state = scalar_state(Method(name="si"), 1.0)
     importance.prepare(state)
     si.begin_task(state, 0)
     state.model.theta.grad = torch.tensor([-2.0])
@@ -281,19 +292,20 @@ def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
     run_config = small("method.name=distillation", "training.precision=fp32")
     state = make_train_state(run_config, forked.small_corpus())
     pools = mixtures.task_pools(run_config, state.corpus)
-    batch, seen = forward_batch(state, pools[1], 1, 0)
+    batch = state.loader.batch(pools[1], 1, 0)
+    output = forward_batch(state, batch, 1, 0)
     in_pool = state.corpus.table["dataset"].iloc[batch.rows].isin(state.corpus.by_role("pool"))
-    assert in_pool.tolist() == [False] * (8 - seen.replayed) + [True] * seen.replayed
-    assert seen.replayed == 3
-    assert abs(distillation.losses(state, seen)["distillation"].item()) < 1e-6
+    assert in_pool.tolist() == [False] * (8 - output.replayed) + [True] * output.replayed
+    assert output.replayed == 3
+    assert abs(distillation.losses(state, output)["distillation"].item()) < 1e-6
     with torch.no_grad():
         state.model.text_projection.add_(0.1 * matrix(*state.model.text_projection.shape))
-    _, seen = forward_batch(state, pools[1], 1, 0)
-    far = distillation.losses(state, seen)["distillation"]
+    output = forward_batch(state, batch, 1, 0)
+    far = distillation.losses(state, output)["distillation"]
     assert far.item() > 1e-4
-    others = dataclasses.replace(seen, image=seen.image.clone(), text=seen.text.clone())
+    others = dataclasses.replace(output, image=output.image.clone(), text=output.text.clone())
     with torch.no_grad():
-        others.image[: 8 - seen.replayed] = 0.0
+        others.image[: 8 - output.replayed] = 0.0
     assert distillation.losses(state, others)["distillation"].item() == far.item()
 
 

@@ -20,7 +20,8 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.runner import execute
 
-MEASURED = [order for order in registry.option_names("order") if order != "listed"]
+MEASURED = registry.option_names("order", partial=False)
+"""Orders that go by statistics of every class, or by none."""
 
 
 def table(classes=60, datasets=3, seed=0):
@@ -77,13 +78,11 @@ def test_entries_are_the_adaptation_classes(corpus):
 
 @pytest.mark.parametrize("order", registry.option_names("order"))
 def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
-    classes = table()
-    one, again, other = (
-        registry.get_option("order", order).value(classes, seed) for seed in (0, 0, 1)
-    )
+    classes, option = table(), registry.get_option("order", order)
+    one, again, other = (option.value(classes, seed) for seed in (0, 0, 1))
     assert sorted(one) == list(range(len(classes)))
     assert (one == again).all()
-    assert (one == other).all() == (order == "listed")
+    assert (one == other).all() == (not option.facts["seeded"])
 
 
 @pytest.mark.parametrize(
@@ -99,10 +98,8 @@ def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
 )
 def test_an_order_goes_by_its_column(order, column, sign):
     classes = table()
-    values = (
-        sign * classes[column].to_numpy()[registry.get_option("order", order).value(classes, 3)]
-    )
-    assert (np.diff(values) >= 0).all()
+    positions = registry.get_option("order", order).value(classes, 3)
+    assert (np.diff(sign * classes[column].to_numpy()[positions]) >= 0).all()
 
 
 def test_dataset_is_one_after_the_other_by_year():
@@ -191,7 +188,7 @@ LARGE = """
 import re, resource, time
 from pathlib import Path
 import numpy as np
-from cmp.streams.paths import nearest_path
+from cmp.streams import nearest_path
 x = np.random.default_rng(0).standard_normal((18381, 512)).astype(np.float32)
 started = time.perf_counter()
 path = nearest_path(x, np.random.default_rng(1))
@@ -332,7 +329,7 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
         (["A+++b", "A"], r"entry 2: 'A' is no \"DATASET"),
         (["A+++b", 3], "entry 2: 3 is no"),
         (["A+++b", "+++c"], "entry 2: '[+]{3}c' is no"),
-        (["A+++b", "A+++c", "A+++b"], "entry 3: 'A[+]{3}b' stands there already, as entry 1"),
+        (["A+++b", "A+++c", "A+++b"], "entry 3: 'A[+]{3}b' is there already, as entry 1"),
     ],
 )
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
@@ -378,7 +375,7 @@ def test_a_damaged_table_of_traits_is_refused(build):
     streams.write_statistics(
         pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
     )
-    with pytest.raises(CmpError, match=r"'a\+\+\+b' stands there twice"):
+    with pytest.raises(CmpError, match=r"'a\+\+\+b' is listed twice"):
         streams.class_statistics("twice")
     streams.write_statistics(
         pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
