@@ -23,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmp import config, mixtures, models
 from cmp.config import Method, RunConfig, parse
 from cmp.errors import CmpError
+from cmp.models import Network
 from cmp.registry import Option, get_option
 from cmp.training import (
     ADAMW,
     ForwardOutput,
     TrainState,
     UpdateMethod,
+    add_up,
     create_optimizer,
     method_of,
     model_loss,
@@ -122,19 +124,6 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
     return make_budget(budget, cost, full or cost).steps
 
 
-def paper_steps(total: float, tasks: int, flops: float, multiplier: float) -> int:
-    """Return steps per task by the paper's rule: rounded, with what comes at a task's end charged
-    to each of its steps.
-
-    Args:
-        total: Memory-adjusted FLOPs over all tasks.
-        tasks: Number of tasks.
-        flops: FLOPs per step, in the unit of `total`.
-        multiplier: Memory multiplier.
-    """
-    return round(total / (tasks * flops * multiplier))
-
-
 def step_cost(
     model: str | nn.Module,
     batch: int,
@@ -164,7 +153,7 @@ def step_cost(
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if isinstance(model, str):
         return _named_cost(model, batch, section, batch // 3, get_option("method", method))
-    meta = copy.deepcopy(model).to("meta")
+    meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
         return _clip_cost(meta, "tiny", batch, section, batch // 3)
     if method != "full":
@@ -173,7 +162,7 @@ def step_cost(
 
     def loss() -> Tensor:
         output = meta(*arguments)
-        return sum(x.sum() for x in (output if isinstance(output, tuple) else (output,)))
+        return add_up(x.sum() for x in (output if isinstance(output, tuple) else (output,)))
 
     parameters = [*meta.parameters(), *meta.buffers()]
     gradients = storage_bytes(trainable_parameters(meta).values())
@@ -199,7 +188,7 @@ def _cached_cost(name: str, batch: int, method: Method, replayed: int, option: O
     return _clip_cost(models.create_on_meta(name), name, batch, method, replayed)
 
 
-def _clip_cost(model: nn.Module, name: str, batch: int, method: Method, replayed: int) -> Cost:
+def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: int) -> Cost:
     """Return the cost of a method for a network on the meta device, which is used up."""
     spare = copy.deepcopy(model)
     state = shape_state(name, method, model)
@@ -211,7 +200,7 @@ def _clip_cost(model: nn.Module, name: str, batch: int, method: Method, replayed
     return Cost(step, _end_flops(spare, name, method, batch), memory)
 
 
-def shape_state(name: str, method: Method, model: nn.Module) -> TrainState:
+def shape_state(name: str, method: Method, model: Network) -> TrainState:
     """Return a network that is ready for its first step, but has no data.
 
     Args:
@@ -221,7 +210,8 @@ def shape_state(name: str, method: Method, model: nn.Module) -> TrainState:
     """
     run_config = config.parse({"model": {"name": name, "start": "random"}}, "cmpt budget")
     run_config = dataclasses.replace(run_config, method=method)
-    state = TrainState(run_config, None, model.train(), torch.empty(0))
+    no_data: Any = None  # no step on shapes looks at it
+    state = TrainState(run_config, no_data, model.train(), torch.empty(0))
     method_of(run_config).prepare(state)
     method_of(run_config).begin_task(state, 0)
     return state
@@ -233,8 +223,7 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
     side = model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
     pixels = torch.zeros(batch, 3, height, width, device=device)
-    length = models.context_length(model)
-    tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    tokens = torch.zeros(batch, model.context_length, dtype=torch.int64, device=device)
     image = models.encode_image(model, pixels)
     text = models.encode_text_unpacked(model, tokens)
     place = torch.arange(batch, device=device)
@@ -269,7 +258,7 @@ def _optimizer_flops(state: TrainState) -> float:
     return later + (first - later) / (state.config.method.get("gap") or 1)
 
 
-def _end_flops(model: nn.Module, name: str, method: Method, batch: int) -> float:
+def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
     """Return the FLOPs at a task's end: those of one sample, times samples; the few products
     between samples are left out."""
     measures = "batches" in get_option("method", method.name).settings
@@ -361,10 +350,10 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
     Raises:
         CmpError: Not one step is allowed, or the schedule wants more steps.
     """
-    budget = task_budget(run_config)
-    if budget is None:
-        return run_config
     training, name = run_config.training, run_config.method.name
+    budget = task_budget(run_config)
+    if budget is None or training.budget is None:
+        return run_config
     if budget.steps < 1:
         least = training.budget * (budget.end + budget.step) / budget.allowed
         raise CmpError(
@@ -385,19 +374,3 @@ def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
         "steps_per_task": budget.steps,
         "memory_multiplier": budget.multiplier,
     }
-
-
-def measured_memory(run_config: RunConfig) -> float:
-    """Return the bytes at the peak of two fp32 steps on this machine's CUDA card."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    name, size = run_config.model.name, run_config.training.batch
-    state = shape_state(name, run_config.method, models.create_model(name).cuda())
-    needs_pool = get_option("method", run_config.method.name).facts["needs_pool"]
-    optimizer = create_optimizer(state)
-    for _ in range(2):
-        loss = total_loss(state, forward_shapes(state, size, size // 3 * needs_pool))
-        optimizer.zero_grad()
-        loss.backward()
-        method_of(state.config).step(state, optimizer)
-    return torch.cuda.max_memory_allocated()

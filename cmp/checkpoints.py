@@ -146,8 +146,8 @@ def restore(
         model.load_state_dict(strip_prefix(tensors, "weights/"))
     except RuntimeError as error:
         raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
-    for name, parameter in model.named_parameters() if optimizer else ():
-        if moments := strip_prefix(tensors, f"optimizer/{name}/"):
+    for name, parameter in model.named_parameters():
+        if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
             optimizer.state[parameter] = {
                 key: x.to(parameter.device, copy=True) for key, x in moments.items()
             }
@@ -212,31 +212,6 @@ def read_checkpoint(path: Path) -> RunState:
 def checkpoint_folder(run_id: str) -> Path:
     """Return where the checkpoints of an unfinished run are."""
     return child_path(build_folder() / "checkpoints", run_id[:SHORT_ID])
-
-
-def unfinished_runs() -> list[Progress]:
-    """Return how far each unfinished run has come."""
-    folders = sorted((build_folder() / "checkpoints").glob("*/"))
-    checkpoints = [latest_checkpoint(folder) for folder in folders]
-    return [state.progress for _, state in filter(None, checkpoints)]
-
-
-def recorded_threads(progress: Progress) -> int:
-    """Return the torch threads where a run began; raise `CmpError` if it does not say."""
-    threads = progress.machine.get("threads")
-    if not isinstance(threads, int) or threads < 1:
-        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
-    return threads
-
-
-def find_unfinished(prefix: str) -> Progress:
-    """Return the one unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
-    runs = unfinished_runs()
-    matching = [progress for progress in runs if progress.run.startswith(prefix)]
-    if len(matching) != 1:
-        names = ", ".join(progress.run[:SHORT_ID] for progress in runs) or "none"
-        raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
-    return matching[0]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -347,7 +322,7 @@ class CheckpointManager:
         self.last = path
 
     def report(self, content: dict[str, Any]) -> Path:
-        """Write a report of a step that diverged beside the last good state, and return its path."""
+        """Write a report of a step that diverged beside the last good state; return its path."""
         path = self.folder / "diverged.json"
         write_atomic(path, json.dumps(content, indent=1))
         return path

@@ -482,7 +482,7 @@ def choices(section: type | None = None, prefix: str = "") -> dict[str, tuple]:
     values: dict[str, tuple] = {}
     for field in dataclasses.fields(section or RunConfig):
         key = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             values |= choices(field.type, f"{key}.")
         elif key == "model.start":
             values[key] = STARTS
@@ -608,23 +608,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Settings that chapter 08 recommends, on top of any profile."""
-PRETRAINING: dict[str, Any] = {
-    "model": {"start": "random"},
-    "stream": {"tasks": 1},
-    "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
-    "schedule": {"name": "wsd", "peak": 2e-3, "warmup": 0.04},
-    "training": {"steps": 2600, "batch": 128},
-    "evaluation": {"subset": None},
-}
-"""Pretraining is a run of one task from random weights on the pool alone."""
-PRETRAINING_OF: dict[str, tuple[str, ...]] = {
-    "tiny-half": ("training.steps=5200",),
-    "tiny-one": ("training.steps=5200",),
-    "tiny-double": ("training.steps=5200", "schedule.peak=0.0014"),
-    "tiny-quad": ("training.steps=5200", "schedule.peak=0.001"),
-    "tiny-vit": ("training.steps=4000",),
-}
-"""Where a model's pretraining differs from `PRETRAINING`, as key=value."""
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -658,34 +641,3 @@ def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(tree))
-
-
-def is_translatable(changes: Mapping[str, Any], name: str) -> bool:
-    """Return whether a study's changes can be asked of a profile.
-
-    A profile with a model of its own takes no embedded model by name.
-    """
-    return name not in OWN_MODEL_PROFILES or not any(key.startswith("model.") for key in changes)
-
-
-def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a study's changes in a profile's own terms.
-
-    Studies are written for `cpu`. For a profile with a model of its own, a peak stays the same
-    multiple of the model's default peak, and steps and tasks of the profile's.
-
-    Args:
-        changes: Values by dotted key.
-        name: The profile.
-    """
-    if name not in OWN_MODEL_PROFILES:
-        return changes
-    translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
-    if "schedule.peak" in translated:
-        peak = translated["schedule.peak"] / Schedule.peak * own["schedule"]["peak"]
-        translated["schedule.peak"] = float(f"{peak:.3g}")
-    for key in ("training.steps", "stream.tasks"):
-        if key in translated:
-            section, leaf = key.split(".")
-            translated[key] = round(translated[key] * own[section][leaf] / cpu[section][leaf])
-    return translated

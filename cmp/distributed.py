@@ -68,7 +68,7 @@ def local_slice(count: int) -> slice:
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of their slices, [N, E] -> [N * processes, E]."""
+    """Return the rows of all processes in order of their slices, [N, E] -> [N * processes, E]."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -81,7 +81,7 @@ def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     pairs = [(x, x.contiguous()) for x in tensors]
-    for work in [dist.all_reduce(dense, async_op=True) for _, dense in pairs]:
+    for work in filter(None, [dist.all_reduce(dense, async_op=True) for _, dense in pairs]):
         work.wait()
     for x, dense in pairs:
         if dense is not x:

@@ -1,8 +1,8 @@
 """Zero-shot classification and retrieval, A_KA, A_ZS and their geometric mean (spec 2).
 
-Every score is a mean of hits, so one table of hits carries them all, and its standard errors come
-from the spread of hits between independent `group`s: all drawings of one emoji rise and fall
-together, so they count as one observation.
+Every score is a mean of hits, so one table of hits holds them all. Standard errors come from the
+spread of hits between independent `group`s: all drawings of one emoji are hit or missed together,
+so they count as one observation.
 """
 
 import functools
@@ -11,73 +11,112 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmp import models
-from cmp.data import POOL_DATA_ROLES, Corpus, normalise, stored_images, to_rgb
-from cmp.embedded.manifest import Dataset
+from cmp.data import POOL_DATA_ROLES, Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
+from cmp.models import Network
 from cmp.seeds import unit_interval
 from cmp.training import autocast
 
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
-ENCODE_BLOCK = 256  # images, texts or rows at a time; activations of more leave the caches
+ENCODE_BLOCK = 256
+"""Images, texts or rows at a time; activations of more would leave the caches."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found.
+    """The result of an evaluation.
 
-    hits: a row a question: `dataset`, `row` (the image's or, for text to image, its owner's
-        position in the corpus), `group`, `answer` (the class that was chosen, empty in retrieval),
-        `hit` (0 or 1), `weight` (of the question in its dataset's score; they sum to one).
-    datasets: a row a dataset: `role`, `metric`, `score`, `standard_error`, `chance` (all three in
-        percent), `images`, `classes`.
+    Attributes:
+        hits: A row per question: `dataset`; `row`, the corpus position of the image, or of the one
+            that a text describes; `group`; `answer`, the predicted class, empty in retrieval;
+            `hit`, 0 or 1; `weight` in the dataset's score, whose weights sum to 1.
+        datasets: A row per dataset: `role`, `metric`, `score`, `standard_error` and `chance` in
+            percent, `images`, `classes`.
     """
 
     hits: pd.DataFrame
     datasets: pd.DataFrame
 
     def aggregate(self, name: str) -> tuple[float, float]:
-        """(value, standard error) in percent of "A_KA" or "A_ZS": datasets count equally."""
-        chosen = self.datasets.index[self.datasets["role"] == ROLES[name]]
-        return aggregate(self.hits, list(chosen))
+        """Return (value, standard error) of "A_KA" or "A_ZS" in percent: datasets count equally."""
+        chosen = self.datasets.loc[self.datasets["role"] == ROLES[name]]
+        return aggregate(self.hits, list(chosen.index))
 
     def summary(self) -> dict[str, float]:
-        """A_KA, A_ZS and their geometric mean, in percent, of those that were evaluated."""
-        found = {
-            name: self.aggregate(name)[0]
-            for name, role in ROLES.items()
-            if (self.datasets["role"] == role).any()
-        }
-        if len(found) == len(ROLES):
-            found["GM"] = float(np.sqrt(found["A_KA"] * found["A_ZS"]))
-        return found
+        """Return A_KA, A_ZS and their geometric mean GM in percent, as far as they were scored."""
+        scored = [name for name in ROLES if ROLES[name] in set(self.datasets["role"])]
+        summary = {name: self.aggregate(name)[0] for name in scored}
+        if len(summary) == len(ROLES):
+            summary["GM"] = float(np.sqrt(summary["A_KA"] * summary["A_ZS"]))
+        return summary
 
 
-def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
-    """The questions of classification that `before` answered rightly and `after` wrongly.
+def evaluate(
+    model: Network,
+    name: str,
+    corpus: Corpus,
+    split: str = "test",
+    subset: int | None = None,
+    precision: str = "bf16",
+) -> Scores:
+    """Score a network on every dataset of a corpus that has images in a split.
 
-    Both must come from the same evaluation images. A row a question: `dataset`, `role`, `row` (the
-    image's position in the corpus), `answer` (what is said now).
+    Each distinct text is encoded once, and so is each image. The network's training mode is left
+    as it was.
+
+    Args:
+        model: The network.
+        name: Its name, for the tokenizer.
+        corpus: The data.
+        split: "test" or "validation".
+        subset: Images per dataset; all where None.
+        precision: "bf16" or "fp32".
+
+    Raises:
+        CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
+            would be an accident.
     """
-    keys = ["dataset", "row"]
-    old = before.hits[before.hits["answer"] != ""].set_index(keys)
-    new = after.hits[after.hits["answer"] != ""].set_index(keys)
-    lost = new[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
-    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]
+    test_sets = _make_test_sets(corpus, split, subset)
+    texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))
+    place = {text: index for index, text in enumerate(texts)}
+    was_training = model.training
+    model.eval()
+    text = text_features(model, name, texts, precision)
+    rows = np.concatenate([test_set.rows for test_set in test_sets])
+    image = image_features(model, corpus, rows, precision)
+    model.train(was_training)
+    if not (image.isfinite().all() and text.isfinite().all()):
+        raise CmpError("evaluation: features are not finite: are the weights those of this model?")
+    hits, scores, first = [], [], 0
+    for test_set in test_sets:
+        last = first + len(test_set.rows)
+        places = [place[one] for one in test_set.texts]
+        hits.append(_score_questions(corpus, test_set, image[first:last], text[places]))
+        scores.append(_score_dataset(corpus, test_set, hits[-1]))
+        first = last
+    return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(scores).set_index("dataset"))
 
 
 def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
-    """Mean over datasets of their scores, in percent, with its cluster-robust standard error.
+    """Return the mean over datasets of their scores, and its cluster-robust standard error.
 
     A group's influence is the sum of its weighted deviations from its datasets' scores, over all
-    datasets that it appears in; the error is the root of the sum of their squares.
+    datasets that it appears in; the error is the root of the sum of squared influences.
+
+    Args:
+        hits: As in `Scores`.
+        datasets: The datasets' names.
+
+    Returns:
+        Both in percent; NaN without datasets.
     """
     if not datasets:
         return float("nan"), float("nan")
-    chosen = hits[hits["dataset"].isin(datasets)]
+    chosen = hits.loc[hits["dataset"].isin(datasets)]
     weight, hit = chosen["weight"] / len(datasets), chosen["hit"]
     score = (chosen["weight"] * hit).groupby(chosen["dataset"]).transform("sum")
     influence = (weight * (hit - score)).groupby(chosen["group"]).sum()
@@ -87,33 +126,44 @@ def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
 def evaluation_rows(
     corpus: Corpus, dataset: str, split: str = "test", size: int | None = None
 ) -> np.ndarray:
-    """Positions of a dataset's evaluation images: all, or a fixed choice of `size`.
+    """Return the corpus positions of a dataset's evaluation images, sorted.
 
-    The choice goes through the classes in turn, in an order that depends on nothing but the
-    dataset: it is the same at every evaluation, and nothing is ever cut in place.
+    A subset takes from each class in turn, in an order that depends on the dataset alone: it is the
+    same at every evaluation, and a larger one holds the smaller.
+
+    Args:
+        corpus: The data.
+        dataset: The dataset's name.
+        split: The split.
+        size: Images in the subset; all where None.
     """
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    place = _places(dataset, split, len(rows))
-    table = pd.DataFrame({"label": corpus.table["label"].iloc[rows].astype(str), "place": place})
-    table["turn"] = table.groupby("label")["place"].rank()
-    return np.sort(rows[np.lexsort((table["place"], table["turn"]))[:size]])
+    label = corpus.table["label"].iloc[rows].astype(str)
+    table = pd.DataFrame({"label": label, "key": _subset_keys(dataset, split, len(rows))})
+    table["turn"] = table.groupby("label")["key"].rank()
+    return np.sort(rows[np.lexsort((table["key"], table["turn"]))[:size]])
 
 
 @functools.lru_cache(maxsize=256)
-def _places(dataset: str, split: str, count: int) -> tuple[float, ...]:
-    """A number an image that depends on its dataset, split and place in it alone."""
-    return tuple(
-        unit_interval("evaluation subset", dataset, split, index) for index in range(count)
-    )
+def _subset_keys(dataset: str, split: str, count: int) -> tuple[float, ...]:
+    """Return a number per image that depends on its dataset, split and place in it alone."""
+    name = "evaluation subset"
+    return tuple(unit_interval(name, dataset, split, index) for index in range(count))
 
 
 @torch.no_grad()
-def image_features(model: nn.Module, corpus: Corpus, rows: np.ndarray, precision: str) -> Tensor:
-    """Unit features of stored images, [len(rows), E]."""
-    device = model.logit_scale.device
-    features = []
+def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: str) -> Tensor:
+    """Return unit features of stored images, [len(rows), E].
+
+    Args:
+        model: The network.
+        corpus: The data.
+        rows: Corpus positions of the images.
+        precision: "bf16" or "fp32".
+    """
+    device, features = model.logit_scale.device, []
     for block in stored_images(corpus, rows, ENCODE_BLOCK, models.image_side(model), device):
         x = to_rgb(block.to(device))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
@@ -123,15 +173,20 @@ def image_features(model: nn.Module, corpus: Corpus, rows: np.ndarray, precision
 
 
 @torch.no_grad()
-def text_features(model: nn.Module, name: str, texts: list[str], precision: str) -> Tensor:
-    """Unit features of texts, [len(texts), E]; `name` is the model's, for its tokenizer.
+def text_features(model: Network, name: str, texts: list[str], precision: str) -> Tensor:
+    """Return unit features of texts, [len(texts), E].
 
-    Texts go through the model by length, so that short ones are not padded to the longest.
+    Texts go through the network by length, so that short ones are not padded to the longest.
+
+    Args:
+        model: The network.
+        name: Its name, for the tokenizer.
+        texts: The texts.
+        precision: "bf16" or "fp32".
     """
-    device = model.logit_scale.device
-    tokens = models.tokenize(name, texts)  # on the CPU, as `models.encode_text` likes them
+    device, features = model.logit_scale.device, []
+    tokens = models.tokenize(name, texts)  # on the CPU, where `models.encode_text` packs them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
-    features = []
     for block in by_length.split(ENCODE_BLOCK):
         with autocast(precision, device):
             features.append(models.encode_text(model, tokens[block]))
@@ -139,141 +194,119 @@ def text_features(model: nn.Module, name: str, texts: list[str], precision: str)
 
 
 def classify(image: Tensor, prompts: Tensor) -> np.ndarray:
-    """The nearest prompt of each image. image: [N, E]; prompts: [classes, E] -> int [N]."""
+    """Return the class of the nearest prompt of each image, int [N].
+
+    Args:
+        image: Image features, [N, E].
+        prompts: Text features of the classes' prompts, [classes, E].
+    """
     return (image @ prompts.T).argmax(dim=1).cpu().numpy()
 
 
 def retrieval_hits(
     image: Tensor, text: Tensor, owner: Tensor, k: int = RETRIEVAL_K
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Recall@k hits, (image to text [N], text to image [M]).
+    """Return which queries have a match among their k nearest (recall@k).
 
-    image: [N, E]; text: [M, E]; owner: [M], the image that each text describes. An image counts as
-    found when any of its texts is among its k nearest. Works through blocks of rows.
+    Args:
+        image: Image features, [N, E].
+        text: Text features, [M, E].
+        owner: The image that each text describes, [M].
+        k: How many of the nearest count.
+
+    Returns:
+        Hits from image to text, bool [N], where any text of an image counts; from text to image,
+        bool [M].
     """
-    owner = owner.to(image.device)
-    to_text = [
-        (owner[(block @ text.T).topk(min(k, len(text)), dim=1).indices] == rows[:, None]).any(1)
-        for block, rows in zip(
-            image.split(ENCODE_BLOCK),
-            torch.arange(len(image), device=image.device).split(ENCODE_BLOCK),
-            strict=True,
-        )
-    ]
-    to_image = [
-        ((block @ image.T).topk(min(k, len(image)), dim=1).indices == target[:, None]).any(1)
-        for block, target in zip(text.split(ENCODE_BLOCK), owner.split(ENCODE_BLOCK), strict=True)
-    ]
-    return torch.cat(to_text).cpu().numpy(), torch.cat(to_image).cpu().numpy()
+    owner, number = owner.to(image.device), torch.arange(len(image), device=image.device)
+    to_text = owner[_nearest(image, text, k)] == number[:, None]
+    to_image = _nearest(text, image, k) == owner[:, None]
+    return to_text.any(1).cpu().numpy(), to_image.any(1).cpu().numpy()
+
+
+def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Return the k targets nearest to each query, [queries, k]; similarities only of some rows at a
+    time are in memory."""
+    k, blocks = min(k, len(targets)), queries.split(ENCODE_BLOCK)
+    return torch.cat([(block @ targets.T).topk(k, dim=1).indices for block in blocks])
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What is asked of a dataset: images at `rows`, and the texts to choose from. owner: for
-    retrieval, the position in `rows` of the image that each text describes."""
+class _TestSet:
+    """Images of a dataset, and the texts to choose from.
 
-    dataset: Dataset
+    Attributes:
+        dataset: The dataset.
+        rows: Corpus positions of the images, [N].
+        texts: The classes' prompts, or for retrieval all captions of the images, M in number.
+        owner: For retrieval, the image that each text describes, as a position in `rows`, [M].
+    """
+
+    dataset: DatasetInfo
     rows: np.ndarray
     texts: list[str]
     owner: np.ndarray | None = None
 
 
-def _ask(corpus: Corpus, dataset: Dataset, rows: np.ndarray) -> _Question:
-    if dataset.task == "classification":
-        labels = corpus.classes[dataset.name]
-        return _Question(dataset, rows, [dataset.prompt.format(label) for label in labels])
-    captions = [corpus.captions(row) for row in rows]
-    owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in captions])
-    return _Question(dataset, rows, [text for texts in captions for text in texts], owner)
+def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_TestSet]:
+    """Return a test set per dataset that is scored and has images in the split."""
+    test_sets = []
+    for name, dataset in corpus.datasets.items():
+        if dataset.role in POOL_DATA_ROLES:
+            continue
+        rows = evaluation_rows(corpus, name, split, subset)
+        if not len(rows):
+            continue
+        if dataset.task == "classification":
+            prompts = [dataset.prompt.format(label) for label in corpus.classes[name]]
+            test_sets.append(_TestSet(dataset, rows, prompts))
+        else:
+            captions = [corpus.captions(row) for row in rows]
+            owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in captions])
+            texts = [text for texts in captions for text in texts]
+            test_sets.append(_TestSet(dataset, rows, texts, owner))
+    if not test_sets:
+        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
+    return test_sets
 
 
-def _answer(corpus: Corpus, question: _Question, image: Tensor, text: Tensor) -> pd.DataFrame:
-    """The hits of one dataset, from the features of its images and of its texts."""
-    rows = question.rows
-    if question.owner is None:
-        answer = np.array(corpus.classes[question.dataset.name])[classify(image, text)]
-        hit = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
-        parts = [(rows, hit, answer)]
+def _score_questions(
+    corpus: Corpus, test_set: _TestSet, image: Tensor, text: Tensor
+) -> pd.DataFrame:
+    """Return the hits of a test set from the features of its images and texts."""
+    name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
+    if owner is None:
+        answer = np.array(corpus.classes[name])[classify(image, text)]
+        parts, hits = [rows], [answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)]
     else:
-        to_text, to_image = retrieval_hits(image, text, torch.from_numpy(question.owner))
-        parts = [(rows, to_text, ""), (rows[question.owner], to_image, "")]
-    frames = [
-        pd.DataFrame(
-            {
-                "dataset": question.dataset.name,
-                "row": asked,
-                "group": corpus.table["group"].to_numpy()[asked],
-                "answer": answer,
-                "hit": hit.astype(float),
-                "weight": 1 / len(parts) / len(asked),
-            }
-        )
-        for asked, hit, answer in parts
-    ]
-    return pd.concat(frames)
+        answer, parts = "", [rows, rows[owner]]
+        hits = retrieval_hits(image, text, torch.from_numpy(owner))
+    row = np.concatenate(parts)
+    weight = [np.full(len(part), 1 / len(parts) / len(part)) for part in parts]
+    return pd.DataFrame(
+        {
+            "dataset": name,
+            "row": row,
+            "group": corpus.table["group"].to_numpy()[row],
+            "answer": answer,
+            "hit": np.concatenate(hits).astype(float),
+            "weight": np.concatenate(weight),
+        }
+    )
 
 
-def _row(corpus: Corpus, question: _Question, found: pd.DataFrame) -> dict[str, object]:
-    """A dataset's row in the table of scores."""
-    dataset, images_asked = question.dataset, len(question.rows)
-    classify_it = dataset.task == "classification"
-    score, error = aggregate(found, [dataset.name])
+def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> dict[str, object]:
+    """Return a dataset's row in the table of scores."""
+    name = test_set.dataset.name
+    metric, k = ("top-1", 1) if test_set.owner is None else (f"R@{RETRIEVAL_K}", RETRIEVAL_K)
+    score, error = aggregate(hits, [name])
     return {
-        "dataset": dataset.name,
-        "role": dataset.role,
-        "metric": "top-1" if classify_it else f"R@{RETRIEVAL_K}",
+        "dataset": name,
+        "role": test_set.dataset.role,
+        "metric": metric,
         "score": score,
         "standard_error": error,
-        "chance": 100 * min(1, (1 if classify_it else RETRIEVAL_K) / len(question.texts)),
-        "images": images_asked,
-        "classes": len(corpus.classes[dataset.name]),
+        "chance": 100 * min(1, k / len(test_set.texts)),
+        "images": len(test_set.rows),
+        "classes": len(corpus.classes[name]),
     }
-
-
-def _ask_all(corpus: Corpus, split: str, subset: int | None) -> list[_Question]:
-    """What is asked of every dataset that is scored and has images in the split."""
-    scored = [
-        dataset for dataset in corpus.datasets.values() if dataset.role not in POOL_DATA_ROLES
-    ]
-    rows = [evaluation_rows(corpus, dataset.name, split, subset) for dataset in scored]
-    found = [_ask(corpus, *pair) for pair in zip(scored, rows, strict=True) if len(pair[1])]
-    if not found:
-        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
-    return found
-
-
-def evaluate(
-    model: nn.Module,
-    name: str,
-    corpus: Corpus,
-    split: str = "test",
-    subset: int | None = None,
-    precision: str = "bf16",
-) -> Scores:
-    """Score `model` on every dataset of the corpus that has images in `split`; some have no
-    validation images.
-
-    name: the model's, for its tokenizer. subset: images a dataset, or None for all. Each distinct
-    text and each image is encoded once, however many datasets ask for it. The model's training
-    mode and all randomness are left as they were. `CmpError` if there is nothing to score, or if
-    features are not finite, whose nearest prompt would be an accident.
-    """
-    questions = _ask_all(corpus, split, subset)
-    texts = list(dict.fromkeys(text for question in questions for text in question.texts))
-    place = {text: index for index, text in enumerate(texts)}
-    was_training = model.training
-    model.eval()
-    text = text_features(model, name, texts, precision)
-    rows = np.concatenate([question.rows for question in questions])
-    image = image_features(model, corpus, rows, precision)
-    model.train(was_training)
-    if not (image.isfinite().all() and text.isfinite().all()):
-        raise CmpError("evaluation: features are not finite: are the weights those of this model?")
-    found = [
-        _answer(corpus, question, mine, text[[place[text_] for text_ in question.texts]])
-        for question, mine in zip(
-            questions, image.split([len(question.rows) for question in questions]), strict=True
-        )
-    ]
-    table = [_row(corpus, *each) for each in zip(questions, found, strict=True)]
-    return Scores(pd.concat(found, ignore_index=True), pd.DataFrame(table).set_index("dataset"))

@@ -1,4 +1,5 @@
-"""Files: YAML that is read strictly, files and folders that are written whole or not at all."""
+"""Paths of a project, YAML and JSON that are read strictly, files that are written whole or not at
+all, and tables."""
 
 import contextlib
 import json
@@ -8,52 +9,88 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
-import pyarrow
 import yaml
-from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
-from pydantic import TypeAdapter, ValidationError
 
 from cmp.errors import CmpError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 T = TypeVar("T")
+PROJECT_MARKERS = ("_build", "data_manifests")
+"""Folders by which a project is recognised."""
+SHORT_ID = 12
+"""Characters of a run's id that name its folder and are shown to people."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also takes 1e-3 for a number, as JSON and YAML 1.2 do.
+def project_folder() -> Path:
+    """Return the nearest folder, from the current one upwards, that holds one of `PROJECT_MARKERS`.
 
-    Without aliases: what they stand for can be endless, or grow beyond any memory. Without keys
-    that stand there twice.
+    Returns:
+        The folder; the current one where none above it does.
     """
+    current = Path.cwd()
+    for folder in (current, *current.parents):
+        if any((folder / name).is_dir() for name in PROJECT_MARKERS):
+            return folder
+    return current
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
+
+def build_folder() -> Path:
+    """Return where downloads and results are kept: `$CMP_BUILD`, else `_build` in the project."""
+    return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
+
+
+def child_path(folder: Path, name: str, suffix: str = "") -> Path:
+    """Return the path of a file or folder directly in a folder.
+
+    Args:
+        folder: The folder.
+        name: Letters, digits and hyphens.
+        suffix: What follows the name, such as ".parquet".
+
+    Raises:
+        CmpError: The name is of another form, so that the path could lie elsewhere.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):
+        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}")
+    return folder / f"{name}{suffix}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without aliases and repeated keys; 1e-3 is a number, as in JSON and YAML 1.2."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # it can stand for endless or immense values
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError("an alias is not taken; write the value out", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A key that stands there twice would silently lose its first value."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.MarkedYAMLError(f"{twice[0]!r} stands there twice", node.start_mark)
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(f"{repeated[0]!r} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    "-+0123456789",
+    list("-+0123456789"),
 )
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a YAML text stands for; `ValueError` if it is none that JSON could hold."""
+    """Return the value of a YAML text.
+
+    Raises:
+        ValueError: It has none, or one that JSON could not hold.
+    """
     try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
-        json.dumps(value)  # refuses dates, bytes, sets, and whole numbers that nobody can print
+        value = yaml.load(text, _StrictLoader)
+        json.dumps(value)  # refuses dates, bytes, sets and whole numbers too long to print
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
     except (ArithmeticError, AttributeError, LookupError) as error:  # PyYAML at `!!bool maybe`
@@ -61,26 +98,12 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
-def parse_json(text: str) -> Any:
-    """The value that a JSON text stands for; `ValueError` if it is none, or nested too deeply."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-
-
-def parse_record(text: str, kind: type[T]) -> T:
-    """A JSON text as an instance of a pydantic dataclass; `ValueError` names the key at fault."""
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"])) or "(whole file)"
-        raise ValueError(f"{key}: {fault['msg']}") from error
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's tree of keys; `CmpError` names the file if it holds none."""
+    """Return the tree of keys in a YAML file.
+
+    Raises:
+        CmpError: The file cannot be read or holds no keys.
+    """
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -90,8 +113,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def parse_record(text: str, kind: type[T]) -> T:
+    """Return a JSON text as an instance of a pydantic dataclass.
+
+    Raises:
+        ValueError: It does not fit; the message names the key.
+    """
+    from pydantic import TypeAdapter, ValidationError  # takes as long as all else in this module
+
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "(whole file)"
+        raise ValueError(f"{key}: {first['msg']}") from error
+
+
 def sync_to_disk(path: Path) -> None:
-    """Ask the system to put a file's or a folder's content on the disk now."""
+    """Wait until a file's or a folder's content is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -100,7 +151,11 @@ def sync_to_disk(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing; `CmpError` if that cannot be."""
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        CmpError: The disk refuses.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
@@ -115,10 +170,19 @@ def _make_parent(target: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes `target` at the end and goes at an error.
+    """Write a folder, whole or not at all.
 
-    Raises `CmpError` where the disk refuses; `target` is then as it was. A process that is killed
-    meanwhile leaves a hidden folder beside `target`, which nothing ever reads.
+    A process that is killed meanwhile leaves a hidden folder beside the target, which nothing
+    reads.
+
+    Args:
+        target: The folder, which may exist.
+
+    Yields:
+        An empty folder to fill; it becomes the target at the end, and is deleted after an error.
+
+    Raises:
+        CmpError: The disk refuses; the target is as before.
     """
     folder = None
     _make_parent(target)
@@ -140,9 +204,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write to; it becomes `target` at the end, goes at an error.
+    """Write a file, whole or not at all.
 
-    Raises `CmpError` where the disk refuses; `target` is then as it was.
+    Args:
+        target: The file, which may exist.
+
+    Yields:
+        A path beside the target to write to; it becomes the target at the end, and is deleted
+        after an error.
+
+    Raises:
+        CmpError: The disk refuses; the target is as before.
     """
     partial = target.parent / f".{target.name}.partial"
     _make_parent(target)
@@ -164,53 +236,28 @@ def write_atomic(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-_COLUMN_KINDS = {
-    str: is_string_dtype,
-    int: is_integer_dtype,
-    float: is_numeric_dtype,
-    list: lambda _: True,
-}
+def read_table(path: Path, columns: Mapping[str, type]) -> "pd.DataFrame":
+    """Return the table of a parquet file.
 
+    Args:
+        path: The file.
+        columns: What each column that must be there holds: str, int, float, or list for anything.
 
-def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
-    """The table of a parquet file; `OSError` or `ValueError` if it is none or lacks a column.
-
-    columns: name -> str, int, float, or list for anything else.
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no table, or lacks a column.
     """
+    import pandas as pd
+    import pyarrow
+    from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
+
+    checks = {str: is_string_dtype, int: is_integer_dtype, float: is_numeric_dtype}
     try:
         table = pd.read_parquet(path)
     except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
         raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
     for name, kind in columns.items():
-        if list(table.columns).count(name) != 1 or not _COLUMN_KINDS[kind](table[name]):
+        unique = list(table.columns).count(name) == 1
+        if not unique or (kind in checks and not checks[kind](table[name])):
             raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
     return table
-
-
-PROJECT_MARKERS = ("_build", "data_manifests")
-"""Folders by which a project is recognised."""
-
-SHORT_ID = 12
-"""Characters of a run's id that name its folder and are shown to people."""
-
-
-def child_path(folder: Path, name: str, suffix: str = "") -> Path:
-    """The file or folder of this name right in `folder`; `CmpError` if it could lie elsewhere."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):
-        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}")
-    return folder / f"{name}{suffix}"
-
-
-def project_folder() -> Path:
-    """The nearest folder from the current one upwards that holds one of `PROJECT_MARKERS`; the
-    current folder where none does."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if any((folder / name).is_dir() for name in PROJECT_MARKERS):
-            return folder
-    return here
-
-
-def build_folder() -> Path:
-    """Downloads, stores and results: `$CMP_BUILD`, else `_build` in the project's folder."""
-    return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()

@@ -6,8 +6,10 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,7 +125,7 @@ class BatchLoader:
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
         self.workers = worker_count(device) if corpus.in_files else 0
         self._next: tuple[Pools, int, int, slice] | None = None
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Iterator[tuple[Any, ...]] = iter(())
 
     def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
         """Return the batch at (task, step), with the images of its `local` samples."""
@@ -200,9 +202,10 @@ class MixtureSampler(Sampler[list[int]]):
                 "buffer, which sum to one"
             )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
-        self.pools = Pools(*(np.arange(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
-        self.mixture, self.batch, self.steps = Mixture(*map(float, shares)), batch, steps
-        self.seed, self.task = seed, task
+        self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
+        pretraining, newest, earlier = map(float, shares)
+        self.mixture = Mixture(pretraining, newest, earlier)
+        self.batch, self.steps, self.seed, self.task = batch, steps, seed, task
 
     def __len__(self) -> int:
         return self.steps

@@ -208,13 +208,16 @@ def load_plugin(path: Path) -> None:
         CmpError: The file cannot be run.
 
     Example:
+        >>> text = "@cmp.register('order', 'as-listed', seeded=False)\\n"
+        >>> text += "def order(table, seed): return range(len(table))"
         >>> path = folder / "mine.py"
-        >>> text = "@cmp.register('order', 'as-listed', seeded=False)\\ndef order(table, seed): return range(len(table))"
         >>> _ = path.write_text(f"import cmp\\n{text}")
         >>> cmp.load_plugin(path)
     """
     try:
         spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise CmpError("the name of a plugin must end in .py")
         spec.loader.exec_module(module_from_spec(spec))
     except CmpError as error:
         raise CmpError(f"--plugin {path}: {error}") from error
@@ -292,9 +295,10 @@ def _collect_sources(value: Any) -> dict[str, str]:
         for name, referred in _referred_globals(part).items():
             if isinstance(referred, int | float | str | bool | tuple):
                 sources[name] = repr(referred)
-            elif inspect.isfunction(referred) or inspect.isclass(referred):
-                if _module_of(referred) == part.__module__:
-                    todo.append(referred)
+            elif (inspect.isfunction(referred) or inspect.isclass(referred)) and (
+                _module_of(referred) == part.__module__
+            ):
+                todo.append(referred)
     return sources
 
 

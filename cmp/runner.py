@@ -4,7 +4,6 @@ Pretraining and joint training are runs, too.
 """
 
 import contextlib
-import dataclasses
 import functools
 import platform
 import time
@@ -26,12 +25,11 @@ from cmp import (
     checkpoints,
     distributed,
     mixtures,
-    models,
     schedules,
 )
 from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
-from cmp.config import MAX_COUNT, Mixture, RunConfig
+from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
@@ -39,6 +37,7 @@ from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
+from cmp.models import Network
 from cmp.training import (
     ExecutionConfig,
     TrainState,
@@ -84,7 +83,7 @@ class RunResult:
     """
 
     metrics: pd.DataFrame
-    model: nn.Module
+    model: Network
     seconds: float
     provenance: dict[str, Any]
 
@@ -125,28 +124,9 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     beside the flags; its model does not.
     """
     keys = (machine_record().keys() | {"execution"}) - {"cmp"}
-    pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
+    pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
-
-
-def joint_training(config: RunConfig) -> RunConfig:
-    """Return the upper bound of a run: all its classes in one task of as many steps.
-
-    Raises:
-        CmpError: The task would have too many steps.
-    """
-    steps = config.stream.tasks * config.training.steps
-    if steps > MAX_COUNT:
-        raise CmpError(
-            f"training.steps: {steps} in the one task of joint training; at most {MAX_COUNT}"
-        )
-    return dataclasses.replace(
-        config,
-        stream=dataclasses.replace(config.stream, tasks=1),
-        mixture=Mixture(1 / 3, 2 / 3, 0.0, config.mixture.replay),
-        training=dataclasses.replace(config.training, steps=steps),
-    )
 
 
 def evaluation_sizes(config: RunConfig) -> list[tuple[int | None, int]]:
@@ -163,7 +143,7 @@ def execute(
     config: RunConfig,
     corpus: Corpus,
     observer: Observer = NO_OBSERVER,
-    model: nn.Module | None = None,
+    model: Network | None = None,
     device: str = "cpu",
     manager: CheckpointManager | None = None,
     execution: ExecutionConfig | None = None,
@@ -204,23 +184,6 @@ def execute(
             first_step = 0
             run.end_task(task + 1, optimizer)
     return run.result()
-
-
-def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
-    """Return the weights before the stream and at the end of each task, on the CPU.
-
-    They are of a run that is computed for this alone, and not stored.
-    """
-    weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
-    last = budgets.apply_budget(config).training.steps - 1
-
-    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
-        if step == last:
-            merged = adapters.merged_state_dict(model)
-            weights.append({name: x.cpu().clone() for name, x in merged.items()})
-
-    execute(config, corpus, Observer(keep))
-    return weights
 
 
 @dataclass
@@ -302,7 +265,7 @@ class Run:
         """Score the model after some tasks: the subset, and at both ends the full test."""
         if distributed.rank():
             return
-        first_scores = None
+        scored: list[Scores] = []
         for size, count in evaluation_sizes(self.config):
             if count == 2 and done not in (0, self.config.stream.tasks):
                 continue
@@ -314,8 +277,8 @@ class Run:
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
-            first_scores = first_scores or scores
-        self.observer.task(done, first_scores)
+            scored.append(scores)
+        self.observer.task(done, scored[0])
 
     def after_step(
         self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor

@@ -13,7 +13,7 @@ import pandas as pd
 from cmp.config import Stream
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.files import atomic_file, build_folder, child_path, parse_json, read_table
+from cmp.files import build_folder, child_path, read_table
 from cmp.registry import Option, get_option, plugins, register
 from cmp.seeds import numpy_generator
 
@@ -67,8 +67,8 @@ def _class_order(
         table = class_statistics(traits)
         if missing := set(entries) - set(table.index):
             raise CmpError(
-                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}; "
-                "`cmpt stream make` measures them all"
+                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}"
+                "; `cmpt stream make` measures them all"
             )
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
@@ -130,13 +130,6 @@ def task_classes(corpus: Corpus, stream: Stream, seed: int) -> list[list[str]]:
     return cut_into_tasks(order, stream.tasks, np.array([counts[entry] for entry in order]))
 
 
-def class_counts(tasks: list[list[str]]) -> pd.DataFrame:
-    """Return the number of classes per dataset (columns) and task (index `task`, from 1)."""
-    rows = [collections.Counter(entry.split("+++")[0] for entry in task) for task in tasks]
-    index = pd.RangeIndex(1, len(tasks) + 1, name="task")
-    return pd.DataFrame(rows, index=index).fillna(0).astype(int)
-
-
 def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
     """Return the training images of each task, as sorted corpus positions."""
     arriving = adaptation_rows(corpus)
@@ -159,10 +152,10 @@ def statistic(table: pd.DataFrame, name: str) -> np.ndarray:
     if name not in table:
         columns = ", ".join(table.columns) or "no statistics at all"
         raise CmpError(f"stream.traits: no {name!r} in this table, only {columns}")
-    if name != "year" and table[name].isna().any():
-        entry = table.index[table[name].isna()][0]
-        raise CmpError(f"stream.traits: {entry!r} has no {name!r}")
-    return np.stack(table[name].to_numpy())
+    column = table.loc[:, name]
+    if name != "year" and column.isna().any():
+        raise CmpError(f"stream.traits: {table.index[column.isna()][0]!r} has no {name!r}")
+    return np.stack(column.to_numpy())
 
 
 def sort_positions(scores: np.ndarray, seed: int) -> np.ndarray:
@@ -210,7 +203,8 @@ def similarity_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 @register("order", "dataset", statistics=True)
 def dataset_order(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Let one dataset follow the other, by year; the classes of each are shuffled."""
-    names, place = np.unique(table.index.str.partition("+++").get_level_values(0), return_inverse=1)
+    dataset = table.index.str.partition("+++").get_level_values(0)
+    names, place = np.unique(dataset, return_inverse=True)
     year = np.full(len(names), np.nan)
     year[place] = statistic(table, "year")
     rank = np.argsort(sort_positions(year, seed))
@@ -312,44 +306,6 @@ def _walk(points: np.ndarray, near: np.ndarray, start: int) -> tuple[np.ndarray,
     return path, total
 
 
-MAX_STREAM_BYTES = 64 * 2**20
-"""Largest stream file that is read; the reference's are below one million bytes."""
-
-
-def read_stream_file(path: Path) -> list[str]:
-    """Return the classes of a stream file of the published reference, in order of arrival.
-
-    Args:
-        path: A JSON list of distinct "DATASET+++class".
-
-    Raises:
-        CmpError: It is anything else; the message names the entry.
-    """
-    try:
-        if path.stat().st_size > MAX_STREAM_BYTES:
-            raise ValueError(f"larger than {MAX_STREAM_BYTES} bytes")
-        entries = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
-    if not isinstance(entries, list) or not entries:
-        raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
-    first: dict[str, int] = {}
-    for number, entry in enumerate(entries, start=1):
-        parts = entry.split("+++") if isinstance(entry, str) else []
-        if len(parts) != 2 or not all(parts):
-            raise CmpError(f'{path}: entry {number}: {entry!r:.60} is no "DATASET+++class"')
-        if first.setdefault(entry, number) != number:
-            raise CmpError(
-                f"{path}: entry {number}: {entry!r} is there already, as entry {first[entry]}"
-            )
-    return entries
-
-
-def stream_table(order: list[str]) -> pd.DataFrame:
-    """Return the table of class statistics of an imported list: each entry's position in it."""
-    return pd.DataFrame({"entry": order, "position": range(len(order))})
-
-
 # Class statistics are measured once, with one base, and kept as tables: an order must be the same
 # on every machine and for every base, and accuracies that are measured again would not be.
 
@@ -401,10 +357,10 @@ def class_statistics(name: str) -> pd.DataFrame:
 @functools.lru_cache(maxsize=8)
 def _class_statistics(path: Path, written: int) -> pd.DataFrame:
     table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
-    columns = {name: CLASS_COLUMNS[name] for name in set(table) & CLASS_COLUMNS.keys()}
+    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
     _read_statistics(path, columns, "cmpt stream make")
     if (repeated := table["entry"].duplicated()).any():
-        raise CmpError(f"{path}: {table['entry'][repeated].iloc[0]!r} is listed twice")
+        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
     return table.set_index("entry").sort_index()
 
 
@@ -420,14 +376,6 @@ def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.D
         raise CmpError(f"{path}: cannot be read ({error}); `{command}` makes it again") from error
 
 
-def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path."""
-    path = child_path(statistics_folder(), f"{name}-{kind}", ".parquet")
-    with atomic_file(path) as partial:
-        table.to_parquet(partial, index=False)
-    return path
-
-
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
 
@@ -439,7 +387,8 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     datasets = corpus.table["dataset"].astype(str)
     places = datasets.groupby(datasets).cumcount()
     keys = pd.MultiIndex.from_arrays([datasets.iloc[rows], places.iloc[rows]])
-    statistics = table.set_index(["dataset", "place"])[["alignment", "cluster"]].reindex(keys)
+    measured = table.set_index(["dataset", "place"])
+    statistics = measured.loc[:, ["alignment", "cluster"]].reindex(keys)
     if (missing := statistics["alignment"].isna()).any():
         dataset = missing.index[missing][0][0]
         raise CmpError(f"traits: images of {dataset!r} have none; `cmpt stream make` measures them")

@@ -7,8 +7,9 @@ it. A batch that is too large to be seen at once, or that several processes shar
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError, Diverged
 from cmp.mixtures import BatchLoader, Pools
+from cmp.models import Network
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
@@ -58,7 +60,7 @@ class ExecutionConfig:
         text = ", ".join(word for word in words if word)
         return {"execution": text} if text else {}
 
-    def prepare(self, model: nn.Module, name: str, batch: int) -> None:
+    def prepare(self, model: Network, name: str, batch: int) -> None:
         """Make a network ready.
 
         Args:
@@ -150,10 +152,10 @@ class TrainState:
 
     config: RunConfig
     corpus: Corpus
-    model: nn.Module
+    model: Network
     tokens: Tensor
     method_state: dict[str, Tensor] = field(default_factory=dict)
-    frozen_models: dict[str, nn.Module] = field(default_factory=dict)
+    frozen_models: dict[str, Network] = field(default_factory=dict)
     execution: ExecutionConfig = ExecutionConfig()
 
     @functools.cached_property
@@ -211,7 +213,7 @@ def method_of(config: RunConfig) -> UpdateMethod:
 def make_train_state(
     config: RunConfig,
     corpus: Corpus,
-    model: nn.Module | None = None,
+    model: Network | None = None,
     device: str | torch.device = "cpu",
     execution: ExecutionConfig | None = None,
 ) -> TrainState:
@@ -266,15 +268,20 @@ def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: T
 
 
 def uses_sigmoid_loss(model: nn.Module) -> bool:
-    """Return whether a network was made for `sigmoid_loss`: it has a bias beside its logit scale."""
+    """Return whether a network was made for `sigmoid_loss`: it has a bias beside the scale."""
     return getattr(model, "logit_bias", None) is not None
 
 
-def model_loss(model: nn.Module, image: Tensor, text: Tensor) -> Tensor:
+def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
     """Return the loss that a network was made for, over unit features [B, E]."""
     if uses_sigmoid_loss(model):
-        return sigmoid_loss(image, text, model.logit_scale, model.logit_bias)
+        return sigmoid_loss(image, text, model.logit_scale, cast(Tensor, model.logit_bias))
     return contrastive_loss(image, text, model.logit_scale)
+
+
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of the terms of a loss, of which there is at least one."""
+    return functools.reduce(torch.add, terms)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -285,7 +292,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def forward(
-    model: nn.Module,
+    model: Network,
     batch: Batch,
     tokens: Tensor,
     generator: torch.Generator,
@@ -357,7 +364,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def clamp_logit_scale(model: nn.Module) -> None:
+def clamp_logit_scale(model: Network) -> None:
     """Keep the logit scale within CLIP's bounds, in place; a sigmoid loss has no such bounds."""
     if not uses_sigmoid_loss(model):
         model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
@@ -395,7 +402,7 @@ def train_step(
         terms = backward_in_micro_batches(state, batch, task, step)
     else:
         terms = backward(state, optimizer, batch, task, step)
-    loss = sum(terms.values())
+    loss = add_up(terms.values())
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.config.optimizer.clip)
     if not (loss.isfinite() and norm.isfinite()):
         raise divergence_error(batch, task, step, terms, norm, rate)
@@ -414,7 +421,7 @@ def backward(
     terms = {"contrastive": model_loss(state.model, output.image, output.text)}
     terms |= method_of(state.config).losses(state, output)
     optimizer.zero_grad()
-    sum(terms.values()).backward()
+    add_up(terms.values()).backward()
     return terms
 
 
@@ -491,7 +498,7 @@ def divergence_error(
     batch: Batch, task: int, step: int, terms: dict[str, Tensor], norm: Tensor, rate: float
 ) -> Diverged:
     """Return the error of a step whose loss or gradient is not finite, with a report of it."""
-    loss = sum(terms.values()).item()
+    loss = add_up(terms.values()).item()
     report = {
         "task": task,
         "step": step,
@@ -549,7 +556,7 @@ def backward_in_micro_batches(
     ]
     terms = {"contrastive": model_loss(model, *features)}
     terms |= method_of(state.config).losses(state, None)
-    sum(terms.values()).backward()
+    add_up(terms.values()).backward()
     if distributed.rank():  # what does not go through the features would count once per process
         for parameter in model.parameters():
             if parameter.grad is not None:
@@ -558,8 +565,10 @@ def backward_in_micro_batches(
         towers = outputs[0] if len(parts) == 1 else forward_micro_batch(
             state, batch, part, task, step
         )  # fmt: skip
-        pairs = [(x, feature.grad[part]) for x, feature in zip(towers, features, strict=True)]
+        gradients = [cast(Tensor, feature.grad)[part] for feature in features]
+        pairs = list(zip(towers, gradients, strict=True))
         training = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
-        torch.autograd.backward(*zip(*training, strict=True))
+        outs, gradients = zip(*training, strict=True)
+        torch.autograd.backward(outs, gradients)
     distributed.all_reduce_gradients(p.grad for p in model.parameters() if p.grad is not None)
     return terms

@@ -9,9 +9,9 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from lab import site
 
 from cmp.embedded import packed
+from lab import site
 from tests import options
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.

@@ -213,14 +213,14 @@ def study(tell: Callable[[object], None], grids: Path, *arguments: str) -> None:
     cli.main()
 
 
-def serve(pipe: Connection, device: str, build: str) -> None:
+def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
     """A worker's life on the small corpus. It leaves a file of its process's number beside its
     build folder, as `workers_of` reads, and one line in "resumed" for each run that goes on.
 
     With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
     """
     packed.load_embedded = lambda *roles: small_corpus()
-    place, run_one = Path(f"{build}-workers"), workers.run_one
+    place, run_one = Path(f"{environment['CMP_BUILD']}-workers"), workers.run_one
     place.mkdir(exist_ok=True)
 
     def watched(run_config: RunConfig, **options) -> store.StoredRun:
@@ -242,7 +242,7 @@ def serve(pipe: Connection, device: str, build: str) -> None:
 
     workers.run_one = watched
     (place / str(os.getpid())).touch()
-    _serve(pipe, device, build)
+    _serve(pipe, device, environment)
 
 
 def workers_of(build: Path) -> list[int]:

@@ -238,7 +238,7 @@ def recomputed(chapter: str) -> tuple[dict[str, list[str | None]], int]:
     that does not ship, and not here."""
     found: dict[str, list[str | None]] = {}
     for (name, _), each in studies.load_study(chapter).configs("cpu").items():
-        known = each.model.start != options.NOT_SHIPPED[1] or models.has_start(each)
+        known = each.model.start != options.NOT_SHIPPED[1] or store.has_start(each)
         run_id = store.run_id_of(each, load_corpus(each)) if known else None
         found.setdefault(f"{chapter}: {name}", []).append(run_id)
     return found, sum(ids.count(None) for ids in found.values())

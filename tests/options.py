@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from cmp import config, mixtures, models, registry, streams
+from cmp import config, mixtures, models, registry
 from cmp.config import RunConfig
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
+from cmp.experiments import statistics
 from cmp.merging import rules
 from cmp.methods import ewc
 
@@ -69,4 +70,4 @@ def write_list() -> Path:
     """Write the list that `stream.order=listed` follows in tests: flags, by name."""
     flags = packed.read_packed(embedded_manifests()["new-flags"]).header.classes
     entries = [f"new-flags+++{name}" for name in flags]
-    return streams.write_statistics(streams.stream_table(entries), "by-hand", "classes")
+    return statistics.write_statistics(statistics.stream_table(entries), "by-hand", "classes")

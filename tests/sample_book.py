@@ -6,8 +6,9 @@ from pathlib import Path
 import nbformat
 from ipywidgets import IntSlider
 from ipywidgets.embed import embed_data
+
 from lab import site
-from lab.explorers.view import triangle
+from lab.explorers import Triangle
 
 INDEX = """\
 ---
@@ -101,7 +102,10 @@ site:
 def cells():
     """Code cells with every kind of output; and the notebook's metadata, with two widgets' state:
     a slider that a second view shares, and one of anywidget."""
-    slider, mixture = IntSlider(3, description="Slide"), triangle({"thirds": (1 / 3, 1 / 3, 1 / 3)})
+    slider, mixture = (
+        IntSlider(3, description="Slide"),
+        Triangle(points=[{"name": "thirds", "shares": [1 / 3, 1 / 3, 1 / 3]}]),
+    )
     found = embed_data([slider, mixture], drop_defaults=False)
     views = [
         ("display_data", {"application/vnd.jupyter.widget-view+json": spec, "text/plain": "widget"})

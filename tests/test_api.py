@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import cmp
 from cmp import registry
+from lab import api_reference
 
-MODULE_NAMES = {"NUMERICS", "__version__"}
 MAX_EXAMPLE_LINES = 5
 
 
@@ -43,6 +43,13 @@ def test_examples_run(tmp_path, monkeypatch, clean_registry):
         report: list[str] = []
         runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
         assert runner.run(example, out=report.append).failed == 0, "".join(report)
+
+
+def test_the_reference_page_is_that_of_the_docstrings():
+    listed = [name for names in api_reference.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cmp.__all__)
+    message = "write it again: cd book && python -m lab.api_reference"
+    assert api_reference.PAGE.read_text(encoding="utf-8") == api_reference.reference_page(), message
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -8,13 +8,13 @@ import sys
 import jupytext
 import nbformat
 import pytest
-from lab import chapters, commit_notebooks, run
 from typer.testing import CliRunner
 
 from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments import studies, workers
-from cmp.files import build_folder, project_folder
+from cmp.files import build_folder
+from lab import chapters, commit_notebooks, run
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -29,9 +29,9 @@ WIDGET = """\
 import sys
 import warnings
 import ipywidgets
-from cmp.files import project_folder
+from lab import chapters
 
-warnings.warn(f"look at {project_folder()} and {sys.prefix}/lib", stacklevel=1)
+warnings.warn(f"look at {chapters.BOOK.parent} and {sys.prefix}/lib", stacklevel=1)
 print(object())
 ipywidgets.VBox([ipywidgets.IntSlider(description=name) for name in "ab"])"""
 DECLARED = {"profile": "quick", "seeds": 1, "jobs": 2, "device": "cpu", "rate": 0.5, "live": False}
@@ -61,6 +61,16 @@ def texts(path):
     """What an executed notebook printed."""
     outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
+
+
+def stale_notebooks(folder=chapters.BOOK):
+    """The chapters whose committed notebook is missing or was made from another source."""
+    return [
+        source.stem
+        for source in chapters.chapters(folder).values()
+        if run.run_record(source.with_suffix(".ipynb")).get("source_sha256")
+        != chapters.source_hash(source)
+    ]
 
 
 # chapters and notebooks
@@ -247,13 +257,9 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     target = tmp_path / "out {seeds}" / "00_a.ipynb"
     target.parent.mkdir()
     target.with_suffix(".failed.ipynb").write_text("of an earlier run")
-    seen = []
     values = chapters.check_parameters(source, {"seeds": "4"})
-    run.execute_chapter(
-        source, target, values, lambda done, cells: seen.append((done, cells)), "print"
-    )
+    run.execute_chapter(source, target, values, "print")
     assert texts(target) == f"4 {tmp_path} 0\n"
-    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4)]  # title, parameters, the injected ones, code
     made = run.run_record(target)
     assert made.pop("seconds") > 0
     assert made == {
@@ -277,7 +283,7 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
     target = tmp_path / "out" / "00_a.ipynb"
     target.parent.mkdir()
     target.write_text("as it was")
-    with pytest.raises(run.ChapterFailed) as caught:
+    with pytest.raises(CmpError) as caught:
         run.execute_chapter(source, target, DECLARED)
     failed = target.with_suffix(".failed.ipynb")
     for word in ["00_a: cell [3]", str(failed), *words]:
@@ -310,23 +316,36 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
 @pytest.mark.parametrize(
     ("path", "counts"),
     [
-        ("cmp/new.py", True),
         ("book/lab/new.py", True),
-        ("weights/tiny.json", True),
-        ("data_manifests/embedded/x.yaml", True),
+        ("book/lab/figures/style.py", True),
         ("book/results/01.parquet", True),
         ("book/studies/01.yaml", True),
         ("book/guidelines.yaml", True),
         ("book/01_a.md", False),
+        ("cmp/training.py", False),
+        ("weights/tiny.json", False),
+        ("data_manifests/embedded/x.yaml", False),
         ("tests/test_a.py", False),
     ],
 )
-def test_the_fingerprint_covers_code_manifests_and_results(tmp_path, path, counts):
-    (tmp_path / "cmp").mkdir()
+def test_a_chapter_goes_stale_with_what_its_outputs_rest_on(tmp_path, path, counts):
+    """Results, studies, guidelines and the book's package; goldens guard the core's code."""
+    source, root = write(tmp_path, "00_a"), tmp_path / "project"
+    target = tmp_path / "00_a.ipynb"
+    (root / path).parent.mkdir(parents=True)
+    (root / path).write_text("before")
+    made = {"source_sha256": chapters.source_hash(source), "parameters": DECLARED}
+    made["fingerprint"] = run.package_fingerprint(root)
+    target.write_text(json.dumps({"metadata": {"cmp": made}}))
+    assert run.is_current(source, target, DECLARED, run.package_fingerprint(root))
+    (root / path).write_text("after")
+    assert run.is_current(source, target, DECLARED, run.package_fingerprint(root)) is not counts
+
+
+def test_a_chapter_goes_stale_with_numerics(tmp_path, monkeypatch):
     before = run.package_fingerprint(tmp_path)
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / path).write_text("x")
-    assert (run.package_fingerprint(tmp_path) != before) is counts
+    monkeypatch.setattr(run, "NUMERICS", run.NUMERICS + 1)
+    assert run.package_fingerprint(tmp_path) != before
 
 
 def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, capsys):
@@ -373,19 +392,19 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 
 def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
-    assert commit_notebooks.stale_notebooks(tmp_path) == ["00_a"]
+    assert stale_notebooks(tmp_path) == ["00_a"]
     written = []
     for build in ("one", "two"):
         monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
         [path] = commit_notebooks.commit_notebooks(folder=tmp_path)
         written.append(path.read_text())
     assert written[0] == written[1]
-    assert path == tmp_path / "00_a.ipynb" and commit_notebooks.stale_notebooks(tmp_path) == []
+    assert path == tmp_path / "00_a.ipynb" and stale_notebooks(tmp_path) == []
     nbformat.validate(nbformat.read(path, 4))
     for machine in (
         "ipykernel_",
         "papermill",
-        str(project_folder()),
+        str(chapters.BOOK.parent),
         sys.prefix,
         sys.version.split()[0],
     ):
@@ -397,7 +416,7 @@ def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch
     ours, theirs = (jupytext.writes(n, "md:myst").split("---")[2] for n in (ours, theirs))
     assert ours == theirs
     source.write_text(source.read_text() + "\nmore\n")
-    assert commit_notebooks.stale_notebooks(tmp_path) == ["00_a"]
+    assert stale_notebooks(tmp_path) == ["00_a"]
 
 
 def test_a_source_that_is_not_paired_is_not_published(tmp_path):
@@ -412,7 +431,7 @@ def test_every_chapter_of_the_book_declares_its_parameters():
 
 
 def test_the_committed_notebooks_are_current():
-    assert commit_notebooks.stale_notebooks() == []
+    assert stale_notebooks() == []
 
 
 RUN = """

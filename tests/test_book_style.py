@@ -4,6 +4,7 @@ import ast
 import re
 
 import pytest
+
 from lab import chapters
 
 SOURCES = chapters.select()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, models
-from cmp.budgets import Budget, Cost, paper_steps
+from cmp.budgets import Budget, Cost
 from cmp.config import Method
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
@@ -35,8 +35,7 @@ def config_of(name, batch, method="full", **settings):
 @pytest.mark.parametrize("name", paper.TABLE4)
 def test_every_row_follows_from_the_papers_rule(name):
     row = paper.TABLE4[name]
-    steps = paper_steps(paper.TABLE4_TOTAL, paper.TABLE4_TASKS, row.gflops, row.multiplier)
-    assert steps == row.steps
+    assert paper.rule_steps(row) == row.steps
 
 
 @pytest.mark.parametrize(("tasks", "steps"), [(20, 1303), (50, 462), (100, 182), (200, 42)])

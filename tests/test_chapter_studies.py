@@ -1,11 +1,11 @@
 """What a chapter says of its own study, held against the study's files and published runs."""
 
 import pytest
-from lab import analyses
 
 from cmp import config
 from cmp.experiments import results, store, studies
 from cmp.experiments.claims import final_scores, setting_means
+from lab import analyses
 
 CHAPTER_05 = ("05-tuning", "05", "05-transfer")
 METHODS = [

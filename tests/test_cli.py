@@ -1,7 +1,11 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -77,7 +81,7 @@ def test_the_shell_prints_a_sentence_and_ends_with_status_2():
 
 
 def test_version():
-    assert run(cli.app, ["--version"]).stdout.startswith("cmp 0.")
+    assert run(cli.app, ["--version"]).stdout.startswith("cmpt 0.")
 
 
 def test_help_and_typing_errors_do_not_wait_for_torch():
@@ -95,9 +99,82 @@ def test_help_and_typing_errors_do_not_wait_for_torch():
 def test_what_help_says_of_a_command_is_what_the_command_says(name):
     says = " ".join(run(cli.app, [name, "--help"], env={"COLUMNS": "200"}).stdout.split())
     assert f"Usage: root {name} [OPTIONS]" in says
-    assert " ".join(cli.summary(name).split("\n\n")[0].split()) in says
+    assert " ".join(cli.help_text(name).split("\n\n")[0].split()) in says
 
 
 def test_no_threads_are_refused_by_the_option():
     for command in (["eval", "tiny"], ["run", "quick"], ["resume", "abc"]):
         assert run(cli.app, [*command, "--threads", "0"]).exit_code == 2
+
+
+def leaves():
+    """Every command, those of groups too, by its words."""
+    for name in cli.COMMANDS:
+        command = cli.load_command(name)
+        for child in getattr(command, "commands", {None: command}).items():
+            yield (f"{name} {child[0]}" if child[0] else name), child[1]
+
+
+@pytest.mark.parametrize(("words", "command"), list(leaves()))
+def test_every_command_has_an_example_that_it_takes_and_explains_its_options(words, command):
+    [example] = re.findall(r"^Example: cmpt (.*)$", command.help, re.M)
+    assert example.startswith(words)
+    arguments = shlex.split(example.removeprefix(words))
+    command.make_context(words, arguments)  # refuses what it does not take
+    for parameter in command.params:
+        assert parameter.name == "help" or parameter.help.endswith("."), parameter.name
+
+
+def test_the_help_is_grouped_and_names_every_command_once():
+    lines = run(cli.app, ["--help"], env={"COLUMNS": "200"}).stdout.splitlines()
+    panels = [line.split()[1] for line in lines if line.startswith("╭")]
+    assert panels == ["Options", *cli.PANELS]
+    names = [line.split()[1] for line in lines if line.startswith("│ ")]
+    assert [name for name in names if not name.startswith("--")] == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["study", "01", "--dry-run"], ["book", "--dry-run"], ["site"], ["plan", "--gpu-hours", "1"],
+        ["results", "verify"], ["results", "compare", "01"],
+    ],
+)  # fmt: skip
+def test_outside_a_checkout_the_book_s_commands_say_what_they_need(arguments, tmp_path):
+    """As from a wheel: no book, no results, no folder `_build`."""
+    result = shell(tmp_path, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "checkout of the project" in result.stderr
+
+
+def test_doctor_works_in_an_empty_folder(tmp_path):
+    result = shell(tmp_path, "doctor")
+    assert result.returncode == 1 and result.stderr == ""
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert "missing" in lines["data"] and "cmpt data build" in lines["data"]
+    assert "1 of tiny" in lines["bases"]
+
+
+def shell(folder, *arguments):
+    """The command line in a folder of its own, from this package."""
+    environment = {key: value for key, value in os.environ.items() if key != "CMP_BUILD"}
+    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[2])
+    command = [sys.executable, "-m", "cmp", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_plugin_s_options_are_taken_by_the_shell_and_its_workers(corpus, tmp_path, monkeypatch):
+    plugin = tmp_path / "sawtooth.py"
+    plugin.write_text(
+        "import cmp\n\n\n@cmp.register('schedule', 'sawtooth', continuous=False)\n"
+        "def sawtooth(task, step):\n    return 1 - step % 5 / 5\n"
+    )
+    settings = ["schedule.name=sawtooth", "training.steps=3", "stream.tasks=2"]
+    command = ["--plugin", str(plugin), "run", "quick", *settings, "--dry-run"]
+    result = shell(Path(cli.__file__).parents[2], *command)
+    assert "schedule.name: sawtooth" in result.stdout, result.stderr
+    command = command[2:]
+    assert "sawtooth" in shell(Path(cli.__file__).parents[2], *command).stderr

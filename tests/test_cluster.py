@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cmp import checkpoints, config
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import cluster, store, studies, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
@@ -191,14 +192,14 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     handler = signal.getsignal(signal.SIGTERM)
 
     def finished():
-        wait_for(checkpoints.unfinished_runs)
+        wait_for(unfinished_runs)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
         cluster.run_on_ray(configs, 2, "cpu", finished)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert "stopped after 0 tasks" in "\n".join(noted())
-    assert any(each.step > 0 for each in checkpoints.unfinished_runs())
+    assert any(each.step > 0 for each in unfinished_runs())
 
 
 def test_no_gpu_is_a_sentence(nodes, build, corpus):

@@ -4,6 +4,7 @@ import pytest
 
 from cmp import config
 from cmp.errors import CmpError
+from cmp.experiments.pretraining import PRETRAINING
 from cmp.files import read_yaml
 
 
@@ -113,7 +114,7 @@ def test_a_bad_assignment_is_refused(assignment):
         config.parse(config.override(config.parse({}).to_dict(), [assignment]))
 
 
-@pytest.mark.parametrize("tree", [*config.PROFILES.values(), config.PRETRAINING])
+@pytest.mark.parametrize("tree", [*config.PROFILES.values(), PRETRAINING])
 def test_profiles_parse(tree):
     assert config.parse(tree)
 

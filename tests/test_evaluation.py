@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cmp import evaluation, models
 from cmp.evaluation import classify, evaluation_rows, retrieval_hits
+from lab import analyses
 
 
 def features(count, seed=0, dim=64):
@@ -169,7 +170,7 @@ def test_forgotten():
         hits = hits.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
         return evaluation.Scores(hits, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
 
-    lost = evaluation.forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
+    lost = analyses.forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
     assert lost.to_dict("records") == [{"dataset": "d", "row": 6, "role": "eval", "answer": "y"}]
 
 

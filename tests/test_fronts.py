@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.analyses import pareto_front
 from scipy import stats
 
 from cmp.errors import CmpError
+from lab.analyses import pareto_front
 
 
 def trajectory(**settings):

@@ -25,7 +25,6 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lab import chapters, run
 from safetensors.torch import save
 
 from cmp import NUMERICS, checkpoints, config, models
@@ -35,7 +34,9 @@ from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
+from cmp.experiments.runs import recorded_threads
 from cmp.readers.manifest import MANIFESTS, read_manifest
+from lab import chapters, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
 
@@ -326,7 +327,7 @@ def read_checkpoint(folder: Path, content: bytes) -> Any:
     path = put(folder / f"task-1-step-2-{digest}.safetensors", content)
     try:
         state = checkpoints.read_checkpoint(path)
-        return checkpoints.recorded_threads(state.progress), state.metrics()
+        return recorded_threads(state.progress), state.metrics()
     finally:
         path.unlink()
 
@@ -390,7 +391,7 @@ def read_published(folder: Path, content: bytes) -> Any:
 def read_notebook_record(folder: Path, content: bytes) -> Any:
     put(folder / "00_x.ipynb", content)
     source = put(folder / "00_x.md", CHAPTER.encode())
-    [task] = run.plan_chapters([source], folder, {})
+    [task], _ = run.run_chapters([source], folder, {}, dry_run=True)
     return f"{task.seconds or 0:.0f}"
 
 

@@ -1,14 +1,16 @@
 """The `gpu` profile: its plan without data, weights or card; and `cmpt doctor`."""
 
+import importlib.metadata
+
 import pytest
 import torch
-from lab import chapter_setup, chapters
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, files, mixtures
+from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, studies
+from cmp.experiments import forecast, paper, preflight, studies
+from lab import chapter_setup, chapters
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -22,7 +24,7 @@ def test_it_is_the_paper_s_default():
         "cosine", 1e-5, 100,
     )  # fmt: skip
     assert (GPU.optimizer.weight_decay, GPU.optimizer.clip) == (0.2, 1.0)
-    assert forecast.paper_step_count(GPU) == 1420
+    assert paper.table4_steps(GPU) == 1420
 
 
 def test_its_steps_are_what_the_paper_s_budget_buys():
@@ -34,13 +36,10 @@ def test_its_steps_are_what_the_paper_s_budget_buys():
 def test_other_methods_get_the_same_compute_and_the_paper_s_steps_beside_theirs():
     tree = config.override(config.profile("gpu"), ["method.name=lora", "method.rank=4"])
     lora = config.parse(tree)
-    assert forecast.paper_step_count(lora) == 1898
-    assert "the paper's rule gives 1898" in forecast.describe_steps(lora)
+    assert paper.table4_steps(lora) == 1898
+    assert "the paper's rule gives 1898" in preflight.describe_run(lora)[0]
     assert budgets.apply_budget(lora).training.steps > GPU.training.steps
-    assert (
-        forecast.paper_step_count(config.parse(config.override(tree, ["training.batch=256"])))
-        is None
-    )
+    assert paper.table4_steps(config.parse(config.override(tree, ["training.batch=256"]))) is None
 
 
 @no_card
@@ -78,36 +77,40 @@ def test_doctor_finds_the_embedded_set_up(corpus):
     assert result.exit_code == 0, result.output
 
 
-def test_doctor_misses_data_packages_and_files(monkeypatch, tmp_path):
+def test_doctor_misses_data_and_packages(monkeypatch):
     def nothing(*_):
         raise CmpError("run `cmpt data build`")
 
+    required = ["torch>=2", "numpy>=99", "no_such_thing>=1,<2", 'no_extra>=1; extra == "ray"']
     monkeypatch.setattr(packed, "load_embedded", nothing)
-    monkeypatch.setattr(files, "project_folder()", tmp_path)
-    (tmp_path / "requirements.txt").write_text("torch>=2\n# a comment\nno_such_thing>=1,<2\n-e .\n")
-    found = {check.what: check for check in forecast.check_setup()}
-    assert found["data"].state == found["packages"].state == forecast.MISSING
-    assert found["packages"].sentence.startswith("no_such_thing:")
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
+    found = {check.what: check for check in preflight.check_setup()}
+    assert found["data"].state == found["packages"].state == preflight.MISSING
+    assert "cmpt data build" in found["data"].sentence
+    assert found["packages"].sentence.startswith("numpy>=99, no_such_thing<2,>=1: ")
 
 
 def test_weights_that_are_nowhere_are_missing_in_words():
     def state(*settings):
         [found] = [
             check
-            for check in forecast.check_run(config.parse(config.override({}, settings)), "cpu")
+            for check in preflight.check_run(config.parse(config.override({}, settings)), "cpu")
             if check.what == "weights"
         ]
         return found
 
-    assert state().state == forecast.PRESENT
+    assert state().state == preflight.PRESENT
     assert "cmpt pretrain tiny" in state("seeds.init=99").sentence
     assert "neither a file nor a tag" in state("model.start=x.pt").sentence
 
 
 def test_the_forecast_is_flops_over_a_stated_rate():
     flops = 20 * 1428 * budgets.full_cost(GPU).step
-    assert forecast.card_seconds(GPU) == pytest.approx(flops / (0.4 * 989e12))
-    assert "estimate" in forecast.forecast_sentence(GPU)
+    assert forecast.training_flops(GPU) == pytest.approx(flops)
+    hours = flops / (0.4 * 989e12) / 3600
+    assert f"{hours:.2g} hours of training on one H100: an estimate" in forecast.forecast_sentence(
+        GPU
+    )
 
 
 @pytest.mark.parametrize("chapter", ["01", "02", "03", "04", "05", "06", "07"])
@@ -129,9 +132,9 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
 
 def test_other_profiles_take_a_study_as_it_is():
     changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
-    assert config.translate_changes(changes, "cpu") is changes
-    assert config.is_translatable(changes, "quick")
-    assert not config.is_translatable(changes, "gpu")
+    assert studies.translate_changes(changes, "cpu") is changes
+    assert studies.is_translatable(changes, "quick")
+    assert not studies.is_translatable(changes, "gpu")
 
 
 @no_card
@@ -149,4 +152,4 @@ def test_every_chapter_with_a_study_can_plan():
     for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
         [source] = chapters.select([number])
         assert chapters.parameters(source)["dry_run"].default is False
-        assert "live = readings.begin(globals(), study)" in source.read_text()
+        assert "live = chapter_setup.begin_chapter(globals(), study)" in source.read_text()

@@ -9,6 +9,7 @@ import pytest
 from cmp import config, mixtures
 from cmp.embedded import emoji, packed
 from cmp.embedded.manifest import embedded_manifests
+from cmp.experiments.pretraining import PRETRAINING
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,14 @@ def test_new_icon_heads_are_no_heads_of_the_pool(everything):
     assert not pool & set(everything.loc[everything["dataset"] == "new-icons", "label"])
 
 
-@pytest.mark.parametrize("tree", [config.PRETRAINING, config.PROFILES["quick"]])
+@pytest.mark.parametrize("tree", [PRETRAINING, config.PROFILES["quick"]])
 def test_batches_hold_train_images_only_and_pretraining_those_of_the_pool(corpus, tree):
     run_config = config.parse(tree)
     pools = mixtures.task_pools(run_config, corpus)
     allowed = np.zeros(len(corpus.table), bool)
     allowed[corpus.rows("train")] = True
     roles = corpus.table["dataset"].map(lambda name: corpus.datasets[name].role)
-    if tree is config.PRETRAINING:
+    if tree is PRETRAINING:
         allowed &= (roles == "pool").to_numpy()
     for task, pool in enumerate(pools):
         for part in (pool.pretraining, pool.update, pool.buffer):

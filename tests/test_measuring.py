@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmp import config, evaluation, models, streams
-from cmp.cli import data
+from cmp.cli.streams import read_counts
 from cmp.errors import CmpError
 from cmp.experiments import statistics
 
@@ -68,7 +68,7 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
     labels = corpus.classes["new-flags"]
     path = tmp_path / "counts.csv"
     pd.DataFrame({"class": labels, "count": range(len(labels))}).to_csv(path, index=False)
-    counts = data.read_counts(path)
+    counts = read_counts(path)
     found = statistics.measure_classes(base, "tiny", corpus, counts).set_index("entry")["frequency"]
     assert [found[f"new-flags+++{label}"] for label in labels] == list(range(len(labels)))
     del counts["algeria"]
@@ -76,7 +76,7 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
         statistics.measure_classes(base, "tiny", corpus, counts)
     path.write_text("name,count\na,1\n")
     with pytest.raises(CmpError, match="expected the columns class,count"):
-        data.read_counts(path)
+        read_counts(path)
 
 
 def test_clusters_find_what_is_apart():

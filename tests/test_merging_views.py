@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lab import analyses
-from lab.explorers import path
-from lab.figures import methods
 
 from cmp import config, evaluation, models
-from cmp.runner import execute, task_end_weights
+from cmp.experiments.runs import task_end_weights
+from cmp.runner import execute
+from lab import analyses, explorers, figures
 from tests.test_widgets import parts_of
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -44,14 +43,13 @@ def test_ends_are_the_weights_that_tasks_end_in():
 
 
 def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
-    monkeypatch.setattr(path, "SUBSET", 4)
+    monkeypatch.setattr(explorers, "SUBSET", 4)
     corpus = forked.small_corpus()
     before = models.load_model(config.Model(), 0).state_dict()
     tuned = models.load_model(config.Model(), 1).state_dict()
     controls, _, sentence, picture, _ = parts_of_path(
-        path.path_explorer("tiny", before, tuned, corpus)
+        explorers.path_explorer("tiny", before, tuned, corpus)
     )
-    assert "Merged and scored" not in sentence.value
     network = models.create_model("tiny").eval()
     for share in (0.0, 0.25, 1.0):
         shown = bytes(picture.value)
@@ -61,7 +59,6 @@ def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
         expected = evaluation.evaluate(network, "tiny", corpus, subset=4).summary()
         assert f"A_KA {expected['A_KA']:.1f}%, A_ZS {expected['A_ZS']:.1f}%" in sentence.value
         assert bytes(picture.value) != shown
-        assert ("Merged and scored in" in sentence.value) is (share == 0.25)
     controls["Rule"].value = "slerp"
     assert "by slerp" in sentence.value
 
@@ -75,12 +72,12 @@ def test_path_and_drift_are_drawn():
     between = pd.DataFrame(
         {"A_KA": [10.0, 16.0, 15.0], "A_ZS": [44.0, 42.0, 33.0]}, [0.0, 0.5, 1.0]
     )
-    (axes,) = methods.merge_path(between, between.loc[0.5]).axes
+    (axes,) = figures.plot_merge_path(between, between.loc[0.5]).axes
     assert axes.lines[0].get_xdata().tolist() == [10, 16, 15]
     assert axes.lines[1].get_ydata().tolist() == [44, 33]
     assert {text.get_text() for text in axes.texts} == {"before", "fine-tuned", "share 0.50"}
     table = pd.DataFrame({"step": [4.0, 3.0], "away": [4.0, 5.0]}, pd.RangeIndex(1, 3, name="task"))
-    left, right = methods.drift_figure(table, np.array([[1, 0.1], [0.1, 1]])).axes
+    left, right = figures.plot_weight_drift(table, np.array([[1, 0.1], [0.1, 1]])).axes
     assert [bar.get_height() for bar in left.patches] == [4, 3]
     assert left.lines[0].get_ydata().tolist() == [4, 5]
     assert [text.get_text() for text in right.texts] == ["1.00", "0.10", "0.10", "1.00"]

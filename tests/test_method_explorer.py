@@ -3,10 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab.explorers import method
-from lab.figures import methods
 
 from cmp import budgets, config
+from lab import analyses, explorers, figures
 from tests.test_widgets import parts_of, published
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -18,42 +17,42 @@ SETTINGS = {
 
 
 def test_ends_are_means_with_intervals_and_the_steps_that_a_budget_allows():
-    table = method.ends(published(SETTINGS))
+    table = analyses.setting_ends(published(SETTINGS))
     assert table.loc["update", "A_KA (%)"] == pytest.approx(31)
     assert table.loc["update", "A_KA (%) half"] == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
     lora = config.parse(SETTINGS["lora"])
-    assert table.loc["lora", method.STEPS] == budgets.apply_budget(lora).training.steps > 40
-    assert table.loc["full", method.STEPS] == 40
+    assert table.loc["lora", analyses.STEPS] == budgets.apply_budget(lora).training.steps > 40
+    assert table.loc["full", analyses.STEPS] == 40
 
 
 def test_the_explorer_draws_what_is_chosen(monkeypatch):
-    drawn, original = [], methods.method_scatter
+    drawn, original = [], figures.plot_scatter
     monkeypatch.setattr(
-        methods, "method_scatter", lambda *args: drawn.append(args) or original(*args)
+        figures, "plot_scatter", lambda *args: drawn.append(args) or original(*args)
     )
     controls, _, sentence, picture, below = parts_of(
-        method.method_explorer(published(SETTINGS), ["full", "update"])
+        explorers.method_explorer(published(SETTINGS), ["full", "update"])
     )
     assert list(drawn[-1][0].index) == ["full", "update"]
     colours = drawn[-1][3]
     before = bytes(picture.value)
     controls["Settings"].value = ("lora", "update")
-    controls["To the right"].value = method.STEPS
-    assert (list(drawn[-1][0].index), drawn[-1][1]) == (["lora", "update"], method.STEPS)
+    controls["To the right"].value = analyses.STEPS
+    assert (list(drawn[-1][0].index), drawn[-1][1]) == (["lora", "update"], analyses.STEPS)
     assert drawn[-1][3] == colours  # a setting keeps its colour
     assert bytes(picture.value) != before
     assert "ends highest in GM" in sentence.value
     assert "<td>lora</td>" in below.value
-    controls["Upwards"].value = method.STEPS
+    controls["Upwards"].value = analyses.STEPS
     assert "Refused:</b> choose two different axes" in sentence.value
     controls["Settings"].value = ()
     assert "Refused:</b> choose a setting" in sentence.value
 
 
 def test_the_calculator_is_the_budget(monkeypatch):
-    drawn, original = [], methods.allowed_steps
-    monkeypatch.setattr(methods, "allowed_steps", lambda t: drawn.append(t) or original(t))
-    controls, _, sentence, _, below = parts_of(method.budget_calculator())
+    drawn, original = [], figures.plot_allowed_steps
+    monkeypatch.setattr(figures, "plot_allowed_steps", lambda t: drawn.append(t) or original(t))
+    controls, _, sentence, _, below = parts_of(explorers.budget_calculator())
     controls["Methods"].value = ("full", "ewc")
     controls["Updates T"].value = 4
     table = drawn[-1]
@@ -74,7 +73,7 @@ def test_the_calculator_is_the_budget(monkeypatch):
 
 def test_gains_are_grouped_by_role_with_a_line_between():
     change = pd.DataFrame({"a": [1.0, -2.0, 3.0], "b": [0.0, 4.0, -1.0]}, index=["x", "y", "z"])
-    figure = methods.method_gains(change, {"x": "eval", "y": "adapt", "z": "eval"})
+    figure = figures.plot_gains(change, {"x": "eval", "y": "adapt", "z": "eval"})
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["y", "x", "z"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]

@@ -12,6 +12,7 @@ from torch import nn
 from cmp import config, evaluation, mixtures, models
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
+from cmp.experiments.pretraining import PRETRAINING
 from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
 
 
@@ -89,7 +90,7 @@ def test_weights_are_a_function_of_the_seed(name):
 
 @pytest.mark.parametrize("name", models.family_names())
 def test_every_parameter_is_trained(name, corpus):
-    run_config = config.parse(config.override(config.PRETRAINING, ["training.steps=2"]))
+    run_config = config.parse(config.override(PRETRAINING, ["training.steps=2"]))
     model = models.create_model(name, 0)
     before = copy.deepcopy(model.state_dict())
     pools = mixtures.task_pools(run_config, corpus)[0]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from lab import chapters, run
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -21,8 +20,10 @@ from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_d
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
+from cmp.experiments.runs import find_unfinished
 from cmp.files import atomic_file, atomic_folder, make_folder
 from cmp.runner import Observer, RunResult
+from lab import chapters, run
 
 OUTSIDE = [
     *("../outside/secret", "../../outside/secret", "..", ".", "", "/", "/etc/passwd", "~", "~root"),
@@ -92,9 +93,7 @@ def test_a_name_that_is_a_name_is_looked_for(place):
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
-@pytest.mark.parametrize(
-    "find", [store.find_run, checkpoints.find_unfinished, lambda x: chapters.select([x])]
-)
+@pytest.mark.parametrize("find", [store.find_run, find_unfinished, lambda x: chapters.select([x])])
 def test_what_no_id_begins_with_is_not_found(place, find, name):
     keep_run(place)
     keep_checkpoint("0123456789ab" + "0" * 52)
@@ -105,10 +104,10 @@ def test_what_no_id_begins_with_is_not_found(place, find, name):
 def test_the_empty_beginning_finds_only_what_is_alone(place):
     keep_run(place)
     keep_checkpoint("0123456789ab" + "0" * 52)
-    assert store.find_run("").id == checkpoints.find_unfinished("").run == "0123456789ab" + "0" * 52
+    assert store.find_run("").id == find_unfinished("").run == "0123456789ab" + "0" * 52
     keep_checkpoint("fedcba987654" + "0" * 52)
     with pytest.raises(CmpError, match="fedcba987654"):
-        checkpoints.find_unfinished("")
+        find_unfinished("")
 
 
 def test_all_of_an_id_counts(place):

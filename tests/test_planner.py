@@ -9,16 +9,16 @@ import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from lab.explorers.planner import planner_explorer
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, models, streams
 from cmp.config import Merging
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import evidence, paper, planner, results, studies
+from cmp.experiments import evidence, paper, planner, results, statistics, studies
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import apply_policy
+from lab import explorers
 
 invoke = CliRunner().invoke
 HOURS = 0.0064
@@ -240,7 +240,7 @@ def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
     corpus = packed.load_embedded()
     run = config.parse(config.profile("cpu"))
     tasks = streams.task_classes(corpus, run.stream, 0)
-    assert streams.class_counts(tasks).to_numpy().sum() == planner.CLASSES
+    assert statistics.class_counts(tasks).to_numpy().sum() == planner.CLASSES
     rows = sum(len(corpus.rows("train", dataset=each)) for each in corpus.by_role("adapt"))
     assert rows == planner.ARRIVING
 
@@ -266,7 +266,7 @@ def test_tags_of_the_paper_are_open_clip_s():
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_widget_is_a_view_of_the_plan(known):
-    box, sentence, picture, below = planner_explorer(known).children
+    box, sentence, picture, below = explorers.planner_explorer(known).children
     controls = {each.description: each for each in box.children}
     plan = planner.make_plan(core(), known)
     assert sentence.value == planner.plan_summary(plan).replace("&", "&amp;")

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab.figures.verdicts import forest
 from matplotlib.colors import to_hex
 
 from cmp.experiments.claims import Claim, verdicts
+from lab import figures
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -36,7 +36,7 @@ def test_forest():
     found = table()
     told = ["supported", "undecided", "not supported", "supported", "undecided"]
     assert found["verdict"].tolist() == told
-    (axes,) = forest(found).axes
+    (axes,) = figures.plot_claims(found).axes
     assert axes.get_xlabel() == "Difference at the end of the stream (points)"
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[0] == "it rises\nup − base, A_KA"
@@ -55,7 +55,7 @@ def test_forest():
 
 
 def test_verdicts_differ_in_marker_as_well_as_in_colour():
-    (axes,) = forest(table()).axes
+    (axes,) = figures.plot_claims(table()).axes
     markers = [line for line in axes.lines if line.get_marker() in "oXs"]
     assert [line.get_marker() for line in markers] == list("osXos")
     assert len({to_hex(line.get_color()) for line in markers}) == 3
@@ -65,7 +65,7 @@ def test_verdicts_differ_in_marker_as_well_as_in_colour():
 
 def test_the_regions_are_where_claims_are_true():
     found = table()
-    (axes,) = forest(found).axes
+    (axes,) = figures.plot_claims(found).axes
     left, right = axes.get_xlim()
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     expected = [(2, right), (1, right), (-2, 2), (left, -2), (2, right)]
@@ -75,7 +75,7 @@ def test_the_regions_are_where_claims_are_true():
 
 
 def test_words_do_not_collide_with_the_axes():
-    figure = forest(table())
+    figure = figures.plot_claims(table())
     figure.draw_without_rendering()
     (axes,) = figure.axes
     for text in axes.texts:

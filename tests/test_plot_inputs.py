@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+
 from lab import figures
 from lab.figures import inputs
-from matplotlib.colors import to_hex
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -18,7 +19,7 @@ def texts(figure):
 def test_stream(tasks):
     counts = pd.DataFrame(1, index=range(1, tasks + 1), columns=list("abcdefghij"))
     counts.iloc[0, 0] = 0
-    figure = inputs.stream(counts)
+    figure = figures.plot_stream(counts)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "Update"
     assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, counts.index))
@@ -30,7 +31,7 @@ def test_stream(tasks):
 def test_stream_with_images_above():
     counts = pd.DataFrame(1, index=range(1, 5), columns=list("abc"))
     report = pd.DataFrame({"images": [10, 20, 5, 40]}, index=counts.index)
-    above, below = inputs.stream(counts, report).axes
+    above, below = figures.plot_stream(counts, report).axes
     assert [bar.get_height() for bar in above.patches] == [10, 20, 5, 40]
     assert [text.get_text() for text in above.texts] == ["10", "20", "5", "40"]
     assert below.get_xlabel() == "Update"
@@ -44,7 +45,7 @@ def test_stream_with_images_above():
 def test_gallery():
     images = np.zeros((5, 4, 32, 32), np.uint8)
     images[1, [0, 3]] = 255
-    figure = inputs.gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
+    figure = figures.plot_gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
     shown = [axes.images[0] for axes in figure.axes if axes.images]
     assert (len(figure.axes), len(shown)) == (8, 5)
     assert (shown[0].get_array() == 1).all()  # transparent is white
@@ -57,7 +58,7 @@ def test_batch_mixture():
     names = list(inputs.POOLS)
     parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
     passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
-    left, right = inputs.batch_mixture(parts, passes).axes
+    left, right = figures.plot_batch(parts, passes).axes
     assert left.get_xlabel() == "Samples in a batch"
     assert right.get_ylabel() == "Times an image is seen"
     assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
@@ -76,14 +77,14 @@ def test_batch_mixture():
         ([[0.0]], (1.0, "10⁰")),
     ],
 )
-def test_unit(rates, expected):
-    scale, text = inputs.unit([np.array(each) for each in rates])
+def test_power_of_ten(rates, expected):
+    scale, text = inputs.power_of_ten([np.array(each) for each in rates])
     assert (scale, text) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_learning_rates():
     shown, held = np.array([[1e-3, 5e-4], [4e-4, 2e-4]]), np.array([[3e-4, 3e-4, 3e-4]])
-    figure = inputs.learning_rates({"one": shown, "two": held})
+    figure = figures.plot_learning_rates({"one": shown, "two": held})
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate (10⁻³)")
     grey, blue = axes.lines
@@ -99,18 +100,13 @@ def test_learning_rates():
     (borders,) = axes.collections
     assert [segment[0, 0] for segment in borders.get_segments()] == [1.5]
     assert texts(figure) == {"one", "two"}
-    (axes,) = inputs.learning_rates({"one": shown}).axes
+    (axes,) = figures.plot_learning_rates({"one": shown}).axes
     assert [len(axes.lines), len(axes.patches)] == [1, 1]
 
 
-def test_schedule_grid():
-    names = list("abcde")
-    curves = {name: np.full((2, 3), place / 4) for place, name in enumerate(names)}
-    figure = inputs.schedule_grid({"First": curves, "Second": {"f": np.ones((2, 3))}})
-    assert len(figure.axes) == 12
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["", *"abc", *"de", "", "", "", "f", "", ""]
-    assert texts(figure) == {"First", "Second"}
-    drawn = {axes.get_title(): axes.lines[0].get_ydata() for axes in figure.axes if axes.lines}
-    assert set(drawn) == {*names, "f"}
-    assert drawn["d"].tolist() == [0.75] * 6
+def test_schedules_are_drawn_on_the_same_axes():
+    figure = figures.plot_schedules(tasks=2, steps=10)
+    drawn = {axes.get_title(): axes for axes in figure.axes if axes.lines}
+    assert {"cosine", "cosine, meta cosine", "rsqrt, meta rsqrt"} <= drawn.keys()
+    assert len({axes.get_ylim() for axes in drawn.values()}) == 1
+    assert drawn["constant"].lines[0].get_ydata()[-10:].tolist() == [1.0] * 10

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import figures
-from lab.figures import labels
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cmp.errors import CmpError
+from lab import figures
+from lab.figures import style, trajectories
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -57,22 +57,22 @@ def colour_of(axes, points):
 def test_summary_is_the_t_interval_by_hand():
     values = [20.0, 23.0, 25.0]
     frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
-    row = figures.summary(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
+    row = trajectories.summarise(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
     assert row["A_KA"] == pytest.approx(68 / 3)
     assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
     assert (row["A_ZS half"], row["n"]) == (0, 3)
-    alone = figures.summary(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
+    alone = trajectories.summarise(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
     assert alone.isna().to_list() == [False, False, True, True, False]
 
 
 def test_summary_keeps_to_one_scope():
     frame = trajectory()
     subset = frame[frame["scope"] == "subset"]
-    pd.testing.assert_frame_equal(figures.summary(frame), figures.summary(subset))
+    pd.testing.assert_frame_equal(trajectories.summarise(frame), trajectories.summarise(subset))
     only_full = subset["setting"].eq("joint")
     mixed = subset.assign(scope=subset["scope"].mask(only_full, "full"))
     with pytest.raises(CmpError, match="'subset' rows of joint"):
-        figures.summary(mixed)
+        trajectories.summarise(mixed)
 
 
 def test_palette():
@@ -85,7 +85,7 @@ def test_palette():
 
 @given(st.lists(st.floats(-100, 100), max_size=9), st.floats(0.01, 20))
 def test_spread(places, gap):
-    result = labels.spread(places, gap)
+    result = style.spread(places, gap)
     order = np.argsort(places, kind="stable")
     assert (np.diff(result[order]) >= gap - 1e-9).all()
     if places:
@@ -96,26 +96,26 @@ def test_spread(places, gap):
 
 def test_plane():
     frame = trajectory()
-    figure = figures.plane(frame)
+    figure = figures.plot_plane(frame)
     assert isinstance(figure, Figure)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
     assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
-    rows, bars = figures.summary(frame).loc["thirds"], axes.containers[0].lines[2]
+    rows, bars = trajectories.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
     assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
 
 
 def test_plane_labels_do_not_collide():
-    figure = figures.plane(trajectory())
+    figure = figures.plot_plane(trajectory())
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-@pytest.mark.parametrize("draw", [figures.plane, figures.over_tasks])
+@pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
 def test_one_replicate_has_no_interval(draw):
     figure = draw(trajectory(replicates=1))
     assert figure.get_supxlabel() == "Replicates: 1. On fixed subsets of the tests."
@@ -125,14 +125,14 @@ def test_one_replicate_has_no_interval(draw):
         )
 
 
-@pytest.mark.parametrize("draw", [figures.plane, figures.over_tasks])
+@pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
 def test_colours_hold_over_figures_and_layers(draw):
-    axis = ["A_KA", "A_ZS"] if draw is figures.plane else ["task", "A_KA"]
+    axis = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"]
     live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
     drawn = [(draw(frame), frame), (draw(live, frame), frame), (draw(live, frame), live)]
     drawn += [(draw(live, colours=figures.palette(ENDS)), live)]
     for figure, source in drawn:
-        points = figures.summary(source).loc["update only"].sort_index().reset_index()[axis]
+        points = trajectories.summarise(source).loc["update only"].sort_index().reset_index()[axis]
         assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
     assert "Pale: for comparison." in drawn[1][0].get_supxlabel()
     assert list(texts(drawn[1][0])).count("update only") == 1
@@ -140,16 +140,19 @@ def test_colours_hold_over_figures_and_layers(draw):
 
 def test_over_tasks():
     frame = trajectory()
-    figure = figures.over_tasks(frame)
+    figure = figures.plot_over_tasks(frame)
     left, right = figure.axes
     assert {left.get_xlabel(), right.get_xlabel()} == {"Updates learned"}
-    assert [left.get_ylabel(), right.get_ylabel()] == list(figures.AXES.values())
+    assert [left.get_ylabel(), right.get_ylabel()] == list(style.AXES.values())
     assert [text.get_text() for text in left.texts] == []
     assert texts(figure) == set(ENDS)
-    joint = figures.summary(frame).loc[("joint", 1), "A_KA"]
+    joint = trajectories.summarise(frame).loc[("joint", 1), "A_KA"]
     levels = [line for line in left.lines if set(line.get_ydata()) == {joint}]
     assert [line.get_linestyle() for line in levels] == ["--"]
-    rows, band = figures.summary(frame).loc["thirds"], left.collections[0].get_paths()[0].vertices
+    rows, band = (
+        trajectories.summarise(frame).loc["thirds"],
+        left.collections[0].get_paths()[0].vertices,
+    )
     for task, row in rows.iterrows():
         heights = band[band[:, 0] == task, 1]
         assert heights.max() == pytest.approx(row["A_KA"] + row["A_KA half"])
@@ -157,12 +160,12 @@ def test_over_tasks():
 
 
 def test_change_by_dataset():
-    figure = figures.change_by_dataset(scores(), scores(6))
+    figure = figures.plot_change_by_dataset(scores(), scores(6))
     (axes,) = figure.axes
-    titles = figures.ROLES.values()
+    titles = trajectories.ROLES.values()
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert [row for row in rows if row in titles] == list(titles)
-    assert rows.index("b") < rows.index(figures.ROLES["eval"]) < rows.index("c")
+    assert rows.index("b") < rows.index(trajectories.ROLES["eval"]) < rows.index("c")
     assert axes.get_xlabel() == "Score (%)"
     assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
     segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
@@ -170,12 +173,12 @@ def test_change_by_dataset():
     for segment in segments:
         assert np.ptp(segment) == pytest.approx(2 * 1.96 * 1.5)
     with pytest.raises(CmpError, match="has d"):
-        figures.change_by_dataset(scores(), scores().drop(index="d"))
+        figures.plot_change_by_dataset(scores(), scores().drop(index="d"))
 
 
 def test_drift_keeps_equal_losses_on_the_floor():
     losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
-    (axes,) = figures.drift(losses, reference="a").axes
+    (axes,) = figures.plot_loss_drift(losses, reference="a").axes
     floor = axes.lines[0].get_ydata()[0]
     drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines[1:]}
     assert drawn == {(floor, -3, floor), (-1, floor, -2)}
@@ -184,5 +187,5 @@ def test_drift_keeps_equal_losses_on_the_floor():
 
 
 def test_an_error_leaves_no_figure_open():
-    with pytest.raises(ValueError, match="while drawing"), figures.canvas(2, 2):
+    with pytest.raises(ValueError, match="while drawing"), style.canvas(2, 2):
         raise ValueError("while drawing")

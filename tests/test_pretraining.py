@@ -11,8 +11,9 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import pretraining
+from cmp.experiments.runs import joint_training
 from cmp.files import project_folder
-from cmp.runner import Observer, execute, joint_training
+from cmp.runner import Observer, execute
 
 SHIPPED = embedded_models.base_folders("annealed")[:2]
 """Where the bases that ship lie: in the package and in the project."""

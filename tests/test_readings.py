@@ -6,13 +6,13 @@ import time
 
 import pytest
 from forked import small_config, small_corpus
-from lab import chapter_setup, chapters, run
 
-from cmp import checkpoints, config
-from cmp.embedded import packed
+from cmp import checkpoints, config, data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
+from lab import chapter_setup, chapters, run
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 
@@ -27,7 +27,7 @@ def _corpus():
 def build(tmp_path, monkeypatch):
     """A build folder of the test's own, with the small corpus; every run is forecast at 7 s."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: small_corpus())
     monkeypatch.setattr(
         forecast, "forecast_seconds", lambda configs, device: [7.0 for _ in configs]
     )
@@ -81,7 +81,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])
     assert changed["half", 1] == config.parse(tree)
     capsys.readouterr()
-    assert chapter_setup.begin_chapter(dict(PARAMETERS), anew=[small_config()]) == {}
+    assert chapter_setup.begin_chapter(dict(PARAMETERS), uncached=[small_config()]) == {}
     assert (
         "jobs 2. Computed at every reading and not stored: about 10 s." in capsys.readouterr().out
     )
@@ -93,15 +93,16 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
 @pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
 def test_every_chapter_s_second_cell_begins_it(source):
     cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
-    assert len(re.findall(r"readings\.begin\(\s*globals\(\)", cells[1])) == 1
-    assert sum("readings.begin(" in cell for cell in cells) == 1
+    assert len(re.findall(r"chapter_setup\.begin_chapter\(\s*globals\(\)", cells[1])) == 1
+    assert sum("chapter_setup.begin_chapter(" in cell for cell in cells) == 1
 
 
 SECONDS = 300
-COMPUTE = """from cmp import config, studies
+COMPUTE = """from cmp import config
+from cmp.experiments import studies
 changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]
-studies.compute(grid)"""
+studies.compute_runs(grid)"""
 
 
 async def interrupted(folder):
@@ -148,4 +149,4 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     assert reply["content"]["status"] == "ok"
     assert [each for each in again if each["msg_type"] == "error"] == []
     assert [store.load_run(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
-    assert checkpoints.unfinished_runs() == []
+    assert unfinished_runs() == []

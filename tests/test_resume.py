@@ -14,6 +14,7 @@ from cmp import checkpoints, models
 from cmp.checkpoints import CheckpointManager, RunState
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.runner import Observer, RunResult, execute, machine_differences, machine_record
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
@@ -122,7 +123,7 @@ def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     run = workers.run_one(small())
     assert store.is_stored(run.id)
-    assert checkpoints.unfinished_runs() == []
+    assert unfinished_runs() == []
     assert not checkpoints.checkpoint_folder(run.id).exists()
 
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from cmp import cli, config, mixtures, registry, runner
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
+from cmp.experiments.runs import joint_training
 from cmp.files import SHORT_ID
-from cmp.runner import execute, joint_training
+from cmp.runner import execute
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.explorers import schedule, view
-from lab.figures import inputs
 from matplotlib.figure import Figure
 
 from cmp import config, registry, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
+from lab import analyses, explorers, figures
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 MORE = {
@@ -32,20 +31,19 @@ LABELS = {
     "name": "Schedule", "meta": "Meta schedule", "peak": "Peak", "tasks": "Tasks T",
     "steps": "Steps a task", "warmup": "Warmup, of a task", "cooldown": "Cooldown, of a task",
     "shift": "Shift, steps", "level": "Level, in peaks", "decay": "Decay, a task",
-    "peaks": "Peak of each task, in peaks",
+    "hold": "Hold this one",
 }  # fmt: skip
 
 
 class Explorer:
-    """An explorer's controls and buttons by key or text, and what it shows."""
+    """An explorer's controls by key, and what it shows."""
 
     def __init__(self, published=None):
-        box, self.sentence, self.picture, self.below = schedule.schedule_explorer(
-            published
-        ).children
-        found = {each.description: each for each in box.children}
+        explorer = explorers.schedule_explorer(published)
+        box, self.sentence, self.picture, self.below = explorer.children
+        found = {control.description: control for control in box.children}
         self.controls = {key: found.pop(text) for key, text in LABELS.items()}
-        self.buttons = found
+        assert not found
 
     def set(self, **values):
         for key, value in values.items():
@@ -58,9 +56,9 @@ class Explorer:
 @pytest.fixture
 def drawn(monkeypatch):
     """The curves of every figure of learning rates that is drawn, in order."""
-    found, original = [], inputs.learning_rates
+    found, original = [], figures.plot_learning_rates
     monkeypatch.setattr(
-        inputs, "learning_rates", lambda curves: found.append(curves) or original(curves)
+        figures, "plot_learning_rates", lambda curves: found.append(curves) or original(curves)
     )
     return found
 
@@ -83,21 +81,21 @@ def published(**changes):
 
 def test_used_is_what_the_config_says():
     base = {"warmup", "warmup_steps"}
-    assert schedule.used_settings("constant", "none") == set()
-    assert schedule.used_settings("cosine", "geometric") == base | {"decay"}
-    assert schedule.used_settings("linear", "free") == base | {"peaks"}
+    assert analyses.schedule_keys("constant", "none") == set()
+    assert analyses.schedule_keys("cosine", "geometric") == base | {"decay"}
+    assert analyses.schedule_keys("linear", "free") == base | {"peaks"}
     cooled = base | {"cooldown", "cooldown_steps"}
-    assert schedule.used_settings("rsqrt", "rsqrt") == cooled | {"shift"}
-    assert schedule.used_settings("infinite", "none") == cooled | {"level"}
+    assert analyses.schedule_keys("rsqrt", "rsqrt") == cooled | {"shift"}
+    assert analyses.schedule_keys("infinite", "none") == cooled | {"level"}
 
 
 @pytest.mark.parametrize(("name", "meta"), PAIRS)
 def test_a_setting_has_what_its_schedule_uses_and_nothing_else(name, meta):
-    run = schedule.schedule_run(name, meta, 4e-4, 3, 10, **MORE)
-    used = {key: MORE[key] for key in MORE if key in schedule.used_settings(name, meta)}
+    run = analyses.schedule_run(name, meta, 4e-4, 3, 10, **MORE)
+    used = {key: MORE[key] for key in MORE if key in analyses.schedule_keys(name, meta)}
     assert run.schedule == Schedule(name, meta, 4e-4, **used)
     assert (run.stream.tasks, run.training.steps) == (3, 10)
-    found = schedule.schedule_rates(run)
+    found = analyses.schedule_rates(run)
     assert found.shape == (3, 10)
     assert found[2, 4] == schedules.learning_rate(run.schedule, 10, 2, 4)
 
@@ -115,45 +113,34 @@ def test_a_setting_has_what_its_schedule_uses_and_nothing_else(name, meta):
             "warmup 28 + cooldown 24 steps in a task of 40",
         ),
         ({"meta": "free", "peaks": (1.0, 0.5)}, "schedule.peaks: 2 peaks for 8 tasks"),
-        ({"meta": "free", "peaks": (1.0, 1.5)}, "peaks: 1: Input should be less than or equal"),
+        ({"meta": "free", "peaks": (1.0, 1.5)}, "peaks.1: Input should be less than or equal"),
     ],
 )
 def test_what_config_refuses_is_refused_in_its_words(values, words):
     usual = {"name": "cosine", "meta": "none", "peak": 1e-3, "tasks": 8, "steps": 40}
     with pytest.raises(CmpError) as error:
-        schedule.schedule_run(**usual | values)
+        analyses.schedule_run(**usual | values)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_numbers():
-    assert schedule.schedule_numbers(" 1, 0.5 .25,") == (1.0, 0.5, 0.25)
-    assert schedule.schedule_numbers("") == ()
-    with pytest.raises(CmpError, match="'1; 2': expected numbers, such as"):
-        schedule.schedule_numbers("1; 2")
-
-
-def test_sentence_and_means_by_hand():
-    run = schedule.schedule_run("constant", "geometric", 1e-3, 2, 4, decay=0.5)
-    found = schedule.schedule_rates(run)
-    assert schedule.schedule_sentence(run, found) == (
+def test_sentence_by_hand():
+    run = analyses.schedule_run("constant", "geometric", 1e-3, 2, 4, decay=0.5)
+    found = analyses.schedule_rates(run)
+    assert explorers.schedule_sentence(run, found) == (
         "Mean rate 0.00075 = 0.75 of the peak 0.001, over 2 tasks x 4 steps; "
         "path length (the sum of all rates) 0.006."
     )
-    table = schedule.stored_means({"a": found, "b": np.full((1, 2), 5e-4)}, 1e-3)
-    assert table.columns.tolist() == [1, 2, "stream", "path length"]
-    assert table.loc["a"].tolist() == ["1.00", "0.50", "0.75", "0.006"]
-    assert table.loc["b"].tolist() == ["0.50", "", "0.50", "0.001"]
 
 
 def test_distance_by_hand():
     one = np.array([1.0, 1.0])
-    assert schedule.schedule_distance(one, one) == 0
-    assert schedule.schedule_distance(one, 2 * one) == pytest.approx(np.log(2))
-    assert schedule.schedule_distance(one, np.array([1.0, np.e])) == pytest.approx(np.sqrt(0.5))
-    assert schedule.schedule_distance(one, np.ones(3)) == np.inf
-    assert schedule.schedule_distance(np.zeros(2), np.zeros(2)) == 0
-    assert np.isfinite(schedule.schedule_distance(one, np.zeros(2)))
+    assert analyses.schedule_distance(one, one) == 0
+    assert analyses.schedule_distance(one, 2 * one) == pytest.approx(np.log(2))
+    assert analyses.schedule_distance(one, np.array([1.0, np.e])) == pytest.approx(np.sqrt(0.5))
+    assert analyses.schedule_distance(one, np.ones(3)) == np.inf
+    assert analyses.schedule_distance(np.zeros(2), np.zeros(2)) == 0
+    assert np.isfinite(analyses.schedule_distance(one, np.zeros(2)))
 
 
 SHARES = st.integers(0, 9).map(lambda twentieths: twentieths / 20)  # two fit into a task
@@ -167,18 +154,18 @@ VALUES = {
 
 @given(st.sampled_from(PAIRS), st.fixed_dictionaries(VALUES))
 def test_copied_arguments_make_the_same_run(pair, values):
-    run = schedule.schedule_run(*pair, **values)
-    arguments = shlex.split(" ".join(schedule.assignments(run)))
+    run = analyses.schedule_run(*pair, **values)
+    arguments = shlex.split(" ".join(explorers.run_arguments(run)))
     assert config.parse(config.override(config.profile("cpu"), arguments)) == run
     assert {argument.partition("=")[0] for argument in arguments} == set(run.changes())
 
 
 def test_copied_arguments_are_short():
-    assert schedule.assignments(config.RunConfig()) == []
-    run = schedule.schedule_run(
+    assert explorers.run_arguments(config.RunConfig()) == []
+    run = analyses.schedule_run(
         "rsqrt", "free", 4e-5, 2, 40, warmup=0.1, cooldown=0.5, peaks=(1, 0.5)
     )
-    assert schedule.assignments(run) == [
+    assert explorers.run_arguments(run) == [
         "stream.tasks=2",
         "schedule.name=rsqrt",
         "schedule.meta=free",
@@ -193,25 +180,25 @@ def test_nearest_runs():
         **{"half": {"peak": 0.0005}, "carried": {"optimizer.carry": "true"}, "cosine": {}},
         **{"meta": {"meta": "cosine"}, "short": {"stream.tasks": 4}, "tenth": {"peak": 0.0001}},
     )
-    run = schedule.schedule_run("cosine", "none", 1e-3, 8, 40)
-    table = schedule.nearest_schedules(run, schedule.stored_schedules(frame), count=4)
+    run = analyses.schedule_run("cosine", "none", 1e-3, 8, 40)
+    table = analyses.nearest_schedules(run, analyses.stored_schedules(frame), count=4)
     assert table["setting"].tolist() == ["cosine", "carried", "half", "meta"]
-    assert table["distance"].tolist()[:3] == ["0.00", "0.00", "0.69"]
+    assert table["distance"].tolist()[:3] == [0, 0, 0.693]
     assert table["differs also in"].tolist() == ["", "optimizer.carry=True", "", ""]
-    assert table["A_KA (%)"].tolist() == ["32.0", "31.0", "30.0", "33.0"]
-    assert table["A_ZS (%)"].tolist() == ["42.0", "41.0", "40.0", "43.0"]
-    shorter = schedule.schedule_run("cosine", "none", 1e-3, 4, 40)
-    assert schedule.nearest_schedules(shorter, schedule.stored_schedules(frame))[
+    assert table["A_KA (%)"].tolist() == [32, 31, 30, 33]
+    assert table["A_ZS (%)"].tolist() == [42, 41, 40, 43]
+    shorter = analyses.schedule_run("cosine", "none", 1e-3, 4, 40)
+    assert analyses.nearest_schedules(shorter, analyses.stored_schedules(frame))[
         "setting"
     ].tolist() == ["short"]
     with pytest.raises(CmpError, match="published: no column config"):
-        schedule.stored_schedules(frame.drop(columns="config"))
+        analyses.stored_schedules(frame.drop(columns="config"))
 
 
 def test_runs_without_a_full_test_are_scored_on_the_subset():
     frame = published(cosine={}).query("scope == 'subset'")
-    (stored,) = schedule.stored_schedules(frame)
-    assert (stored.A_KA, stored.A_ZS) == (60.0, 70.0)
+    stored = analyses.stored_schedules(frame)
+    assert stored.loc["cosine", ["A_KA", "A_ZS"]].tolist() == [60.0, 70.0]
 
 
 def test_the_first_picture_is_that_of_the_defaults(drawn):
@@ -235,13 +222,12 @@ MOVED = {
     "shift": (100, "rsqrt", "none", "schedule.shift=100"),
     "level": (0.2, "infinite", "none", "schedule.level=0.2"),
     "decay": (0.9, "constant", "geometric", "schedule.decay=0.9"),
-    "peaks": ("1 1 1 1 1 1 1 0", "linear", "free", "schedule.peaks=[1.0,1.0,1.0,1.0,"),
     "name": ("linear", "linear", "none", "schedule.name=linear"),
     "meta": ("cosine", "cosine", "cosine", "schedule.meta=cosine"),
 }
 
 
-@pytest.mark.parametrize("key", LABELS)
+@pytest.mark.parametrize("key", MOVED)
 def test_every_control_draws_again(key, drawn):
     value, name, meta, argument = MOVED[key]
     explorer = Explorer()
@@ -256,13 +242,14 @@ def test_every_control_draws_again(key, drawn):
 
 
 def test_controls_are_on_where_the_schedule_uses_them(monkeypatch):
-    monkeypatch.setattr(view, "png", lambda figure: b"")
-    monkeypatch.setattr(inputs, "learning_rates", lambda curves: None)
+    monkeypatch.setattr(figures, "plot_learning_rates", lambda curves: Figure())
     explorer = Explorer()
     for name, meta in PAIRS:
+        if meta == "free":
+            continue
         explorer.set(name=name, meta=meta)
-        used = schedule.used_settings(name, meta) & set(LABELS)
-        assert explorer.enabled() == {"name", "meta", "peak", "tasks", "steps"} | used
+        used = analyses.schedule_keys(name, meta) & set(LABELS)
+        assert explorer.enabled() == {"name", "meta", "peak", "tasks", "steps", "hold"} | used
         assert "Refused" not in explorer.sentence.value
 
 
@@ -274,7 +261,7 @@ def test_every_key_of_a_schedule_has_a_control():
         for key in registry.get_option(kind, name).settings
         if not key.endswith("_steps")
     }
-    assert keys <= set(Explorer().controls)
+    assert keys - {"peaks"} <= set(Explorer().controls)
 
 
 def test_a_refusal_keeps_the_last_picture():
@@ -284,8 +271,6 @@ def test_a_refusal_keeps_the_last_picture():
     assert "meta 'rsqrt-recovered' goes with 'rsqrt', not with 'cosine'" in explorer.sentence.value
     assert "<b>Refused:</b>" in explorer.sentence.value
     assert (bytes(explorer.picture.value), explorer.below.value) == (before, below)
-    explorer.set(meta="free", peaks="<i>")
-    assert "'&lt;i&gt;': expected numbers" in explorer.sentence.value
     explorer.set(name="rsqrt", meta="rsqrt-recovered")
     assert "Refused" not in explorer.sentence.value
     assert bytes(explorer.picture.value) != before
@@ -293,22 +278,17 @@ def test_a_refusal_keeps_the_last_picture():
 
 def test_a_held_setting_is_compared_with_until_it_is_let_go(drawn):
     explorer = Explorer()
-    hold, release = explorer.buttons["Hold this one"], explorer.buttons["Let go"]
-    assert release.disabled
     explorer.set(peak=5e-4)
-    hold.click()
-    assert not release.disabled
+    explorer.set(hold=True)
     explorer.set(meta="cosine", tasks=4)
     assert list(drawn[-1]) == ["cosine, meta cosine, peak 0.0005", "held: cosine, peak 0.0005"]
     now, held = drawn[-1].values()
     assert (now.shape, held.shape) == ((4, 40), (8, 40))
     assert held.tolist() == schedules.learning_rates(Schedule(peak=5e-4), 8, 40).tolist()
-    assert "held: cosine" in explorer.below.value
-    hold.click()
-    assert list(drawn[-1])[1] == "held: cosine, meta cosine, peak 0.0005"
-    release.click()
+    explorer.set(hold=False)
     assert len(drawn[-1]) == 1
-    assert release.disabled
+    explorer.set(hold=True)
+    assert list(drawn[-1])[1] == "held: cosine, meta cosine, peak 0.0005"
 
 
 def test_stored_runs_are_listed_below():
@@ -322,7 +302,7 @@ def test_stored_runs_are_listed_below():
 
 
 def test_the_still_shows_every_curve_and_every_meta_schedule():
-    figure = schedule.schedule_still()
+    figure = figures.plot_schedules()
     assert isinstance(figure, Figure)
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
     assert titles[: len(registry.option_names("schedule"))] == list(
@@ -332,6 +312,6 @@ def test_the_still_shows_every_curve_and_every_meta_schedule():
         title.partition(", meta ")[2] for title in titles[len(registry.option_names("schedule")) :]
     ]
     assert metas == [meta for meta in registry.option_names("meta_schedule") if meta != "none"]
-    assert len(schedule.FREE_PEAKS) == schedule.TASKS
+    assert len(figures.FREE_PEAKS) == 8
     for axes in figure.axes:
         assert all(len(line.get_ydata()) == 8 * 40 for line in axes.lines)

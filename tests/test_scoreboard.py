@@ -3,13 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from lab import chapters, scoreboard
-from lab.figures import verdicts
-from lab.scoreboard import Contrast, Ground, Guideline
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
 from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED, claims_of
+from lab import chapters, figures, scoreboard
+from lab.scoreboard import Contrast, Ground, Guideline
 
 CHAPTERS = ("01", "02", "03", "04", "05", "06", "07")
 NETWORKS = ("tiny", "tiny-half", "tiny-double", "tiny-quad", "tiny-vit")
@@ -70,8 +69,7 @@ def test_contrasts_are_of_settings_that_every_network_has(guidelines):
 
 
 def test_verdicts_are_those_of_the_chapters(guidelines):
-    verdicts = scoreboard.judge_guidelines(guidelines)
-    rows = scoreboard.claims_table(guidelines, verdicts).set_index(["study", "claim"])
+    rows = scoreboard.claims_table(guidelines).set_index(["study", "claim"])
     assert rows.loc[("03", "merging keeps"), "verdict"] == SUPPORTED
     assert rows.loc[("03", "merging keeps"), "estimate"] == pytest.approx(5.06, abs=0.01)
     assert rows.loc[("04", "meta-cosine beats lower"), "embarrassed"] == scoreboard.DID
@@ -84,7 +82,7 @@ def test_verdicts_are_those_of_the_chapters(guidelines):
 
 def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
     chosen = [each for each in guidelines if each.name == "Merging"]
-    before = scoreboard.claims_table(chosen, scoreboard.judge_guidelines(chosen)).set_index("claim")
+    before = scoreboard.claims_table(chosen).set_index("claim")
     stored = results.published_metrics
 
     def changed(chapter):
@@ -93,7 +91,7 @@ def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
         return frame
 
     monkeypatch.setattr(results, "published_metrics", changed)
-    rows = scoreboard.claims_table(chosen, scoreboard.judge_guidelines(chosen))
+    rows = scoreboard.claims_table(chosen)
     after = rows.set_index("claim")
     assert before.loc["merging keeps", "verdict"] == SUPPORTED
     assert after.loc["merging keeps", "verdict"] == REFUTED
@@ -108,9 +106,8 @@ def test_another_stored_score_is_another_verdict(guidelines, monkeypatch):
 
 def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    assert scoreboard.judge_guidelines(guidelines) == {}
     assert scoreboard.transfer_trajectory() is None
-    rows = scoreboard.claims_table(guidelines, {})
+    rows = scoreboard.claims_table(guidelines)
     assert set(rows["verdict"]) == {scoreboard.UNPUBLISHED}
     assert set(rows.loc[rows["rival"] != "", "embarrassed"]) == {scoreboard.OPEN}
     networks = scoreboard.across_networks(guidelines, scoreboard.transfer_trajectory())
@@ -121,15 +118,17 @@ def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_pat
     )
     assert words.loc["Order", "across sizes and architectures"] == "not repeated on other networks"
     assert set(words["where we differ, most likely because"]) == {""}
-    verdicts.board(rows)
-    assert "Study 05-transfer is not published yet." in (verdicts.matrix(networks).get_supxlabel())
+    figures.plot_scoreboard(rows)
+    assert "Study 05-transfer is not published yet." in (
+        figures.plot_networks(networks).get_supxlabel()
+    )
 
 
 def test_a_damaged_study_is_no_unpublished_one(guidelines, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     (tmp_path / "03.parquet").write_bytes(b"?")
     with pytest.raises(CmpError, match=r"03\.parquet: cannot be read"):
-        scoreboard.judge_guidelines(guidelines)
+        scoreboard.claims_table(guidelines)
 
 
 def test_contrasts_hold_on_each_network_by_its_interval_else_by_its_sign(guidelines):
@@ -145,7 +144,7 @@ def test_contrasts_hold_on_each_network_by_its_interval_else_by_its_sign(guideli
     one = scoreboard.across_networks(guidelines, transfer(shift, replicates=1))
     one = one[one["contrast"] == "EMA − full, A_ZS higher"].set_index("network")["held"]
     assert list(one[["tiny", "tiny-half"]]) == ["by sign", "against by sign"]
-    table = scoreboard.claims_table(guidelines, {})
+    table = scoreboard.claims_table(guidelines)
     words = scoreboard.guideline_overview(guidelines, table, networks)
     column = words["across sizes and architectures"]
     assert "EMA − full, A_ZS higher: 1 of 5, 1 clearly" in column["Merging"]
@@ -185,13 +184,13 @@ def test_a_claim_that_no_study_makes_is_refused():
     with pytest.raises(
         CmpError, match=r"study 01 claims no 'no such claim'; it claims replay keeps"
     ):
-        scoreboard.claims_table([guideline], {})
+        scoreboard.claims_table([guideline])
 
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_figures_show_every_claim_and_every_network(guidelines):
-    rows = scoreboard.claims_table(guidelines, scoreboard.judge_guidelines(guidelines))
-    axes = verdicts.board(rows).axes[0]
+    rows = scoreboard.claims_table(guidelines)
+    axes = figures.plot_scoreboard(rows).axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert set(rows["claim"]) | {each.name for each in guidelines} == set(labels)
     said = [text.get_text() for text in axes.texts]
@@ -199,7 +198,7 @@ def test_the_figures_show_every_claim_and_every_network(guidelines):
         (rows["verdict"] == each).sum() for each in (SUPPORTED, REFUTED)
     ]
     networks = scoreboard.across_networks(guidelines, transfer({"tiny": 4.0}))
-    axes = verdicts.matrix(networks).axes[0]
+    axes = figures.plot_networks(networks).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == list(NETWORKS)
     assert len(axes.texts) == len(networks)
 

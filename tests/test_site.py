@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import sample_book
-from lab import analyses, chapters, site, static_explorers
-from lab.explorers import schedule
-from lab.figures import idea
 
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import parse_yaml, project_folder
+from lab import analyses, chapters, figures, site
+from lab.figures import trajectories
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
 
@@ -180,41 +179,41 @@ def test_parts_of_a_package_are_placed(tmp_path):
 
 def test_figures_have_captions():
     found = site.figure_captions()
-    assert found["plane"].startswith("A_KA against A_ZS")
+    assert found["plot_plane"].startswith("A_KA against A_ZS")
     assert all(words.endswith(".") and "\n" not in words for words in found.values())
 
 
 def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
-    drawn = idea.write(tmp_path / "idea.svg")
-    assert drawn.read_bytes() == idea.PICTURE.read_bytes(), "run: cmpt site --picture"
+    drawn = figures.write_idea(tmp_path / "idea.svg")
+    assert drawn.read_bytes() == trajectories.IDEA.read_bytes(), "run: cmpt site --picture"
 
 
 def test_the_mixture_table_says_what_the_surface_says():
-    table = static_explorers.mixture_table()
+    table = site.mixture_table()
     found = analyses.surface(results.published_metrics("07"), "thirds")
     expected = found.predict(Mixture(0.25, 0.5, 0.25)).round(1)
     assert table["points"]["0.250/0.500/0.250"]["scores"] == expected.to_numpy().tolist()
     for pool in range(21):
         for update in range(21 - pool):
             shares = [pool / 20, update / 20, (20 - pool - update) / 20]
-            assert static_explorers.shares_key(shares) in table["points"]
+            assert site.shares_key(shares) in table["points"]
     for each in table["stored"]:
-        nearest, far = table["points"][static_explorers.shares_key(each["shares"])]["near"][0]
+        nearest, far = table["points"][site.shares_key(each["shares"])]["near"][0]
         assert (table["stored"][nearest]["name"], far) == (each["name"], 0)
 
 
 def test_the_schedule_table_says_what_the_schedules_say():
-    table = static_explorers.schedule_table()
+    table = site.schedule_table()
     curves = {(each["name"], each["meta"]): each for each in table["curves"]}
     assert ("infinite", "none") in curves and ("infinite", "cosine") not in curves
     peak = table["peaks"].index(0.001)
-    run = schedule.schedule_run("rsqrt", "rsqrt", 0.001, 8, table["steps"])
+    run = analyses.schedule_run("rsqrt", "rsqrt", 0.001, 8, table["steps"])
     shares = curves["rsqrt", "rsqrt"]["lengths"]["8"]
     assert [share * 0.001 for share in shares] == pytest.approx(
-        schedule.schedule_rates(run).ravel(), rel=1e-3
+        analyses.schedule_rates(run).ravel(), rel=1e-3
     )
-    near = schedule.nearest_schedules(
-        run, schedule.stored_schedules(results.published_metrics("04")), 5
+    near = analyses.nearest_schedules(
+        run, analyses.stored_schedules(results.published_metrics("04")), 5
     )
     names = [table["stored"][place]["name"] for place, _ in curves["rsqrt", "rsqrt"]["near"][peak]]
     assert names == list(near["setting"])

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
-from cmp.experiments import store
+from cmp.experiments import statistics, store
 from cmp.runner import execute
 
 MEASURED = registry.option_names("order", partial=False)
@@ -244,7 +244,7 @@ def test_equal_images_are_about_equal(corpus):
 
 def test_class_counts(corpus):
     tasks = streams.task_classes(corpus, Stream(tasks=5), 0)
-    counts = streams.class_counts(tasks)
+    counts = statistics.class_counts(tasks)
     assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
     assert counts["new-digits"].sum() == 10
     assert counts.index.tolist() == [1, 2, 3, 4, 5]
@@ -312,7 +312,7 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
     entries = [f"SET{index % 41}+++class {index}" for index in range(18_381)]
     path = write(tmp_path / "s.json", entries)
     started = time.process_time()
-    order = streams.read_stream_file(path)
+    order = statistics.read_stream_file(path)
     blocks = streams.cut_into_tasks(order, 20)
     assert time.process_time() - started < 1
     assert order == entries
@@ -335,9 +335,9 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
     path = write(tmp_path / "s.json", content)
     with pytest.raises(CmpError, match=words):
-        streams.read_stream_file(path)
+        statistics.read_stream_file(path)
     with pytest.raises(CmpError, match=r"none\.json: cannot be read"):
-        streams.read_stream_file(tmp_path / "none.json")
+        statistics.read_stream_file(tmp_path / "none.json")
 
 
 @pytest.fixture
@@ -372,12 +372,12 @@ def test_a_damaged_table_of_traits_is_refused(build):
     (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
         streams.class_statistics("broken")
-    streams.write_statistics(
+    statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
     )
     with pytest.raises(CmpError, match=r"'a\+\+\+b' is listed twice"):
         streams.class_statistics("twice")
-    streams.write_statistics(
+    statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
     )
     with pytest.raises(CmpError, match="loss: must be one column of float"):

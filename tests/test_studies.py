@@ -17,11 +17,12 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import checkpoints, cli, config, schedules
+from cmp import cli, config, schedules
 from cmp.checkpoints import CheckpointManager
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, store, studies, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, build_folder, project_folder
 from cmp.runner import execute
 
@@ -244,7 +245,7 @@ def slow(build):
 
 def steps_kept():
     """Where each unfinished run was left, as steps within its task."""
-    return sorted(each.step for each in checkpoints.unfinished_runs())
+    return sorted(each.step for each in unfinished_runs())
 
 
 def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
@@ -312,7 +313,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
     grid = write({"a": {}}, replicates=4)
     fast = slow(build)
     child = start(build)
-    await_true(lambda: len(checkpoints.unfinished_runs()) == 2, "at work on two runs")
+    await_true(lambda: len(unfinished_runs()) == 2, "at work on two runs")
     time.sleep(0.3)
     for pid in workers_of(build) if everyone else []:
         os.kill(pid, number)
@@ -333,7 +334,7 @@ def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
     grid = write({"a": {}})
     fast = slow(build)
     child = start(build)
-    await_true(checkpoints.unfinished_runs, "at work")
+    await_true(unfinished_runs, "at work")
     time.sleep(0.3)
     [pid] = workers_of(build)
     os.kill(pid, signal.SIGTERM)
@@ -349,14 +350,14 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
     grid = write({"a": {}}, replicates=3)
     fast = slow(build)
     child = start(build)
-    await_true(lambda: len(checkpoints.unfinished_runs()) == 2, "at work on two runs")
+    await_true(lambda: len(unfinished_runs()) == 2, "at work on two runs")
     time.sleep(0.3)
     child.signal(signal.SIGKILL)
     child.outcome()
     await_true(lambda: not workers_of(build), "without orphans", 15)
     assert len(steps_kept()) == 2
     assert min(steps_kept()) > 0
-    for progress in checkpoints.unfinished_runs():
+    for progress in unfinished_runs():
         with CheckpointManager(progress.run):  # nobody holds it
             pass
     fast()

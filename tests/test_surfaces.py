@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import analyses
-from lab.analyses import Surface
-from lab.figures import mixtures
 
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import store
+from lab import analyses, figures
+from lab.analyses import Surface
+from lab.figures import comparisons
 from tests.test_widgets import TRIANGLE, published, shares
 
 GRID = [(p / 4, d / 4, (4 - p - d) / 4) for p in range(5) for d in range(5 - p)]
@@ -91,13 +91,13 @@ def test_a_surface_takes_the_settings_that_differ_in_shares_alone():
 @pytest.mark.usefixtures("clean_drawing")
 def test_triangles_show_every_stored_mixture_at_its_place():
     found = linear(GRID)
-    figure = mixtures.triangles(found)
+    figure = figures.plot_triangles(found)
     for axes, column in zip(figure.axes[:2], (0, 1), strict=True):
         texts = [text.get_text() for text in axes.texts]
         assert {"Pool P", "Update D", "Buffer B"} <= set(texts)
         values = [f"{value:.0f}" for value in found.scores.mean(axis=0)[:, column]]
         assert sorted(texts) == sorted([*values, "Pool P", "Update D", "Buffer B"])
-    corners = mixtures.flat(np.eye(3))
+    corners = np.array(list(comparisons.CORNERS.values()))
     assert np.linalg.norm(corners[0] - corners[1]) == pytest.approx(1)
     assert np.linalg.norm(corners[1] - corners[2]) == pytest.approx(1)
     assert np.linalg.norm(corners[2] - corners[0]) == pytest.approx(1)
@@ -107,7 +107,7 @@ def test_triangles_show_every_stored_mixture_at_its_place():
 def test_along_is_in_the_order_of_the_quantity():
     names = {"a": shares(0.5, 0.5, 0.0), "b": {}, "c": shares(0.0, 0.5, 0.5)}
     trajectory = store.trajectory(published(names))
-    figure = mixtures.along(trajectory, {"b": 100, "a": 10}, "Images", {"c": "all"})
+    figure = figures.plot_along(trajectory, {"b": 100, "a": 10}, "Images", {"c": "all"})
     left, right = figure.axes
     line = left.lines[0]
     assert line.get_xdata().tolist() == [10, 100]
@@ -120,7 +120,7 @@ def test_along_is_in_the_order_of_the_quantity():
 @pytest.mark.usefixtures("clean_drawing")
 def test_against_labels_every_setting():
     points = pd.DataFrame({"x": [1, 2], "A_KA": [3, 4], "A_ZS": [5, 6]}, index=["one", "two"])
-    figure = mixtures.against(points, "x", {"x": "Distance"})
+    figure = figures.plot_against(points, "x", "Distance")
     for axes in figure.axes:
         assert {text.get_text() for text in axes.texts} == {"one", "two"}
         assert axes.get_xlabel() == "Distance"

@@ -1,46 +1,103 @@
-"""The front in the plane of A_KA and A_ZS: settings that no other beats on both, and how surely."""
+"""What chapters compute from stored runs: fronts, costs, schedules, mixtures, weights.
+
+A trajectory frame is what `cmp.experiments.store.trajectory` returns: a row per (setting,
+replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
+`cmp.experiments.results.published_metrics` returns.
+"""
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import Delaunay
 from torch import Tensor
 
-from cmp import budgets, config
+from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import store
-from cmp.experiments.claims import (
-    AGGREGATES,
-    by_replicate,
-    rank_agreement,
-    rank_repeatability,
-    t_interval,
-)
+from cmp.evaluation import Scores
+from cmp.experiments import claims, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.rules import inner_products
+from cmp.registry import get_option
 from cmp.seeds import numpy_generator
 
 FRONT_DRAWS = 10_000
+AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
+STEPS = "Steps per task"
+POOL, ARRIVING = 5893, 6375
+"""Images of the embedded benchmark: the pretraining set, and all updates together."""
+SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer")
+SCHEDULE_KEYS = ("schedule.", "seeds.", "stream.tasks", "training.steps")
+"""What the schedule explorer sets, and what tells replicates apart."""
+SHORTEST = 1e-9
+"""A shorter path counts as this long, because zero has no logarithm."""
+
+
+def setting_configs(published: pd.DataFrame) -> dict[str, RunConfig]:
+    """Read the config of each setting.
+
+    Args:
+        published: Published metrics.
+
+    Returns:
+        Setting -> the config of one of its runs.
+
+    Raises:
+        CmpError: A column is missing, or a config cannot be read.
+    """
+    if missing := {"setting", "replicate", "config"} - set(published):
+        raise CmpError(f"published: no column {', '.join(sorted(missing))}")
+    trees = published.groupby("setting", sort=False)["config"].first()
+    return {
+        name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees.items()
+    }
+
+
+def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate where settings end.
+
+    Args:
+        published: Published metrics.
+
+    Returns:
+        A row per setting: the mean of each of `AXES` after the stream with "... half", half the
+        width of its 95% t-interval, and `STEPS`.
+    """
+    halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
+    table = claims.setting_means(store.trajectory(published)).rename(columns=AXES | halves)
+    configs = setting_configs(published)
+    steps = [budgets.apply_budget(configs[name]).training.steps for name in table.index]
+    return table.assign(**{STEPS: steps})
+
+
+# fronts
 
 
 def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Which settings no other beats on both A_KA and A_ZS, and how sure that is.
-
-    A row a setting, by falling A_KA: the means `A_KA` and `A_ZS` at the end of the stream,
-    `on_front` (of the means), `share` (of draws in which it is on the front), `n`. Only replicates
-    that hold every setting count; with one there is no share (NaN), with none a `CmpError`.
+    """Find the settings that no other beats on both A_KA and A_ZS, and how sure that is.
 
     A draw moves all means together, by the replicates' deviations with normal weights over a
-    chi-square: every difference of two means then has just the t-distribution of its paired
-    interval. Resampling five replicates with replacement would not do: there are only 126 ways,
-    and their spread is a tenth too small before the tails of t are missed as well.
+    chi-square, so that every difference of two means has the t-distribution of its paired interval.
+    Resampling five replicates with replacement would not do: there are only 126 ways, and their
+    spread is a tenth too small even before the tails of t are missed.
+
+    Args:
+        trajectory: A trajectory frame. Only replicates that hold every setting count.
+
+    Returns:
+        A row per setting, by falling A_KA: the means `A_KA` and `A_ZS` at the end of the stream,
+        `on_front` (of the means), `share` (of draws in which the setting is on the front; NaN with
+        one replicate) and `n`, the number of replicates.
+
+    Raises:
+        CmpError: No replicate holds every setting.
     """
-    table = by_replicate(trajectory)[["A_KA", "A_ZS"]].dropna()
+    table = claims.by_replicate(trajectory)[["A_KA", "A_ZS"]].dropna()
     count, settings = len(table), list(table.columns.unique(1))
     if not count:
         raise CmpError("front: no replicate holds every setting; leave some settings out")
@@ -59,107 +116,314 @@ def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 def _undominated(points: np.ndarray) -> np.ndarray:
     """[..., settings, 2] -> [..., settings]: no other is as good on both axes and better on one."""
-    mine, other = points[..., :, None, :], points[..., None, :, :]
-    return ~((other >= mine).all(-1) & (other > mine).any(-1)).any(-1)
+    own, other = points[..., :, None, :], points[..., None, :, :]
+    return ~((other >= own).all(-1) & (other > own).any(-1)).any(-1)
 
 
-GIGA = 1e9
+# costs
 
 
-def run_compute(run_config: RunConfig) -> float:
-    """Memory-adjusted FLOPs of a run's training in all (spec 1.2): of full fine-tuning, its FLOPs;
-    of a method under a budget, what it uses of it."""
-    found, tasks = budgets.task_budget(run_config), run_config.stream.tasks
-    if found is not None:
-        return found.used(tasks)
-    return tasks * run_config.training.steps * budgets.full_cost(run_config).step
+def run_compute(run: RunConfig) -> float:
+    """Return the memory-adjusted FLOPs of a run's training (spec 1.2).
+
+    Args:
+        run: A run; of a method under a budget, what the method uses of it counts.
+
+    Returns:
+        FLOPs of all tasks together.
+    """
+    budget, tasks = budgets.task_budget(run), run.stream.tasks
+    if budget is not None:
+        return budget.used(tasks)
+    return tasks * run.training.steps * budgets.full_cost(run).step
 
 
 def compute_unit() -> float:
-    """The FLOPs of the `cpu` profile's own run, which is what compute is told in."""
+    """Return the FLOPs of the `cpu` profile's own run, the unit in which compute is given."""
     return run_compute(config.parse(config.profile("cpu")))
 
 
 def setting_costs(study: Study) -> pd.DataFrame:
-    """A row a setting of the `cpu` profile that learns anything: `model`, `method` (what trains, or
-    the merging policy), `updates`, `steps` an update, and `compute` in multiples of the profile's
-    own run."""
-    grid = study.configs("cpu", 1)
-    rows = {
-        name: {
-            "model": each.model.name,
-            "method": _method(each),
-            "updates": each.stream.tasks,
-            "steps": budgets.apply_budget(each).training.steps,
-            "compute": run_compute(each) / compute_unit(),
-        }
-        for (name, _), each in grid.items()
-        if each.mixture.update > 0
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    """Tabulate what the settings of a study cost with the `cpu` profile.
 
+    Args:
+        study: A study.
 
-def _method(run_config: RunConfig) -> str:
-    merging, method = run_config.merging.policy, run_config.method.name
-    return method if merging == "none" else merging
-
-
-def rank_agreements(table: pd.DataFrame, reference: str, others: list[str]) -> pd.DataFrame:
-    """Mean rank correlation with `reference`, a row another family, a column an aggregate, with the
-    lowest and the highest of a replicate; in the last row that of the reference's replicates with
-    each other, which no other family can be expected to exceed.
-
-    table: as `claims.by_replicate` gives it.
+    Returns:
+        A row per setting that learns anything: `model`, `method` (what trains, or the merging
+        policy), `updates`, `steps` per update, and `compute` in multiples of `compute_unit`.
     """
-    rows = {name: {} for name in [*others, f"{reference}, other replicates"]}
-    for aggregate in AGGREGATES:
-        scores = table[aggregate].dropna(axis=0, how="all")
-        found = {name: rank_agreement(scores, reference, name).dropna() for name in others}
-        found[f"{reference}, other replicates"] = rank_repeatability(scores, reference)
-        for name, values in found.items():
-            rows[name] |= {aggregate: values.mean()}
-            rows[name] |= {
-                f"{aggregate} lowest": values.min(),
-                f"{aggregate} highest": values.max(),
-            }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    unit, rows = compute_unit(), {}
+    for (name, _), run in study.configs("cpu", 1).items():
+        if run.mixture.update > 0:
+            policy, steps = run.merging.policy, budgets.apply_budget(run).training.steps
+            method = run.method.name if policy == "none" else policy
+            compute = run_compute(run) / unit
+            rows[name] = (run.model.name, method, run.stream.tasks, steps, compute)
+    columns = ["model", "method", "updates", "steps", "compute"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def size_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Those of `costs` that take the family's members through the stream, by `compute`: `group` is
-    the model."""
+    """Select the family's members by compute; `group` is the model, `x` the compute.
+
+    Args:
+        costs: As `setting_costs` returns it, with any other columns.
+
+    Returns:
+        The rows with the columns `group` and `x`.
+    """
     rows = costs[(costs["model"] != "tiny") & (costs["method"] == "full")]
     return rows.assign(group=rows["model"], x=_nominal(rows["compute"]))
 
 
-def _nominal(compute: pd.Series) -> pd.Series:
-    """The power of two that is meant: whole steps cost a few hundredths more or less."""
-    return 2.0 ** np.log2(compute).round()
-
-
 def step_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Those of `tiny` in the profile's number of updates, by `compute`: `group` is the method."""
+    """Select `tiny` in the profile's number of updates; `group` is the method, `x` the compute.
+
+    Args:
+        costs: As `setting_costs` returns it, with any other columns.
+
+    Returns:
+        The rows with the columns `group` and `x`.
+    """
     updates = config.profile("cpu")["stream"]["tasks"]
     rows = costs[(costs["model"] == "tiny") & (costs["updates"] == updates)]
     return rows.assign(group=rows["method"], x=_nominal(rows["compute"]))
 
 
 def update_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Those of `tiny` for the compute of the profile's run, by `updates`: `group` is the method."""
+    """Select `tiny` at the compute of the profile's run; `group` is the method, `x` the updates.
+
+    Args:
+        costs: As `setting_costs` returns it, with any other columns.
+
+    Returns:
+        The rows with the columns `group` and `x`.
+    """
     rows = costs[(costs["model"] == "tiny") & costs["compute"].between(0.9, 1.1)]
     return rows.assign(group=rows["method"], x=rows["updates"])
 
 
-SURFACE_AGGREGATES = ("A_KA", "A_ZS")
-SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer")
-OUTSIDE = 1e-9
+def _nominal(compute: pd.Series) -> pd.Series:
+    """Return the power of two that is meant: whole steps cost a few hundredths more or less."""
+    return 2.0 ** np.log2(compute).round()
+
+
+def budget_table(model: str, batch: int, full_steps: float, methods: Iterable[str]) -> pd.DataFrame:
+    """Tabulate how many steps each method has for the cost of some steps of full fine-tuning.
+
+    Args:
+        model: The name of a model.
+        batch: Samples per step.
+        full_steps: Steps of full fine-tuning per task that the budget pays for.
+        methods: Names of methods.
+
+    Returns:
+        A row per method: `GFLOPs` and `GB` of a step, `x full` (its cost over that of a full step),
+        `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (of what comes once per task) and
+        `steps` per task.
+    """
+    run = RunConfig(model=config.Model(model, "random"), training=config.Training(batch=batch))
+    full, rows = budgets.full_cost(run), {}
+    for name in methods:
+        cost = budgets.method_cost(replace(run, method=config.Method(name)))
+        budget = budgets.make_budget(full_steps * full.step, cost, full)
+        flops = [value / 1e9 for value in (cost.step, cost.memory, budget.step, budget.end)]
+        rows[name] = (*flops[:2], budget.multiplier, *flops[2:], budget.steps)
+    columns = ["GFLOPs", "GB", "x full", "GMAFs", "at end", "steps"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def rank_agreements(table: pd.DataFrame, reference: str, others: list[str]) -> pd.DataFrame:
+    """Correlate the ranks of settings on other networks with those on a reference.
+
+    Args:
+        table: As `claims.by_replicate` returns it; settings are named "network: setting".
+        reference: The network that the others are compared with.
+        others: Networks.
+
+    Returns:
+        A row per network, and one for the reference's replicates with each other, which no network
+        can be expected to exceed; per aggregate the mean rank correlation, and the lowest and
+        highest of a replicate.
+    """
+    tables = []
+    for aggregate in claims.AGGREGATES:
+        scores = table[aggregate].dropna(axis=0, how="all")
+        found = {name: claims.rank_agreement(scores, reference, name) for name in others}
+        found[f"{reference}, other replicates"] = claims.rank_repeatability(scores, reference)
+        names = [aggregate, f"{aggregate} lowest", f"{aggregate} highest"]
+        rows = {
+            name: values.agg(["mean", "min", "max"]).to_numpy() for name, values in found.items()
+        }
+        tables.append(pd.DataFrame.from_dict(rows, orient="index", columns=names))
+    return pd.concat(tables, axis=1)
+
+
+# schedules
+
+
+def schedule_keys(name: str, meta: str) -> set[str]:
+    """Return the keys of a schedule that a curve and a meta schedule use, beyond the peak.
+
+    Args:
+        name, meta: Names of the two.
+
+    Returns:
+        Keys of `Schedule`.
+    """
+    options = get_option("schedule", name), get_option("meta_schedule", meta)
+    return {key for option in options for key in option.settings}
+
+
+def schedule_run(
+    name: str, meta: str, peak: float, tasks: int, steps: int, **others: Any
+) -> RunConfig:
+    """Make the run of a schedule.
+
+    Args:
+        name, meta: Names of curve and meta schedule.
+        peak: The highest learning rate.
+        tasks: Tasks of the stream.
+        steps: Steps per task.
+        **others: Keys of `Schedule`; those that the schedule does not use are left out, and so are
+            shares of a task that are the default.
+
+    Returns:
+        The run.
+
+    Raises:
+        CmpError: There is no such run.
+    """
+    used = {key: others[key] for key in sorted(schedule_keys(name, meta) & others.keys())}
+    used = {key: value for key, value in used.items() if value != config.DEFAULT_SHARES.get(key)}
+    tree = {"schedule": {"name": name, "meta": meta, "peak": peak} | used}
+    tree |= {"stream": {"tasks": tasks}, "training": {"steps": steps}}
+    return config.parse(tree, "this setting")
+
+
+def schedule_label(run: RunConfig) -> str:
+    """Return the schedule's name and, if it has one, its meta schedule's."""
+    name, meta = run.schedule.name, run.schedule.meta
+    return name if meta == "none" else f"{name}, meta {meta}"
+
+
+def schedule_rates(run: RunConfig) -> np.ndarray:
+    """Return the learning rates of a run's stream, [tasks, steps]."""
+    return schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
+
+
+def schedule_distance(path: np.ndarray, other: np.ndarray) -> float:
+    """Measure how far two streams are apart by the path lengths of their tasks.
+
+    Args:
+        path, other: Sums of the learning rates of each task, [tasks].
+
+    Returns:
+        The root of the mean square, over tasks, of the difference of natural logarithms: 0.69 is a
+        factor of two in each task. Infinite for different numbers of tasks.
+    """
+    if len(path) != len(other):
+        return np.inf
+    logarithms = [np.log(np.maximum(lengths, SHORTEST)) for lengths in (path, other)]
+    return float(np.sqrt(np.mean(np.subtract(*logarithms) ** 2)))
+
+
+def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the schedules of stored runs.
+
+    Args:
+        published: Published metrics.
+
+    Returns:
+        A row per setting: `A_KA` and `A_ZS` after the stream (percent, means over replicates),
+        `path` (sums of the learning rates of each task, [tasks]) and `also` (what the setting
+        changes beside its schedule, as texts key=value).
+    """
+    configs = setting_configs(published)
+    means = claims.setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
+    runs = [configs[name] for name in means.index]
+    others = [
+        [f"{k}={v}" for k, v in run.changes().items() if not k.startswith(SCHEDULE_KEYS)]
+        for run in runs
+    ]
+    return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
+
+
+def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
+    """Find the stored settings whose tasks have path lengths nearest to a run's.
+
+    Args:
+        run: A run.
+        stored: As `stored_schedules` returns it.
+        count: How many settings at most.
+
+    Returns:
+        A row per setting, the nearest first and of equally near ones those that differ least in
+        other keys: `setting`, `distance`, "A_KA (%)", "A_ZS (%)", "differs also in".
+    """
+    path = schedule_rates(run).sum(axis=1)
+    distance = [round(schedule_distance(path, other), 3) for other in stored["path"]]
+    table = stored.assign(distance=distance, keys=stored["also"].str.len())
+    table = table[np.isfinite(distance)].sort_values(["distance", "keys"], kind="stable")[:count]
+    names = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "also": "differs also in"}
+    table = table.assign(also=table["also"].str.join(" ")).rename(columns=names)
+    return table[["distance", *names.values()]].rename_axis("setting").reset_index()
+
+
+# mixtures
+
+
+def mixture_run(
+    shares: Sequence[float], batch: int, tasks: int, steps: int, replay: float
+) -> RunConfig:
+    """Make the run of a mixture.
+
+    Args:
+        shares: Of pool, update and buffer; taken as fractions, without a slider's stray digits.
+        batch: Samples per step.
+        tasks: Tasks of the stream.
+        steps: Steps per task.
+        replay: Share of the pool that is kept for replay.
+
+    Returns:
+        The run.
+    """
+    names = ("pretraining", "update", "buffer")
+    tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
+    tree = {"mixture": dict(zip(names, tidy, strict=True)) | {"replay": replay}}
+    tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
+    return config.parse(tree, "mixture_explorer")
+
+
+def mixture_counts(
+    mixture: Mixture, batch: int, tasks: int, steps: int, replay: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Count what a batch is made of and how often images of the embedded benchmark are seen.
+
+    Args:
+        mixture: Shares of a batch.
+        batch: Samples per step.
+        tasks: Tasks of the stream, of equally many images.
+        steps: Steps per task.
+        replay: Share of the pool that is kept for replay.
+
+    Returns:
+        See `cmp.experiments.statistics.expected_counts`.
+    """
+    return statistics.expected_counts(mixture, batch, tasks, steps, replay * POOL, ARRIVING / tasks)
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Runs that differ in their shares alone. names: of n settings; shares: [n, 3], P, D and B;
-    scores: [replicates, n, 2], A_KA and A_ZS in percent after the stream; like: the run that they
-    all are but for shares and seeds."""
+    """Stored runs that differ in the shares of their batches alone.
+
+    Attributes:
+        names: Of n settings.
+        shares: [n, 3]: of pool P, update D and buffer B.
+        scores: [replicates, n, 2]: A_KA and A_ZS after the stream, in percent.
+        like: The run that they all are but for shares and seeds.
+    """
 
     names: list[str]
     shares: np.ndarray
@@ -167,117 +431,173 @@ class Surface:
     like: RunConfig
 
     def holds(self, mixture: Mixture) -> bool:
-        """Whether stored mixtures lie around this one."""
-        return self._place(mixture)[1] >= 0
+        """Return whether stored mixtures lie around this one."""
+        return bool(np.isfinite(self._weights(mixture)).all())
 
-    def _place(self, mixture: Mixture) -> tuple[Delaunay, int]:
-        """The triangles of stored mixtures, and which of them this one is in, -1 for none."""
-        mesh = Delaunay(self.shares[:, 1:])  # P is what D and B leave
-        return mesh, int(mesh.find_simplex([mixture.update, mixture.buffer], tol=OUTSIDE))
+    def _weights(self, mixture: Mixture) -> np.ndarray:
+        """Return `weights`, NaN where no stored mixtures lie around this one."""
+        from scipy.interpolate import LinearNDInterpolator
+
+        # P is what D and B leave
+        interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
+        return interpolate([[mixture.update, mixture.buffer]])[0]
 
     def weights(self, mixture: Mixture) -> np.ndarray:
-        """Of each stored mixture in the interpolation of this one, [n]: at most three are not 0."""
-        found = np.zeros(len(self.names))
-        mesh, place = self._place(mixture)
-        if place < 0:
+        """Return the weight of each stored mixture in the linear interpolation of this one.
+
+        Args:
+            mixture: Shares of a batch.
+
+        Returns:
+            [n], of which at most three are not 0.
+
+        Raises:
+            CmpError: No stored mixtures lie around this one.
+        """
+        weights = self._weights(mixture)
+        if not np.isfinite(weights).all():
             p, d, b = mixture.pretraining, mixture.update, mixture.buffer
             raise CmpError(f"no stored mixtures lie around P {p:.2f}, D {d:.2f}, B {b:.2f}")
-        corner = mesh.transform[place]
-        two = np.clip(corner[:2] @ ([mixture.update, mixture.buffer] - corner[2]), 0, 1)
-        found[mesh.simplices[place]] = [*two, max(0.0, 1 - two.sum())]
-        return found / found.sum()
+        return weights
 
     def predict(self, mixture: Mixture) -> pd.DataFrame:
-        """A row an aggregate: `mean`, `low` and `high` (95% t-interval over replicates), percent.
+        """Interpolate the scores of a mixture.
 
-        The interval is of the interpolated values; `misses` says what interpolation adds.
+        Args:
+            mixture: Shares of a batch.
+
+        Returns:
+            A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates) in
+            percent. The interval is of interpolated values; `misses` says what that adds.
+
+        Raises:
+            CmpError: No stored mixtures lie around this one.
         """
-        rows = {}
-        for name, values in zip(
-            SURFACE_AGGREGATES, (self.weights(mixture) @ self.scores).T, strict=True
-        ):
-            mean, _, half = t_interval(values)
-            rows[name] = {"mean": mean, "low": mean - half, "high": mean + half}
-        return pd.DataFrame.from_dict(rows, orient="index")
+        values = self.weights(mixture) @ self.scores  # [replicates, 2]
+        means, _, halves = np.transpose([claims.t_interval(column) for column in values.T])
+        columns = {"mean": means, "low": means - halves, "high": means + halves}
+        return pd.DataFrame(columns, index=["A_KA", "A_ZS"])
 
     def misses(self) -> pd.Series:
-        """By aggregate, in points: how far interpolation is from the mean of a stored mixture that
-        is left out, as the root of the mean square over those that have others around them."""
-        squares = [np.full(len(SURFACE_AGGREGATES), np.nan)]
+        """Return how far interpolation is from stored mixtures that are left out, in points.
+
+        Returns:
+            Per aggregate, the root of the mean square over mixtures that have others around them;
+            NaN if there are none.
+        """
+        squares = []
         for place, shares in enumerate(self.shares):
             rest = np.arange(len(self.names)) != place
-            names = [name for name, kept in zip(self.names, rest, strict=True) if kept]
+            names = list(np.array(self.names)[rest])
             others = Surface(names, self.shares[rest], self.scores[:, rest], self.like)
             mixture = Mixture(*map(float, shares))
             if len(names) > 2 and others.holds(mixture):
                 guess = others.weights(mixture) @ others.scores
                 squares.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
-        return pd.Series(np.sqrt(np.mean(squares[1:] or squares, axis=0)), SURFACE_AGGREGATES)
+        squares = squares or [np.full(2, np.nan)]
+        return pd.Series(np.sqrt(np.mean(squares, axis=0)), ["A_KA", "A_ZS"])
 
     def nearest(self, mixture: Mixture, count: int = 5) -> pd.DataFrame:
-        """The stored mixtures nearest to one: `setting`, P, D, B, `distance` (the share of a batch
-        that differs) and the means of both aggregates."""
-        here = np.array([mixture.pretraining, mixture.update, mixture.buffer])
-        far = np.abs(self.shares - here).sum(axis=1) / 2
-        order = np.argsort(far, kind="stable")[:count]
-        table = pd.DataFrame(self.shares[order], columns=list("PDB"))
-        table.insert(0, "setting", [self.names[place] for place in order])
-        means = self.scores.mean(axis=0)[order]
-        return table.assign(distance=far[order], A_KA=means[:, 0], A_ZS=means[:, 1])
+        """Find the stored mixtures nearest to one.
+
+        Args:
+            mixture: Shares of a batch.
+            count: How many at most.
+
+        Returns:
+            A row per mixture, the nearest first: `setting`, P, D, B, `distance` (the share of a
+            batch that differs) and the mean scores.
+        """
+        shares = [mixture.pretraining, mixture.update, mixture.buffer]
+        table = pd.DataFrame(self.shares, columns=list("PDB"))
+        table.insert(0, "setting", self.names)
+        table["distance"] = np.abs(self.shares - shares).sum(axis=1) / 2
+        table[["A_KA", "A_ZS"]] = self.scores.mean(axis=0)
+        return table.sort_values("distance", kind="stable")[:count].reset_index(drop=True)
 
 
 def surface(published: pd.DataFrame, like: str) -> Surface:
-    """The settings of a published study that differ from one of them in shares alone.
+    """Gather the settings of a study that differ from one of them in shares alone.
 
-    like: that setting's name. Only replicates that every such setting has are taken. `CmpError` if
-    the settings span no triangle.
+    Args:
+        published: Published metrics.
+        like: The name of that setting.
+
+    Returns:
+        The settings, with the replicates that all of them have.
+
+    Raises:
+        CmpError: There is no such setting, or the settings span no triangle.
     """
-    trees = published.groupby("setting", sort=False)["config"].first()
-    if like not in trees:
-        raise CmpError(f"surface: no setting {like!r}; there are {', '.join(trees.index)}")
-    runs = {name: config.parse(json.loads(tree), name) for name, tree in trees.items()}
-    others = _but_shares(runs[like])
+    configs = setting_configs(published)
+    if like not in configs:
+        raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
+    wanted = _other_keys(configs[like])
     shares = {
         name: (run.mixture.pretraining, run.mixture.update, run.mixture.buffer)
-        for name, run in runs.items()
-        if _but_shares(run) == others
+        for name, run in configs.items()
+        if _other_keys(run) == wanted
     }
-    table = by_replicate(store.trajectory(published))[list(SURFACE_AGGREGATES)]
-    chosen = table.loc[:, [(key, name) for key in SURFACE_AGGREGATES for name in shares]].dropna()
-    scores = np.stack([chosen[key][list(shares)].to_numpy() for key in SURFACE_AGGREGATES], axis=-1)
-    points = np.array(list(shares.values()))
+    names, points = list(shares), np.array(list(shares.values()))
+    table = claims.by_replicate(store.trajectory(published))
+    chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
+    scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
-    return Surface(list(shares), points, scores, runs[like])
+    return Surface(names, points, scores, configs[like])
 
 
-def _but_shares(run: RunConfig) -> dict[str, object]:
+def _other_keys(run: RunConfig) -> dict[str, object]:
+    """Return what a run changes besides shares and seeds."""
     changes = run.changes().items()
     return {k: v for k, v in changes if k not in SHARE_KEYS and not k.startswith("seeds.")}
 
 
-def weight_drift(ends: Sequence[Mapping[str, Tensor]]) -> tuple[pd.DataFrame, np.ndarray]:
-    """How far each task took the weights, and the cosines between the steps of all tasks.
+# weights
 
-    ends: the weights before the stream and after each of T tasks. Returns (a row a task (index
-    `task`, from 1): `step`, the length of theta_t - theta_{t-1}, and `away`, of theta_t - theta_0,
-    in percent of the length of theta_0; cosines [T, T] of the steps).
+
+def weight_drift(ends: Sequence[Mapping[str, Tensor]]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Measure how far each task moved the weights, and the cosines between the moves of all tasks.
+
+    Args:
+        ends: The weights theta_0 before the stream, and theta_t after each of T tasks.
+
+    Returns:
+        A row per task (index `task`, from 1): `step`, the length of theta_t - theta_{t-1}, and
+        `away`, that of theta_t - theta_0, in percent of the length of theta_0; and the cosines
+        [T, T] of the steps.
     """
     names = [name for name, x in ends[0].items() if x.is_floating_point()]
-    steps = [
-        {name: now[name] - before[name] for name in names}
-        for before, now in itertools.pairwise(ends)
-    ]
-    away = [{name: now[name] - ends[0][name] for name in names} for now in ends[1:]]
-    product = sum(inner_products([step[name] for step in steps]) for name in names)
-    size = {key: _lengths(of, names) for key, of in (("step", steps), ("away", away))}
-    [whole] = _lengths([ends[0]], names)
+
+    def product(models: list[Mapping[str, Tensor]]) -> np.ndarray:
+        return sum(inner_products([model[name] for model in models]) for name in names)
+
+    def move(end: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: end[name] - start[name] for name in names}
+
+    cosines = product([move(end, start) for start, end in itertools.pairwise(ends)])
+    away = product([move(end, ends[0]) for end in ends[1:]])
+    lengths, far = (np.sqrt(np.diag(squares)) for squares in (cosines, away))
+    unit = np.sqrt(product([ends[0]])[0, 0]) / 100
     index = pd.RangeIndex(1, len(ends), name="task")
-    table = pd.DataFrame({key: 100 * x / whole for key, x in size.items()}, index)
-    lengths = np.sqrt(np.diag(product))
-    return table, product / np.outer(lengths, lengths)
+    table = pd.DataFrame({"step": lengths / unit, "away": far / unit}, index)
+    return table, cosines / np.outer(lengths, lengths)
 
 
-def _lengths(models: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> np.ndarray:
-    squares = [sum(float(x[name].double().square().sum()) for name in names) for x in models]
-    return np.sqrt(squares)
+def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
+    """Return the questions of classification that were answered rightly before and wrongly after.
+
+    Args:
+        before: Scores of one network.
+        after: Scores of another one on the same images.
+
+    Returns:
+        A row per question: `dataset`, `role`, `row` (the image's corpus position) and `answer` (the
+        class predicted after).
+    """
+    keys = ["dataset", "row"]
+    old, new = (
+        scores.hits.loc[scores.hits["answer"] != ""].set_index(keys) for scores in (before, after)
+    )
+    lost = new.loc[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
+    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]

@@ -1,48 +1,42 @@
 """Running the book: chapters through papermill, whole or not at all, skipped where current."""
 
-import contextlib
-import functools
 import hashlib
 import logging
 import os
 import queue
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import chapters
+import nbformat
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 
+from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import build_folder, parse_json, project_folder
+from cmp.files import build_folder, parse_json, write_atomic
+from lab import chapters
 
-FINGERPRINTED = (
-    "cmp/**/*.py",
-    "cmp/**/*.json",
-    "weights/*.json",
-    "book/lab/**/*.py",
-    "book/lab/**/*.js",
-    "data_manifests/**/*",
-    "book/results/**/*",
-    "book/studies/**/*",
-    "book/guidelines.yaml",
-)
-OnCell = Callable[[int, int], None]
-
-
-class ChapterFailed(CmpError):
-    """A chapter's cell raised, or its kernel died; says where, and where the notebook is."""
+FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/guidelines.yaml")
+"""What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A chapter to run: from where to where, with what, and what is known of it beforehand."""
+    """A chapter to run.
+
+    Attributes:
+        source: The chapter.
+        target: Where its executed notebook goes.
+        parameters: All values.
+        fingerprint: See `package_fingerprint`.
+        current: Whether the target was executed from these very things.
+        seconds: What the chapter took before, if it ran before.
+    """
 
     source: Path
     target: Path
@@ -52,9 +46,16 @@ class Task:
     seconds: float | None
 
 
-def package_fingerprint(root: Path = project_folder()) -> str:
-    """sha256 over what a chapter's outputs rest on beside its source: code, manifests, results."""
-    digest = hashlib.sha256()
+def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
+    """Hash what the outputs of every chapter rest on beside its source.
+
+    Args:
+        root: The folder of the project.
+
+    Returns:
+        sha256 over `NUMERICS`, results, studies, guidelines and the book's package.
+    """
+    digest = hashlib.sha256(f"{NUMERICS}\n".encode())
     for path in sorted({path for pattern in FINGERPRINTED for path in root.glob(pattern)}):
         if path.is_file() and not path.name.startswith("."):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -63,166 +64,196 @@ def package_fingerprint(root: Path = project_folder()) -> str:
 
 
 def run_record(target: Path) -> dict:
-    """What an executed notebook says of its making; empty where it is missing or damaged."""
+    """Return what an executed notebook says of its making; empty if it is missing or damaged."""
     try:
-        made = parse_json(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
-        return made if isinstance(made.get("seconds", 0.0), int | float) else {}
+        record = parse_json(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
+        return record if isinstance(record.get("seconds", 0.0), int | float) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def is_current(source: Path, target: Path, parameters: dict, fingerprint: str) -> bool:
-    """Whether `target` was executed from this very source, parameters and fingerprint."""
-    made = run_record(target)
-    wanted = (chapters.source_hash(source), parameters, fingerprint)
-    return (made.get("source_sha256"), made.get("parameters"), made.get("fingerprint")) == wanted
+    """Return whether `target` was executed from this source, with these parameters and fingerprint.
+
+    Args:
+        source: A chapter.
+        target: Where its executed notebook would be.
+        parameters: All values.
+        fingerprint: See `package_fingerprint`.
+    """
+    record, made = run_record(target), _made_from(source, parameters, fingerprint)
+    return all(record.get(key) == value for key, value in made.items())
 
 
-def failure_error(source: Path, kept: Path, last: dict, error: Exception) -> ChapterFailed:
-    """The error for a chapter that stopped in its last started cell: where, the traceback's end."""
-    text = "\n".join(getattr(error, "traceback", None) or [str(error)])
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
-    number = getattr(error, "exec_count", None) or last["number"]
-    cell = getattr(error, "source", last["source"]).strip().splitlines()
-    where = f"{source.stem}: cell [{number}] failed: {cell[0] if cell else 'its kernel'}"
-    what = "\n    ".join([where, *plain[-6:]])
-    return ChapterFailed(f"{what}\n  the notebook so far: {kept}")
-
-
-def cell_watcher(last: dict, cells: int, on_cell: OnCell | None) -> Callable:
-    """nbclient's hook at the start of a cell: keeps in `last` which code cell, tells on_cell."""
-
-    def starts(cell, cell_index: int) -> None:
-        if cell.cell_type == "code":
-            last.update(number=last["number"] + 1, source=cell.source)
-        if on_cell:
-            on_cell(cell_index, cells)
-
-    return starts
+def _made_from(source: Path, parameters: dict, fingerprint: str) -> dict[str, object]:
+    """Return what an executed notebook says that it was made from."""
+    source_sha256 = chapters.source_hash(source)
+    return {"source_sha256": source_sha256, "parameters": parameters, "fingerprint": fingerprint}
 
 
 def execute_chapter(
-    source: Path,
-    target: Path,
-    parameters: dict[str, object],
-    on_cell: OnCell | None = None,
-    fingerprint: str = "",
+    source: Path, target: Path, parameters: dict[str, object], fingerprint: str = ""
 ) -> None:
-    """Run a chapter in its folder; `target` is there whole at the end, or is what it was before.
+    """Run a chapter in its folder; `target` is whole at the end, or is what it was before.
 
-    While it runs, the notebook so far is `.NAME.part.ipynb` beside target. `on_cell(done, cells)`
-    is called before each cell. Raises `ChapterFailed`; the notebook so far is then
-    `NAME.failed.ipynb`.
+    While it runs, the notebook so far is `.NAME.part.ipynb` beside the target.
+
+    Args:
+        source: The chapter.
+        target: Where the executed notebook goes.
+        parameters: All values.
+        fingerprint: See `package_fingerprint`.
+
+    Raises:
+        CmpError: A cell failed, or the kernel died; the notebook so far is `NAME.failed.ipynb`.
     """
     from papermill.exceptions import PapermillExecutionError
 
-    book = chapters.notebook(source)
-    made = {"source_sha256": chapters.source_hash(source), "parameters": parameters}
+    book, record = chapters.notebook(source), _made_from(source, parameters, fingerprint)
     part = target.resolve().with_name(f".{target.stem}.part.ipynb")
     failed = target.with_suffix(".failed.ipynb")
-    changed = chapters.changed_parameters(source, parameters)
-    last = {"number": 0, "source": ""}
-    starts = cell_watcher(last, len(book.cells) + bool(changed), on_cell)
+    defaults = {p.name: p.default for p in chapters.parameters(source).values()}
+    changed = {name: value for name, value in parameters.items() if value != defaults[name]}
+    started = []
+
+    def on_start(cell, cell_index: int) -> None:
+        started.extend([cell.source] if cell.cell_type == "code" else [])
+
     began = time.monotonic()
     try:
-        done = run_cells(book, part, changed, source.resolve().parent, starts)
+        executed = _execute(book, part, changed, source.resolve().parent, on_start)
     except (PapermillExecutionError, RuntimeError) as error:
         os.replace(part, failed)
-        raise failure_error(source, failed, last, error) from error
+        raise _failure(source, failed, started, error) from error
     finally:
         part.unlink(missing_ok=True)
-    seconds = round(time.monotonic() - began, 1)
-    done.metadata["cmp"] = made | {"fingerprint": fingerprint, "seconds": seconds}
-    del done.metadata["papermill"]
-    chapters.write_notebook(done, target)
+    executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
+    del executed.metadata["papermill"]
+    write_atomic(target, nbformat.writes(executed))
     failed.unlink(missing_ok=True)
 
 
-def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> list[Task]:
-    """What there is to do, all parameters checked; a chapter's forecast is its time before."""
-    fingerprint = package_fingerprint()
-    tasks = []
+def _execute(book, part: Path, changed: dict, folder: Path, on_start: Callable):
+    """Run papermill, quietly and in this folder; the notebook so far is at `part`."""
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    write_atomic(part, nbformat.writes(book))
+    path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
+    return papermill.execute_notebook(
+        path,
+        path,
+        changed,
+        progress_bar=False,
+        start_timeout=120,
+        kernel_manager_class=kernel_manager(),
+        resources={"metadata": {"path": str(folder)}},
+        shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
+        record_timing=False,
+        coalesce_streams=True,
+        on_cell_start=on_start,
+    )
+
+
+def kernel_manager() -> type:
+    """Return a manager whose kernels run this very Python, where Jupyter would look up `python3`.
+
+    The hash seed is fixed, and threads sleep while they wait: those that spin for one whose core is
+    busy take several times as long.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    spec = get_kernel_dict(["--log-level=CRITICAL"], ["-Xfrozen_modules=off"])
+    spec["env"] = {"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive"}
+    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": KernelSpec(**spec)})
+
+
+def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> CmpError:
+    """Return the error for a chapter that stopped in a cell: where, and the traceback's end."""
+    text = "\n".join(getattr(error, "traceback", None) or [str(error)])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
+    number = getattr(error, "exec_count", None) or len(started)
+    cell = getattr(error, "source", "".join(started[-1:])).strip().splitlines()
+    where = f"{source.stem}: cell [{number}] failed: {cell[0] if cell else 'its kernel'}"
+    what = "\n    ".join([where, *lines[-6:]])
+    return CmpError(f"{what}\n  the notebook so far: {kept}")
+
+
+def run_chapters(
+    sources: list[Path], folder: Path, given: dict[str, str], jobs: int = 1, dry_run: bool = False
+) -> tuple[list[Task], list[CmpError]]:
+    """Run those of some chapters that are not current, after all parameters are checked.
+
+    Args:
+        sources: Chapters.
+        folder: Where the executed notebooks go.
+        given: Parameter -> text of a value.
+        jobs: Chapters at the same time.
+        dry_run: Print the plan only.
+
+    Returns:
+        What there was to do, and what failed, in the book's order.
+
+    Raises:
+        CmpError: A parameter is wrong.
+    """
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    fingerprint, tasks = package_fingerprint(), []
     for source in sources:
-        values = chapters.check_parameters(source, given)
-        target = folder / f"{source.stem}.ipynb"
+        values, target = chapters.check_parameters(source, given), folder / f"{source.stem}.ipynb"
         current = is_current(source, target, values, fingerprint)
         seconds = run_record(target).get("seconds")
         tasks.append(Task(source, target, values, fingerprint, current, seconds))
-    return tasks
-
-
-def show_plan(tasks: list[Task], jobs: int, console: Console) -> None:
-    """A line a chapter: current, or what is known of its time; then the sum."""
+        forecast = f"to run, {seconds:.0f} s before" if seconds else "to run, first time"
+        console.print(f"{source.stem}: {'current, skipped' if current else forecast}")
     todo = [task for task in tasks if not task.current]
-    for task in tasks:
-        forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
-        console.print(f"{task.source.stem}: {'current, skipped' if task.current else forecast}")
     known = [task.seconds for task in todo if task.seconds]
-    seconds = sum(known) / max(1, min(jobs, len(todo)))
-    forecast = f", about {seconds:.0f} s for the {len(known)} that ran before" if known else ""
+    total = sum(known) / max(1, min(jobs, len(todo)))
+    forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
     console.print(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
+    if dry_run:
+        return tasks, []
+    failures = _run_tasks(todo, jobs, console)
+    return tasks, [failures[task.source] for task in todo if task.source in failures]
 
 
-def events(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, int, int, Exception | None]]:
-    """Run tasks, `jobs` at a time; yields (task, done, cells, error), done == cells at its end.
+def _run_tasks(tasks: list[Task], jobs: int, console: Console) -> dict[Path, CmpError]:
+    """Run tasks with progress; returns failures by source, and raises what is no `CmpError`."""
+    failures = {}
+    quiet = {"console": console, "disable": not console.is_terminal}
+    for task, error in track(_finished(tasks, jobs), "book", len(tasks), **quiet):
+        if isinstance(error, CmpError):
+            failures[task.source] = error
+        elif error:
+            raise error
+        state = "failed" if error else f"{run_record(task.target)['seconds']} s"
+        console.print(f"{task.source.stem}: {state}")
+    return failures
+
+
+def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
+    """Run tasks, `jobs` at a time; yields each with its error, in the order in which they end.
 
     The threads only wait for their kernels. They are daemons, and a kernel goes when its parent
     goes: an interrupt or a kill leaves nothing running.
     """
-    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    happened: queue.SimpleQueue = queue.SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
-
-    def attempt(task: Task) -> Exception | None:
-        def on_cell(done: int, cells: int) -> None:
-            happened.put((task, done, cells, None))
-
-        try:
-            execute_chapter(task.source, task.target, task.parameters, on_cell, task.fingerprint)
-        except Exception as error:
-            return error
+    finished: queue.SimpleQueue = queue.SimpleQueue()
+    waiting = iter(tasks)
 
     def work() -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                task = waiting.get_nowait()
-                happened.put((task, 1, 1, attempt(task)))
+        for task in waiting:  # one iterator for all threads: each takes the next task
+            try:
+                execute_chapter(task.source, task.target, task.parameters, task.fingerprint)
+                finished.put((task, None))
+            except Exception as error:
+                finished.put((task, error))
 
     for _ in range(min(jobs, len(tasks))):
         threading.Thread(target=work, daemon=True).start()
-    left = len(tasks)
-    while left:
-        event = happened.get()
-        left -= event[1] == event[2]
-        yield event
-
-
-def run_chapters(tasks: list[Task], jobs: int, console: Console) -> list[CmpError]:
-    """Run those that are not current, with progress; returns the failures, in the book's order.
-
-    Whatever is raised that is no `CmpError` is raised again.
-    """
-    todo = [task for task in tasks if not task.current]
-    failed: dict[Path, CmpError] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, *times, console=console, disable=quiet) as bars:
-        whole = bars.add_task("book", total=len(todo))
-        bar = {task.source: bars.add_task(task.source.stem, visible=False) for task in todo}
-        for task, done, cells, error in events(todo, jobs):
-            bars.update(bar[task.source], completed=done, total=cells, visible=done < cells)
-            if done < cells:
-                continue
-            bars.advance(whole)
-            if isinstance(error, CmpError):
-                failed[task.source] = error
-            elif error:
-                raise error
-            state = "failed" if error else f"{run_record(task.target)['seconds']} s"
-            console.print(f"{task.source.stem}: {state}")
-    return [failed[task.source] for task in todo if task.source in failed]
+    for _ in tasks:
+        yield finished.get()
 
 
 def raise_failures(failures: list[CmpError]) -> None:
@@ -241,67 +272,32 @@ def run_book(
     target: Path | None = None,
     folder: Path = chapters.BOOK,
 ) -> list[Path]:
-    """Run the chapters of a profile in order; returns where their notebooks are.
+    """Run chapters with a profile; what is current is skipped, and one that fails stops no other.
 
-    numbers: which chapters, all by default; given: `-P name=value`; target: the folder for the
-    notebooks, `_build/PROFILE` by default. What is current is skipped; a chapter that fails stops
-    no other. All parameters are checked before anything starts. Raises one `CmpError` that lists
-    what failed.
+    Args:
+        profile: A profile of `cmp`.
+        numbers: Chapters, all by default.
+        given: Other parameters: name -> text of a value.
+        jobs: Chapters at the same time.
+        dry_run: Print the plan only.
+        target: Where the executed notebooks go, `_build/PROFILE` by default.
+        folder: The book.
+
+    Returns:
+        Where the executed notebooks are, in order.
+
+    Raises:
+        CmpError: A parameter is wrong, before anything starts; or chapters failed, at the end.
     """
+    given = given or {}
     if profile not in PROFILES:
         raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
-    if (given or {}).get("profile", profile) != profile:
+    if given.get("profile", profile) != profile:
         raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     target = target or build_folder() / profile
-    tasks = plan_chapters(
-        chapters.select(numbers, folder), target, {**(given or {}), "profile": profile}
-    )
-    show_plan(tasks, jobs, console)
+    sources = chapters.select(numbers, folder)
+    tasks, failures = run_chapters(sources, target, given | {"profile": profile}, jobs, dry_run)
     if not dry_run:
-        failures = run_chapters(tasks, jobs, console)
-        console.print(f"notebooks: {target}")
-        raise_failures(failures)
+        print(f"notebooks: {target}")
+    raise_failures(failures)
     return [task.target for task in tasks]
-
-
-@functools.cache
-def kernel_manager() -> type:
-    """A manager whose kernels run this very Python with a fixed hash seed, and with threads that
-    sleep while they wait: those that spin for one whose core is busy take several times as long.
-
-    Jupyter itself looks `python3` up by name, first among the user's own kernels.
-    """
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
-    spec = KernelSpec(
-        argv=[*command, "-f", "{connection_file}", "--log-level=CRITICAL"],
-        env={"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive"},
-        display_name=chapters.KERNELSPEC["display_name"],
-        language=chapters.KERNELSPEC["language"],
-    )
-    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": property(lambda self: spec)})
-
-
-def run_cells(book, part: Path, changed: dict, folder: Path, on_start: Callable):
-    """papermill, quiet, in this folder; the notebook so far is at `part`; returns it at the end."""
-    import papermill
-
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    chapters.write_notebook(book, part)
-    path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
-    return papermill.execute_notebook(
-        path,
-        path,
-        changed,
-        progress_bar=False,
-        start_timeout=120,
-        kernel_manager_class=kernel_manager(),
-        resources={"metadata": {"path": str(folder)}},
-        shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
-        record_timing=False,
-        coalesce_streams=True,
-        on_cell_start=on_start,
-    )

@@ -1,57 +1,58 @@
 """The scoreboard: each guideline of the paper, the claims that speak of it, and their verdicts.
 
-`book/guidelines.yaml` says which claims those are, what could embarrass the guideline, and which
-contrasts study 05-transfer repeats on other networks. Whatever is judged here comes from the
-published studies: another stored score is another verdict.
+`book/guidelines.yaml` says which claims those are, what could embarrass the guideline (its rivals),
+and which contrasts study 05-transfer repeats on other networks. Verdicts come from the published
+studies: another stored score is another verdict.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies
-from cmp.experiments.claims import (
-    REFUTED,
-    SUPPORTED,
-    UNDECIDED,
-    claims_of,
-    paired_difference,
-    verdicts,
-)
-from cmp.files import project_folder, read_yaml
+from cmp.experiments import claims, results, store, studies
+from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED
+from cmp.files import parse_record, read_yaml
+from lab import chapters
 
-GUIDELINES = project_folder() / "book" / "guidelines.yaml"
+GUIDELINES = chapters.BOOK / "guidelines.yaml"
 TRANSFER = "05-transfer"
 """The study that has the same settings on several networks, "tiny-half: full" and so on."""
 UNPUBLISHED = "not published yet"
+VERDICTS = (SUPPORTED, REFUTED, UNDECIDED, UNPUBLISHED)
 DID, DID_NOT, OPEN = "yes", "no", "open"
 """Whether a rival embarrassed the guideline."""
 HELD = ("clearly", "by sign", "against by sign", "clearly against")
 """How a contrast came out on a network: by its 95% interval, else by the sign of its mean."""
 
-GuidelineText = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Ground:
-    """A claim of a study. rival: what could embarrass the guideline; it does where the verdict is
-    what `wins` says, and does not where it is the contrary."""
+    """A claim of a study that speaks of a guideline.
 
-    study: GuidelineText
-    claim: GuidelineText
+    Attributes:
+        study: The study.
+        claim: The claim's name.
+        rival: What could embarrass the guideline.
+        wins: The verdict with which the rival does; with the contrary it does not.
+    """
+
+    study: Text
+    claim: Text
     rival: str = ""
     wins: Literal["supported", "not supported"] = "not supported"
 
     def embarrassed(self, verdict: str) -> str:
-        """Whether the rival did, given the claim's verdict; empty where there is none."""
+        """Return whether the rival embarrassed the guideline; empty where there is no rival."""
         if not self.rival:
             return ""
         return {self.wins: DID, UNDECIDED: OPEN, UNPUBLISHED: OPEN}.get(verdict, DID_NOT)
@@ -59,11 +60,16 @@ class Ground:
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Contrast:
-    """`setting` minus `against` on every network, and on which side of zero the guideline, or what
-    was found on `tiny`, has it."""
+    """A difference of two settings on every network.
 
-    setting: GuidelineText
-    against: GuidelineText
+    Attributes:
+        setting, against: The first minus the second.
+        aggregate: Of which scores.
+        direction: On which side of zero the guideline, or what was measured on `tiny`, has it.
+    """
+
+    setting: Text
+    against: Text
     aggregate: Literal["A_KA", "A_ZS", "GM"]
     direction: Literal["higher", "lower"] = "higher"
 
@@ -73,116 +79,143 @@ class Contrast:
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Guideline:
-    """What the paper advises, and what speaks of it; see the head of `book/guidelines.yaml`."""
+    """What the paper advises, and what speaks of it; see the head of `book/guidelines.yaml`.
 
-    name: GuidelineText
-    chapter: GuidelineText
-    paper: GuidelineText
-    figure: GuidelineText
+    Attributes:
+        name: Of the guideline.
+        chapter, figure: Where this book decides on it.
+        paper: The advice, in our words.
+        claims: What speaks of it.
+        across: What is repeated on other networks.
+        reason: Why this book differs, where it does.
+    """
+
+    name: Text
+    chapter: Text
+    paper: Text
+    figure: Text
     claims: Annotated[tuple[Ground, ...], Field(min_length=1)]
     across: tuple[Contrast, ...] = ()
     reason: str = ""
 
 
 def load_guidelines(path: Path = GUIDELINES) -> tuple[Guideline, ...]:
-    """The guidelines of a file; `CmpError` with the key if it is not well-formed, or has a claim
-    twice."""
+    """Read the guidelines of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The guidelines, in order.
+
+    Raises:
+        CmpError: The file is not well-formed, or has a claim twice; names the key.
+    """
     tree = read_yaml(path)
     if tree.keys() != {"guidelines"}:
         raise CmpError(f"{path}: one key is expected, 'guidelines'; found {', '.join(tree)}")
     try:
-        text = json.dumps(tree["guidelines"])
-        found = TypeAdapter(tuple[Guideline, ...]).validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise CmpError(f"{path}: guidelines.{key}: {fault['msg']}") from error
-    every = Counter((ground.study, ground.claim) for each in found for ground in each.claims)
-    if twice := [pair for pair, count in every.items() if count > 1]:
-        raise CmpError(f"{path}: claim {twice[0][1]!r} of study {twice[0][0]} stands there twice")
-    return found
+        guidelines = parse_record(json.dumps(tree["guidelines"]), tuple[Guideline, ...])
+    except ValueError as error:
+        raise CmpError(f"{path}: guidelines.{error}") from error
+    grounds = Counter((g.study, g.claim) for guideline in guidelines for g in guideline.claims)
+    (study, claim), count = grounds.most_common(1)[0] if grounds else (("", ""), 0)
+    if count > 1:
+        raise CmpError(f"{path}: claim {claim!r} of study {study} stands there twice")
+    return guidelines
 
 
-def judge_guidelines(guidelines: Sequence[Guideline]) -> dict[str, pd.DataFrame]:
-    """Study -> the verdicts of its claims, see `cmp.claims.verdicts`, where it is published."""
-    found = {}
+def claims_table(guidelines: Sequence[Guideline]) -> pd.DataFrame:
+    """Judge every claim of some guidelines by the published studies.
+
+    Args:
+        guidelines: In the order of the table.
+
+    Returns:
+        A row per claim: `guideline`, `study`, `claim` (its name), `claimed` (its sentence),
+        `verdict` (one of `VERDICTS`), the numbers of `cmp.experiments.claims.verdicts`, `rival` and
+        whether it `embarrassed` the guideline.
+
+    Raises:
+        CmpError: A study does not make a claim.
+    """
+    studies_claims, verdicts, rows = {}, {}, []
     for study in sorted({ground.study for each in guidelines for ground in each.claims}):
+        studies_claims[study] = claims.claims_of(studies.load_study(study))
         if results.is_published(study):
             trajectory = store.trajectory(results.published_metrics(study))
-            found[study] = verdicts(trajectory, claims_of(studies.load_study(study)))
-    return found
-
-
-def claims_table(
-    guidelines: Sequence[Guideline], verdicts: Mapping[str, pd.DataFrame]
-) -> pd.DataFrame:
-    """A row a claim: `guideline`, `study`, `claim` (its name), `claimed` (its sentence), `verdict`,
-    the numbers of `cmp.claims.verdicts`, `rival` and whether it `embarrassed` the guideline.
-
-    verdicts: see `judged`; a study that is not among them is named as not published. `CmpError` for
-    a claim that its study does not make.
-    """
-    rows = []
+            verdicts[study] = claims.verdicts(trajectory, studies_claims[study])
     for guideline in guidelines:
         for ground in guideline.claims:
-            about = {claim.name: claim for claim in claims_of(studies.load_study(ground.study))}
-            if ground.claim not in about:
+            sentences = {claim.name: claim.sentence for claim in studies_claims[ground.study]}
+            if ground.claim not in sentences:
                 raise CmpError(
                     f"guideline {guideline.name!r}: study {ground.study} claims no "
-                    f"{ground.claim!r}; it claims {', '.join(about)}"
+                    f"{ground.claim!r}; it claims {', '.join(sentences)}"
                 )
-            row = {"claimed": about[ground.claim].sentence, "verdict": UNPUBLISHED}
+            row = {"guideline": guideline.name, "study": ground.study, "claim": ground.claim}
+            row |= {"claimed": sentences[ground.claim], "verdict": UNPUBLISHED}
             if ground.study in verdicts:
                 row |= verdicts[ground.study].loc[ground.claim].to_dict()
-            rows.append(
-                {"guideline": guideline.name, "study": ground.study, "claim": ground.claim}
-                | row
-                | {"rival": ground.rival, "embarrassed": ground.embarrassed(row["verdict"])}
-            )
+            embarrassed = ground.embarrassed(row["verdict"])
+            rows.append(row | {"rival": ground.rival, "embarrassed": embarrassed})
     return pd.DataFrame(rows)
 
 
-def study_table(study: str) -> pd.DataFrame:
-    """The table of one study's claims by themselves, whatever guideline they speak of."""
-    about = studies.load_study(study)
-    grounds = tuple(Ground(study, claim.name) for claim in claims_of(about))
-    alone = [Guideline(f"Study {study}", study, about.question, about.question, grounds)]
-    return claims_table(alone, judge_guidelines(alone))
+def study_table(chapter: str) -> pd.DataFrame:
+    """Judge the claims of one study, whatever guideline they speak of.
+
+    Args:
+        chapter: The study.
+
+    Returns:
+        As `claims_table`.
+    """
+    study = studies.load_study(chapter)
+    grounds = tuple(Ground(chapter, claim.name) for claim in claims.claims_of(study))
+    question = study.question
+    return claims_table([Guideline(f"Study {chapter}", chapter, question, question, grounds)])
+
+
+def transfer_trajectory() -> pd.DataFrame | None:
+    """Return the trajectory of study 05-transfer; none while it is not published."""
+    if results.is_published(TRANSFER):
+        return store.trajectory(results.published_metrics(TRANSFER))
 
 
 def across_networks(
     guidelines: Sequence[Guideline], trajectory: pd.DataFrame | None
 ) -> pd.DataFrame:
-    """How the guidelines' contrasts came out on each network of study 05-transfer.
+    """Tabulate how the guidelines' contrasts came out on each network.
 
-    trajectory: see `transfer`; without one there are no rows. A row a (contrast, network):
-    `guideline`, `contrast`, `network`, `difference`, `low`, `high` (points, at the end of the
-    stream, with a 95% interval that knows of no other comparison) and `held`, one of `HELD`. They
-    were not claimed and bear no verdict.
+    They were not claimed and bear no verdict.
+
+    Args:
+        guidelines: In the order of the table.
+        trajectory: Of study 05-transfer; without one there are no rows.
+
+    Returns:
+        A row per (contrast, network): `guideline`, `contrast`, `network`, `difference`, `low`,
+        `high` (points, at the end of the stream, with a 95% interval that knows of no other
+        comparison) and `held`, one of `HELD`.
     """
-    columns = ["guideline", "contrast", "network", "difference", "low", "high", "held"]
-    if trajectory is None:
-        return pd.DataFrame(columns=columns)
-    networks = list(dict.fromkeys(name.partition(": ")[0] for name in trajectory["setting"]))
     rows = []
+    settings = [] if trajectory is None else trajectory["setting"]
     for guideline in guidelines:
         for contrast in guideline.across:
-            for network in networks:
+            for network in dict.fromkeys(name.partition(": ")[0] for name in settings):
                 pair = [f"{network}: {name}" for name in (contrast.setting, contrast.against)]
-                chosen = trajectory[trajectory["setting"].isin(pair)]
-                found = paired_difference(chosen, *pair).loc[contrast.aggregate]
-                numbers = found[["difference", "low", "high"]].to_dict()
-                rows.append(
-                    {"guideline": guideline.name, "contrast": str(contrast), "network": network}
-                    | numbers
-                    | {"held": _held(numbers, contrast.direction)}
-                )
+                chosen = trajectory[settings.isin(pair)]
+                row = claims.paired_difference(chosen, *pair).loc[contrast.aggregate]
+                numbers = [row[key] for key in ("difference", "low", "high")]
+                held = _held(*numbers, contrast.direction)
+                rows.append((guideline.name, str(contrast), network, *numbers, held))
+    columns = ["guideline", "contrast", "network", "difference", "low", "high", "held"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _held(numbers: Mapping[str, float], direction: str) -> str:
-    """One of `HELD`; without an interval, by sign."""
-    mean, low, high = (numbers[key] for key in ("difference", "low", "high"))
+def _held(mean: float, low: float, high: float, direction: str) -> str:
+    """Return one of `HELD`; without an interval, by sign."""
     if direction == "lower":
         mean, low, high = -mean, -high, -low
     if low > 0 or high < 0:
@@ -190,59 +223,46 @@ def _held(numbers: Mapping[str, float], direction: str) -> str:
     return HELD[1] if mean > 0 else HELD[2]
 
 
-def transfer_trajectory() -> pd.DataFrame | None:
-    """The trajectory of study 05-transfer; none while it is not published."""
-    return (
-        store.trajectory(results.published_metrics(TRANSFER))
-        if results.is_published(TRANSFER)
-        else None
-    )
-
-
 def guideline_overview(
     guidelines: Sequence[Guideline], rows: pd.DataFrame, networks: pd.DataFrame
 ) -> pd.DataFrame:
-    """A row a guideline, in words: the paper's, our verdicts, the figure that decides, what
-    embarrassed it, whether it held across networks, and, where not all is supported, why.
+    """Sum up each guideline in words.
 
-    rows: see `table`; networks: see `across`.
+    Args:
+        guidelines: In the order of the table.
+        rows: As `claims_table` returns them.
+        networks: As `across_networks` returns them.
+
+    Returns:
+        A row per guideline: what the paper says, our verdicts, the figure that decides, what
+        embarrassed it, whether it held across networks, and, where not all is supported, why.
     """
-    found = {}
+    overview = {}
     for guideline in guidelines:
         own = rows[rows["guideline"] == guideline.name]
-        verdicts = Counter(own["verdict"])
-        order = (SUPPORTED, REFUTED, UNDECIDED, UNPUBLISHED)
-        differs = guideline.reason and set(verdicts) & {REFUTED, UNDECIDED}
-        found[guideline.name] = {
+        counts, rivals = Counter(own["verdict"]), own[own["rival"] != ""]
+        differs = counts[REFUTED] + counts[UNDECIDED] > 0
+        answers = zip(rivals["rival"], rivals["embarrassed"], strict=True)
+        overview[guideline.name] = {
             "the paper, in our words": guideline.paper,
-            "claims here": ", ".join(f"{verdicts[k]} {k}" for k in order if verdicts[k]),
+            "claims here": ", ".join(f"{counts[key]} {key}" for key in VERDICTS if counts[key]),
             "decided by": f"chapter {guideline.chapter}: {guideline.figure}",
-            "what could embarrass it, and did": _rivals(own),
-            "across sizes and architectures": _networks(guideline, networks),
+            "what could embarrass it, and did": " ".join(f"{r} ({did})" for r, did in answers),
+            "across sizes and architectures": _across(guideline, networks),
             "where we differ, most likely because": guideline.reason if differs else "",
         }
-    return pd.DataFrame.from_dict(found, orient="index")
+    return pd.DataFrame.from_dict(overview, orient="index")
 
 
-def _rivals(own: pd.DataFrame) -> str:
-    """Every rival, and whether it did."""
-    named = own[own["rival"] != ""]
-    pairs = zip(named["rival"], named["embarrassed"], strict=True)
-    return " ".join(f"{rival} ({answer})" for rival, answer in pairs)
-
-
-def _networks(guideline: Guideline, networks: pd.DataFrame) -> str:
-    """On how many networks each contrast came out as expected."""
+def _across(guideline: Guideline, networks: pd.DataFrame) -> str:
+    """Return on how many networks each contrast came out as expected, in words."""
     if not guideline.across:
         return "not repeated on other networks"
     if networks.empty:
         return f"study {TRANSFER} is {UNPUBLISHED}"
+    own = networks[networks["guideline"] == guideline.name]
     parts = []
-    for contrast in guideline.across:
-        held = networks.loc[
-            (networks["guideline"] == guideline.name) & (networks["contrast"] == str(contrast)),
-            "held",
-        ]
+    for contrast, held in own.groupby("contrast", sort=False)["held"]:
         same, clearly = held.isin(HELD[:2]).sum(), (held == HELD[0]).sum()
         parts.append(f"{contrast}: {same} of {len(held)}, {clearly} clearly")
     return "; ".join(parts)

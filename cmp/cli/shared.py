@@ -1,67 +1,45 @@
-"""What the commands share: the console, options, names."""
+"""What commands share: options, help from docstrings, tables, and the way to the book's package.
 
+The package imports nothing heavy here, so that `cmpt --help` is quick.
+"""
+
+import copy
 import importlib
+import inspect
+import re
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from rich.console import Console
 
 from cmp.errors import CmpError
-from cmp.files import project_folder
 
-console = Console()
-
+_DATA = "Data: embedded, fomo, or a folder of manifests."
+Positive = Annotated[int, typer.Option(min=1)]
+OptionalPositive = Annotated[int | None, typer.Option(min=1)]
+NotNegative = Annotated[int, typer.Option(min=0)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as schedule.peak=0.0005."),
+]
+OptionalArgument = Annotated[str | None, typer.Argument()]
+OptionalArguments = Annotated[list[str] | None, typer.Argument()]
+DataArgument = Annotated[str, typer.Argument(help=_DATA)]
+RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning.")]
 Threads = Annotated[
-    int, typer.Option(min=1, help="Torch threads; results depend on it in the last bits.")
+    int, typer.Option(min=1, help="Torch threads. Their number moves the last bits of results.")
 ]
-Data = Annotated[str, typer.Option(help="embedded, fomo, or the path of a folder of manifests.")]
+Data = Annotated[str, typer.Option(help=_DATA)]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, or cuda: of several processes, a card each. gpu has cuda.")
-]
-MicroBatch = Annotated[
-    int | None,
-    typer.Option(min=1, help="Samples at a time, where a batch is too large for the memory."),
-]
-Checkpointing = Annotated[
-    bool, typer.Option("--checkpoint-activations", help="Less memory for a third more time.")
-]
-KeepWeights = Annotated[
-    bool,
-    typer.Option(
-        "--keep-weights", help="Store the final weights too, as is done for every larger model."
-    ),
+    str | None,
+    typer.Option(help="cpu or cuda; of several processes, a card each. Default: cuda for gpu."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
-
-
-def place(profile: str, device: str | None) -> str:
-    """Where a run is computed: as asked for, or as is usual for a profile."""
-    from cmp.config import OWN_MODEL_PROFILES
-
-    return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
-
-
-def import_lab(name: str) -> ModuleType:
-    """Import a module of the book's package, which lies in the project's folder and in no wheel.
-
-    Args:
-        name: The module within `lab`, such as "figures.inputs".
-
-    Returns:
-        The module.
-
-    Raises:
-        CmpError: The current folder is in no clone of the project.
-    """
-    book = project_folder() / "book"
-    if not (book / "lab").is_dir():
-        raise CmpError(f"{book / 'lab'}: not here; run this command within a clone of the project")
-    if str(book) not in sys.path:
-        sys.path.append(str(book))
-    return importlib.import_module(f"lab.{name}")
-
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and compute nothing.")]
+OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
 ROLE_NAMES = {
     "pool": "pretraining pool",
@@ -70,3 +48,105 @@ ROLE_NAMES = {
     "eval": "retention (A_ZS)",
     "transfer": "transfer (reported apart)",
 }
+
+
+class Group(typer.Typer):
+    """Commands whose parameters are explained by their docstrings."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable:
+        """Return a decorator that adds a function as a command."""
+
+        def decorate(function: Callable) -> Callable:
+            text, descriptions = split_docstring(inspect.getdoc(function))
+            describe_parameters(function, descriptions)
+            register = super(Group, self).command(name, help=text, **options)
+            return register(function)
+
+        return decorate
+
+
+def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """Return the text of a Google docstring, with its example, and what it says of parameters."""
+    text, *parts = re.split(r"\n\n(Args|Example):\n", docstring)
+    sections = dict(zip(parts[::2], map(inspect.cleandoc, parts[1::2]), strict=True))
+    if "Example" in sections:
+        text += f"\n\nExample: {sections['Example']}"
+    descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)
+    return text, {name: " ".join(words.split()) for name, words in descriptions}
+
+
+def describe_parameters(function: Callable, descriptions: dict[str, str]) -> None:
+    """Turn a function's parameters into options and arguments with these descriptions.
+
+    A parameter without a default is an argument; one that is False by default is a flag.
+    """
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        annotation = parameter.annotation
+        kind, *infos = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+        if infos:
+            info = copy.copy(infos[0])
+        elif parameter.default is parameter.empty:
+            info = typer.Argument()
+        else:
+            flag = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
+            info = typer.Option(*flag)
+        info.help = descriptions.get(name, info.help)
+        function.__annotations__[name] = Annotated[kind, info]
+
+
+def default_device(profile: str, device: str | None) -> str:
+    """Return the device of a run: the one that was given, or the usual one of its profile."""
+    from cmp.config import OWN_MODEL_PROFILES
+
+    return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
+
+
+def import_lab(name: str) -> ModuleType:
+    """Import a module of the book's package, which is in a checkout of the project only.
+
+    Args:
+        name: The module within `lab`, such as "figures.inputs".
+
+    Raises:
+        CmpError: The current folder is not in a checkout.
+    """
+    from cmp.files import project_folder
+
+    book = project_folder() / "book"
+    if not (book / "lab").is_dir():
+        raise CmpError(f"{book / 'lab'}: no such folder; run this in a checkout of the project")
+    if str(book) not in sys.path:
+        sys.path.append(str(book))
+    return importlib.import_module(f"lab.{name}")
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object] | None], title: str | None = None
+) -> None:
+    """Print a table that fits 80 characters without cutting a number.
+
+    Args:
+        columns: Headers. Columns of numbers are aligned right.
+        rows: The cells, text or numbers; None draws a line.
+        title: The heading.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [row and [_cell(value) for value in row] for row in rows]
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for number, column in enumerate(columns):
+        is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", row[number]) for row in rows if row)
+        justify = "right" if is_number else "left"
+        table.add_column(column, justify=justify, no_wrap=is_number or not number)
+    for row in rows:
+        table.add_row(*row) if row else table.add_section()
+    Console(highlight=False, markup=False).print(table)
+
+
+def _cell(value: object) -> str:
+    """Return a cell's text: four digits of a number, all of a large one."""
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

@@ -1,16 +1,22 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cmp import budgets, config
-from cmp.config import RunConfig
-from cmp.data import load_corpus
+from cmp import budgets, config, models
+from cmp.checkpoints import Progress, latest_checkpoint
+from cmp.config import MAX_COUNT, Mixture, RunConfig
+from cmp.data import Corpus, load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
-from cmp.runner import Observer
+from cmp.files import SHORT_ID, build_folder
+from cmp.merging.rules import Weights
+from cmp.methods import adapters
+from cmp.runner import Observer, execute
 
 
 def run(
@@ -84,3 +90,64 @@ def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
             section, _, leaf = (full or [key])[0].rpartition(".")
             tree = config.overlay(tree, {section: {leaf: value}} if section else {leaf: value})
     return config.parse(tree, f"run {profile_name!r}")
+
+
+def joint_training(config: RunConfig) -> RunConfig:
+    """Return the upper bound of a run: all its classes in one task of as many steps.
+
+    Raises:
+        CmpError: The task would have too many steps.
+    """
+    steps = config.stream.tasks * config.training.steps
+    if steps > MAX_COUNT:
+        raise CmpError(
+            f"training.steps: {steps} in the one task of joint training; at most {MAX_COUNT}"
+        )
+    return dataclasses.replace(
+        config,
+        stream=dataclasses.replace(config.stream, tasks=1),
+        mixture=Mixture(1 / 3, 2 / 3, 0.0, config.mixture.replay),
+        training=dataclasses.replace(config.training, steps=steps),
+    )
+
+
+def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
+    """Return the weights before the stream and at the end of each task, on the CPU.
+
+    They are of a run that is computed for this alone, and not stored.
+    """
+    weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
+    last = budgets.apply_budget(config).training.steps - 1
+
+    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
+        if step == last:
+            merged = adapters.merged_state_dict(model)
+            weights.append({name: x.cpu().clone() for name, x in merged.items()})
+
+    execute(config, corpus, Observer(keep))
+    return weights
+
+
+def unfinished_runs() -> list[Progress]:
+    """Return how far each unfinished run has come."""
+    folders = sorted((build_folder() / "checkpoints").glob("*/"))
+    checkpoints = [latest_checkpoint(folder) for folder in folders]
+    return [state.progress for _, state in filter(None, checkpoints)]
+
+
+def recorded_threads(progress: Progress) -> int:
+    """Return the torch threads where a run began; raise `CmpError` if it does not say."""
+    threads = progress.machine.get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
+    return threads
+
+
+def find_unfinished(prefix: str) -> Progress:
+    """Return the one unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
+    runs = unfinished_runs()
+    matching = [progress for progress in runs if progress.run.startswith(prefix)]
+    if len(matching) != 1:
+        names = ", ".join(progress.run[:SHORT_ID] for progress in runs) or "none"
+        raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
+    return matching[0]

@@ -1,14 +1,14 @@
 """Finished runs by id: a run that is stored is never computed again.
 
-A run's id is the hash of what decides its result: config, data, starting weights, `NUMERICS`.
-Beside the result stands what else may matter for its last bits: versions, processor, threads.
+A run's id is the hash of what decides its result: config, data, starting weights and `NUMERICS`.
+What else may move its last bits (versions, processor, threads) is stored beside the result.
 """
 
 import datetime
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,23 +19,37 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import nn
 
-from cmp import NUMERICS, budgets, config, mixtures, models, streams
+import cmp
+from cmp import budgets, config, mixtures, models, streams
 from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, named_sources
-from cmp.embedded.packages import sha256
 from cmp.errors import CmpError
+from cmp.evaluation import ROLES
 from cmp.files import SHORT_ID, atomic_folder, build_folder, child_path, parse_record, read_table
+from cmp.merging.files import file_digest
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
-"""What the metrics of a run hold at least."""
-
+"""Columns that the metrics of every run have."""
+METRIC_KEYS = ["task", "scope", "dataset"]
 RUN_FORMAT = 2
+TOLERANCE = 3.0
+"""Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
+differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
+is all that was measured. So this is a convention, not a bound."""
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class RunRecord:
-    """What `run.json` says."""
+    """The content of `run.json`.
+
+    Attributes:
+        format: Version of the layout.
+        id: The run's id.
+        config: The config as a tree.
+        weights_sha256: Hash of the final weights, see `cmp.models.weights_digest`.
+        provenance: Where, when and in how many seconds the run was computed.
+    """
 
     format: Literal[RUN_FORMAT]
     id: str
@@ -51,8 +65,15 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run. metrics: a row a (task, scope, dataset), see `cmp.runs.Result`; weights: the
-    hash of the final weights, see `cmp.models.digest`."""
+    """A finished run.
+
+    Attributes:
+        id: The run's id.
+        config: Its config.
+        provenance: Where, when and in how many seconds it was computed.
+        metrics: A row per (task, scope, dataset), see `cmp.runner.RunResult`.
+        weights: Hash of the final weights, see `cmp.models.weights_digest`.
+    """
 
     id: str
     config: RunConfig
@@ -62,97 +83,103 @@ class StoredRun:
 
 
 def run_id_of(run_config: RunConfig, corpus: Corpus) -> str:
-    """The id of a run: sha256 over everything that decides its result. A folder of data counts by
-    what is in it, wherever it lies."""
+    """Return a run's id: the sha256 of everything that decides its result.
+
+    A folder of data counts by its content, wherever it lies.
+    """
     start, weights = start_identity(run_config)
+    location = {} if run_config.data in named_sources() else {"data": "a folder"}
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
-    is_path = run_config.data not in named_sources()
-    located = {"data": "a folder"} if is_path else {}
     content = {
-        "config": run_config.changes() | located | start,
-        "data": {name: x for name, x in corpus.hashes.items() if name not in unused},
+        "config": run_config.changes() | location | start,
+        "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
         "weights": weights,
-        "numerics": NUMERICS,
+        "numerics": cmp.NUMERICS,
     }
     if options := run_config.option_record():  # another definition is another run
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if run_config.training.budget is not None:  # another way of counting is another run
         content["steps"] = budgets.apply_budget(run_config).training.steps
-    if run_config.stream.order != "random":  # what traits decide counts, not the tables themselves
+    if run_config.stream.order != "random":  # the order counts, not the table that it comes from
         content["order"] = streams.order_digest(corpus, run_config.stream, run_config.seeds.stream)
     if run_config.mixture.select != "random":
-        content["replay"] = mixtures.replay_digest(
-            corpus, run_config.mixture, run_config.seeds.data
-        )
+        mixture, seed = run_config.mixture, run_config.seeds.data
+        content["replay"] = mixtures.replay_digest(corpus, mixture, seed)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
-    """What stands for a run's starting weights in its id: changes to the config, and their hash.
+    """Return how a run's starting weights enter its id.
 
-    A file counts by its content, wherever it lies; weights that are not here by their name.
+    Returns:
+        Changes to the flat config, and the hash of the weights. A file counts by its content,
+        wherever it lies; weights that are not on this machine count by their name.
     """
     model, seed = run_config.model, run_config.seeds.init
-    own = model.start in STARTS
-    path = models.start_file(model, seed) if own else models.cached_weights(model.name, model.start)
+    is_base = model.start in STARTS
+    path = models.start_file(model, seed)
     if path is None or not path.exists():
         return {}, model.start
-    found = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    is_file = (
-        not own and model.start != models.HUB and not models.pretrained_tag(model.name, model.start)
-    )
-    return {"model.start": "file"} if is_file else {}, found
+    digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
+    is_named = model.start == models.HUB or models.pretrained_tag(model.name, model.start)
+    return {} if is_base or is_named else {"model.start": "file"}, digest
 
 
 @functools.lru_cache(maxsize=64)
 def _file_hash(path: Path, *stamp: int) -> str:
-    """sha256 of a file, read once for as long as it does not change."""
-    return sha256(path)
+    """Return the sha256 of a file, read once for as long as its stamp does not change."""
+    return file_digest(path)
 
 
 def run_folder(run_id: str) -> Path:
-    """Where a run is stored."""
+    """Return the folder that a run is stored in."""
     return child_path(build_folder() / "runs", run_id[:SHORT_ID])
 
 
-def make_stored_run(run_id: str, run_config: RunConfig, result: RunResult) -> StoredRun:
-    """What is stored of a result."""
-    options = run_config.option_record()
-    about = (
-        result.provenance
-        | ({"options": options} if options else {})
-        | {
-            "seconds": round(result.seconds, 2),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-    )
-    return StoredRun(run_id, run_config, about, result.metrics, models.weights_digest(result.model))
-
-
 def weights_path(run_id: str) -> Path:
-    """Where a run's final weights are, if they were kept."""
+    """Return the file of a run's final weights, which exists only if they were kept."""
     return run_folder(run_id) / "weights.safetensors"
 
 
+def make_stored_run(run_id: str, run_config: RunConfig, result: RunResult) -> StoredRun:
+    """Return what is stored of a run's result."""
+    provenance = result.provenance | {
+        "seconds": round(result.seconds, 2),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    if options := run_config.option_record():
+        provenance["options"] = options
+    weights = models.weights_digest(result.model)
+    return StoredRun(run_id, run_config, provenance, result.metrics, weights)
+
+
 def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
-    """Store a finished run, whole or not at all. model: its network, where its weights are kept."""
-    content = {
+    """Store a finished run, whole or not at all.
+
+    Args:
+        run: The run.
+        model: Its network, if its final weights are to be kept.
+    """
+    record = {
         "format": RUN_FORMAT,
         "id": run.id,
         "config": run.config.to_dict(),
         "weights_sha256": run.weights,
         "provenance": run.provenance,
     }
-    with atomic_folder(run_folder(run.id)) as target:
-        run.metrics.to_parquet(target / "metrics.parquet", index=False)
-        (target / "run.json").write_text(json.dumps(content, indent=1))
+    with atomic_folder(run_folder(run.id)) as folder:
+        run.metrics.to_parquet(folder / "metrics.parquet", index=False)
+        (folder / "run.json").write_text(json.dumps(record, indent=1))
         if model is not None:
-            models.export_weights(model, target / weights_path(run.id).name)
+            models.export_weights(model, folder / weights_path(run.id).name)
 
 
 def final_model(run: StoredRun) -> nn.Module:
-    """The network that a stored run ended in; `CmpError` if its weights were not kept, or are
-    damaged."""
+    """Return the network that a stored run ended in.
+
+    Raises:
+        CmpError: The weights were not kept, or they are damaged.
+    """
     path = weights_path(run.id)
     if not path.exists():
         raise CmpError(
@@ -166,44 +193,44 @@ def final_model(run: StoredRun) -> nn.Module:
 
 
 def load_run(run_id: str) -> StoredRun:
-    """Read a stored run; `CmpError` if it is missing or damaged."""
-    stored, run_config = load_record(run_id)
+    """Return a stored run; raise `CmpError` if it is missing or damaged."""
+    record, run_config = load_record(run_id)
     try:
         metrics = read_table(run_folder(run_id) / "metrics.parquet", METRIC_COLUMNS)
     except (OSError, ValueError) as error:
         raise _unreadable_run(run_folder(run_id), error) from error
-    return StoredRun(stored.id, run_config, stored.provenance, metrics, stored.weights_sha256)
+    return StoredRun(record.id, run_config, record.provenance, metrics, record.weights_sha256)
 
 
 def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
-    """What is stored of a run beside its metrics; `CmpError` as in `load`."""
-    place = run_folder(run_id)
+    """Return what is stored of a run beside its metrics; raise `CmpError` as `load_run` does."""
+    folder = run_folder(run_id)
     try:
-        stored = parse_record((place / "run.json").read_text(), RunRecord)
+        record = parse_record((folder / "run.json").read_text(), RunRecord)
     except (OSError, ValueError) as error:
-        raise _unreadable_run(place, error) from error
-    if not stored.id.startswith(run_id):
-        raise CmpError(f"{place}: holds run {stored.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
-    return stored, config.parse(stored.config, str(place))
+        raise _unreadable_run(folder, error) from error
+    if not record.id.startswith(run_id):
+        raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
+    return record, config.parse(record.config, str(folder))
 
 
-def _unreadable_run(place: Path, error: Exception) -> CmpError:
-    return CmpError(f"{place}: no readable run ({error}); delete the folder and rerun")
+def _unreadable_run(folder: Path, error: Exception) -> CmpError:
+    return CmpError(f"{folder}: no readable run ({error}); delete the folder and rerun")
 
 
 def is_stored(run_id: str) -> bool:
-    """Whether a run of this id is finished."""
+    """Return whether a run of this id is finished."""
     return (run_folder(run_id) / "run.json").exists()
 
 
 def stored_ids() -> list[str]:
-    """The short ids of all finished runs, oldest first."""
-    found = (build_folder() / "runs").glob("[0-9a-f]*/run.json")
-    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    """Return the short ids of all finished runs, oldest first."""
+    records = (build_folder() / "runs").glob("[0-9a-f]*/run.json")
+    return [path.parent.name for path in sorted(records, key=lambda path: path.stat().st_mtime)]
 
 
 def find_run(prefix: str) -> StoredRun:
-    """The one stored run whose id starts with `prefix`; else `CmpError`."""
+    """Return the one stored run whose id starts with `prefix`; raise `CmpError` otherwise."""
     matching = [name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])]
     if len(matching) != 1:
         problem = "no stored run" if not matching else f"{len(matching)} stored runs"
@@ -215,95 +242,102 @@ def find_run(prefix: str) -> StoredRun:
 
 
 def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
-    """A_KA, A_ZS and GM a (task, scope), with whatever other columns tell runs apart.
+    """Return the aggregate scores of runs over their streams.
 
-    metrics: as in `Run`, or several runs side by side told apart by `setting` and `replicate`.
+    Args:
+        metrics: As in `StoredRun`, or of several runs told apart by `setting` and `replicate`.
+
+    Returns:
+        A row per (task, scope), and per setting and replicate where there are several: `A_KA`,
+        `A_ZS` and their geometric mean `GM`, in percent.
     """
     keys = [key for key in ("setting", "replicate") if key in metrics] + ["task", "scope"]
     means = metrics.groupby([*keys, "role"], sort=False)["score"].mean().unstack()
-    table = means.rename(columns={"adapt": "A_KA", "eval": "A_ZS"})[["A_KA", "A_ZS"]]
+    table = means.rename(columns={role: name for name, role in ROLES.items()})[[*ROLES]]
     table["GM"] = np.sqrt(table["A_KA"] * table["A_ZS"])
     return table.rename_axis(columns=None).reset_index()
 
 
-TOLERANCE = 3.0
-"""Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
-differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
-is all that was measured. So this is a convention, not a bound."""
-
-METRIC_KEYS = ["task", "scope", "dataset"]
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """answer: "bitwise equal", "within tolerance" or "different"; sentence: that in words, with
-    where the two part."""
+    """How two computations of one run compare.
+
+    Attributes:
+        answer: "bitwise equal", "within tolerance", "different" or "missing".
+        sentence: The reason in words, with the first score that differs.
+        changes: A row per (task, scope, aggregate) that differs: `stored`, `now` and `moved`, all
+            in points.
+    """
 
     answer: str
     sentence: str
+    changes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def verify_run(run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER) -> Verdict:
-    """Compute a run again, with as many threads as then, and compare."""
-    before = torch.get_num_threads()
+    """Compute a run again, with as many threads as before, and compare the two."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(run.provenance["threads"])
     try:
-        again = execute(run.config, corpus, observer)
+        result = execute(run.config, corpus, observer)
     finally:
-        torch.set_num_threads(before)
-    elsewhere = machine_differences(run.provenance, again.provenance)
-    if "began" in run.provenance:
-        elsewhere = elsewhere or "the run was computed in two places"
-    equal_weights = models.weights_digest(again.model) == run.weights
-    return compare_metrics(run.metrics, again.metrics, equal_weights, elsewhere)
+        torch.set_num_threads(threads)
+    return compare_runs(run, make_stored_run(run.id, run.config, result))
 
 
-def _pair_scores(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Both scores of each row, NaN where one of them is missing."""
-    return stored.set_index(METRIC_KEYS)[["role", "score"]].join(
-        again.set_index(METRIC_KEYS)["score"].rename("again"), how="outer"
-    )
-
-
-def score_changes(stored: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """A row a (task, scope, aggregate): `stored`, `now` and how far it `moved`, in points."""
-    means = (
-        _pair_scores(stored, again).groupby([*METRIC_KEYS[:2], "role"])[["score", "again"]].mean()
-    )
-    means = means[means.index.get_level_values("role") != "transfer"]
-    means = means.rename(columns={"score": "stored", "again": "now"})
-    means = means.rename(index={"adapt": "A_KA", "eval": "A_ZS"}, level="role")
-    means.index.names = [*METRIC_KEYS[:2], "aggregate"]
-    return means.assign(moved=means["now"] - means["stored"]).reset_index()
+def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
+    """Compare two computations of one run."""
+    machines = machine_differences(stored.provenance, again.provenance)
+    if not machines and ("began" in stored.provenance or "began" in again.provenance):
+        machines = "the machines that the run was begun and finished on"
+    equal_weights = again.weights == stored.weights
+    return compare_metrics(stored.metrics, again.metrics, equal_weights, machines)
 
 
 def compare_metrics(
-    stored: pd.DataFrame, again: pd.DataFrame, weights: bool, elsewhere: str
+    stored: pd.DataFrame, again: pd.DataFrame, equal_weights: bool, machines: str
 ) -> Verdict:
-    """The verdict on two runs of one config.
+    """Compare the scores of two computations of one run.
 
-    weights: whether the final weights agree to the bit. elsewhere: where the machines differ; if
-    they do not, only bitwise equality will do.
+    Args:
+        stored: The metrics of the first.
+        again: The metrics of the second.
+        equal_weights: Whether the final weights agree to the bit.
+        machines: Where the machines differ; if empty, only bitwise equality is accepted.
     """
-    pair = _pair_scores(stored, again)
-    order = pair.reindex(pd.MultiIndex.from_frame(stored[METRIC_KEYS]))
-    apart = order[order["score"] != order["again"]]
-    complete = len(pair) == len(stored) and pair["again"].notna().all()
-    if apart.empty and weights and complete:
+    pairs = stored.merge(again[[*METRIC_KEYS, "score"]], "left", METRIC_KEYS, suffixes=("", "_now"))
+    complete = len(again) == len(stored) and pairs["score_now"].notna().all()
+    different = pairs[pairs["score"] != pairs["score_now"]]
+    if different.empty and equal_weights and complete:
         return Verdict("bitwise equal", f"{len(stored)} scores and the final weights are equal")
-    if apart.empty:
-        where = "the scores are equal, the final weights are not"
-    else:
-        task, scope, dataset = apart.index[0]
-        old, new = apart.iloc[0][["score", "again"]]
-        where = (
-            f"{len(apart)} of {len(stored)} scores differ, first {dataset} ({scope}) after "
-            f"{task} tasks: stored {old:.2f}, now {new:.2f}"
+    reason = "the scores are equal, the final weights are not"
+    if len(different):
+        row = different.iloc[0]
+        reason = (
+            f"{len(different)} of {len(stored)} scores differ, first {row['dataset']} "
+            f"({row['scope']}) after {row['task']} tasks: stored {row['score']:.2f}, now "
+            f"{row['score_now']:.2f}"
         )
-    drift = score_changes(stored, again)["moved"].abs().max()
-    where += f"; A_KA and A_ZS move by at most {drift:.2f} points"
-    if not elsewhere:
-        return Verdict("different", f"{where}, though nothing else differs")
-    inside = complete and drift <= TOLERANCE
-    answer = "within tolerance" if inside else "different"
-    return Verdict(answer, f"{where}, against {TOLERANCE:g} allowed where {elsewhere} differ")
+    changes = _score_changes(pairs)
+    drift = changes["moved"].abs().max()
+    changes = changes[changes["moved"] != 0]
+    reason += f"; A_KA and A_ZS move by at most {drift:.2f} points"
+    if not machines:
+        return Verdict("different", f"{reason}, though nothing else differs", changes)
+    answer = "within tolerance" if complete and drift <= TOLERANCE else "different"
+    reason += f", against {TOLERANCE:g} allowed where {machines} differ"
+    return Verdict(answer, reason, changes)
+
+
+def _score_changes(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per (task, scope, aggregate): `stored`, `now` and `moved`."""
+    named = pairs.assign(aggregate=pairs["role"].map({role: name for name, role in ROLES.items()}))
+    means = named.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
+    means = means.set_axis(["stored", "now"], axis=1)
+    return means.assign(moved=means["now"] - means["stored"]).reset_index()
+
+
+def has_start(run_config: RunConfig) -> bool:
+    """Return whether the weights that a run starts from are on this machine."""
+    config = run_config.model
+    return config.start == "random" or models.start_file(config, run_config.seeds.init) is not None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 import torch
 
@@ -22,16 +23,18 @@ from cmp.data import load_corpus
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
 from cmp.files import build_folder
+from cmp.registry import load_plugin
 from cmp.runner import NO_OBSERVER, Observer, execute
 from cmp.training import ExecutionConfig
 
 ATTEMPTS = 5
-"""Times that a run is begun or gone on with before its lost workers are taken for its own fault."""
+"""Times that a run is started or resumed before its lost workers are taken for its own fault."""
 
 _IS_STORED = "stored"
 """What the first of several processes tells the others of a run that need not be computed."""
 
 Failures = dict[RunConfig, str]
+"""Why runs failed."""
 
 
 def run_one(
@@ -39,92 +42,114 @@ def run_one(
     observer: Observer = NO_OBSERVER,
     device: str = "cpu",
     wait: bool = False,
-    execution: ExecutionConfig = ExecutionConfig(),
+    execution: ExecutionConfig | None = None,
     keep: bool = False,
 ) -> store.StoredRun:
-    """The stored run of a config; computed in this process if it is missing, from its last
-    checkpoint on. wait: for another process that computes it, instead of an error. keep: its final
-    weights are stored too, as those of every model are that is not embedded; a run that is stored
-    without them is computed again. Of several processes (`cmp.steps.distributed`) all call this."""
+    """Return the stored run of a config; compute it in this process if it is missing.
+
+    An unfinished run goes on from its last checkpoint. Of several processes (`cmp.distributed`) all
+    call this.
+
+    Args:
+        run_config: The run's config.
+        observer: Hears of the progress.
+        device: "cpu" or "cuda".
+        wait: Whether to wait for another process that computes the run, instead of an error.
+        execution: How a step is computed.
+        keep: Whether to store the final weights, as is always done for models that are not
+            embedded; a run that is stored without them is computed again.
+
+    Raises:
+        CmpError: The run cannot be computed, or another process computes it.
+        Interrupted: SIGINT or SIGTERM came; the run's state is saved.
+    """
     corpus = load_corpus(run_config)
     run_id = store.run_id_of(run_config, corpus)
     if distributed.rank():
-        if not distributed.broadcast("", device):
+        if distributed.broadcast("", device) != _IS_STORED:
             execute(run_config, corpus, observer, device=device, execution=execution)
-        distributed.barrier()
-        return store.load_run(run_id)
-    if is_kept(run_id, keep):
+    elif is_kept(run_id, keep):
         distributed.broadcast(_IS_STORED, device)
         CheckpointManager(run_id).remove()  # a kill may have come between the last two lines below
     else:
         with CheckpointManager(run_id, wait=wait) as manager:
-            if is_kept(run_id, keep):  # another process was faster
-                distributed.broadcast(_IS_STORED, device)
-            else:
-                distributed.broadcast("", device)
+            stored = is_kept(run_id, keep)  # another process may have been faster
+            distributed.broadcast(_IS_STORED if stored else "", device)
+            if not stored:
                 result = execute(
-                    run_config,
-                    corpus,
-                    observer,
-                    device=device,
-                    manager=manager,
-                    execution=execution,
+                    run_config, corpus, observer, None, device, manager, execution=execution
                 )
                 keep = keep or run_config.model.name not in models.family_names()
-                finished = store.make_stored_run(run_id, run_config, result)
-                store.save_run(finished, result.model if keep else None)
+                run = store.make_stored_run(run_id, run_config, result)
+                store.save_run(run, result.model if keep else None)
             manager.remove()
     distributed.barrier()
     return store.load_run(run_id)
 
 
 def is_kept(run_id: str, weights: bool) -> bool:
-    """Whether a run is stored, with its final weights where they are asked for."""
+    """Return whether a run is stored, with its final weights where `weights` asks for them."""
     return store.is_stored(run_id) and (not weights or store.weights_path(run_id).exists())
 
 
 def run_locally(
     todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
 ) -> Failures:
-    """Compute runs in `jobs` processes; calls `finished` after each, returns why others failed.
+    """Compute runs in worker processes.
 
     A worker that dies (out of memory, killed) is replaced and its run goes on from its checkpoint.
-    Raises `Interrupted` on SIGINT and SIGTERM, once the workers have saved their runs.
+
+    Args:
+        todo: The runs.
+        jobs: Number of workers.
+        device: "cpu" or "cuda".
+        finished: Called after each run that did not fail.
+
+    Returns:
+        Why runs failed.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the workers have saved their runs.
     """
     queue, attempts, failures = list(reversed(todo)), Counter(), {}
-    with StopRequest() as stop, _worker_pool() as crew:
+    with StopRequest() as stop, _worker_pool() as pool:
         busy: dict[Connection, _Worker] = {}
         while queue or busy:
             while queue and len(busy) < jobs:
-                worker = next((each for each in crew if each not in busy.values()), None)
+                worker = next((idle for idle in pool if idle not in busy.values()), None)
                 if worker is None:
-                    crew.append(worker := _Worker(device))
-                worker.begin(queue.pop())
+                    pool.append(worker := _Worker(device))
+                worker.start_run(queue.pop())
                 busy[worker.pipe] = worker
             for pipe in connection.wait(busy, 0.2):
                 worker = busy.pop(pipe)
                 run_config = worker.run_config
                 try:
-                    why = pipe.recv()
+                    reason = pipe.recv()
                 except (EOFError, OSError):
-                    crew.remove(worker)
+                    pool.remove(worker)
                     attempts[run_config] += 1
                     if attempts[run_config] < ATTEMPTS:
                         queue.append(run_config)
                         continue
-                    why = worker.death()
-                if why:
-                    failures[run_config] = why
+                    reason = worker.death()
+                if reason:
+                    failures[run_config] = reason
                 else:
                     finished()
             if stop.signal and (queue or busy):
-                message = f"stopped with {len(queue) + len(busy)} runs to go"
-                raise Interrupted(f"{message}; the same command goes on", stop.signal)
+                raise stopped(len(queue) + len(busy), stop.signal)
     return failures
 
 
+def stopped(unfinished: int, signal_number: int) -> Interrupted:
+    """Return the error for a study that a signal stopped with so many unfinished runs."""
+    message = f"stopped with {unfinished} runs to go; the same command goes on"
+    return Interrupted(message, signal_number)
+
+
 def failure_reason(error: BaseException) -> str:
-    """Why a run failed, in one line."""
+    """Return why a run failed, in one line."""
     if isinstance(error, CmpError):
         return str(error)
     try:
@@ -132,6 +157,17 @@ def failure_reason(error: BaseException) -> str:
     except Exception:  # of an exception that cannot even be shown
         text = "(it has no text)"
     return f"{type(error).__name__}: {text}"
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables that a worker process shares with this one."""
+    return {key: os.environ[key] for key in ("CMP_BUILD", "CMP_PLUGINS") if key in os.environ}
+
+
+def load_plugins() -> None:
+    """Run the files that `CMP_PLUGINS` names, which register options."""
+    for path in filter(None, os.environ.get("CMP_PLUGINS", "").split(os.pathsep)):
+        load_plugin(Path(path))
 
 
 class _Worker:
@@ -144,19 +180,20 @@ class _Worker:
     def __init__(self, device: str):
         context = _context(device)
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, device, str(build_folder().absolute()))
+        environment = worker_environment() | {"CMP_BUILD": str(build_folder().absolute())}
+        arguments = (theirs, device, environment)
         self.process = context.Process(target=_worker_main, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
-    def begin(self, run_config: RunConfig) -> None:
-        """Hand it a run; its answer through the pipe is why that failed, or nothing."""
+    def start_run(self, run_config: RunConfig) -> None:
+        """Hand over a run; the pipe answers with why it failed, or with None."""
         self.run_config = run_config
         with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
             self.pipe.send(run_config)
 
     def death(self) -> str:
-        """What it died of, and how often the run's workers did."""
+        """Return what the process died of, and how often the run's workers did."""
         self.process.join()
         code = self.process.exitcode
         cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
@@ -164,7 +201,7 @@ class _Worker:
 
 
 def _context(device: str) -> BaseContext:
-    """How workers start: from a server that has imported everything, where that is safe.
+    """Return how workers start: from a server that has imported everything, where that is safe.
 
     The server outlives a study, so the next one in the same process starts at once.
     """
@@ -177,32 +214,36 @@ def _context(device: str) -> BaseContext:
 
 @contextlib.contextmanager
 def _worker_pool() -> Iterator[list[_Worker]]:
-    """Workers, who end when this is left, those with a run once that is saved.
+    """Yield a list for workers, who end when it is left, those with a run once that is saved.
 
     They are asked again every second, as one may have been between two runs. However long it takes,
     a second signal to this process ends it.
     """
-    crew: list[_Worker] = []
+    pool: list[_Worker] = []
     try:
-        yield crew
+        yield pool
     finally:
         try:
-            for worker in crew:
+            for worker in pool:
                 worker.pipe.close()
-            while alive := [each.process for each in crew if each.process.is_alive()]:
+            while alive := [worker.process for worker in pool if worker.process.is_alive()]:
                 for process in alive:
                     process.terminate()
                 connection.wait([process.sentinel for process in alive], 1.0)
         finally:
-            for worker in crew:
+            for worker in pool:
                 worker.process.kill()
 
 
-def _worker_main(pipe: Connection, device: str, build: str) -> None:
-    """A worker's life. Signals act on its runs only, so no second one breaks off a save."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    os.environ["CMP_BUILD"] = build
+def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> None:
+    """Compute runs until the pipe closes.
+
+    Signals act on the runs only, so that no second one breaks off a save.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.environ.update(environment)
+    load_plugins()
     torch.set_num_threads(1)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
@@ -211,7 +252,7 @@ def _worker_main(pipe: Connection, device: str, build: str) -> None:
 
 
 def _attempt_run(run_config: RunConfig, device: str) -> str | None:
-    """Compute a run; returns why it failed, if it did. A run that was stopped ends the worker."""
+    """Compute a run and return why it failed, if it did; a run that is stopped ends the worker."""
     try:
         run_one(run_config, device=device, wait=True)
     except Interrupted as stop:
@@ -222,7 +263,7 @@ def _attempt_run(run_config: RunConfig, device: str) -> str | None:
 
 
 def _stop_with_parent() -> None:
-    """Stop and save once the parent is gone, asking again as in `_crew`."""
+    """Stop and save once the parent is gone, asking again as `_worker_pool` does."""
     connection.wait([multiprocessing.parent_process().sentinel])
     while True:
         os.kill(os.getpid(), signal.SIGTERM)

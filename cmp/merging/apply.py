@@ -190,7 +190,7 @@ def iter_merged(
     check: ResultCheck = (lambda name, result, sources: None) if finite else require_finite
     parameters = [name for name in models[0] if is_mergeable(name, models[0][name])]
     bounds = [KEEP_ALL] * len(models)
-    if rule.facts["trims"]:
+    if rule.facts["trims"] and base is not None:
         top = options.outliers if "outliers" in rule.settings else 0.0
         bounds = [
             magnitude_thresholds(model, base, parameters, options.density, top) for model in models
@@ -431,9 +431,9 @@ def layer_depth(names: Iterable[str]) -> dict[str, float]:
         tower: max(sorted(kinds.items()), key=lambda pair: len(pair[1]))
         for tower, kinds in stacks.items()
     }
-    depth = {}
+    depth = dict.fromkeys(numbers, 0.0)
     for name, block in numbers.items():
-        stack, members = largest[block[0]] if block else ("", ())
-        inside = block and block[1] == stack and len(members) > 1
-        depth[name] = sorted(members).index(block[2]) / (len(members) - 1) if inside else 0.0
+        stack, members = largest[block[0]] if block else ("", set())
+        if block and block[1] == stack and len(members) > 1:
+            depth[name] = sorted(members).index(block[2]) / (len(members) - 1)
     return depth

@@ -265,7 +265,7 @@ def update_step_average(merging: Merging, memory: Memory, weights: Callable[[], 
     averages = {name: averages[name].to(x.device) for name, x in current.items()}
     memory["average"] = averages
     floats = [name for name, x in current.items() if x.is_floating_point()]
-    torch._foreach_lerp_(
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  # it has no public name
         [averages[name] for name in floats], [current[name] for name in floats], 1 - merging.decay
     )
     for name in current.keys() - set(floats):

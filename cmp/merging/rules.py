@@ -27,6 +27,8 @@ from cmp.registry import Option, register
 from cmp.seeds import torch_generator
 
 Weights = dict[str, Tensor]
+Draw = tuple[int, *tuple[int | str, ...]]
+"""Seed and counters of a random draw."""
 _PARALLEL_TOLERANCE = 1e-6
 """How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
 PRODUCT_BLOCK = 1 << 19
@@ -47,7 +49,7 @@ class MergeOptions:
     outliers: float = 0.01
     alpha: float = 0.5
     beta: float = 0.5
-    draw: tuple[int | str, ...] = (0,)
+    draw: Draw = (0,)
 
     def weights_of(self, count: int) -> list[float]:
         """Return the weights of `count` models."""
@@ -83,7 +85,7 @@ class BlockContext(NamedTuple):
     name: str
     number: int
 
-    def draw(self) -> tuple[int | str, ...]:
+    def draw(self) -> Draw:
         """Return the seed and counters of this block's random draws."""
         return (*self.options.draw, self.name, self.number)
 
@@ -243,7 +245,7 @@ def trim(taus: Tensor, bounds: Sequence[MagnitudeBounds]) -> Tensor:
     return taus
 
 
-def drop_randomly(taus: Tensor, density: float, draw: Sequence[str | int]) -> Tensor:
+def drop_randomly(taus: Tensor, density: float, draw: Draw) -> Tensor:
     """Keep each entry with probability `density` and divide it by that, else drop it, in place.
 
     Args:
@@ -273,7 +275,7 @@ def keep_largest(taus: Tensor) -> Tensor:
     return best
 
 
-def pick_randomly(taus: Tensor, draw: Sequence[str | int]) -> Tensor:
+def pick_randomly(taus: Tensor, draw: Draw) -> Tensor:
     """Return each entry of a model chosen at random, [n]."""
     noise = torch_generator("pick", *draw)
     row = torch.randint(len(taus), (1, taus.shape[1]), generator=noise)

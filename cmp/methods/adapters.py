@@ -1,7 +1,8 @@
 """Adapters: small matrices beside frozen weights, and the way between both.
 
 A layer keeps its name and its weight; its adapter is a child module, so that a state dict holds
-both. `merged_state_dict` gives the weights that the two amount to: what is scored, merged and saved.
+both. `merged_state_dict` gives the weights that the two amount to, which are scored, merged and
+saved.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cmp.errors import CmpError
 from cmp.methods.parameters import check_not_frozen, check_rank
+from cmp.models import Network
 from cmp.seeds import torch_generator
 from cmp.training import TrainState, UpdateMethod
 
@@ -81,7 +83,7 @@ def init_uniform(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
     return x
 
 
-def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers that get adapters, by name.
 
     Args:
@@ -91,7 +93,9 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Mo
     Raises:
         CmpError: No layer has a target in its name.
     """
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in ADAPTED}
+    layers: dict[str, Any] = {
+        n: layer for n, layer in model.named_modules() if type(layer) in ADAPTED
+    }
     for target in targets:
         if not any(f".{target}." in f".{name}." for name in layers):
             parts = sorted({part for name in layers for part in [name, *name.split(".")]})
@@ -134,7 +138,7 @@ def attach(
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear | AdaptedConv2d]:
     """Return the layers with adapters, by name."""
-    kinds = tuple(ADAPTED.values())
+    kinds = (AdaptedLinear, AdaptedConv2d)
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
@@ -176,7 +180,7 @@ def merged(model: nn.Module) -> Iterator[None]:
         model.load_state_dict(before)
 
 
-def merge_and_unload(model: nn.Module) -> nn.Module:
+def merge_and_unload(model: Network) -> Network:
     """Merge adapters into the weights for good, in place, and return open_clip's own layers."""
     load_merged(model, merged_state_dict(model))
     plain = {kind: own for own, kind in ADAPTED.items()}

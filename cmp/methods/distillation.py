@@ -47,8 +47,9 @@ def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def losses(state: TrainState, output: ForwardOutput) -> dict[str, Tensor]:
+def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
     """Return how far both towers are from the pretrained network on the replayed samples."""
+    assert output is not None, "`whole_batch_reason` keeps batches whole"
     section = state.config.method
     image, text = teacher_features(state, output)
     teacher = state.frozen_models["teacher"]

@@ -90,7 +90,7 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
         samples = FISHERS[config.method.fisher](state, lambda step=step: forward_step(step)[1])
         for gradient in samples:
             squares = [x.square() for x in gradient]
-            total = squares if total is None else torch._foreach_add(total, squares)
+            total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares
             count += 1
     accumulate_fisher(state, [x / count for x in total or []])
 

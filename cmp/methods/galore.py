@@ -2,7 +2,8 @@
 
 A gradient G [m, n] is seen as R = P G with P [rank, m], or as G P with P [n, rank] where n is the
 smaller side: the leading singular directions of a gradient, computed again every `gap` steps.
-Moments are of R, so they are small; the step goes back through P. Convolutions are read as matrices.
+Moments are of R, so they are small; the step goes back through P. Convolutions are read as
+matrices.
 """
 
 import functools
@@ -57,10 +58,10 @@ class ProjectedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         count = int(state.get("step", 0))  # on the CPU until it comes from a checkpoint
         wide = False
         if parameter.ndim > 1:

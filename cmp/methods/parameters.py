@@ -1,5 +1,7 @@
 """Which parameters a method trains."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from cmp.errors import CmpError
@@ -28,7 +30,7 @@ def check_not_frozen(model: nn.Module, names: list[str]) -> None:
         )
 
 
-def check_rank(rank: int, weights: dict[str, Tensor], advice: str) -> None:
+def check_rank(rank: int, weights: Mapping[str, Tensor], advice: str) -> None:
     """Check that a rank is at most the width of every weight, read as a matrix [out, rest].
 
     Args:

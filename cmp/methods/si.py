@@ -2,7 +2,7 @@
 
 A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
 ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
--g dtheta. g is the gradient of the whole loss after clipping, dtheta what the optimizer did with it.
+-g dtheta. g is the gradient of the whole loss after clipping, dtheta the optimizer's change.
 """
 
 import torch
@@ -28,11 +28,14 @@ def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]
 @torch.no_grad()
 def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
     """Take the optimizer's step and add it to the path integral."""
-    moving = {n: p for n, p in trainable_parameters(state.model).items() if p.grad is not None}
-    before = [p.detach().clone() for p in moving.values()]
+    moving = [
+        (name, parameter, parameter.grad, parameter.detach().clone())
+        for name, parameter in trainable_parameters(state.model).items()
+        if parameter.grad is not None
+    ]
     optimizer.step()
-    for (name, parameter), old in zip(moving.items(), before, strict=True):
-        state.method_state[f"path/{name}"].addcmul_(parameter.grad, old.sub_(parameter))
+    for name, parameter, gradient, old in moving:
+        state.method_state[f"path/{name}"].addcmul_(gradient, old.sub_(parameter))
 
 
 @torch.no_grad()

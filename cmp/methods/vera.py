@@ -4,6 +4,8 @@ only the vectors d [rank] and b [out] train (spec 3).
 d starts at 0.1 and b at zero, as in VeRA's own paper; the reference has it the other way round.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +20,9 @@ INITIAL_SCALE = 0.1
 
 class VeraAdapter(adapters.Adapter):
     """d and b of one layer; A and B are no part of its state."""
+
+    down: Tensor
+    up: Tensor
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
         super().__init__(weight, rank, scale)
@@ -65,7 +70,7 @@ def prepare(state: TrainState) -> None:
             down = adapters.init_uniform(layer.weight.new_empty(rank, columns), columns, generator)
             up = adapters.init_uniform(layer.weight.new_empty(rows, rank), rank, generator)
             shared[rows, columns] = (down, up)
-        layer.adapter.share(*shared[rows, columns])
+        cast(VeraAdapter, layer.adapter).share(*shared[rows, columns])
 
 
 register("method", "vera", adapters.SETTINGS)(UpdateMethod(prepare, _BASE_METHOD.begin_task))

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import nbformat
+
 from lab import chapters
 
-EXPLORER = re.compile(r"widgets\.(\w+_(?:explorer|calculator)|planner)\(")
+EXPLORER = re.compile(r"explorers\.(\w+_(?:explorer|calculator))\(")
 
 
 def names(code: str) -> tuple[set[str], set[str]]:

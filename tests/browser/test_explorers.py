@@ -8,11 +8,11 @@ import time
 import nbformat
 import pytest
 from browser import cut, lab
-from lab import analyses, chapters
 
 from cmp.config import Mixture
 from cmp.experiments import results
 from cmp.files import build_folder
+from lab import analyses, chapters
 
 PICTURE = """async image => {
     const bytes = await (await fetch(image.src)).arrayBuffer();
@@ -23,7 +23,8 @@ MIME = "[data-mime-type='application/vnd.jupyter.{}']"
 SECONDS = 60
 LONG = """import os
 os.environ["CMP_BUILD"] = {build!r}
-from cmp import config, studies
+from cmp import config
+from cmp.experiments import studies
 changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]"""
 
@@ -54,7 +55,7 @@ def served(browser, build, tmp_path_factory):
     (folder / "book").mkdir()
     for number, source in chapters.chapters().items():
         nbformat.write(cut.notebook(source), folder / "book" / f"{number}.ipynb")
-    cells = [LONG.format(build=str(build)), "studies.compute(grid)\nprint(len(grid), 'done')"]
+    cells = [LONG.format(build=str(build)), "studies.compute_runs(grid)\nprint(len(grid), 'done')"]
     cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     metadata = {"kernelspec": chapters.KERNELSPEC}
     long = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
@@ -68,7 +69,7 @@ class Explorer:
 
     def __init__(self, page, name):
         self.page = page
-        self.root = page.locator(".jp-CodeCell", has_text=f"widgets.{name}(")
+        self.root = page.locator(".jp-CodeCell", has_text=f"explorers.{name}(")
         self.picture = self.root.locator("img.widget-image")
         self.sentence = self.root.locator(".widget-html-content").first
         self.below = self.root.locator(".widget-html-content").last
@@ -295,7 +296,7 @@ MOVES = {
     "05": {"scale_explorer": move_scale},
     "06": {"stream_explorer": move_stream},
     "07": {"mixture_explorer": move_mixture},
-    "08": {"planner": move_planner},
+    "08": {"planner_explorer": move_planner},
 }
 """What is moved in each chapter, in the order of its explorers."""
 

@@ -8,6 +8,7 @@ import pytest
 import sample_book
 from browser import lab
 from browser import site as browser_site
+
 from lab import site
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}

@@ -1,0 +1,143 @@
+"""The reference page of the public API, `book/api.md`, written from the docstrings.
+
+`python -m lab.api_reference` writes it again, from the folder `book`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+import cmp
+from cmp.files import project_folder, write_atomic
+
+PAGE = project_folder() / "book" / "api.md"
+SECTIONS = {
+    "Running updates": ["run"],
+    "Configs": ["RunConfig", "Schedule", "Method", "Training"],
+    "Schedules": ["learning_rate", "TaskSchedule", "lr_scheduler"],
+    "Training": [
+        "make_train_state", "train_step", "train_task", "create_optimizer", "TrainState",
+        "ForwardOutput",
+    ],
+    "Merging": ["merge", "merge_files"],
+    "Streams and mixtures": ["task_pools", "MixtureSampler"],
+    "Data, models and evaluation": [
+        "load_data", "Corpus", "create_model", "load_model", "evaluate",
+    ],
+    "Budgets": ["step_cost", "steps_for", "Cost"],
+    "Options of your own": [
+        "register", "option_names", "load_plugin", "UpdateMethod", "TaskEnd", "MergedWeights",
+    ],
+    "Errors": ["CmpError"],
+}  # fmt: skip
+INTRODUCTION = """# The Python API
+
+Everything here is imported from `cmp`, and each example is run by a test. `import cmp` takes less
+than a tenth of a second; torch and the rest are imported when a name is first used. What the
+command line adds is shown by `cmpt --help`.
+"""
+WIDTH = 88
+LISTS = {"parameters": "Arguments", "attributes": "Attributes", "returns": "Returns",
+         "raises": "Raises", "yields": "Yields"}  # fmt: skip
+
+
+def reference_page() -> str:
+    """Return the page as MyST Markdown."""
+    package = griffe.load("cmp", search_paths=[str(project_folder())])
+    parts = [INTRODUCTION]
+    for title, names in SECTIONS.items():
+        parts.append(f"## {title}\n")
+        parts += ["\n".join(_entry(package, name)) for name in names]
+    return "\n".join(parts)
+
+
+def _entry(package: griffe.Module, name: str) -> Iterator[str]:
+    """Yield the lines of one name: its signature, what the docstring says, its public methods."""
+    value = getattr(cmp, name)
+    entry: Any = package[value.__module__.removeprefix("cmp.")][value.__name__]
+    yield f"### `cmp.{name}`\n"
+    if not (isinstance(value, type) and issubclass(value, Exception)):
+        yield f"```python\n{_signature(entry, dataclasses.is_dataclass(value))}\n```\n"
+    yield from _description(entry)
+    for member in entry.members.values() if entry.is_class else ():
+        is_public = member.is_function or "property" in member.labels
+        if is_public and not member.name.startswith("_") and member.docstring:
+            yield f"```python\n.{_signature(member)}\n```\n"
+            yield from _description(member)
+
+
+def _signature(entry: Any, is_dataclass: bool = False) -> str:
+    """Return a call with types and defaults, on several lines where one would be too long."""
+    if "property" in entry.labels:
+        return f"{entry.name}: {entry.annotation}"
+    result = f" -> {entry.returns}" if entry.is_function and entry.returns else ""
+    parameters = list(_fields(entry) if is_dataclass else _parameters(entry))
+    line = f"{entry.name}({', '.join(parameters)}){result}"
+    if len(line) <= WIDTH:
+        return line
+    return f"{entry.name}(\n" + "".join(f"    {text},\n" for text in parameters) + f"){result}"
+
+
+def _fields(entry: Any) -> Iterator[str]:
+    """Yield the fields of a dataclass; a default that is made by a function is left open."""
+    for field in entry.attributes.values():
+        if "property" not in field.labels:
+            made = field.value and str(field.value).startswith("_section(")
+            default = f" = {'...' if made else _literal(field.value)}" if field.value else ""
+            yield f"{field.name}: {field.annotation}{default}"
+
+
+def _parameters(entry: Any) -> Iterator[str]:
+    """Yield the parameters of a function, or of a class's `__init__`."""
+    keyword_only = False
+    for parameter in entry.parameters:
+        kind = parameter.kind.value
+        if parameter.name == "self":
+            continue
+        if kind == "keyword-only" and not keyword_only:
+            keyword_only = True
+            yield "*"
+        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+        annotation = f": {parameter.annotation}" if parameter.annotation else ""
+        default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
+        yield f"{stars}{parameter.name}{annotation}{default}"
+
+
+def _literal(value: Any) -> str:
+    """Return a default as the package writes it, with double quotes."""
+    return str(value).replace("'", '"')
+
+
+def _description(entry: Any) -> Iterator[str]:
+    """Yield a docstring's sections: text, lists of arguments and the like, the example."""
+    for section in entry.docstring.parse("google", warnings=False):
+        kind = section.kind.value
+        if kind == "text":
+            yield f"{section.value}\n"
+        elif kind == "admonition":
+            yield f"```pycon\n{section.value.contents}\n```\n"
+        elif kind in LISTS:
+            yield LISTS[kind]
+            yield from (f": {_item(item)}" for item in section.value)
+            yield ""
+
+
+def _item(item: Any) -> str:
+    """Return what is said of one item, such as "`steps`: Steps per task."."""
+    name = getattr(item, "name", "")
+    if isinstance(item, griffe.DocstringRaise):
+        name = str(item.annotation)
+    text = " ".join(item.description.split())
+    return f"`{name}`: {text}" if name else text
+
+
+def main(page: Path = PAGE) -> None:
+    """Write the page."""
+    write_atomic(page, reference_page())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,565 @@
+"""Explorers: interactive views over pure functions, whose controls draw the same figures again.
+
+An explorer shows its picture and its sentence from the first draw on, so an executed notebook holds
+them without a kernel.
+"""
+
+import dataclasses
+import html
+import io
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from cmp import config, evaluation, models, streams
+from cmp.config import Mixture, RunConfig
+from cmp.data import Corpus
+from cmp.errors import CmpError
+from cmp.experiments import claims, evidence, planner, statistics, store
+from cmp.experiments.evidence import Evidence
+from cmp.experiments.paper import CATALOGUE_MODELS
+from cmp.experiments.planner import Plan, PlanRequest
+from cmp.experiments.studies import Study
+from cmp.merging.apply import merge
+from cmp.merging.rules import Weights
+from cmp.registry import option_names
+from lab import analyses, figures
+from lab.analyses import Surface
+
+LIKE = "thirds"
+"""The setting of a published study whose neighbours in the triangle predict."""
+SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay")
+"""What the mixture explorer sets beside the shares; stored runs speak of their own sizes alone."""
+LARGER_MODELS = ("ViT-B-32", "ViT-B-16")
+"""Models beside the embedded ones; each takes seconds to count."""
+SUBSET = 64
+"""Images per dataset that the path explorer scores."""
+COMPUTE = "Compute, in runs of the cpu profile"
+PANELS = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "Geometric mean (%)"}
+CHANGES = {name: f"Change of {label}".replace("(%)", "(points)") for name, label in PANELS.items()}
+QUESTIONS = {
+    "Size, for the same compute": (analyses.size_rows, COMPUTE),
+    "Steps of an update": (analyses.step_rows, COMPUTE),
+    "Number of updates, for the same compute": (analyses.update_rows, "Updates that share it"),
+}
+MEASURES = {"End of the stream": "end", "Change through the stream": "change"}
+BUFFERS = {"all that arrives": None, "1000 images": 1000, "300 images": 300, "nothing": 0}
+POOLS = {"pretraining data": False, "public data instead": True}
+
+Drawn = tuple[Figure, str, str]
+"""What an explorer shows: the picture, a sentence of plain text, and details as HTML."""
+
+
+def explorer(controls: Mapping[str, widgets.Widget], draw: Callable[..., Drawn]) -> widgets.VBox:
+    """Put controls above what is drawn from their values.
+
+    The picture is one image widget whose bytes are replaced, so nothing flickers and no figure is
+    left for the notebook to show. It is there from the start, for pages without a kernel.
+
+    Args:
+        controls: Widgets by the names under which `draw` takes their values.
+        draw: Where it raises `CmpError`, the message is the sentence and the last picture stays.
+
+    Returns:
+        The explorer.
+    """
+    sentence, details = widgets.HTML(), widgets.HTML()
+    picture = widgets.Image(format="png", layout={"max_width": "100%", "width": "900px"})
+
+    def update(_: Any = None) -> None:
+        try:
+            figure, words, more = draw(**{name: widget.value for name, widget in controls.items()})
+        except CmpError as error:
+            words = html.escape(str(error), quote=False)
+            sentence.value = f"<b>Refused:</b> {words}. Below is what was drawn before."
+            return
+        sentence.value = html.escape(words, quote=False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=144)
+        picture.value, details.value = file.getvalue(), more
+
+    for control in controls.values():
+        if control.has_trait("style"):
+            control.style.description_width = "initial"
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False
+        control.observe(update, names="value")
+    update()
+    box = widgets.Box([*controls.values()], layout={"flex_flow": "row wrap"})
+    return widgets.VBox([box, sentence, picture, *([details] if details.value else [])])
+
+
+def html_table(table: pd.DataFrame, index: str = "") -> str:
+    """Return a table as HTML: scores with one digit, shares with two; a named index comes first."""
+    table = table.rename_axis(index).reset_index() if index else table
+    digits = {name: 2 if name in (*"PDB", "distance") else 1 for name in table}
+    forms = {name: f"{{:.{digits[name]}f}}".format for name in table.select_dtypes("float")}
+    return table.to_html(border=0, index=False, formatters=forms)
+
+
+def copyable(assignments: list[str]) -> str:
+    """Return the command of a run with these key=value as HTML that a click marks."""
+    lines = html.escape(" \\\n    ".join(["cmpt run cpu", *assignments]))
+    about = '<b>Copy as config</b> (a click marks it all)<pre style="user-select: all">'
+    return f"{about}{lines}</pre>"
+
+
+def run_arguments(run: RunConfig) -> list[str]:
+    """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
+    cpu = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
+    changed = [(key, value) for key, value in config.flat_keys(run.to_dict()) if value != cpu[key]]
+    return [
+        shlex.quote(f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', ""))
+        for key, value in changed
+    ]
+
+
+class Triangle(anywidget.AnyWidget):
+    """A triangle of three shares that sum to one, with a handle and points that can be chosen.
+
+    Attributes:
+        value: The shares of pool, update and buffer.
+        points: Stored mixtures, each {"shares": [P, D, B], "name": ...}.
+    """
+
+    _esm = Path(__file__).with_name("triangle.js")
+    value = traitlets.List(traitlets.Float(), [1 / 3, 1 / 3, 1 / 3]).tag(sync=True)
+    points = traitlets.List(traitlets.Dict()).tag(sync=True)
+
+
+def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
+    """Explore the learning rate over a stream: schedule, meta schedule, their keys, tasks, steps.
+
+    "Hold this one" keeps a setting in grey, to compare with, until it is pressed again.
+
+    Args:
+        published: Published metrics, of which the nearest settings are listed.
+
+    Returns:
+        The explorer.
+    """
+    stored = None if published is None else analyses.stored_schedules(published)
+    controls = _schedule_controls()
+    current: dict[str, np.ndarray] = {}
+    held: dict[str, np.ndarray] = {}
+
+    def draw(peak: float, hold: bool, **values) -> Drawn:
+        keys = analyses.schedule_keys(values["name"], values["meta"])
+        for key in controls.keys() - {"name", "meta", "peak", "tasks", "steps", "hold"}:
+            controls[key].disabled = key not in keys
+        for key, value in values.items():
+            values[key] = round(value, 6) if isinstance(value, float) else value  # stray digits
+        run = analyses.schedule_run(peak=float(f"{peak:.3g}"), **values)
+        rates = analyses.schedule_rates(run)
+        if not hold:
+            held.clear()
+        elif not held:
+            held.update(current)  # what was drawn before
+        current.clear()
+        current[f"{analyses.schedule_label(run)}, peak {run.schedule.peak:g}"] = rates
+        curves = current | {f"held: {name}": other for name, other in held.items()}
+        details = ("" if stored is None else _nearest(run, stored)) + copyable(run_arguments(run))
+        return figures.plot_learning_rates(curves), schedule_sentence(run, rates), details
+
+    return explorer(controls, draw)
+
+
+def _schedule_controls() -> dict[str, widgets.ValueWidget]:
+    """Return a control per argument of `analyses.schedule_run`."""
+    default, choices, shares = config.Schedule(), config.choices(), config.DEFAULT_SHARES
+    share = {"min": 0.0, "max": 1.0, "step": 0.05}
+    percent = share | {"readout_format": ".0%"}
+    peak = {"min": -5, "max": -2, "step": 0.05, "readout_format": ".1e"}
+    metas = [meta for meta in choices["schedule.meta"] if meta != "free"]
+    number, rate = widgets.IntSlider, widgets.FloatSlider
+    return {
+        "name": widgets.Dropdown(
+            options=choices["schedule.name"], value=default.name, description="Schedule"
+        ),
+        "meta": widgets.Dropdown(options=metas, value=default.meta, description="Meta schedule"),
+        "peak": widgets.FloatLogSlider(default.peak, **peak, description="Peak"),
+        "tasks": number(8, min=1, max=20, description="Tasks T"),
+        "steps": number(40, min=5, max=200, description="Steps a task"),
+        "warmup": rate(shares["warmup"], **percent, description="Warmup, of a task"),
+        "cooldown": rate(shares["cooldown"], **percent, description="Cooldown, of a task"),
+        "shift": number(default.shift, min=0, max=400, description="Shift, steps"),
+        "level": rate(default.level, **share, description="Level, in peaks"),
+        "decay": rate(default.decay, **share, description="Decay, a task"),
+        "hold": widgets.ToggleButton(False, description="Hold this one"),
+    }
+
+
+def schedule_sentence(run: RunConfig, rates: np.ndarray) -> str:
+    """Say the mean learning rate against the peak, and the path length.
+
+    Args:
+        run: A run.
+        rates: Its learning rates, [tasks, steps].
+
+    Returns:
+        The sentence.
+    """
+    mean, (tasks, steps) = rates.mean(), rates.shape
+    return (
+        f"Mean rate {mean:.2g} = {mean / run.schedule.peak:.2f} of the peak {run.schedule.peak:g}, "
+        f"over {tasks} tasks x {steps} steps; path length (the sum of all rates) {rates.sum():.3g}."
+    )
+
+
+def _nearest(run: RunConfig, stored: pd.DataFrame) -> str:
+    """Return the stored runs whose schedules are nearest, as HTML."""
+    near = analyses.nearest_schedules(run, stored)
+    if near.empty:
+        return f"<p>No stored run is of a stream of {run.stream.tasks} tasks.</p>"
+    return (
+        "<b>The nearest stored runs</b>, by the sum of the rates of each task: distance 0.69 is a "
+        f"factor of two in each. Scores after the stream, means over replicates{html_table(near)}"
+    )
+
+
+def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
+    """Explore what a batch is made of, how often an image is seen, and what such runs scored.
+
+    Args:
+        published: Published metrics with a setting `LIKE`, which predict.
+
+    Returns:
+        The explorer.
+    """
+    surface = None if published is None else analyses.surface(published, LIKE)
+    stored = zip(surface.names, surface.shares.tolist(), strict=True) if surface else ()
+    controls = {
+        "shares": Triangle(points=[{"name": name, "shares": shares} for name, shares in stored]),
+        "batch": widgets.IntSlider(64, min=8, max=512, step=8, description="Batch"),
+        "tasks": widgets.IntSlider(8, min=1, max=20, description="Tasks T"),
+        "steps": widgets.IntSlider(40, min=5, max=200, description="Steps a task"),
+        "replay": widgets.FloatLogSlider(
+            0.1, min=-2, max=0, readout_format=".0%", description="Pool kept for replay"
+        ),
+    }
+
+    def draw(shares, batch, tasks, steps, replay) -> Drawn:
+        run = analyses.mixture_run(shares, batch, tasks, steps, round(replay, 6))
+        mixture = run.mixture
+        parts, passes = analyses.mixture_counts(mixture, batch, tasks, steps, mixture.replay)
+        details = (_prediction(run, surface) if surface else "") + copyable(run_arguments(run))
+        return figures.plot_batch(parts, passes), mixture_sentence(mixture, passes), details
+
+    return explorer(controls, draw)
+
+
+def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
+    """Say the shares, and how often images are seen.
+
+    Args:
+        mixture: Shares of a batch.
+        passes: See `cmp.experiments.statistics.expected_counts`.
+
+    Returns:
+        The sentence.
+    """
+    seen = passes[list(figures.POOLS)].sum(axis=1)
+    return (
+        f"Shares P {mixture.pretraining:.2f}, D {mixture.update:.2f}, B {mixture.buffer:.2f}. "
+        f"An image of the replay pool ({passes['images'][0]:,.0f} images) is seen {seen[0]:.1f} "
+        f"times, one that arrives first {seen[1]:.1f} times, one that arrives last "
+        f"{seen.iloc[-1]:.1f} times."
+    )
+
+
+def _prediction(run: RunConfig, surface: Surface) -> str:
+    """Return the scores of a run between stored ones, and the nearest of them, as HTML."""
+    own, stored = (dict(config.flat_keys(each.to_dict())) for each in (run, surface.like))
+    if differing := [key for key in SIZES if own[key] != stored[key]]:
+        words = ", ".join(f"{key}={stored[key]}" for key in differing)
+        return f"<p>No prediction: the stored runs are of {words}.</p>"
+    if not surface.holds(run.mixture):
+        return "<p>No prediction: no stored mixtures lie around this one.</p>"
+    misses, near = surface.misses(), surface.nearest(run.mixture)
+    scores = " and ".join(
+        f"<b>{name} {row['mean']:.1f}%</b> ({row['low']:.1f} to {row['high']:.1f})"
+        for name, row in surface.predict(run.mixture).iterrows()
+    )
+    return (
+        f"<p>Between the stored runs: {scores}, 95% t-intervals over {len(surface.scores)} "
+        f"replicates. Interpolation adds to them: where a stored mixture is left out, it misses by "
+        f"{misses['A_KA']:.1f} and {misses['A_ZS']:.1f} points.</p>"
+        f"<b>The nearest stored runs</b>, by the share of a batch that differs{html_table(near)}"
+    )
+
+
+def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> widgets.VBox:
+    """Explore in which order classes arrive, what that makes of tasks, and how such runs went.
+
+    Args:
+        corpus: The embedded benchmark.
+        published: Published metrics, of which settings of the same stream are listed.
+
+    Returns:
+        The explorer.
+    """
+    choices = config.choices()
+    orders = [name for name in choices["stream.order"] if name != "listed"]
+    controls = {
+        "order": widgets.Dropdown(options=orders, description="Order"),
+        "reverse": widgets.Checkbox(False, description="Reversed"),
+        "equal": widgets.ToggleButtons(options=choices["stream.equal"], description="Equal"),
+        "tasks": widgets.IntSlider(8, min=1, max=20, description="Tasks T"),
+        "seed": widgets.IntSlider(0, min=0, max=4, description="Seed"),
+    }
+
+    def draw(seed: int, **stream) -> Drawn:
+        run = config.parse(config.profile("cpu") | {"seed": seed, "stream": stream})
+        report = statistics.stream_report(run, corpus)
+        counts = statistics.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
+        counts = counts.reindex(columns=sorted(corpus.by_role("adapt")), fill_value=0)
+        details = "" if published is None else _same_stream(run, published)
+        arguments = run_arguments(dataclasses.replace(run, seeds=config.Seeds()))
+        details += copyable([*arguments, f"seed={seed}"])
+        return figures.plot_stream(counts, report), stream_sentence(report), details
+
+    return explorer(controls, draw)
+
+
+def stream_sentence(report: pd.DataFrame) -> str:
+    """Say how unequal the tasks of a stream are.
+
+    Args:
+        report: See `cmp.experiments.statistics.stream_report`.
+
+    Returns:
+        The sentence.
+    """
+    images, passes, datasets = report["images"], report["passes"], report["datasets"]
+    return (
+        f"{report['classes'].sum()} classes in {len(report)} tasks. Images a task: {images.min()} "
+        f"to {images.max()}, {images.max() / images.min():.1f} times as many; so a task goes over "
+        f"its own images {passes.min():.1f} to {passes.max():.1f} times. Datasets a task: "
+        f"{datasets.min()} to {datasets.max()}."
+    )
+
+
+def _same_stream(run: RunConfig, published: pd.DataFrame) -> str:
+    """Return how the stored settings of a run's stream went, as HTML."""
+    configs = analyses.setting_configs(published)
+    names = [name for name, other in configs.items() if other.stream == run.stream]
+    if not names:
+        return "<p>No stored run follows this stream.</p>"
+    trajectory = store.trajectory(published[published["setting"].isin(names)])
+    columns = {
+        f"{key} {when} (%)": claims.setting_means(trajectory, at)[key]
+        for when, at in {"on the way": "area", "at the end": "end"}.items()
+        for key in ("A_KA", "A_ZS")
+    }
+    table = html_table(pd.DataFrame(columns).loc[names], "setting")
+    return f"<b>Stored runs of this stream</b>, means over replicates{table}"
+
+
+def method_explorer(published: pd.DataFrame, shown: list[str]) -> widgets.VBox:
+    """Explore any two numbers of the stored runs against each other.
+
+    Args:
+        published: Published metrics.
+        shown: The settings to begin with.
+
+    Returns:
+        The explorer.
+    """
+    table = analyses.setting_ends(published)
+    columns = [*analyses.AXES.values(), analyses.STEPS]
+    colours, score = figures.palette(table.index), analyses.AXES["GM"]
+    names = {"options": list(table.index), "value": shown, "rows": 8, "description": "Settings"}
+    controls = {
+        "names": widgets.SelectMultiple(**names),
+        "x": widgets.Dropdown(options=columns, value=columns[0], description="To the right"),
+        "y": widgets.Dropdown(options=columns, value=columns[1], description="Upwards"),
+    }
+
+    def draw(names, x, y) -> Drawn:
+        if not names:
+            raise CmpError("choose a setting at least (Ctrl or Cmd with a click takes several)")
+        if x == y:
+            raise CmpError("choose two different axes")
+        chosen = table.loc[list(names)]
+        best = chosen[score].idxmax()
+        sentence = f"Of these, {best} ends highest in GM: {chosen.loc[best, score]:.1f}%."
+        details = html_table(chosen[columns], "setting")
+        return figures.plot_scatter(chosen, x, y, colours), sentence, details
+
+    return explorer(controls, draw)
+
+
+def budget_calculator() -> widgets.VBox:
+    """Explore what a step of each method costs, and how many of them a budget allows.
+
+    Returns:
+        The explorer.
+    """
+    names = [*models.family_names(), *LARGER_MODELS]
+    shown = ("full", "locked-image", "bitfit", "lora", "ewc")
+    steps = {"min": 1, "max": 5, "step": 0.05, "readout_format": ".0f"}
+    methods = {
+        "options": option_names("method"),
+        "value": shown,
+        "rows": 6,
+        "description": "Methods",
+    }
+    controls = {
+        "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
+        "batch": widgets.IntSlider(64, min=16, max=512, step=16, description="Batch"),
+        "tasks": widgets.IntSlider(8, min=1, max=200, description="Updates T"),
+        "total": widgets.FloatLogSlider(320, **steps, description="Budget, in steps of full"),
+        "names": widgets.SelectMultiple(**methods),
+    }
+
+    def draw(model, batch, tasks, total, names) -> Drawn:
+        if not names:
+            raise CmpError("choose a method at least (Ctrl or Cmd with a click takes several)")
+        total = round(total)
+        table = analyses.budget_table(model, batch, total / tasks, names)
+        sentence = (
+            f"{total:,} steps of full fine-tuning, over {tasks} updates of {model} at batch "
+            f"{batch}: {total / tasks:,.1f} of them an update."
+        )
+        texts = table.map(lambda x: f"{x:,.3g}" if isinstance(x, float) else f"{x:,}")
+        return figures.plot_allowed_steps(table), sentence, html_table(texts, "method")
+
+    return explorer(controls, draw)
+
+
+def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> widgets.VBox:
+    """Explore the path between two models: what a slider asks for is merged and scored on the spot.
+
+    Args:
+        name: The model's name.
+        before, tuned: Its weights before and after fine-tuning.
+        corpus: What it is scored on, in fixed subsets of the tests.
+
+    Returns:
+        The explorer.
+    """
+    network = models.create_model(name).eval()
+    scores: dict[tuple[str, float], pd.Series] = {}
+
+    def score(rule: str, share: float) -> pd.Series:
+        if (rule, share) not in scores:
+            network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
+            summary = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+            scores[rule, share] = pd.Series(summary, name=share)
+        return scores[rule, share]
+
+    def draw(share: float, rule: str) -> Drawn:
+        between = pd.DataFrame([score(rule, float(place)) for place in np.linspace(0, 1, 6)])
+        chosen = score(rule, round(share, 6))
+        words = ", ".join(f"{key} {value:.1f}%" for key, value in chosen.items())
+        sentence = f"{share:.2f} of the fine-tuned weights, by {rule}: {words}."
+        return figures.plot_merge_path(between, chosen), sentence, ""
+
+    controls = {
+        "share": widgets.FloatSlider(
+            0.5, min=0, max=1, step=0.05, description="Share of fine-tuned"
+        ),
+        "rule": widgets.Dropdown(options=("interpolation", "slerp"), description="Rule"),
+    }
+    return explorer(controls, draw)
+
+
+def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
+    """Explore what size, steps and updates come to, at the end of the stream or as changes.
+
+    Args:
+        study: The study of chapter 05.
+        trajectory: Of its published runs.
+
+    Returns:
+        The explorer.
+    """
+    costs = analyses.setting_costs(study)
+    points = {at: costs.join(claims.setting_means(trajectory, at)) for at in MEASURES.values()}
+    controls = {
+        "question": widgets.Dropdown(options=list(QUESTIONS), description="Question"),
+        "measure": widgets.Dropdown(options=list(MEASURES.items()), description="Measure"),
+    }
+
+    def draw(question: str, measure: str) -> Drawn:
+        select, label = QUESTIONS[question]
+        rows = select(points[measure])
+        best = rows.loc[rows["GM"].idxmax()]
+        sentence = (
+            f"Highest in the geometric mean: {best.name}, {best['steps']} steps in each of "
+            f"{best['updates']} updates."
+        )
+        panels = PANELS if measure == "end" else CHANGES
+        details = html_table(rows[["updates", "steps", *PANELS]], "setting")
+        return figures.plot_curves(rows, "x", panels, label), sentence, details
+
+    return explorer(controls, draw)
+
+
+def planner_explorer(known: Evidence | None = None) -> widgets.VBox:
+    """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
+
+    Args:
+        known: What the stored runs say; all that is published by default.
+
+    Returns:
+        The explorer.
+    """
+    known = known or evidence.gather_evidence()
+    keep, new = (
+        [(f"{name}: {text}", name) for name, text in words.items()]
+        for words in (planner.KEEP, planner.NEW)
+    )
+    names = [*models.family_names(), *CATALOGUE_MODELS]
+    hours = {"min": -4, "max": 4, "step": 0.05, "readout_format": ".2g"}
+    share = {"min": 0, "max": 1, "step": 0.05, "readout_format": ".0%"}
+    images = {"min": 1, "max": 10_000_000, "description": "Images of each (real models)"}
+    controls = {
+        "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
+        "device": widgets.Dropdown(
+            options=list(planner.DEVICES), value="core", description="Device"
+        ),
+        "hours": widgets.FloatLogSlider(0.0064, **hours, description="Hours on it"),
+        "updates": widgets.IntSlider(8, min=1, max=100, description="Updates"),
+        "images": widgets.BoundedIntText(10_000, **images),
+        "keep": widgets.Dropdown(options=keep, value="balance", description="Must be kept"),
+        "new": widgets.Dropdown(options=new, value="both", description="What is new"),
+        "pool": widgets.FloatSlider(0.1, **share, description="Of them at hand"),
+        "other": widgets.Dropdown(options=list(POOLS.items()), description="To replay"),
+        "buffer": widgets.Dropdown(options=list(BUFFERS.items()), description="Buffer of updates"),
+    }
+
+    def draw(hours, images, pool, other, **values) -> Drawn:
+        embedded = values["model"] in models.family_names()
+        request = PlanRequest(
+            gpu_hours=float(f"{hours:.3g}"), images=None if embedded else images,
+            pool=0.0 if other else round(pool, 2), other_pool=other, **values,
+        )  # fmt: skip
+        plan = planner.make_plan(request, known)
+        return figures.plot_plan(plan, known), planner.plan_summary(plan), _plan_details(plan)
+
+    return explorer(controls, draw)
+
+
+def _plan_details(plan: Plan) -> str:
+    """Return costs, place, notes, effects, what was rejected, and the file, as HTML."""
+    sentences = [planner.place_sentence(plan), *plan.notes]
+    parts = "".join(f"<p>{html.escape(sentence, quote=False)}</p>" for sentence in sentences)
+    rejected = pd.DataFrame(plan.rejected.items(), columns=["rejected", "why"])
+    text = html.escape(planner.plan_as_yaml(plan, comments=False))
+    return (
+        f"{html_table(planner.costs_table(plan))}{parts}"
+        f"<b>What each choice did in the stored runs</b>{html_table(plan.effects)}"
+        f"<b>What was rejected</b>{html_table(rejected)}"
+        "<b>Copy as a file for</b> <code>cmpt run FILE --dry-run</code> (a click marks it all)"
+        f'<pre style="user-select: all">{text}</pre>'
+    )

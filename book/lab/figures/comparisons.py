@@ -1,0 +1,337 @@
+"""Figures that compare settings: scores against each other, along a quantity, over mixtures."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cmp.experiments.claims import setting_means
+from cmp.experiments.evidence import Evidence
+from cmp.experiments.planner import Plan
+from lab.analyses import Surface
+from lab.figures import style
+from lab.figures.style import Colours
+from lab.figures.trajectories import ROLES
+
+CORNERS = {"P": (0.5, np.sqrt(0.75)), "D": (0.0, 0.0), "B": (1.0, 0.0)}
+"""Where the mixtures of a single part lie: pool above, update left, buffer right."""
+CORNER_NAMES = {"P": "Pool P", "D": "Update D", "B": "Buffer B"}
+MEANS_NOTE = "Means with 95% t-intervals over replicates"
+LOG_NOTE = f"{MEANS_NOTE}. The horizontal axis is logarithmic."
+
+
+def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: Colours = None) -> Figure:
+    """Two numbers of each setting against each other, with intervals where there are some.
+
+    Args:
+        points: Index setting; columns `x` and `y`, whose names are also the axes' labels, and if
+            they are there "`x` half" and "`y` half", the half widths of intervals.
+        x, y: Columns.
+        colours: A `palette` that several figures share.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
+        axes.set(xlabel=x, ylabel=y)
+        _draw_points(axes, points, x, y, colours or style.palette(points.index))
+    return figure
+
+
+def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
+    """Both aggregates against another number of each setting, a labelled point per setting.
+
+    Args:
+        points: Index setting; columns `x`, "A_KA" and "A_ZS".
+        x: A column.
+        label: What it measures, with its unit.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(12, 4.8, ncols=2) as (figure, panels):
+        for axes, column, colour in zip(panels, style.AXES, style.COLOURS, strict=False):
+            axes.set(xlabel=label, ylabel=style.AXES[column])
+            colours = dict.fromkeys(points.index, colour)
+            _draw_points(axes, points, x, column, colours, color="0.25", fontsize=10)
+    return figure
+
+
+def _draw_points(
+    axes: Axes, points: pd.DataFrame, x: str, y: str, colours: Mapping[str, str], **label: Any
+) -> None:
+    """Draw a labelled point per row, with error bars where there are half widths."""
+    labels = []
+    for place, (name, row) in enumerate(points.iterrows()):
+        bars = {f"{axis}err": row.get(f"{key} half") for axis, key in (("x", x), ("y", y))}
+        look = style.line_style(place // len(style.COLOURS), colours[name]) | {"linestyle": ""}
+        dot = {"markersize": 10, "markeredgecolor": "white", "capsize": 3, "elinewidth": 1.3}
+        axes.errorbar(row[x], row[y], **bars, **look, **dot)
+        bold = {"color": colours[name], "fontweight": "bold"}
+        labels.append((row[x], row[y], name, label or bold))
+    axes.margins(0.14)
+    axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
+    style.label_points(axes, labels)
+
+
+def plot_gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
+    """How much each dataset gained or lost in each setting, as a heat map.
+
+    Args:
+        change: A row per dataset, a column per setting, in points.
+        roles: Dataset -> role; rows are grouped by it, with a line between groups.
+
+    Returns:
+        The figure.
+    """
+    order = [name for role in ROLES for name in change.index if roles[name] == role]
+    table, largest = change.loc[order], np.abs(change.to_numpy()).max()
+    borders = [roles[one] != roles[other] for one, other in itertools.pairwise(order)]
+    shade = {"cmap": "PuOr", "vmin": -largest, "vmax": largest, "annot": True, "fmt": ".0f"}
+    bar = {"cbar_kws": {"label": "Points", "shrink": 0.6}}
+    with style.canvas(2.6 + 0.78 * table.shape[1], 1.6 + 0.36 * len(table)) as (figure, axes):
+        style.heatmap(axes, table, **shade, **bar)
+        for place in np.flatnonzero(borders):
+            axes.axhline(place + 1, color="0.15", linewidth=2)
+        names = axes.get_xticklabels()
+        axes.set_xticks(axes.get_xticks(), names, rotation=40, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def plot_allowed_steps(table: pd.DataFrame) -> Figure:
+    """What a step of each method costs, and how many of them a task's budget allows.
+
+    Args:
+        table: Index method; columns `GMAFs` (memory-adjusted GFLOPs of a step) and `steps`.
+
+    Returns:
+        The figure.
+    """
+    columns = {"GMAFs": "Memory-adjusted GFLOPs of a step", "steps": "Steps per task"}
+    with style.canvas(11, 1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
+        for axes, form, colour, (column, label) in zip(
+            panels, ("{:,.3g}", "{:,}"), style.COLOURS, columns.items(), strict=False
+        ):
+            bars = axes.barh(range(len(table)), table[column], color=colour)
+            axes.bar_label(bars, table[column].map(form.format), padding=3, fontsize=11)
+            axes.set(xlabel=label, ylim=(len(table) - 0.4, -0.6))
+            axes.margins(x=0.16)
+        panels[0].set_yticks(range(len(table)), table.index)
+    return figure
+
+
+def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
+    """A_KA against A_ZS along a path between two models; a large point is the share that is chosen.
+
+    The dashed line is what averaging the scores, and not the weights, would give.
+
+    Args:
+        between: Index the share of the fine-tuned model, from 0 to 1; columns "A_KA" and "A_ZS" in
+            percent.
+        chosen: One such row, drawn large; its name is the share.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(8, 5.4, "Dashed: between the scores of both ends") as (figure, axes):
+        x, y = (between[name].to_numpy() for name in style.AXES)
+        axes.plot(x, y, color=style.COLOURS[0], marker="o", markersize=5)
+        axes.plot(x[[0, -1]], y[[0, -1]], color="0.6", linestyle="--", linewidth=1.4)
+        beside = {"textcoords": "offset points"}
+        for place, words, down in ((0, "before", 8), (-1, "fine-tuned", -18)):
+            axes.annotate(words, (x[place], y[place]), (-8, down), ha="right", **beside)
+        point, colour = (chosen["A_KA"], chosen["A_ZS"]), style.COLOURS[1]
+        axes.plot(*point, "o", color=colour, markersize=14, markeredgecolor="0.2", zorder=5)
+        bold = {"color": colour, "fontweight": "bold"}
+        axes.annotate(f"share {chosen.name:.2f}", point, (12, -16), **beside, **bold)
+        axes.margins(0.14)
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+    return figure
+
+
+def plot_weight_drift(table: pd.DataFrame, cosines: np.ndarray) -> Figure:
+    """How far each task moved the weights, how far they are from the start, and cosines of moves.
+
+    Args:
+        table, cosines: As `analyses.weight_drift` returns them.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(11.5, 4.4, ncols=2, width_ratios=[1.25, 1]) as (figure, (left, right)):
+        left.bar(table.index, table["step"], color=style.COLOURS[0], width=0.6)
+        left.plot(table.index, table["away"], color=style.COLOURS[1], marker="o")
+        text = {"textcoords": "offset points", "va": "bottom", "ha": "right"}
+        for column, words, up in (("away", "from the start", 8), ("step", "this task", 3)):
+            left.annotate(words, (table.index[-1], table[column].iloc[-1]), (0, up), **text)
+        left.set(xlabel="Update", ylabel="Distance (% of the length of all weights)")
+        left.set(ylim=(0, 1.15 * table["away"].max()), xticks=table.index)
+        frame = pd.DataFrame(cosines, table.index, table.index)
+        shade = {"annot": True, "fmt": ".2f", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False}
+        style.heatmap(right, frame, **shade)
+        right.set_title("Cosine between the steps of two updates", fontsize=13)
+    return figure
+
+
+def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
+    """Where the stored setting nearest to a plan ended, among all other stored settings.
+
+    Args:
+        plan: A plan; one without a place among the stored runs has no mark.
+        evidence: What the stored runs say.
+
+    Returns:
+        The figure.
+    """
+    model = plan.run.model.name
+    stored = {key for key, run in evidence.runs.items() if run.model.name == model}
+    note = f"Grey: stored settings of {model if stored else 'other models'}."
+    if plan.place is not None:
+        note = f"Blue: {plan.place.setting}, study {plan.place.study}, with 95% t-intervals. {note}"
+    with style.canvas(9, 5.4, note) as (figure, axes):
+        for study, trajectory in evidence.trajectories.items():
+            means = setting_means(trajectory)
+            shown = [name for name in means.index if not stored or (study, name) in stored]
+            points = means.loc[shown, list(style.AXES)].to_numpy()
+            axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
+        if plan.place is not None:
+            mean, high = plan.place.scores["mean"], plan.place.scores["high"]
+            x, y = ((mean[name], high[name] - mean[name]) for name in style.AXES)
+            look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
+            axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], zorder=5, **look)
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+    return figure
+
+
+def plot_curves(
+    points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str, note: str = LOG_NOTE,
+    colours: Colours = None,
+) -> Figure:  # fmt: skip
+    """A line per group over a quantity on a logarithmic axis, a panel per column.
+
+    Args:
+        points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
+            half width of its interval.
+        x: The column of the quantity.
+        panels: Column -> title of its axis.
+        label: Of the horizontal axis.
+        note: A line below the panels.
+        colours: Group -> colour.
+
+    Returns:
+        The figure.
+    """
+    groups = points.groupby("group", sort=False)
+    colours, named = colours or style.palette(points["group"]), len(groups) > 1
+    size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
+    with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
+        for axes, (column, title) in zip(grid, panels.items(), strict=True):
+            ends = []
+            for place, (name, rows) in enumerate(groups):
+                rows = rows.sort_values(x)
+                look = style.line_style(place, colours[name]) | {"markersize": 7, "capsize": 3}
+                axes.errorbar(rows[x], rows[column], yerr=rows.get(f"{column} half"), **look)
+                bold = {"color": colours[name], "fontweight": "bold"}
+                ends += [(rows[x].iloc[-1], rows[column].iloc[-1], name, bold)] if named else []
+            axes.set_xscale("log")
+            axes.set_xticks(
+                ticks, [f"{tick:,.3g}" if tick < 1e3 else f"{tick:,.0f}" for tick in ticks]
+            )
+            axes.minorticks_off()
+            axes.set(xlabel=label, ylabel=title)
+        style.label_ends(grid[-1], ends)
+        figure.get_layout_engine().set(wspace=0.05)
+    return figure
+
+
+def plot_along(
+    trajectory: pd.DataFrame, values: Mapping[str, float], label: str, levels: Mapping[str, str]
+) -> Figure:
+    """Both aggregates at the end of the stream along a quantity, with 95% t-intervals.
+
+    Args:
+        trajectory: A trajectory frame.
+        values: Setting -> its quantity.
+        label: The quantity's name and unit.
+        levels: Settings without a quantity, drawn as dashed levels -> what they are called.
+
+    Returns:
+        The figure.
+    """
+    means = setting_means(trajectory)
+    points = means.loc[list(values)].assign(group="", x=list(values.values()))
+    colours = {"": style.COLOURS[0]}
+    figure = plot_curves(points, "x", style.AXES, label, MEANS_NOTE, colours)
+    for axes, column in zip(figure.axes, style.AXES, strict=True):
+        for colour, (name, words) in zip(style.COLOURS[1:], levels.items(), strict=False):
+            axes.axhline(means.loc[name, column], color=colour, linestyle="--", linewidth=1.6)
+            at = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.995, means.loc[name, column], words, color=colour, fontsize=11, **at)
+    return figure
+
+
+def plot_ranks(scores: pd.DataFrame, label: str, colours: Colours = None) -> Figure:
+    """Which setting is first, second and last with each model: a line per setting, best on top.
+
+    Args:
+        scores: A row per setting, a column per model, higher is better.
+        label: What the scores are.
+        colours: A `palette` that several figures share.
+
+    Returns:
+        The figure.
+    """
+    ranks, places = scores.rank(ascending=False), np.arange(scores.shape[1])
+    colours = colours or style.palette(scores.index)
+    above = {"textcoords": "offset points", "ha": "center", "fontsize": 9.5, "color": "0.35"}
+    size = (2.4 * len(places) + 2.2, 0.46 * len(scores) + 1.6)
+    with style.canvas(*size, label) as (figure, axes):
+        ends = []
+        for place, (name, row) in enumerate(ranks.iterrows()):
+            look = style.line_style(place, colours[name])
+            axes.plot(places, row, **look, markersize=10, markeredgecolor="white")
+            for point, score in zip(enumerate(row), scores.loc[name], strict=True):
+                axes.annotate(f"{score:.1f}", point, (0, 8), **above)
+            bold = {"color": colours[name], "fontweight": "bold"}
+            ends.append((places[-1], row.iloc[-1], name, bold))
+        axes.set_xticks(places, scores.columns)
+        axes.set_yticks(range(1, len(scores) + 1))
+        axes.set(ylim=(len(scores) + 0.6, 0.2), xlim=(-0.3, places[-1] + 0.3), ylabel="Rank")
+        style.label_ends(axes, ends)
+    return figure
+
+
+def plot_triangles(surface: Surface) -> Figure:
+    """Both aggregates over the triangle of mixtures, interpolated between the means of stored runs.
+
+    Args:
+        surface: The stored runs.
+
+    Returns:
+        The figure.
+    """
+    corners = np.array(list(CORNERS.values()))
+    places, means = surface.shares @ corners, surface.scores.mean(axis=0)
+    note = f"Means over {len(surface.scores)} replicates at the points; between them, "
+    with style.canvas(12, 5.4, f"{note}linear interpolation", ncols=2) as (figure, panels):
+        for axes, values, title in zip(panels, means.T, style.AXES.values(), strict=True):
+            levels = MaxNLocator(9).tick_values(values.min(), values.max())
+            shade = axes.tricontourf(*places.T, values, levels=levels, cmap="cividis")
+            axes.plot(*corners[[0, 1, 2, 0]].T, color="0.3", linewidth=1)
+            for key, (x, y) in CORNERS.items():
+                down = 0.075 if key == "P" else -0.055
+                axes.text(x, y + down, CORNER_NAMES[key], ha="center", va="center")
+            axes.plot(*places.T, "o", color="white", markeredgecolor="0.2", markersize=5)
+            halo = {"ha": "center", "fontsize": 11, "path_effects": style.HALO}
+            for (x, y), value in zip(places, values, strict=True):
+                axes.text(x, y + 0.022, f"{value:.0f}", **halo)
+            axes.set_axis_off()
+            axes.set(aspect="equal", xlim=(-0.14, 1.14), ylim=(-0.09, 0.98))
+            axes.set_title(title, fontsize=13, pad=16)
+            figure.colorbar(shade, ax=axes, shrink=0.75, pad=0.02).ax.tick_params(labelsize=10)
+    return figure

@@ -1,0 +1,112 @@
+"""Show a stream of updates, measure what orders depend on, or import one of the reference.
+
+Example:
+    cmpt stream show stream.order=similarity
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+import typer
+
+from cmp import config, models, streams
+from cmp.cli import shared
+from cmp.data import load_corpus, load_data
+from cmp.errors import CmpError
+from cmp.experiments import statistics
+from cmp.files import atomic_file
+
+app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
+
+
+@app.command()
+def show(
+    settings: shared.Settings = None, profile: str = "cpu", picture: Path | None = None
+) -> None:
+    """Show what arrives in each task: classes, datasets, images, and passes over them.
+
+    Args:
+        profile: Size of the run: quick or cpu.
+        picture: A .png to write, of tasks and datasets. Default: none.
+
+    Example:
+        cmpt stream show stream.order=similarity --picture stream.png
+    """
+    tree = config.override(config.profile(profile), settings or [])
+    run_config = config.parse(tree, "cmpt stream")
+    corpus = load_corpus(run_config)
+    report = statistics.stream_report(run_config, corpus)
+    rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
+    title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
+    shared.print_table(("task", *report.columns), rows, title)
+    if picture:
+        blocks = streams.task_classes(corpus, run_config.stream, run_config.seeds.stream)
+        draw = shared.import_lab("figures").plot_stream
+        with atomic_file(picture) as partial:
+            draw(statistics.class_counts(blocks), report).savefig(partial, format="png", dpi=144)
+        typer.echo(f"picture: {picture}")
+
+
+@app.command()
+def make(
+    name: str,
+    model: str = "tiny",
+    seed: shared.Seed = 0,
+    counts: Path | None = None,
+    data: shared.Data = "embedded",
+    threads: shared.Threads = 2,
+) -> None:
+    """Measure the classes and the pool's images by one base, for orders and selections.
+
+    Of each class: accuracy, loss, alignment, frequency, year and embedding; of each pool image:
+    alignment and cluster.
+
+    Args:
+        name: The name of the tables, for stream.traits.
+        model: The model whose base measures.
+        counts: A .csv, class,count: how many texts name a class. Default: the pool's captions.
+
+    Example:
+        cmpt stream make mine --model tiny --seed 0
+    """
+    torch.set_num_threads(threads)
+    corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
+    known = None if counts is None else read_counts(counts)
+    network = models.load_model(section, seed).eval()
+    classes = statistics.measure_classes(network, model, corpus, known)
+    typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
+    images = statistics.measure_pool(network, model, corpus)
+    path = statistics.write_statistics(images, name, "pool")
+    typer.echo(f"{len(images)} images of pools: {path}")
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Return how often a corpus names each class, from a CSV file of `class` and `count`."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+        return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
+    except (OSError, ValueError, LookupError) as error:
+        raise CmpError(f"{path}: expected the columns class,count ({error})") from error
+
+
+@app.command("import")
+def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
+    """Import a stream file of the published reference, for stream.order=listed.
+
+    Args:
+        file: A JSON list of "DATASET+++class".
+        name: The name of the table, for stream.traits.
+        tasks: Tasks that the summary cuts it into.
+
+    Example:
+        cmpt stream import order.json mine
+    """
+    order = statistics.read_stream_file(file)
+    path = statistics.write_statistics(statistics.stream_table(order), name, "classes")
+    datasets = len({entry.partition("+++")[0] for entry in order})
+    typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
+    sizes = pd.Series([len(block) for block in streams.cut_into_tasks(order, tasks)])
+    counts = sizes.value_counts(sort=False).items()
+    words = ", ".join(f"{count} of {size}" for size, count in counts)
+    typer.echo(f"cut into {tasks} tasks: {words}")

@@ -1,0 +1,205 @@
+"""What is said before a run starts: whether all it needs is here, and what it would do."""
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+
+import open_clip
+import torch
+from packaging.requirements import Requirement
+
+from cmp import budgets, mixtures, models
+from cmp.config import STARTS, RunConfig, parse
+from cmp.data import Corpus, load_corpus
+from cmp.embedded import models as embedded_models
+from cmp.errors import CmpError
+from cmp.experiments import paper, store
+from cmp.experiments.forecast import DEVICES, GIGA, forecast_sentence
+from cmp.files import build_folder
+
+DISTRIBUTION = "continual-multimodal-pretraining"
+PRESENT, MISSING, OPTIONAL = "here", "missing", "optional"
+USABLE_MEMORY = 0.9
+"""The part of a card's memory that a step may take."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is needed.
+
+    Attributes:
+        what: Its name.
+        state: `PRESENT`, `MISSING` or `OPTIONAL`.
+        sentence: What there is, or how to get it.
+    """
+
+    what: str
+    state: str
+    sentence: str
+
+
+def load_run_data(run_config: RunConfig) -> Corpus:
+    """Return the data of a run; raise `CmpError` if its model takes images of another size."""
+    corpus, name = load_corpus(run_config), run_config.model.name
+    if not corpus.in_files:
+        corpus.check_side(models.image_side(models.create_on_meta(name)), name)
+    return corpus
+
+
+def check_setup() -> list[Check]:
+    """Check what the embedded benchmark needs, and what is optional."""
+    card = _check_card("cuda")
+    if card.state == MISSING:
+        card = Check("device", OPTIONAL, card.sentence)
+    return [
+        _check_packages(), _check_data(None), _check_bases(), _check_disk(), _check_browser(), card,
+    ]  # fmt: skip
+
+
+def check_run(run_config: RunConfig, device: str) -> list[Check]:
+    """Check what a run needs, whether a step fits the card, and how long the run may take."""
+    memory, time = _check_memory(run_config, device), forecast_sentence(run_config)
+    return [*check_needs(run_config, device), memory, Check("time", PRESENT, time)]
+
+
+def check_needs(run_config: RunConfig, device: str) -> list[Check]:
+    """Check the data, the starting weights and the device of a run."""
+    return [_check_data(run_config), _check_weights(run_config), _check_card(device)]
+
+
+def missing_needs(run_config: RunConfig, device: str) -> list[str]:
+    """Return a line for each thing that a run needs and that is not here."""
+    checks = check_needs(run_config, device)
+    return [f"absent: {check.what}: {check.sentence}" for check in checks if check.state == MISSING]
+
+
+def _check_data(run_config: RunConfig | None) -> Check:
+    """Check the data of a run, or the embedded benchmark."""
+    try:
+        from cmp.embedded import packed  # which takes the packages of an extra
+
+        corpus = load_run_data(run_config) if run_config else packed.load_embedded()
+    except (CmpError, ImportError) as error:
+        return Check("data", MISSING, str(error).removeprefix("data: "))
+    return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
+
+
+def _check_weights(run_config: RunConfig) -> Check:
+    name, start = run_config.model.name, run_config.model.start
+    state = PRESENT if store.has_start(run_config) else MISSING
+    sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
+    if state == PRESENT:
+        pass
+    elif start in STARTS:
+        sentence += f": `cmpt pretrain {name}` makes them"
+    elif start == models.HUB or tag:
+        sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
+    else:
+        sentence = f"{start!r}: neither a file nor a tag of {name!r}"
+    return Check("weights", state, sentence)
+
+
+def _check_card(device: str) -> Check:
+    if device == "cpu":
+        return Check("device", PRESENT, f"the CPU, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        return Check("device", MISSING, "torch finds no CUDA card, or is built without CUDA")
+    card = torch.cuda.get_device_properties(device)
+    return Check("device", PRESENT, f"{card.name}, {card.total_memory / GIGA:.0f} GB")
+
+
+def _check_memory(run_config: RunConfig, device: str) -> Check:
+    """Compare what a step holds, as accounted for in fp32, with the card; find a micro-batch."""
+    card, memory = "an H100", DEVICES["h100"].memory
+    if device != "cpu" and torch.cuda.is_available():
+        card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
+    batch = size = run_config.training.batch
+    while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
+        size //= 2
+    needed = _step_bytes(run_config, batch) / GIGA
+    sentence = f"a step holds {needed:.0f} GB at once in fp32, {card} has {memory / GIGA:.0f} GB"
+    if size == batch:
+        return Check("memory", PRESENT, sentence)
+    part = f"--micro-batch {size} holds {_step_bytes(run_config, size) / GIGA:.0f} GB"
+    return Check("memory", OPTIONAL, f"{sentence}; in bf16 activations take about half, and {part}")
+
+
+def _step_bytes(run_config: RunConfig, batch: int) -> float:
+    tree = run_config.to_dict()
+    tree["training"] |= {"batch": batch, "budget": None}
+    return budgets.method_cost(parse(tree, "memory")).memory
+
+
+def _check_packages() -> Check:
+    """Check the packages that the installed distribution requires, extras apart."""
+    try:
+        requirements = map(Requirement, importlib.metadata.requires(DISTRIBUTION) or [])
+    except importlib.metadata.PackageNotFoundError:
+        return Check("packages", MISSING, f"{DISTRIBUTION}: `pip install -e .` installs it")
+    core = [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
+    missing = [str(requirement) for requirement in core if not _is_installed(requirement)]
+    if missing:
+        return Check("packages", MISSING, f"{', '.join(missing)}: `pip install` installs them")
+    versions = f"torch {torch.__version__}, open_clip {open_clip.__version__}"
+    return Check("packages", PRESENT, f"all {len(core)}, {versions}")
+
+
+def _is_installed(requirement: Requirement) -> bool:
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)
+
+
+def _check_bases() -> Check:
+    counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
+    sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+    state = PRESENT if counts.get("tiny") else MISSING
+    return Check("bases", state, sentence or "none: `cmpt pretrain tiny` makes one")
+
+
+def _check_disk() -> Check:
+    target = build_folder()
+    existing = next(path for path in [target, *target.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free / GIGA
+    return Check("disk", PRESENT if free > 1 else MISSING, f"{free:.0f} GB free at {target}")
+
+
+def _check_browser() -> Check:
+    name = next((name for name in BROWSERS if shutil.which(name)), None)
+    sentence = name or "none; the tests that open the explorers in a browser are skipped"
+    return Check("browser", PRESENT if name else OPTIONAL, sentence)
+
+
+def describe_run(run_config: RunConfig) -> list[str]:
+    """Return what a run would do, line by line: its steps, its batches and what they cost."""
+    tasks, batch = run_config.stream.tasks, run_config.training.batch
+    steps = budgets.apply_budget(run_config).training.steps
+    paper_steps = paper.table4_steps(run_config)
+    rule = f" (the paper's rule gives {paper_steps})" if paper_steps else ""
+    pool, update, buffer = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=False)
+    first = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=True)
+    cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)
+    adjusted = budgets.make_budget(0.0, cost, full)
+    total = tasks * (steps * adjusted.step + adjusted.end)
+    is_foreign = run_config.model.name not in embedded_models.NAMES
+    return [
+        f"{tasks} tasks of {steps} steps{rule}, {tasks * steps} in all",
+        f"batches of {batch}: {pool} of the pretraining pool, {update} of the update, {buffer} of "
+        f"the buffer; {first[0]} and {first[1]} in the first task, which has none",
+        f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
+        f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in all",
+        *([f"forecast: {forecast_sentence(run_config)}"] if is_foreign else []),
+    ]
+
+
+def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:
+    """Return what a study would compute, setting by setting, and then what is not here for it."""
+    lines, missing = [f"runs: {len(configs)}"], {}
+    for (setting, replicate), run_config in configs.items():
+        lines.append(f"{setting}, replicate {replicate}")
+        lines += [f"  {line}" for line in describe_run(run_config)]
+        missing |= dict.fromkeys(missing_needs(run_config, device))
+    return [*lines, *missing]
