@@ -90,7 +90,7 @@ class Child:
 
     def __init__(self, build: Path, body: Callable | None = None, *arguments):
         self.build, self.output = build, build.with_name(f"{build.name}.txt")
-        self.begun = False
+        self.has_begun = False
         self._outcome = Outcome()
         self._receiver, sender = server().Pipe(duplex=False)
         body = body or compute
@@ -111,7 +111,7 @@ class Child:
             return False
         if isinstance(message, Outcome):
             self._outcome = message
-        self.begun = True
+        self.has_begun = True
         return True
 
     def await_run(self) -> None:
@@ -136,9 +136,9 @@ class Child:
             raise AssertionError(f"the child hangs\n{self.said()}")
         while self.hear():
             pass
-        found = self._outcome
+        outcome = self._outcome
         return Outcome(
-            self._process.exitcode, found.weights, found.metrics, found.resumed, found.error
+            self._process.exitcode, outcome.weights, outcome.metrics, outcome.resumed, outcome.error
         )
 
     def said(self) -> str:
@@ -163,11 +163,11 @@ def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) ->
     checkpoints.CheckpointManager = functools.partial(CheckpointManager, every=1)
     if trouble:
         _before_save(save, TROUBLES[trouble])
-    found: list[int] = []
+    steps_done: list[int] = []
     observer = Observer(
         step=lambda task, step, loss, model: tell("a step"),
-        task=lambda done, scores: found.append(0),
-        resumed=found.append,
+        task=lambda done, scores: steps_done.append(0),
+        resumed=steps_done.append,
     )
     tell("begun")
     try:
@@ -175,7 +175,7 @@ def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) ->
     except CmpError as error:
         tell(Outcome(error=str(error)))
     else:
-        tell(Outcome(None, run.weights, run.metrics, found[0] if found else None))
+        tell(Outcome(None, run.weights, run.metrics, steps_done[0] if steps_done else None))
 
 
 def command(
@@ -368,5 +368,5 @@ def leftovers(build: Path) -> list[str]:
     """What a finished run left in its build folder beside itself."""
     name = small_id()[:SHORT_ID]
     run = {"runs", f"runs/{name}", f"runs/{name}/metrics.parquet", f"runs/{name}/run.json"}
-    found = {str(path.relative_to(build)) for path in build.rglob("*")}
-    return sorted(found - run - {"checkpoints"})
+    paths = {str(path.relative_to(build)) for path in build.rglob("*")}
+    return sorted(paths - run - {"checkpoints"})

@@ -82,7 +82,7 @@ class _Lane:
         campaign = self.campaign
         while self.child.hear():
             pass
-        if self.child.begun and self.deadline is None:
+        if self.child.has_begun and self.deadline is None:
             self.deadline = time.monotonic() + campaign.random.uniform(0, campaign.span)
         if not self.child.alive():
             return self._ended(self.child.outcome())

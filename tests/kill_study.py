@@ -75,16 +75,16 @@ class Campaign:
         """Runs that are stored; notes each that is another file than it was."""
         for path in self.build.glob("runs/[0-9a-f]*/run.json"):
             status = path.stat()
-            found = (status.st_ino, status.st_mtime_ns)
-            if self.seen.setdefault(path.parent.name, found) != found:
+            file_state = (status.st_ino, status.st_mtime_ns)
+            if self.seen.setdefault(path.parent.name, file_state) != file_state:
                 self.twice.add(path.parent.name)
         return len(self.seen)
 
     def go(self) -> None:
         """Compute the study undisturbed, then with kills, and compare."""
         started = time.monotonic()
-        whole = self.start(self.folder / "whole")
-        assert whole.outcome().status == 0, whole.said()
+        reference = self.start(self.folder / "whole")
+        assert reference.outcome().status == 0, reference.said()
         span = (time.monotonic() - started) / self.runs
         kinds = ["parent"] * self.parents + ["worker"] * self.workers
         self.random.shuffle(kinds)
@@ -133,15 +133,15 @@ class Campaign:
             self.problems.append(f"checkpoints are left: {left}")
         self.compare(self.folder / "whole")
 
-    def compare(self, whole: Path) -> None:
+    def compare(self, reference: Path) -> None:
         """Note where the tables, or any final weights, are not those of the other folder."""
-        tables = [self.table(build) for build in (whole, self.build)]
+        tables = [self.table(build) for build in (reference, self.build)]
         weights = [
             {
                 path.parent.name: json.loads(path.read_text())["weights_sha256"]
                 for path in build.glob("runs/[0-9a-f]*/run.json")
             }
-            for build in (whole, self.build)
+            for build in (reference, self.build)
         ]
         if not tables[0].equals(tables[1]):
             self.problems.append("the tables differ")
@@ -149,9 +149,9 @@ class Campaign:
             self.problems.append("final weights differ")
 
     def __str__(self) -> str:
-        found = "; ".join(self.problems) or "tables equal"
+        verdict = "; ".join(self.problems) or "tables equal"
         kills = f"{self.parents} kills of the parent, {self.workers} of workers"
-        return f"{self.runs} runs, {kills}: {len(self.twice)} computed twice, {found}"
+        return f"{self.runs} runs, {kills}: {len(self.twice)} computed twice, {verdict}"
 
 
 def signal_process(pid: int, number: int = signal.SIGKILL) -> None:

@@ -44,14 +44,14 @@ ALSO = {
 
 def settings() -> list[tuple[str, ...]]:
     """Assignments to the defaults for every choice but the default, and for every model."""
-    found = [(f"model.name={name}",) for name in models.family_names()]
+    rows = [(f"model.name={name}",) for name in models.family_names()]
     for key, names in config.choices().items():
         for name in names:
             if (key, name) == NOT_SHIPPED:
                 continue
             text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
-            found.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
-    return found
+            rows.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
+    return rows
 
 
 SETTINGS = settings()

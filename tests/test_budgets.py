@@ -24,7 +24,7 @@ from cmp.training import create_optimizer, method_of
 GIGA = 1e9
 
 
-def asked(name, batch, method="full", **settings):
+def config_of(name, batch, method="full", **settings):
     tree = {"model": {"name": name, "start": "random"}, "training": {"batch": batch}}
     return config.parse(tree | {"method": {"name": method, **settings}})
 
@@ -35,8 +35,7 @@ def asked(name, batch, method="full", **settings):
 @pytest.mark.parametrize("name", paper.TABLE4)
 def test_every_row_follows_from_the_papers_rule(name):
     row = paper.TABLE4[name]
-    found = paper.rule_steps(row)
-    assert found == row.steps
+    assert paper.rule_steps(row) == row.steps
 
 
 @pytest.mark.parametrize(("tasks", "steps"), [(20, 1303), (50, 462), (100, 182), (200, 42)])
@@ -51,10 +50,10 @@ def test_ewc_charged_once_a_task(tasks, steps):
 
 
 def test_vit_b_16_is_counted_with_its_attention():
-    found = budgets.method_cost(asked("ViT-B-16", 8))
-    assert found.step / 8 / GIGA == pytest.approx(123.0, rel=0.005)
-    assert budgets.method_cost(asked("ViT-B-16", 16)).step == pytest.approx(
-        2 * found.step, rel=1e-3
+    cost = budgets.method_cost(config_of("ViT-B-16", 8))
+    assert cost.step / 8 / GIGA == pytest.approx(123.0, rel=0.005)
+    assert budgets.method_cost(config_of("ViT-B-16", 16)).step == pytest.approx(
+        2 * cost.step, rel=1e-3
     )
 
 
@@ -62,19 +61,19 @@ def test_vit_b_16_is_counted_with_its_attention():
     ("method", "share"), [("locked-image", 53.0 / 123.03), ("bitfit", 83.5 / 123.03)]
 )
 def test_shares_of_frozen_parts(method, share):
-    full, part = (budgets.method_cost(asked("ViT-B-16", 8, m)).step for m in ("full", method))
+    full, part = (budgets.method_cost(config_of("ViT-B-16", 8, m)).step for m in ("full", method))
     assert part / full == pytest.approx(share, rel=0.005)
 
 
 def test_ours_beside_table_4():
     """Our FLOPs of what is the same there, at its batch; adapters of ours reach more layers."""
-    full = budgets.method_cost(asked("ViT-B-16", 512))
+    full = budgets.method_cost(config_of("ViT-B-16", 512))
     for name in ("full", "locked-text", "locked-image", "LNFit", "BitFit", "SI"):
         row = paper.TABLE4[name]
-        found = budgets.method_cost(asked("ViT-B-16", 512, row.method))
-        assert found.step / GIGA == pytest.approx(row.gflops, rel=0.012), name
+        cost = budgets.method_cost(config_of("ViT-B-16", 512, row.method))
+        assert cost.step / GIGA == pytest.approx(row.gflops, rel=0.012), name
         if name != "locked-image":  # whose 12 GB hold more than tensors
-            assert found.memory / full.memory == pytest.approx(row.multiplier, rel=0.07), name
+            assert cost.memory / full.memory == pytest.approx(row.multiplier, rel=0.07), name
 
 
 # --- what is counted -------------------------------------------------------------------------
@@ -111,18 +110,18 @@ class Held(TorchDispatchMode):
 
 def peak(name, method, batch):
     """Bytes that two real steps on the CPU hold at most."""
-    learner = budgets.shape_state(name, Method(name=method), models.create_model(name))
-    optimizer = create_optimizer(learner)
-    networks = [learner.model, *learner.frozen_models.values()]
+    state = budgets.shape_state(name, Method(name=method), models.create_model(name))
+    optimizer = create_optimizer(state)
+    networks = [state.model, *state.frozen_models.values()]
     tensors = [x for network in networks for x in network.state_dict().values()]
-    held = Held([*tensors, *learner.method_state.values()])
+    held = Held([*tensors, *state.method_state.values()])
     replayed = batch // 3 if method == "distillation" else 0
     with held:
         for _ in range(2):
-            loss = budgets.total_loss(learner, budgets.forward_shapes(learner, batch, replayed))
+            loss = budgets.total_loss(state, budgets.forward_shapes(state, batch, replayed))
             optimizer.zero_grad()
             loss.backward()
-            method_of(learner.config).step(learner, optimizer)
+            method_of(state.config).step(state, optimizer)
     return held.peak
 
 
@@ -130,37 +129,37 @@ def peak(name, method, batch):
 @pytest.mark.parametrize("method", config.choices()["method.name"])
 def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
     """Never more; passing things that no gradient waits for make up to a fifth beside it."""
-    ratio = budgets.method_cost(asked(name, 48, method)).memory / peak(name, method, 48)
+    ratio = budgets.method_cost(config_of(name, 48, method)).memory / peak(name, method, 48)
     assert 0.8 < ratio <= 1.0
 
 
 def test_memory_of_a_larger_network_is_closer():
-    assert budgets.method_cost(asked("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
+    assert budgets.method_cost(config_of("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "galore", "distillation", "vera"])
 def test_flops_on_shapes_are_those_of_a_real_step(method):
-    learner = budgets.shape_state("tiny", Method(name=method), models.create_model("tiny"))
+    state = budgets.shape_state("tiny", Method(name=method), models.create_model("tiny"))
     replayed = 3 if method == "distillation" else 0
-    look = functools.partial(budgets.forward_shapes, learner, 9, replayed)
-    real = budgets.count_flops(lambda: budgets.total_loss(learner, look()).backward())
-    found = budgets.method_cost(asked("tiny", 9, method)).step
+    forward_shapes = functools.partial(budgets.forward_shapes, state, 9, replayed)
+    real = budgets.count_flops(lambda: budgets.total_loss(state, forward_shapes()).backward())
+    flops = budgets.method_cost(config_of("tiny", 9, method)).step
     # the optimizer of galore multiplies; the teacher of distillation reads no padding when it can
     loose = {"galore": 0.5, "distillation": 0.03}
-    assert found == pytest.approx(real, rel=loose.get(method, 0))
-    assert (found > real) == (method in loose)
+    assert flops == pytest.approx(real, rel=loose.get(method, 0))
+    assert (flops > real) == (method in loose)
 
 
 def test_the_end_of_a_task_is_counted():
-    full = budgets.method_cost(asked("tiny", 16)).step
+    full = budgets.method_cost(config_of("tiny", 16)).step
     ends = {
-        fisher: budgets.method_cost(asked("tiny", 16, "ewc", fisher=fisher, batches=3)).end
+        fisher: budgets.method_cost(config_of("tiny", 16, "ewc", fisher=fisher, batches=3)).end
         for fisher in ("batch", "sample")
     }
     assert ends["batch"] == pytest.approx(3 * full, rel=0.01)
     assert ends["sample"] == pytest.approx(4 * full, rel=0.02)  # one more pass forward
     assert all(
-        budgets.method_cost(asked("tiny", 16, method)).end == 0
+        budgets.method_cost(config_of("tiny", 16, method)).end == 0
         for method in config.choices()["method.name"]
         if method != "ewc"
     )
@@ -168,7 +167,7 @@ def test_the_end_of_a_task_is_counted():
 
 @pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViT-B-16-SigLIP", "ViT-g-14"])
 def test_any_open_clip_model_is_counted(name):
-    costs = {m: budgets.method_cost(asked(name, 2, m)) for m in ("full", "locked-image")}
+    costs = {m: budgets.method_cost(config_of(name, 2, m)) for m in ("full", "locked-image")}
     assert costs["full"].step > costs["locked-image"].step > 0
     assert costs["full"].memory > costs["locked-image"].memory > 0
 
@@ -179,7 +178,7 @@ def test_any_open_clip_model_is_counted(name):
 )
 def test_other_models_are_refused(name, words):
     with pytest.raises(CmpError, match=words):
-        budgets.method_cost(asked(name, 2))
+        budgets.method_cost(config_of(name, 2))
 
 
 # --- the rule --------------------------------------------------------------------------------
@@ -187,25 +186,29 @@ def test_other_models_are_refused(name, words):
 
 def test_a_budget_by_hand():
     """Half the memory, so each FLOP counts half: 100 - 0.5 * 10 is 9.5 steps of 0.5 * 20."""
-    found = budgets.make_budget(100.0, Cost(20.0, 10.0, 4e9), Cost(1.0, 0.0, 8e9))
-    assert (found.steps, found.multiplier) == (9, 0.5)
-    assert found.used(2, 3) == 2 * (9 * 10 + 5) + 3 * 10
-    found.check(9)
+    budget = budgets.make_budget(100.0, Cost(20.0, 10.0, 4e9), Cost(1.0, 0.0, 8e9))
+    assert (budget.steps, budget.multiplier) == (9, 0.5)
+    assert budget.used(2, 3) == 2 * (9 * 10 + 5) + 3 * 10
+    budget.check(9)
     with pytest.raises(CmpError, match=r"10 steps cost 105 .* allowed are 100: at most 9 steps"):
-        found.check(10)
+        budget.check(10)
     assert Budget(4.0, 10.0, 5.0, 1.0).steps == 0
 
 
 @pytest.mark.parametrize("method", config.choices()["method.name"])
 def test_steps_fill_the_budget_and_no_more(method):
-    chosen = config.parse(config.profile("cpu") | {"method": {"name": method}})
-    chosen = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, budget=1.0))
-    found = budgets.task_budget(chosen)
-    steps = budgets.apply_budget(chosen).training.steps
-    found.check(steps)
-    assert found.used(1) + found.step > found.allowed
+    run_config = config.parse(config.profile("cpu") | {"method": {"name": method}})
+    run_config = dataclasses.replace(
+        run_config, training=dataclasses.replace(run_config.training, budget=1.0)
+    )
+    budget = budgets.task_budget(run_config)
+    steps = budgets.apply_budget(run_config).training.steps
+    budget.check(steps)
+    assert budget.used(1) + budget.step > budget.allowed
     assert (steps == 40) == (method == "full")
-    assert budgets.apply_budget(budgets.apply_budget(chosen)) == budgets.apply_budget(chosen)
+    assert budgets.apply_budget(budgets.apply_budget(run_config)) == budgets.apply_budget(
+        run_config
+    )
 
 
 def test_without_a_budget_nothing_is_changed():
@@ -216,13 +219,15 @@ def test_without_a_budget_nothing_is_changed():
 
 
 def test_a_budget_too_small_is_refused_with_numbers():
-    chosen = small("method.name=ewc", "training.budget=0.5")
+    run_config = small("method.name=ewc", "training.budget=0.5")
     with pytest.raises(CmpError) as caught:
-        execute(chosen, forked.small_corpus())
+        execute(run_config, forked.small_corpus())
     least = float(str(caught.value).rsplit(" ", 1)[1])
     assert "training.budget: 0.5 allows" in str(caught.value)
-    enough = dataclasses.replace(chosen.training, budget=1.001 * least)
-    assert budgets.apply_budget(dataclasses.replace(chosen, training=enough)).training.steps == 1
+    enough = dataclasses.replace(run_config.training, budget=1.001 * least)
+    assert (
+        budgets.apply_budget(dataclasses.replace(run_config, training=enough)).training.steps == 1
+    )
     message = "training.budget: 1 steps of 'full': .*warmup 1 [+] cooldown 1 steps in a task of 1"
     with pytest.raises(CmpError, match=message):
         budgets.apply_budget(
@@ -235,38 +240,41 @@ def test_a_budget_too_small_is_refused_with_numbers():
 
 
 def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
-    chosen = small("method.name=locked-text", "training.budget=1.0")
-    steps = budgets.apply_budget(chosen).training.steps
-    assert steps > chosen.training.steps
+    run_config = small("method.name=locked-text", "training.budget=1.0")
+    steps = budgets.apply_budget(run_config).training.steps
+    assert steps > run_config.training.steps
     counted = []
     hook = Observer(step=lambda task, number, loss, model: counted.append((task, number)))
-    memory = MemoryManager()
-    result = execute(chosen, forked.small_corpus(), hook, manager=memory)
+    manager = MemoryManager()
+    result = execute(run_config, forked.small_corpus(), hook, manager=manager)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
-    told = result.provenance["budget"]
-    assert told["steps_per_task"] == steps
+    spent = result.provenance["budget"]
+    assert spent["steps_per_task"] == steps
     assert (
-        told["allowed_gflops"] - told["used_gflops"] < 2 * budgets.task_budget(chosen).step / GIGA
+        spent["allowed_gflops"] - spent["used_gflops"]
+        < 2 * budgets.task_budget(run_config).step / GIGA
     )
-    assert told["used_gflops"] <= told["allowed_gflops"]
-    assert memory.states[MIDDLE].progress.config == chosen.to_dict()
-    again = execute(chosen, forked.small_corpus(), manager=MemoryManager(memory.states[MIDDLE]))
-    assert same(again, result)
-    assert again.provenance["budget"] == told
-    stored = store.make_stored_run("a" * 64, chosen, result)
-    assert stored.provenance["budget"] == told
+    assert spent["used_gflops"] <= spent["allowed_gflops"]
+    assert manager.states[MIDDLE].progress.config == run_config.to_dict()
+    resumed = execute(
+        run_config, forked.small_corpus(), manager=MemoryManager(manager.states[MIDDLE])
+    )
+    assert same(resumed, result)
+    assert resumed.provenance["budget"] == spent
+    stored = store.make_stored_run("a" * 64, run_config, result)
+    assert stored.provenance["budget"] == spent
     same_steps = small("method.name=locked-text", f"training.steps={steps}")
     assert same(execute(same_steps, forked.small_corpus()), result)
 
 
 def test_a_run_that_would_overrun_stops(monkeypatch):
-    chosen = small("training.budget=1.0")
-    longer = dataclasses.replace(chosen.training, steps=5, budget=None)
+    run_config = small("training.budget=1.0")
+    longer = dataclasses.replace(run_config.training, steps=5, budget=None)
     monkeypatch.setattr(
-        budgets, "apply_budget", lambda _: dataclasses.replace(chosen, training=longer)
+        budgets, "apply_budget", lambda _: dataclasses.replace(run_config, training=longer)
     )
     with pytest.raises(CmpError, match=r"4 steps cost .* at most 3 steps"):
-        execute(chosen, forked.small_corpus())
+        execute(run_config, forked.small_corpus())
 
 
 # --- from a shell ----------------------------------------------------------------------------

@@ -80,9 +80,9 @@ def test_few_texts_than_k():
 def test_blocks_do_not_change_hits(monkeypatch):
     x, text = features(333, 1), features(999, 2)
     owner = torch.arange(333).repeat(3)
-    whole = retrieval_hits(x, text, owner)
+    hits = retrieval_hits(x, text, owner)
     monkeypatch.setattr(evaluation, "ENCODE_BLOCK", 50)
-    for a, b in zip(whole, retrieval_hits(x, text, owner), strict=True):
+    for a, b in zip(hits, retrieval_hits(x, text, owner), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -130,15 +130,15 @@ def test_clustered_error_equals_a_bootstrap_over_groups():
 def test_fixed_subsets(corpus):
     before = corpus.table.copy()
     for name, dataset in corpus.datasets.items():
-        whole = evaluation_rows(corpus, name)
-        chosen = evaluation_rows(corpus, name, size=64)
-        assert len(chosen) == min(64, len(whole))
-        assert set(chosen) <= set(whole)
-        np.testing.assert_array_equal(chosen, evaluation_rows(corpus, name, size=64))
+        rows = evaluation_rows(corpus, name)
+        subset = evaluation_rows(corpus, name, size=64)
+        assert len(subset) == min(64, len(rows))
+        assert set(subset) <= set(rows)
+        np.testing.assert_array_equal(subset, evaluation_rows(corpus, name, size=64))
         if dataset.role != "pool":
-            labels = corpus.table["label"].iloc[chosen]
-            assert labels.nunique() == min(len(chosen), corpus.table["label"].iloc[whole].nunique())
-        np.testing.assert_array_equal(evaluation_rows(corpus, name), whole)
+            labels = corpus.table["label"].iloc[subset]
+            assert labels.nunique() == min(len(subset), corpus.table["label"].iloc[rows].nunique())
+        np.testing.assert_array_equal(evaluation_rows(corpus, name), rows)
     pd.testing.assert_frame_equal(corpus.table, before)
 
 
@@ -166,9 +166,9 @@ def test_a_random_model_scores_about_chance(corpus):
 def test_forgotten():
     def scores(answers):
         right = np.array(["a", "b", "c", ""])
-        found = pd.DataFrame({"dataset": ["d", "d", "d", "r"], "row": [5, 6, 7, 8]})
-        found = found.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
-        return evaluation.Scores(found, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
+        hits = pd.DataFrame({"dataset": ["d", "d", "d", "r"], "row": [5, 6, 7, 8]})
+        hits = hits.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
+        return evaluation.Scores(hits, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
 
     lost = analyses.forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
     assert lost.to_dict("records") == [{"dataset": "d", "row": 6, "role": "eval", "answer": "y"}]
@@ -176,6 +176,6 @@ def test_forgotten():
 
 def test_geometric_mean():
     table = pd.DataFrame({"role": ["adapt", "eval"]}, index=["a", "b"])
-    found = pd.concat([hits("a", [1, 2], [1, 0]), hits("b", [1, 2, 3, 4], [1, 0, 0, 0])])
-    summary = evaluation.Scores(found, table).summary()
+    table_of_hits = pd.concat([hits("a", [1, 2], [1, 0]), hits("b", [1, 2, 3, 4], [1, 0, 0, 0])])
+    summary = evaluation.Scores(table_of_hits, table).summary()
     assert summary == pytest.approx({"A_KA": 50, "A_ZS": 25, "GM": np.sqrt(50 * 25)})

@@ -32,11 +32,11 @@ def nano(corpus: Corpus, batch: int, steps: int, precision: str = "fp32") -> net
 
 def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, torch.Tensor]:
     """The network after one task of `training.train_task`, and the losses."""
-    learner, losses = networks.learner(setting, FP32), []
+    state, losses = networks.train_state(setting, FP32), []
     if double:
-        learner.model.double()
-    train_task(learner, setting.pools, TASK, lambda _, loss: losses.append(loss))
-    return learner.model, torch.stack(losses)
+        state.model.double()
+    train_task(state, setting.pools, TASK, lambda _, loss: losses.append(loss))
+    return state.model, torch.stack(losses)
 
 
 def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]:
@@ -55,9 +55,9 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
         batch = mixtures.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
         x = augment(batch.images, torch_generator("augment", 0, TASK, number))
         x = normalise(x, model.visual.image_mean, model.visual.image_std).double()
-        found = model(x, tokens[batch.texts])
-        features = found["image_features"], found["text_features"]
-        loss = open_clip.ClipLoss()(*features, found["logit_scale"])
+        output = model(x, tokens[batch.texts])
+        features = output["image_features"], output["text_features"]
+        loss = open_clip.ClipLoss()(*features, output["logit_scale"])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -89,8 +89,7 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     assert setting.config.optimizer.weight_decay > 0
     start = networks.network(setting, PLAIN)[0].double().state_dict()
     plain, expected = plain_reference(setting)
-    as_it_is = normalise
-    monkeypatch.setattr(training, "normalise", lambda *given: as_it_is(*given).double())
+    monkeypatch.setattr(training, "normalise", lambda *given: normalise(*given).double())
     model, losses = fast(setting, double=True)
     torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
     assert losses[-5:].mean() < losses[:5].mean()
@@ -100,10 +99,10 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     rates = [schedules.learning_rate(setting.config.schedule, 50, TASK, step) for step in range(50)]
     decay = compact.untouched_decay(rates, setting.config.optimizer.weight_decay)
     weights = models.split_attention(plain).state_dict()
-    found = compact.export_weights(model.state_dict(), used, base, decay)
-    assert weights.keys() == found.keys()
+    exported = compact.export_weights(model.state_dict(), used, base, decay)
+    assert weights.keys() == exported.keys()
     for key in weights:
-        torch.testing.assert_close(found[key], weights[key], atol=1e-8, rtol=0, msg=key)
+        torch.testing.assert_close(exported[key], weights[key], atol=1e-8, rtol=0, msg=key)
     undecayed = compact.export_weights(model.state_dict(), used, base)[compact.EMBEDDING]
     assert (undecayed - weights[compact.EMBEDDING]).abs().max() > 1e-5
 
@@ -173,7 +172,7 @@ def test_compact_tokens_stand_for_the_same_pieces(corpus):
 
 def test_a_compact_model_reads_the_same_text(corpus):
     setting = networks.setting("bench-nano", corpus, 16)
-    (plain, tokens), (small, ids) = (networks.network(setting, each) for each in (PLAIN, FP32))
+    (plain, tokens), (small, ids) = (networks.network(setting, pieces) for pieces in (PLAIN, FP32))
     assert small.token_embedding.num_embeddings < 5000
     with torch.no_grad():
         expected = plain.encode_text(tokens[:32], normalize=True)
@@ -194,8 +193,8 @@ def retrieval_hits_reference(image, text, owner, k):
 def test_retrieval_in_blocks_equals_the_whole_table(block, k, monkeypatch):
     monkeypatch.setattr(evaluation, "ENCODE_BLOCK", block)
     image, text, owner = evaluate.retrieval_features(700)
-    found = evaluation.retrieval_hits(image, text, owner, k)
-    for mine, expected in zip(found, retrieval_hits_reference(image, text, owner, k), strict=True):
+    hits = evaluation.retrieval_hits(image, text, owner, k)
+    for mine, expected in zip(hits, retrieval_hits_reference(image, text, owner, k), strict=True):
         np.testing.assert_array_equal(mine, expected)
         assert 0.02 < mine.mean() < 0.98
 
@@ -208,8 +207,8 @@ def test_changed_weights_are_scored_anew(corpus):
         weight = model.get_parameter(change)
         weight.data.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
         now = evaluation.evaluate(model, "tiny", corpus, subset=16)
-        anew = evaluation.evaluate(copy.deepcopy(model), "tiny", corpus, subset=16)
-        np.testing.assert_array_equal(now.hits["hit"], anew.hits["hit"])
+        of_a_copy = evaluation.evaluate(copy.deepcopy(model), "tiny", corpus, subset=16)
+        np.testing.assert_array_equal(now.hits["hit"], of_a_copy.hits["hit"])
         assert (now.hits["answer"] != first.hits["answer"]).any()
         first = now
 
@@ -219,14 +218,14 @@ def test_alternatives_take_turns():
     alternatives = {name: lambda name=name: calls.append(name) for name in "abc"}
     seconds = timing.interleaved(alternatives, rounds=3)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 3)
+    assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys("abc", 3)
 
 
 def test_ratios_are_taken_within_rounds():
     """A machine that is ten times slower in some rounds changes nothing."""
     weather = np.array([1.0, 10.0, 1.0, 10.0, 1.0])
-    found = timing.times_faster(3 * weather, 2 * weather)
-    assert (found.low, found.median, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    ratio = timing.times_faster(3 * weather, 2 * weather)
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((1.5, 1.5, 1.5))
 
 
 def test_flops_of_a_step(corpus):
@@ -248,11 +247,11 @@ def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
     assert result.exception is None
     for words in ("tiny plain fp32", "tiny bf16", "distinct captions"):
         assert words in result.stdout
-    found = json.loads((tmp_path / "bench" / "step.json").read_text())
-    assert [row["path"] for row in found["rows"]] == ["tiny plain fp32", "tiny fp32", "tiny bf16"]
-    assert found["rows"][0]["times as fast"]["median"] == 1
-    assert found["machine"]["threads"] == 1
-    assert found["machine"]["torch"] == torch.__version__
+    report = json.loads((tmp_path / "bench" / "step.json").read_text())
+    assert [row["path"] for row in report["rows"]] == ["tiny plain fp32", "tiny fp32", "tiny bf16"]
+    assert report["rows"][0]["times as fast"]["median"] == 1
+    assert report["machine"]["threads"] == 1
+    assert report["machine"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -296,5 +295,5 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
         raise RuntimeError("called a synchronizing CUDA operation")
 
     monkeypatch.setattr(training, "normalise", waiting)
-    step_ = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
-    assert gpu.first_wait(step_).startswith("training.py:")
+    stepper = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
+    assert gpu.first_wait(stepper).startswith("training.py:")

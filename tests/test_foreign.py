@@ -130,15 +130,15 @@ def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs,
     (snapshot / "open_clip_model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()
     )
-    known = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
+    preset = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(
-        models, "pretrained_tag", lambda name, start: known if start == "theirs" else {}
+        models, "pretrained_tag", lambda name, start: preset if start == "theirs" else {}
     )
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(offline), raising=False)
-    found = models.locate_weights(NANO, "theirs")
-    assert found == snapshot / "open_clip_model.safetensors"
+    path = models.locate_weights(NANO, "theirs")
+    assert path == snapshot / "open_clip_model.safetensors"
     model = models.load_model(Model(NANO, "theirs"), 0)
-    assert model.visual.image_mean == known["mean"]
+    assert model.visual.image_mean == preset["mean"]
 
 
 def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_path):
@@ -169,8 +169,8 @@ def scores_of(path, corpus, run_config):
     fused, _, _ = open_clip.create_model_and_transforms(run_config.model.name, pretrained=str(path))
     model = models.split_attention(fused)
     precision = run_config.training.precision
-    found = evaluation.evaluate(model, run_config.model.name, corpus, "test", 8, precision)
-    return found.datasets["score"]
+    scores = evaluation.evaluate(model, run_config.model.name, corpus, "test", 8, precision)
+    return scores.datasets["score"]
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     assert done.exit_code == 0, done.output
     for path, tasks in ((folder / "model.safetensors", 0), (out, 2)):
         reported = run.metrics[run.metrics["task"] == tasks].set_index("dataset")["score"]
-        found = scores_of(path, corpus, run_config)
-        assert found.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
+        scores = scores_of(path, corpus, run_config)
+        assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
     assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
 
 

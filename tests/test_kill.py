@@ -57,11 +57,11 @@ def finite(state):
 
 def steps_kept():
     """Steps done in the run's last checkpoint, none without; damage there would be an error."""
-    found = checkpoints.latest_checkpoint(folder())
-    if found is None:
+    checkpoint = checkpoints.latest_checkpoint(folder())
+    if checkpoint is None:
         return None
-    assert finite(found[1])
-    return found[1].progress.task * forked.STEPS + found[1].progress.step
+    assert finite(checkpoint[1])
+    return checkpoint[1].progress.task * forked.STEPS + checkpoint[1].progress.step
 
 
 def assert_same(end, reference):
@@ -306,7 +306,7 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(pair, reference):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning) as warned:
         result = run_until(0)
-    assert [str(each.message).count("damaged") for each in warned] == [1, 1]
+    assert [str(warning.message).count("damaged") for warning in warned] == [1, 1]
     assert models.weights_digest(result.model) == reference.weights
     assert result.metrics.equals(reference.metrics)
     assert len(checkpoints.checkpoint_files(folder())) == 2

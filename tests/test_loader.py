@@ -91,16 +91,16 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     alone = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     ahead = mixtures.BatchLoader(run_config, corpus, 32, CPU)
-    assert (alone.processes, ahead.processes) == (0, count)
+    assert (alone.workers, ahead.workers) == (0, count)
     # in order, from the middle, back again, another task, beyond the last step
     for task, step in [(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (0, 0)]:
-        one, other = (each.batch(pools[task], task, step) for each in (alone, ahead))
+        one, other = (loader.batch(pools[task], task, step) for loader in (alone, ahead))
         np.testing.assert_array_equal(one.rows, other.rows)
         assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
-    asked = np.arange(11)
-    blocks = list(stored_images(corpus, asked, 4, 20, CPU))
+    rows = np.arange(11)
+    blocks = list(stored_images(corpus, rows, 4, 20, CPU))
     assert [len(block) for block in blocks] == [4, 4, 3]
-    assert torch.equal(torch.cat(blocks), corpus.images.at(20)[asked])
+    assert torch.equal(torch.cat(blocks), corpus.images.at(20)[rows])
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -110,12 +110,12 @@ def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatc
     [pools, _] = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     loader = mixtures.BatchLoader(run_config, corpus, 32, CPU)
-    whole = loader.batch(pools, 0, 1)
+    batch = loader.batch(pools, 0, 1)
     read = []
     monkeypatch.setattr(type(corpus.images), "read", watched(type(corpus.images).read, read))
     some = loader.batch(pools, 0, 1, slice(3, 6))
-    assert torch.equal(some.images, whole.images[3:6]) and torch.equal(some.texts, whole.texts)
-    np.testing.assert_array_equal(some.rows, whole.rows)
+    assert torch.equal(some.images, batch.images[3:6]) and torch.equal(some.texts, batch.texts)
+    np.testing.assert_array_equal(some.rows, batch.rows)
     if not count:
         assert read == some.rows[3:6].tolist()  # and no others
 
@@ -134,7 +134,7 @@ def test_processes_on_a_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert worker_count(torch.device("cuda")) == 15
-    monkeypatch.setattr("cmp.steps.distributed.size", lambda: 8)
+    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert worker_count(torch.device("cuda")) == 3 and worker_count(CPU) == 0
 
@@ -144,23 +144,23 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
     monkeypatch.setenv("CMP_WORKERS", "0")
     run_config = small(folder)
     corpus = load_corpus(run_config)
-    whole = execute(run_config, corpus)
+    result = execute(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     for stop in range(1, 6):
         run_id = f"{stop}" * 64
-        asked = {"seen": 0}
+        counts = {"seen": 0}
 
-        def step(task, number, loss, model, asked=asked, stop=stop):
-            asked["seen"] += 1
-            if asked["seen"] == stop:
+        def step(task, number, loss, model, counts=counts, stop=stop):
+            counts["seen"] += 1
+            if counts["seen"] == stop:
                 raise Interrupted("here", 15)
 
         with CheckpointManager(run_id, every=1) as manager:
             with pytest.raises(Interrupted):
                 execute(run_config, corpus, Observer(step), manager=manager)
             again = execute(run_config, corpus, manager=manager)
-        assert models.weights_digest(again.model) == models.weights_digest(whole.model)
-        pd.testing.assert_frame_equal(again.metrics, whole.metrics)
+        assert models.weights_digest(again.model) == models.weights_digest(result.model)
+        pd.testing.assert_frame_equal(again.metrics, result.metrics)
 
 
 def test_a_file_that_breaks_after_the_check_is_named(folder):
@@ -203,11 +203,11 @@ def test_a_frame_in_memory(tmp_path, monkeypatch):
     frame = pd.DataFrame({"filepath": [picture(n) for n in range(20)],
                           "title": [f"thing {n}" for n in range(20)]})  # fmt: skip
     index = tables.read_frame(fileset("frame", role="eval"), frame)
-    found = evaluate(
+    scores = evaluate(
         models.load_model(Model("tiny"), 0), "tiny", collection.corpus_from_indexes([index])
     )
-    assert found.datasets.loc["mine", "metric"] == "R@5"
-    assert found.datasets.loc["mine", "images"] == 20
+    assert scores.datasets.loc["mine", "metric"] == "R@5"
+    assert scores.datasets.loc["mine", "images"] == 20
 
 
 def test_packed_images_are_of_one_size(corpus):
@@ -233,8 +233,8 @@ def test_a_pool_is_wanted_or_left_out(folder):
         mixtures.task_pools(alone, load_corpus(alone))
     without = small(folder, "mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
     pools = mixtures.task_pools(without, load_corpus(without))
-    learner = make_train_state(without, load_corpus(without))
-    train_task(learner, pools[0], 0)
+    state = make_train_state(without, load_corpus(without))
+    train_task(state, pools[0], 0)
     tree(folder, {"empty/.keep": b""})
     with pytest.raises(CmpError, match="no manifests"):
         load_data(str(folder / "empty"))

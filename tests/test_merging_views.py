@@ -31,15 +31,15 @@ def test_drift_by_hand():
 
 
 def test_ends_are_the_weights_that_tasks_end_in():
-    chosen, corpus = forked.small_config(), forked.small_corpus()
-    found = task_end_weights(chosen, corpus)
-    assert len(found) == 1 + chosen.stream.tasks
-    start = models.load_model(chosen.model, chosen.seeds.init).state_dict()
-    assert all(torch.equal(x, start[name]) for name, x in found[0].items())
-    last = execute(chosen, corpus).model.state_dict()
-    assert all(torch.equal(x, last[name]) for name, x in found[-1].items())
-    places = {x.data_ptr() for each in found for x in each.values()}
-    assert len(places) == len(found) * len(start)
+    run_config, corpus = forked.small_config(), forked.small_corpus()
+    ends = task_end_weights(run_config, corpus)
+    assert len(ends) == 1 + run_config.stream.tasks
+    start = models.load_model(run_config.model, run_config.seeds.init).state_dict()
+    assert all(torch.equal(x, start[name]) for name, x in ends[0].items())
+    last = execute(run_config, corpus).model.state_dict()
+    assert all(torch.equal(x, last[name]) for name, x in ends[-1].items())
+    places = {x.data_ptr() for weights in ends for x in weights.values()}
+    assert len(places) == len(ends) * len(start)
 
 
 def test_the_path_is_scored_where_the_slider_stops(monkeypatch):

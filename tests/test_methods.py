@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -42,11 +41,11 @@ def vit():
     return model
 
 
-def two_steps(learner, batch):
+def two_steps(state, batch):
     """Two steps on noise; returns which parameters had a gradient, and which moved."""
-    model, method = learner.model.train(), method_of(learner.config)
+    model, method = state.model.train(), method_of(state.config)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    optimizer, seen_gradient = create_optimizer(learner), set()
+    optimizer, with_gradient = create_optimizer(state), set()
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     for number in range(2):
@@ -56,25 +55,25 @@ def two_steps(learner, batch):
         tokens = torch.randint(1, most, (batch, model.context_length), generator=noise)
         tokens[:, -1] = most
         image, text = models.encode_image(model, pixels), models.encode_text(model, tokens)
-        seen = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
+        output = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
         optimizer.zero_grad()
-        budgets.total_loss(learner, seen).backward()
-        method.step(learner, optimizer)
-        found = trainable_parameters(model).items()
-        seen_gradient |= {name for name, p in found if p.grad is not None and p.grad.any()}
+        budgets.total_loss(state, output).backward()
+        method.step(state, optimizer)
+        trainable = trainable_parameters(model).items()
+        with_gradient |= {name for name, p in trainable if p.grad is not None and p.grad.any()}
     moved = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
-    return seen_gradient, moved
+    return with_gradient, moved
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("model", [*models.family_names(), "ViT-B-32"])
 def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, vit):
     network = copy.deepcopy(vit) if model == "ViT-B-32" else models.create_model(model)
-    learner = budgets.shape_state(model, Method(name=name), network)
-    gradient, moved = two_steps(learner, batch=3)
-    trainable = set(trainable_parameters(learner.model))
+    state = budgets.shape_state(model, Method(name=name), network)
+    gradient, moved = two_steps(state, batch=3)
+    trainable = set(trainable_parameters(state.model))
     assert gradient == moved == trainable != set()
-    everything = {n for n, _ in learner.model.named_parameters()}
+    everything = {n for n, _ in state.model.named_parameters()}
     assert (trainable == everything) == (name in ("full", "galore", "ewc", "si", "distillation"))
 
 
@@ -82,8 +81,8 @@ def test_bitfit_and_lnfit_train_what_they_are_called_after():
     for name in models.family_names():
         trains = {}
         for method in ("bitfit", "lnfit"):
-            learner = budgets.shape_state(name, Method(name=method), models.create_model(name))
-            trains[method] = set(trainable_parameters(learner.model))
+            state = budgets.shape_state(name, Method(name=method), models.create_model(name))
+            trains[method] = set(trainable_parameters(state.model))
         everything = [n for n, _ in models.create_model(name).named_parameters()]
         assert trains["bitfit"] == {n for n in everything if n.endswith(".bias")}
         for part in ("visual.trunk.stem.1.weight", "transformer.resblocks.0.ln_1.bias"):
@@ -158,10 +157,10 @@ def test_galore_finds_directions_anew_every_gap_and_keeps_small_moments():
 
 def run_losses(*settings):
     """Losses and final weights of a small run."""
-    found = []
-    hook = Observer(step=lambda task, number, loss, model: found.append(loss.item()))
+    losses = []
+    hook = Observer(step=lambda task, number, loss, model: losses.append(loss.item()))
     result = execute(small(*settings), forked.small_corpus(), hook)
-    return found, models.weights_digest(result.model)
+    return losses, models.weights_digest(result.model)
 
 
 @pytest.mark.parametrize(
@@ -173,58 +172,70 @@ def test_without_strength_a_penalty_is_full_fine_tuning_to_the_bit(settings):
     assert run_losses(*settings, "method.strength=1e6") != full
 
 
+def make_forward_step(state):
+    """What passes any batch of the first task through the network, as `train_task` does."""
+    pools = mixtures.task_pools(state.config, state.corpus)[0]
+
+    def forward_step(step):
+        batch = state.loader.batch(pools, 0, step)
+        return batch, forward_batch(state, batch, 0, step)
+
+    return forward_step
+
+
 def test_fisher_by_hand():
     """Per batch: the square of the gradient of the mean; per sample: the mean of the squares of
     each sample's own; both at the temperature of training."""
-    learners = {}
+    states = {}
     for kind in ("batch", "sample"):
-        chosen = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
+        run_config = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
                        "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
-        learner = make_train_state(chosen, forked.small_corpus())
-        look = functools.partial(
-            forward_batch, learner, mixtures.task_pools(chosen, learner.corpus)[0], 0
-        )
-        for name in trainable_parameters(learner.model):
-            learner.method_state[f"importance/{name}"] += 1.0
-        ewc.end_task(learner, look)
-        learners[kind] = (learner, look)
-    for kind, (learner, look) in learners.items():
-        _, seen = look(learner.config.training.steps)
-        scale = learner.model.logit_scale
-        logits = scale.exp() * seen.image @ seen.text.T
+        state = make_train_state(run_config, forked.small_corpus())
+        forward_step = make_forward_step(state)
+        for name in trainable_parameters(state.model):
+            state.method_state[f"importance/{name}"] += 1.0
+        ewc.end_task(state, forward_step)
+        states[kind] = (state, forward_step)
+    for kind, (state, forward_step) in states.items():
+        _, output = forward_step(state.config.training.steps)
+        scale = state.model.logit_scale
+        logits = scale.exp() * output.image @ output.text.T
         rows = torch.arange(len(logits))
-        ways = -(logits.log_softmax(1)[rows, rows] + logits.log_softmax(0)[rows, rows]) / 2
-        [own] = torch.autograd.grad(ways.mean(), [scale], retain_graph=True)
+        sample_losses = -(logits.log_softmax(1)[rows, rows] + logits.log_softmax(0)[rows, rows]) / 2
+        [own] = torch.autograd.grad(sample_losses.mean(), [scale], retain_graph=True)
         if kind == "batch":
             expected = own.square()
         else:
-            each = [torch.autograd.grad(way, [scale], retain_graph=True)[0] for way in ways]
-            expected = torch.stack(each).square().mean()
-        found = learner.method_state["importance/logit_scale"]
-        torch.testing.assert_close(found, 0.5 + expected, rtol=1e-4, atol=0)
-    both = [learner.method_state["importance/ln_final.weight"] for learner, _ in learners.values()]
+            gradients = [
+                torch.autograd.grad(loss, [scale], retain_graph=True)[0] for loss in sample_losses
+            ]
+            expected = torch.stack(gradients).square().mean()
+        fisher = state.method_state["importance/logit_scale"]
+        torch.testing.assert_close(fisher, 0.5 + expected, rtol=1e-4, atol=0)
+    both = [state.method_state["importance/ln_final.weight"] for state, _ in states.values()]
     assert (both[1].mean() - 0.5) > 2 * (both[0].mean() - 0.5)  # a mean of gradients cancels
 
 
-def scalar_learner(method, value):
-    """A learner of one parameter."""
+def scalar_state(method, value):
+    """A train state of one parameter."""
     model = torch.nn.Module()
     model.theta = torch.nn.Parameter(torch.tensor([value]))
-    return SimpleNamespace(config=SimpleNamespace(method=method), model=model, state={}, aside={})
+    config_ = SimpleNamespace(method=method)
+    return SimpleNamespace(config=config_, model=model, method_state={}, frozen_models={})
 
 
 def test_the_penalty_and_its_gradient_by_hand():
-    learner = scalar_learner(Method(name="ewc", strength=3.0), 2.0)
-    learner.method_state = {
+    state = scalar_state(Method(name="ewc", strength=3.0), 2.0)
+    state.method_state = {
         "importance/theta": torch.tensor([5.0]),
         "anchor/theta": torch.tensor([0.5]),
     }
-    [term] = ewc.losses(learner, None).values()
+    [term] = ewc.losses(state, None).values()
     assert term.item() == pytest.approx(3.0 / 2 * 5.0 * 1.5**2)
     term.backward()
-    assert learner.model.theta.grad.item() == pytest.approx(3.0 * 5.0 * 1.5)
-    learner.config.method = Method(name="si", strength=3.0)
-    [term] = si.losses(learner, None).values()
+    assert state.model.theta.grad.item() == pytest.approx(3.0 * 5.0 * 1.5)
+    state.config.method = Method(name="si", strength=3.0)
+    [term] = si.losses(state, None).values()
     assert term.item() == pytest.approx(3.0 * 5.0 * 1.5**2)
 
 
@@ -240,61 +251,62 @@ def test_the_path_integral_on_a_quadratic():
     """Gradient descent on k theta^2 / 2 from theta_0 by n small steps: the path integral is the
     loss that was gained, k (theta_0^2 - theta_n^2) / 2, but for the steps' size."""
     k, rate, start, damping = 4.0, 1e-3, 1.5, 0.1
-    learner = scalar_learner(Method(name="si", damping=damping), start)
-    importance.prepare(learner)
-    si.begin_task(learner, 0)
-    theta = learner.model.theta
+    state = scalar_state(Method(name="si", damping=damping), start)
+    importance.prepare(state)
+    si.begin_task(state, 0)
+    theta = state.model.theta
     optimizer = torch.optim.SGD([theta], lr=rate)
     by_hand = 0.0
     for _ in range(200):
         old = theta.item()
         theta.grad = k * theta.detach()
-        si.step(learner, optimizer)
+        si.step(state, optimizer)
         by_hand += k * old * rate * k * old
     gained = k * (start**2 - theta.item() ** 2) / 2
-    assert learner.method_state["path/theta"].item() == pytest.approx(by_hand, rel=1e-4)
-    assert learner.method_state["path/theta"].item() == pytest.approx(gained, rel=5e-3)
-    si.end_task(learner, None)
+    assert state.method_state["path/theta"].item() == pytest.approx(by_hand, rel=1e-4)
+    assert state.method_state["path/theta"].item() == pytest.approx(gained, rel=5e-3)
+    si.end_task(state, None)
     expected = by_hand / ((theta.item() - start) ** 2 + damping)
-    assert learner.method_state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
-    assert learner.method_state["anchor/theta"].item() == start
-    si.begin_task(learner, 1)  # the next way begins here
-    assert learner.method_state["anchor/theta"].item() == theta.item()
-    assert learner.method_state["path/theta"].item() == 0
+    assert state.method_state["importance/theta"].item() == pytest.approx(expected, rel=1e-4)
+    assert state.method_state["anchor/theta"].item() == start
+    si.begin_task(state, 1)  # the next path begins here
+    assert state.method_state["anchor/theta"].item() == theta.item()
+    assert state.method_state["path/theta"].item() == 0
 
 
 def test_what_a_way_cost_is_no_importance():
-    learner = scalar_learner(Method(name="si"), 1.0)
-    importance.prepare(learner)
-    si.begin_task(learner, 0)
-    learner.model.theta.grad = torch.tensor([-2.0])
-    si.step(learner, SimpleNamespace(step=lambda: learner.model.theta.data.sub_(0.1)))
-    assert learner.method_state["path/theta"].item() == pytest.approx(-0.2)
-    si.end_task(learner, None)
-    assert learner.method_state["importance/theta"].item() == 0
+    state = scalar_state(Method(name="si"), 1.0)
+    importance.prepare(state)
+    si.begin_task(state, 0)
+    state.model.theta.grad = torch.tensor([-2.0])
+    si.step(state, SimpleNamespace(step=lambda: state.model.theta.data.sub_(0.1)))
+    assert state.method_state["path/theta"].item() == pytest.approx(-0.2)
+    si.end_task(state, None)
+    assert state.method_state["importance/theta"].item() == 0
 
 
 # --- distillation ----------------------------------------------------------------------------
 
 
 def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
-    chosen = small("method.name=distillation", "training.precision=fp32")
-    learner = make_train_state(chosen, forked.small_corpus())
-    pools = mixtures.task_pools(chosen, learner.corpus)
-    batch, seen = forward_batch(learner, pools[1], 1, 0)
-    in_pool = learner.corpus.table["dataset"].iloc[batch.rows].isin(learner.corpus.by_role("pool"))
-    assert in_pool.tolist() == [False] * (8 - seen.replayed) + [True] * seen.replayed
-    assert seen.replayed == 3
-    assert abs(distillation.losses(learner, seen)["distillation"].item()) < 1e-6
+    run_config = small("method.name=distillation", "training.precision=fp32")
+    state = make_train_state(run_config, forked.small_corpus())
+    pools = mixtures.task_pools(run_config, state.corpus)
+    batch = state.loader.batch(pools[1], 1, 0)
+    output = forward_batch(state, batch, 1, 0)
+    in_pool = state.corpus.table["dataset"].iloc[batch.rows].isin(state.corpus.by_role("pool"))
+    assert in_pool.tolist() == [False] * (8 - output.replayed) + [True] * output.replayed
+    assert output.replayed == 3
+    assert abs(distillation.losses(state, output)["distillation"].item()) < 1e-6
     with torch.no_grad():
-        learner.model.text_projection.add_(0.1 * matrix(*learner.model.text_projection.shape))
-    _, seen = forward_batch(learner, pools[1], 1, 0)
-    far = distillation.losses(learner, seen)["distillation"]
+        state.model.text_projection.add_(0.1 * matrix(*state.model.text_projection.shape))
+    output = forward_batch(state, batch, 1, 0)
+    far = distillation.losses(state, output)["distillation"]
     assert far.item() > 1e-4
-    others = dataclasses.replace(seen, image=seen.image.clone(), text=seen.text.clone())
+    others = dataclasses.replace(output, image=output.image.clone(), text=output.text.clone())
     with torch.no_grad():
-        others.image[: 8 - seen.replayed] = 0.0
-    assert distillation.losses(learner, others)["distillation"].item() == far.item()
+        others.image[: 8 - output.replayed] = 0.0
+    assert distillation.losses(state, others)["distillation"].item() == far.item()
 
 
 def test_divergence_by_hand():
@@ -308,18 +320,18 @@ def test_divergence_by_hand():
         )
         / 3
     )
-    found = distillation.divergence(student, teacher, against, torch.tensor(2.0))
-    assert found.item() == pytest.approx(expected, rel=1e-4)
+    divergence = distillation.divergence(student, teacher, against, torch.tensor(2.0))
+    assert divergence.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_teacher_stays_and_is_no_part_of_the_state():
-    chosen = small("method.name=distillation", "stream.tasks=1")
-    learner = make_train_state(chosen, forked.small_corpus())
-    train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
-    start = models.load_model(chosen.model, 0).state_dict()
-    teacher = learner.frozen_models["teacher"].state_dict()
+    run_config = small("method.name=distillation", "stream.tasks=1")
+    state = make_train_state(run_config, forked.small_corpus())
+    train_task(state, mixtures.task_pools(run_config, state.corpus)[0], 0)
+    start = models.load_model(run_config.model, 0).state_dict()
+    teacher = state.frozen_models["teacher"].state_dict()
     assert all(torch.equal(x, teacher[name]) for name, x in start.items())
-    assert not learner.method_state
+    assert not state.method_state
 
 
 def test_draws_of_methods_leave_the_global_stream_alone():

@@ -106,10 +106,10 @@ def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
     pools = mixtures.task_pools(run_config, corpus)[1]
     losses = []
     for _ in range(2):
-        learner = make_train_state(run_config, corpus, models.create_model("tiny", 0))
-        found = []
-        train_task(learner, pools, 1, lambda step, loss, f=found: f.append(loss))
-        losses.append(torch.stack(found))
+        state = make_train_state(run_config, corpus, models.create_model("tiny", 0))
+        values = []
+        train_task(state, pools, 1, lambda step, loss, f=values: f.append(loss))
+        losses.append(torch.stack(values))
         torch.rand(5)
     assert torch.equal(*losses)
 
@@ -189,6 +189,6 @@ def test_captions_fit_the_context(corpus):
 def test_features_do_not_depend_on_the_batch(corpus):
     model = models.create_model("tiny", 0).eval()
     rows = corpus.rows("test", dataset="shapes")[:40]
-    whole = evaluation.image_features(model, corpus, rows, "fp32")
+    features = evaluation.image_features(model, corpus, rows, "fp32")
     half = evaluation.image_features(model, corpus, rows[20:], "fp32")
-    torch.testing.assert_close(whole[20:], half, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features[20:], half, atol=1e-5, rtol=1e-5)

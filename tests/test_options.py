@@ -35,17 +35,31 @@ PLAIN = {
 
 def test_names_are_those_of_the_tables():
     choices = config.choices()
-    assert choices.keys() == {*options.TABLES, "method.name", *PLAIN}
+    assert choices.keys() == {*options.TABLES, *PLAIN}
     for key, table in options.TABLES.items():
         assert set(choices[key]) == set(table), key
 
 
 def test_every_choice_says_what_it_is():
-    rows = [row for table in options.TABLES.values() for row in table.values() if row]
-    for name in config.choices()["method.name"]:
-        rows.append(importlib.import_module(f"cmp.methods.{name.replace('-', '_')}"))
-    for row in rows:
-        assert inspect.getdoc(row), row
+    values = [
+        value
+        for table in options.TABLES.values()
+        if isinstance(table, dict)
+        for value in table.values()
+    ]
+    for kind in registry.KINDS:
+        for name in registry.option_names(kind):
+            values.append(describer(kind, name))
+    for value in values:
+        assert value is None or inspect.getdoc(value), value
+
+
+def describer(kind, name):
+    """What has the description of an option: its function, or of a method its module."""
+    option = registry.get_option(kind, name)
+    if kind == "method" and not option.sources:
+        return importlib.import_module(f"cmp.methods.{name.replace('-', '_')}")
+    return option.value
 
 
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
@@ -62,21 +76,21 @@ def test_every_choice_can_be_made_from_a_shell(settings):
 
 @pytest.mark.parametrize("name", config.choices()["method.name"])
 def test_a_method_trains_what_it_says_and_nothing_else(name):
-    chosen = options.small(f"method.name={name}", "stream.tasks=1")
-    learner = make_train_state(chosen, forked.small_corpus(), models.create_model("tiny", 0))
-    before = copy.deepcopy(learner.model.state_dict())
-    train_task(learner, mixtures.task_pools(chosen, learner.corpus)[0], 0)
-    trainable = {key for key, x in learner.model.named_parameters() if x.requires_grad}
-    moved = {k for k, x in learner.model.state_dict().items() if not torch.equal(x, before[k])}
+    run_config = options.small(f"method.name={name}", "stream.tasks=1")
+    state = make_train_state(run_config, forked.small_corpus(), models.create_model("tiny", 0))
+    before = copy.deepcopy(state.model.state_dict())
+    train_task(state, mixtures.task_pools(run_config, state.corpus)[0], 0)
+    trainable = {key for key, x in state.model.named_parameters() if x.requires_grad}
+    moved = {k for k, x in state.model.state_dict().items() if not torch.equal(x, before[k])}
     assert moved == trainable != set()
 
 
 def test_locked_towers_are_the_ones_that_stay():
     trains = {}
     for name in ("full", "locked-image", "locked-text"):
-        chosen = options.small(f"method.name={name}")
+        run_config = options.small(f"method.name={name}")
         model = make_train_state(
-            chosen, forked.small_corpus(), models.create_model("tiny", 0)
+            run_config, forked.small_corpus(), models.create_model("tiny", 0)
         ).model
         trains[name] = {key for key, x in model.named_parameters() if x.requires_grad}
     image = {key for key in trains["full"] if key.startswith("visual.")}
@@ -104,7 +118,7 @@ def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
         memory, start, deployed = apply_policy(merging, memory, weights(task + 1), task + 1)
         assert equal(memory["zero"], kept)
         assert start.keys() == deployed.keys() == zero.keys()
-        places = [x.data_ptr() for each in memory.values() for x in each.values()]
+        places = [x.data_ptr() for kept_weights in memory.values() for x in kept_weights.values()]
         assert len(set(places)) == len(places)
 
 
@@ -120,16 +134,16 @@ def test_ema_merge_is_the_recurrence_of_the_specification():
 
 
 def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
-    chosen = options.small("merging.policy=ema", "merging.weight=0.25")
+    run_config = options.small("merging.policy=ema", "merging.weight=0.25")
     ends, deployed = [], []
-    corpus, last = forked.small_corpus(), chosen.training.steps - 1
+    corpus, last = forked.small_corpus(), run_config.training.steps - 1
 
     def step(task, number, loss, model):
         if number == last:
             ends.append(copy.deepcopy(model.state_dict()))
 
-    result = execute(chosen, corpus, Observer(step))
-    zero = models.load_model(chosen.model, 0).state_dict()
+    result = execute(run_config, corpus, Observer(step))
+    zero = models.load_model(run_config.model, 0).state_dict()
     for end in ends:
         previous = deployed[-1] if deployed else zero
         deployed.append({name: 0.25 * x + 0.75 * previous[name] for name, x in end.items()})
@@ -144,6 +158,6 @@ class Large(torch.nn.Module):
 
 
 def test_a_model_of_other_images_is_refused():
-    chosen = options.small("model.name=ViT-B-32", "model.start=random")
+    run_config = options.small("model.name=ViT-B-32", "model.start=random")
     with pytest.raises(CmpError, match=r"takes images of 224 pixels, the data have 32"):
-        make_train_state(chosen, forked.small_corpus(), Large())
+        make_train_state(run_config, forked.small_corpus(), Large())

@@ -43,14 +43,14 @@ WHOLE_ONLY = ("distillation",)
 def trained(execution, *settings):
     """(losses, weights) after two tasks without any evaluation."""
     run_config, losses = ranks.small(*settings), []
-    learner = make_train_state(run_config, packed.load_embedded(), execution=execution)
-    for task, pools in enumerate(mixtures.task_pools(run_config, learner.corpus)):
-        train_task(learner, pools, task, lambda step, loss: losses.append(loss.item()))
-    return losses, learner.model.state_dict()
+    state = make_train_state(run_config, packed.load_embedded(), execution=execution)
+    for task, pools in enumerate(mixtures.task_pools(run_config, state.corpus)):
+        train_task(state, pools, task, lambda step, loss: losses.append(loss.item()))
+    return losses, state.model.state_dict()
 
 
 @functools.cache
-def whole(*settings):
+def whole_batch_run(*settings):
     """The run that one process computes, seeing each batch at once."""
     return ranks.noted(ranks.small(*settings))
 
@@ -81,27 +81,27 @@ def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
 
 def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
     """Else the tests above would say nothing."""
-    seen, see = [], forward
+    sizes, plain_forward = [], forward
 
-    def noting(model, batch, *rest, **more):
-        seen.append((len(batch.rows), torch.is_grad_enabled()))
-        return see(model, batch, *rest, **more)
+    def note_size(model, batch, *rest, **more):
+        sizes.append((len(batch.rows), torch.is_grad_enabled()))
+        return plain_forward(model, batch, *rest, **more)
 
-    monkeypatch.setattr(training, "forward", noting)
+    monkeypatch.setattr(training, "forward", note_size)
     trained(ExecutionConfig(micro_batch=5), "stream.tasks=1", "training.steps=1")
-    assert seen == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
+    assert sizes == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
 
 
 def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     run_config = ranks.small()
     pools = mixtures.task_pools(run_config, corpus)[1]
     batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
-    learner = make_train_state(run_config, corpus)
+    state = make_train_state(run_config, corpus)
     part = slice(4, 9)
 
     def pixels(batch, part=None):
         generator = torch_generator("augment", 0, 1, 0)
-        return forward(learner.model, batch, learner.tokens, generator, "fp32", part).pixels
+        return forward(state.model, batch, state.tokens, generator, "fp32", part).pixels
 
     piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
@@ -134,7 +134,7 @@ def together(tmp_path_factory):
 def test_two_processes_are_the_same_run_as_one(corpus, together, name):
     losses, scores = json.loads((together / f"{name}.json").read_text())
     weights = load_file(together / f"{name}.safetensors")
-    alone = whole(*ranks.RUNS[name][0])
+    alone = whole_batch_run(*ranks.RUNS[name][0])
     same((losses, weights), alone)
     assert scores == pytest.approx(alone[2]["score"].tolist())
 
@@ -146,13 +146,13 @@ def test_processes_stop_together_and_go_on_in_the_same_bits(together):
 
 def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     run_config = ranks.small()
-    learner = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
+    state = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
     pools = mixtures.task_pools(run_config, corpus)[1]
     batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
-    terms = backward_in_micro_batches(learner, batch, 1, 0)
-    seen = forward_batch(learner, batch, 1, 0)
-    scale = learner.model.logit_scale.exp()
-    expected = open_clip.ClipLoss()(seen.image, seen.text, scale)
+    terms = backward_in_micro_batches(state, batch, 1, 0)
+    output = forward_batch(state, batch, 1, 0)
+    scale = state.model.logit_scale.exp()
+    expected = open_clip.ClipLoss()(output.image, output.text, scale)
     torch.testing.assert_close(terms["contrastive"], expected, **SAME)
     assert terms.keys() == {"contrastive"}
     assert len(batch.rows) == 12
@@ -168,24 +168,24 @@ def nano(corpus, execution):
     return make_train_state(run_config, corpus, execution=execution)
 
 
-def step_of(learner, corpus):
+def step_of(state, corpus):
     """(gradients, how many tensors a step keeps for its backward pass)."""
-    pools, kept = mixtures.task_pools(learner.config, corpus)[1], []
-    batch = mixtures.make_batch(learner.config, corpus, pools, 1, 0)
+    pools, kept = mixtures.task_pools(state.config, corpus)[1], []
+    batch = mixtures.make_batch(state.config, corpus, pools, 1, 0)
 
     def keep(x):
         kept.append(1)
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        backward(learner, create_optimizer(learner), batch, 1, 0)
-    return {name: p.grad for name, p in learner.model.named_parameters()}, len(kept)
+        backward(state, create_optimizer(state), batch, 1, 0)
+    return {name: p.grad for name, p in state.model.named_parameters()}, len(kept)
 
 
 def test_activations_that_are_computed_again_give_the_same_gradients(corpus):
     plain, kept = step_of(nano(corpus, ExecutionConfig()), corpus)
-    again, fewer = step_of(nano(corpus, ExecutionConfig(checkpoint_activations=True)), corpus)
-    torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-5)
+    recomputed, fewer = step_of(nano(corpus, ExecutionConfig(checkpoint_activations=True)), corpus)
+    torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-5)
     assert fewer < kept / 2
 
 
@@ -212,8 +212,8 @@ def test_provenance_tells_of_parts_and_of_nothing_else():
     assert ExecutionConfig().record() == {}
     record = ExecutionConfig(5, True).record()
     assert record == {"execution": "micro-batches of 5, activations recomputed"}
-    here = machine_record()
-    assert "execution" in machine_differences(here, here | record)
+    machine = machine_record()
+    assert "execution" in machine_differences(machine, machine | record)
 
 
 @pytest.fixture
@@ -227,10 +227,10 @@ def sigmoid(tmp_path):
 
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
     settings = (f"model.name={sigmoid}",)
-    found = trained(ExecutionConfig(), *settings)
-    same(trained(ExecutionConfig(micro_batch=5), *settings), found)
+    run = trained(ExecutionConfig(), *settings)
+    same(trained(ExecutionConfig(micro_batch=5), *settings), run)
     start = models.create_model(sigmoid, 0)
-    assert found[1]["logit_bias"] != start.logit_bias
+    assert run[1]["logit_bias"] != start.logit_bias
     image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(2))
     ours = model_loss(start, image, text)
     expected = SigLipLoss()(image, text, start.logit_scale.exp(), start.logit_bias)

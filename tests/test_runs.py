@@ -93,7 +93,7 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         for key, value in registry.get_option("method", method).settings.items():
             changed = special[key] if key in special else value / 2 if value < 2 else value + 1
             other[f"method.{key}"] = [changed, f"method.name={method}"]
-    base, ids, asked = small(), set(), 0
+    base, ids, changes = small(), set(), 0
     for key, value in config.flat_keys(base.to_dict()):
         names = [name for name in config.choices().get(key, [None, None]) if name != value]
         if not names or other.get(key, names) is None:  # one choice, or a share that follows others
@@ -102,9 +102,9 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         plain = plain / 2 if isinstance(plain, float) else plain
         changed, *companions = other.get(key, [names[0] if key in config.choices() else plain])
         ids.add(store.run_id_of(small(f"{key}={json.dumps(changed)}", *companions), corpus))
-        asked += 1
+        changes += 1
     assert store.run_id_of(base, corpus) not in ids
-    assert len(ids) == asked > 30
+    assert len(ids) == changes > 30
 
 
 def test_other_data_are_another_run(corpus):
@@ -132,7 +132,7 @@ def test_the_control_sees_no_new_data(corpus):
 def test_the_buffer_holds_all_earlier_updates(corpus):
     pools = mixtures.task_pools(small("stream.tasks=5"), corpus)
     for task, pool in enumerate(pools):
-        earlier = [each.update for each in pools[:task]]
+        earlier = [before.update for before in pools[:task]]
         expected = np.sort(np.concatenate([np.array([], int), *earlier]))
         np.testing.assert_array_equal(pool.buffer, expected)
 

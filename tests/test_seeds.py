@@ -44,11 +44,13 @@ def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
 def test_the_stream_seed_moves_the_tasks_and_no_weight(corpus):
     one, two = (small(f"seeds.stream={seed}") for seed in (0, 1))
     tasks = [
-        [set(pool.update) for pool in mixtures.task_pools(each, corpus)] for each in (one, two)
+        [set(pool.update) for pool in mixtures.task_pools(run_config, corpus)]
+        for run_config in (one, two)
     ]
     assert all(a != b for a, b in zip(*tasks, strict=True))
     starts = [
-        models.weights_digest(models.load_model(each.model, each.seeds.init)) for each in (one, two)
+        models.weights_digest(models.load_model(run_config.model, run_config.seeds.init))
+        for run_config in (one, two)
     ]
     assert starts[0] == starts[1]
 
@@ -56,7 +58,8 @@ def test_the_stream_seed_moves_the_tasks_and_no_weight(corpus):
 def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
     one, two = (small(f"seeds.init={seed}") for seed in (0, 1))
     starts = [
-        models.weights_digest(models.load_model(each.model, each.seeds.init)) for each in (one, two)
+        models.weights_digest(models.load_model(run_config.model, run_config.seeds.init))
+        for run_config in (one, two)
     ]
     assert starts[0] != starts[1]
     for a, b in zip(batches(one, corpus), batches(two, corpus), strict=True):
@@ -66,10 +69,10 @@ def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_is_the_same_in_any_process(corpus, tmp_path, monkeypatch, jobs):
     configs = [small("seed=0"), small("seed=1")]
-    here = [models.weights_digest(execute(each, corpus).model) for each in configs]
-    assert here[0] != here[1]
+    digests = [models.weights_digest(execute(run_config, corpus).model) for run_config in configs]
+    assert digests[0] != digests[1]
     (tmp_path / "data").symlink_to(build_folder() / "data")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     studies.compute_runs(configs, jobs)
-    ids = [store.run_id_of(each, corpus) for each in configs]
-    assert [store.load_run(run_id).weights for run_id in ids] == here
+    ids = [store.run_id_of(run_config, corpus) for run_config in configs]
+    assert [store.load_run(run_id).weights for run_id in ids] == digests

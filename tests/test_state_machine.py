@@ -122,11 +122,11 @@ class Life(RuleBasedStateMachine):
     def is_evaluated(self):
         path, state = self.latest()
         checkpoints.restore(state.tensors, self.model)
-        found = evaluation.evaluate(self.model, "tiny", small_corpus(), subset=1).datasets["score"]
+        scores = evaluation.evaluate(self.model, "tiny", small_corpus(), subset=1).datasets["score"]
         if state.progress.step == 0:
             kept = state.metrics()
             last = kept[(kept["task"] == state.progress.task) & (kept["scope"] == "subset")]
-            assert found.tolist() == last["score"].tolist()
+            assert scores.tolist() == last["score"].tolist()
         assert models.weights_digest(self.model) == self.digests[self.done()]
         assert self.latest()[0] == path
 
@@ -144,17 +144,17 @@ class Life(RuleBasedStateMachine):
         """The last whole checkpoint; each that is damaged has been warned of."""
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            found = checkpoints.latest_checkpoint(self.folder)
+            checkpoint = checkpoints.latest_checkpoint(self.folder)
         assert len(warned) == self.damaged
-        return found
+        return checkpoint
 
     @invariant()
     def is_where_it_should_be(self):
-        found = self.latest()
-        assert (found is None) == (not self.kept)
-        if found is None:
+        checkpoint = self.latest()
+        assert (checkpoint is None) == (not self.kept)
+        if checkpoint is None:
             return
-        _, state = found
+        _, state = checkpoint
         task, step = state.progress.task, state.progress.step
         assert (task, step) == self.kept[-1]
         checkpoints.restore(state.tensors, self.model)

@@ -117,7 +117,7 @@ def import_faults(node: ast.AST, networked: bool) -> Iterator[tuple[str, str]]:
 
 def keyword(call: ast.Call, name: str) -> ast.expr | None:
     """The value of a keyword argument, if it is given."""
-    return next((each.value for each in call.keywords if each.arg == name), None)
+    return next((argument.value for argument in call.keywords if argument.arg == name), None)
 
 
 def is_constant(node: ast.expr | None, value: object) -> bool:
@@ -180,31 +180,31 @@ def faults(source: str, where: str, networked: bool = False) -> list[tuple[str, 
     tree = ast.parse(source)
     names = imported_names(tree)
     safe = safe_loaders(tree, names)
-    found = []
+    sentences = []
     for node in ast.walk(tree):
         these = list(import_faults(node, networked))
         if isinstance(node, ast.Call):
             these += call_faults(node, names, safe)
-        found += [(rule, f"{where}:{node.lineno}: {what}") for rule, what in these]
-    return found
+        sentences += [(rule, f"{where}:{node.lineno}: {what}") for rule, what in these]
+    return sentences
 
 
 def package_faults() -> list[tuple[tuple[str, str], str]]:
     """((file, rule), sentence) for each fault of the project."""
-    found = []
+    sentences = []
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         text = path.read_text(encoding="utf-8")
-        found += [
+        sentences += [
             ((name, rule), what) for rule, what in faults(text, name, name.startswith(FETCHES))
         ]
-    return found
+    return sentences
 
 
 def test_the_package_does_none_of_it_but_for_exceptions_that_are_still_needed():
-    found = package_faults()
-    assert [what for key, what in found if key not in EXCEPTIONS] == []
-    assert {key for key, _ in found if key in EXCEPTIONS} == set(EXCEPTIONS)
+    sentences = package_faults()
+    assert [what for key, what in sentences if key not in EXCEPTIONS] == []
+    assert {key for key, _ in sentences if key in EXCEPTIONS} == set(EXCEPTIONS)
 
 
 def test_seeding_is_within_a_fork_that_puts_the_state_back():
@@ -291,10 +291,10 @@ OFFENCES = [
 
 def test_each_offence_is_caught_with_file_and_line():
     for source, rule in OFFENCES:
-        found = faults(f"\n{source}", "cmp/x.py")
-        assert rule in [name for name, _ in found], source
+        sentences = faults(f"\n{source}", "cmp/x.py")
+        assert rule in [name for name, _ in sentences], source
         lines = source.splitlines()
-        assert f"cmp/x.py:{1 + len(lines)}: " in " ".join(what for _, what in found), source
+        assert f"cmp/x.py:{1 + len(lines)}: " in " ".join(what for _, what in sentences), source
 
 
 HARMLESS = [

@@ -20,7 +20,8 @@ from cmp.errors import CmpError
 from cmp.experiments import statistics, store
 from cmp.runner import execute
 
-MEASURED = [order for order in registry.option_names("order") if order != "listed"]
+MEASURED = registry.option_names("order", partial=False)
+"""Orders that go by statistics of every class, or by none."""
 
 
 def table(classes=60, datasets=3, seed=0):
@@ -66,7 +67,7 @@ def test_cut_by_images(images, data):
     if largest <= share / 2:  # then no block has to be made of one class alone
         starts = np.cumsum([0, *map(len, blocks)])
         sums = [sum(images[a:b]) for a, b in itertools.pairwise(starts)]
-        assert all(abs(each - share) <= largest for each in sums)
+        assert all(abs(total - share) <= largest for total in sums)
 
 
 def test_entries_are_the_adaptation_classes(corpus):
@@ -77,11 +78,11 @@ def test_entries_are_the_adaptation_classes(corpus):
 
 @pytest.mark.parametrize("order", registry.option_names("order"))
 def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
-    known = table()
-    one, again, other = (registry.option_names("order")[order](known, seed) for seed in (0, 0, 1))
-    assert sorted(one) == list(range(len(known)))
+    classes, option = table(), registry.get_option("order", order)
+    one, again, other = (option.value(classes, seed) for seed in (0, 0, 1))
+    assert sorted(one) == list(range(len(classes)))
     assert (one == again).all()
-    assert (one == other).all() == (order == "listed")
+    assert (one == other).all() == (not option.facts["seeded"])
 
 
 @pytest.mark.parametrize(
@@ -96,16 +97,16 @@ def test_an_order_is_a_permutation_and_follows_its_seed_alone(order):
     ],
 )
 def test_an_order_goes_by_its_column(order, column, sign):
-    known = table()
-    values = sign * known[column].to_numpy()[registry.option_names("order")[order](known, 3)]
-    assert (np.diff(values) >= 0).all()
+    classes = table()
+    positions = registry.get_option("order", order).value(classes, 3)
+    assert (np.diff(sign * classes[column].to_numpy()[positions]) >= 0).all()
 
 
 def test_dataset_is_one_after_the_other_by_year():
-    known = table(datasets=4)  # d0 and d1 of 2000, d2 and d3 of 2001
+    classes = table(datasets=4)  # d0 and d1 of 2000, d2 and d3 of 2001
     firsts = set()
     for seed in range(8):
-        names = [known.index[place][:2] for place in streams.dataset_order(known, seed)]
+        names = [classes.index[place][:2] for place in streams.dataset_order(classes, seed)]
         runs_of = [
             name for place, name in enumerate(names) if place == 0 or names[place - 1] != name
         ]
@@ -116,23 +117,23 @@ def test_dataset_is_one_after_the_other_by_year():
 
 
 def test_classes_without_a_year_come_last():
-    known = table()
-    known.loc[known.index[:7], "year"] = np.nan
-    assert set(streams.time_order(known, 0)[-7:]) == set(range(7))
-    known = known.astype({"year": float})
-    known.loc[known.index.str.startswith("d0"), "year"] = np.nan
+    classes = table()
+    classes.loc[classes.index[:7], "year"] = np.nan
+    assert set(streams.time_order(classes, 0)[-7:]) == set(range(7))
+    classes = classes.astype({"year": float})
+    classes.loc[classes.index.str.startswith("d0"), "year"] = np.nan
     assert all(
-        known.index[place].startswith("d0") for place in streams.dataset_order(known, 0)[-20:]
+        classes.index[place].startswith("d0") for place in streams.dataset_order(classes, 0)[-20:]
     )
 
 
 def test_a_trait_that_is_not_there_is_refused():
     with pytest.raises(CmpError, match=r"stream\.traits: no 'loss' in this table, only accuracy"):
         streams.easy_loss_order(table()[["accuracy"]], 0)
-    known = table()
-    known.loc["d0+++003", "accuracy"] = np.nan
+    classes = table()
+    classes.loc["d0+++003", "accuracy"] = np.nan
     with pytest.raises(CmpError, match=r"'d0\+\+\+003' has no 'accuracy'"):
-        streams.easy_accuracy_order(known, 0)
+        streams.easy_accuracy_order(classes, 0)
 
 
 def greedy_reference(points, start):
@@ -140,8 +141,8 @@ def greedy_reference(points, start):
     cosine = points.astype(np.float64) @ points.astype(np.float64).T
     path, left = [start], set(range(len(points))) - {start}
     while left:
-        here = path[-1]
-        path.append(max(left, key=lambda other: (cosine[here, other], -other)))
+        current = path[-1]
+        path.append(max(left, key=lambda other: (cosine[current, other], -other)))
         left.remove(path[-1])
     return path, sum(cosine[a, b] for a, b in itertools.pairwise(path))
 
@@ -168,9 +169,9 @@ def test_the_best_of_the_starts_is_kept():
     x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     points = rounded(x)
     starts = np.random.default_rng(5).permutation(50)[: streams.PATH_STARTS]
-    found = streams.nearest_path(x, np.random.default_rng(5))
+    path = streams.nearest_path(x, np.random.default_rng(5))
     sums = {int(start): greedy_reference(points, int(start)) for start in starts}
-    assert found.tolist() == max(sums.values(), key=lambda pair: pair[1])[0]
+    assert path.tolist() == max(sums.values(), key=lambda pair: pair[1])[0]
 
 
 def test_a_path_is_the_same_in_another_arithmetic():
@@ -187,7 +188,7 @@ LARGE = """
 import re, resource, time
 from pathlib import Path
 import numpy as np
-from cmp.streams.paths import nearest_path
+from cmp.streams import nearest_path
 x = np.random.default_rng(0).standard_normal((18381, 512)).astype(np.float32)
 started = time.perf_counter()
 path = nearest_path(x, np.random.default_rng(1))
@@ -263,8 +264,8 @@ def test_two_seeds_differ_in_every_task(corpus):
 def test_an_order_depends_on_no_other_seed_than_the_streams():
     corpus, ids = forked.small_corpus(), []
     for key in ("init", "data", "augment"):
-        chosen = forked.small_config("stream.order=easy-accuracy", f"seeds.{key}=3")
-        ids.append(streams.order_digest(corpus, chosen.stream, chosen.seeds.stream))
+        run_config = forked.small_config("stream.order=easy-accuracy", f"seeds.{key}=3")
+        ids.append(streams.order_digest(corpus, run_config.stream, run_config.seeds.stream))
     other = forked.small_config("stream.order=easy-accuracy", "seeds.stream=3")
     assert len(set(ids)) == 1
     assert ids[0] != streams.order_digest(corpus, other.stream, other.seeds.stream)
@@ -272,31 +273,31 @@ def test_an_order_depends_on_no_other_seed_than_the_streams():
 
 def test_another_order_is_another_run(corpus, tmp_path, monkeypatch):
     """Of what a table says, the order alone decides the id: what it leads to, not its bytes."""
-    chosen = config.parse({"stream": {"order": "easy-loss"}})
-    shipped = store.run_id_of(chosen, corpus)
+    run_config = config.parse({"stream": {"order": "easy-loss"}})
+    shipped = store.run_id_of(run_config, corpus)
     measured = streams.class_statistics("embedded")
     monkeypatch.setattr(
         streams, "class_statistics", lambda name: measured.assign(loss=measured["loss"] * 2)
     )
     streams._class_order.cache_clear()
-    assert store.run_id_of(chosen, corpus) == shipped
+    assert store.run_id_of(run_config, corpus) == shipped
     monkeypatch.setattr(
         streams, "class_statistics", lambda name: measured.assign(loss=-measured["loss"])
     )
     streams._class_order.cache_clear()
-    assert store.run_id_of(chosen, corpus) != shipped
+    assert store.run_id_of(run_config, corpus) != shipped
     streams._class_order.cache_clear()
 
 
 def test_a_run_follows_its_order():
-    chosen = forked.small_config("stream.order=listed", "stream.traits=by-hand")
+    run_config = forked.small_config("stream.order=listed", "stream.traits=by-hand")
     names = [
-        each.split("+++")[1]
-        for each in streams.class_order(forked.small_corpus(), chosen.stream, 0)
+        entry.split("+++")[1]
+        for entry in streams.class_order(forked.small_corpus(), run_config.stream, 0)
     ]
     assert names == sorted(names)
-    found = execute(chosen, forked.small_corpus(), model=models.create_model("tiny", 0))
-    assert found.metrics["task"].max() == 3
+    result = execute(run_config, forked.small_corpus(), model=models.create_model("tiny", 0))
+    assert result.metrics["task"].max() == 3
 
 
 # --- stream files and tables of traits
@@ -328,7 +329,7 @@ def test_the_references_stream_files_are_read_at_once(tmp_path):
         (["A+++b", "A"], r"entry 2: 'A' is no \"DATASET"),
         (["A+++b", 3], "entry 2: 3 is no"),
         (["A+++b", "+++c"], "entry 2: '[+]{3}c' is no"),
-        (["A+++b", "A+++c", "A+++b"], "entry 3: 'A[+]{3}b' stands there already, as entry 1"),
+        (["A+++b", "A+++c", "A+++b"], "entry 3: 'A[+]{3}b' is there already, as entry 1"),
     ],
 )
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
@@ -374,7 +375,7 @@ def test_a_damaged_table_of_traits_is_refused(build):
     statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
     )
-    with pytest.raises(CmpError, match=r"'a\+\+\+b' stands there twice"):
+    with pytest.raises(CmpError, match=r"'a\+\+\+b' is listed twice"):
         streams.class_statistics("twice")
     statistics.write_statistics(
         pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
@@ -399,8 +400,8 @@ def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
     assert streams.class_statistics("embedded").index.tolist() == streams.class_entries(corpus)
     for role in ("pool", "substitute"):
         datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
-        found = streams.pool_statistics(corpus, np.flatnonzero(datasets))
-        assert found.notna().all().all()
-        assert found["cluster"].nunique() > 32
+        statistics = streams.pool_statistics(corpus, np.flatnonzero(datasets))
+        assert statistics.notna().all().all()
+        assert statistics["cluster"].nunique() > 32
     with pytest.raises(CmpError, match="images of 'new-digits' have none"):
         streams.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])

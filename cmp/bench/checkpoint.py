@@ -4,8 +4,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from cmp import checkpoints
 from cmp.bench import networks, timing
@@ -17,22 +20,30 @@ from cmp.runner import machine_record
 from cmp.training import make_optimizer, train_task
 
 COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {DEFAULT_EVERY} steps")
-BATCH = 64  # of the `cpu` profile: the shorter the steps, the more a checkpoint weighs
+BATCH = 64
+"""Samples per batch, as in profile `cpu`: the shorter the steps, the more a checkpoint weighs."""
 
 
 def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """One checkpoint within a task, on this disk, and the steps that come between two."""
+    """Measure a checkpoint within a task, on this disk, and the steps that come between two.
+
+    Args:
+        names: The models.
+        corpus: The data.
+        rounds: Rounds of the measurement.
+        batch: Samples per batch; `BATCH` where None.
+    """
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch or BATCH, DEFAULT_EVERY)
-        learner = networks.learner(setting, BF16)
-        optimizer = make_optimizer(learner.model, setting.config.optimizer)
+        state = networks.train_state(setting, BF16)
+        optimizer = make_optimizer(state.model, setting.config.optimizer)
 
-        def steps(setting=setting, learner=learner, optimizer=optimizer) -> None:
-            train_task(learner, setting.pools, TASK, optimizer=optimizer)
+        def steps(setting=setting, state=state, optimizer=optimizer) -> None:
+            train_task(state, setting.pools, TASK, optimizer=optimizer)
 
         with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
-            save = saving(Path(folder), setting.config.to_dict(), learner.model, optimizer)
+            save = make_save(Path(folder), setting.config.to_dict(), state.model, optimizer)
             seconds = timing.interleaved(
                 {"steps": steps, "save": save}, rounds, clock=time.perf_counter
             )
@@ -51,8 +62,17 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     return Report("checkpoint", f"a checkpoint every {DEFAULT_EVERY} steps", COLUMNS, rows)
 
 
-def saving(folder: Path, tree: dict, model, optimizer) -> Callable[[], None]:
-    """A function that saves the state as a run does, two checkpoints kept."""
+def make_save(
+    folder: Path, tree: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
+    """Return a function that saves the state as a run does, with two checkpoints kept.
+
+    Args:
+        folder: Where checkpoints go.
+        tree: The run's config.
+        model: The network.
+        optimizer: Its optimizer.
+    """
     manager = CheckpointManager("benchmark")
     manager.folder = folder
 

@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from cmp.errors import CmpError
 
 EMBEDDING = "token_embedding.weight"
-"""The tensor of an open_clip state dict that has a row a token."""
+"""The tensor of an open_clip state dict that has a row per token."""
 PADDING = 0
 
 
 def used_ids(tokens: Tensor) -> Tensor:
-    """The ids that occur in tokenised texts [N, L], and the padding: int64 [n], ascending."""
+    """Return the ids in tokenised texts [N, L], and the padding: int64 [n], ascending."""
     return torch.cat([tokens.flatten(), tokens.new_tensor([PADDING])]).unique()
 
 
 def to_compact(tokens: Tensor, used: Tensor) -> Tensor:
-    """Full ids -> their positions in `used`, same shape; `CmpError` for an id that is not there."""
+    """Return the positions of ids in `used`, in the same shape.
+
+    Raises:
+        CmpError: An id is not there.
+    """
     place = torch.searchsorted(used, tokens).clamp(max=len(used) - 1)
     if not torch.equal(used[place], tokens):
         absent = sorted(set(tokens[used[place] != tokens].tolist()))
@@ -41,12 +45,12 @@ def to_compact(tokens: Tensor, used: Tensor) -> Tensor:
 def compact_tokenizer(
     full: Callable[[list[str]], Tensor], used: Tensor
 ) -> Callable[[list[str]], Tensor]:
-    """A tokenizer of compact ids: the same pieces as `full` finds, as positions in `used`."""
+    """Return a tokenizer of compact ids: the pieces that `full` finds, as positions in `used`."""
     return lambda texts: to_compact(full(texts), used)
 
 
 def import_weights(state: Mapping[str, Tensor], used: Tensor) -> dict[str, Tensor]:
-    """A full state dict -> a compact one, which shares all tensors but the embedding."""
+    """Return the compact form of a state dict, which shares all tensors but the embedding."""
     if EMBEDDING not in state:
         raise CmpError(f"the weights have no {EMBEDDING}: only CLIP's own text tower is supported")
     return {**state, EMBEDDING: state[EMBEDDING][used]}
@@ -55,10 +59,13 @@ def import_weights(state: Mapping[str, Tensor], used: Tensor) -> dict[str, Tenso
 def export_weights(
     state: Mapping[str, Tensor], used: Tensor, base: Tensor, decay: float = 1.0
 ) -> dict[str, Tensor]:
-    """A compact state dict -> a full one, which shares all tensors but the embedding.
+    """Return the full form of a compact state dict, which shares all tensors but the embedding.
 
-    base: [full vocabulary, width], the embedding that training started from. decay: what became of
-    its untouched rows, see `untouched_decay`; 1 leaves them as they are.
+    Args:
+        state: The compact state dict.
+        used: The ids that it has, [n].
+        base: The embedding that training started from, [full vocabulary, width].
+        decay: The factor of its untouched rows, see `untouched_decay`.
     """
     full = base * decay
     full[used] = state[EMBEDDING].to(full)
@@ -66,15 +73,19 @@ def export_weights(
 
 
 def untouched_decay(rates: Iterable[float], weight_decay: float) -> float:
-    """The factor by which AdamW shrinks a row without gradient over steps of these learning rates.
+    """Return the factor by which AdamW shrinks a row without gradient over some steps.
 
     Its moments stay zero, so each step multiplies it by 1 - rate * weight_decay and adds nothing.
+
+    Args:
+        rates: The learning rate of each step.
+        weight_decay: AdamW's weight decay.
     """
     return math.prod(1 - rate * weight_decay for rate in rates)
 
 
 def shrink(model: nn.Module, used: Tensor) -> nn.Module:
-    """Replace a model's token embedding, in place, by its rows `used`."""
+    """Replace a model's token embedding, in place, with its rows `used`; return the model."""
     rows = import_weights(model.state_dict(), used)[EMBEDDING]
     model.token_embedding = nn.Embedding.from_pretrained(rows, freeze=False)
     model.vocab_size = len(used)

@@ -20,12 +20,13 @@ from cmp.readers.manifest import FileSet
 from cmp.seeds import numpy_generator
 
 ROWS, MEMBERS, IMAGES, SIDE = 100_000, 10_000, 2_000, 224
-SIZE = (298, SIDE)  # of a photograph whose shorter side was made `SIDE` beforehand
+SIZE = (298, SIDE)
+"""Pixels of a photograph whose shorter side was made `SIDE` beforehand."""
 COLUMNS = ("what", "time / plain", "ms", "a second", "plain ms")
 
 
 def photographs(folder: Path, count: int) -> None:
-    """JPEG files of smooth colours and a little noise, with as many bytes as photographs have."""
+    """Write JPEG files of smooth colours and a little noise, as large as photographs are."""
     for number in range(count):
         noise = numpy_generator("bench/photograph", 0, number)
         coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8))
@@ -35,13 +36,13 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def manifest(kind: str, path: str) -> FileSet:
-    """Of what is measured here."""
+    """Return the manifest of what is measured here."""
     about = {"name": "bench", "title": "A benchmark", "role": "pool", "licence": "none"}
     return FileSet.model_validate(about | {"reader": {"kind": kind, "path": path}})
 
 
 def table(folder: Path) -> dict[str, Callable[[], object]]:
-    """Reading and checking a CSV file, against pandas, which only reads it."""
+    """Return what reads and checks a CSV file, and pandas, which only reads it."""
     names = [str(folder / f"{n % IMAGES}.jpg") for n in range(ROWS)]
     frame = pd.DataFrame({"filepath": names, "title": [f"photograph {n}" for n in range(ROWS)]})
     frame.to_csv(folder / "table.csv", index=False)
@@ -52,7 +53,7 @@ def table(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def stream(folder: Path) -> dict[str, Callable[[], object]]:
-    """Every sample of a tar, against the content of every member by `tarfile`."""
+    """Return what reads every sample of a tar, and every member by `tarfile`."""
     path = folder / "shard.tar"
     with tarfile.open(path, "w") as archive:
         for number in range(MEMBERS):
@@ -70,10 +71,10 @@ def stream(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
-    """Batches of random parts of JPEGs, against torchvision's transforms of the same kind. Both
-    end in bytes, which go to the device as they are."""
+    """Return what makes batches of random crops of JPEGs, and torchvision's transforms of the same
+    kind; both end in bytes, which go to the device as they are."""
     paths = [folder / f"{number}.jpg" for number in range(IMAGES)]
-    index = collection.read_index(manifest("csv", "files.csv"), _listed(folder))
+    index = collection.read_index(manifest("csv", "files.csv"), _write_list(folder))
     files = images.image_files([index])
     transform = v2.Compose(
         [
@@ -84,13 +85,13 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
         ]
     )
 
-    def opened(path: Path) -> Image.Image:
+    def open_image(path: Path) -> Image.Image:
         with path.open("rb") as file:
             return Image.open(file).convert("RGB")
 
     def plain() -> None:
         for start in range(0, IMAGES, batch):
-            torch.stack([transform(opened(path)) for path in paths[start : start + batch]])
+            torch.stack([transform(open_image(path)) for path in paths[start : start + batch]])
 
     def ours() -> None:
         for start in range(0, IMAGES, batch):
@@ -100,16 +101,23 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
     return {"plain": plain, "ours": ours}
 
 
-def _listed(folder: Path) -> Path:
+def _write_list(folder: Path) -> Path:
     names = [f"{number}.jpg" for number in range(IMAGES)]
     pd.DataFrame({"filepath": names, "title": names}).to_csv(folder / "files.csv", index=False)
     return folder
 
 
 def data(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """The three, each against the plain way. names, corpus: not used; every file is made here."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    """Measure reading, each kind against the plain way, on files that are made here.
+
+    Args:
+        names: Not used.
+        corpus: Not used.
+        rounds: Rounds of the measurement.
+        batch: Images decoded together; 128 where None.
+    """
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
         photographs(folder, IMAGES)
         mean = sum(path.stat().st_size for path in folder.iterdir()) / IMAGES
         alternatives = {

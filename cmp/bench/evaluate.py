@@ -23,8 +23,14 @@ COLUMNS = ("what", "times as fast", "ms", "images/s", "MB")
 
 
 def retrieval_features(images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit features of images, and of five texts near each: as `evaluation.retrieval_hits` wants
-    them."""
+    """Return features as `evaluation.retrieval_hits` takes them, with five texts near each image.
+
+    Args:
+        images: How many images.
+
+    Returns:
+        Unit features of images [N, `WIDTH`] and texts [M, `WIDTH`], and each text's image [M].
+    """
     generator = torch.Generator().manual_seed(0)
     image = F.normalize(torch.randn(images, WIDTH, generator=generator), dim=1)
     owner = torch.arange(images).repeat_interleave(CAPTIONS)
@@ -33,11 +39,14 @@ def retrieval_features(images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def retrieval_memory() -> float:
-    """MB by which the retrieval of `retrieval_features` raises a fresh process's resident set.
+    """Return the MB by which retrieval raises a fresh process's resident set.
 
     The system's own high-water mark, reset when the features are ready, sees what torch and its
     libraries allocate by themselves, and needs no sampling. A process of its own, because memory
     that was freed before would be used again and not show.
+
+    Raises:
+        CmpError: The system is not Linux.
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -55,33 +64,37 @@ def _resident_growth(threads: int) -> float:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
     torch.set_num_threads(threads)
-    asked = retrieval_features()
+    features = retrieval_features()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is resident
     before = status("VmRSS")
-    evaluation.retrieval_hits(*asked)
+    evaluation.retrieval_hits(*features)
     return (status("VmHWM") - before) * 1024 / 1e6
 
 
 def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """The test images of the benchmark through a model, its whole evaluation, and retrieval.
+    """Measure test images through a model, its evaluation, and retrieval.
 
-    batch: images of the throughput's measurement, all of the test by default.
+    Args:
+        names: The models.
+        corpus: The data.
+        rounds: Rounds of the measurement.
+        batch: Images that go through a model; all of the test where None.
     """
-    asked = corpus.rows("test")[:batch]
+    images = corpus.rows("test")[:batch]
     rows = []
     for name in names:
         model = models.load_model(Model(name), 0).eval()
-        rows += _compared(
+        rows += _compare(
             {
                 f"{name} images, {precision}": functools.partial(
-                    evaluation.image_features, model, corpus, asked, precision
+                    evaluation.image_features, model, corpus, images, precision
                 )
                 for precision in ("fp32", "bf16")
             },
             rounds,
-            len(asked),
+            len(images),
         )
-        rows += _compared(
+        rows += _compare(
             {
                 f"{name} evaluation, {size or 'all'} a dataset": functools.partial(
                     evaluation.evaluate, model, name, corpus, subset=size
@@ -94,27 +107,27 @@ def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -
     products = functools.partial(_products, image, text)
     hits = functools.partial(evaluation.retrieval_hits, image, text, owner)
     title = f"retrieval {len(image):,} x {len(text):,}"
-    rows += _compared({f"{title}, products": products, f"{title}, hits": hits}, min(rounds, 5))
+    rows += _compare({f"{title}, products": products, f"{title}, hits": hits}, min(rounds, 5))
     rows[-1]["MB"] = retrieval_memory()
     return Report("evaluate", "evaluation", COLUMNS, rows)
 
 
-def _compared(
+def _compare(
     calls: dict[str, Callable[[], object]], rounds: int, images: int | None = None
 ) -> list[dict[str, object]]:
-    """A row a call; the first is what the others are compared with."""
+    """Return a row per call; the first is what the others are compared with."""
     seconds = timing.interleaved(calls, rounds)
     base, *_ = seconds.values()
     rows = []
-    for what, found in seconds.items():
-        middle = float(np.median(found))
-        row = {"what": what, "times as fast": timing.times_faster(base, found), "ms": 1e3 * middle}
+    for what, times in seconds.items():
+        middle = float(np.median(times))
+        row = {"what": what, "times as fast": timing.times_faster(base, times), "ms": 1e3 * middle}
         rows.append(row | ({"images/s": images / middle} if images else {}))
     return rows
 
 
 def _products(image: Tensor, text: Tensor) -> None:
-    """The products that retrieval cannot do without, and nothing else."""
+    """Compute the products that retrieval cannot do without, and nothing else."""
     for block in image.split(evaluation.ENCODE_BLOCK):
         block @ text.T
     for block in text.split(evaluation.ENCODE_BLOCK):

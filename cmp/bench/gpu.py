@@ -2,10 +2,11 @@
 short run of the default recipe.
 """
 
+import contextlib
 import dataclasses
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from cmp.errors import CmpError
 from cmp.runner import Observer, execute
 
 DEVICE = "cuda"
-STEPS = 10  # that are timed together, so that the device's queue is full
+STEPS = 10
+"""Steps that are timed together, so that the device's queue is full."""
 TASKS, RUN_STEPS = 2, 20
-BLOCK = 256  # pictures that are enlarged at a time
+BLOCK = 256
+"""Images that are enlarged together."""
+PACKAGE = Path(bench.__file__).parents[1]
 COLUMNS = (
     "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
 )  # fmt: skip
@@ -34,7 +38,17 @@ PATHS = {
 
 
 def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """TF32, bf16 and channels_last, all with torch's fused attention; `CmpError` without a GPU."""
+    """Measure TF32, bf16 and channels_last, all with torch's fused attention.
+
+    Args:
+        names: The models.
+        corpus: The data.
+        rounds: Rounds of the measurement.
+        batch: Samples per batch; those of `networks.SIZES` where None.
+
+    Raises:
+        CmpError: There is no GPU.
+    """
     if not torch.cuda.is_available():
         raise CmpError(
             "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an "
@@ -46,7 +60,7 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     rows += [short_run(setting) for setting in settings if setting.name == networks.LARGE]
     notes = [
         "% of peak: of the products per second of one large matrix product on this card, in bf16",
-        f"pictures of 32 pixels are enlarged; a run is {TASKS} tasks of {RUN_STEPS} steps by the "
+        f"images of 32 pixels are enlarged; a run is {TASKS} tasks of {RUN_STEPS} steps by the "
         "gpu profile, random weights, with its evaluations left out of ms a step",
         "waits at: where the host first waits for the device within a step; it never should",
         "a run itself waits twice a step, so that nothing that is not finite is ever kept",
@@ -55,12 +69,12 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
 
 
 def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
-    """A row a path of one model; the first is what the others are compared with."""
+    """Return a row per path of one model; the first is what the others are compared with."""
     steppers, memory = {}, {}
     paths = paths_of(setting)
     for path, (pieces, layout) in paths.items():
-        steppers[path], memory[path] = with_memory(setting, pieces, layout)
-    blocks = {path: block(step) for path, step in steppers.items()}
+        steppers[path], memory[path] = measure_memory(setting, pieces, layout)
+    blocks = {path: make_block(step) for path, step in steppers.items()}
     seconds = timing.interleaved(blocks, rounds)
     base, *_ = seconds.values()
     rows = []
@@ -82,14 +96,14 @@ def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
 
 
 def paths_of(setting: Setting) -> dict[str, tuple[Pieces, torch.memory_format]]:
-    """Those of `PATHS` that fit a card; a real model at its batch does in bf16 only."""
+    """Return those of `PATHS` that fit a card; a real model at its batch does in bf16 only."""
     if setting.name != networks.LARGE:
         return PATHS
     return {path: pieces for path, pieces in PATHS.items() if pieces[0].bf16}
 
 
 def short_run(setting: Setting) -> dict[str, object]:
-    """A row for a run of the `gpu` profile on the packaged pictures, cut to a few steps."""
+    """Return a row for a run of the `gpu` profile on the packaged images, cut to a few steps."""
     batch = setting.config.training.batch
     settings = [
         f"model.name={setting.name}", "model.start=random", f"stream.tasks={TASKS}",
@@ -98,12 +112,12 @@ def short_run(setting: Setting) -> dict[str, object]:
     ]  # fmt: skip
     tree = config.override(config.profile("gpu"), settings)
     blocks = setting.corpus.images.split(BLOCK)
-    pictures = torch.cat([networks.enlarged(block, setting.side) for block in blocks])
-    corpus = dataclasses.replace(setting.corpus, images=pictures)
+    images = torch.cat([networks.enlarge(block, setting.side) for block in blocks])
+    corpus = dataclasses.replace(setting.corpus, images=images)
     ends: list[float] = []
-    watch = Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
+    observer = Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
     torch.cuda.reset_peak_memory_stats()
-    execute(config.parse(tree, "benchmark"), corpus, watch, device=DEVICE)
+    execute(config.parse(tree, "benchmark"), corpus, observer, device=DEVICE)
     middle = float(np.median(np.diff(ends)))
     return {
         "path": f"{setting.name} run",
@@ -113,10 +127,16 @@ def short_run(setting: Setting) -> dict[str, object]:
     }
 
 
-def with_memory(
+def measure_memory(
     setting: Setting, pieces: Pieces, layout: torch.memory_format
 ) -> tuple[Callable[[], None], int]:
-    """A step, and the bytes on the device that weights, optimizer and two steps took at most."""
+    """Return a function that takes a step, and the bytes at the peak of two.
+
+    Args:
+        setting: The model and its batches.
+        pieces: The pieces of the fast path.
+        layout: The memory format of the weights.
+    """
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step = networks.stepper(setting, pieces, DEVICE, layout)
@@ -126,8 +146,8 @@ def with_memory(
     return step, torch.cuda.max_memory_allocated() - before
 
 
-def block(step: Callable[[], None]) -> Callable[[], None]:
-    """A function that makes `STEPS` steps and returns when the device is done."""
+def make_block(step: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that takes `STEPS` steps and returns when the device is done."""
 
     def steps() -> None:
         for _ in range(STEPS):
@@ -138,21 +158,28 @@ def block(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def first_wait(step: Callable[[], None]) -> str | None:
-    """Where in the package, as `file.py:line`, a step makes the host wait; None if nowhere.
+    """Return where in the package a step makes the host wait, as `file.py:line`; None if nowhere.
 
     torch raises at the first operation that synchronises; whatever comes behind is not seen.
     """
     torch.cuda.synchronize()
+    with forbid_waits():
+        try:
+            step()
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+            return f"{Path(own[-1].filename).relative_to(PACKAGE)}:{own[-1].lineno}"
+    return None
+
+
+@contextlib.contextmanager
+def forbid_waits() -> Iterator[None]:
+    """Within, an operation that makes the host wait for the device raises."""
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
-    except RuntimeError as error:
-        if "synchronizing" not in str(error):
-            raise
-        frames = traceback.extract_tb(error.__traceback__)
-        package = Path(bench.__file__).parents[1]
-        frame = [one for one in frames if Path(one.filename).is_relative_to(package)][-1]
-        return f"{Path(frame.filename).relative_to(package)}:{frame.lineno}"
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return None

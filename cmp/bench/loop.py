@@ -1,4 +1,4 @@
-"""The whole loop against its bare core: what batches, augmentation, schedule and checks cost."""
+"""The training loop against its bare core: what batches, augmentation, schedule and checks cost."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -16,31 +16,33 @@ from cmp.errors import CmpError
 from cmp.seeds import torch_generator
 from cmp.training import autocast, contrastive_loss, make_optimizer, train_task
 
-STEPS = 8  # of one task, the unit that is timed
+STEPS = 8
+"""Steps of one task, the unit that is timed."""
 COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
 
 
-def whole(setting: Setting) -> Callable[[], None]:
-    """A function that trains one task through `training.train_task`."""
-    learner = networks.learner(setting, BF16)
-    return lambda: train_task(learner, setting.pools, TASK)
+def make_loop(setting: Setting) -> Callable[[], None]:
+    """Return a function that trains one task through `training.train_task`."""
+    state = networks.train_state(setting, BF16)
+    return lambda: train_task(state, setting.pools, TASK)
 
 
-def bare(setting: Setting) -> Callable[[], None]:
-    """A function that makes as many steps on ready batches: forward, backward, clipped AdamW."""
+def make_bare(setting: Setting) -> Callable[[], None]:
+    """Return a function that takes as many steps on batches that are ready: forward, backward,
+    clipped AdamW."""
     model, tokens = networks.network(setting, BF16)
-    ready = []
+    inputs = []
     for step, batch in enumerate(islice(setting.batches(), setting.config.training.steps)):
         x = augment(batch.images, torch_generator("augment", 0, TASK, step))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
         distinct, place = batch.texts.unique(return_inverse=True)
-        ready.append((x, tokens[distinct], place))
+        inputs.append((x, tokens[distinct], place))
 
     def steps() -> None:
         optimizer = make_optimizer(model, setting.config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = networks.RATE
-        for x, text_tokens, place in ready:
+        for x, text_tokens, place in inputs:
             with autocast(BF16.precision, torch.device("cpu")):
                 image = models.encode_image(model, x)
                 text = models.encode_text(model, text_tokens)[place]
@@ -54,13 +56,24 @@ def bare(setting: Setting) -> Callable[[], None]:
 
 
 def loop(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """`training.train_task` against the bare steps, in bf16, for models of the stored size."""
+    """Measure `training.train_task` against the bare steps, in bf16.
+
+    Args:
+        names: The models.
+        corpus: The data.
+        rounds: Rounds of the measurement.
+        batch: Samples per batch; those of `networks.SIZES` where None.
+
+    Raises:
+        CmpError: A model takes images of another size than those that are stored.
+    """
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch, STEPS)
         if setting.side != corpus.images.shape[-1]:
             raise CmpError(f"--model: the loop enlarges no images, and {name!r} takes another size")
-        seconds = timing.interleaved({"bare": bare(setting), "loop": whole(setting)}, rounds)
+        calls = {"bare": make_bare(setting), "loop": make_loop(setting)}
+        seconds = timing.interleaved(calls, rounds)
         rows.append(
             {
                 "model": name,
@@ -69,4 +82,4 @@ def loop(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Re
                 "bare ms a step": 1e3 / STEPS * float(np.median(seconds["bare"])),
             }
         )
-    return Report("loop", "the whole loop", COLUMNS, rows)
+    return Report("loop", "the training loop", COLUMNS, rows)

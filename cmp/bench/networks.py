@@ -34,10 +34,11 @@ LARGE = "ViT-B-16"
 """A real model; a GPU is wanted for it."""
 MODELS = (*models.family_names(), *BENCH, LARGE)
 SIZES = {"bench-mid": 64, LARGE: 512}
-"""Samples a step where it is not `SIZE`."""
+"""Samples per step where it is not `SIZE`."""
 SIZE = 128
 FULL_VOCABULARY = 49408
-TASK = 1  # the first with a buffer: a third of the batch from each pool
+TASK = 1
+"""The first task with a buffer: a third of the batch comes from each pool."""
 RATE = 1e-4
 
 
@@ -45,9 +46,13 @@ RATE = 1e-4
 class Pieces:
     """Which pieces of the fast path a step has; with none it is plain open_clip.
 
-    compact: only the vocabulary in use. split: attention by two plain products. paired: texts two
-    to a row, which takes split attention. distinct: each caption encoded once. fused: one call for
-    the whole of AdamW. bf16: products in bfloat16.
+    Attributes:
+        compact: Only the vocabulary in use.
+        split: Attention by two plain products.
+        paired: Two texts to a row, which takes split attention.
+        distinct: Each caption encoded once.
+        fused: One call for the whole of AdamW.
+        bf16: Products in bfloat16.
     """
 
     compact: bool = False
@@ -59,7 +64,7 @@ class Pieces:
 
     @property
     def precision(self) -> str:
-        """As `training.features` wants it."""
+        """The precision as `training.forward` takes it."""
         return "bf16" if self.bf16 else "fp32"
 
 
@@ -70,7 +75,14 @@ BF16 = dataclasses.replace(FP32, bf16=True)
 
 @dataclass(frozen=True)
 class Setting:
-    """A model's name and the batches that it is trained on."""
+    """A model and the batches that it is trained on.
+
+    Attributes:
+        name: The model's name.
+        config: The run's config.
+        corpus: The run's data.
+        pools: What the task's batches draw from.
+    """
 
     name: str
     config: RunConfig
@@ -79,30 +91,37 @@ class Setting:
 
     @property
     def side(self) -> int:
-        """Pixels of the images that the model takes."""
+        """Pixels per side of the images that the model takes."""
         return open_clip.get_model_config(self.name)["vision_cfg"]["image_size"]
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of the task, images enlarged to what the model takes, without end."""
+        """Yield the batches of the task without end, images enlarged to what the model takes."""
         for step in itertools.count():
             batch = mixtures.make_batch(self.config, self.corpus, self.pools, TASK, step)
-            yield dataclasses.replace(batch, images=enlarged(batch.images, self.side))
+            yield dataclasses.replace(batch, images=enlarge(batch.images, self.side))
 
     def distinct_captions(self, steps: int = 8) -> float:
-        """Mean number of distinct captions in a batch."""
+        """Return the mean number of distinct captions in a batch."""
         counts = [len(batch.texts.unique()) for batch in itertools.islice(self.batches(), steps)]
         return sum(counts) / steps
 
 
-def enlarged(x: Tensor, side: int) -> Tensor:
-    """uint8 images [B, 4, H, W] -> [B, 4, side, side]; as they are where that is their side."""
+def enlarge(x: Tensor, side: int) -> Tensor:
+    """Return uint8 images [B, 4, H, W] as [B, 4, side, side]; the same where that is their side."""
     return x if x.shape[-1] == side else F.interpolate(x, size=(side, side))
 
 
 def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1) -> Setting:
-    """The batches of the `cpu` profile, thirds of each pool; `CmpError` for an unknown model.
+    """Return a model's setting: the batches of the `cpu` profile, thirds of each pool.
 
-    batch: as `SIZES` says where left out; the whole pool is replayed, so that a large one fits.
+    Args:
+        name: One of `MODELS`; for the large one the whole pool is replayed, so that its batch fits.
+        corpus: The data.
+        batch: Samples per batch, as `SIZES` says where None.
+        steps: Steps per task.
+
+    Raises:
+        CmpError: The model is unknown.
     """
     if name not in MODELS:
         raise CmpError(f"--model: {name!r} is no model for benchmarks; choose {', '.join(MODELS)}")
@@ -114,7 +133,7 @@ def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1)
 
 
 def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
-    """A model with random weights and the tokens of all captions [texts, L], as `pieces` say.
+    """Return a model with random weights, and the tokens of all captions [texts, L].
 
     Without the compact vocabulary a model has all rows of CLIP's and reads CLIP's own tokens.
     """
@@ -130,8 +149,8 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
     return models.split_attention(model) if pieces.split else model, tokens
 
 
-def learner(setting: Setting, pieces: Pieces) -> TrainState:
-    """Such a model as `training.train_task` takes it."""
+def train_state(setting: Setting, pieces: Pieces) -> TrainState:
+    """Return such a model as `training.train_task` takes it."""
     return TrainState(setting.config, setting.corpus, *network(setting, pieces))
 
 
@@ -142,7 +161,15 @@ def loss_of(
     generator: torch.Generator,
     pieces: Pieces,
 ) -> Tensor:
-    """The loss of a batch by the way that `pieces` say; the same value by all of them."""
+    """Return the loss of a batch by the way that `pieces` say; they all give the same value.
+
+    Args:
+        model: The network.
+        batch: The batch.
+        tokens: Tokens of all captions, [texts, L].
+        generator: Randomness of the augmentation.
+        pieces: The pieces of the fast path.
+    """
     if pieces.distinct:
         output = forward(model, batch, tokens, generator, pieces.precision)
         image, text = output.image, output.text
@@ -152,9 +179,9 @@ def loss_of(
     if pieces.paired:
         image, text = models.encode_image(model, x), models.encode_text(model, tokens[batch.texts])
         return contrastive_loss(image, text, model.logit_scale)
-    found = model(x, tokens[batch.texts])
+    output = model(x, tokens[batch.texts])
     return open_clip.ClipLoss()(
-        found["image_features"], found["text_features"], found["logit_scale"]
+        output["image_features"], output["text_features"], output["logit_scale"]
     )
 
 
@@ -164,8 +191,17 @@ def stepper(
     device: str = "cpu",
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Callable[[], None]:
-    """A function that makes the next training step: a batch made and augmented, its loss and
-    gradients, clipping, AdamW, and the bound of the logit scale. layout: of the weights."""
+    """Return a function that takes the next training step.
+
+    A step makes and augments a batch, computes its loss and gradients, clips them, and takes a step
+    of AdamW, with the logit scale kept within its bounds.
+
+    Args:
+        setting: The model and its batches.
+        pieces: The pieces of the fast path.
+        device: Where the network lives.
+        layout: The memory format of the weights.
+    """
     model, tokens = network(setting, pieces)
     model.to(device, memory_format=layout).train()
     parameters = list(model.parameters())
@@ -192,7 +228,7 @@ def stepper(
 
 
 def step_flops(setting: Setting, pieces: Pieces, device: str = "cpu") -> int:
-    """FLOPs of one step's products and convolutions, forward and backward.
+    """Return the FLOPs of one step's products and convolutions, forward and backward.
 
     Counted with split attention in any case: torch's counter does not see the fused one on a CPU.
     """

@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for the reader, a JSON file for the record."""
+"""The results of a benchmark: a table for the reader, a JSON file for the record."""
 
 import dataclasses
 import json
@@ -14,7 +14,15 @@ from cmp.runner import machine_record
 
 @dataclass(frozen=True)
 class Report:
-    """columns: those of the table; rows: a dict a row, where what is missing stays empty."""
+    """The results of a benchmark.
+
+    Attributes:
+        name: The benchmark.
+        title: The table's title.
+        columns: The table's columns.
+        rows: A dict per row; what is missing stays empty.
+        notes: Sentences that are printed below the table.
+    """
 
     name: str
     title: str
@@ -23,7 +31,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
-        """The rows for the terminal."""
+        """Return the rows as a table for the terminal."""
         table = Table(title=self.title, box=None)  # fits 80 characters
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left", no_wrap=True)
@@ -32,7 +40,7 @@ class Report:
         return table
 
     def write(self) -> Path:
-        """Write `bench/NAME.json` in the build folder, with machine and threads."""
+        """Write `bench/NAME.json` in the build folder, with the machine, and return its path."""
         path = build_folder() / "bench" / f"{self.name}.json"
         content = dataclasses.asdict(self) | {"machine": machine_record()}
         write_atomic(path, json.dumps(content, indent=1))
@@ -40,7 +48,7 @@ class Report:
 
 
 def _text(value: Any) -> str:
-    """Three digits of a number, all of a large one."""
+    """Return three digits of a number, all of a large one."""
     if isinstance(value, int | float):
         return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return str(value)

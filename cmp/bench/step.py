@@ -23,7 +23,7 @@ COLUMNS = ("path", "times as fast", "ms", "samples/s", "GFLOP", "% of peak")
 
 
 def measure(setting: Setting, paths: dict[str, Pieces], rounds: int) -> list[dict[str, object]]:
-    """A row a path; the first is what the others are compared with."""
+    """Return a row per path; the first is what the others are compared with."""
     steppers = {name: networks.stepper(setting, pieces) for name, pieces in paths.items()}
     seconds = timing.interleaved(steppers, rounds)
     base, *_ = seconds.values()
@@ -49,7 +49,7 @@ def measure(setting: Setting, paths: dict[str, Pieces], rounds: int) -> list[dic
 
 
 def describe(setting: Setting, first: Pieces) -> str:
-    """What the batches are, and the size of the model that is compared with."""
+    """Return a note on the batches and on the size of the model that is compared with."""
     plain, fast = (networks.network(setting, pieces)[0] for pieces in (first, FP32))
     size = sum(p.numel() for p in plain.parameters())
     return (
@@ -62,9 +62,15 @@ def describe(setting: Setting, first: Pieces) -> str:
 
 
 def step(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Ours in bf16 and in fp32 against plain open_clip in fp32, model by model.
+    """Measure our step in bf16 and in fp32 against plain open_clip's in fp32, model by model.
 
     An embedded model's own vocabulary is part of what it is, so plain open_clip has it too.
+
+    Args:
+        models: The models.
+        corpus: The data.
+        rounds: Rounds of the measurement.
+        batch: Samples per batch; those of `networks.SIZES` where None.
     """
     rows, notes = [], []
     for name in models:
@@ -77,7 +83,8 @@ def step(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
 
 
 def pieces(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """One piece after another is added to plain open_clip, with all of CLIP's vocabulary."""
+    """Measure steps as one piece after another is added to plain open_clip, with all of CLIP's
+    vocabulary; for the arguments see `step`."""
     paths, current = {"plain fp32": PLAIN}, PLAIN
     for key, label in LABELS.items():
         current = dataclasses.replace(current, **{key: True})

@@ -19,20 +19,30 @@ from cmp.files import build_folder
 COLUMNS = ("model", "1 / 2 jobs", "1 job s", "2 jobs s", "first s")
 RUNS = 8
 ROUNDS = 3
-"""At most; a round takes a minute."""
-BATCH = 32  # of the `quick` profile
+"""Rounds at most; one takes a minute."""
+BATCH = 32
+"""Samples per batch, as in the `quick` profile."""
 
 
 def study(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Wall clock of `RUNS` runs in fresh build folders; before the rounds each alternative runs
-    once, and the first of them all starts the server that workers come from."""
+    """Measure the wall clock of `RUNS` runs in fresh build folders.
+
+    Before the rounds each alternative runs once, and the first of them all starts the server that
+    workers come from.
+
+    Args:
+        names: The models.
+        corpus: Not used.
+        rounds: Rounds of the measurement.
+        batch: Samples per batch; `BATCH` where None.
+    """
     rows = []
     for name in names:
-        configs = [_config(name, batch or BATCH, seed) for seed in range(RUNS)]
+        configs = [_make_config(name, batch or BATCH, seed) for seed in range(RUNS)]
         started = time.perf_counter()
-        _computing(configs[:1], 1)()
+        _make_study(configs[:1], 1)()
         first = time.perf_counter() - started
-        jobs = {count: _computing(configs, int(count)) for count in "12"}
+        jobs = {count: _make_study(configs, int(count)) for count in "12"}
         seconds = timing.interleaved(jobs, min(rounds, ROUNDS), clock=time.perf_counter)
         rows.append(
             {
@@ -47,15 +57,15 @@ def study(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
     return Report("study", f"a study of {RUNS} runs", COLUMNS, rows, notes)
 
 
-def _config(name: str, batch: int, seed: int) -> RunConfig:
-    """A run of the `quick` profile, of half as many steps."""
+def _make_config(name: str, batch: int, seed: int) -> RunConfig:
+    """Return a run of the `quick` profile, of half as many steps."""
     settings = [f"model.name={name}", "model.start=random", "training.steps=10"]
     settings += [f"training.batch={batch}", f"seed={seed}"]
     return config.parse(config.override(config.profile("quick"), settings), "benchmark")
 
 
-def _computing(configs: list[RunConfig], jobs: int) -> Callable[[], None]:
-    """A function that computes a study in a fresh build folder, which has the data."""
+def _make_study(configs: list[RunConfig], jobs: int) -> Callable[[], None]:
+    """Return a function that computes a study in a fresh build folder, which has the data."""
 
     def compute() -> None:
         data, before = build_folder().absolute() / "data", os.environ.get("CMP_BUILD")

@@ -13,12 +13,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product stands for the peak
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices whose product stands for the peak."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast something is: the median over rounds, and their 10-90 % range."""
+    """How many times as fast something is.
+
+    Attributes:
+        median: The median over rounds.
+        low: Their 10 % quantile.
+        high: Their 90 % quantile.
+    """
 
     median: float
     low: float
@@ -29,7 +36,7 @@ class Ratio:
 
 
 def clock() -> float:
-    """Seconds: of this process's work on one thread, of the wall on several or with a GPU.
+    """Return seconds: of this process's work on one thread, of the wall on several or with a GPU.
 
     On one thread both are the same on a quiet machine; work of others then does not count.
     """
@@ -43,10 +50,15 @@ def interleaved(
     rounds: int,
     clock: Callable[[], float] = clock,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each alternative in each round, [rounds]; each is called once before, unmeasured.
+    """Return the seconds of each alternative in each round, [rounds].
 
-    The order moves on by one every round, so that none always follows the same other. clock: wall
-    clock instead, where waiting for the disk counts.
+    Each is called once before, unmeasured. The order moves on by one every round, so that none
+    always follows the same other.
+
+    Args:
+        alternatives: What to call, by name.
+        rounds: How often.
+        clock: Returns seconds; the wall clock where waiting for the disk counts.
     """
     names = list(alternatives)
     for call in alternatives.values():
@@ -62,13 +74,19 @@ def interleaved(
 
 
 def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
-    """How many times as fast `other` is, from the seconds of both in the same rounds."""
+    """Return how many times as fast `other` is, from the seconds of both in the same rounds."""
     low, median, high = np.quantile(base / other, [0.1, 0.5, 0.9])
     return Ratio(float(median), float(low), float(high))
 
 
 def matmul_peak(dtype: torch.dtype, device: str = "cpu", rounds: int = 5) -> float:
-    """FLOP/s of the best of some products of square matrices on the threads that torch has."""
+    """Return the FLOP/s of the best of some products of square matrices.
+
+    Args:
+        dtype: Their type.
+        device: Where they are; on a CPU on the threads that torch has.
+        rounds: How many products.
+    """
     side = SIDE[device]
     noise = torch.Generator().manual_seed(0)
     a, b = (torch.rand(side, side, generator=noise).to(device, dtype) for _ in range(2))
