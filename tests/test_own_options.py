@@ -93,3 +93,50 @@ def test_another_process_names_the_option_that_it_lacks():
     assert "sawtooth" not in registry.option_names("schedule")
     with pytest.raises(Exception, match="no schedule is called 'sawtooth'"):
         config.parse({"schedule": {"name": "sawtooth"}})
+
+
+PLUGIN = """
+import cmp
+
+@cmp.register("schedule", "halved", continuous=False)
+def halved(task, step):
+    return task.peak / {divisor}
+"""
+
+
+def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build):
+    build = make_build("build")
+
+    def cmpt(*words: str) -> tuple[int, str]:
+        environment = os.environ | {"CMP_BUILD": str(build)}
+        command = [sys.executable, "-m", "cmp", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    same, other = tmp_path / "same.py", tmp_path / "other.py"
+    same.write_text(PLUGIN.format(divisor=2))
+    other.write_text(PLUGIN.format(divisor=4))
+    command = [sys.executable, "-m", "cmp", "--plugin", str(same), "run", "quick"]
+    command += ["schedule.name=halved", "stream.tasks=2", "training.steps=120", "training.batch=8"]
+    environment = os.environ | {"CMP_BUILD": str(build)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (begun := list(build.glob("checkpoints/*/task-0-step-50-*"))):
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    run_id = begun[0].parent.name
+
+    status, text = cmpt("resume", run_id)
+    assert status == 2
+    assert "'halved'" in text and "--plugin FILE" in text
+    status, text = cmpt("--plugin", str(other), "resume", run_id)
+    assert status == 2 and "another source" in text
+    status, text = cmpt("--plugin", str(same), "resume", run_id)
+    assert status == 0, text
+    for words in ("ls", f"show {run_id}", f"verify {run_id}"):
+        status, text = cmpt("results", *words.split())
+        assert "'halved'" in text and "--plugin FILE" in text
+    status, text = cmpt("--plugin", str(other), "results", "verify", run_id)
+    assert status == 2 and "another source" in text

@@ -92,6 +92,7 @@ def resume(
     progress = find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
     torch.set_num_threads(threads or recorded_threads(progress))
+    store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")

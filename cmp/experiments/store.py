@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import nn
 
 import cmp
-from cmp import budgets, config, mixtures, models, streams
+from cmp import budgets, config, mixtures, models, registry, streams
 from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, named_sources
 from cmp.errors import CmpError
@@ -210,7 +210,43 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
         raise _unreadable_run(folder, error) from error
     if not record.id.startswith(run_id):
         raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
+    check_registered(record.id, record.provenance.get("options", {}))
     return record, config.parse(record.config, str(folder))
+
+
+def check_registered(run_id: str, options: dict[str, dict[str, Any]]) -> None:
+    """Check that the options of a run that are not the package's own are registered.
+
+    Args:
+        run_id: The run's id.
+        options: Their record by "kind:name", see `cmp.config.RunConfig.option_record`.
+
+    Raises:
+        CmpError: One is not; the message says how it comes to be.
+    """
+    for name in options:
+        kind, _, option = name.partition(":")
+        if option not in registry.option_names(kind):
+            raise CmpError(
+                f"run {run_id[:SHORT_ID]} uses the {kind.replace('_', ' ')} {option!r}, which is "
+                "not registered here; `cmpt --plugin FILE ...` runs the file that does so"
+            )
+
+
+def check_sources(run_id: str, options: dict[str, dict[str, Any]]) -> None:
+    """Check that the options of a run are those that it was computed with.
+
+    Raises:
+        CmpError: One is not registered, or its source is another one.
+    """
+    check_registered(run_id, options)
+    for name, recorded in options.items():
+        kind, _, option = name.partition(":")
+        if registry.get_option(kind, option).digest != recorded["sha256"]:
+            raise CmpError(
+                f"run {run_id[:SHORT_ID]} was computed with another source of the "
+                f"{kind.replace('_', ' ')} {option!r}, which is stored with it"
+            )
 
 
 def _unreadable_run(folder: Path, error: Exception) -> CmpError:
