@@ -331,11 +331,18 @@ class Optimizer:
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
-    """Optimizer steps per task, samples per step, and the arithmetic of the forward pass.
+    """How long a task is trained, and in which arithmetic.
 
     Attributes:
+        steps: Optimizer steps per task.
+        batch: Samples per step.
+        precision: The arithmetic of the forward pass.
         budget: What a task may cost, as a multiple of `steps` of full fine-tuning; the method's
             own number of steps follows from it, see `cmp.budgets`.
+
+    Example:
+        >>> cmp.RunConfig(training=cmp.Training(steps=100, batch=128)).changes()
+        {'training.steps': 100, 'training.batch': 128}
     """
 
     steps: Count = 40

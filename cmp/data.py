@@ -105,6 +105,11 @@ class Corpus:
         datasets: The manifests by dataset.
         classes: Class names in label order by dataset.
         hashes: The sha256 of pixels and table by dataset; of files, of names, sizes and texts.
+
+    Example:
+        >>> corpus = cmp.load_data("embedded")
+        >>> sorted(corpus.table["split"].unique())
+        ['test', 'train', 'validation']
     """
 
     images: Tensor | ImageFiles
@@ -175,6 +180,11 @@ def load_data(source: str) -> Corpus:
 
     Raises:
         CmpError: The data are missing, damaged, or not as their manifests say.
+
+    Example:
+        >>> corpus = cmp.load_data("embedded")
+        >>> len(corpus.by_role("adapt"))  # datasets whose classes arrive in the stream
+        10
     """
     sources = plugins("cmp.data")
     return sources[source]() if source in named_sources() else sources["folder"](source)

@@ -79,6 +79,12 @@ def evaluate(
     Raises:
         CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
             would be an accident.
+
+    Example:
+        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
+        >>> scores = cmp.evaluate(model, "tiny", cmp.load_data("embedded"), subset=4)
+        >>> list(scores.summary())
+        ['A_KA', 'A_ZS', 'GM']
     """
     test_sets = _make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))

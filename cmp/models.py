@@ -70,6 +70,11 @@ def create_model(name: str, seed: int = 0) -> Network:
 
     Raises:
         CmpError: There is no such model, or it cannot be made on this machine.
+
+    Example:
+        >>> model = cmp.create_model("tiny", seed=1)
+        >>> sum(x.numel() for x in model.parameters())
+        1463297
     """
     return split_attention(create_fused_model(name, seed))
 
@@ -138,6 +143,11 @@ def load_model(config: Model, seed: int) -> Network:
 
     Raises:
         CmpError: The network cannot be made, or its weights are missing or of another network.
+
+    Example:
+        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "tiny"
+        >>> model.visual.image_size
+        (32, 32)
     """
     if config.start == "random":
         return create_model(config.name, seed)
@@ -178,25 +188,6 @@ def load_from_file(name: str, path: Path) -> Network:
     except Exception as error:  # whatever readers and converters raise at what is no checkpoint
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
     return split_attention(fused)
-
-
-def start_file(config: Model, seed: int) -> Path | None:
-    """Return the file of the weights that a run starts from; nothing is downloaded.
-
-    Args:
-        config: The config section.
-        seed: The init seed.
-
-    Returns:
-        The file; None for random weights, and where the file is not on this machine.
-    """
-    if config.start == "random":
-        return None
-    if config.start not in STARTS:
-        return cached_weights(config.name, config.start)
-    family = family_of(config.name)
-    path = family.base_path(config.name, config.start, seed) if family else None
-    return path if path and path.exists() else None
 
 
 @functools.cache
@@ -536,12 +527,10 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
         weights: Any = factory.load_state_dict(str(path), weights_only=True)
         file = {name: list(x.shape) for name, x in weights.items()}
     differences = [
-        f"{name} is {file[name]} there, {shape} in the model"
-        if name in file
-        else f"{name} {shape} is missing there"
-        for name, shape in model.items()
-        if file.get(name) != shape
-    ] + [f"{name} is there only" for name in file if name not in model]
+        f"{name} is {file.get(name, 'missing')} there, {model.get(name, 'missing')} in the model"
+        for name in dict.fromkeys([*model, *file])
+        if file.get(name) != model.get(name)
+    ]
     if file and differences:
         more = len(differences) - _SHOWN_TENSORS
         shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")

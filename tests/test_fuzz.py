@@ -373,7 +373,7 @@ def read_samples(folder: Path, content: bytes) -> Any:
 
 def read_model_card(folder: Path, content: bytes) -> Any:
     weights = put(folder / "cards" / "x.safetensors", b"")
-    put(pretraining.card_path(weights), content)
+    put(weights.with_suffix(".json"), content)
     card = pretraining.read_card(weights)
     return pretraining.compare_cards(card, card), pretraining.bases_overview(weights.parent)
 

@@ -173,6 +173,17 @@ def test_tars(tmp_path):
     assert [tars.sample_key(name) for name, _ in first] == ["x/1"] * 3 + ["x/2"] + ["x/3"] * 2
 
 
+@pytest.mark.parametrize("kind", ["csv", "tars"])
+def test_a_pattern_may_be_absolute_and_folders_may_be_called_like_patterns(tmp_path, kind):
+    root = classes(tmp_path / "a [b]")
+    pd.DataFrame({"filepath": ["oak/0.png"], "title": ["an oak"]}).to_csv(root / "0.csv")
+    tar(root / "0.tars", [("0.png", picture()), ("0.txt", b"an oak")])
+    absolute = f"{tmp_path}/a*/*.{kind}"
+    for path, where in ((absolute, root), (f"*.{kind}", root)):
+        index = collection.read_index(fileset(kind, reader={"path": path}), where)
+        assert index.table["captions"].tolist() == [["an oak"]]
+
+
 def test_hostile_tars(tmp_path):
     link, device = tarfile.TarInfo("l.jpg"), tarfile.TarInfo("d.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

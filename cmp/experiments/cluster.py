@@ -10,8 +10,7 @@ import os
 import platform
 import signal
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -50,35 +49,24 @@ def run_on_ray(
         CmpError: Ray is not installed, or no cluster can be reached.
         Interrupted: SIGINT or SIGTERM came; the runs are saved.
     """
-    queue, running = list(reversed(todo)), {}
-    attempts, failures = Counter(), {}
     with StopRequest() as stop, _connected(jobs) as ray:
-        task = _ray_task(ray, device)
-        while queue or running:
-            while queue and len(running) < jobs:
-                run_config = queue.pop()
-                attempts[run_config] += 1
-                run_id = store.run_id_of(run_config, load_corpus(run_config))
-                running[task.remote(run_id, run_config, device)] = run_config
-            done, _ = ray.wait(list(running), timeout=0.2)
-            if stop.signal:
-                _stop_tasks(ray, list(running))
-                raise workers.stopped(len(running) + len(queue), stop.signal)
-            for reference in done:
-                run_config = running.pop(reference)
-                result = _task_result(ray, reference)
-                if isinstance(result, store.StoredRun):
-                    if not store.is_stored(result.id):  # by the worker, in a shared build folder
-                        store.save_run(result)
-                    finished()
-                elif isinstance(result, str):
-                    failures[run_config] = result
-                elif attempts[run_config] < workers.ATTEMPTS:
-                    queue.append(run_config)
-                else:
-                    count = attempts[run_config]
-                    failures[run_config] = f"lost {count} times, last time: {_first_line(result)}"
-    return failures
+        task, references = _ray_task(ray, device), set()
+
+        def start(run_config: RunConfig) -> Any:
+            run_id = store.run_id_of(run_config, load_corpus(run_config))
+            references.add(reference := task.remote(run_id, run_config, device))
+            return reference
+
+        def wait(running: Iterable[Any]) -> Iterator[tuple[Any, workers.Outcome]]:
+            for reference in ray.wait(list(running), timeout=0.2)[0]:
+                references.remove(reference)
+                yield reference, _outcome(ray, reference)
+
+        try:
+            return workers.compute_all(todo, jobs, start, wait, finished, stop)
+        except Interrupted:
+            _stop_tasks(ray, list(references))
+            raise
 
 
 @contextlib.contextmanager
@@ -138,14 +126,20 @@ def _ray_task(ray: ModuleType, device: str) -> Any:
     return decorate(_compute_on_node)
 
 
-def _task_result(ray: ModuleType, reference: Any) -> store.StoredRun | str | Exception:
-    """Return a task's run, or why there is none, or what became of its node or worker."""
+def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
+    """Store a task's run, or return why there is none, or what became of its node or worker."""
     try:
-        return ray.get(reference)
+        result = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not even be called
         return workers.failure_reason(error.cause or error)
     except ray.exceptions.RayError as error:
-        return error
+        message = f"lost {workers.ATTEMPTS} times, last time: {_first_line(error)}"
+        return workers.LostRun(message)
+    if isinstance(result, str):
+        return result
+    if not store.is_stored(result.id):  # by the worker, in a shared build folder
+        store.save_run(result)
+    return None
 
 
 def _stop_tasks(ray: ModuleType, references: list[Any]) -> None:

@@ -2,9 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,7 @@ from cmp import config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import results, store
-from cmp.experiments.claims import AGGREGATES, final_scores, paired_difference, t_interval
-
-if TYPE_CHECKING:
-    from cmp.experiments.planner import PlanRequest
+from cmp.experiments.claims import AGGREGATES, paired_difference, setting_means
 
 CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
 """The studies that are read, as far as they are published."""
@@ -29,8 +26,6 @@ SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")
 MAX_DIFFERENCES = 2
 """Choices in which the nearest stored setting may differ and still stand for a plan."""
 SIGNS = {1: "+", -1: "−", 0: "no difference that is seen"}
-
-Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,11 @@ class Evidence:
     def scores(self, study: str, setting: str) -> tuple[pd.DataFrame, int]:
         """Return where a setting ended, see `Place.scores`, and over how many replicates."""
         frame = self.trajectories[study]
-        ends, rows = final_scores(frame[frame["setting"] == setting]), {}
-        for name in AGGREGATES:
-            mean, _, half = t_interval(ends[name].to_numpy())
-            rows[name] = {"mean": mean, "low": mean - half, "high": mean + half}
-        return pd.DataFrame.from_dict(rows, orient="index"), len(ends)
+        rows = frame[frame["setting"] == setting]
+        row = setting_means(rows).loc[setting]
+        mean, half = row[list(AGGREGATES)], row[[f"{name} half" for name in AGGREGATES]].to_numpy()
+        scores = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+        return scores, rows["replicate"].nunique()
 
     def outside(self, run: RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
@@ -180,7 +175,7 @@ class Choice(NamedTuple):
         study: The study.
         setting: The setting that makes the choice.
         against: The setting that it is compared with.
-        applies: Whether a plan makes the choice, or might: a function of (request, tree).
+        fact: The fact of a plan in which the choice arises, see `plan_facts`.
         reason: What is said of a rejected choice beside its numbers.
     """
 
@@ -188,70 +183,77 @@ class Choice(NamedTuple):
     study: str
     setting: str
     against: str
-    applies: Callable[["PlanRequest", Tree], bool]
+    fact: str
     reason: str = ""
 
 
-def _policy(tree: Tree) -> str:
-    return tree["merging"]["policy"]
-
-
-def _method(tree: Tree) -> str:
-    return tree.get("method", {}).get("name", "full")
-
-
+_AVERAGED = "policy, policy last-unrolled"
+_HALF_BUFFER = "triangle, pretraining 0.25, update 0.25, buffer 0.5"
 CHOICES = (
-    Choice("replay of earlier updates", "01", "thirds", "pool only",
-           lambda request, tree: tree["mixture"]["buffer"] > 0),
-    Choice("replay of pretraining data", "01", "thirds", "buffer only",
-           lambda request, tree: request.pool > 0),
-    Choice("no replay at all", "01", "update only", "thirds",
-           lambda request, tree: tree["mixture"]["update"] == 1),
-    Choice("half of a batch from the buffer", "07",
-           "triangle, pretraining 0.25, update 0.25, buffer 0.5", "thirds",
-           lambda request, tree: tree["mixture"]["buffer"] == 0.5 and request.pool > 0),
-    Choice("moments carried across updates", "04", "cosine carried", "cosine",
-           lambda request, tree: tree.get("optimizer", {}).get("carry", False)),
-    Choice("an average deployed, training goes on", "03", "policy, policy last-unrolled",
-           "no merging", lambda request, tree: _policy(tree) == "last-unrolled"),
-    Choice("EMA-Merge", "03", "EMA", "no merging",
-           lambda request, tree: (
-               _policy(tree) == "ema" and request.pool > 0 and request.keep != "all")),
+    Choice("replay of earlier updates", "01", "thirds", "pool only", "buffer"),
+    Choice("replay of pretraining data", "01", "thirds", "buffer only", "pool"),
+    Choice("no replay at all", "01", "update only", "thirds", "no replay"),
+    Choice("half of a batch from the buffer", "07", _HALF_BUFFER, "thirds", "half buffer"),
+    Choice("moments carried across updates", "04", "cosine carried", "cosine", "carry"),
+    Choice("an average deployed, training goes on", "03", _AVERAGED, "no merging", "average"),
+    Choice("EMA-Merge", "03", "EMA", "no merging", "EMA of halves"),
     Choice("EMA-Merge, a tenth of each update", "03", "EMA by weight, weight 0.1", "no merging",
-           lambda request, tree: request.keep == "all"),
-    Choice("EMA-Merge without replay", "03", "no replay, EMA", "no replay",
-           lambda request, tree: _policy(tree) == "ema" and request.pool == 0),
-    Choice("the image tower locked", "02", "locked-image", "full",
-           lambda request, tree: _method(tree) == "locked-image"),
+           "EMA of a tenth"),
+    Choice("EMA-Merge without replay", "03", "no replay, EMA", "no replay", "EMA without pool"),
+    Choice("the image tower locked", "02", "locked-image", "full", "locked image"),
 )  # fmt: skip
 """What a plan may choose."""
 
 ALTERNATIVES = (
-    Choice("new data alone", "01", "update only", "thirds",
-           lambda request, tree: tree["mixture"]["update"] < 1),
+    Choice("new data alone", "01", "update only", "thirds", "replay"),
     Choice("public data in place of the pretraining data", "07", "other pool", "buffer only",
-           lambda request, tree: request.other_pool),
-    Choice("a buffer drawn evenly by class", "07", "buffer: by class", "thirds",
-           lambda request, tree: tree["mixture"]["buffer"] > 0),
-    Choice("half the learning rate", "03", "lower rate", "no merging", lambda request, tree: True,
+           "other pool"),
+    Choice("a buffer drawn evenly by class", "07", "buffer: by class", "thirds", "buffer"),
+    Choice("half the learning rate", "03", "lower rate", "no merging", "always",
            "it trades learning for retention, and merging loses less learning for the same"),
-    Choice("a meta schedule, against a lower peak", "04", "meta-cosine", "lower cosine",
-           lambda request, tree: True),
-    Choice("LoRA", "02", "lora", "full", lambda request, tree: _method(tree) == "full"),
+    Choice("a meta schedule, against a lower peak", "04", "meta-cosine", "lower cosine", "always"),
+    Choice("LoRA", "02", "lora", "full", "full"),
     Choice("the image tower locked, where looks are new, too", "02", "locked-image", "full",
-           lambda request, tree: _method(tree) == "full",
-           "it rests on looks that the model knows; choose it by new: names"),
-    Choice("EMA-Merge, against deploying an average", "03", "EMA", "policy, policy last-unrolled",
-           lambda request, tree: _policy(tree) == "last-unrolled", "choose it by keep: most"),
-    Choice("deploying an average without training from it", "03", "policy, policy last-unrolled",
-           "EMA", lambda request, tree: _policy(tree) == "ema",
+           "full", "it rests on looks that the model knows; choose it by new: names"),
+    Choice("EMA-Merge, against deploying an average", "03", "EMA", _AVERAGED, "average",
+           "choose it by keep: most"),
+    Choice("deploying an average without training from it", "03", _AVERAGED, "EMA", "EMA",
            "retention comes first in this plan"),
-    Choice("every update from the weights before the stream", "03", "zero-all", "EMA",
-           lambda request, tree: True),
-    Choice("an order of similar classes", "06", "similarity", "random",
-           lambda request, tree: True, "no order is needed where data are replayed"),
+    Choice("every update from the weights before the stream", "03", "zero-all", "EMA", "always"),
+    Choice("an order of similar classes", "06", "similarity", "random", "always",
+           "no order is needed where data are replayed"),
 )  # fmt: skip
 """What a plan may reject."""
+
+
+def plan_facts(tree: dict[str, Any], other_pool: bool) -> set[str]:
+    """Return the facts of a plan that choices depend on.
+
+    Args:
+        tree: The plan's settings.
+        other_pool: Whether public data would stand in for the pretraining data.
+    """
+    mixture, merging = tree["mixture"], tree["merging"]
+    method, has_pool = tree.get("method", {}).get("name", "full"), mixture["pretraining"] > 0
+    is_ema, tenth = merging["policy"] == "ema", merging.get("weight") == 0.1
+    facts = {
+        "always": True,
+        "buffer": mixture["buffer"] > 0,
+        "pool": has_pool,
+        "other pool": other_pool,
+        "replay": mixture["update"] < 1,
+        "no replay": mixture["update"] == 1,
+        "half buffer": mixture["buffer"] == 0.5 and has_pool,
+        "carry": tree.get("optimizer", {}).get("carry", False),
+        "average": merging["policy"] == "last-unrolled",
+        "EMA": is_ema,
+        "EMA of halves": is_ema and has_pool and not tenth,
+        "EMA of a tenth": is_ema and tenth,
+        "EMA without pool": is_ema and not has_pool,
+        "locked image": method == "locked-image",
+        "full": method == "full",
+    }
+    return {fact for fact, holds in facts.items() if holds}
 
 
 class Effect(NamedTuple):
@@ -269,24 +271,22 @@ class Effect(NamedTuple):
 
 
 def effects_of(
-    choices: Sequence[Choice], request: "PlanRequest", tree: Tree, known: Evidence, numbers: bool
+    choices: Sequence[Choice], facts: set[str], known: Evidence, numbers: bool
 ) -> list[Effect]:
-    """Return what those choices that apply to a plan did in the stored runs.
+    """Return what those choices that arise in a plan did in the stored runs.
 
     Args:
         choices: `CHOICES` or `ALTERNATIVES`.
-        request: What the plan is for.
-        tree: The plan's settings.
+        facts: The plan's, see `plan_facts`.
         known: The published runs; a choice of a study that is not published is left out.
         numbers: Whether the stored runs are of the plan's size; otherwise signs are given alone.
     """
     effects = []
     for choice in choices:
-        if choice.applies(request, tree):
-            frame = known.difference(choice.study, choice.setting, choice.against)
-            if frame is not None:
-                words = {name: describe_difference(frame.loc[name], numbers) for name in AGGREGATES}
-                effects.append(Effect(choice, words, abs(frame.loc["GM", "difference"])))
+        frame = known.difference(choice.study, choice.setting, choice.against)
+        if choice.fact in facts and frame is not None:
+            words = {name: describe_difference(frame.loc[name], numbers) for name in AGGREGATES}
+            effects.append(Effect(choice, words, abs(frame.loc["GM", "difference"])))
     return effects
 
 

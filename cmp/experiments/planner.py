@@ -140,25 +140,6 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class PlanCost:
-    """What a plan's training costs; scoring comes on top.
-
-    Attributes:
-        flops: FLOPs of all updates.
-        gmafs: The same in memory-adjusted GFLOPs.
-        hours: Hours on the device.
-        memory: Bytes at the peak of a step.
-        disk: Bytes of checkpoints.
-    """
-
-    flops: float
-    gmafs: float
-    hours: float
-    memory: float
-    disk: float
-
-
 @functools.cache
 def _memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
@@ -176,18 +157,17 @@ def step_memory(run: RunConfig) -> float:
     return sum(parts.values()) - saved
 
 
-def plan_cost(request: PlanRequest, run: RunConfig) -> PlanCost:
-    """Return what a run costs on the request's device."""
-    flops = forecast.training_flops(run)
+def plan_costs(request: PlanRequest, run: RunConfig) -> dict[str, float]:
+    """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
+    flops, copies = forecast.training_flops(run), 1 + COPIES[run.merging.policy]
     parts = _memory_account(run.model.name, run.training.batch, run.method)
-    copies = 1 + COPIES[run.merging.policy]
-    return PlanCost(
-        flops=flops,
-        gmafs=flops / GIGA * _memory_multiplier(run),
-        hours=flops / DEVICES[request.device].speed / 3600,
-        memory=step_memory(run),
-        disk=SAVES * (copies * parts["weights"] + parts["optimizer"]),
-    )
+    return {
+        "FLOPs": flops,
+        "memory-adjusted GFLOPs": flops / GIGA * _memory_multiplier(run),
+        f"hours on {request.device}": flops / DEVICES[request.device].speed / 3600,
+        "GB of memory": step_memory(run) / GIGA,
+        "GB of disk": SAVES * (copies * parts["weights"] + parts["optimizer"]) / GIGA,
+    }
 
 
 def _memory_multiplier(run: RunConfig) -> float:
@@ -202,7 +182,7 @@ class Plan:
         request: What it is for.
         tree: Its settings that differ from the defaults, as a file for `cmpt run` has them.
         run: Its config, from random weights where its own come from a file.
-        costs: What it costs.
+        costs: What it costs, by quantity, see `plan_costs`.
         place: Where stored runs like it ended, or None.
         outside: Why there is no place.
         effects: What each choice did in the stored runs, largest first: `choice`, `A_KA` and `A_ZS`
@@ -214,7 +194,7 @@ class Plan:
     request: PlanRequest
     tree: dict[str, Any]
     run: RunConfig
-    costs: PlanCost
+    costs: dict[str, float]
     place: Place | None
     outside: str
     effects: pd.DataFrame
@@ -244,8 +224,9 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
+    facts = evidence.plan_facts(tree, request.other_pool)
     chosen, rejected = (
-        evidence.effects_of(choices, request, tree, known, numbers=not outside)
+        evidence.effects_of(choices, facts, known, numbers=not outside)
         for choices in (evidence.CHOICES, evidence.ALTERNATIVES)
     )
     rows = [
@@ -253,7 +234,7 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
         for effect in sorted(chosen, key=lambda effect: -effect.size)
     ]
     return Plan(
-        request, tree, run, plan_cost(request, run), place,
+        request, tree, run, plan_costs(request, run), place,
         outside or ("" if place else "no stored setting is like this plan"),
         pd.DataFrame(rows, columns=["choice", "A_KA", "A_ZS", "study"]),
         {effect.choice.words: _rejection(effect) for effect in rejected},
@@ -408,7 +389,7 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
 
 def plan_paragraphs(plan: Plan) -> list[str]:
     """Return what a plan is, what it costs, where it may end, and why."""
-    costs = ", ".join(f"{row.amount} {row.what}" for row in costs_table(plan).itertuples())
+    costs = ", ".join(f"{amount:.3g} {what}" for what, amount in plan.costs.items())
     about = DEVICES[plan.request.device].about
     return [
         plan_summary(plan),
@@ -456,13 +437,5 @@ def place_sentence(plan: Plan) -> str:
 
 def costs_table(plan: Plan) -> pd.DataFrame:
     """Return what a plan costs as text: columns `what` and `amount`."""
-    costs = plan.costs
-    amounts = {
-        "FLOPs": costs.flops,
-        "memory-adjusted GFLOPs": costs.gmafs,
-        f"hours on {plan.request.device}": costs.hours,
-        "GB of memory": costs.memory / GIGA,
-        "GB of disk": costs.disk / GIGA,
-    }
-    rows = [(what, f"{amount:.3g}") for what, amount in amounts.items()]
+    rows = [(what, f"{amount:.3g}") for what, amount in plan.costs.items()]
     return pd.DataFrame(rows, columns=["what", "amount"])

@@ -115,10 +115,9 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
         Changes to the flat config, and the hash of the weights. A file counts by its content,
         wherever it lies; weights that are not on this machine count by their name.
     """
-    model, seed = run_config.model, run_config.seeds.init
+    model, path = run_config.model, start_file(run_config)
     is_base = model.start in STARTS
-    path = models.start_file(model, seed)
-    if path is None or not path.exists():
+    if path is None:
         return {}, model.start
     digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
     is_named = model.start == models.HUB or models.pretrained_tag(model.name, model.start)
@@ -337,7 +336,22 @@ def _score_changes(pairs: pd.DataFrame) -> pd.DataFrame:
     return means.assign(moved=means["now"] - means["stored"]).reset_index()
 
 
+def start_file(run_config: RunConfig) -> Path | None:
+    """Return the file of the weights that a run starts from; nothing is downloaded.
+
+    Returns:
+        The file; None for random weights, and where the file is not on this machine.
+    """
+    config = run_config.model
+    if config.start == "random":
+        return None
+    if config.start not in STARTS:
+        return models.cached_weights(config.name, config.start)
+    family = models.family_of(config.name)
+    path = family and family.base_path(config.name, config.start, run_config.seeds.init)
+    return path if path and path.exists() else None
+
+
 def has_start(run_config: RunConfig) -> bool:
     """Return whether the weights that a run starts from are on this machine."""
-    config = run_config.model
-    return config.start == "random" or models.start_file(config, run_config.seeds.init) is not None
+    return run_config.model.start == "random" or start_file(run_config) is not None

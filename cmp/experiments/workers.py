@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,41 +112,81 @@ def run_locally(
     Raises:
         Interrupted: SIGINT or SIGTERM came; the workers have saved their runs.
     """
-    queue, attempts, failures = list(reversed(todo)), Counter(), {}
     with StopRequest() as stop, _worker_pool() as pool:
         busy: dict[Connection, _Worker] = {}
-        while queue or busy:
-            while queue and len(busy) < jobs:
-                worker = next((idle for idle in pool if idle not in busy.values()), None)
-                if worker is None:
-                    pool.append(worker := _Worker(device))
-                worker.start_run(queue.pop())
-                busy[worker.pipe] = worker
-            for pipe in connection.wait(busy, 0.2):
+
+        def start(run_config: RunConfig) -> Connection:
+            worker = next((idle for idle in pool if idle not in busy.values()), None)
+            if worker is None:
+                pool.append(worker := _Worker(device))
+            with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
+                worker.pipe.send(run_config)
+            busy[worker.pipe] = worker
+            return worker.pipe
+
+        def wait(pipes: Iterable[Connection]) -> Iterator[tuple[Connection, Outcome]]:
+            for pipe in connection.wait(pipes, 0.2):
                 worker = busy.pop(pipe)
-                run_config = worker.run_config
                 try:
-                    reason = pipe.recv()
+                    yield pipe, pipe.recv()
                 except (EOFError, OSError):
                     pool.remove(worker)
-                    attempts[run_config] += 1
-                    if attempts[run_config] < ATTEMPTS:
-                        queue.append(run_config)
-                        continue
-                    reason = worker.death()
-                if reason:
-                    failures[run_config] = reason
-                else:
-                    finished()
-            if stop.signal and (queue or busy):
-                raise stopped(len(queue) + len(busy), stop.signal)
+                    yield pipe, LostRun(worker.death())
+
+        return compute_all(todo, jobs, start, wait, finished, stop)
+
+
+class LostRun(Exception):
+    """The process that computed a run is gone; the message says what became of it."""
+
+
+Outcome = str | LostRun | None
+"""How a run ended: None if it is stored, why it failed, or how its process was lost."""
+
+
+def compute_all(
+    todo: list[RunConfig],
+    jobs: int,
+    start: Callable[[RunConfig], Any],
+    wait: Callable[[Iterable[Any]], Iterable[tuple[Any, Outcome]]],
+    finished: Callable[[], None],
+    stop: StopRequest,
+) -> Failures:
+    """Compute runs by whatever means; a run that is lost starts again, `ATTEMPTS` times in all.
+
+    Args:
+        todo: The runs.
+        jobs: How many are computed at a time.
+        start: Starts a run and returns a handle.
+        wait: Waits a little for some handles and yields those that have ended, with their outcome.
+        finished: Called after each run that did not fail.
+        stop: Whether a signal came.
+
+    Returns:
+        Why runs failed.
+
+    Raises:
+        Interrupted: A signal came before all had ended.
+    """
+    queue, attempts, failures = list(reversed(todo)), Counter(), {}
+    running: dict[Any, RunConfig] = {}
+    while queue or running:
+        while queue and len(running) < jobs:
+            run_config = queue.pop()
+            running[start(run_config)] = run_config
+        for handle, outcome in wait(running):
+            run_config = running.pop(handle)
+            attempts[run_config] += isinstance(outcome, LostRun)
+            if outcome is None:
+                finished()
+            elif isinstance(outcome, str) or attempts[run_config] == ATTEMPTS:
+                failures[run_config] = str(outcome)
+            else:
+                queue.append(run_config)
+        if stop.signal and (queue or running):
+            message = f"stopped with {len(queue) + len(running)} runs to go"
+            raise Interrupted(f"{message}; the same command goes on", stop.signal)
     return failures
-
-
-def stopped(unfinished: int, signal_number: int) -> Interrupted:
-    """Return the error for a study that a signal stopped with so many unfinished runs."""
-    message = f"stopped with {unfinished} runs to go; the same command goes on"
-    return Interrupted(message, signal_number)
 
 
 def failure_reason(error: BaseException) -> str:
@@ -185,12 +226,6 @@ class _Worker:
         self.process = context.Process(target=_worker_main, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-
-    def start_run(self, run_config: RunConfig) -> None:
-        """Hand over a run; the pipe answers with why it failed, or with None."""
-        self.run_config = run_config
-        with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
-            self.pipe.send(run_config)
 
     def death(self) -> str:
         """Return what the process died of, and how often the run's workers did."""

@@ -86,7 +86,8 @@ def merge_files(
 
     Example:
         >>> paths = [folder / "a.safetensors", folder / "b.safetensors"]
-        >>> for path in paths: save_file({"w": torch.ones(2)}, path)
+        >>> for path in paths:
+        ...     save_file({"w": torch.ones(2)}, path)
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
     parents = [*paths, *([] if base is None else [base])]

@@ -20,8 +20,6 @@ from cmp.readers.index import Fault, FileStore, ImageIndex, Row, SpanStore, buil
 from cmp.readers.manifest import FileSet
 
 INFO_FOLDER = "00_info"
-MAX_INFO_BYTES = 2**30
-"""Largest size of a list."""
 
 
 class AbsentError(CmpError):
@@ -103,8 +101,6 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
 
 def _load_info(path: Path, kind: type) -> Any:
     try:
-        if path.stat().st_size > MAX_INFO_BYTES:
-            raise ValueError(f"larger than {MAX_INFO_BYTES} bytes")
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read ({error})") from error

@@ -11,6 +11,8 @@ for a set:
     reader: {kind: folder, path: .}
 """
 
+import glob
+import os
 import string
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -194,6 +196,21 @@ class FileSet(StrictModel):
     def split_shares(self) -> dict[str, float]:
         """Return split -> share for images whose split is not given."""
         return dict(self.splits) or SPLIT_SHARES[self.role]
+
+    def find_files(self, root: Path) -> list[Path]:
+        """Return the files that the reader's pattern fits, sorted.
+
+        Args:
+            root: The folder that the pattern starts from, unless it is absolute.
+
+        Raises:
+            CmpError: If there is none.
+        """
+        pattern = os.path.join(glob.escape(str(root)), self.reader.path)
+        files = sorted(map(Path, glob.glob(pattern, recursive=True, include_hidden=True)))
+        if not files:
+            raise CmpError(f"{self.name}: reader.path: there is no {root / self.reader.path}")
+        return files
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:

@@ -115,9 +115,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
     Raises:
         CmpError: If no file fits the pattern, or if one cannot be read or lacks a column.
     """
-    files = sorted(root.glob(dataset.reader.path))
-    if not files:
-        raise CmpError(f"{dataset.name}: reader.path: there is no {root / dataset.reader.path}")
+    files = dataset.find_files(root)
     try:
         if dataset.reader.kind == "parquet":
             return _read_parquet(dataset, files, root)

@@ -118,10 +118,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     Raises:
         CmpError: If no tar fits the pattern, or if one cannot be read.
     """
-    pattern = dataset.reader.path
-    files = [] if pattern.startswith("pipe:") else sorted(root.glob(pattern))
-    if not files:
-        raise CmpError(f"{dataset.name}: reader.path: there is no {root / pattern}")
+    files = dataset.find_files(root)
     rows, faults, spans = [], [], []
     for number, path in enumerate(files):
         members = tar_members(path, faults)
