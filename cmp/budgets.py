@@ -32,7 +32,6 @@ from cmp.training import (
     UpdateMethod,
     add_up,
     create_optimizer,
-    method_of,
     model_loss,
     trainable_parameters,
 )
@@ -212,8 +211,8 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
     run_config = dataclasses.replace(run_config, method=method)
     no_data: Any = None  # no step on shapes looks at it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
-    method_of(run_config).prepare(state)
-    method_of(run_config).begin_task(state, 0)
+    state.method.prepare(state)
+    state.method.begin_task(state, 0)
     return state
 
 
@@ -232,7 +231,7 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
 
 def total_loss(state: TrainState, output: ForwardOutput) -> Tensor:
     """Return the loss of a batch, all terms added up."""
-    terms = method_of(state.config).losses(state, output)
+    terms = state.method.losses(state, output)
     return sum(terms.values(), model_loss(state.model, output.image, output.text))
 
 
@@ -245,7 +244,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 def _own_optimizer(state: TrainState) -> torch.optim.Optimizer | None:
     """Return the method's own optimizer, None where that is AdamW, which multiplies no matrices."""
-    own = method_of(state.config).optimizer(state.config.method) is not ADAMW
+    own = state.method.optimizer(state.config.method) is not ADAMW
     return create_optimizer(state) if own else None
 
 
@@ -265,7 +264,7 @@ def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
     batches = method.get("batches") if measures else 1
     one = dataclasses.replace(method, batches=1) if measures else method
     state = shape_state(name, one, model)
-    end = method_of(state.config).end_task
+    end = state.method.end_task
     if end is UpdateMethod.end_task:
         return 0.0
     flops = count_flops(lambda: end(state, lambda step: (None, forward_shapes(state, 1))))

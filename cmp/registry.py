@@ -5,12 +5,13 @@ function (or object). From then on its name is valid in a config, on the command
 explorers and when a run is resumed.
 """
 
-import builtins
 import difflib
 import functools
 import hashlib
 import importlib
 import inspect
+import json
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ class Option:
         settings: The config keys of its section that it reads, each with the value that holds
             where the config leaves the key open (None for the config's own default).
         facts: Its declared properties, see `Kind.facts`.
-        sources: Source text of the functions and classes that it consists of, by name, for an
+        module: The module that registered it.
+        sources: Source text of the functions and constants that it consists of, by name, for an
             option that is not the package's own; empty otherwise.
     """
 
@@ -83,6 +85,7 @@ class Option:
     value: Any
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
+    module: str
     sources: Mapping[str, str]
 
     @property
@@ -124,22 +127,44 @@ def register(
     _check_near(kind, KINDS, "kind of option")
     for fact in facts:
         _check_near(fact, KINDS[kind].facts, f"property of a {kind}")
+    declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
+    module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
     def decorate(value: T) -> T:
-        sources = _collect_sources(value)
-        declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
-        option = Option(kind, name, value, declared, KINDS[kind].facts | facts, sources)
-        if sources:
-            importlib.import_module(KINDS[kind].home)
-        if (taken := _options[kind].get(name)) and not _is_redefined(taken.value, value):
-            owner = "the package" if not taken.sources else "another definition"
-            raise CmpError(f"{kind} {name!r}: {owner} has this name already; choose another")
-        if sources:
-            _home(kind).check_option(option)
-        _options[kind][name] = option
+        own = _is_own(module)
+        sources = {} if own else _collect_sources(value, module, declared, facts)
+        all_facts = KINDS[kind].facts | facts
+        option = Option(kind, name, value, declared, all_facts, module, sources)
+        if own:
+            _options[kind][name] = option
+        else:
+            _add_foreign(option)
         return value
 
     return decorate
+
+
+def _add_foreign(option: Option) -> None:
+    """Add an option that is not the package's own, or raise `CmpError` and leave all as it was."""
+    options = _loaded(option.kind)
+    before = options.get(option.name)
+    if before and not _is_redefined(before, option):
+        owner = "the package" if _is_own(before.module) else "another definition"
+        raise CmpError(
+            f"{option.kind} {option.name!r}: {owner} has this name already; choose another"
+        )
+    sections = importlib.import_module("cmp.config").RunConfig.__dataclass_fields__
+    section = KINDS[option.kind].key.partition(".")[0]
+    for key in option.settings:
+        _check_near(key, sections[section].type.__dataclass_fields__, f"key of section {section}")
+    options[option.name] = option
+    try:
+        _home(option.kind).check_option(option)
+    except BaseException:
+        del options[option.name]
+        if before:
+            options[option.name] = before
+        raise
 
 
 def get_option(kind: str, name: str) -> Option:
@@ -162,9 +187,12 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         >>> cmp.option_names("merge_rule", base=False)
         ['interpolation', 'slerp']
     """
+    options = _loaded(kind)
+    for fact in facts:
+        _check_near(fact, KINDS[kind].facts, f"property of a {kind}")
     return [
         name
-        for name, option in _loaded(kind).items()
+        for name, option in options.items()
         if (setting is None or setting in option.settings)
         and all(option.facts[key] == value for key, value in facts.items())
     ]
@@ -218,7 +246,8 @@ def load_plugin(path: Path) -> None:
         spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
-        spec.loader.exec_module(module_from_spec(spec))
+        module = sys.modules[spec.name] = module_from_spec(spec)
+        spec.loader.exec_module(module)
     except CmpError as error:
         raise CmpError(f"--plugin {path}: {error}") from error
     except Exception as error:  # whatever the user's code raises
@@ -245,6 +274,7 @@ def _home(kind: str) -> Any:
 
 def _loaded(kind: str) -> dict[str, Option]:
     """Return the options of a kind, the package's own among them."""
+    _check_near(kind, KINDS, "kind of option")
     _home(kind)
     return _options[kind]
 
@@ -256,73 +286,126 @@ def _check_near(name: str, names: Iterable[str], what: str) -> None:
 
 def _unknown(name: str, names: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no {what} is called {name!r:.60}{hint} There are {', '.join(names)}".replace(
-        "' There", "'; there"
-    )
+    hint = f"; did you mean {near[0]!r}? There" if near else "; there"
+    return f"no {what} is called {name!r:.60}{hint} are {', '.join(names)}"
 
 
-def _is_redefined(old: Any, new: Any) -> bool:
+def _is_redefined(old: Option, new: Option) -> bool:
     """Whether a definition takes the place of an earlier one: a notebook's cell was run again."""
-    names = [getattr(value, "__qualname__", type(value).__qualname__) for value in (old, new)]
-    modules = [_module_of(value) for value in (old, new)]
-    return names[0] == names[1] and modules[0] == modules[1] and not _is_own(modules[0])
+    names = [getattr(option.value, "__qualname__", "") for option in (old, new)]
+    kinds = [type(option.value) for option in (old, new)]
+    return old.module == new.module and names[0] == names[1] and kinds[0] is kinds[1]
 
 
-def _module_of(value: Any) -> str:
-    return getattr(value, "__module__", None) or type(value).__module__
+def _is_own(module: object) -> bool:
+    return str(module).partition(".")[0] == "cmp"
 
 
-def _is_own(module: str) -> bool:
-    return module == "cmp" or module.startswith("cmp.")
+Part = tuple[str, Any]
+"""A function, class or constant, with its name."""
 
 
-def _collect_sources(value: Any) -> dict[str, str]:
-    """Return the source of an option that is not the package's own, with what it refers to in its
-    module: functions, classes, and constants that are numbers or text."""
-    todo, sources = list(_parts(value)), {}
+def _collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[str, str]:
+    """Return the sources of what an option consists of: of its functions and classes and of those
+    of the same module that they refer to, and all constants, as JSON."""
+    todo = [*_parts("facts", facts), *_parts("settings", settings), *_parts("value", value)]
+    modules = {name for name in (module, getattr(value, "__module__", "")) if not _is_own(name)}
+    seen: dict[int, Any] = {}
+    sources: dict[str, str] = {}
     while todo:
-        part = todo.pop()
-        if _is_own(_module_of(part)) or part.__qualname__ in sources:
-            continue
-        try:
-            sources[part.__qualname__] = textwrap.dedent(inspect.getsource(part))
-        except (OSError, TypeError) as error:
-            raise CmpError(
-                f"{part.__qualname__}: its source cannot be read, so runs that use it could not be "
-                "told apart; define it in a cell or in a file"
-            ) from error
-        for name, referred in _referred_globals(part).items():
-            if isinstance(referred, int | float | str | bool | tuple):
-                sources[name] = repr(referred)
-            elif (inspect.isfunction(referred) or inspect.isclass(referred)) and (
-                _module_of(referred) == part.__module__
-            ):
-                todo.append(referred)
-    return sources
+        name, part = todo.pop()
+        if (text := _constant_text(part)) is not None:
+            sources.setdefault(name, text)
+        elif id(part) not in seen:
+            seen[id(part)] = part
+            if inspect.isclass(part):
+                todo += _class_members(part) if part.__module__ in modules else []
+                continue
+            if not _is_own(part.__module__):
+                name = part.__qualname__
+                sources[f"{name} {len(seen)}" if name in sources else name] = _read_source(part)
+            todo += _references(part)
+    return {name: text for name, text in sources.items() if text != "{}"}
 
 
-def _parts(value: Any) -> list[Any]:
-    """Return the functions and classes that an option consists of."""
-    if inspect.isfunction(value) or inspect.isclass(value):
-        return [value]
-    fields = getattr(value, "__dataclass_fields__", {})
-    return [part for name in fields if inspect.isfunction(part := getattr(value, name))]
+def _parts(name: str, value: Any) -> list[Part]:
+    """Return the functions, classes and constants that an object consists of."""
+    value = inspect.unwrap(value)
+    if isinstance(value, functools.partial):
+        value = [value.func, value.args, value.keywords]
+    elif inspect.ismethod(value):
+        value = [value.__func__, value.__self__]
+    if inspect.isfunction(value) or inspect.isclass(value) or _constant_text(value) is not None:
+        return [(name, value)]
+    if isinstance(value, Mapping):
+        members = list(value.items())
+    elif isinstance(value, list | tuple):
+        members = list(enumerate(value))
+    elif hasattr(value, "__dict__"):
+        members = [("class", type(value)), *vars(value).items()]
+    else:
+        raise _unreadable(f"{name}: {type(value).__name__}")
+    return [part for key, member in members for part in _parts(f"{name}.{key}", member)]
 
 
-def _referred_globals(part: Any) -> dict[str, Any]:
-    functions = [part] if inspect.isfunction(part) else vars(part).values()
-    referred: dict[str, Any] = {}
-    for function in functions:
-        function = getattr(function, "__func__", function)
-        if not inspect.isfunction(function):
-            continue
-        codes = [function.__code__]
-        while codes:
-            code = codes.pop()
-            codes += [const for const in code.co_consts if inspect.iscode(const)]
-            names = [name for name in code.co_names if name in function.__globals__]
-            referred |= {name: function.__globals__[name] for name in names}
-        if closure := inspect.getclosurevars(function).nonlocals:
-            referred |= closure
-    return {name: value for name, value in referred.items() if not hasattr(builtins, name)}
+def _class_members(part: type) -> list[Part]:
+    """Return a class's own functions and constants, and the classes it is made from."""
+    members = {
+        key: inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
+        for key, member in vars(part).items()
+    }
+    return [
+        (f"{part.__qualname__}.{key}", member)
+        for key, member in [*members.items(), *((base.__name__, base) for base in part.__bases__)]
+        if inspect.isclass(member)
+        or (inspect.isfunction(member) and member.__code__.co_filename != "<string>")  # generated
+        or (not key.startswith("__") and _constant_text(member) is not None)
+    ]
+
+
+def _references(function: Any) -> list[Part]:
+    """Return what a function refers to: its defaults, closure, and globals, as far as these are
+    constants, or functions and classes of the same module."""
+    codes, names = [function.__code__], []
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        names += code.co_names
+    own, qualname = _is_own(function.__module__), function.__qualname__
+    outer = {} if own else function.__globals__
+    nonlocals = inspect.getclosurevars(function).nonlocals
+    given = {"defaults": function.__defaults__, **(function.__kwdefaults__ or {}), **nonlocals}
+    referred = [(name, outer[name]) for name in names if name in outer]
+    referred += [(f"{qualname}.{name}", part) for name, part in given.items() if part is not None]
+    referred = [(name, inspect.unwrap(part)) for name, part in referred]
+    return [
+        (name, part)
+        for name, part in referred
+        if _constant_text(part) is not None
+        or (
+            (inspect.isfunction(part) or inspect.isclass(part))
+            and (own or part.__module__ == function.__module__)
+        )
+    ]
+
+
+def _constant_text(value: Any) -> str | None:
+    """Return a constant as JSON, None for anything that JSON does not have."""
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        return None
+
+
+def _read_source(part: Any) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(part))
+    except (OSError, TypeError) as error:
+        raise _unreadable(part.__qualname__) from error
+
+
+def _unreadable(name: str) -> CmpError:
+    return CmpError(
+        f"{name}: its source cannot be read, so runs that use it could not be told apart; define "
+        "it in a cell or in a file"
+    )

@@ -68,7 +68,7 @@ class TaskSchedule:
 
     def durations(self, t: int) -> tuple[int, int]:
         """Return the steps of warmup and cooldown of a task."""
-        return _durations(self.schedule, self.steps[t])
+        return _durations(self.schedule, self.steps[t], get_option("schedule", self.schedule.name))
 
     def sum_before(self, steps_of: Callable[[int, int, int], int]) -> int:
         """Return the sum over earlier tasks of a function of (N, warmup, cooldown)."""
@@ -76,8 +76,8 @@ class TaskSchedule:
 
 
 @functools.lru_cache(maxsize=4096)
-def _durations(schedule: Schedule, steps: int) -> tuple[int, int]:
-    return schedule.durations(steps)
+def _durations(schedule: Schedule, steps: int, curve: Option) -> tuple[int, int]:
+    return schedule.durations(steps)  # which also depends on the settings of the curve
 
 
 @register("schedule", "constant")
@@ -318,10 +318,14 @@ def check_option(option: Option) -> None:
         CmpError: A rate is not a number from 0 to 1, or a curve that is declared continuous jumps
             by more than a tenth of the peak within 100 steps.
     """
-    schedule = Schedule(peaks=(1.0,) * 3) if "peaks" in option.settings else Schedule()
+    meta, settings = option.kind == "meta_schedule", {}
+    if "peaks" in option.settings:
+        settings = {"peaks": (1.0,) * 3}
+    names = (option.facts["curve"] or "constant", option.name) if meta else (option.name, "none")
+    schedule = Schedule(*names, **settings)
     for t in range(3):
         task = TaskSchedule(schedule, t, (100, 100, 100))
-        if option.kind == "meta_schedule":
+        if meta:
             rates = [option.value(task)]
         else:
             rates = [option.value(task, n) for n in range(task.warmup, task.N)]
@@ -332,7 +336,7 @@ def check_option(option: Option) -> None:
                     "the peak, from 0 to 1"
                 )
         jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
-        if option.kind == "schedule" and option.facts["continuous"] and max(jumps) > 0.1:
+        if not meta and option.facts["continuous"] and max(jumps) > 0.1:
             raise CmpError(
                 f"schedule {option.name!r}: jumps by {max(jumps):.2f} within 100 steps; declare "
                 "continuous=False if it is meant to"

@@ -164,6 +164,11 @@ class TrainState:
         device = self.model.logit_scale.device
         return BatchLoader(self.config, self.corpus, models.image_side(self.model), device)
 
+    @functools.cached_property
+    def method(self) -> "UpdateMethod":
+        """The update method."""
+        return method_of(self.config)
+
 
 ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -354,7 +359,7 @@ def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
         >>> type(cmp.create_optimizer(state)).__name__
         'AdamW'
     """
-    factory = method_of(state.config).optimizer(state.config.method)
+    factory = state.method.optimizer(state.config.method)
     return make_optimizer(state.model, state.config.optimizer, factory)
 
 
@@ -408,7 +413,7 @@ def train_step(
         raise divergence_error(batch, task, step, terms, norm, rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    method_of(state.config).step(state, optimizer)
+    state.method.step(state, optimizer)
     clamp_logit_scale(state.model)
     return loss.detach()
 
@@ -419,7 +424,7 @@ def backward(
     """Compute the gradients of a batch and return the terms of its loss by name."""
     output = forward_batch(state, batch, task, step)
     terms = {"contrastive": model_loss(state.model, output.image, output.text)}
-    terms |= method_of(state.config).losses(state, output)
+    terms |= state.method.losses(state, output)
     optimizer.zero_grad()
     add_up(terms.values()).backward()
     return terms
@@ -452,7 +457,7 @@ def train_task(
         >>> pools = cmp.task_pools(config, state.corpus)
         >>> cmp.train_task(state, pools[0], task=0)
     """
-    config, method = state.config, method_of(state.config)
+    config, method = state.config, state.method
     steps = config.training.steps
     every = (steps,) * config.stream.tasks
     rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
@@ -555,7 +560,7 @@ def backward_in_micro_batches(
         for tower in zip(*outputs, strict=True)
     ]
     terms = {"contrastive": model_loss(model, *features)}
-    terms |= method_of(state.config).losses(state, None)
+    terms |= state.method.losses(state, None)
     add_up(terms.values()).backward()
     if distributed.rank():  # what does not go through the features would count once per process
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ from cmp import checkpoints, config, mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
-from cmp.training import make_train_state, method_of, train_task, trainable_parameters
+from cmp.training import make_train_state, train_task, trainable_parameters
 
 EMBEDDED = pytest.mark.parametrize("name", models.family_names())
 ADAPTER_METHODS = registry.option_names("method", "fold")
@@ -102,7 +102,7 @@ def test_each_task_folds_and_begins_anew_or_goes_on(method):
         state = perturb(make_state(f"method.name={method}", f"method.fold={str(fold).lower()}"))
         weights = {n: x.clone() for n, x in state.model.state_dict().items()}
         folded = adapters.merged_state_dict(state.model)
-        method_of(state.config).begin_task(state, 1)
+        state.method.begin_task(state, 1)
         after = state.model.state_dict()
         for name, layer in adapters.adapted_layers(state.model).items():
             kept = folded if fold else weights

@@ -19,7 +19,7 @@ from cmp.config import Method
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
 from cmp.runner import Observer, execute
-from cmp.training import create_optimizer, method_of
+from cmp.training import create_optimizer
 
 GIGA = 1e9
 
@@ -121,7 +121,7 @@ def peak(name, method, batch):
             loss = budgets.total_loss(state, budgets.forward_shapes(state, batch, replayed))
             optimizer.zero_grad()
             loss.backward()
-            method_of(state.config).step(state, optimizer)
+            state.method.step(state, optimizer)
     return held.peak
 
 

@@ -20,7 +20,6 @@ from cmp.training import (
     create_optimizer,
     forward_batch,
     make_train_state,
-    method_of,
     train_task,
     trainable_parameters,
 )
@@ -43,7 +42,7 @@ def vit():
 
 def two_steps(state, batch):
     """Two steps on noise; returns which parameters had a gradient, and which moved."""
-    model, method = state.model.train(), method_of(state.config)
+    model, method = state.model.train(), state.method
     before = {name: x.clone() for name, x in model.state_dict().items()}
     optimizer, with_gradient = create_optimizer(state), set()
     for group in optimizer.param_groups:

@@ -1,4 +1,9 @@
-"""Benchmarks: how fast alternatives are, measured in turn within one process."""
+"""Benchmarks: how fast alternatives are, measured in turn within one process.
+
+A benchmark is a function of (names, corpus, rounds, batch): the models, the embedded benchmark, how
+often each alternative runs, and samples per batch, None for the benchmark's own. It returns a
+`cmp.bench.report.Report`. One that needs no models, data or batch leaves them unused.
+"""
 
 import importlib
 

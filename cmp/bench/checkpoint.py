@@ -25,14 +25,7 @@ BATCH = 64
 
 
 def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure a checkpoint within a task, on this disk, and the steps that come between two.
-
-    Args:
-        names: The models.
-        corpus: The data.
-        rounds: Rounds of the measurement.
-        batch: Samples per batch; `BATCH` where None.
-    """
+    """Measure a checkpoint within a task, on this disk, and the steps that come between two."""
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch or BATCH, DEFAULT_EVERY)

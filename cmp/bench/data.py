@@ -108,14 +108,7 @@ def _write_list(folder: Path) -> Path:
 
 
 def data(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure reading, each kind against the plain way, on files that are made here.
-
-    Args:
-        names: Not used.
-        corpus: Not used.
-        rounds: Rounds of the measurement.
-        batch: Images decoded together; 128 where None.
-    """
+    """Measure reading, each kind against the plain way, on files that are made here."""
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         photographs(folder, IMAGES)

@@ -72,14 +72,7 @@ def _resident_growth(threads: int) -> float:
 
 
 def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure test images through a model, its evaluation, and retrieval.
-
-    Args:
-        names: The models.
-        corpus: The data.
-        rounds: Rounds of the measurement.
-        batch: Images that go through a model; all of the test where None.
-    """
+    """Measure test images through a model, its evaluation, and retrieval."""
     images = corpus.rows("test")[:batch]
     rows = []
     for name in names:

@@ -40,12 +40,6 @@ PATHS = {
 def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Measure TF32, bf16 and channels_last, all with torch's fused attention.
 
-    Args:
-        names: The models.
-        corpus: The data.
-        rounds: Rounds of the measurement.
-        batch: Samples per batch; those of `networks.SIZES` where None.
-
     Raises:
         CmpError: There is no GPU.
     """

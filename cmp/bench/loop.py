@@ -58,12 +58,6 @@ def make_bare(setting: Setting) -> Callable[[], None]:
 def loop(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Measure `training.train_task` against the bare steps, in bf16.
 
-    Args:
-        names: The models.
-        corpus: The data.
-        rounds: Rounds of the measurement.
-        batch: Samples per batch; those of `networks.SIZES` where None.
-
     Raises:
         CmpError: A model takes images of another size than those that are stored.
     """

@@ -48,14 +48,7 @@ class Operation(NamedTuple):
 
 
 def merge(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure rules on state dicts of a model's shapes with random entries.
-
-    Args:
-        names: The models.
-        corpus: Not used.
-        rounds: Rounds of the measurement.
-        batch: Not used.
-    """
+    """Measure rules on state dicts of a model's shapes with random entries."""
     rows, notes = [], []
     for name in names:
         base = random_like(models.create_fused_model(name).state_dict())

@@ -61,19 +61,13 @@ def describe(setting: Setting, first: Pieces) -> str:
     )
 
 
-def step(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Measure our step in bf16 and in fp32 against plain open_clip's in fp32, model by model.
 
     An embedded model's own vocabulary is part of what it is, so plain open_clip has it too.
-
-    Args:
-        models: The models.
-        corpus: The data.
-        rounds: Rounds of the measurement.
-        batch: Samples per batch; those of `networks.SIZES` where None.
     """
     rows, notes = [], []
-    for name in models:
+    for name in names:
         plain = PLAIN if name in networks.BENCH else Pieces(compact=True)
         paths = {"plain fp32": plain, "fp32": FP32, "bf16": BF16}
         setting = networks.setting(name, corpus, batch)
@@ -82,15 +76,15 @@ def step(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
     return Report("step", "a training step", COLUMNS, rows, notes)
 
 
-def pieces(models: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+def pieces(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Measure steps as one piece after another is added to plain open_clip, with all of CLIP's
-    vocabulary; for the arguments see `step`."""
+    vocabulary."""
     paths, current = {"plain fp32": PLAIN}, PLAIN
     for key, label in LABELS.items():
         current = dataclasses.replace(current, **{key: True})
         paths[f"+ {label}"] = current
     rows, notes = [], []
-    for name in models:
+    for name in names:
         setting = networks.setting(name, corpus, batch)
         rows += measure(setting, paths, rounds)
         notes.append(describe(setting, PLAIN))

@@ -29,12 +29,6 @@ def study(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
 
     Before the rounds each alternative runs once, and the first of them all starts the server that
     workers come from.
-
-    Args:
-        names: The models.
-        corpus: Not used.
-        rounds: Rounds of the measurement.
-        batch: Samples per batch; `BATCH` where None.
     """
     rows = []
     for name in names:

@@ -17,7 +17,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.registry import get_option
 from cmp.runner import evaluation_sizes
-from cmp.training import create_optimizer, make_train_state, method_of, train_task
+from cmp.training import create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
 
@@ -178,5 +178,5 @@ def measured_memory(run_config: RunConfig) -> float:
         loss = budgets.total_loss(state, output)
         optimizer.zero_grad()
         loss.backward()
-        method_of(state.config).step(state, optimizer)
+        state.method.step(state, optimizer)
     return torch.cuda.max_memory_allocated()

@@ -279,7 +279,7 @@ def check_option(option: Option) -> None:
         CmpError: It does not return `MergedWeights` with the model's tensors.
     """
     zero = {"x": torch.zeros(3)}
-    end = TaskEnd(Merging("ema"), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)
+    end = TaskEnd(Merging(option.name), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)
     output = option.value(end)
     if not isinstance(output, MergedWeights) or not (
         output.start.keys() == output.deployed.keys() == zero.keys()

@@ -286,17 +286,26 @@ def check_option(option: Option) -> None:
     """Check a merge rule on two small tensors.
 
     Raises:
-        CmpError: Its result has another shape, is not finite, or differs from models that are all
-            equal although it is declared idempotent.
+        CmpError: Its result has another shape or is not finite, or models that are all equal merge
+            into something else although it is declared idempotent.
     """
-    from cmp.merging.apply import merge  # applies rules, and so imports this module
+    from cmp.merging.apply import KEEP_ALL, merge  # which imports this module
 
-    entries = torch.linspace(-1, 1, 24).reshape(4, 6)
+    count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
+    models = [entries * (1 + number) for number in range(count)]
     base = {"x": entries / 2} if option.facts["base"] else None
-    count = option.facts["count"] or 3
-    merged = merge(option, [{"x": entries * (1 + number)} for number in range(count)], base)["x"]
-    if merged.shape != entries.shape or not merged.isfinite().all():
-        raise CmpError(f"merge_rule {option.name!r}: merges [4, 6] into {list(merged.shape)}")
+    if option.facts["linear"]:
+        output = option.value(models, base and base["x"], MergeOptions(), 0.0)
+        returned, expected = f"{len(output)} factors", f"{count + 1} factors"
+    else:
+        block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
+        output = option.value(torch.stack(models), block)
+        returned, expected = f"shape {list(output.shape)}", "shape [24]"
+    if returned != expected or not torch.as_tensor(output).isfinite().all():
+        raise CmpError(
+            f"merge_rule {option.name!r}: returns {returned} for {count} models of 24 entries; "
+            f"expected {expected}, all finite"
+        )
     model = base or {"x": entries}
     if option.facts["idempotent"]:
         merged = merge(option, [model] * count, base)["x"]

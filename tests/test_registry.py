@@ -1,0 +1,575 @@
+"""Options of one's own: what is refused at once, and what tells two definitions apart."""
+
+import linecache
+import textwrap
+
+import forked
+import numpy as np
+import pytest
+import torch
+
+import cmp
+from cmp import config, registry
+from cmp.errors import CmpError
+from cmp.experiments import store
+from cmp.merging.policies import MergedWeights
+from cmp.registry import KINDS, get_option, load_plugin, option_names, register
+
+
+@pytest.fixture(autouse=True)
+def own_options():
+    """What a test registers is gone afterwards."""
+    before = {kind: dict(get_options(kind)) for kind in KINDS}
+    yield
+    for kind, options in before.items():
+        get_options(kind).clear()
+        get_options(kind).update(options)
+
+
+def get_options(kind):
+    return registry._loaded(kind)
+
+
+MODULES: dict[str, dict] = {}
+"""The names that cells have defined, by module."""
+IMPORTS = "import functools\nimport torch\nimport cmp\n"
+
+
+def run_cell(text, module="__main__"):
+    """Run code as IPython runs a cell: in a module that has no file, from a text in linecache."""
+    text = textwrap.dedent(text)
+    name = f"<cell {abs(hash(text))}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), MODULES.setdefault(module, {"__name__": module}))
+
+
+@pytest.fixture
+def notebook():
+    """What runs cells one after the other in one module."""
+    MODULES.clear()
+    run_cell(IMPORTS)
+    return run_cell
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "near"),
+    [
+        ("schedule", "cosin", "cosine"),
+        ("meta_schedule", "rsqrt-recoverd", "rsqrt-recovered"),
+        ("merge_rule", "task-aritmetic", "task-arithmetic"),
+        ("merge_policy", "emma", "ema"),
+        ("method", "lorra", "lora"),
+        ("order", "randm", "random"),
+        ("buffer", "resevoir", "reservoir"),
+    ],
+)
+def test_an_unknown_name_gets_a_near_one_and_the_list(kind, name, near):
+    with pytest.raises(CmpError) as error:
+        get_option(kind, name)
+    message = str(error.value)
+    assert message.startswith(f"{KINDS[kind].key}: no {kind.replace('_', ' ')} is called {name!r}")
+    assert f"; did you mean {near!r}? There are {', '.join(option_names(kind))}" in message
+    section, key = KINDS[kind].key.split(".")
+    with pytest.raises(CmpError, match=rf"{section}\.{key}.*did you mean '{near}'"):
+        config.parse({section: {key: name}})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_is_near_the_list_is_enough(kind):
+    with pytest.raises(CmpError) as error:
+        get_option(kind, "xqzw")
+    names = ", ".join(option_names(kind))
+    assert str(error.value).endswith(f"is called 'xqzw'; there are {names}")
+    with pytest.raises(ValueError, match="there are"):
+        registry.check_name(kind, "xqzw")
+
+
+def test_unknown_kinds_and_properties_are_refused():
+    for call in (lambda: register("scedule", "x"), lambda: option_names("scedule")):
+        with pytest.raises(CmpError, match="no kind of option is called 'scedule'; did you mean "):
+            call()
+    with pytest.raises(CmpError, match=r"no property of a schedule .*'continous'.*'continuous'"):
+        register("schedule", "x", continous=True)
+    with pytest.raises(CmpError, match="no property of a buffer is called 'linear'; there are"):
+        register("buffer", "x", linear=True)
+    with pytest.raises(CmpError, match=r"no property of a method .*'need_pool'.*'needs_pool'"):
+        option_names("method", need_pool=True)
+
+
+def test_a_setting_that_the_config_does_not_have_is_refused():
+    with pytest.raises(CmpError, match=r"key of section schedule .*'warmpu'.*'warmup'"):
+
+        @register("schedule", "x", settings=("warmpu",))
+        def x(task, step):
+            return task.peak
+
+    assert "x" not in option_names("schedule")
+    config.parse({"schedule": {"name": "cosine"}})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_of_the_package_is_found_by_its_facts(kind):
+    for name in option_names(kind):
+        option = get_option(kind, name)
+        assert (option.kind, option.name) == (kind, name)
+        assert option.facts.keys() == KINDS[kind].facts.keys()
+        assert name in option_names(kind, **option.facts)
+        for setting in option.settings:
+            assert name in option_names(kind, setting)
+
+
+# --- what is registered twice
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_of_the_package_is_taken(kind):
+    name = option_names(kind)[0]
+    value = get_option(kind, name).value
+    with pytest.raises(CmpError, match=f"'{name}': the package has this name already"):
+        register(kind, name)(lambda *arguments: None)
+    assert get_option(kind, name).value is value
+
+
+SAWTOOTH = """
+    TEETH = 4
+
+    @cmp.register("schedule", "sawtooth", continuous=False)
+    def sawtooth(task, step):
+        length = task.N / TEETH
+        return task.peak * (1 - step % length / length)
+"""
+
+
+def test_a_name_of_another_function_is_taken_and_the_same_cell_replaces(notebook):
+    notebook(SAWTOOTH)
+    first = get_option("schedule", "sawtooth")
+    notebook(SAWTOOTH.replace("return task", "return 0.5 * task"))
+    second = get_option("schedule", "sawtooth")
+    assert second.value is not first.value and second.digest != first.digest
+    other = SAWTOOTH.replace("def sawtooth", "def another")
+    with pytest.raises(CmpError, match="'sawtooth': another definition has this name already"):
+        notebook(other)
+    notebook("import cmp", module="elsewhere")
+    with pytest.raises(CmpError, match="'sawtooth': another definition has this name already"):
+        notebook(SAWTOOTH, module="elsewhere")
+    assert get_option("schedule", "sawtooth") is second
+    notebook(SAWTOOTH)
+    assert get_option("schedule", "sawtooth").digest == first.digest
+    assert option_names("schedule").count("sawtooth") == 1
+
+
+def test_an_object_is_replaced_by_the_same_cell(notebook):
+    cell = """
+        def losses(state, output):
+            return {"spread": output.image.var(dim=0).sum()}
+
+        cmp.register("method", "low-spread", {"strength": 0.01})(cmp.UpdateMethod(losses=losses))
+    """
+    notebook(cell)
+    digest = get_option("method", "low-spread").digest
+    notebook(cell)
+    assert get_option("method", "low-spread").digest == digest
+    notebook(cell.replace("0.01", "0.02"))
+    assert get_option("method", "low-spread").digest != digest
+    assert get_option("method", "low-spread").settings == {"strength": 0.02}
+
+
+def test_a_replaced_option_is_at_once_in_use(notebook):
+    notebook(SAWTOOTH)
+    schedule = cmp.Schedule("sawtooth", peak=1.0)
+    assert cmp.learning_rate(schedule, 40, 0, 5) == 0.5
+    notebook(SAWTOOTH.replace("TEETH = 4", "TEETH = 2"))
+    assert cmp.learning_rate(schedule, 40, 0, 5) == 0.75
+    notebook(SAWTOOTH.replace("False", "False, settings=('warmup',)"))
+    assert cmp.learning_rate(schedule, 40, 0, 0) == 0.25  # the first of four steps of warmup
+
+
+# --- declared properties
+
+
+def refuse(kind, function, match, **options):
+    with pytest.raises(CmpError, match=match):
+        register(kind, "mine", **options)(function)
+    assert "mine" not in option_names(kind)
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan"), ("1", "'1'")]
+)
+def test_rates_outside_of_zero_to_one_are_refused(rate, shown):
+    refuse("schedule", lambda task, n: rate, f"schedule 'mine': {shown} in task 0: a rate is")
+    refuse("meta_schedule", lambda task: rate, f"meta_schedule 'mine': {shown} in task 0")
+    late = lambda task, n: rate if task.t == 2 and n == 99 else 0.0  # noqa: E731
+    refuse("schedule", late, f"{shown} in task 2", continuous=False)
+
+
+def test_jumps_are_refused_unless_they_are_declared():
+    def stairs(task, step):
+        return task.peak * (1 if step < 50 else 0.5)
+
+    refuse("schedule", stairs, "jumps by 0.50 within 100 steps; declare continuous=False")
+    register("schedule", "mine", continuous=False)(stairs)
+    assert cmp.learning_rate(cmp.Schedule("mine", peak=2.0), 100, 0, 60) == 1.0
+
+
+def test_a_schedule_is_checked_with_its_own_durations():
+    seen = []
+
+    def mine(task, step):
+        seen.append((task.warmup, task.cooldown, step))
+        return task.peak * min(1.0, (task.N - step) / task.cooldown)
+
+    register("schedule", "mine", settings=("warmup", "cooldown", "cooldown_steps"))(mine)
+    assert {entry[:2] for entry in seen} == {(10, 25)}
+    assert min(seen)[2] == 10
+    seen.clear()
+    register("schedule", "unwarmed")(lambda task, step: seen.append(step) or task.peak)
+    assert min(seen) == 0
+
+
+def test_an_order_must_be_a_permutation():
+    refuse("order", lambda table, seed: np.zeros(len(table), int), "no permutation of 0 to 11")
+    refuse("order", lambda table, seed: np.arange(len(table) - 1), "no permutation of 0 to 11")
+    refuse("order", lambda table, seed: list(table.index), "no permutation of 0 to 11")
+
+
+def test_an_order_must_follow_its_seed_or_say_that_it_does_not():
+    def listed(table, seed):
+        return np.arange(len(table))
+
+    refuse("order", listed, "the seed makes no difference; declare seeded=False")
+    register("order", "mine", seeded=False)(listed)
+    register("order", "shuffled")(
+        lambda table, seed: np.random.Generator(np.random.Philox(seed)).permutation(len(table))
+    )
+    assert {"mine", "shuffled"} <= set(config.choices()["stream.order"])
+
+
+def test_a_buffer_must_keep_to_its_capacity_and_to_what_arrived():
+    def everything(history, capacity, seed):
+        return np.arange(len(history.rows)), None
+
+    refuse("buffer", everything, "keeps 12 images, more than 6", capacity="required")
+    refuse("buffer", lambda history, capacity, seed: ([3, 3], None), "expected distinct positions")
+    refuse("buffer", lambda history, capacity, seed: ([12], None), "expected distinct positions")
+    refuse(
+        "buffer", lambda history, capacity, seed: ([1, 2], np.array([0])), "1 groups for 2 images"
+    )
+    register("buffer", "mine")(everything)
+    assert "mine" in config.choices()["mixture.policy"]
+
+
+def test_a_merge_rule_must_give_one_entry_per_entry():
+    def short(entries, block):
+        return entries.mean(0)[:3]
+
+    for facts in ({}, {"base": True}):
+        refuse("merge_rule", short, r"returns shape \[3\] for 3 models of 24 entries", **facts)
+        whole = lambda entries, block: entries.mean()  # noqa: E731
+        refuse("merge_rule", whole, r"returns shape \[\] for 3 models", **facts)
+        nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
+        refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
+    few = lambda models, base, options, depth: [0.5, 0.5]  # noqa: E731
+    refuse("merge_rule", few, "returns 2 factors for 3 models.*expected 4 factors", linear=True)
+    refuse("merge_rule", few, "returns 2 factors for 2.*expected 3", linear=True, count=2)
+
+
+def test_a_merge_rule_must_leave_equal_models_alone_or_say_that_it_does_not():
+    def doubled(entries, block):
+        return entries.sum(0)
+
+    half = lambda models, base, options, depth: [0.5] * len(models) + [0.0]  # noqa: E731
+    refuse("merge_rule", half, "equal models merge into something else", linear=True)
+    refuse("merge_rule", doubled, "equal models merge into something else; declare idempotent=")
+    register("merge_rule", "mine", idempotent=False)(doubled)
+    one = {"x": torch.ones(3)}
+    assert cmp.merge("mine", [one, one])["x"].tolist() == [2, 2, 2]
+
+
+def test_a_merge_policy_and_a_method_must_be_what_they_say():
+    refuse("merge_policy", lambda end: end.trained, "must return MergedWeights")
+    refuse("method", 3, "must be a function of the train state or an UpdateMethod, not int")
+    register("merge_policy", "mine")(
+        lambda end: MergedWeights(end.memory, end.trained, end.merge_pair(
+            end.trained, end.memory["zero"], "mine"
+        ))
+    )  # fmt: skip
+    assert "mine" in config.choices()["merging.policy"]
+
+
+def test_an_option_that_raises_leaves_nothing_behind(notebook):
+    with pytest.raises(ZeroDivisionError):
+        register("schedule", "mine")(lambda task, step: 1 / 0)
+    assert "mine" not in option_names("schedule")
+    notebook(SAWTOOTH)
+    good = get_option("schedule", "sawtooth")
+    with pytest.raises(CmpError, match="a rate is a multiple of the peak"):
+        notebook(SAWTOOTH.replace("(1 -", "(3 -"))
+    assert get_option("schedule", "sawtooth") is good
+
+
+# --- sources
+
+
+def test_options_of_the_package_have_no_sources_and_leave_run_ids_alone():
+    for kind in KINDS:
+        for name in option_names(kind):
+            assert get_option(kind, name).sources == {}, (kind, name)
+    run_config, corpus = forked.small_config(), forked.small_corpus()
+    before = store.run_id_of(run_config, corpus)
+    assert run_config.option_record() == {}
+    register("schedule", "mine")(lambda task, step: task.peak)
+    assert store.run_id_of(run_config, corpus) == before
+
+
+CELL = """
+    TEETH, UNUSED = 4, 5
+    TABLE = {"b": [1, 2], "a": None}
+
+    def helper(x, power=1):
+        return x ** power
+
+    class Wave:
+        depth = 0.5
+
+        def at(self, x):
+            return self.depth * x
+
+    @cmp.register("schedule", "mine", continuous=False)
+    def mine(task, step, floor=0.25):
+        wave = [Wave().at(step % TEETH / TEETH) for _ in range(1)][0]
+        return task.peak * max(floor, helper(wave, len(TABLE)))
+"""
+
+
+def digest_of(cell, kind="schedule"):
+    """The digest of the option "mine" that a cell of a fresh notebook registers."""
+    get_options(kind).pop("mine", None)
+    MODULES.clear()
+    run_cell(IMPORTS)
+    run_cell(cell)
+    return get_option(kind, "mine").digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("task.peak * max", "0.9 * task.peak * max"),  # the function
+        ("floor=0.25", "floor=0.3"),  # a default
+        ("x ** power", "abs(x) ** power"),  # a function that it calls
+        ("TEETH, UNUSED = 4, 5", "TEETH, UNUSED = 8, 5"),  # a number
+        ("[1, 2]", "[1, 3]"),  # a table
+        ("depth = 0.5", "depth = 0.4"),  # an attribute of a class
+        ("self.depth * x", "self.depth * x * x"),  # a method
+        ("continuous=False", "continuous=False, warmup_target=None"),  # what is declared
+    ],
+)
+def test_every_edit_that_matters_changes_the_digest(old, new):
+    digest = digest_of(CELL)
+    assert digest_of(CELL) == digest
+    assert old in CELL
+    assert digest_of(CELL.replace(old, new)) != digest
+    assert digest_of(CELL.replace("UNUSED = 4, 5", "UNUSED = 4, 6")) == digest
+    assert digest_of(CELL + "\n\n    later = 1\n") == digest
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "edits"),
+    [
+        (
+            "merge_policy",
+            """
+            from cmp.merging.policies import MergePolicy
+
+            cmp.register("merge_policy", "mine")(MergePolicy("zero", "all"))
+            """,
+            [('"zero", "all"', '"last", "all"')],
+        ),
+        (
+            "schedule",
+            """
+            def power(exponent, task, step):
+                return task.peak * (1 - step / task.N) ** exponent
+
+            cmp.register("schedule", "mine")(functools.partial(power, 2))
+            """,
+            [("power, 2", "power, 3"), ("1 - step", "1 - 0.5 * step")],
+        ),
+        (
+            "schedule",
+            """
+            def make(exponent):
+                def mine(task, step):
+                    return task.peak * (1 - step / task.N) ** exponent
+
+                return mine
+
+            cmp.register("schedule", "mine")(make(2))
+            """,
+            [("make(2)", "make(3)")],
+        ),
+        (
+            "schedule",
+            """
+            class Power:
+                def __init__(self, exponent):
+                    self.exponent = exponent
+
+                def __call__(self, task, step):
+                    return task.peak * (1 - step / task.N) ** self.exponent
+
+            cmp.register("schedule", "mine")(Power(2))
+            """,
+            [("Power(2)", "Power(3)"), ("1 - step", "1 - 0.5 * step")],
+        ),
+        (
+            "schedule",
+            """
+            def target(task):
+                return 0.5 * task.peak
+
+            cmp.register("schedule", "mine", warmup_target=target)(lambda task, step: task.peak)
+            """,
+            [("return 0.5", "return 0.4"), ("step: task.peak", "step: task.peak / 2")],
+        ),
+        (
+            "method",
+            """
+            cmp.register("method", "mine")(cmp.UpdateMethod(
+                losses=lambda state, output: {"a": output.image.mean()},
+                begin_task=lambda state, task: None,
+            ))
+            """,
+            [("image.mean()", "image.sum()"), ("state, task: None", "state, task: print(task)")],
+        ),
+        (
+            "method",
+            """
+            from cmp.methods.adapters import SETTINGS, adapter_method
+            from cmp.methods.lora import LoraAdapter
+
+            class Mine(LoraAdapter):
+                def reset(self, weight):
+                    self.up.zero_()
+
+            cmp.register("method", "mine", SETTINGS)(adapter_method(Mine))
+            """,
+            [("zero_()", "fill_(0)")],
+        ),
+    ],
+)
+def test_objects_are_told_apart_by_what_they_are_made_of(kind, cell, edits):
+    digest = digest_of(cell, kind)
+    assert digest_of(cell, kind) == digest
+    assert get_option(kind, "mine").sources
+    for old, new in edits:
+        assert old in cell
+        assert digest_of(cell.replace(old, new), kind) != digest, new
+
+
+def test_what_has_no_source_is_refused():
+    names = {"cmp": cmp, "__name__": "__main__"}
+    text = "@cmp.register('schedule', 'mine')\ndef mine(task, step): return task.peak"
+    with pytest.raises(CmpError, match=r"mine: its source cannot be read.*in a cell or in a file"):
+        exec(text, names)
+    with pytest.raises(CmpError, match="its source cannot be read"):
+        register("merge_rule", "mine")(torch.median)
+    assert "mine" not in [*option_names("schedule"), *option_names("merge_rule")]
+
+
+def test_sources_are_recorded_and_enter_the_run_id(notebook):
+    plain = store.run_id_of(forked.small_config(), forked.small_corpus())
+    ids = set()
+    for cell in (CELL, CELL.replace("UNUSED = 4", "UNUSED = 8")):
+        notebook(cell)
+        run_config = forked.small_config("schedule.name=mine")
+        [(key, record)] = run_config.option_record().items()
+        assert key == "schedule:mine"
+        assert record["sha256"] == get_option("schedule", "mine").digest
+        sources = record["sources"]
+        assert {"mine", "helper", "Wave.at", "Wave.depth", "TEETH", "TABLE"} <= sources.keys()
+        assert "UNUSED" not in sources
+        assert sources["TABLE"] == '{"a": null, "b": [1, 2]}'
+        assert sources["helper"].startswith("def helper(x, power=1):")
+        ids.add(store.run_id_of(run_config, forked.small_corpus()))
+    assert len(ids | {plain}) == 3
+
+
+# --- plugins
+
+
+@pytest.mark.parametrize("cell", [SAWTOOTH.replace('"sawtooth"', '"mine"'), CELL])
+def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
+    digest = digest_of(cell)
+    get_options("schedule").pop("mine")
+    path = tmp_path / "mine.py"
+    path.write_text(IMPORTS + textwrap.dedent(cell))
+    load_plugin(path)
+    option = get_option("schedule", "mine")
+    assert option.digest == digest
+    load_plugin(path)  # again, as a cell may be run again
+    assert get_option("schedule", "mine") is not option
+    assert get_option("schedule", "mine").digest == digest
+
+
+def test_a_plugin_may_have_dataclasses(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            from __future__ import annotations
+            from dataclasses import dataclass
+            import cmp
+
+            @dataclass
+            class Slope:
+                factor: float = 0.5
+
+                def __call__(self, task, step):
+                    return task.peak * (1 - self.factor * step / task.N)
+
+            cmp.register("schedule", "mine")(Slope(0.25))
+            """
+        )
+    )
+    load_plugin(path)
+    sources = get_option("schedule", "mine").sources
+    assert sources["value.factor"] == "0.25"
+    assert "Slope.__call__" in sources
+    assert cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 100, 0, 100) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def broken(:", ["SyntaxError"]),
+        ("import nothing_like_it", ["ModuleNotFoundError", "nothing_like_it"]),
+        ("1 / 0", ["ZeroDivisionError"]),
+        (
+            "import cmp\n@cmp.register('schedule', 'mine')\ndef mine(task, step): return 2",
+            ["schedule 'mine'", "2 in task 0"],
+        ),
+        (
+            "import cmp\n@cmp.register('schedule', 'cosine')\ndef mine(task, step): return 1",
+            ["'cosine'", "the package has this name already"],
+        ),
+    ],
+)
+def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(CmpError) as error:
+        load_plugin(path)
+    for word in (f"--plugin {path}: ", *words):
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_no_plugin_is_refused(tmp_path):
+    with pytest.raises(CmpError, match=r"--plugin .*none\.py: FileNotFoundError"):
+        load_plugin(tmp_path / "none.py")
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(CmpError, match=r"--plugin .*mine\.txt: .*must end in \.py"):
+        load_plugin(tmp_path / "mine.txt")
