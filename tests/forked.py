@@ -160,7 +160,7 @@ def _live(sender: Connection, build: Path, output: Path, body: Callable, argumen
 def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
     `save` on, the first being 1."""
-    checkpoints.CheckpointManager = functools.partial(CheckpointManager, every=1)
+    workers.CheckpointManager = functools.partial(CheckpointManager, every=1)
     if trouble:
         _before_save(save, TROUBLES[trouble])
     steps_done: list[int] = []
@@ -309,7 +309,7 @@ def _die_flushing(place: object, pattern: str) -> Callable[[], None]:
             die()
         real(path)
 
-    return lambda: setattr(place, "flush", flush)
+    return lambda: setattr(place, "sync_to_disk", flush)
 
 
 def _die_pruning(before: bool) -> None:

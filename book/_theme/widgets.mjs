@@ -3,7 +3,7 @@ import fs from "node:fs";
 import { escape } from "./html.mjs";
 
 // The calls of those that the page answers itself, from a table that `cmpt site` computed.
-export const ANSWERED = /\b(mixture|schedule)(?:_explorer)?\(/;
+export const ANSWERED = /\b(mixture|schedule)_explorer\(/;
 
 const SHOWN = /^(HTML|HTMLMath|Label|Image|Box|HBox|VBox|GridBox|FloatProgress|IntProgress)Model$/;
 

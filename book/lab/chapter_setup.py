@@ -48,10 +48,9 @@ def begin_chapter(
     if isinstance(runs, Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
     else:
+        base = config.profile(profile)
         live = {
-            (name, seed): config.parse(
-                config.override(config.profile(profile), [*changes, f"seed={seed}"]), name
-            )
+            (name, seed): config.parse(config.override(base, [*changes, f"seed={seed}"]), name)
             for seed in range(seeds)
             for name, changes in (runs or {}).items()
         }

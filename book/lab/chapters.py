@@ -91,9 +91,8 @@ def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Pa
     """
     sources = chapters(folder)
     wanted = [number.zfill(2) for number in numbers or sources]
-    for number in wanted:
-        if number not in sources:
-            raise CmpError(f"no chapter {number}; there are {', '.join(sources) or 'none yet'}")
+    if unknown := [number for number in wanted if number not in sources]:
+        raise CmpError(f"no chapter {unknown[0]}; there are {', '.join(sources) or 'none yet'}")
     return [path for number, path in sources.items() if number in wanted]
 
 
@@ -215,8 +214,7 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter]) -> None
             and lists the parameters.
     """
     for name, value in values.items():
-        fault = _fault(name, value, valid)
-        if fault:
+        if fault := _fault(name, value, valid):
             raise CmpError(f"{fault}; the parameters are {', '.join(map(str, valid.values()))}")
 
 

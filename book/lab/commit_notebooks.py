@@ -77,12 +77,11 @@ def stable_notebook(executed, source: Path):
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
     record = {key: executed.metadata["cmp"][key] for key in ("source_sha256", "parameters")}
-    pairing = {"default_lexer": "ipython3", "formats": chapters.FORMATS}
-    pairing |= {k: v for k, v in page.metadata.get("jupytext", {}).items() if k in pairing}
+    lexer = page.metadata.get("jupytext", {}).get("default_lexer", "ipython3")
     page.metadata = nbformat.from_dict(
         {
             "cmp": record,
-            "jupytext": pairing,
+            "jupytext": {"default_lexer": lexer, "formats": chapters.FORMATS},
             "kernelspec": chapters.KERNELSPEC,
             "language_info": {"name": "python", "file_extension": ".py"},
         }

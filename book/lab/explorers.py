@@ -5,6 +5,7 @@ them without a kernel.
 """
 
 import dataclasses
+import functools
 import html
 import io
 import json
@@ -25,22 +26,17 @@ from cmp.config import Mixture, RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import claims, evidence, planner, statistics, store
-from cmp.experiments.evidence import Evidence
 from cmp.experiments.paper import CATALOGUE_MODELS
-from cmp.experiments.planner import Plan, PlanRequest
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import option_names
 from lab import analyses, figures
-from lab.analyses import Surface
 
 LIKE = "thirds"
 """The setting of a published study whose neighbours in the triangle predict."""
 SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay")
 """What the mixture explorer sets beside the shares; stored runs speak of their own sizes alone."""
-LARGER_MODELS = ("ViT-B-32", "ViT-B-16")
-"""Models beside the embedded ones; each takes seconds to count."""
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
 COMPUTE = "Compute, in runs of the cpu profile"
@@ -276,7 +272,7 @@ def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
     )
 
 
-def _prediction(run: RunConfig, surface: Surface) -> str:
+def _prediction(run: RunConfig, surface: analyses.Surface) -> str:
     """Return the scores of a run between stored ones, and the nearest of them, as HTML."""
     own, stored = (dict(config.flat_keys(each.to_dict())) for each in (run, surface.like))
     if differing := [key for key in SIZES if own[key] != stored[key]]:
@@ -404,7 +400,7 @@ def budget_calculator() -> widgets.VBox:
     Returns:
         The explorer.
     """
-    names = [*models.family_names(), *LARGER_MODELS]
+    names = [*models.family_names(), "ViT-B-32", "ViT-B-16"]  # these two take seconds to count
     shown = ("full", "locked-image", "bitfit", "lora", "ewc")
     steps = {"min": 1, "max": 5, "step": 0.05, "readout_format": ".0f"}
     methods = {
@@ -448,14 +444,12 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         The explorer.
     """
     network = models.create_model(name).eval()
-    scores: dict[tuple[str, float], pd.Series] = {}
 
+    @functools.cache
     def score(rule: str, share: float) -> pd.Series:
-        if (rule, share) not in scores:
-            network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
-            summary = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
-            scores[rule, share] = pd.Series(summary, name=share)
-        return scores[rule, share]
+        network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
+        summary = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+        return pd.Series(summary, name=share)
 
     def draw(share: float, rule: str) -> Drawn:
         between = pd.DataFrame([score(rule, float(place)) for place in np.linspace(0, 1, 6)])
@@ -465,9 +459,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         return figures.plot_merge_path(between, chosen), sentence, ""
 
     controls = {
-        "share": widgets.FloatSlider(
-            0.5, min=0, max=1, step=0.05, description="Share of fine-tuned"
-        ),
+        "share": widgets.FloatSlider(0.5, max=1, step=0.05, description="Share of fine-tuned"),
         "rule": widgets.Dropdown(options=("interpolation", "slerp"), description="Rule"),
     }
     return explorer(controls, draw)
@@ -505,7 +497,7 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
     return explorer(controls, draw)
 
 
-def planner_explorer(known: Evidence | None = None) -> widgets.VBox:
+def planner_explorer(known: evidence.Evidence | None = None) -> widgets.VBox:
     """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
 
     Args:
@@ -525,9 +517,7 @@ def planner_explorer(known: Evidence | None = None) -> widgets.VBox:
     images = {"min": 1, "max": 10_000_000, "description": "Images of each (real models)"}
     controls = {
         "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
-        "device": widgets.Dropdown(
-            options=list(planner.DEVICES), value="core", description="Device"
-        ),
+        "device": widgets.Dropdown(options=[*planner.DEVICES], value="core", description="Device"),
         "hours": widgets.FloatLogSlider(0.0064, **hours, description="Hours on it"),
         "updates": widgets.IntSlider(8, min=1, max=100, description="Updates"),
         "images": widgets.BoundedIntText(10_000, **images),
@@ -540,7 +530,7 @@ def planner_explorer(known: Evidence | None = None) -> widgets.VBox:
 
     def draw(hours, images, pool, other, **values) -> Drawn:
         embedded = values["model"] in models.family_names()
-        request = PlanRequest(
+        request = planner.PlanRequest(
             gpu_hours=float(f"{hours:.3g}"), images=None if embedded else images,
             pool=0.0 if other else round(pool, 2), other_pool=other, **values,
         )  # fmt: skip
@@ -550,7 +540,7 @@ def planner_explorer(known: Evidence | None = None) -> widgets.VBox:
     return explorer(controls, draw)
 
 
-def _plan_details(plan: Plan) -> str:
+def _plan_details(plan: planner.Plan) -> str:
     """Return costs, place, notes, effects, what was rejected, and the file, as HTML."""
     sentences = [planner.place_sentence(plan), *plan.notes]
     parts = "".join(f"<p>{html.escape(sentence, quote=False)}</p>" for sentence in sentences)

@@ -18,7 +18,6 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, store, studies
-from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED
 from cmp.files import parse_record, read_yaml
 from lab import chapters
 
@@ -26,7 +25,7 @@ GUIDELINES = chapters.BOOK / "guidelines.yaml"
 TRANSFER = "05-transfer"
 """The study that has the same settings on several networks, "tiny-half: full" and so on."""
 UNPUBLISHED = "not published yet"
-VERDICTS = (SUPPORTED, REFUTED, UNDECIDED, UNPUBLISHED)
+VERDICTS = (claims.SUPPORTED, claims.REFUTED, claims.UNDECIDED, UNPUBLISHED)
 DID, DID_NOT, OPEN = "yes", "no", "open"
 """Whether a rival embarrassed the guideline."""
 HELD = ("clearly", "by sign", "against by sign", "clearly against")
@@ -55,7 +54,7 @@ class Ground:
         """Return whether the rival embarrassed the guideline; empty where there is no rival."""
         if not self.rival:
             return ""
-        return {self.wins: DID, UNDECIDED: OPEN, UNPUBLISHED: OPEN}.get(verdict, DID_NOT)
+        return {self.wins: DID, claims.UNDECIDED: OPEN, UNPUBLISHED: OPEN}.get(verdict, DID_NOT)
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -241,7 +240,7 @@ def guideline_overview(
     for guideline in guidelines:
         own = rows[rows["guideline"] == guideline.name]
         counts, rivals = Counter(own["verdict"]), own[own["rival"] != ""]
-        differs = counts[REFUTED] + counts[UNDECIDED] > 0
+        differs = counts[claims.REFUTED] + counts[claims.UNDECIDED] > 0
         answers = zip(rivals["rival"], rivals["embarrassed"], strict=True)
         overview[guideline.name] = {
             "the paper, in our words": guideline.paper,

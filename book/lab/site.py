@@ -25,7 +25,6 @@ from cmp.experiments import results
 from cmp.files import build_folder, write_atomic
 from cmp.registry import option_names
 from lab import analyses, chapters, explorers, figures, run
-from lab.analyses import Surface
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = {
@@ -38,8 +37,6 @@ VENDORED = {
     "widgets": {"package/dist/embed-amd.js": "public/vendor/embed-amd.js"},
 }
 """Package -> file or folder in its archive -> place in the theme."""
-ANYWIDGET = Path("share", "jupyter", "nbextensions", "anywidget", "index.js")
-"""Below the prefix of this Python: what shows its widgets in a page."""
 
 PARTS = 20
 """Steps from one corner of the triangle of mixtures to the next."""
@@ -76,7 +73,7 @@ def vendor_packages(theme: Path = THEME) -> None:
     """
     for name, package in load_packages(theme).items():
         copy_parts(packages.fetch_package(package), VENDORED[name], theme)
-    script = Path(sys.prefix) / ANYWIDGET
+    script = Path(sys.prefix, "share", "jupyter", "nbextensions", "anywidget", "index.js")
     if not script.exists():
         raise CmpError(f"{script}: missing; install the package anywidget into this Python")
     shutil.copy(script, theme / "public" / "vendor" / "anywidget.js")
@@ -144,7 +141,7 @@ def shares_key(shares: list[float]) -> str:
     return "/".join(f"{share:.3f}" for share in shares)
 
 
-def _mixture_point(shares: list[float], surface: Surface) -> dict[str, Any]:
+def _mixture_point(shares: list[float], surface: analyses.Surface) -> dict[str, Any]:
     """Return what the explorer says of a mixture."""
     run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, REPLAY)
     _, passes = analyses.mixture_counts(run.mixture, BATCH, TASKS, STEPS, REPLAY)

@@ -105,7 +105,7 @@ def import_lab(name: str) -> ModuleType:
     """Import a module of the book's package, which is in a checkout of the project only.
 
     Args:
-        name: The module within `lab`, such as "figures.inputs".
+        name: The module within `lab`, such as "figures".
 
     Raises:
         CmpError: The current folder is not in a checkout.

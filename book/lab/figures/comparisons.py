@@ -2,11 +2,9 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,17 +13,15 @@ from cmp.experiments.evidence import Evidence
 from cmp.experiments.planner import Plan
 from lab.analyses import Surface
 from lab.figures import style
-from lab.figures.style import Colours
 from lab.figures.trajectories import ROLES
 
-CORNERS = {"P": (0.5, np.sqrt(0.75)), "D": (0.0, 0.0), "B": (1.0, 0.0)}
-"""Where the mixtures of a single part lie: pool above, update left, buffer right."""
-CORNER_NAMES = {"P": "Pool P", "D": "Update D", "B": "Buffer B"}
+CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}
+"""Where the mixtures of a single part lie."""
 MEANS_NOTE = "Means with 95% t-intervals over replicates"
 LOG_NOTE = f"{MEANS_NOTE}. The horizontal axis is logarithmic."
 
 
-def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: Colours = None) -> Figure:
+def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: style.Colours = None) -> Figure:
     """Two numbers of each setting against each other, with intervals where there are some.
 
     Args:
@@ -37,9 +33,18 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: Colours = None) 
     Returns:
         The figure.
     """
+    colours, labels = colours or style.palette(points.index), []
     with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
+        for place, (name, row) in enumerate(points.iterrows()):
+            bars = {f"{axis}err": row.get(f"{key} half") for axis, key in (("x", x), ("y", y))}
+            look = style.line_style(place // len(style.COLOURS), colours[name]) | {"linestyle": ""}
+            dot = {"markersize": 10, "markeredgecolor": "white", "capsize": 3, "elinewidth": 1.3}
+            axes.errorbar(row[x], row[y], **bars, **look, **dot)
+            labels.append((row[x], row[y], name, style.bold(colours[name])))
+        axes.margins(0.14)
         axes.set(xlabel=x, ylabel=y)
-        _draw_points(axes, points, x, y, colours or style.palette(points.index))
+        axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
+        style.label_points(axes, labels)
     return figure
 
 
@@ -56,27 +61,13 @@ def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
     """
     with style.canvas(12, 4.8, ncols=2) as (figure, panels):
         for axes, column, colour in zip(panels, style.AXES, style.COLOURS, strict=False):
+            axes.plot(points[x], points[column], "o", color=colour, markersize=8)
+            axes.margins(0.12)
             axes.set(xlabel=label, ylabel=style.AXES[column])
-            colours = dict.fromkeys(points.index, colour)
-            _draw_points(axes, points, x, column, colours, color="0.25", fontsize=10)
+            places, small = points[[x, column]].to_numpy(), {"color": "0.25", "fontsize": 10}
+            names = zip(places, points.index, strict=True)
+            style.label_points(axes, [(*place, name, small) for place, name in names])
     return figure
-
-
-def _draw_points(
-    axes: Axes, points: pd.DataFrame, x: str, y: str, colours: Mapping[str, str], **label: Any
-) -> None:
-    """Draw a labelled point per row, with error bars where there are half widths."""
-    labels = []
-    for place, (name, row) in enumerate(points.iterrows()):
-        bars = {f"{axis}err": row.get(f"{key} half") for axis, key in (("x", x), ("y", y))}
-        look = style.line_style(place // len(style.COLOURS), colours[name]) | {"linestyle": ""}
-        dot = {"markersize": 10, "markeredgecolor": "white", "capsize": 3, "elinewidth": 1.3}
-        axes.errorbar(row[x], row[y], **bars, **look, **dot)
-        bold = {"color": colours[name], "fontweight": "bold"}
-        labels.append((row[x], row[y], name, label or bold))
-    axes.margins(0.14)
-    axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
-    style.label_points(axes, labels)
 
 
 def plot_gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
@@ -147,8 +138,7 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
             axes.annotate(words, (x[place], y[place]), (-8, down), ha="right", **beside)
         point, colour = (chosen["A_KA"], chosen["A_ZS"]), style.COLOURS[1]
         axes.plot(*point, "o", color=colour, markersize=14, markeredgecolor="0.2", zorder=5)
-        bold = {"color": colour, "fontweight": "bold"}
-        axes.annotate(f"share {chosen.name:.2f}", point, (12, -16), **beside, **bold)
+        axes.annotate(f"share {chosen.name:.2f}", point, (12, -16), **beside, **style.bold(colour))
         axes.margins(0.14)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
     return figure
@@ -210,7 +200,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
 
 def plot_curves(
     points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str, note: str = LOG_NOTE,
-    colours: Colours = None,
+    colours: style.Colours = None,
 ) -> Figure:  # fmt: skip
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
@@ -236,12 +226,10 @@ def plot_curves(
                 rows = rows.sort_values(x)
                 look = style.line_style(place, colours[name]) | {"markersize": 7, "capsize": 3}
                 axes.errorbar(rows[x], rows[column], yerr=rows.get(f"{column} half"), **look)
-                bold = {"color": colours[name], "fontweight": "bold"}
-                ends += [(rows[x].iloc[-1], rows[column].iloc[-1], name, bold)] if named else []
+                end = (rows[x].iloc[-1], rows[column].iloc[-1], name, style.bold(colours[name]))
+                ends += [end] if named else []
             axes.set_xscale("log")
-            axes.set_xticks(
-                ticks, [f"{tick:,.3g}" if tick < 1e3 else f"{tick:,.0f}" for tick in ticks]
-            )
+            axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
             axes.set(xlabel=label, ylabel=title)
         style.label_ends(grid[-1], ends)
@@ -275,19 +263,18 @@ def plot_along(
     return figure
 
 
-def plot_ranks(scores: pd.DataFrame, label: str, colours: Colours = None) -> Figure:
+def plot_ranks(scores: pd.DataFrame, label: str) -> Figure:
     """Which setting is first, second and last with each model: a line per setting, best on top.
 
     Args:
         scores: A row per setting, a column per model, higher is better.
         label: What the scores are.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
     ranks, places = scores.rank(ascending=False), np.arange(scores.shape[1])
-    colours = colours or style.palette(scores.index)
+    colours = style.palette(scores.index)
     above = {"textcoords": "offset points", "ha": "center", "fontsize": 9.5, "color": "0.35"}
     size = (2.4 * len(places) + 2.2, 0.46 * len(scores) + 1.6)
     with style.canvas(*size, label) as (figure, axes):
@@ -297,8 +284,7 @@ def plot_ranks(scores: pd.DataFrame, label: str, colours: Colours = None) -> Fig
             axes.plot(places, row, **look, markersize=10, markeredgecolor="white")
             for point, score in zip(enumerate(row), scores.loc[name], strict=True):
                 axes.annotate(f"{score:.1f}", point, (0, 8), **above)
-            bold = {"color": colours[name], "fontweight": "bold"}
-            ends.append((places[-1], row.iloc[-1], name, bold))
+            ends.append((places[-1], row.iloc[-1], name, style.bold(colours[name])))
         axes.set_xticks(places, scores.columns)
         axes.set_yticks(range(1, len(scores) + 1))
         axes.set(ylim=(len(scores) + 0.6, 0.2), xlim=(-0.3, places[-1] + 0.3), ylabel="Rank")
@@ -323,9 +309,8 @@ def plot_triangles(surface: Surface) -> Figure:
             levels = MaxNLocator(9).tick_values(values.min(), values.max())
             shade = axes.tricontourf(*places.T, values, levels=levels, cmap="cividis")
             axes.plot(*corners[[0, 1, 2, 0]].T, color="0.3", linewidth=1)
-            for key, (x, y) in CORNERS.items():
-                down = 0.075 if key == "P" else -0.055
-                axes.text(x, y + down, CORNER_NAMES[key], ha="center", va="center")
+            for name, (x, y) in CORNERS.items():
+                axes.text(x, y + (0.075 if y else -0.055), name, ha="center", va="center")
             axes.plot(*places.T, "o", color="white", markeredgecolor="0.2", markersize=5)
             halo = {"ha": "center", "fontsize": 11, "path_effects": style.HALO}
             for (x, y), value in zip(places, values, strict=True):

@@ -135,8 +135,7 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
             _draw_rates(axes, other_rates / scale, HELD, held=True)
             axes.text(1, 1.04, other, transform=axes.transAxes, ha="right", color=HELD)
         _draw_rates(axes, rates / scale, style.COLOURS[0])
-        title = {"color": style.COLOURS[0], "fontweight": "bold"}
-        axes.text(0, 1.04, name, transform=axes.transAxes, **title)
+        axes.text(0, 1.04, name, transform=axes.transAxes, **style.bold(style.COLOURS[0]))
         axes.set(xlabel="Optimizer step", ylabel=f"Learning rate ({power})", ylim=(0, None))
         axes.margins(x=0.01)
     return figure

@@ -77,6 +77,11 @@ def line_style(place: int, colour: str) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "linestyle": line}
 
 
+def bold(colour: str) -> dict[str, str]:
+    """Return the properties of a label in a line's colour."""
+    return {"color": colour, "fontweight": "bold"}
+
+
 def signed(value: float) -> str:
     """Return a number of points with its sign and one digit."""
     return f"{value:+.1f}".replace("-", "−")

@@ -8,7 +8,6 @@ are drawn, because they score the same questions after every task.
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,21 +21,16 @@ from cmp.experiments import results, store
 from cmp.experiments.claims import t_interval
 from lab import chapters
 from lab.figures import style
-from lab.figures.style import Colours
 
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = chapters.BOOK / "idea.svg"
-IDEA_STUDY = "01"
 IDEA_NAMES = {
     "update only": "new data alone",
     "pool only": "new + pretraining data",
     "buffer only": "new + earlier updates",
     "thirds": "new + both",
 }
-"""Settings of the study that the first page's picture shows -> what they train on."""
-STABLE = {"svg.hashsalt": "idea", "svg.fonttype": "path"}
-
-Layer = tuple[str, pd.DataFrame, dict[str, Any], dict[str, Any] | None]
+"""Settings of study 01 that the first page's picture shows -> what they train on."""
 
 
 def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +56,8 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: Colours
-) -> tuple[list[Layer], str]:
+    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: style.Colours
+) -> tuple[list[tuple], str]:
     """Return (setting, rows by task, line style, label style or None) per line, and the note."""
     frames = [summarise(frame) for frame in (background, trajectory) if frame is not None]
     names = [(frame, name) for frame in frames for name in frame.index.unique("setting")]
@@ -72,7 +66,7 @@ def _layers(
     layers = []
     for frame, name in names:
         look = style.line_style(ordinary.index(name) if name in ordinary else 0, colours[name])
-        label = {"color": colours[name], "fontweight": "bold"}
+        label = style.bold(colours[name])
         if name in style.SPECIAL:
             look |= {"linestyle": "--", "marker": "X", "markersize": 4}
         if frame is not frames[-1]:
@@ -102,7 +96,7 @@ def _contours(axes: Axes) -> None:
 
 
 def plot_plane(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: Colours = None
+    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
 ) -> Figure:
     """A_KA against A_ZS of each setting through the stream: a marker per task, the end large.
 
@@ -140,7 +134,7 @@ def plot_plane(
 
 
 def plot_over_tasks(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: Colours = None
+    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
 ) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side.
 
@@ -160,15 +154,13 @@ def plot_over_tasks(
         for axes, (column, title) in zip(panels, style.AXES.items(), strict=True):
             ends = []
             for name, rows, look, label in layers:
-                tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
                 if name == style.JOINT:
-                    axes.axhline(mean.iloc[-1], **look | {"linewidth": 1.6, "marker": ""})
-                else:
-                    axes.plot(tasks, mean, **look)
-                    band = {"color": look["color"], "alpha": 0.4 * look.get("alpha", 0.45)}
-                    axes.fill_between(tasks, mean - half, mean + half, **band, linewidth=0)
-                x = last if name == style.JOINT else tasks[-1]
-                ends += [(x, mean.iloc[-1], name, label)] if label else []
+                    rows, look = rows.iloc[[-1, -1]].set_axis([0, last]), look | {"marker": ""}
+                tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
+                axes.plot(tasks, mean, **look)
+                band = {"color": look["color"], "alpha": 0.4 * look.get("alpha", 0.45)}
+                axes.fill_between(tasks, mean - half, mean + half, **band, linewidth=0)
+                ends += [(tasks[-1], mean.iloc[-1], name, label)] if label else []
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.label_ends(panels[1], ends)
@@ -201,16 +193,13 @@ def plot_change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
             if name not in gain.index:
                 label.set_fontweight("bold")
                 continue
-            colour, ends = (
-                style.COLOURS[0 if gain[name] >= 0 else 3],
-                (before.loc[name], after.loc[name]),
-            )
-            scores, places = [end["score"] for end in ends], [y - 0.13, y + 0.13]
-            axes.plot(scores, places, color=colour, linewidth=3, alpha=0.35)
-            for end, place, fill in zip(ends, places, ("white", colour), strict=True):
+            colour = style.COLOURS[0 if gain[name] >= 0 else 3]
+            old, new, places = before.loc[name], after.loc[name], [y - 0.13, y + 0.13]
+            axes.plot([old["score"], new["score"]], places, color=colour, linewidth=3, alpha=0.35)
+            for row, place, fill in zip((old, new), places, ("white", colour), strict=True):
                 dot = {"fmt": "o", "color": colour, "markerfacecolor": fill, "elinewidth": 1.4}
-                axes.errorbar(end["score"], place, xerr=1.96 * end["standard_error"], ms=8, **dot)
-            axes.vlines(ends[1]["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
+                axes.errorbar(row["score"], place, xerr=1.96 * row["standard_error"], ms=8, **dot)
+            axes.vlines(new["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
             right = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour}
             axes.text(1.02, y, style.signed(gain[name]), **right)
         axes.tick_params(axis="y", length=0)
@@ -256,11 +245,11 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    trajectory = store.trajectory(results.published_metrics(IDEA_STUDY))
+    trajectory = store.trajectory(results.published_metrics("01"))
     chosen = trajectory[trajectory["setting"].isin([*IDEA_NAMES, *style.SPECIAL])]
     figure = plot_plane(chosen.replace({"setting": IDEA_NAMES}))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
-    with plt.rc_context(STABLE):
+    with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     return path

@@ -50,13 +50,10 @@ def plot_claims(verdicts: pd.DataFrame) -> Figure:
         air = 0.1 * np.ptp(shown)
         axes.set(xlim=(shown.min() - air, shown.max() + air), ylim=(len(verdicts) - 0.5, -0.5))
         for place, (name, row) in enumerate(verdicts.iterrows()):
-            interval = f"{row['low']:{form}} to {row['high']:{form}}".replace("-", "−")
-            known = np.isfinite(row["low"])
-            words = (
-                f"{interval} ({100 * row['level']:.3g}%)"
-                if known
-                else f"n = {row['n']}: no interval"
-            )
+            words = f"n = {row['n']}: no interval"
+            if np.isfinite(row["low"]):
+                interval = f"{row['low']:{form}} to {row['high']:{form}}".replace("-", "−")
+                words = f"{interval} ({100 * row['level']:.3g}%)"
             _draw_claim(axes, place, row, f"{row['verdict']}\n{words}", 12)
             lines = (name, f"{row['what']}, {row['aggregate']}")
             names.append("\n".join(textwrap.fill(line, 34) for line in lines))
@@ -92,10 +89,8 @@ def plot_scoreboard(claims: pd.DataFrame) -> Figure:
 def _draw_claim(axes: Axes, place: int, row: dict | pd.Series, words: str, size: float) -> None:
     """Draw a claim's region, margins, interval and marker, and its words at the right."""
     (left, right), (colour, marker) = axes.get_xlim(), LOOKS[row["verdict"]]
-    axes.text(
-        1.01, place, words, color=colour, fontsize=size, va="center",
-        transform=axes.get_yaxis_transform(),
-    )  # fmt: skip
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": size}
+    axes.text(1.01, place, words, color=colour, **beside)
     if row["verdict"] == UNPUBLISHED:
         return
     start, end = max(row["above"], left), min(row["below"], right)
