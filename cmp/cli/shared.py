@@ -96,9 +96,9 @@ def describe_parameters(function: Callable, descriptions: dict[str, str]) -> Non
 
 def default_device(profile: str, device: str | None) -> str:
     """Return the device of a run: the one that was given, or the usual one of its profile."""
-    from cmp.config import OWN_MODEL_PROFILES
+    from cmp.config import FOREIGN_MODEL_PROFILES
 
-    return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
+    return device or ("cuda" if profile in FOREIGN_MODEL_PROFILES else "cpu")
 
 
 def import_lab(name: str) -> ModuleType:
