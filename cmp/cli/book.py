@@ -14,9 +14,9 @@ def study(
     profile: str = "cpu",
     jobs: shared.Positive = 2,
     backend: str = "local",
-    device: shared.Device = None,
+    device: str | None = None,
     shard: str | None = None,
-    dry_run: shared.DryRun = False,
+    dry_run: bool = False,
     force: bool = False,
     publish: bool = False,
 ) -> None:
@@ -72,7 +72,7 @@ def book(
     chapter: list[str] | None = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P")] = None,
     jobs: shared.Positive = 1,
-    dry_run: shared.DryRun = False,
+    dry_run: bool = False,
     publish: bool = False,
 ) -> None:
     """Run the chapters through papermill; notebooks that are up to date are skipped.
