@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -254,7 +254,6 @@ def load_plugin(path: Path) -> None:
         raise CmpError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
-@functools.cache
 def plugins(group: str) -> dict[str, Any]:
     """Return the installed entry points of a group, loaded.
 
@@ -265,7 +264,12 @@ def plugins(group: str) -> dict[str, Any]:
     Returns:
         The loaded objects by name.
     """
-    return {entry.name: entry.load() for entry in entry_points(group=group)}
+    return {entry.name: entry.load() for entry in _entry_points(group)}
+
+
+@functools.cache
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
 
 
 def _home(kind: str) -> Any:
