@@ -413,7 +413,8 @@ class RunConfig:
                 f"merging.policy {self.merging.policy!r}: with schedule {self.schedule.name!r} "
                 "training goes on from its constant phase, not from merged weights"
             )
-        if self.schedule.meta == "free" and len(self.schedule.peaks) < self.stream.tasks:
+        reads_peaks = "peaks" in registry.get_option("meta_schedule", self.schedule.meta).settings
+        if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
             raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
 
@@ -526,7 +527,9 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
-    tree = expand_recipe(tree)
+    tree = dict(tree)
+    if "recipe" in tree:
+        tree = overlay(recipe_tree(tree.pop("recipe")), tree)
     if "seed" in tree:
         seeds = dict.fromkeys(Seeds.__dataclass_fields__, tree.pop("seed"))
         named = tree.get("seeds") or {}
@@ -605,7 +608,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 """Sizes of a run. "gpu" is the paper's default (spec 1.2, 1.3): a cosine with a tenth of warmup,
 gradients clipped at 1, and as many steps as 1.8e9 memory-adjusted GFLOPs buy by our count."""
-OWN_MODEL_PROFILES = ("gpu",)
+FOREIGN_MODEL_PROFILES = ("gpu",)
 """Profiles whose model is not an embedded one."""
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {
@@ -629,12 +632,6 @@ def recipe_tree(name: str) -> dict[str, Any]:
     if name not in list(RECIPES):
         raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
     return _copy(RECIPES[name])
-
-
-def expand_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a tree with what its `recipe` says of keys that it does not set."""
-    tree = dict(tree)
-    return overlay(recipe_tree(tree.pop("recipe")), tree) if "recipe" in tree else tree
 
 
 def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

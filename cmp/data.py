@@ -78,8 +78,8 @@ class Batch:
 
     Attributes:
         rows: Their positions in the corpus, [B].
-        images: uint8 RGBA [B, 4, H, W], or RGB crops of files [B, 3, H, W]; of some of the samples
-            only where a process asked for its own.
+        images: uint8 RGBA [B, 4, H, W], or RGB crops of files [B, 3, H, W]; where a process asked
+            for its own samples, of those alone.
         texts: Each sample's caption as a position in the corpus, [B].
         replayed: How many samples at the end come from the pretraining pool.
     """
@@ -329,7 +329,7 @@ def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
 def stored_images(
     corpus: Corpus, rows: np.ndarray, size: int, side: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield images without augmentation, in blocks.
+    """Return an iterator over images without augmentation, in blocks.
 
     Args:
         corpus: The data.

@@ -6,6 +6,7 @@ up, so that the result is what one process computes.
 """
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cmp.errors import CmpError
+
+PATIENCE = datetime.timedelta(hours=12)
+"""How long processes wait for one another: the first alone evaluates and saves."""
 
 
 @contextlib.contextmanager
@@ -37,7 +41,8 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(device)
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    backend = "gloo" if device == "cpu" else "nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
 

@@ -164,7 +164,7 @@ def make_folder(folder: Path) -> None:
 
 def _make_parent(target: Path) -> None:
     if "\0" in target.name:
-        raise CmpError(f"{target.name!r:.60}: no name of a file")
+        raise CmpError(f"{target.name!r:.60}: not a file name")
     make_folder(target.parent)
 
 
@@ -184,22 +184,25 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         CmpError: The disk refuses; the target is as before.
     """
-    folder = None
+    folder = previous = None
     _make_parent(target)
     try:
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         yield folder
         for path in [*folder.iterdir(), folder]:
             sync_to_disk(path)
-        if target.exists():
-            shutil.rmtree(target)
+        if target.exists():  # stands aside until the new one is there
+            previous = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            os.rename(target, previous)
         os.rename(folder, target)
         sync_to_disk(target.parent)
     except OSError as error:
-        raise CmpError(f"{target}: cannot be written ({error}); nothing was kept") from error
+        if previous and not target.exists():
+            os.rename(previous, target)
+        raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
     finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        for leftover in filter(None, (folder, previous)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -245,7 +248,7 @@ def read_table(path: Path, columns: Mapping[str, type]) -> "pd.DataFrame":
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no table, or lacks a column.
+        ValueError: It is not a table, or lacks a column.
     """
     import pandas as pd
     import pyarrow

@@ -217,7 +217,7 @@ class MixtureSampler(Sampler[list[int]]):
 
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
-    """Return the largest batch up to `batch` that takes no sample of these pools twice."""
+    """Return the largest batch up to `batch` that asks no pool for more than it holds."""
     sizes = (len(pools.pretraining), len(pools.update), len(pools.buffer))
 
     def fits(candidate: int) -> bool:
@@ -231,7 +231,7 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     """Return what each task may draw from.
 
     Raises:
-        CmpError: A batch would take a sample of a pool twice.
+        CmpError: A batch would take more samples of a pool than it holds.
 
     Example:
         >>> pools = cmp.task_pools(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -325,8 +325,8 @@ def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
     """Return the sorted positions of the `count` items that come first by the last key, then by
     the one before it, and so on.
 
-    What is chosen from all items is, as far as it lies in a part of them, chosen from that part as
-    well: a buffer that chooses so never takes back what it dropped.
+    An item that is chosen from a set is also chosen from any subset that holds it, so a buffer that
+    chooses this way never takes back what it dropped.
 
     Args:
         keys: Arrays of equal length; the last one counts first.
@@ -390,13 +390,13 @@ def reservoir_buffer(history: BufferHistory, capacity: int | None, seed: int) ->
 
 @register("buffer", "class-balanced", capacity="optional")
 def class_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep as many images of each class as fit; every class is drawn equally often."""
+    """Keep equally many images of each class; every class is drawn equally often."""
     return _balanced_buffer(history, history.label, capacity, seed)
 
 
 @register("buffer", "task-balanced", capacity="optional")
 def task_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep as many images of each update as fit; every update is drawn equally often."""
+    """Keep equally many images of each update; every update is drawn equally often."""
     return _balanced_buffer(history, history.task, capacity, seed)
 
 
@@ -444,7 +444,7 @@ def random_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> 
 
 
 def clustered_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
-    """Keep as many images of each cluster of image features as it has."""
+    """Keep equally many images of each cluster of image features, as far as it has them."""
     clusters = streams.pool_statistics(corpus, pool)["cluster"].to_numpy()
     return [priority, rank_within_groups(clusters, priority)]
 

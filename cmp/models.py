@@ -247,10 +247,15 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
         tokens: [N, L], best on the CPU, where they are packed.
     """
     device = model.logit_scale.device
-    is_clip = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
-    if not is_clip or device.type == "meta":  # lengths are values, which meta tensors lack
-        return encode_text_unpacked(model, tokens)
     clip: Any = model
+    can_pack = (
+        isinstance(model, open_clip.CLIP)
+        and clip.text_pool_type == "argmax"
+        and clip.attn_mask is not None  # causal
+        and isinstance(clip.text_projection, Tensor)
+    )
+    if not can_pack or device.type == "meta":  # lengths are values, which meta tensors lack
+        return encode_text_unpacked(model, tokens)
     rows, position, mask, ends = (x.to(device, non_blocking=True) for x in pack_texts(tokens.cpu()))
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
@@ -270,7 +275,8 @@ def _unit_length(features: Tensor) -> Tensor:
 def pack_texts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Put texts two to a row, the longest with the shortest, so that rows are about equally long.
 
-    N and M are rounded up for this, since a CPU compiles kernels for every new shape.
+    Each of the R rows holds two texts. M, the length of the longest row, is rounded up to an even
+    number and N to a multiple of 16, since a CPU compiles kernels for every new shape.
 
     Args:
         tokens: [N, L], each text ended by its largest token.

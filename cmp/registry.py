@@ -286,8 +286,8 @@ def _check_near(name: str, names: Iterable[str], what: str) -> None:
 
 def _unknown(name: str, names: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"; did you mean {near[0]!r}? There" if near else "; there"
-    return f"no {what} is called {name!r:.60}{hint} are {', '.join(names)}"
+    hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+    return f"no {what} is called {name!r:.60}{hint} {', '.join(names)}"
 
 
 def _is_redefined(old: Option, new: Option) -> bool:

@@ -53,7 +53,7 @@ class TaskSchedule:
 
     @property
     def T(self) -> int:
-        """Tasks of the stream."""
+        """Tasks of the stream, or `t + 1` where steps are one number for an endless stream."""
         return len(self.steps)
 
     @property
@@ -232,15 +232,15 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     Raises:
         ValueError: Warmup and cooldown are longer than a task.
     """
-    every = (steps,) * (task + 1) if isinstance(steps, int) else tuple(steps)
-    flat = TaskSchedule(schedule, task, every)
-    peak = get_option("meta_schedule", schedule.meta).value(flat)
-    peaked = dataclasses.replace(flat, peak=peak)
+    tasks = (steps,) * (task + 1) if isinstance(steps, int) else tuple(steps)
+    info = TaskSchedule(schedule, task, tasks)
+    peak = get_option("meta_schedule", schedule.meta).value(info)
+    info = dataclasses.replace(info, peak=peak)
     curve = get_option("schedule", schedule.name)
-    if step < peaked.warmup and not (curve.facts["over_stream"] and task > 0):
+    if step < info.warmup and not (curve.facts["over_stream"] and task > 0):
         target = curve.facts["warmup_target"]
-        return (target(peaked) if target else peaked.peak) * (step + 1) / peaked.warmup
-    return curve.value(peaked, step)
+        return (target(info) if target else info.peak) * (step + 1) / info.warmup
+    return curve.value(info, step)
 
 
 def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
@@ -318,11 +318,9 @@ def check_option(option: Option) -> None:
         CmpError: A rate is not a number from 0 to 1, or a curve that is declared continuous jumps
             by more than a tenth of the peak within 100 steps.
     """
-    meta, settings = option.kind == "meta_schedule", {}
-    if "peaks" in option.settings:
-        settings = {"peaks": (1.0,) * 3}
+    meta = option.kind == "meta_schedule"
     names = (option.facts["curve"] or "constant", option.name) if meta else (option.name, "none")
-    schedule = Schedule(*names, **settings)
+    schedule = Schedule(*names, peaks=(1.0,) * 3 if "peaks" in option.settings else ())
     for t in range(3):
         task = TaskSchedule(schedule, t, (100, 100, 100))
         if meta:

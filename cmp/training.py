@@ -333,7 +333,7 @@ def forward_batch(state: TrainState, batch: Batch, task: int, step: int) -> Forw
     return forward(state.model, batch, state.tokens, generator, precision)
 
 
-def make_optimizer(
+def build_adamw(
     model: nn.Module, config: Optimizer, factory: OptimizerFactory = ADAMW
 ) -> torch.optim.Optimizer:
     """Return AdamW over what trains; it decays matrices only, not biases, norms or logit scale.
@@ -360,7 +360,7 @@ def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
         'AdamW'
     """
     factory = state.method.optimizer(state.config.method)
-    return make_optimizer(state.model, state.config.optimizer, factory)
+    return build_adamw(state.model, state.config.optimizer, factory)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -573,7 +573,8 @@ def backward_in_micro_batches(
         gradients = [cast(Tensor, feature.grad)[part] for feature in features]
         pairs = list(zip(towers, gradients, strict=True))
         training = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
-        outs, gradients = zip(*training, strict=True)
-        torch.autograd.backward(outs, gradients)
+        if training:
+            outs, gradients = zip(*training, strict=True)
+            torch.autograd.backward(outs, gradients)
     distributed.all_reduce_gradients(p.grad for p in model.parameters() if p.grad is not None)
     return terms

@@ -32,21 +32,21 @@ def known():
 
 
 def core(**changes):
-    """A wish for `tiny` on a core."""
+    """A request for `tiny` on a core."""
     return PlanRequest(**{"gpu_hours": HOURS, "device": "core"} | changes)
 
 
 def spent(plan):
-    """What a plan's run costs, in the unit of the wish, counted anew."""
-    run, wish = plan.run, plan.wish
+    """What a plan's run costs, in the unit of the request, counted anew."""
+    run, request = plan.run, plan.request
     cost = budgets.method_cost(run)
     flops = run.stream.tasks * (run.training.steps * cost.step + cost.end)
-    if wish.gpu_hours is not None:
-        return flops / DEVICES[wish.device].speed / 3600
+    if request.gpu_hours is not None:
+        return flops / DEVICES[request.device].speed / 3600
     return flops * cost.memory / budgets.full_cost(run).memory / GIGA
 
 
-WISHES = st.builds(
+REQUESTS = st.builds(
     PlanRequest,
     model=st.sampled_from(("tiny", "tiny-half", "tiny-vit")),
     updates=st.integers(1, 60),
@@ -60,27 +60,27 @@ WISHES = st.builds(
 )
 
 
-@given(WISHES, st.booleans())
+@given(REQUESTS, st.booleans())
 @settings(max_examples=40)
-def test_any_feasible_wish_is_a_run_that_fits(known, wish, adjusted):
+def test_any_feasible_request_is_a_run_that_fits(known, request, adjusted):
     if adjusted:
-        wish = dataclasses.replace(wish, gpu_hours=None, gmafs=wish.gpu_hours * 1e5)
+        request = dataclasses.replace(request, gpu_hours=None, gmafs=request.gpu_hours * 1e5)
     try:
-        plan = planner.make_plan(wish, known)
+        plan = planner.make_plan(request, known)
     except ImpossibleRequest as error:
         assert str(error)
         assume(False)
-    allowed = wish.gmafs if adjusted else wish.gpu_hours
+    allowed = request.gmafs if adjusted else request.gpu_hours
     assert spent(plan) <= allowed * (1 + 1e-6)
     one_more = plan.run.stream.tasks * budgets.method_cost(plan.run).step
     if not adjusted:  # and no step is left over
-        assert spent(plan) + one_more / DEVICES[wish.device].speed / 3600 > allowed * (1 - 1e-6)
+        assert spent(plan) + one_more / DEVICES[request.device].speed / 3600 > allowed * (1 - 1e-6)
     assert config.parse(yaml.safe_load(planner.plan_as_yaml(plan)), "plan") == config.parse(
         plan.tree
     )
-    assert plan.costs["GB of memory"] * GIGA <= DEVICES[wish.device].memory
-    assert plan.run.mixture.pretraining == 0 or wish.pool > 0
-    assert plan.run.mixture.buffer == 0 or wish.buffer != 0
+    assert plan.costs["GB of memory"] * GIGA <= DEVICES[request.device].memory
+    assert plan.run.mixture.pretraining == 0 or request.pool > 0
+    assert plan.run.mixture.buffer == 0 or request.buffer != 0
 
 
 def test_a_plan_of_an_embedded_model_is_a_file_that_run_accepts(tmp_path):
@@ -115,8 +115,8 @@ def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(known, tmp_path
 
 
 def test_outside_the_stored_sizes_there_are_signs_and_no_numbers(known):
-    wish = PlanRequest("ViT-B-32", updates=5, gpu_hours=1.0, device="a100")
-    plan = planner.make_plan(wish, known)
+    request = PlanRequest("ViT-B-32", updates=5, gpu_hours=1.0, device="a100")
+    plan = planner.make_plan(request, known)
     assert plan.place is None
     for text in (*plan.effects["A_KA"], *plan.effects["A_ZS"]):
         assert text in ("+", "−", "no difference that is seen")

@@ -86,7 +86,7 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     configs = studies.load_study("77").configs("quick")
     assert [each.mixture.replay for each in configs.values()] == [0.5, 1.0, 0.5]
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
-    with pytest.raises(CmpError, match="common: must be given, as dict"):
+    with pytest.raises(CmpError, match=r"77\.yaml: common: Input should be an object"):
         studies.load_study("77")
 
 
@@ -389,7 +389,8 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
 REAL = """
 import sys
 from pathlib import Path
-from cmp import cli, studies
+from cmp import cli
+from cmp.experiments import studies
 if __name__ == "__main__":
     studies.STUDIES = Path(sys.argv.pop())
     cli.main()

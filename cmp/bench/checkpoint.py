@@ -17,7 +17,7 @@ from cmp.bench.report import Report
 from cmp.checkpoints import DEFAULT_EVERY, SCHEMA, CheckpointManager, Progress, RunState
 from cmp.data import Corpus
 from cmp.runner import machine_record
-from cmp.training import make_optimizer, train_task
+from cmp.training import build_adamw, train_task
 
 COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {DEFAULT_EVERY} steps")
 BATCH = 64
@@ -30,7 +30,7 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     for name in names:
         setting = networks.setting(name, corpus, batch or BATCH, DEFAULT_EVERY)
         state = networks.train_state(setting, BF16)
-        optimizer = make_optimizer(state.model, setting.config.optimizer)
+        optimizer = build_adamw(state.model, setting.config.optimizer)
 
         def steps(setting=setting, state=state, optimizer=optimizer) -> None:
             train_task(state, setting.pools, TASK, optimizer=optimizer)

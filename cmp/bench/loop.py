@@ -14,7 +14,7 @@ from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
-from cmp.training import autocast, contrastive_loss, make_optimizer, train_task
+from cmp.training import autocast, build_adamw, contrastive_loss, train_task
 
 STEPS = 8
 """Steps of one task, the unit that is timed."""
@@ -39,7 +39,7 @@ def make_bare(setting: Setting) -> Callable[[], None]:
         inputs.append((x, tokens[distinct], place))
 
     def steps() -> None:
-        optimizer = make_optimizer(model, setting.config.optimizer)
+        optimizer = build_adamw(model, setting.config.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = networks.RATE
         for x, text_tokens, place in inputs:

@@ -24,7 +24,7 @@ from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError
 from cmp.mixtures import Pools
 from cmp.seeds import torch_generator
-from cmp.training import TrainState, contrastive_loss, forward, make_optimizer
+from cmp.training import TrainState, build_adamw, contrastive_loss, forward
 
 CONFIGS = Path(__file__).resolve().parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
@@ -206,7 +206,7 @@ def stepper(
     model.to(device, memory_format=layout).train()
     parameters = list(model.parameters())
     if pieces.fused:
-        optimizer = make_optimizer(model, setting.config.optimizer)
+        optimizer = build_adamw(model, setting.config.optimizer)
     else:
         optimizer = torch.optim.AdamW(parameters)
     for group in optimizer.param_groups:

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -92,29 +91,22 @@ def complain(message: object) -> None:
     typer.echo(f"cmp: {message}", err=True)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
+    """Keep a CLIP model up to date over a stream of updates, and measure what it costs.
+
+    Args:
+        version: Print the version.
+        plugin: A Python file that registers options; repeat it for more files.
+    """
+    if version:
         typer.echo(f"cmpt {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
-        ),
-    ] = False,
-    plugin: Annotated[
-        list[Path] | None,
-        typer.Option(help="A Python file that registers options; repeat it for more files."),
-    ] = None,
-) -> None:
-    """Keep a CLIP model up to date over a stream of updates, and measure what it costs."""
     if plugin:
         from cmp.registry import load_plugin
 
         os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
         for path in plugin:
             load_plugin(path)
+
+
+app.callback(help=shared.take_help(_root), invoke_without_command=True)(_root)

@@ -14,9 +14,9 @@ def study(
     profile: str = "cpu",
     jobs: shared.Positive = 2,
     backend: str = "local",
-    device: shared.Device = None,
+    device: str | None = None,
     shard: str | None = None,
-    dry_run: shared.DryRun = False,
+    dry_run: bool = False,
     force: bool = False,
     publish: bool = False,
 ) -> None:
@@ -48,7 +48,7 @@ def study(
     device, grid = shared.default_device(profile, device), studies.load_study(chapter)
     claims_of(grid)  # a wrong claim is refused now, not after hours of runs
     # a full run takes hours: of a model that is not embedded, the live settings once each
-    is_foreign = profile in config.OWN_MODEL_PROFILES
+    is_foreign = profile in config.FOREIGN_MODEL_PROFILES
     runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
     if dry_run and is_foreign:
         typer.echo("\n".join(preflight.describe_study(runs, device)))
@@ -72,7 +72,7 @@ def book(
     chapter: list[str] | None = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P")] = None,
     jobs: shared.Positive = 1,
-    dry_run: shared.DryRun = False,
+    dry_run: bool = False,
     publish: bool = False,
 ) -> None:
     """Run the chapters through papermill; notebooks that are up to date are skipped.

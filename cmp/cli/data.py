@@ -95,12 +95,13 @@ def show(name: str, sheet: Path | None = None) -> None:
 
 
 @app.command()
-def check(name: shared.DataArgument = "embedded", decode: bool = True) -> None:
+def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check what there is of every set: present, absent, partial, wrong counts, or faulty.
 
     Status 1 if anything that is there cannot be used as it is.
 
     Args:
+        name: embedded, fomo, or a folder of manifests.
         decode: Decode every image once.
 
     Example:

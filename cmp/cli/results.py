@@ -49,7 +49,7 @@ def list_() -> None:
 
 
 @app.command()
-def show(run_id: shared.RunId) -> None:
+def show(run_id: str) -> None:
     """Show one run: its config, where it was computed, and its scores over the stream.
 
     Example:
@@ -127,7 +127,7 @@ def _print_verdict(run: store.StoredRun, verdict: store.Verdict) -> None:
 
 
 @app.command()
-def export(run_id: shared.RunId, file: Path) -> None:
+def export(run_id: str, file: Path) -> None:
     """Write a run's metrics to a file, a row per (task, scope, dataset).
 
     Args:

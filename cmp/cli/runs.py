@@ -22,9 +22,9 @@ from cmp.training import ExecutionConfig, make_train_state
 def run(
     what: Annotated[str, typer.Argument(metavar="PROFILE|FILE")],
     settings: shared.Settings = None,
-    dry_run: shared.DryRun = False,
-    threads: shared.Threads = 1,
-    device: shared.Device = None,
+    dry_run: bool = False,
+    threads: shared.Positive = 1,
+    device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
     keep_weights: bool = False,
@@ -36,9 +36,6 @@ def run(
 
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
-        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
-        checkpoint_activations: Use less memory, for about a third more time.
-        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
@@ -70,7 +67,7 @@ def run(
 
 
 def resume(
-    run_id: shared.RunId,
+    run_id: str,
     threads: shared.OptionalPositive = None,
     device: str = "cpu",
     micro_batch: shared.OptionalPositive = None,
@@ -82,9 +79,6 @@ def resume(
     Args:
         threads: Torch threads. Default: as many as the run began with.
         device: cpu or cuda; of several processes, a card each.
-        micro_batch: Samples at a time, where a batch exceeds the memory. Default: the whole batch.
-        checkpoint_activations: Use less memory, for about a third more time.
-        keep_weights: Store the final weights of an embedded model, too, for `cmpt export`.
 
     Example:
         cmpt resume 3f2a
@@ -108,12 +102,12 @@ def resume(
 
 def evaluate(
     model: str,
-    seed: shared.Seed = 0,
+    seed: shared.NotNegative = 0,
     start: str = "annealed",
     weights: Path | None = None,
     split: str = "test",
-    data: shared.Data = "embedded",
-    threads: shared.Threads = 2,
+    data: str = "embedded",
+    threads: shared.Positive = 2,
 ) -> None:
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
@@ -153,7 +147,7 @@ def evaluate(
     shared.print_table(columns, rows, title)
 
 
-def export(run_id: shared.RunId, out: shared.OutFile) -> None:
+def export(run_id: str, out: shared.OutFile) -> None:
     """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
 
     Args:

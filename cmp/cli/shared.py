@@ -11,36 +11,34 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import typer
 
 from cmp.errors import CmpError
 
-_DATA = "Data: embedded, fomo, or a folder of manifests."
 Positive = Annotated[int, typer.Option(min=1)]
 OptionalPositive = Annotated[int | None, typer.Option(min=1)]
 NotNegative = Annotated[int, typer.Option(min=0)]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as schedule.peak=0.0005."),
-]
+Argument = Annotated[str, typer.Argument()]
 OptionalArgument = Annotated[str | None, typer.Argument()]
 OptionalArguments = Annotated[list[str] | None, typer.Argument()]
-DataArgument = Annotated[str, typer.Argument(help=_DATA)]
-RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning.")]
-Threads = Annotated[
-    int, typer.Option(min=1, help="Torch threads. Their number moves the last bits of results.")
-]
-Data = Annotated[str, typer.Option(help=_DATA)]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu or cuda; of several processes, a card each. Default: cuda for gpu."),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Number of the base.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and compute nothing.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
+DESCRIPTIONS = {
+    "settings": "Changes, such as schedule.peak=0.0005.",
+    "run_id": "A run's id, or its beginning.",
+    "threads": "Torch threads. Their number moves the last bits of results.",
+    "device": "cpu or cuda; of several processes, a card each. Default: cuda for gpu.",
+    "micro_batch": "Samples at a time, for a batch that exceeds the memory. Default: all.",
+    "checkpoint_activations": "Use less memory, for about a third more time.",
+    "keep_weights": "Store the final weights of an embedded model, too, for `cmpt export`.",
+    "dry_run": "Print the plan and compute nothing.",
+    "seed": "Number of the base.",
+    "data": "Data: embedded, fomo, or a folder of manifests.",
+}
+"""Help of parameters that several commands have; a command's docstring may say otherwise."""
 ROLE_NAMES = {
     "pool": "pretraining pool",
     "substitute": "stand-in for the pool",
@@ -51,18 +49,33 @@ ROLE_NAMES = {
 
 
 class Group(typer.Typer):
-    """Commands whose parameters are explained by their docstrings."""
+    """Commands whose help is their docstrings."""
 
-    def command(self, name: str | None = None, **options: Any) -> Callable:
+    def command(self, name: str | None = None) -> Callable[[Callable], Callable]:
         """Return a decorator that adds a function as a command."""
+        add = super().command
+        return lambda function: add(name, help=take_help(function))(function)
 
-        def decorate(function: Callable) -> Callable:
-            text, descriptions = split_docstring(inspect.getdoc(function))
-            describe_parameters(function, descriptions)
-            register = super(Group, self).command(name, help=text, **options)
-            return register(function)
 
-        return decorate
+def take_help(function: Callable) -> str:
+    """Turn a function's parameters into options and arguments that its docstring describes.
+
+    A parameter without a default is an argument; one that is False by default is a flag.
+
+    Returns:
+        The docstring's text, with its example.
+    """
+    text, descriptions = split_docstring(inspect.getdoc(function))
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        annotation = parameter.annotation
+        kind, *infos = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+        flag = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
+        has_default = parameter.default is not parameter.empty
+        info = copy.copy(infos[0]) if infos else None
+        info = info or (typer.Option(*flag) if has_default else typer.Argument())
+        info.help = descriptions.get(name) or DESCRIPTIONS[name]
+        function.__annotations__[name] = Annotated[kind, info]
+    return text
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
@@ -75,30 +88,11 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     return text, {name: " ".join(words.split()) for name, words in descriptions}
 
 
-def describe_parameters(function: Callable, descriptions: dict[str, str]) -> None:
-    """Turn a function's parameters into options and arguments with these descriptions.
-
-    A parameter without a default is an argument; one that is False by default is a flag.
-    """
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        annotation = parameter.annotation
-        kind, *infos = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
-        if infos:
-            info = copy.copy(infos[0])
-        elif parameter.default is parameter.empty:
-            info = typer.Argument()
-        else:
-            flag = [f"--{name.replace('_', '-')}"] if parameter.default is False else []
-            info = typer.Option(*flag)
-        info.help = descriptions.get(name, info.help)
-        function.__annotations__[name] = Annotated[kind, info]
-
-
 def default_device(profile: str, device: str | None) -> str:
     """Return the device of a run: the one that was given, or the usual one of its profile."""
-    from cmp.config import OWN_MODEL_PROFILES
+    from cmp.config import FOREIGN_MODEL_PROFILES
 
-    return device or ("cuda" if profile in OWN_MODEL_PROFILES else "cpu")
+    return device or ("cuda" if profile in FOREIGN_MODEL_PROFILES else "cpu")
 
 
 def import_lab(name: str) -> ModuleType:

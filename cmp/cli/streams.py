@@ -52,10 +52,10 @@ def show(
 def make(
     name: str,
     model: str = "tiny",
-    seed: shared.Seed = 0,
+    seed: shared.NotNegative = 0,
     counts: Path | None = None,
-    data: shared.Data = "embedded",
-    threads: shared.Threads = 2,
+    data: str = "embedded",
+    threads: shared.Positive = 2,
 ) -> None:
     """Measure the classes and the pool's images by one base, for orders and selections.
 

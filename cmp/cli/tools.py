@@ -28,7 +28,7 @@ def merge(
     alpha: float | None = None,
     beta: float | None = None,
     seed: shared.NotNegative = 0,
-    threads: shared.Threads = 1,
+    threads: shared.Positive = 1,
 ) -> None:
     """Merge safetensors files tensor by tensor; the result's metadata name its parents.
 
@@ -126,7 +126,7 @@ def plan(
 
 
 def doctor(
-    settings: shared.Settings = None, profile: str | None = None, device: shared.Device = None
+    settings: shared.Settings = None, profile: str | None = None, device: str | None = None
 ) -> None:
     """Check the set-up, or with --profile what a run needs; status 1 if anything is missing.
 
@@ -154,9 +154,9 @@ def doctor(
 def pretrain(
     model: str,
     settings: shared.Settings = None,
-    seed: shared.Seed = 0,
+    seed: shared.NotNegative = 0,
     out: Path | None = None,
-    threads: shared.Threads = 1,
+    threads: shared.Positive = 1,
 ) -> None:
     """Pretrain a base on the pool, and compare it with the one that ships (else status 1).
 
@@ -199,7 +199,7 @@ def bench(
     model: list[str] | None = None,
     rounds: shared.Positive = 15,
     batch: Annotated[int | None, typer.Option(min=2)] = None,
-    threads: shared.Threads = 1,
+    threads: shared.Positive = 1,
 ) -> None:
     """Measure how fast alternatives are, in turn within this process; writes a JSON file, too.
 

@@ -213,13 +213,7 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
         ImpossibleRequest: There is no such run.
     """
     check_request(request)
-    settings, notes = choose_settings(request)
-    tree, run = _choose_sizes(request, settings)
-    if tree.get("method") != settings.get("method"):
-        notes.append(
-            f"Training everything does not fit into {request.device}'s memory, so the image tower "
-            "stays as it is."
-        )
+    tree, run = _choose_sizes(request, choose_settings(request))
     step = budgets.method_cost(run).step * _memory_multiplier(run)
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
@@ -238,7 +232,7 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
         outside or ("" if place else "no stored setting is like this plan"),
         pd.DataFrame(rows, columns=["choice", "A_KA", "A_ZS", "study"]),
         {effect.choice.words: _rejection(effect) for effect in rejected},
-        (*notes, *_remarks(request, run)),
+        _notes(request, run),
     )  # fmt: skip
 
 
@@ -251,50 +245,27 @@ def _rejection(effect: evidence.Effect) -> str:
     return f"{pair}: {words} (chapter {choice.study}){reason}"
 
 
-def choose_settings(request: PlanRequest) -> tuple[dict[str, Any], list[str]]:
-    """Return the settings that the studies advise, without sizes, and what must be said of them."""
-    tree, notes = {}, []
-    if not request.embedded:
-        tree["data"] = REAL["data"]
-        notes += [
-            "FoMo-in-Flux stands for your data: name the folder of their manifests under `data` "
-            "(chapter A1).",
-            f"The peak of {REAL['schedule']['peak']:g} is the paper's for ViT-B/16. Try a third "
-            "and three times of it on a validation split first: the rate moved more than any "
-            "schedule (chapter 04).",
-        ]
+def choose_settings(request: PlanRequest) -> dict[str, Any]:
+    """Return the settings that the studies advise, without sizes."""
+    tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
     tree |= {"model": _choose_model(request), "stream": {"tasks": request.updates}}
     shares = SHARES[request.pool > 0, request.buffer != 0]
     tree["mixture"] = dict(zip(("pretraining", "update", "buffer"), shares, strict=True))
     if request.pool > 0:
         tree["mixture"]["replay"] = float(request.pool)
-    else:
-        notes.append(
-            "Without the pretraining data much of what the model knew will be lost; an average of "
-            "weights saves a part of it (chapter 03)."
-        )
-    if request.buffer == 0:
-        notes.append(
-            "Without a buffer of earlier updates the model accumulates little: a few hundred "
-            "images would do (chapter 07)."
-        )
-    elif request.buffer is not None and request.buffer < request.updates * request.arriving:
+    if request.buffer and request.buffer < request.updates * request.arriving:
         tree["mixture"] |= {"policy": "reservoir", "capacity": request.buffer}
     is_balanced = request.keep == "balance" and request.pool > 0
     tree["merging"] = {"policy": "last-unrolled" if is_balanced else "ema"}
+    if request.keep == "all":
+        tree["merging"]["weight"] = 0.1
     if not request.embedded:
         tree |= {key: REAL[key] for key in ("optimizer", "schedule", "evaluation")}
     if is_balanced:
         tree["optimizer"] = tree.get("optimizer", {}) | {"carry": True}
-    if request.keep == "all":
-        tree["merging"]["weight"] = 0.1
-        notes.append(
-            "No setting that was measured learns and loses nothing at all. An average that takes a "
-            "tenth of each update came nearest."
-        )
     if request.new == "names":
         tree["method"] = {"name": "locked-image"}
-    return tree, notes
+    return tree
 
 
 def _choose_model(request: PlanRequest) -> dict[str, str]:
@@ -360,22 +331,35 @@ def _affordable_steps(request: PlanRequest, run: RunConfig) -> int:
     return budget.steps
 
 
-def _remarks(request: PlanRequest, run: RunConfig) -> list[str]:
-    """Return what must be said of a plan's sizes."""
+def _notes(request: PlanRequest, run: RunConfig) -> tuple[str, ...]:
+    """Return the sentences that a reader of a plan must know."""
     _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
     passes = run.training.steps * update / request.arriving
-    remarks = [
-        f"In its own update an image is seen {passes:.2g} times; in most stored runs, about once."
-    ]
-    if run.training.steps < 10:
-        remarks.append(
-            f"{run.training.steps} steps per update are few: warmup and cooldown take most of them."
-        )
-    if not request.embedded and request.images is None:
-        remarks.append("Images of an update are those of FoMo-in-Flux, 1.76 million in all.")
-    if request.embedded and request.images is not None:
-        remarks.append("The embedded stream brings its own images; the number given is not used.")
-    return remarks
+    is_real, is_locked = not request.embedded, run.method.name == "locked-image"
+    notes = (
+        (request.pool == 0, "Without the pretraining data much of what the model knew will be "
+         "lost; an average of weights saves a part of it (chapter 03)."),
+        (request.buffer == 0, "Without a buffer of earlier updates the model accumulates little: "
+         "a few hundred images would do (chapter 07)."),
+        (request.keep == "all", "No setting that was measured learns and loses nothing at all. An "
+         "average that takes a tenth of each update came nearest."),
+        (is_real, "FoMo-in-Flux stands for your data: name the folder of their manifests under "
+         "`data` (chapter A1)."),
+        (is_real, f"The peak of {REAL['schedule']['peak']:g} is the paper's for ViT-B/16. Try a "
+         "third and three times of it on a validation split first: the rate moved more than any "
+         "schedule (chapter 04)."),
+        (is_locked and request.new != "names", "Training everything does not fit into "
+         f"{request.device}'s memory, so the image tower stays as it is."),
+        (True, f"In its own update an image is seen {passes:.2g} times; in most stored runs, "
+         "about once."),
+        (run.training.steps < 10, f"{run.training.steps} steps per update are few: warmup and "
+         "cooldown take most of them."),
+        (is_real and request.images is None, "Images of an update are those of FoMo-in-Flux, 1.76 "
+         "million in all."),
+        (request.embedded and request.images is not None, "The embedded stream brings its own "
+         "images; the number given is not used."),
+    )  # fmt: skip
+    return tuple(note for holds, note in notes if holds)
 
 
 def plan_as_yaml(plan: Plan, comments: bool = True) -> str:

@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config
-from cmp.config import OWN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
 from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
@@ -291,7 +291,9 @@ def is_translatable(changes: Mapping[str, Any], name: str) -> bool:
 
     A profile with a model of its own takes no embedded model by name.
     """
-    return name not in OWN_MODEL_PROFILES or not any(key.startswith("model.") for key in changes)
+    return name not in FOREIGN_MODEL_PROFILES or not any(
+        key.startswith("model.") for key in changes
+    )
 
 
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
@@ -304,7 +306,7 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
         changes: Values by dotted key.
         name: The profile.
     """
-    if name not in OWN_MODEL_PROFILES:
+    if name not in FOREIGN_MODEL_PROFILES:
         return changes
     translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
     if "schedule.peak" in translated:

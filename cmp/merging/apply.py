@@ -2,9 +2,9 @@
 
 Tensor by tensor, and each in blocks that stay in the cache, so that next to nothing is allocated;
 everything happens on the device of the newest model's tensors. Tensors that are no parameters are
-told by their kind: integers and booleans are the newest model's; running means and variances are
-averaged, whatever the rule, since choosing among them or adding up their differences may leave the
-range that they can have. `logit_scale` is merged like any parameter.
+recognised by their type and name: integers and booleans are the newest model's; running means and
+variances are averaged, whatever the rule, since choosing among them or adding up their differences
+may leave the range that they can have. `logit_scale` is merged like any parameter.
 """
 
 import functools

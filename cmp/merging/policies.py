@@ -49,7 +49,7 @@ class TaskEnd:
         memory: What the policy remembers, with "zero", the weights before the stream.
         trained: The weights that the task ended in.
         done: How many tasks are done, at least one.
-        seed: Seed of rules that draw at random, which also count by `done` and by the choice.
+        seed: Seed of rules that draw at random; `done` and the choice's name enter, too.
 
     Example:
         >>> @cmp.register("merge_policy", "halfway", merges=("two",))
@@ -74,7 +74,7 @@ class TaskEnd:
 
         Args:
             models: The models.
-            choice: What is merged for, which random draws count by.
+            choice: What the merge is for; two choices draw differently.
             **changed: Fields of `MergeOptions` that differ from the config.
         """
         config = self.merging
@@ -93,33 +93,33 @@ class TaskEnd:
         return self.merge([newer, older], choice, weights=weights)
 
 
-PolicyOutput = tuple[Memory, Weights]
+ChoiceOutput = tuple[Memory, Weights]
 """What a choice adds to the memory, and the weights that it chose."""
 
 
-def zero_weights(end: TaskEnd) -> PolicyOutput:
+def zero_weights(end: TaskEnd) -> ChoiceOutput:
     """Choose theta_0, the weights before the stream."""
     return {}, end.memory["zero"]
 
 
-def last_weights(end: TaskEnd) -> PolicyOutput:
+def last_weights(end: TaskEnd) -> ChoiceOutput:
     """Choose theta_t, the weights that the task ended in."""
     return {}, end.trained
 
 
-def patched_weights(end: TaskEnd) -> PolicyOutput:
+def patched_weights(end: TaskEnd) -> ChoiceOutput:
     """Choose f(theta_t, theta_0): the task's weights merged with those before the stream."""
     return {}, end.merge_pair(end.trained, end.memory["zero"], "patched")
 
 
-def running_average(end: TaskEnd) -> PolicyOutput:
+def running_average(end: TaskEnd) -> ChoiceOutput:
     """Choose m_t = f(theta_t, m_{t-1}) from m_0 = theta_0, in constant memory."""
     before = end.memory.get("average", end.memory["zero"])
     average = end.merge_pair(end.trained, before, "average")
     return {"average": average}, average
 
 
-def unrolled_average(end: TaskEnd) -> PolicyOutput:
+def unrolled_average(end: TaskEnd) -> ChoiceOutput:
     """Choose m_t = f(theta_t, m_{t-1}) from m_1 = theta_1, in constant memory."""
     if end.done == 1:
         return {"unrolled": copy_weights(end.trained)}, end.trained
@@ -127,7 +127,7 @@ def unrolled_average(end: TaskEnd) -> PolicyOutput:
     return {"unrolled": average}, average
 
 
-def merge_everything(end: TaskEnd) -> PolicyOutput:
+def merge_everything(end: TaskEnd) -> ChoiceOutput:
     """Choose f(theta_t, ..., theta_1), with `merging.zero` also of theta_0.
 
     It needs constant memory where a running mean or maximum stands for all models before; for
@@ -152,7 +152,7 @@ def merge_everything(end: TaskEnd) -> PolicyOutput:
     return memory, end.merge(models, "all", weights=weights)
 
 
-def running_mean(end: TaskEnd, share: float) -> PolicyOutput:
+def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
     """Choose the mean of all models so far, from that of all before.
 
     Args:
@@ -167,7 +167,7 @@ def running_mean(end: TaskEnd, share: float) -> PolicyOutput:
     return {"all": mean}, mean
 
 
-def step_average(end: TaskEnd) -> PolicyOutput:
+def step_average(end: TaskEnd) -> ChoiceOutput:
     """Choose the average over steps that `update_step_average` kept."""
     return {}, end.memory["average"]
 
@@ -177,7 +177,7 @@ def copy_weights(weights: Weights) -> Weights:
     return {name: x.clone() for name, x in weights.items()}
 
 
-CHOICES: dict[str, Callable[[TaskEnd], PolicyOutput]] = {
+CHOICES: dict[str, Callable[[TaskEnd], ChoiceOutput]] = {
     "zero": zero_weights,
     "last": last_weights,
     "patched": patched_weights,

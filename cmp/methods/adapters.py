@@ -1,4 +1,4 @@
-"""Adapters: small matrices beside frozen weights, and the way between both.
+"""Adapters: small matrices beside frozen weights, and how the two are merged.
 
 A layer keeps its name and its weight; its adapter is a child module, so that a state dict holds
 both. `merged_state_dict` gives the weights that the two amount to, which are scored, merged and
