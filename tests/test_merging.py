@@ -390,17 +390,33 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
 
 
 def test_a_sample_that_misleads_costs_time_but_no_truth():
-    values = torch.arange(1000.0)
-    samples = (
-        torch.zeros(50),
-        torch.full((50,), 5e3),
-        torch.full((50,), 4e2),
-        torch.tensor([1.0, 2.0]),
-    )
-    for sample in samples:
+    values = np.arange(1000, dtype=np.float32)
+    for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
         for rank in (0, 399, 400, 401, 999):
-            entry = apply.select_rank(lambda: iter(values.split(100)), rank, 1000, sample)
-            assert entry.item() == rank
+            entry = apply.select_rank(
+                lambda: iter(np.split(values, 10)), rank, 1000, sample.astype(np.float32)
+            )
+            assert entry == rank
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on another device, as those of a GPU do."""
+
+    @property
+    def device(self):
+        return torch.device("meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("density", "outliers"), [(0.2, 0.0), (0.3, 0.01), (0.01, 0.5)])
+def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monkeypatch):
+    model, base = ({"x": weights(seed, {"x": (9999,)})["x"].to(dtype)} for seed in (0, 1))
+    expected = apply.magnitude_thresholds(model, base, ["x"], density, outliers)
+    model["x"] = model["x"].as_subclass(Elsewhere)
+    monkeypatch.setattr(apply, "_magnitudes", lambda name, one, other: iter(
+        (one.as_subclass(torch.Tensor).to(apply.compute_dtype([one])) - other).abs().split(4096)
+    ))  # fmt: skip
+    assert apply.magnitude_thresholds(model, base, ["x"], density, outliers) == expected
 
 
 def test_breadcrumbs_drop_both_ends():
