@@ -347,7 +347,7 @@ def _rank_selector(
 
     if model[names[0]].device.type != "cpu":
         entries = torch.cat([block.clone() for block in blocks()])
-        return lambda rank: entries.kthvalue(rank + 1).values.cpu().numpy()[()]
+        return lambda rank: entries.kthvalue(rank + 1).values.cpu().view(1).numpy()[0]
     # on a CPU numpy compares, counts and sorts several times as fast as torch
     stride = max(1, count // THRESHOLD_SAMPLE)
     sample = np.sort(np.concatenate([block.numpy().copy() for block in blocks(stride)]))
@@ -404,7 +404,7 @@ def _split_at(blocks: BlockIterator, low: float, high: float) -> tuple[int, np.n
         above = block > low
         before += block.size - np.count_nonzero(above)
         within.append(block[np.flatnonzero(above & (block < high))])
-    return before, np.concatenate(within)
+    return int(before), np.concatenate(within)
 
 
 _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
