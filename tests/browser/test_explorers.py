@@ -310,7 +310,7 @@ def test_every_explorer_of_the_book_is_moved():
 
 in_jupyterlab = pytest.mark.skipif(
     "BROWSER_LAB" not in os.environ,
-    reason="cells stay unexecuted in JupyterLab since the house was rebuilt; BROWSER_LAB=1 shows it",
+    reason="cells stay unexecuted in JupyterLab for now; BROWSER_LAB=1 shows it",
 )
 
 
