@@ -34,10 +34,11 @@ IDLE = """() => {
 }"""
 COMMAND = """async name => {
     await window.jupyterapp.shell.currentWidget.sessionContext.ready;
-    await window.jupyterapp.commands.execute(name);
+    return window.jupyterapp.commands.execute(name);
 }"""
 SHUT_DOWN = "() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()"
 START_SECONDS, STOP_SECONDS = 180, 15
+PAGE_SECONDS = 60
 
 
 def missing() -> str | None:
@@ -154,7 +155,8 @@ class Watched:
 
     def command(self, name: str) -> None:
         """Do what one of JupyterLab's commands does, such as run all cells, to its end."""
-        self.page.evaluate(COMMAND, name)
+        done = self.page.evaluate(f"async name => (await ({COMMAND})(name)) !== false", name)
+        assert done, f"{name}: a cell failed:\n{self.page.locator('.jp-Notebook').inner_text()}"
 
     def begin(self, name: str) -> None:
         """Begin such a command."""
@@ -170,7 +172,7 @@ class Watched:
 def opened(browser: "Browser", address: str, token: str, notebook: str) -> Iterator[Watched]:
     """A notebook of a `lab` on a page of its own, its kernel ready; the kernel ends with it."""
     page = browser.new_page(viewport={"width": 1400, "height": 1600})
-    page.set_default_timeout(1000 * START_SECONDS)
+    page.set_default_timeout(1000 * PAGE_SECONDS)
     try:
         watched = Watched(page)
         page.goto(f"{address}/lab/tree/{notebook}?token={token}&reset")
