@@ -20,21 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import config, mixtures, models
+from cmp import config, mixtures, models, training
 from cmp.config import Method, RunConfig, parse
 from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.registry import Option, get_option
-from cmp.training import (
-    ADAMW,
-    ForwardOutput,
-    TrainState,
-    UpdateMethod,
-    add_up,
-    create_optimizer,
-    model_loss,
-    trainable_parameters,
-)
+from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 SLACK = 1e-9
 """What rounding may add to a sum, relative to it, before it counts as an overrun."""
@@ -81,17 +72,9 @@ class Budget:
         """Steps per task that fit beside what comes at its end; 0 if none does."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
 
-    def used(self, tasks: int, steps: int = 0) -> float:
-        """Return what some whole tasks of `self.steps`, and some steps of the next, cost."""
-        return tasks * (self.steps * self.step + self.end) + steps * self.step
-
-    def check(self, steps: int) -> None:
-        """Raise `CmpError` if some steps of a task, and its end, overrun what is allowed."""
-        if (cost := steps * self.step + self.end) > self.allowed * (1 + SLACK):
-            raise CmpError(
-                f"training.budget: {steps} steps cost {cost:.4g} memory-adjusted FLOPs per task, "
-                f"allowed are {self.allowed:.4g}: at most {self.steps} steps"
-            )
+    def used(self, tasks: int) -> float:
+        """Return what some tasks of `self.steps` steps cost."""
+        return tasks * (self.steps * self.step + self.end)
 
 
 def make_budget(allowed: float, cost: Cost, full: Cost) -> Budget:
@@ -151,7 +134,7 @@ def step_cost(
     """
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if isinstance(model, str):
-        return _named_cost(model, batch, section, batch // 3, get_option("method", method))
+        return _named_cost(model, batch, section, batch // 3)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
         return _clip_cost(meta, "tiny", batch, section, batch // 3)
@@ -161,10 +144,11 @@ def step_cost(
 
     def loss() -> Tensor:
         output = meta(*arguments)
-        return add_up(x.sum() for x in (output if isinstance(output, tuple) else (output,)))
+        outputs = output if isinstance(output, tuple) else (output,)
+        return training.add_up(x.sum() for x in outputs)
 
     parameters = [*meta.parameters(), *meta.buffers()]
-    gradients = storage_bytes(trainable_parameters(meta).values())
+    gradients = storage_bytes(training.trainable_parameters(meta).values())
     memory = storage_bytes(parameters) + 3 * gradients + activation_bytes(loss, parameters)
     return Cost(count_flops(lambda: loss().backward()), 0.0, memory)
 
@@ -173,11 +157,11 @@ def method_cost(run_config: RunConfig) -> Cost:
     """Return FLOPs and memory of a run's method; raise `CmpError` for what cannot be made."""
     size, method = run_config.training.batch, run_config.method
     replayed, _, _ = mixtures.batch_counts(run_config.mixture, size, empty_buffer=False)
+    return _named_cost(run_config.model.name, size, method, replayed)
+
+
+def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     option = get_option("method", method.name)
-    return _named_cost(run_config.model.name, size, method, replayed, option)
-
-
-def _named_cost(name: str, batch: int, method: Method, replayed: int, option: Option) -> Cost:
     # only a method that needs the pool depends on what the mixture is
     return _cached_cost(name, batch, method, replayed * option.facts["needs_pool"], option)
 
@@ -231,8 +215,7 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
 
 def total_loss(state: TrainState, output: ForwardOutput) -> Tensor:
     """Return the loss of a batch, all terms added up."""
-    terms = state.method.losses(state, output)
-    return sum(terms.values(), model_loss(state.model, output.image, output.text))
+    return training.add_up(training.loss_terms(state, output.image, output.text, output).values())
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -244,8 +227,8 @@ def count_flops(call: Callable[[], object]) -> int:
 
 def _own_optimizer(state: TrainState) -> torch.optim.Optimizer | None:
     """Return the method's own optimizer, None where that is AdamW, which multiplies no matrices."""
-    own = state.method.optimizer(state.config.method) is not ADAMW
-    return create_optimizer(state) if own else None
+    own = state.method.optimizer(state.config.method) is not training.ADAMW
+    return training.create_optimizer(state) if own else None
 
 
 def _optimizer_flops(state: TrainState) -> float:
@@ -277,7 +260,7 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
     The peak is when the next loss has been computed and the gradients of the step before are still
     there.
     """
-    trainable = list(trainable_parameters(state.model).values())
+    trainable = list(training.trainable_parameters(state.model).values())
     weights = [*state.model.parameters(), *state.model.buffers()]
     extra = list(state.method_state.values())
     for network in state.frozen_models.values():
@@ -306,7 +289,7 @@ def _moment_bytes(state: TrainState, gradients: int) -> int:
     optimizer = _own_optimizer(state)
     if optimizer is None:
         return 2 * gradients  # AdamW's two moments
-    for parameter in trainable_parameters(state.model).values():
+    for parameter in training.trainable_parameters(state.model).values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     return storage_bytes(x for moments in optimizer.state.values() for x in moments.values())
@@ -335,11 +318,11 @@ def full_cost(run_config: RunConfig) -> Cost:
 
 def task_budget(run_config: RunConfig) -> Budget | None:
     """Return the budget that a config sets each task; None where it sets none."""
-    training = run_config.training
-    if training.budget is None:
+    section = run_config.training
+    if section.budget is None:
         return None
     full = full_cost(run_config)
-    allowed = training.budget * training.steps * full.step
+    allowed = section.budget * section.steps * full.step
     return make_budget(allowed, method_cost(run_config), full)
 
 
@@ -349,14 +332,14 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
     Raises:
         CmpError: Not one step is allowed, or the schedule wants more steps.
     """
-    training, name = run_config.training, run_config.method.name
+    multiple, name = run_config.training.budget, run_config.method.name
     budget = task_budget(run_config)
-    if budget is None or training.budget is None:
+    if budget is None or multiple is None:
         return run_config
     if budget.steps < 1:
-        least = training.budget * (budget.end + budget.step) / budget.allowed
+        least = multiple * (budget.end + budget.step) / budget.allowed
         raise CmpError(
-            f"training.budget: {training.budget:g} allows {budget.allowed:.4g} memory-adjusted "
+            f"training.budget: {multiple:g} allows {budget.allowed:.4g} memory-adjusted "
             f"FLOPs per task; one step of {name!r} costs {budget.step:.4g} and the task's end "
             f"{budget.end:.4g}, which takes a budget of {least:.4g}"
         )

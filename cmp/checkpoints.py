@@ -21,9 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import pandas as pd
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,7 +30,15 @@ from torch import Tensor, nn
 
 from cmp import distributed
 from cmp.errors import CmpError, Interrupted
-from cmp.files import SHORT_ID, build_folder, child_path, make_folder, sync_to_disk, write_atomic
+from cmp.files import (
+    SHORT_ID,
+    build_folder,
+    child_path,
+    make_folder,
+    parse_record,
+    sync_to_disk,
+    write_atomic,
+)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 1
@@ -94,9 +101,6 @@ class Progress:
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
-_PROGRESS_ADAPTER = TypeAdapter(Progress)
-
-
 @dataclasses.dataclass(frozen=True)
 class RunState:
     """All that a run carries from one step to the next.
@@ -112,10 +116,6 @@ class RunState:
 
     progress: Progress
     tensors: dict[str, Tensor]
-
-    def metrics(self) -> pd.DataFrame:
-        """Return the rows so far, as in `cmp.runner.RunResult`."""
-        return pd.DataFrame(self.progress.metrics)
 
 
 def state_tensors(
@@ -199,9 +199,9 @@ def read_checkpoint(path: Path) -> RunState:
             raise CmpError(f"{path}: damaged: its content is not what its name says")
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("progress", "")
-            progress = _PROGRESS_ADAPTER.validate_json(header)
+            progress = parse_record(header, Progress)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValidationError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CmpError(f"{path}: no readable checkpoint ({reason})") from error
     if progress.schema != SCHEMA:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -286,7 +287,7 @@ class Mixture:
         buffer: Share of the buffer, which holds images of earlier updates.
         replay: Part of the pool that is kept for replay.
         pool: Which images are replayed: the pretraining set or a substitute for it.
-        select: How the kept part is chosen, see `cmp.mixtures.SELECTIONS`.
+        select: How the kept part is chosen, see `cmp.mixtures.selection_keys`.
         policy: What the buffer keeps and how evenly it is drawn from.
         capacity: How many images the buffer holds at most.
     """
@@ -420,7 +421,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tree as plain dicts and lists, as JSON has them."""
-        return _adapter().dump_python(self, mode="json")
+        return _ADAPTER.dump_python(self, mode="json")
 
     def changes(self) -> dict[str, Any]:
         """Return what differs from the defaults, by dotted key.
@@ -433,15 +434,11 @@ class RunConfig:
         """Return the sources of the options that are not the package's own, as "kind:name" ->
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
-        named = [(name, leaves[kind.key]) for name, kind in registry.KINDS.items()]
-        options = [registry.get_option(kind, name) for kind, name in named]
+        options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
         return {
-            f"{option.kind}:{option.name}": {
-                "sha256": option.digest,
-                "sources": dict(option.sources),
-            }
-            for option in options
-            if option.sources
+            f"{each.kind}:{each.name}": {"sha256": each.digest, "sources": dict(each.sources)}
+            for each in options
+            if each.sources
         }
 
 
@@ -471,9 +468,7 @@ def _check_method(config: RunConfig) -> None:
         )
 
 
-@functools.cache
-def _adapter() -> TypeAdapter:
-    return TypeAdapter(RunConfig)
+_ADAPTER = TypeAdapter(RunConfig)
 
 
 @functools.cache
@@ -537,7 +532,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
             raise CmpError(f"{source}: seeds: expected seeds by name, found {named!r:.60}")
         tree["seeds"] = seeds | dict(named)
     try:
-        return _adapter().validate_json(json.dumps(tree))
+        return _ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
@@ -584,40 +579,13 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     return result
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "quick": {
-        "stream": {"tasks": 4},
-        "training": {"steps": 20, "batch": 32},
-        "evaluation": {"subset": 64, "full": False},
-    },
-    "cpu": {
-        "stream": {"tasks": 8},
-        "training": {"steps": 40, "batch": 64},
-        "evaluation": {"subset": 64},
-    },
-    "gpu": {
-        "data": "fomo",
-        "model": {"name": "ViT-B-16", "start": "laion2b_s34b_b88k"},
-        "stream": {"tasks": 20},
-        "mixture": {"pretraining": 0.33, "update": 0.34, "buffer": 0.33},
-        "schedule": {"peak": 1e-5},
-        "optimizer": {"beta2": 0.999, "weight_decay": 0.2},
-        "training": {"steps": 1428, "batch": 512, "budget": 1.0},
-        "evaluation": {"subset": 1000},
-    },
-}
-"""Sizes of a run. "gpu" is the paper's default (spec 1.2, 1.3): a cosine with a tenth of warmup,
-gradients clipped at 1, and as many steps as 1.8e9 memory-adjusted GFLOPs buy by our count."""
+_TREES = parse_yaml(Path(__file__).with_name("profiles.yaml").read_text(encoding="utf-8"))
+PROFILES: dict[str, dict[str, Any]] = _TREES["profiles"]
+"""Sizes of a run, by name."""
 FOREIGN_MODEL_PROFILES = ("gpu",)
 """Profiles whose model is not an embedded one."""
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {
-        "mixture": {"pretraining": 0.25, "update": 0.25, "buffer": 0.5},
-        "optimizer": {"carry": True},
-        "merging": {"policy": "last-unrolled"},
-    },
-}
-"""Settings that chapter 08 recommends, on top of any profile."""
+RECIPES: dict[str, dict[str, Any]] = _TREES["recipes"]
+"""Settings on top of any profile, by name."""
 
 
 def profile(name: str) -> dict[str, Any]:

@@ -4,9 +4,9 @@ images that other processes decode ahead."""
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
-from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.registry import plugins
 
@@ -72,8 +71,7 @@ class ImageFiles(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Samples of one step.
 
     Attributes:
@@ -162,11 +160,6 @@ class Corpus:
         """Return the captions of one image."""
         start, stop = self.caption_starts[row : row + 2]
         return [self.texts[index] for index in self.caption_ids[start:stop]]
-
-
-def load_corpus(config: RunConfig) -> Corpus:
-    """Return the data of a run."""
-    return load_data(config.data)
 
 
 def load_data(source: str) -> Corpus:
@@ -348,7 +341,7 @@ def stored_images(
     files, workers = corpus.images.at(side), worker_count(device)
     if not workers:
         return (files[block] for block in blocks)
-    return prefetch(files, blocks, workers, device)
+    return prefetch(files.__getitem__, blocks, workers, device)
 
 
 def worker_count(device: torch.device) -> int:
@@ -375,27 +368,18 @@ def worker_count(device: torch.device) -> int:
     return int(setting)
 
 
-def prefetch(items: Any, keys: Iterable, workers: int, device: torch.device) -> Iterator[Any]:
+def prefetch(
+    make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
+) -> Iterator[Any]:
     """Return an iterator over items that other processes make ahead, two each.
 
     The processes are forked where that is possible, so that they share what is in memory.
 
     Args:
-        items: What gives an item for each key by indexing.
+        make: Makes the item of a key.
         keys: The keys in order.
         workers: How many processes.
         device: Where the items are used.
     """
-    loader = DataLoader(
-        items,
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_identity,
-        pin_memory=device.type == "cuda",
-    )
-    return iter(loader)
-
-
-def _identity(item: Any) -> Any:
-    return item
+    options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
+    return iter(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))

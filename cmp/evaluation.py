@@ -191,22 +191,14 @@ def text_features(model: Network, name: str, texts: list[str], precision: str) -
         precision: "bf16" or "fp32".
     """
     device, features = model.logit_scale.device, []
-    tokens = models.tokenize(name, texts)  # on the CPU, where `models.encode_text` packs them
+    tokens = models.tokenize(
+        name, tuple(texts)
+    )  # on the CPU, where `models.encode_text` packs them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     for block in by_length.split(ENCODE_BLOCK):
         with autocast(precision, device):
             features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
-
-
-def classify(image: Tensor, prompts: Tensor) -> np.ndarray:
-    """Return the class of the nearest prompt of each image, int [N].
-
-    Args:
-        image: Image features, [N, E].
-        prompts: Text features of the classes' prompts, [classes, E].
-    """
-    return (image @ prompts.T).argmax(dim=1).cpu().numpy()
 
 
 def retrieval_hits(
@@ -282,7 +274,8 @@ def _score_questions(
     """Return the hits of a test set from the features of its images and texts."""
     name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
     if owner is None:
-        answer = np.array(corpus.classes[name])[classify(image, text)]
+        nearest = (image @ text.T).argmax(dim=1)
+        answer = np.array(corpus.classes[name])[nearest.cpu().numpy()]
         parts, hits = [rows], [answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)]
     else:
         answer, parts = "", [rows, rows[owner]]

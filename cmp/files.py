@@ -5,9 +5,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +14,7 @@ import yaml
 from cmp.errors import CmpError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 T = TypeVar("T")
 PROJECT_MARKERS = ("_build", "data_manifests")
@@ -98,33 +96,6 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the tree of keys in a YAML file.
-
-    Raises:
-        CmpError: The file cannot be read or holds no keys.
-    """
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
-    return tree
-
-
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: It is no JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-
-
 def parse_record(text: str, kind: type[T]) -> T:
     """Return a JSON text as an instance of a pydantic dataclass.
 
@@ -162,47 +133,11 @@ def make_folder(folder: Path) -> None:
         raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
 
 
-def _make_parent(target: Path) -> None:
+def make_parent(target: Path) -> None:
+    """Make the folder of a file that is to be written; raise `CmpError` for a name with a NUL."""
     if "\0" in target.name:
         raise CmpError(f"{target.name!r:.60}: not a file name")
     make_folder(target.parent)
-
-
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Write a folder, whole or not at all.
-
-    A process that is killed meanwhile leaves a hidden folder beside the target, which nothing
-    reads.
-
-    Args:
-        target: The folder, which may exist.
-
-    Yields:
-        An empty folder to fill; it becomes the target at the end, and is deleted after an error.
-
-    Raises:
-        CmpError: The disk refuses; the target is as before.
-    """
-    folder = previous = None
-    _make_parent(target)
-    try:
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        yield folder
-        for path in [*folder.iterdir(), folder]:
-            sync_to_disk(path)
-        if target.exists():  # stands aside until the new one is there
-            previous = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-            os.rename(target, previous)
-        os.rename(folder, target)
-        sync_to_disk(target.parent)
-    except OSError as error:
-        if previous and not target.exists():
-            os.rename(previous, target)
-        raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
-    finally:
-        for leftover in filter(None, (folder, previous)):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -220,7 +155,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         CmpError: The disk refuses; the target is as before.
     """
     partial = target.parent / f".{target.name}.partial"
-    _make_parent(target)
+    make_parent(target)
     try:
         yield partial
         sync_to_disk(partial)
@@ -237,30 +172,3 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def read_table(path: Path, columns: Mapping[str, type]) -> "pd.DataFrame":
-    """Return the table of a parquet file.
-
-    Args:
-        path: The file.
-        columns: What each column that must be there holds: str, int, float, or list for anything.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not a table, or lacks a column.
-    """
-    import pandas as pd
-    import pyarrow
-    from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
-
-    checks = {str: is_string_dtype, int: is_integer_dtype, float: is_numeric_dtype}
-    try:
-        table = pd.read_parquet(path)
-    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
-        raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
-    for name, kind in columns.items():
-        unique = list(table.columns).count(name) == 1
-        if not unique or (kind in checks and not checks[kind](table[name])):
-            raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
-    return table

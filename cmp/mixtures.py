@@ -5,17 +5,15 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 """
 
 import functools
-import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from cmp import streams
 from cmp.config import Mixture, RunConfig
@@ -125,7 +123,7 @@ class BatchLoader:
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
         self.workers = worker_count(device) if corpus.in_files else 0
         self._next: tuple[Pools, int, int, slice] | None = None
-        self._batches: Iterator[tuple[Any, ...]] = iter(())
+        self._batches: Iterator[Batch] = iter(())
 
     def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
         """Return the batch at (task, step), with the images of its `local` samples."""
@@ -133,28 +131,15 @@ class BatchLoader:
             return make_batch(self.config, self.corpus, pools, task, step, self.side, local)
         expected = self._next
         if expected is None or expected[0] is not pools or expected[1:] != (task, step, local):
-            arguments = (self.config, self.corpus, pools, task, self.side, local)
+            sizes = {"side": self.side, "local": local}
+            make = functools.partial(make_batch, self.config, self.corpus, pools, task, **sizes)
             steps = range(step, max(self.config.training.steps, step + 1))
-            self._batches = prefetch(_StepDataset(*arguments), steps, self.workers, self.device)
-        batch = Batch(*next(self._batches))
+            self._batches = prefetch(make, steps, self.workers, self.device)
+        batch = next(self._batches)
         self._next = (pools, task, step + 1, local)
         if step + 1 >= self.config.training.steps:
             self._next, self._batches = None, iter(())
         return batch
-
-
-class _StepDataset(Dataset):
-    """The batches of one task, by step."""
-
-    def __init__(self, config, corpus, pools, task, side, local):
-        self.config, self.corpus, self.pools = config, corpus, pools
-        self.task, self.side, self.local = task, side, local
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, Tensor, Tensor, int]:
-        batch = make_batch(
-            self.config, self.corpus, self.pools, self.task, step, self.side, self.local
-        )
-        return batch.rows, batch.images, batch.texts, batch.replayed
 
 
 class MixtureSampler(Sampler[list[int]]):
@@ -337,10 +322,7 @@ def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
 
 def rank_within_groups(groups: np.ndarray, priority: np.ndarray) -> np.ndarray:
     """Return each item's rank within its group by rising priority, from 0, [n]."""
-    order = np.lexsort((priority, groups))
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return rank[np.argsort(order)]
+    return pd.Series(priority).groupby(groups).rank("first").to_numpy(np.int64) - 1
 
 
 @dataclass(frozen=True)
@@ -435,32 +417,27 @@ def check_option(option: Option) -> None:
 
 POOL_ROLES = {"pretraining": "pool", "substitute": "substitute"}
 """By `mixture.pool`: the role of the datasets that are replayed."""
-SelectionKeys = list[np.ndarray]
 
 
-def random_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
-    """Keep any image with the same chance."""
-    return [priority]
+def selection_keys(
+    select: str, corpus: Corpus, pool: np.ndarray, priority: np.ndarray
+) -> list[np.ndarray]:
+    """Return the keys of `choose_lowest` by which a part of the pool is chosen.
 
-
-def clustered_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
-    """Keep equally many images of each cluster of image features, as far as it has them."""
-    clusters = streams.pool_statistics(corpus, pool)["cluster"].to_numpy()
-    return [priority, rank_within_groups(clusters, priority)]
-
-
-def aligned_selection(corpus: Corpus, pool: np.ndarray, priority: np.ndarray) -> SelectionKeys:
-    """Keep the images whose captions a base finds nearest to them."""
-    return [priority, -streams.pool_statistics(corpus, pool)["alignment"].to_numpy()]
-
-
-SELECTIONS: dict[str, Callable[[Corpus, np.ndarray, np.ndarray], SelectionKeys]] = {
-    "random": random_selection,
-    "clustered": clustered_selection,
-    "aligned": aligned_selection,
-}
-"""By `mixture.select`: (corpus, positions of the pool's images, their random priorities) -> keys
-of `choose_lowest`."""
+    Args:
+        select: "random": any image with the same chance; "clustered": equally many of each cluster
+            of image features, as far as it has them; "aligned": those whose captions a base finds
+            nearest to them.
+        corpus: The data.
+        pool: Positions of the pool's images, [n].
+        priority: Their random priorities, [n].
+    """
+    if select == "random":
+        return [priority]
+    statistics = streams.statistics_tables().pool_statistics(corpus, pool)
+    if select == "clustered":
+        return [priority, rank_within_groups(statistics["cluster"].to_numpy(), priority)]
+    return [priority, -statistics["alignment"].to_numpy()]
 
 
 def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
@@ -469,17 +446,11 @@ def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
     Raises:
         CmpError: The batch wants a pool that these data do not have.
     """
-    pool, kept = _choose_replay(corpus, mixture, seed)
+    pool, kept = choose_replay(corpus, mixture, seed)
     return pool[kept]
 
 
-def replay_digest(corpus: Corpus, mixture: Mixture, seed: int) -> str:
-    """Return the sha256 of which images of the pool are kept."""
-    _, kept = _choose_replay(corpus, mixture, seed)
-    return hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
-
-
-def _choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the corpus positions of the whole pool, and the positions in it that are kept."""
     train = corpus.rows("train")
     replayed = corpus.by_role(POOL_ROLES[mixture.pool])
@@ -490,4 +461,4 @@ def _choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndar
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))
     priority = np.argsort(numpy_generator("replay", seed).permutation(len(pool)))
-    return pool, choose_lowest(SELECTIONS[mixture.select](corpus, pool, priority), size)
+    return pool, choose_lowest(selection_keys(mixture.select, corpus, pool, priority), size)

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,7 +197,8 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     return family.tokenizer(name) if family else open_clip.get_tokenizer(name)
 
 
-def tokenize(name: str, texts: Sequence[str]) -> Tensor:
+@functools.lru_cache(maxsize=256)
+def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     """Return the tokens of n texts, int64 [n, context_length].
 
     They are kept for the next call and must not be changed.
@@ -206,11 +207,6 @@ def tokenize(name: str, texts: Sequence[str]) -> Tensor:
         name: The model.
         texts: The texts.
     """
-    return _tokenize(name, tuple(texts))
-
-
-@functools.lru_cache(maxsize=256)
-def _tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     return tokenizer(name)(list(texts))
 
 

@@ -169,10 +169,10 @@ def _add_foreign(option: Option) -> None:
 
 def get_option(kind: str, name: str) -> Option:
     """Return a registered option; raise `CmpError` as `check_name` does for an unknown name."""
-    options = _loaded(kind)
-    if name not in options:
-        raise CmpError(f"{KINDS[kind].key}: {unknown_name(kind, name)}")
-    return options[name]
+    try:
+        return _loaded(kind)[check_name(kind, name)]
+    except ValueError as error:
+        raise CmpError(f"{KINDS[kind].key}: {error}") from error
 
 
 def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[str]:
@@ -201,13 +201,8 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 def check_name(kind: str, name: str) -> str:
     """Return a name if it is registered; raise `ValueError` that lists the names otherwise."""
     if name not in _loaded(kind):
-        raise ValueError(unknown_name(kind, name))
+        raise ValueError(_unknown(name, _loaded(kind), kind.replace("_", " ")))
     return name
-
-
-def unknown_name(kind: str, name: str) -> str:
-    """Return the message for a name that is not registered: a near one, if any, and all."""
-    return _unknown(name, _loaded(kind), kind.replace("_", " "))
 
 
 def check_settings(kind: str, name: str, section: Any) -> None:
@@ -259,7 +254,8 @@ def plugins(group: str) -> dict[str, Any]:
 
     Args:
         group: "cmp.data" (functions that return a `Corpus`), "cmp.models" (modules of a model
-            family, see `cmp.models.family_of`) or "cmp.statistics" (folders of tables).
+            family, see `cmp.models.family_of`) or "cmp.statistics" (the module that has tables of
+            class statistics).
 
     Returns:
         The loaded objects by name.

@@ -18,34 +18,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cmp import (
-    NUMERICS,
-    __version__,
-    budgets,
-    checkpoints,
-    distributed,
-    mixtures,
-    schedules,
-)
+from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtures, training
 from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
-from cmp.training import (
-    ExecutionConfig,
-    TrainState,
-    check_weights_finite,
-    create_optimizer,
-    make_train_state,
-    train_task,
-)
+from cmp.schedules import branch_step
+from cmp.training import ExecutionConfig, TrainState, create_optimizer, make_train_state, train_task
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
@@ -88,15 +74,6 @@ class RunResult:
     provenance: dict[str, Any]
 
 
-def check_device(device: str) -> None:
-    """Raise `CmpError` if torch cannot compute on a device, such as "cuda" without a card."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
-
-
 def machine_record(device: str = "cpu") -> dict[str, Any]:
     """Return what may decide the last bits of a result; two that agree give the same bits."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
@@ -129,14 +106,20 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 
-def evaluation_sizes(config: RunConfig) -> list[tuple[int | None, int]]:
-    """Return (images per dataset, how often), None for all images.
+def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
+    """Return the sizes of the evaluations after some tasks.
 
-    After each task, and where asked for on the full test at both ends of the stream.
+    Args:
+        config: The run's config.
+        done: How many tasks are done; 0 before the stream.
+
+    Returns:
+        Images per dataset, None for all: those of every evaluation, then where asked for the full
+        test at both ends of the stream.
     """
-    section = config.evaluation
-    sizes = [(section.subset, config.stream.tasks + 1)]
-    return sizes + [(None, 2)] * (section.full and section.subset is not None)
+    section, ends = config.evaluation, (0, config.stream.tasks)
+    full = section.full and section.subset is not None and done in ends
+    return [section.subset] + [None] * full
 
 
 def execute(
@@ -221,7 +204,7 @@ class Run:
     def __post_init__(self) -> None:
         self.config, self.model = self.state.config, self.state.model
         self.device = self.model.logit_scale.device
-        self.branch = schedules.branch_step(self.config.schedule, self.config.training.steps)
+        self.branch = branch_step(self.config.schedule, self.config.training.steps)
         if self.config.merging.policy != "none":
             self.memory = {"zero": self.weights()}
 
@@ -266,9 +249,7 @@ class Run:
         if distributed.rank():
             return
         scored: list[Scores] = []
-        for size, count in evaluation_sizes(self.config):
-            if count == 2 and done not in (0, self.config.stream.tasks):
-                continue
+        for size in evaluation_sizes(self.config, done):
             with adapters.merged(self.model):
                 scores = evaluate(
                     self.model, self.config.model.name, self.state.corpus,
@@ -287,8 +268,6 @@ class Run:
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, loss, self.model)
         done = step + 1
-        if self.budget:
-            self.budget.check(done)
         if done == self.branch:
             tensors = checkpoints.state_tensors(self.model, optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
@@ -318,7 +297,7 @@ class Run:
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
         if step:  # at a task's end `train_task` has checked them
-            check_weights_finite(self.model, task, step)
+            training.check_weights_finite(self.model, task, step)
         if not self.manager:
             return
         machine = self.machine.get("began", self.machine)

@@ -92,11 +92,7 @@ def linear(task: TaskSchedule, n: int) -> float:
     return task.peak * (task.N - n) / max(task.N - task.warmup, 1)
 
 
-def _cosine_start(task: TaskSchedule) -> float:
-    return _above_floor(task.peak)
-
-
-@register("schedule", "cosine", settings=WARMUP, warmup_target=_cosine_start)
+@register("schedule", "cosine", settings=WARMUP, warmup_target=lambda task: _above_floor(task.peak))
 def cosine(task: TaskSchedule, n: int) -> float:
     """Return half a cosine from the peak to the floor at the last step.
 
@@ -297,13 +293,11 @@ def lr_scheduler(
         >>> optimizer.step(), scheduler.step()
         (None, None)
     """
-    if isinstance(steps, int):
-        return torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda number: relative_rate(schedule, steps, *divmod(number, steps))
-        )
-    starts = [0, *itertools.accumulate(steps)]
+    starts = [0] if isinstance(steps, int) else [0, *itertools.accumulate(steps)]
 
     def factor(number: int) -> float:
+        if isinstance(steps, int):
+            return relative_rate(schedule, steps, *divmod(number, steps))
         number = min(number, starts[-1] - 1)
         task = int(np.searchsorted(starts, number, side="right")) - 1
         return relative_rate(schedule, steps, task, number - starts[task])

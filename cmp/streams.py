@@ -3,9 +3,8 @@
 import collections
 import difflib
 import functools
-import hashlib
 import itertools
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ import pandas as pd
 from cmp.config import Stream
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.files import build_folder, child_path, read_table
 from cmp.registry import Option, get_option, plugins, register
 from cmp.seeds import numpy_generator
 
@@ -49,7 +47,8 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
             corpus does not have.
     """
     option = get_option("order", stream.order)
-    stamp = statistics_stamp(stream.traits) if option.facts["statistics"] else ()
+    measured = option.facts["statistics"]
+    stamp = statistics_tables().statistics_stamp(stream.traits) if measured else ()
     entries = tuple(class_entries(corpus))
     return list(_class_order(entries, option, stream.reverse, stream.traits, stamp, seed))
 
@@ -62,7 +61,10 @@ def _class_order(
         table = pd.DataFrame(index=pd.Index(entries))
     elif option.facts["partial"]:
         table = class_statistics(traits)
-        check_classes(list(table.index), entries, f"stream.traits: {traits!r}")
+        if unknown := sorted(set(table.index) - set(entries)):
+            near = difflib.get_close_matches(unknown[0], entries, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise CmpError(f"stream.traits: {traits!r}: no class {unknown[0]!r} in the data{hint}")
     else:
         table = class_statistics(traits)
         if missing := set(entries) - set(table.index):
@@ -73,23 +75,6 @@ def _class_order(
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
     return tuple(table.index[positions[::-1] if reverse else positions])
-
-
-def check_classes(order: list[str], entries: tuple[str, ...], source: str) -> None:
-    """Check that the corpus has every class of an order.
-
-    Raises:
-        CmpError: It names the first class that is missing and the nearest that is there.
-    """
-    if unknown := sorted(set(order) - set(entries)):
-        near = difflib.get_close_matches(unknown[0], entries, n=1)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise CmpError(f"{source}: no class {unknown[0]!r} in the data{hint}")
-
-
-def order_digest(corpus: Corpus, stream: Stream, seed: int) -> str:
-    """Return the sha256 of the order, which stands for all that decided it."""
-    return hashlib.sha256("\n".join(class_order(corpus, stream, seed)).encode()).hexdigest()
 
 
 def cut_into_tasks(
@@ -141,6 +126,16 @@ def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
 
 # Orders: (statistics of n classes by entry, stream seed) -> positions in order of arrival, [n].
 # Where the statistics leave a choice, the seed decides, so that every order has replicates.
+
+
+def statistics_tables() -> Any:
+    """Return the module that has tables of class statistics, see `cmp.readers.class_tables`."""
+    return plugins("cmp.statistics")["tables"]
+
+
+def class_statistics(name: str) -> pd.DataFrame:
+    """Return the table of class statistics of a name, indexed by entry; not to be changed."""
+    return statistics_tables().class_statistics(name)
 
 
 def statistic(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -304,92 +299,3 @@ def _walk(points: np.ndarray, near: np.ndarray, start: int) -> tuple[np.ndarray,
             current = following
         path[step], left[current] = current, False
     return path, total
-
-
-# Class statistics are measured once, with one base, and kept as tables: an order must be the same
-# on every machine and for every base, and accuracies that are measured again would not be.
-
-CLASS_COLUMNS = {
-    "accuracy": float, "loss": float, "alignment": float, "frequency": int, "year": float,
-    "position": int, "embedding": list,
-}  # fmt: skip
-"""Columns that a table of classes may hold beside `entry`."""
-POOL_COLUMNS = {"dataset": str, "place": int, "alignment": float, "cluster": int}
-"""Columns of a table of pool images; place is the image's number in its dataset."""
-
-
-def statistics_folder() -> Path:
-    """Return the folder of tables that are made on this machine."""
-    return build_folder() / "traits"
-
-
-def _statistics_folders() -> list[Path]:
-    """Return where tables may be: those of installed packages, then those made here."""
-    return [*plugins("cmp.statistics").values(), statistics_folder()]
-
-
-def statistics_path(name: str, kind: str) -> Path:
-    """Return where a table is, or would be made.
-
-    Args:
-        name: The table's name, as in `stream.traits`.
-        kind: "classes" or "pool".
-    """
-    paths = [child_path(folder, f"{name}-{kind}", ".parquet") for folder in _statistics_folders()]
-    return next((path for path in paths if path.exists()), paths[-1])
-
-
-def statistics_stamp(name: str) -> tuple[Path, int]:
-    """Return the file of a table of classes and when it was written (0 if never), for caches."""
-    path = statistics_path(name, "classes")
-    return path, path.stat().st_mtime_ns if path.exists() else 0
-
-
-def class_statistics(name: str) -> pd.DataFrame:
-    """Return the statistics of some classes, indexed by entry and sorted; not to be changed.
-
-    Raises:
-        CmpError: There is no such table, or it lists a class twice.
-    """
-    return _class_statistics(*statistics_stamp(name))
-
-
-@functools.lru_cache(maxsize=8)
-def _class_statistics(path: Path, written: int) -> pd.DataFrame:
-    table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
-    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
-    _read_statistics(path, columns, "cmpt stream make")
-    if (repeated := table["entry"].duplicated()).any():
-        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
-    return table.set_index("entry").sort_index()
-
-
-def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.DataFrame:
-    if not path.exists():
-        kind = path.stem.rpartition("-")[2]
-        tables = [p for folder in _statistics_folders() for p in folder.glob(f"*-{kind}.parquet")]
-        names = ", ".join(sorted({p.stem.removesuffix(f"-{kind}") for p in tables})) or "none"
-        raise CmpError(f"traits: no table {path.name}; there are {names}; `{command}` makes one")
-    try:
-        return read_table(path, columns)
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read ({error}); `{command}` makes it again") from error
-
-
-def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
-    """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
-
-    Raises:
-        CmpError: An image has none.
-    """
-    path = statistics_path("embedded", "pool")
-    table = _read_statistics(path, POOL_COLUMNS, "cmpt stream make")
-    datasets = corpus.table["dataset"].astype(str)
-    places = datasets.groupby(datasets).cumcount()
-    keys = pd.MultiIndex.from_arrays([datasets.iloc[rows], places.iloc[rows]])
-    measured = table.set_index(["dataset", "place"])
-    statistics = measured.loc[:, ["alignment", "cluster"]].reindex(keys)
-    if (missing := statistics["alignment"].isna()).any():
-        dataset = missing.index[missing][0][0]
-        raise CmpError(f"traits: images of {dataset!r} have none; `cmpt stream make` measures them")
-    return statistics.reset_index(drop=True)

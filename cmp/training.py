@@ -52,13 +52,10 @@ class ExecutionConfig:
     def record(self) -> dict[str, str]:
         """Return what a run's provenance says of it; nothing for the default."""
         processes = distributed.world_size()
-        words = [
-            f"{processes} processes" if processes > 1 else "",
-            f"micro-batches of {self.micro_batch}" if self.micro_batch else "",
-            "activations recomputed" if self.checkpoint_activations else "",
-        ]
-        text = ", ".join(word for word in words if word)
-        return {"execution": text} if text else {}
+        words = [f"{processes} processes"] * (processes > 1)
+        words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
+        words += ["activations recomputed"] * self.checkpoint_activations
+        return {"execution": ", ".join(words)} if words else {}
 
     def prepare(self, model: Network, name: str, batch: int) -> None:
         """Make a network ready.
@@ -174,10 +171,6 @@ ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
-def _no_losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True)
 class UpdateMethod:
     """An update method; a hook that is left out does nothing.
@@ -202,7 +195,7 @@ class UpdateMethod:
 
     prepare: Callable[[TrainState], None] = lambda state: None
     begin_task: Callable[[TrainState, int], None] = lambda state, task: None
-    losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = _no_losses
+    losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda state, out: {}
     whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
@@ -251,7 +244,7 @@ def make_train_state(
             "one process, or choose another method"
         )
     execution.prepare(model, config.model.name, config.training.batch)
-    tokens = models.tokenize(config.model.name, corpus.texts)
+    tokens = models.tokenize(config.model.name, tuple(corpus.texts))
     state = TrainState(config, corpus, model, tokens, execution=execution)
     method.prepare(state)
     return state
@@ -326,11 +319,29 @@ def forward(
     return ForwardOutput(pixels, distinct, place, image, text, batch.replayed)
 
 
-def forward_batch(state: TrainState, batch: Batch, task: int, step: int) -> ForwardOutput:
-    """Pass the batch of (task, step) through the network of a run."""
+def forward_batch(
+    state: TrainState, batch: Batch, task: int, step: int, part: tuple[int, int] | None = None
+) -> ForwardOutput:
+    """Pass the batch of (task, step), or a part of it, through the network of a run."""
     generator = torch_generator("augment", state.config.seeds.augment, task, step)
     precision = state.config.training.precision
-    return forward(state.model, batch, state.tokens, generator, precision)
+    return forward(state.model, batch, state.tokens, generator, precision, part)
+
+
+def loss_terms(
+    state: TrainState, image: Tensor, text: Tensor, output: ForwardOutput | None
+) -> dict[str, Tensor]:
+    """Return the terms of a batch's loss by name: the model's own and those of the method.
+
+    Args:
+        state: The network and its method.
+        image: Unit image features, [B, E].
+        text: Unit text features, [B, E].
+        output: The forward pass; None where the batch comes in micro-batches.
+    """
+    return {"contrastive": model_loss(state.model, image, text)} | state.method.losses(
+        state, output
+    )
 
 
 def build_adamw(
@@ -423,8 +434,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Compute the gradients of a batch and return the terms of its loss by name."""
     output = forward_batch(state, batch, task, step)
-    terms = {"contrastive": model_loss(state.model, output.image, output.text)}
-    terms |= state.method.losses(state, output)
+    terms = loss_terms(state, output.image, output.text, output)
     optimizer.zero_grad()
     add_up(terms.values()).backward()
     return terms
@@ -537,14 +547,10 @@ def forward_micro_batch(
     state: TrainState, batch: Batch, part: slice, task: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
-    config = state.config
-    start = distributed.local_slice(config.training.batch).start
-    generator = torch_generator("augment", config.seeds.augment, task, step)
+    start = distributed.local_slice(state.config.training.batch).start
     images = batch.images[part.start - start : part.stop - start]  # those of this process only
     piece = Batch(batch.rows[part], images, batch.texts[part])
-    place = (part.start, len(batch.rows))
-    precision = config.training.precision
-    output = forward(state.model, piece, state.tokens, generator, precision, place)
+    output = forward_batch(state, piece, task, step, (part.start, len(batch.rows)))
     return output.image, output.text
 
 
@@ -559,8 +565,7 @@ def backward_in_micro_batches(
         distributed.all_gather(torch.cat(tower).detach()).requires_grad_()
         for tower in zip(*outputs, strict=True)
     ]
-    terms = {"contrastive": model_loss(model, *features)}
-    terms |= state.method.losses(state, None)
+    terms = loss_terms(state, *features, output=None)
     add_up(terms.values()).backward()
     if distributed.rank():  # what does not go through the features would count once per process
         for parameter in model.parameters():

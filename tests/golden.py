@@ -16,7 +16,7 @@ import torch
 
 from cmp import NUMERICS, config, models
 from cmp.config import RunConfig
-from cmp.data import Corpus, load_corpus
+from cmp.data import Corpus, load_data
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
@@ -239,7 +239,7 @@ def recomputed(chapter: str) -> tuple[dict[str, list[str | None]], int]:
     found: dict[str, list[str | None]] = {}
     for (name, _), each in studies.load_study(chapter).configs("cpu").items():
         known = each.model.start != options.NOT_SHIPPED[1] or store.has_start(each)
-        run_id = store.run_id_of(each, load_corpus(each)) if known else None
+        run_id = store.run_id_of(each, load_data(each.data)) if known else None
         found.setdefault(f"{chapter}: {name}", []).append(run_id)
     return found, sum(ids.count(None) for ids in found.values())
 

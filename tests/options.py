@@ -8,13 +8,10 @@ from cmp.config import RunConfig
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.experiments import statistics
-from cmp.merging import rules
 from cmp.methods import ewc
 
 TABLES = {
     "mixture.pool": mixtures.POOL_ROLES,
-    "mixture.select": mixtures.SELECTIONS,
-    "merging.shares": rules.WEIGHTINGS,
     "method.fisher": ewc.FISHERS,
 } | {kind.key: registry.option_names(name) for name, kind in registry.KINDS.items()}
 """What must hold a row for each name of a key."""

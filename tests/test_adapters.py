@@ -24,7 +24,7 @@ def inputs(model, count=4):
     """Images and full-length texts that depend on nothing."""
     noise = torch.Generator().manual_seed(1)
     pixels = torch.randn(count, 3, *model.visual.image_size, generator=noise)
-    return pixels, models.tokenize("tiny", ["a red square", "two flags", "a cat", "b"][:count])
+    return pixels, models.tokenize("tiny", ("a red square", "two flags", "a cat", "b")[:count])
 
 
 @torch.no_grad()

@@ -188,10 +188,7 @@ def test_a_budget_by_hand():
     """Half the memory, so each FLOP counts half: 100 - 0.5 * 10 is 9.5 steps of 0.5 * 20."""
     budget = budgets.make_budget(100.0, Cost(20.0, 10.0, 4e9), Cost(1.0, 0.0, 8e9))
     assert (budget.steps, budget.multiplier) == (9, 0.5)
-    assert budget.used(2, 3) == 2 * (9 * 10 + 5) + 3 * 10
-    budget.check(9)
-    with pytest.raises(CmpError, match=r"10 steps cost 105 .* allowed are 100: at most 9 steps"):
-        budget.check(10)
+    assert budget.used(2) == 2 * (9 * 10 + 5)
     assert Budget(4.0, 10.0, 5.0, 1.0).steps == 0
 
 
@@ -203,8 +200,8 @@ def test_steps_fill_the_budget_and_no_more(method):
     )
     budget = budgets.task_budget(run_config)
     steps = budgets.apply_budget(run_config).training.steps
-    budget.check(steps)
-    assert budget.used(1) + budget.step > budget.allowed
+    assert steps == budget.steps
+    assert budget.used(1) <= budget.allowed * (1 + budgets.SLACK) < budget.used(1) + budget.step
     assert (steps == 40) == (method == "full")
     assert budgets.apply_budget(budgets.apply_budget(run_config)) == budgets.apply_budget(
         run_config
@@ -265,16 +262,6 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     assert stored.provenance["budget"] == spent
     same_steps = small("method.name=locked-text", f"training.steps={steps}")
     assert same(execute(same_steps, forked.small_corpus()), result)
-
-
-def test_a_run_that_would_overrun_stops(monkeypatch):
-    run_config = small("training.budget=1.0")
-    longer = dataclasses.replace(run_config.training, steps=5, budget=None)
-    monkeypatch.setattr(
-        budgets, "apply_budget", lambda _: dataclasses.replace(run_config, training=longer)
-    )
-    with pytest.raises(CmpError, match=r"4 steps cost .* at most 3 steps"):
-        execute(run_config, forked.small_corpus())
 
 
 # --- from a shell ----------------------------------------------------------------------------

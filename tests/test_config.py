@@ -5,7 +5,7 @@ import pytest
 from cmp import config
 from cmp.errors import CmpError
 from cmp.experiments.pretraining import PRETRAINING
-from cmp.files import read_yaml
+from cmp.readers.files import read_yaml
 
 
 @pytest.mark.parametrize(

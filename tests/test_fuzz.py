@@ -327,7 +327,7 @@ def read_checkpoint(folder: Path, content: bytes) -> Any:
     path = put(folder / f"task-1-step-2-{digest}.safetensors", content)
     try:
         state = checkpoints.read_checkpoint(path)
-        return recorded_threads(state.progress), state.metrics()
+        return recorded_threads(state.progress), pd.DataFrame(state.progress.metrics)
     finally:
         path.unlink()
 

@@ -12,7 +12,7 @@ from pictures import classes, fileset, picture, tree
 from cmp import config, mixtures, models
 from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
-from cmp.data import load_corpus, load_data, stored_images, worker_count
+from cmp.data import load_data, stored_images, worker_count
 from cmp.embedded import packed, sheets
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
@@ -47,29 +47,29 @@ def small(folder, *settings):
 
 
 def test_a_collection_of_files(folder):
-    corpus = load_corpus(small(folder))
+    corpus = load_data(small(folder).data)
     assert corpus.in_files and len(corpus.images) == 120
     assert corpus.by_role("adapt") == ["mine"] and len(corpus.rows("train", dataset="web")) == 40
     assert len(corpus.rows("test", dataset="known")) == 40
     shown = corpus.images[torch.arange(3)]
     assert shown.shape == (3, 3, 224, 224) and shown.dtype == torch.uint8
     assert corpus.images.at(48)[np.arange(2)].shape == (2, 3, 48, 48)
-    assert load_corpus(small(folder)) is corpus
+    assert load_data(small(folder).data) is corpus
 
 
 def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     first = small(folder)
-    run_id = store.run_id_of(first, load_corpus(first))
+    run_id = store.run_id_of(first, load_data(first.data))
     moved = small(folder.rename(tmp_path / "elsewhere"))
-    assert store.run_id_of(moved, load_corpus(moved)) == run_id
+    assert store.run_id_of(moved, load_data(moved.data)) == run_id
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
     collection._load_folder.cache_clear()
-    assert store.run_id_of(moved, load_corpus(moved)) != run_id
+    assert store.run_id_of(moved, load_data(moved.data)) != run_id
 
 
 def test_parts_are_drawn_by_step_and_seed_alone(folder):
     run_config = small(folder)
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     pools = mixtures.task_pools(run_config, corpus)
 
     def images(task, step, *settings):
@@ -86,7 +86,7 @@ def test_parts_are_drawn_by_step_and_seed_alone(folder):
 @pytest.mark.parametrize("count", [1, 2])
 def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     pools = mixtures.task_pools(run_config, corpus)
     alone = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     monkeypatch.setenv("CMP_WORKERS", str(count))
@@ -106,7 +106,7 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
 @pytest.mark.parametrize("count", [0, 2])
 def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatch, count):
     run_config = small(folder)
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     [pools, _] = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     loader = mixtures.BatchLoader(run_config, corpus, 32, CPU)
@@ -143,7 +143,7 @@ def test_processes_on_a_machine_share_its_cores(monkeypatch):
 def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
     monkeypatch.setenv("CMP_WORKERS", "0")
     run_config = small(folder)
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     result = execute(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     for stop in range(1, 6):
@@ -165,7 +165,7 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
 
 def test_a_file_that_breaks_after_the_check_is_named(folder):
     run_config = small(folder)
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     (folder / "web/fox 1/0.png").write_bytes(b"damaged")
     with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*has it changed"):
         corpus.images[np.arange(len(corpus.images))]
@@ -230,10 +230,10 @@ def test_a_pool_is_wanted_or_left_out(folder):
     (folder / "web.yaml").unlink()
     alone = small(folder)
     with pytest.raises(CmpError, match="there is no such pool"):
-        mixtures.task_pools(alone, load_corpus(alone))
+        mixtures.task_pools(alone, load_data(alone.data))
     without = small(folder, "mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
-    pools = mixtures.task_pools(without, load_corpus(without))
-    state = make_train_state(without, load_corpus(without))
+    pools = mixtures.task_pools(without, load_data(without.data))
+    state = make_train_state(without, load_data(without.data))
     train_task(state, pools[0], 0)
     tree(folder, {"empty/.keep": b""})
     with pytest.raises(CmpError, match="no manifests"):

@@ -10,6 +10,7 @@ from cmp import config, evaluation, models, streams
 from cmp.cli.streams import read_counts
 from cmp.errors import CmpError
 from cmp.experiments import statistics
+from cmp.readers import class_tables
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_the_shipped_tables_are_those_of_base_zero(base, measured):
     pools = ("pool-shapes", "substitute-icons")
     rows = np.concatenate([corpus.rows("train", dataset=name) for name in pools])
     assert len(images) == len(rows)
-    again = streams.pool_statistics(corpus, rows)
+    again = class_tables.pool_statistics(corpus, rows)
     np.testing.assert_allclose(images["alignment"], again["alignment"], atol=1e-3)
 
 

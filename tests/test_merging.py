@@ -20,7 +20,7 @@ from cmp.errors import CmpError
 from cmp.merging import apply, rules
 from cmp.merging.apply import merge
 from cmp.merging.policies import apply_policy
-from cmp.merging.rules import WEIGHTINGS, MergeOptions, merge_weights
+from cmp.merging.rules import MergeOptions, merge_weights
 from cmp.runner import Observer, execute
 from cmp.seeds import torch_generator
 
@@ -414,7 +414,7 @@ def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monke
     expected = apply.magnitude_thresholds(model, base, ["x"], density, outliers)
     model["x"] = model["x"].as_subclass(Elsewhere)
     monkeypatch.setattr(apply, "_magnitudes", lambda name, one, other: iter(
-        (one.as_subclass(torch.Tensor).to(apply.compute_dtype([one])) - other).abs().split(4096)
+        (one.as_subclass(torch.Tensor).to(rules.compute_dtype([one])) - other).abs().split(4096)
     ))  # fmt: skip
     assert apply.magnitude_thresholds(model, base, ["x"], density, outliers) == expected
 
@@ -729,7 +729,7 @@ def test_a_merge_of_all_is_one_merge(rule, zero):
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("name", config.choices()["merging.shares"])
 def test_shares_of_all(name, reverse, zero):
     if reverse and name in ("equal", "newest"):
         return

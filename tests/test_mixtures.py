@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from cmp import config, mixtures, registry, streams
+from cmp import config, mixtures, registry
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.mixtures import (
     POOL_ROLES,
-    SELECTIONS,
     MixtureSampler,
     Pools,
     batch_counts,
@@ -29,6 +28,7 @@ from cmp.mixtures import (
     sample,
     sample_evenly,
 )
+from cmp.readers import class_tables
 
 
 @st.composite
@@ -364,7 +364,7 @@ def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
     for pool, role in POOL_ROLES.items():
         whole = np.concatenate([corpus.rows("train", dataset=d) for d in corpus.by_role(role)])
-        for select in SELECTIONS:
+        for select in config.choices()["mixture.select"]:
             kept = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
             assert len(kept) == len(set(kept)) == max(1, round(share * len(whole)))
             assert set(kept) <= set(whole)
@@ -375,7 +375,7 @@ def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
     corpus = forked.small_corpus()
     parts_of = {
         select: [set(replay_pool(corpus, Mixture(select=select), seed)) for seed in (3, 4)]
-        for select in SELECTIONS
+        for select in config.choices()["mixture.select"]
     }
     assert parts_of["random"][0] != parts_of["random"][1]
     assert parts_of["clustered"][0] != parts_of["clustered"][1]
@@ -384,7 +384,7 @@ def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
 
 def test_selections_choose_by_their_traits(corpus):
     whole = replay_pool(corpus, Mixture(replay=1.0), 0)
-    statistics = streams.pool_statistics(corpus, whole).set_index(whole)
+    statistics = class_tables.pool_statistics(corpus, whole).set_index(whole)
     best = replay_pool(corpus, Mixture(select="aligned"), 0)
     rest = np.setdiff1d(whole, best)
     assert statistics["alignment"][best].min() >= statistics["alignment"][rest].max()

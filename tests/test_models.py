@@ -94,7 +94,7 @@ def test_every_parameter_is_trained(name, corpus):
     model = models.create_model(name, 0)
     before = copy.deepcopy(model.state_dict())
     pools = mixtures.task_pools(run_config, corpus)[0]
-    tokens = models.tokenize(name, corpus.texts)
+    tokens = models.tokenize(name, tuple(corpus.texts))
     train_task(TrainState(run_config, corpus, model, tokens), pools, 0)
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key

@@ -28,6 +28,8 @@ PLAIN = {
     "evaluation.split",
     "method.fold",
     "merging.reverse",
+    "merging.shares",
+    "mixture.select",
     "merging.zero",
 }
 """Choices that no table stands behind."""

@@ -21,7 +21,8 @@ from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
 from cmp.experiments.runs import find_unfinished
-from cmp.files import atomic_file, atomic_folder, make_folder
+from cmp.files import atomic_file, make_folder
+from cmp.readers.files import atomic_folder
 from cmp.runner import Observer, RunResult
 from lab import chapters, run
 

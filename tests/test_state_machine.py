@@ -8,6 +8,7 @@ import signal
 import tempfile
 import warnings
 
+import pandas as pd
 import pytest
 from forked import STEPS, TASKS, small_config, small_corpus, small_id
 from hypothesis import HealthCheck, Phase, settings
@@ -124,7 +125,7 @@ class Life(RuleBasedStateMachine):
         checkpoints.restore(state.tensors, self.model)
         scores = evaluation.evaluate(self.model, "tiny", small_corpus(), subset=1).datasets["score"]
         if state.progress.step == 0:
-            kept = state.metrics()
+            kept = pd.DataFrame(state.progress.metrics)
             last = kept[(kept["task"] == state.progress.task) & (kept["scope"] == "subset")]
             assert scores.tolist() == last["score"].tolist()
         assert models.weights_digest(self.model) == self.digests[self.done()]

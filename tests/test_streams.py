@@ -18,6 +18,7 @@ from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
 from cmp.experiments import statistics, store
+from cmp.readers import class_tables
 from cmp.runner import execute
 
 MEASURED = registry.option_names("order", partial=False)
@@ -265,10 +266,10 @@ def test_an_order_depends_on_no_other_seed_than_the_streams():
     corpus, ids = forked.small_corpus(), []
     for key in ("init", "data", "augment"):
         run_config = forked.small_config("stream.order=easy-accuracy", f"seeds.{key}=3")
-        ids.append(streams.order_digest(corpus, run_config.stream, run_config.seeds.stream))
+        ids.append(tuple(streams.class_order(corpus, run_config.stream, run_config.seeds.stream)))
     other = forked.small_config("stream.order=easy-accuracy", "seeds.stream=3")
     assert len(set(ids)) == 1
-    assert ids[0] != streams.order_digest(corpus, other.stream, other.seeds.stream)
+    assert ids[0] != tuple(streams.class_order(corpus, other.stream, other.seeds.stream))
 
 
 def test_another_order_is_another_run(corpus, tmp_path, monkeypatch):
@@ -400,8 +401,8 @@ def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
     assert streams.class_statistics("embedded").index.tolist() == streams.class_entries(corpus)
     for role in ("pool", "substitute"):
         datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
-        statistics = streams.pool_statistics(corpus, np.flatnonzero(datasets))
+        statistics = class_tables.pool_statistics(corpus, np.flatnonzero(datasets))
         assert statistics.notna().all().all()
         assert statistics["cluster"].nunique() > 32
     with pytest.raises(CmpError, match="images of 'new-digits' have none"):
-        streams.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])
+        class_tables.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])

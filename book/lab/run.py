@@ -18,7 +18,8 @@ from rich.progress import track
 from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import build_folder, parse_json, write_atomic
+from cmp.files import build_folder, write_atomic
+from cmp.readers.files import parse_json
 from lab import chapters
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/guidelines.yaml")

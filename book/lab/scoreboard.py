@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, store, studies
-from cmp.files import parse_record, read_yaml
+from cmp.files import parse_record
+from cmp.readers.files import read_yaml
 from lab import chapters
 
 GUIDELINES = chapters.BOOK / "guidelines.yaml"

@@ -12,10 +12,11 @@ from cmp.cli import shared
 from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import preflight, store, workers
+from cmp.experiments import forecast, preflight, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
-from cmp.files import SHORT_ID, atomic_file, read_yaml
-from cmp.runner import Observer, check_device
+from cmp.files import SHORT_ID, atomic_file
+from cmp.readers.files import read_yaml
+from cmp.runner import Observer
 from cmp.training import ExecutionConfig, make_train_state
 
 
@@ -48,7 +49,7 @@ def run(
         print_config(run_config)
         typer.echo("\n".join([*preflight.describe_run(run_config), *missing]))
         return
-    check_device(device)
+    forecast.check_device(device)
     with distributed.init_distributed(device) as local_device:
         corpus = preflight.load_run_data(run_config)
         # impossible runs are refused before anything starts

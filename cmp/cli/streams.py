@@ -12,7 +12,7 @@ import typer
 
 from cmp import config, models, streams
 from cmp.cli import shared
-from cmp.data import load_corpus, load_data
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import statistics
 from cmp.files import atomic_file
@@ -35,7 +35,7 @@ def show(
     """
     tree = config.override(config.profile(profile), settings or [])
     run_config = config.parse(tree, "cmpt stream")
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     report = statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
     title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"

@@ -1,5 +1,6 @@
 """`cmpt merge`, `plan`, `doctor`, `pretrain` and `bench`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,11 +8,11 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import config
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.merging import files as merging_files
+from cmp.merging.apply import parse_options
 from cmp.merging.rules import MergeOptions
 from cmp.registry import get_option
 
@@ -58,30 +59,35 @@ def merge(
     if "weight" in option.settings:
         record = {"weights": options.weights} | record
     record |= {"seed": seed} if option.facts["draws"] else {}
-    total = merging_files.total_bytes([*models, *([base] if base else [])])
+    total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
         merging_files.merge_files(rule, models, out, base, options, record, bar.update)
     typer.echo(f"{out}: {rule} of {len(models)} models")
+
+
+def merged_bytes(paths: Sequence[Path]) -> int:
+    """Return how many bytes a merge reads and writes; raise `CmpError` for a missing file."""
+    try:
+        sizes = [path.stat().st_size for path in paths]
+    except OSError as error:
+        raise CmpError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return sum(sizes) + sizes[0]
 
 
 def merge_options(
     rule: str, weights: str | None, settings: dict[str, float | None], seed: int
 ) -> MergeOptions:
     """Return the options of a merge; raise `CmpError` for what the rule does not take."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    source = " ".join(f"--{key} {value:g}" for key, value in given.items())
-    tree = {"merging": {"policy": "ema", "rule": rule} | given}
-    section = config.parse(tree, source or "cmpt merge").merging
     numbers = None
     if weights is not None:
         if "weight" not in get_option("merge_rule", rule).settings:
             raise CmpError(f"--weights {weights}: {rule!r} takes none")
         try:
-            numbers = tuple(float(number) for number in weights.split(","))
+            numbers = [float(number) for number in weights.split(",")]
         except ValueError as error:
             raise CmpError(f"--weights {weights}: expected numbers such as 0.7,0.3") from error
-    values = {key: getattr(section, key) for key in settings}
-    return MergeOptions(numbers, **values, draw=(seed,))
+    given = {key: value for key, value in settings.items() if value is not None}
+    return parse_options(rule, numbers, (seed,), **given)
 
 
 def plan(

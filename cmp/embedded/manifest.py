@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from cmp.errors import CmpError
-from cmp.files import build_folder, parse_json
+from cmp.files import build_folder
+from cmp.readers.files import parse_json
 from cmp.readers.manifest import (
     MANIFESTS,
     POOL_ROLES,

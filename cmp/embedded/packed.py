@@ -23,7 +23,8 @@ from cmp.embedded.manifest import (
     store_path,
 )
 from cmp.errors import CmpError
-from cmp.files import atomic_folder, parse_record, read_table
+from cmp.files import parse_record
+from cmp.readers.files import atomic_folder, read_table
 from cmp.readers.index import count_images
 
 SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}

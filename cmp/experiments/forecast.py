@@ -12,7 +12,7 @@ from torch import nn
 
 from cmp import budgets, evaluation, mixtures, models
 from cmp.config import RunConfig
-from cmp.data import load_corpus
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.registry import get_option
@@ -62,6 +62,15 @@ CLOCKS = {"cpu": time.process_time}
 
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 """Keys that do not move the time of a step."""
+
+
+def check_device(device: str) -> None:
+    """Raise `CmpError` if torch cannot compute on a device, such as "cuda" without a card."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
 def training_flops(run_config: RunConfig) -> float:
@@ -131,8 +140,10 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
         clock = CLOCKS.get(device, time.perf_counter)
         step, end = _step_seconds(run_config, model, device, clock)
         others = end * run_config.stream.tasks
-        for size, count in evaluation_sizes(run_config):
-            others += count * _evaluation_seconds(run_config, model, size, clock)
+        evaluations = range(run_config.stream.tasks + 1)
+        sizes = [size for done in evaluations for size in evaluation_sizes(run_config, done)]
+        for size in set(sizes):
+            others += sizes.count(size) * _evaluation_seconds(run_config, model, size, clock)
         return step + others / _total_steps(run_config)
     finally:
         torch.set_num_threads(threads)
@@ -144,7 +155,7 @@ def _step_seconds(
     """Return the seconds of a step of the last task, and of the method's work at a task's end."""
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, budget=None)
     short = dataclasses.replace(run_config, training=training)
-    state = make_train_state(short, load_corpus(run_config), model, device)
+    state = make_train_state(short, load_data(run_config.data), model, device)
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
     def after_step(step: int, loss: torch.Tensor) -> None:
@@ -160,7 +171,7 @@ def _evaluation_seconds(
 ) -> float:
     """Return the seconds of one evaluation on `size` images per dataset, None for all."""
     started, precision = clock(), run_config.training.precision
-    corpus, name = load_corpus(run_config), run_config.model.name
+    corpus, name = load_data(run_config.data), run_config.model.name
     evaluation.evaluate(model, name, corpus, subset=size, precision=precision)
     return clock() - started
 

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from cmp import budgets, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
-from cmp.data import Corpus, load_corpus
+from cmp.data import Corpus, load_data
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
@@ -41,7 +41,7 @@ class Check:
 
 def load_run_data(run_config: RunConfig) -> Corpus:
     """Return the data of a run; raise `CmpError` if its model takes images of another size."""
-    corpus, name = load_corpus(run_config), run_config.model.name
+    corpus, name = load_data(run_config.data), run_config.model.name
     if not corpus.in_files:
         corpus.check_side(models.image_side(models.create_on_meta(name)), name)
     return corpus

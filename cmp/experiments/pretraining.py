@@ -19,7 +19,8 @@ from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
-from cmp.files import make_folder, parse_json, parse_record, project_folder, write_atomic
+from cmp.files import make_folder, parse_record, project_folder, write_atomic
+from cmp.readers.files import parse_json
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"

@@ -11,12 +11,13 @@ import pandas as pd
 
 import cmp
 from cmp import config
-from cmp.data import load_corpus
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.experiments.studies import Study
-from cmp.files import atomic_file, child_path, project_folder, read_table
+from cmp.files import atomic_file, child_path, project_folder
+from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -86,7 +87,7 @@ def publish_study(study: Study, profile: str = "cpu") -> Path:
             something of it, or the file is too large.
     """
     path, configs = results_file(study.chapter), study.configs(profile)
-    grid = {key: store.run_id_of(each, load_corpus(each)) for key, each in configs.items()}
+    grid = {key: store.run_id_of(each, load_data(each.data)) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():
@@ -164,7 +165,7 @@ def compare_with_store(run: StoredRun) -> Verdict:
 def verify_published(run: StoredRun, observer: Observer = NO_OBSERVER) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
     store.check_sources(run.id, run.provenance.get("options", {}))
-    corpus = load_corpus(run.config)
+    corpus = load_data(run.config)
     if store.run_id_of(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from cmp import budgets, config, models
 from cmp.checkpoints import Progress, latest_checkpoint
 from cmp.config import MAX_COUNT, Mixture, RunConfig
-from cmp.data import Corpus, load_corpus
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
 from cmp.files import SHORT_ID, build_folder
@@ -45,7 +45,7 @@ def run(
         ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
-    is_stored = store.is_stored(store.run_id_of(run_config, load_corpus(run_config)))
+    is_stored = store.is_stored(store.run_id_of(run_config, load_data(run_config.data)))
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(

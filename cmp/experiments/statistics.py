@@ -17,7 +17,9 @@ from cmp import evaluation, mixtures, streams
 from cmp.config import Mixture, RunConfig
 from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
-from cmp.files import atomic_file, child_path, parse_json
+from cmp.files import atomic_file, child_path
+from cmp.readers import class_tables
+from cmp.readers.files import parse_json
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -271,7 +273,7 @@ def stream_table(order: list[str]) -> pd.DataFrame:
 
 def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
     """Write a table of statistics, whole or not at all, and return its path."""
-    path = child_path(streams.statistics_folder(), f"{name}-{kind}", ".parquet")
+    path = child_path(class_tables.statistics_folder(), f"{name}-{kind}", ".parquet")
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path

@@ -25,8 +25,9 @@ from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, atomic_folder, build_folder, child_path, parse_record, read_table
+from cmp.files import SHORT_ID, build_folder, child_path, parse_record
 from cmp.merging.files import file_digest
+from cmp.readers.files import atomic_folder, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
@@ -101,10 +102,11 @@ def run_id_of(run_config: RunConfig, corpus: Corpus) -> str:
     if run_config.training.budget is not None:  # another way of counting is another run
         content["steps"] = budgets.apply_budget(run_config).training.steps
     if run_config.stream.order != "random":  # the order counts, not the table that it comes from
-        content["order"] = streams.order_digest(corpus, run_config.stream, run_config.seeds.stream)
+        order = streams.class_order(corpus, run_config.stream, run_config.seeds.stream)
+        content["order"] = hashlib.sha256("\n".join(order).encode()).hexdigest()
     if run_config.mixture.select != "random":
-        mixture, seed = run_config.mixture, run_config.seeds.data
-        content["replay"] = mixtures.replay_digest(corpus, mixture, seed)
+        _, kept = mixtures.choose_replay(corpus, run_config.mixture, run_config.seeds.data)
+        content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -28,12 +28,12 @@ from tqdm.auto import tqdm
 
 from cmp import config
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
-from cmp.data import load_corpus
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID, child_path, parse_record, project_folder, read_yaml
-from cmp.runner import check_device
+from cmp.files import SHORT_ID, child_path, parse_record, project_folder
+from cmp.readers.files import read_yaml
 
 STUDIES = project_folder() / "book" / "studies"
 MAX_LIVE = 4
@@ -213,7 +213,7 @@ class StudyPlan:
 
 def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
     """Return what computing some runs takes; raise `CmpError` for a device that is not here."""
-    check_device(device)
+    forecast.check_device(device)
     todo = missing_runs(configs)
     return StudyPlan(len(set(configs)), todo, sum(forecast.forecast_seconds(todo, device)))
 
@@ -223,7 +223,7 @@ def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     return [
         run_config
         for run_config in dict.fromkeys(configs)
-        if not store.is_stored(store.run_id_of(run_config, load_corpus(run_config)))
+        if not store.is_stored(store.run_id_of(run_config, load_data(run_config.data)))
     ]
 
 
@@ -251,7 +251,7 @@ def compute_runs(
         failures = BACKENDS[backend](todo, jobs, device, bar.update)
     if failures:
         lines = [
-            f"  {store.run_id_of(run_config, load_corpus(run_config))[:SHORT_ID]}: {reason}"
+            f"  {store.run_id_of(run_config, load_data(run_config.data))[:SHORT_ID]}: {reason}"
             for run_config, reason in failures.items()
         ]
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
@@ -280,7 +280,7 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
     frames = []
     for (setting, replicate), run_config in configs.items():
-        run = store.load_run(store.run_id_of(run_config, load_corpus(run_config)))
+        run = store.load_run(store.run_id_of(run_config, load_data(run_config.data)))
         columns = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT_ID]}
         frames.append(run.metrics.assign(**columns))
     return pd.concat(frames, ignore_index=True)

@@ -20,7 +20,7 @@ import torch
 from cmp import distributed, models
 from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest
 from cmp.config import RunConfig
-from cmp.data import load_corpus
+from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
 from cmp.files import build_folder
@@ -64,7 +64,7 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
-    corpus = load_corpus(run_config)
+    corpus = load_data(run_config.data)
     run_id = store.run_id_of(run_config, corpus)
     if distributed.rank():
         if distributed.broadcast("", device) != _IS_STORED:

@@ -17,15 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmp import config
 from cmp.errors import CmpError
-from cmp.merging.rules import (
-    BlockContext,
-    MagnitudeBounds,
-    MergeOptions,
-    Weights,
-    compute_dtype,
-    interpolation,
-)
+from cmp.merging import rules
+from cmp.merging.rules import BlockContext, Draw, MagnitudeBounds, MergeOptions, Weights
 from cmp.registry import Option, get_option, option_names
 
 StateDict = Mapping[str, Tensor]
@@ -69,30 +64,45 @@ def merge(
         rule: A registered rule, such as "ties".
         models: State dicts with equal names and shapes, newest first, on any one device.
         base: The weights before the stream, for rules on task vectors.
-        options: The rule's settings.
+        options: The rule's settings, in place of keywords.
         out: Tensors to write the result into, not shared with the arguments.
         finite: Whether all entries are known to be finite; they are checked otherwise.
-        **settings: Fields of `MergeOptions`, in place of `options`.
+        **settings: `weights`, `draw`, and keys of `cmp.config.Merging` that the rule reads.
 
     Returns:
         New tensors by name, of the newest model's types; the arguments are not changed.
 
     Raises:
-        CmpError: The rule cannot merge these, see `check_mergeable`, or an entry is not finite.
+        CmpError: The rule cannot merge these, see `check_mergeable`, a setting is impossible or of
+            other rules, or an entry is not finite.
 
     Example:
         >>> zero, a, b = ({"w": torch.tensor([x, 1.0])} for x in (0.0, 4.0, -2.0))
         >>> cmp.merge("ties", [a, b], base=zero, density=0.5)["w"]
         tensor([4., 1.])
     """
-    rule = rule if isinstance(rule, Option) else _rule(rule)
-    options = options or MergeOptions(**settings)
+    rule = rule if isinstance(rule, Option) else get_option("merge_rule", rule)
+    options = options or (parse_options(rule.name, **settings) if settings else MergeOptions())
     check_mergeable(rule, models, base, options)
     return dict(iter_merged(rule, models, base, options, out, finite))
 
 
-def _rule(name: str) -> Option:
-    return get_option("merge_rule", name)
+def parse_options(
+    rule: str, weights: Sequence[float] | None = None, draw: Draw = (0,), **settings: Any
+) -> MergeOptions:
+    """Return the options of a merge, checked as a run's config is.
+
+    Args:
+        rule: A registered rule.
+        weights: One per model, newest first; equal ones where None.
+        draw: Seed and counters of rules that draw at random.
+        **settings: Keys of `cmp.config.Merging` that the rule reads.
+
+    Raises:
+        CmpError: A value is impossible, or the rule does not read the key.
+    """
+    section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
+    return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
 
 
 def check_mergeable(
@@ -206,7 +216,7 @@ def iter_merged(
         if not newest.is_floating_point():
             target.copy_(newest)
         elif not is_mergeable(name, newest):
-            factors = interpolation(tensors, None, MergeOptions(), 0.0)[:-1]
+            factors = rules.interpolation(tensors, None, MergeOptions(), 0.0)[:-1]
             write_weighted_sum(name, tensors, factors, target, check)
         elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
@@ -229,7 +239,8 @@ def write_weighted_sum(
         out: Where the result goes.
         check: Called with each result and what it was made of, see `require_finite`.
     """
-    flat, target, dtype = [x.reshape(-1) for x in tensors], out.view(-1), compute_dtype(tensors)
+    flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
+    dtype = rules.compute_dtype(tensors)
     used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
     one, size = _unit_tensor(dtype, target.device), BLOCK_SIZES["linear"]
     for at in range(0, len(target), size):
@@ -270,7 +281,7 @@ def write_entries(
     flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
     start = None if base is None else base.reshape(-1)
     sources = flat if start is None else [*flat, start]
-    dtype, size = compute_dtype(sources), BLOCK_SIZES["entries"]
+    dtype, size = rules.compute_dtype(sources), BLOCK_SIZES["entries"]
     space = torch.empty(len(flat), min(size, len(target)), dtype=dtype, device=target.device)
     for number, at in enumerate(range(0, len(target), size)):
         into = target[at : at + size]
@@ -359,7 +370,7 @@ def _rank_selector(
 def _magnitudes(name: str, one: Tensor, other: Tensor) -> Iterator[Tensor]:
     """Yield |one - other| in blocks, in fp32 at least; a block is overwritten by the next."""
     one, other = one.reshape(-1), other.reshape(-1)
-    dtype, size = compute_dtype([one, other]), THRESHOLD_BLOCK
+    dtype, size = rules.compute_dtype([one, other]), THRESHOLD_BLOCK
     out = torch.empty(min(size, one.numel()), dtype=dtype, device=one.device)
     for at in range(0, one.numel(), size):
         block = out[: min(size, one.numel() - at)]
@@ -376,8 +387,8 @@ def select_rank(blocks: BlockIterator, rank: int, count: int, sample: np.ndarray
         blocks: Goes through all entries.
         rank: The rank, from 0.
         count: How many entries there are.
-        sample: Some of them, sorted. They bracket the rank by eight standard errors, and what lies
-            within the bracket is selected from; a bracket that missed is opened on that side.
+        sample: Some of them, sorted. They bracket the rank by eight standard errors; what lies
+            within the bracket is selected from, or everything where the bracket missed.
     """
     place, share = rank / count * len(sample), rank / count
     margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 2
@@ -385,25 +396,18 @@ def select_rank(blocks: BlockIterator, rank: int, count: int, sample: np.ndarray
     low = sample[first] if first > 0 else -np.inf
     high = sample[last] if last < len(sample) else np.inf
     before, within = _split_at(blocks, low, high)
-    if before <= rank < before + len(within):
-        return np.partition(within, rank - before)[rank - before]
-    edge = low if rank < before else high
-    before = sum(np.count_nonzero(block < edge) for block in blocks())
-    equal = sum(np.count_nonzero(block == edge) for block in blocks())
-    if before <= rank < before + equal:
-        return sample.dtype.type(edge)
-    low, high = (-np.inf, low) if rank < before else (high, np.inf)
-    before, within = _split_at(blocks, low, high)
+    if not before <= rank < before + len(within):
+        before, within = _split_at(blocks, -np.inf, np.inf)
     return np.partition(within, rank - before)[rank - before]
 
 
 def _split_at(blocks: BlockIterator, low: float, high: float) -> tuple[int, np.ndarray]:
-    """Return how many entries are at most `low`, and those between the two."""
+    """Return how many entries are below `low`, and those from there to `high`."""
     before, within = 0, []
     for block in blocks():
-        above = block > low
+        above = block >= low
         before += block.size - np.count_nonzero(above)
-        within.append(block[np.flatnonzero(above & (block < high))])
+        within.append(block[np.flatnonzero(above & (block <= high))])
     return int(before), np.concatenate(within)
 
 
@@ -411,36 +415,24 @@ _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
 """The first run of numbers in a name: what is numbered, and which one of it."""
 
 
-def block_number(name: str) -> tuple[str, str, tuple[int, ...]] | None:
-    """Return (tower, what is numbered, number) of a parameter, by its name; None without a number.
-
-    "visual.trunk.stages.1.0.weight" gives ("visual", "visual.trunk.stages", (1, 0)). ResNets'
-    "layer1" counts as number 1 of "layer".
-    """
-    match = _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name))
-    if not match:
-        return None
-    tower = "visual" if name.startswith("visual.") else "text"
-    return tower, match[1], tuple(map(int, match[2].split(".")))
-
-
 def layer_depth(names: Iterable[str]) -> dict[str, float]:
     """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
 
-    The blocks of a tower are what it has the most of, in the order of their numbers. All else, such
-    as stem, embeddings and projections, has depth 0.
+    The blocks of a tower are what it has the most of, in the order of their numbers: of
+    "visual.trunk.stages.1.0.weight" the stack is "visual.trunk.stages", the number (1, 0). ResNets'
+    "layer1" counts as number 1 of "layer". All else, such as stem, embeddings and projections, has
+    depth 0.
     """
-    numbers = {name: block_number(name) for name in names}
-    stacks: dict[str, dict[str, set]] = {}
-    for tower, stack, number in filter(None, numbers.values()):
-        stacks.setdefault(tower, {}).setdefault(stack, set()).add(number)
-    largest = {
-        tower: max(sorted(kinds.items()), key=lambda pair: len(pair[1]))
-        for tower, kinds in stacks.items()
-    }
-    depth = dict.fromkeys(numbers, 0.0)
-    for name, block in numbers.items():
-        stack, members = largest[block[0]] if block else ("", set())
-        if block and block[1] == stack and len(members) > 1:
-            depth[name] = sorted(members).index(block[2]) / (len(members) - 1)
+    depth = dict.fromkeys(names, 0.0)
+    towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
+    for name in depth:
+        if match := _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name)):
+            stack = towers[name.startswith("visual.")].setdefault(match[1], {})
+            stack[name] = tuple(map(int, match[2].split(".")))
+    for stacks in towers.values():
+        ordered = [stacks[stack] for stack in sorted(stacks)]
+        numbers = max(ordered, key=lambda stack: len(set(stack.values())), default={})
+        blocks = sorted(set(numbers.values()))
+        for name, number in numbers.items():
+            depth[name] = blocks.index(number) / max(len(blocks) - 1, 1)
     return depth

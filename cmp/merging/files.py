@@ -109,15 +109,6 @@ def merge_files(
                 write_safetensors(file, models[0], metadata, tensors, progress)
 
 
-def total_bytes(paths: Sequence[Path]) -> int:
-    """Return how many bytes `progress` hears of in a merge; raise `CmpError` for a missing file."""
-    try:
-        sizes = [path.stat().st_size for path in paths]
-    except OSError as error:
-        raise CmpError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return sum(sizes) + sizes[0]
-
-
 def file_digest(path: Path, progress: Progress = lambda count: None) -> str:
     """Return the sha256 of a file, with progress in bytes."""
     digest = hashlib.sha256()

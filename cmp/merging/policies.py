@@ -5,7 +5,6 @@ choices: where training goes on, and what is deployed. Weights live on the CPU, 
 per-step average, which lives where the network does.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.apply import merge
-from cmp.merging.rules import MergeOptions, Weights, has_running_mean, merge_weights
+from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
 Memory = dict[str, Weights]
@@ -77,13 +76,8 @@ class TaskEnd:
             choice: What the merge is for; two choices draw differently.
             **changed: Fields of `MergeOptions` that differ from the config.
         """
-        config = self.merging
-        options = MergeOptions(
-            scale=config.scale, density=config.density, outliers=config.outliers,
-            alpha=config.alpha, beta=config.beta, draw=(self.seed, self.done, choice),
-        )  # fmt: skip
+        options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
         base = self.memory["zero"] if self.rule.facts["base"] else None
-        options = dataclasses.replace(options, **changed)
         return merge(self.rule, models, base, options, finite=True)
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
@@ -95,16 +89,6 @@ class TaskEnd:
 
 ChoiceOutput = tuple[Memory, Weights]
 """What a choice adds to the memory, and the weights that it chose."""
-
-
-def zero_weights(end: TaskEnd) -> ChoiceOutput:
-    """Choose theta_0, the weights before the stream."""
-    return {}, end.memory["zero"]
-
-
-def last_weights(end: TaskEnd) -> ChoiceOutput:
-    """Choose theta_t, the weights that the task ended in."""
-    return {}, end.trained
 
 
 def patched_weights(end: TaskEnd) -> ChoiceOutput:
@@ -134,7 +118,9 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     other rules and weights the end of each task is remembered.
     """
     count, merging = end.done + end.merging.zero, end.merging
-    if merging.rule == "interpolation" and has_running_mean(merging):
+    # where older models' weights shrink in proportion, their mean stands for all of them
+    in_proportion = merging.shares != "newest" and not merging.reverse
+    if merging.rule == "interpolation" and in_proportion:
         return running_mean(end, merge_weights(merging, count)[0])
     if end.rule.facts["running"] == "sum":
         memory, mean = running_mean(end, 1 / count)
@@ -167,25 +153,22 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
     return {"all": mean}, mean
 
 
-def step_average(end: TaskEnd) -> ChoiceOutput:
-    """Choose the average over steps that `update_step_average` kept."""
-    return {}, end.memory["average"]
-
-
 def copy_weights(weights: Weights) -> Weights:
     """Return the same weights in tensors of their own, as a memory is saved."""
     return {name: x.clone() for name, x in weights.items()}
 
 
 CHOICES: dict[str, Callable[[TaskEnd], ChoiceOutput]] = {
-    "zero": zero_weights,
-    "last": last_weights,
+    "zero": lambda end: ({}, end.memory["zero"]),
+    "last": lambda end: ({}, end.trained),
     "patched": patched_weights,
     "average": running_average,
     "unrolled": unrolled_average,
     "all": merge_everything,
-    "steps": step_average,
+    "steps": lambda end: ({}, end.memory["average"]),
 }
+"""What a policy may choose: theta_0, the weights before the stream; theta_t, those that the task
+ended in; a merge; or the average over steps that `update_step_average` keeps."""
 
 
 class MergePolicy(NamedTuple):

@@ -12,9 +12,9 @@ is a function of (entries, block): `entries` [models, n] are task vectors if it 
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ Draw = tuple[int, *tuple[int | str, ...]]
 _PARALLEL_TOLERANCE = 1e-6
 """How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
 PRODUCT_BLOCK = 1 << 19
+
+
+MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta")
+"""Keys of `cmp.config.Merging` that rules read tensor by tensor."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class MergeOptions:
         The default makes it their mean, so that merging again and again does not let it grow.
         """
         return self.scale or 1 / count
+
+
+def options_of(section: Merging, **others: Any) -> MergeOptions:
+    """Return the options that a config section sets; `others` are further fields."""
+    settings = {key: getattr(section, key) for key in MERGE_SETTINGS}
+    return MergeOptions(**(settings | others))
 
 
 class MagnitudeBounds(NamedTuple):
@@ -316,57 +326,25 @@ def check_option(option: Option) -> None:
             )
 
 
-# Weights of many models in an interpolation (spec 4, offline weightings): (how many, section) ->
-# weights, newest first, not yet normalised.
-
-
-def equal_weights(count: int, merging: Merging) -> list[float]:
-    """Weigh all models the same."""
-    return [1.0] * count
-
-
-def newest_weights(count: int, merging: Merging) -> list[float]:
-    """Give `weight` to the newest model and the rest in equal parts to the others."""
-    rest = (1 - merging.weight) / max(count - 1, 1)
-    return [merging.weight, *[rest] * (count - 1)] if count > 1 else [1.0]
-
-
-def power_weights(count: int, merging: Merging) -> list[float]:
-    """Weigh model i, from 1 for the oldest, by i to the `power`."""
-    return [float(number) ** merging.power for number in range(count, 0, -1)]
-
-
-def exponential_weights(count: int, merging: Merging) -> list[float]:
-    """Weigh each model twice as much as the one before it."""
-    return [0.5**age for age in range(count)]
-
-
-def log_weights(count: int, merging: Merging) -> list[float]:
-    """Weigh model i, from 1 for the oldest, by log(i + 1)."""
-    return [math.log(number + 1) for number in range(count, 0, -1)]
-
-
-WEIGHTINGS: dict[str, Callable[[int, Merging], list[float]]] = {
-    "equal": equal_weights,
-    "newest": newest_weights,
-    "power": power_weights,
-    "exponential": exponential_weights,
-    "log": log_weights,
-}
-"""By `merging.shares`."""
-
-
 def merge_weights(merging: Merging, count: int) -> list[float]:
-    """Return the weights of `count` models, newest first, summing to 1.
+    """Return the weights of models in an interpolation (spec 4, offline weightings).
 
-    With `reverse` the oldest model has the newest one's weight.
+    Args:
+        merging: The config section; with `reverse` the oldest model has the newest one's weight.
+        count: How many models.
+
+    Returns:
+        Newest first, summing to 1.
     """
-    weights = WEIGHTINGS[merging.shares](count, merging)
+    numbers = range(count, 0, -1)  # of the models, from 1 for the oldest
+    others = (1 - merging.weight) / max(count - 1, 1)
+    weightings: dict[str, list[float]] = {
+        "equal": [1.0] * count,
+        "newest": [merging.weight if count > 1 else 1.0, *[others] * (count - 1)],
+        "power": [float(number) ** merging.power for number in numbers],
+        "exponential": [0.5**age for age in range(count)],
+        "log": [math.log(number + 1) for number in numbers],
+    }
+    weights = weightings[merging.shares]
     weights = weights[::-1] if merging.reverse else weights
     return [weight / sum(weights) for weight in weights]
-
-
-def has_running_mean(merging: Merging) -> bool:
-    """Return whether the weights of older models shrink in proportion as one is added, so that a
-    running mean is all that has to be kept."""
-    return merging.shares != "newest" and not merging.reverse

@@ -12,20 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import config as configs
-from cmp import models
+from cmp import models, training
 from cmp.errors import CmpError
 from cmp.methods import importance
 from cmp.registry import register
-from cmp.training import (
-    ForwardOutput,
-    ForwardStep,
-    TrainState,
-    UpdateMethod,
-    autocast,
-    model_loss,
-    trainable_parameters,
-    uses_sigmoid_loss,
-)
+from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod
 
 Gradients = Iterator[tuple[Tensor, ...]]
 
@@ -33,7 +24,7 @@ Gradients = Iterator[tuple[Tensor, ...]]
 def batch_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
     """Yield the gradient of a batch's mean loss, as the reference squares it."""
     output = forward()
-    yield gradients(state, model_loss(state.model, output.image, output.text))
+    yield gradients(state, training.model_loss(state.model, output.image, output.text))
 
 
 def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
@@ -46,7 +37,7 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
         output = forward()
     for index in range(len(output.pixels)):
         place = output.place[index, None].to(output.tokens.device)
-        with autocast(precision, output.pixels.device):
+        with training.autocast(precision, output.pixels.device):
             image = models.encode_image(model, output.pixels[index, None])  # [1, E]
             text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
         yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
@@ -78,7 +69,7 @@ def sample_loss(
 
 def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
     """Return the gradient of what trains, zeros where the loss does not depend on it."""
-    parameters = list(trainable_parameters(state.model).values())
+    parameters = list(training.trainable_parameters(state.model).values())
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
@@ -92,14 +83,10 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
             squares = [x.square() for x in gradient]
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares
             count += 1
-    accumulate_fisher(state, [x / count for x in total or []])
-
-
-def accumulate_fisher(state: TrainState, fisher: list[Tensor]) -> None:
-    """Set F <- gamma F + F_new."""
-    for name, new in zip(trainable_parameters(state.model), fisher, strict=True):
+    for name, new in zip(training.trainable_parameters(state.model), total or [], strict=True):
         old = state.method_state[f"importance/{name}"]
-        state.method_state[f"importance/{name}"] = state.config.method.get("gamma") * old + new
+        kept = config.method.get("gamma") * old
+        state.method_state[f"importance/{name}"] = kept + new / count
 
 
 def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
@@ -109,7 +96,7 @@ def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]
 
 def prepare(state: TrainState) -> None:
     """Start with importance zero; raise `CmpError` for the sample-wise loss of a sigmoid model."""
-    if state.config.method.fisher == "sample" and uses_sigmoid_loss(state.model):
+    if state.config.method.fisher == "sample" and training.uses_sigmoid_loss(state.model):
         raise CmpError(
             "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
             "set method.fisher=batch"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.files import parse_json
 from cmp.readers import tables, tars
+from cmp.readers.files import parse_json
 from cmp.readers.index import Fault, FileStore, ImageIndex, Row, SpanStore, build_index
 from cmp.readers.manifest import FileSet
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH
 from cmp.errors import CmpError
-from cmp.files import build_folder, parse_json, write_atomic
+from cmp.files import build_folder, write_atomic
+from cmp.readers.files import parse_json
 from cmp.readers.index import Fault, ImageIndex, ImageStore
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

@@ -27,7 +27,8 @@ from pydantic import (
 )
 
 from cmp.errors import CmpError
-from cmp.files import build_folder, read_yaml
+from cmp.files import build_folder
+from cmp.readers.files import read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"

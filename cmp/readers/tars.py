@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.files import parse_json
+from cmp.readers.files import parse_json
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, SpanStore, build_index
 from cmp.readers.manifest import FileSet
 

@@ -1,0 +1,102 @@
+"""Tables of class statistics, by which classes are ordered and pool images selected.
+
+They are measured once, with one base, and kept: an order must be the same on every machine and for
+every base, and accuracies that are measured again would not be.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cmp.data import Corpus
+from cmp.errors import CmpError
+from cmp.files import build_folder, child_path
+from cmp.readers.files import read_table
+from cmp.readers.manifest import STATISTICS
+
+CLASS_COLUMNS = {
+    "accuracy": float, "loss": float, "alignment": float, "frequency": int, "year": float,
+    "position": int, "embedding": list,
+}  # fmt: skip
+"""Columns that a table of classes may hold beside `entry`."""
+POOL_COLUMNS = {"dataset": str, "place": int, "alignment": float, "cluster": int}
+"""Columns of a table of pool images; place is the image's number in its dataset."""
+
+
+def statistics_folder() -> Path:
+    """Return the folder of tables that are made on this machine."""
+    return build_folder() / "traits"
+
+
+def statistics_path(name: str, kind: str) -> Path:
+    """Return where a table is, or would be made.
+
+    Args:
+        name: The table's name, as in `stream.traits`.
+        kind: "classes" or "pool".
+    """
+    folders = (STATISTICS, statistics_folder())
+    paths = [child_path(folder, f"{name}-{kind}", ".parquet") for folder in folders]
+    return next((path for path in paths if path.exists()), paths[-1])
+
+
+def statistics_stamp(name: str) -> tuple[Path, int]:
+    """Return the file of a table of classes and when it was written (0 if never), for caches."""
+    path = statistics_path(name, "classes")
+    return path, path.stat().st_mtime_ns if path.exists() else 0
+
+
+def class_statistics(name: str) -> pd.DataFrame:
+    """Return the statistics of some classes, indexed by entry and sorted; not to be changed.
+
+    Raises:
+        CmpError: There is no such table, or it lists a class twice.
+    """
+    return _class_statistics(*statistics_stamp(name))
+
+
+@functools.lru_cache(maxsize=8)
+def _class_statistics(path: Path, written: int) -> pd.DataFrame:
+    table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
+    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
+    _read_statistics(path, columns, "cmpt stream make")
+    if (repeated := table["entry"].duplicated()).any():
+        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
+    return table.set_index("entry").sort_index()
+
+
+def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.DataFrame:
+    if not path.exists():
+        kind = path.stem.rpartition("-")[2]
+        folders = (STATISTICS, statistics_folder())
+        tables = [path for folder in folders for path in folder.glob(f"*-{kind}.parquet")]
+        names = sorted({table.stem.removesuffix(f"-{kind}") for table in tables})
+        raise CmpError(
+            f"traits: no table {path.name}; there are {', '.join(names) or 'none'}; `{command}` "
+            "makes one"
+        )
+    try:
+        return read_table(path, columns)
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be read ({error}); `{command}` makes it again") from error
+
+
+def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
+    """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
+
+    Raises:
+        CmpError: An image has none.
+    """
+    path = statistics_path("embedded", "pool")
+    table = _read_statistics(path, POOL_COLUMNS, "cmpt stream make")
+    datasets = corpus.table["dataset"].astype(str)
+    places = datasets.groupby(datasets).cumcount()
+    keys = pd.MultiIndex.from_arrays([datasets.iloc[rows], places.iloc[rows]])
+    measured = table.set_index(["dataset", "place"])
+    statistics = measured.loc[:, ["alignment", "cluster"]].reindex(keys)
+    if (missing := statistics["alignment"].isna()).any():
+        dataset = missing.index[missing][0][0]
+        raise CmpError(f"traits: images of {dataset!r} have none; `cmpt stream make` measures them")
+    return statistics.reset_index(drop=True)
