@@ -179,7 +179,7 @@ class Method:
     @property
     def has_adapters(self) -> bool:
         """Whether the method trains adapters beside frozen weights."""
-        return "fold" in registry.get_option("method", self.name).settings
+        return registry.get_option("method", self.name).facts["adapters"]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -54,7 +54,7 @@ KINDS = {
          "running": None, "idempotent": True},
     ),
     "merge_policy": Kind("cmp.merging.policies", "merging.policy", {"merges": ("two",)}),
-    "method": Kind("cmp.methods", "method.name", {"needs_pool": False}),
+    "method": Kind("cmp.methods", "method.name", {"adapters": False, "needs_pool": False}),
     "order": Kind(
         "cmp.streams",
         "stream.order",

@@ -544,13 +544,13 @@ def micro_batches(state: TrainState) -> list[slice]:
 
 
 def forward_micro_batch(
-    state: TrainState, batch: Batch, part: slice, task: int, step: int
+    state: TrainState, batch: Batch, rows: slice, task: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
     start = distributed.local_slice(state.config.training.batch).start
-    images = batch.images[part.start - start : part.stop - start]  # those of this process only
-    piece = Batch(batch.rows[part], images, batch.texts[part])
-    output = forward_batch(state, piece, task, step, (part.start, len(batch.rows)))
+    images = batch.images[rows.start - start : rows.stop - start]  # those of this process only
+    piece = Batch(batch.rows[rows], images, batch.texts[rows])
+    output = forward_batch(state, piece, task, step, (rows.start, len(batch.rows)))
     return output.image, output.text
 
 
@@ -558,9 +558,9 @@ def backward_in_micro_batches(
     state: TrainState, batch: Batch, task: int, step: int
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch to those of the weights, and return the terms of its loss."""
-    model, parts = state.model, micro_batches(state)
-    with torch.set_grad_enabled(len(parts) == 1):
-        outputs = [forward_micro_batch(state, batch, part, task, step) for part in parts]
+    model, pieces = state.model, micro_batches(state)
+    with torch.set_grad_enabled(len(pieces) == 1):
+        outputs = [forward_micro_batch(state, batch, rows, task, step) for rows in pieces]
     features = [
         distributed.all_gather(torch.cat(tower).detach()).requires_grad_()
         for tower in zip(*outputs, strict=True)
@@ -571,11 +571,11 @@ def backward_in_micro_batches(
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
-    for part in parts:
-        towers = outputs[0] if len(parts) == 1 else forward_micro_batch(
-            state, batch, part, task, step
+    for rows in pieces:
+        towers = outputs[0] if len(pieces) == 1 else forward_micro_batch(
+            state, batch, rows, task, step
         )  # fmt: skip
-        gradients = [cast(Tensor, feature.grad)[part] for feature in features]
+        gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
         pairs = list(zip(towers, gradients, strict=True))
         training = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
         if training:

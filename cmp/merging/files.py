@@ -24,7 +24,7 @@ DTYPE_NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-Progress = Callable[[int], object]
+ByteCounter = Callable[[int], object]
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -68,7 +68,7 @@ def merge_files(
     base: Path | None = None,
     options: MergeOptions | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: Progress = lambda count: None,
+    progress: ByteCounter = lambda count: None,
 ) -> None:
     """Merge safetensors files into one, whole or not at all.
 
@@ -109,7 +109,7 @@ def merge_files(
                 write_safetensors(file, models[0], metadata, tensors, progress)
 
 
-def file_digest(path: Path, progress: Progress = lambda count: None) -> str:
+def file_digest(path: Path, progress: ByteCounter = lambda count: None) -> str:
     """Return the sha256 of a file, with progress in bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -124,7 +124,7 @@ def write_safetensors(
     like: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     tensors: Iterator[tuple[str, Tensor]],
-    progress: Progress = lambda count: None,
+    progress: ByteCounter = lambda count: None,
 ) -> None:
     """Write a safetensors file as its tensors come.
 

@@ -46,4 +46,4 @@ class DoraAdapter(LoraAdapter):
         return F.linear(x, self.merged_weight(weight), bias)
 
 
-register("method", "dora", adapters.SETTINGS)(adapters.adapter_method(DoraAdapter))
+register("method", "dora", adapters.SETTINGS, adapters=True)(adapters.adapter_method(DoraAdapter))

@@ -36,4 +36,4 @@ class LoraAdapter(adapters.Adapter):
         return F.linear(x, weight, bias) + F.linear(F.linear(x, self.down), self.scale * self.up)
 
 
-register("method", "lora", adapters.SETTINGS)(adapters.adapter_method(LoraAdapter))
+register("method", "lora", adapters.SETTINGS, adapters=True)(adapters.adapter_method(LoraAdapter))

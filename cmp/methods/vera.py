@@ -73,4 +73,6 @@ def prepare(state: TrainState) -> None:
         cast(VeraAdapter, layer.adapter).share(*shared[rows, columns])
 
 
-register("method", "vera", adapters.SETTINGS)(UpdateMethod(prepare, _BASE_METHOD.begin_task))
+register("method", "vera", adapters.SETTINGS, adapters=True)(
+    UpdateMethod(prepare, _BASE_METHOD.begin_task)
+)
