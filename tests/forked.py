@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmp import checkpoints, cli, config, files
+from cmp import checkpoints, cli, config
 from cmp.checkpoints import CheckpointManager
 from cmp.cli import runs
 from cmp.config import RunConfig
@@ -33,6 +33,7 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.experiments import store, studies, workers
 from cmp.files import SHORT_ID, sync_to_disk
+from cmp.readers import files
 from cmp.runner import Observer
 
 DATASETS = ("pool-shapes", "new-flags", "shapes", "substitute-icons")

@@ -117,7 +117,7 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build):
     same.write_text(PLUGIN.format(divisor=2))
     other.write_text(PLUGIN.format(divisor=4))
     command = [sys.executable, "-m", "cmp", "--plugin", str(same), "run", "quick"]
-    command += ["schedule.name=halved", "stream.tasks=2", "training.steps=120", "training.batch=8"]
+    command += ["schedule.name=halved", "stream.tasks=2", "training.steps=60", "training.batch=8"]
     environment = os.environ | {"CMP_BUILD": str(build)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200

@@ -98,7 +98,7 @@ class Setting:
         """Yield the batches of the task without end, images enlarged to what the model takes."""
         for step in itertools.count():
             batch = mixtures.make_batch(self.config, self.corpus, self.pools, TASK, step)
-            yield dataclasses.replace(batch, images=enlarge(batch.images, self.side))
+            yield batch._replace(images=enlarge(batch.images, self.side))
 
     def distinct_captions(self, steps: int = 8) -> float:
         """Return the mean number of distinct captions in a batch."""

@@ -165,7 +165,7 @@ def compare_with_store(run: StoredRun) -> Verdict:
 def verify_published(run: StoredRun, observer: Observer = NO_OBSERVER) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
     store.check_sources(run.id, run.provenance.get("options", {}))
-    corpus = load_data(run.config)
+    corpus = load_data(run.config.data)
     if store.run_id_of(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)
