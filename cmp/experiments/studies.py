@@ -281,8 +281,8 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     frames = []
     for (setting, replicate), run_config in configs.items():
         run = store.load_run(store.run_id_of(run_config, load_corpus(run_config)))
-        columns = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT_ID]}
-        frames.append(run.metrics.assign(**columns))
+        short = run.id[:SHORT_ID]
+        frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
     return pd.concat(frames, ignore_index=True)
 
 
