@@ -243,28 +243,10 @@ def damaged_images(index: ImageIndex) -> list[Fault]:
     return faults
 
 
-def fit_square(image: Image.Image) -> np.ndarray:
-    """Shrink or grow a picture into the embedded benchmark's square, centred.
+def decode_rgba(content: bytes) -> np.ndarray:
+    """Decode an image and fit it into the embedded benchmark's square, centred.
 
     Filtering happens on premultiplied colours, so that transparent pixels do not bleed.
-
-    Args:
-        image: A picture of any size.
-
-    Returns:
-        uint8 [4, 32, 32], RGBA.
-    """
-    image = image.convert("RGBA").convert("RGBa")
-    scale = IMAGE_SIZE / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
-    picture = image.resize((width, height), Image.Resampling.LANCZOS)
-    square.paste(picture, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
-    return np.asarray(square.convert("RGBA")).transpose(2, 0, 1)
-
-
-def decode_rgba(content: bytes) -> np.ndarray:
-    """Decode an image into the embedded benchmark's square.
 
     Args:
         content: A PNG, JPEG or WebP file.
@@ -272,4 +254,10 @@ def decode_rgba(content: bytes) -> np.ndarray:
     Returns:
         uint8 [4, 32, 32], RGBA.
     """
-    return fit_square(Image.open(io.BytesIO(content)))
+    image = Image.open(io.BytesIO(content)).convert("RGBA").convert("RGBa")
+    scale = IMAGE_SIZE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
+    picture = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(picture, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
+    return np.asarray(square.convert("RGBA")).transpose(2, 0, 1)
