@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH
 from cmp.errors import CmpError
 from cmp.files import build_folder, parse_json, write_atomic
-from cmp.readers.index import Fault, ImageIndex, ImageStore
+from cmp.readers.index import Fault, ImageIndex, ReadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
@@ -120,21 +120,21 @@ class ImageFiles:
     """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
 
     Attributes:
-        stores: Where the files are, one store per set.
-        store_ids: int [N], the number of each image's store.
-        positions: int [N], the number of each image in its store.
+        readers: What returns the files of each set.
+        set_ids: int [N], the number of each image's set.
+        positions: int [N], the position of each image in its set.
         sources: object [N], each image's name.
         side: Side in pixels of what `files[rows]` gives.
     """
 
-    stores: list[ImageStore]
-    store_ids: np.ndarray
+    readers: list[ReadImage]
+    set_ids: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
     side: int = 224
 
     def __len__(self) -> int:
-        return len(self.store_ids)
+        return len(self.set_ids)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
         """Return the middle of each image: uint8 [B, 3, side, side]."""
@@ -154,7 +154,7 @@ class ImageFiles:
         Args:
             row: The image's row in the corpus.
         """
-        return self.stores[self.store_ids[row]].read(int(self.positions[row]))
+        return self.readers[self.set_ids[row]](int(self.positions[row]))
 
     def random_crops(
         self,
@@ -200,7 +200,7 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
     """
     tables = [index.table for index in indexes]
     return ImageFiles(
-        [index.store for index in indexes],
+        [index.read for index in indexes],
         np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
         np.concatenate([table["position"].to_numpy() for table in tables]),
         np.concatenate([table["source"].to_numpy(object) for table in tables]),
@@ -229,7 +229,7 @@ def damaged_images(index: ImageIndex) -> list[Fault]:
         faults = []
         for source, position in images[start : start + CHECK_BLOCK]:
             try:
-                open_image(index.store.read(position)).load()
+                open_image(index.read(position)).load()
             except DECODE_ERRORS:
                 faults.append(Fault("corrupt image", source))
         return faults

@@ -158,7 +158,7 @@ class FileSet(StrictModel):
         licence: Whose images these are.
         year: Year in which the set came out; time-incremental streams go by it.
         reader: Where the images are, and in which layout.
-        splits: Split -> share, for images whose split is not given; see `split_shares`.
+        splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`.
         faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
         beside: "embedded" adds the embedded pool and retention sets, for the embedded models.
         counts: What must be found, if that is known.
@@ -192,10 +192,6 @@ class FileSet(StrictModel):
     def allowed_splits(self) -> list[str]:
         """Return the splits that a set of this role may have; images of others are left out."""
         return list(SPLIT_SHARES[self.role])
-
-    def split_shares(self) -> dict[str, float]:
-        """Return split -> share for images whose split is not given."""
-        return dict(self.splits) or SPLIT_SHARES[self.role]
 
     def find_files(self, root: Path) -> list[Path]:
         """Return the files that the reader's pattern fits, sorted.
