@@ -32,10 +32,6 @@ SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 JOINER = "200d"
 REGIONAL_A = 0x1F1E6
 """Codepoint of the regional indicator A; two indicators are a flag."""
-GROUPS = {
-    "smileys-emotion", "people-body", "animals-nature", "food-drink",
-    "travel-places", "activities", "objects", "symbols",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,7 @@ def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str,
     for code, character in sorted(characters.items()):
         names = {style: codes[code] for style, codes in drawings.items() if code in codes}
         if (
-            character.group in GROUPS
-            and JOINER not in code
+            JOINER not in code
             and not character.name.startswith("japanese")
             and all(style in names for style in TEST_STYLES)
             and sum(style in names for style in OTHER_STYLES) >= 3

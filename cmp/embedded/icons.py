@@ -48,13 +48,9 @@ class IconSet:
         Args:
             name: The name.
         """
-        for _ in range(5):
-            if name in self.icons:
-                return name
-            if name not in self.aliases:
-                return None
-            name = self.aliases[name]["parent"]
-        return None
+        for _ in range(5):  # of an alias of an alias
+            name = self.aliases.get(name, {"parent": name})["parent"]
+        return name if name in self.icons else None
 
     def render(self, name: str) -> np.ndarray:
         """Render an icon; drawings without a colour of their own are black.

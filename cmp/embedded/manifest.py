@@ -30,7 +30,6 @@ from cmp.readers.manifest import (
     read_manifest,
 )
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Interval = Annotated[tuple[SplitShare, SplitShare], Field(description="half-open part of [0, 1)")]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
 ImagesPerClass = Annotated[int, Field(ge=1)]
@@ -57,7 +56,7 @@ class Package(StrictModel):
     registry: Literal["npm", "pypi"]
     package: Text
     version: Text
-    sha256: Sha256
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     file: Annotated[str, StringConstraints(pattern=r"^[\w@%][\w.+@%-]*$", max_length=200)]
     licence: Text
     attribution: Text

@@ -101,15 +101,13 @@ class ConvTower(Tower):
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, stride=2, padding=1), group_norm(stem), nn.SiLU()
         )
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, width, 2, stride=2),
-                    *(ResidualBlock(width) for _ in range(depth)),
-                )
-                for before, width in itertools.pairwise((stem, *widths))
+        stages = [
+            nn.Sequential(
+                nn.Conv2d(before, width, 2, stride=2), *(ResidualBlock(width) for _ in range(depth))
             )
-        )
+            for before, width in itertools.pairwise((stem, *widths))
+        ]
+        self.stages = nn.Sequential(*stages)
         self.num_features = 2 * widths[-1]
         self.norm = nn.LayerNorm(self.num_features)
 

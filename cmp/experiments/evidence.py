@@ -77,13 +77,11 @@ class Evidence:
         if not similar:
             return f"no study has runs of {run.model.name}"
         tasks = [each.stream.tasks for each in similar if each.stream.tasks > 1]
-        sizes = {
-            "updates": (run.stream.tasks, tasks),
-            "samples of full fine-tuning in all": (
-                _full_samples(run, full_steps), [_full_samples(each) for each in similar]
-            ),
-        }  # fmt: skip
-        for words, (own, stored) in sizes.items():
+        samples = [_full_samples(each) for each in similar]
+        for words, own, stored in (
+            ("updates", run.stream.tasks, tasks),
+            ("samples of full fine-tuning in all", _full_samples(run, full_steps), samples),
+        ):
             low, high = min(stored), max(stored)
             if not low / SLACK <= own <= high * SLACK:
                 span = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"

@@ -275,10 +275,9 @@ def _choose_sizes(
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    for method in (settings.get("method", {}), {"name": "locked-image"}):
+    for part in ({}, {"method": {"name": "locked-image"}}):
         for batch in batches:
-            tree = settings | {"training": {"batch": batch, "steps": 1}}
-            tree |= {"method": method} if method else {}
+            tree = settings | {"training": {"batch": batch, "steps": 1}} | part
             if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
                 tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
                 return tree, _run_of(tree)

@@ -107,8 +107,7 @@ def publish_study(study: Study, profile: str = "cpu") -> Path:
         texts = json.dumps(run.config.to_dict()), json.dumps(run.provenance)
         columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
         frames.append(run.metrics.assign(setting=setting, replicate=replicate, **columns))
-    table = pd.concat(frames).sort_values(RESULT_KEYS)
-    table = table[RESULT_KEYS + [name for name in table if name not in RESULT_KEYS]]
+    table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
         if (size := partial.stat().st_size) > MAX_BYTES:

@@ -15,13 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import nn
 
 import cmp
 from cmp import budgets, config, mixtures, models, registry, streams
-from cmp.config import STARTS, RunConfig
+from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
@@ -39,7 +38,7 @@ differs there from the first step on: a second thread alone moved two runs by 1.
 is all that was measured. So this is a convention, not a bound."""
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, config=STRICT)
 class RunRecord:
     """The content of `run.json`.
 
@@ -116,12 +115,12 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
         wherever it lies; weights that are not on this machine count by their name.
     """
     model, path = run_config.model, start_file(run_config)
-    is_base = model.start in STARTS
     if path is None:
         return {}, model.start
     digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    is_named = model.start == models.HUB or models.pretrained_tag(model.name, model.start)
-    return {} if is_base or is_named else {"model.start": "file"}, digest
+    tag = models.pretrained_tag(model.name, model.start)
+    is_named = tag or model.start in (*STARTS, models.HUB)
+    return {} if is_named else {"model.start": "file"}, digest
 
 
 @functools.lru_cache(maxsize=64)

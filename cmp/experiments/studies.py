@@ -47,7 +47,16 @@ BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Grid:
-    """The keys of a study's file, see the module's docstring."""
+    """The keys of a study's file, see the module's docstring.
+
+    Attributes:
+        question: What the study asks.
+        replicates: Replicates of a setting that has no number of its own.
+        live: The settings that are recomputed in `quick`.
+        settings: Changes to the profile by setting, with `joint` and `replicates`.
+        common: Changes that all settings share.
+        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
+    """
 
     question: str
     replicates: Annotated[int, Field(ge=1, le=MAX_REPLICATES)]
@@ -57,25 +66,15 @@ class Grid:
     claims: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Study:
-    """A chapter's study, its lists of values written out.
+@dataclass(frozen=True, kw_only=True)
+class Study(Grid):
+    """A chapter's study: its file, with `common` and lists of values written out in the settings.
 
     Attributes:
         chapter: The chapter's number, or NN-NAME.
-        question: What the study asks.
-        replicates: Replicates of a setting that has no number of its own.
-        live: The settings that are recomputed in `quick`.
-        settings: Changes to the profile by setting, with `joint` and `replicates`.
-        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
     """
 
     chapter: str
-    question: str
-    replicates: int
-    live: tuple[str, ...]
-    settings: dict[str, dict[str, Any]]
-    claims: list[Any]
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
@@ -141,7 +140,7 @@ def load_study(chapter: str) -> Study:
         raise CmpError(
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
         )
-    study = Study(path.stem, grid.question, grid.replicates, grid.live, settings, grid.claims)
+    study = Study(**vars(grid) | {"settings": settings}, chapter=path.stem)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
 

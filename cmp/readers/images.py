@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from cmp.data import IMAGE_SIZE, WHOLE_BATCH
+from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
 from cmp.files import build_folder, parse_json, write_atomic
 from cmp.readers.index import Fault, ImageIndex, ReadImage
@@ -157,11 +157,7 @@ class ImageFiles:
         return self.readers[self.set_ids[row]](int(self.positions[row]))
 
     def random_crops(
-        self,
-        rows: np.ndarray,
-        side: int,
-        generator: np.random.Generator,
-        local: slice = WHOLE_BATCH,
+        self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
     ) -> Tensor:
         """Return a random part of each image, a function of the rows and the generator's state.
 

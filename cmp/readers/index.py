@@ -159,7 +159,6 @@ def build_index(
     labelled = any(row.label for row in rows if 0 < row.size <= MAX_IMAGE_BYTES)
     shares = dataset.splits or SPLIT_SHARES[dataset.role]
     names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
-    allowed = dataset.allowed_splits()
     faults, kept = list(faults), []
     for position, (source, size, split, label, captions) in enumerate(rows):
         texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
@@ -168,7 +167,7 @@ def build_index(
             continue
         split = SPLIT_NAMES.get(split.lower())
         split = split or names[bisect(ends, unit_interval("split", source))]
-        if split in allowed:
+        if split in SPLIT_SHARES[dataset.role]:
             kept.append((source, size, split, label or dataset.name, texts, position))
     table = pd.DataFrame(kept, columns=[*Row._fields, "position"])
     task = dataset.task or ("classification" if labelled else "retrieval")
