@@ -281,6 +281,5 @@ def effects_of(
 def describe_difference(row: pd.Series, numbers: bool) -> str:
     """Return a difference in words: with its 95% interval, or its sign alone."""
     if numbers:
-        text = f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})"
-        return text.replace("-", "−")
+        return f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})".replace("-", "−")
     return SIGNS[int(row["low"] > 0) - int(row["high"] < 0)]

@@ -73,9 +73,8 @@ def rule_steps(row: Table4Row, tasks: int = TABLE4_TASKS) -> int:
 def table4_steps(run_config: RunConfig) -> int | None:
     """Return a run's steps per task by the paper's rule, or None if Table 4 has no such run."""
     method, training = run_config.method, run_config.training
-    plain = Method(method.name, rank=method.rank)
     key = (run_config.model.name, training.batch, training.budget, method)
-    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, plain):
+    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, Method(method.name, rank=method.rank)):
         return None
     label = f"{method.name},rank={method.rank}" if method.rank else method.name
     rows = [row for row in TABLE4.values() if row.method.partition(",fisher")[0] == label]

@@ -242,8 +242,7 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     """Return the settings that the studies advise, without sizes."""
     tree: dict[str, Any] = {"model": {"name": request.model}}
     if not request.embedded:
-        tags = open_clip.list_pretrained_tags_by_model(request.model)
-        start = TAGS.get(request.model, tags[0])
+        start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
         tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
     tree["stream"] = {"tasks": request.updates}
     # half of a batch are earlier updates, and half of the rest pretraining data, where there are
@@ -351,10 +350,9 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
     if not comments:
         return text
     costs = ", ".join(f"{amount:.3g} {what}" for what, amount in plan.costs.items())
-    about = DEVICES[plan.request.device].about
     paragraphs = [
         plan_summary(plan),
-        f"Training takes {costs} ({about}); scoring comes on top.",
+        f"Training takes {costs} ({DEVICES[plan.request.device].about}); scoring comes on top.",
         place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
         *(

@@ -118,8 +118,8 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     if path is None:
         return {}, model.start
     digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    tag = models.pretrained_tag(model.name, model.start)
-    is_named = tag or model.start in (*STARTS, models.HUB)
+    is_base = model.start in (*STARTS, models.HUB)
+    is_named = is_base or models.pretrained_tag(model.name, model.start)
     return {} if is_named else {"model.start": "file"}, digest
 
 

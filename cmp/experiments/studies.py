@@ -120,9 +120,8 @@ def load_study(chapter: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
-    tree = read_yaml(path)
     try:
-        grid = parse_record(json.dumps(tree), Grid)
+        grid = parse_record(json.dumps(read_yaml(path)), Grid)
     except ValueError as error:
         keys = ", ".join(Grid.__dataclass_fields__)
         raise CmpError(f"{path}: {error}; the keys of a study are {keys}") from error

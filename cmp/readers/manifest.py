@@ -274,9 +274,8 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
     Raises:
         CmpError: If the file cannot be read or does not fit; names the first faulty key.
     """
-    content = read_yaml(path)
     try:
-        return schema.model_validate(content)
+        return schema.model_validate(read_yaml(path))
     except ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         fault = faults[0]  # a misspelt key first, then the one that is missing for it

@@ -153,8 +153,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         return _index_frame(dataset, frame, [""] * len(images), sizes, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
     sizes = [_file_size(root, name) for name in names]
-    read = functools.partial(read_file, root, names)
-    return _index_frame(dataset, frame, names, sizes, read)
+    return _index_frame(dataset, frame, names, sizes, functools.partial(read_file, root, names))
 
 
 def _file_size(root: Path, name: str) -> int:
