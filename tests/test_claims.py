@@ -312,7 +312,7 @@ GOOD = {"name": "n", "sentence": "s", "setting": "a", "against": "b", "aggregate
 
 
 def study(*trees):
-    return studies.Study("77", "?", 2, (), {"a": {}, "b": {}}, list(trees))
+    return studies.Study("?", 2, (), {"a": {}, "b": {}}, claims=list(trees), chapter="77")
 
 
 def test_claims_are_read_from_the_study():

@@ -79,7 +79,7 @@ def test_captions_labels_and_splits(root):
     assert index.counts() == {"classes": 2, "train": 4, "validation": 0, "test": 2}
     assert index.table["label"].tolist() == ["fox", "owl"] * 3
     assert index.table["captions"][1] == ["caption of train/1.png"]
-    assert index.store.read(0) == (root / "DTD/train/0.png").read_bytes()
+    assert index.read(0) == (root / "DTD/train/0.png").read_bytes()
     assert collection.dataset_state(with_counts("DTD"), root).state == "present"
 
 
@@ -105,7 +105,7 @@ def test_smaller_images_and_tars(root):
     members = [(f"BIRDSNAP/{name}", x) for name, x in zip(names + tests, held, strict=True)]
     tar(root / "BIRDSNAP.tar", members[::-1])
     index = collection.read_index(with_counts("BIRDSNAP"), root)
-    assert [index.store.read(position) for position in index.table["position"]] == held
+    assert [index.read(position) for position in index.table["position"]] == held
     assert collection.dataset_state(with_counts("BIRDSNAP"), root).state == "present"
     tar(root / "BIRDSNAP.tar", members[:-1])
     state = collection.dataset_state(with_counts("BIRDSNAP"), root)
@@ -120,7 +120,7 @@ def test_hostile_info_files(root):
     about = json.loads(path.read_text())
     about["train/0.png"]["target"], about["train/1.png"] = -1, "no record"
     path.write_text(json.dumps(about))
-    faults = [str(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
+    faults = [": ".join(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
     assert faults == [
         "path lies outside: DTD/../../etc/passwd", "path lies outside: DTD//etc/passwd",
         "target is no class: DTD/train/0.png", "target is no class: DTD/train/1.png",

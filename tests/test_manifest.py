@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from cmp.embedded import packed
-from cmp.embedded.manifest import embedded_manifests, load_datasets, load_packages
+from cmp.embedded import manifest, packed
+from cmp.embedded.manifest import embedded_manifests, embedded_packages, load_datasets
 from cmp.embedded.sheets import attribution_text
 from cmp.errors import CmpError
 from cmp.files import project_folder
@@ -48,6 +48,7 @@ def test_the_example_is_good(folder):
         ("splits: {test: 2}", "splits: {test: many}", "recipe.scene.splits.test"),
         ("splits: {test: 2}", "splits: {test: 0}", "recipe.scene.splits.test"),
         ("kind: scene", "kind: scenery", "recipe"),
+        ("scene: shapes", "scene: letters", "recipe.scene.scene"),
         ("images: dots", "images: dots\nprompt: no hole", "prompt"),
         ("images: dots", "images: dots\nprompt: '{} and {}'", "prompt"),
         ("images: dots", "images: dots\ncolour: red", "colour"),
@@ -88,23 +89,24 @@ def test_no_manifests(folder):
         load_datasets(folder)
 
 
-def test_fingerprint_moves_with_the_manifest_and_with_its_sources():
-    packages = load_packages()
+def test_fingerprint_moves_with_the_manifest_and_with_its_sources(monkeypatch):
+    packages = embedded_packages()
     dataset = embedded_manifests()["new-digits"]
-    before = dataset.fingerprint(packages)
+    before = manifest.store_fingerprint(dataset)
     other = dataset.model_copy(update={"prompt": "digit {}"})
-    assert other.fingerprint(packages) != before
+    assert manifest.store_fingerprint(other) != before
     moved = packages | {"mnist": packages["mnist"].model_copy(update={"sha256": "0" * 64})}
-    assert dataset.fingerprint(moved) != before
+    monkeypatch.setattr(manifest, "embedded_packages", lambda: moved)
+    assert manifest.store_fingerprint(dataset) != before
 
 
 def test_every_source_is_used_and_credited():
     used = {source for d in embedded_manifests().values() for source in d.sources}
-    assert used == set(load_packages())
+    assert used == set(embedded_packages())
 
 
 def test_the_attribution_is_up_to_date():
-    text = attribution_text(load_packages(), load_datasets())
+    text = attribution_text(embedded_packages(), load_datasets())
     assert (project_folder() / "ATTRIBUTION.md").read_text() == text
 
 

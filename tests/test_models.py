@@ -1,6 +1,7 @@
 """Models: ordinary open_clip, with split attention, a compact vocabulary and safe weights."""
 
 import copy
+import gzip
 
 import numpy as np
 import open_clip
@@ -153,9 +154,34 @@ def all_texts(corpus):
     return [*dict.fromkeys(captions), *prompts]
 
 
-def test_the_vocabulary_is_the_corpus_own(corpus, tmp_path):
-    size = embedded_models.write_vocabulary(all_texts(corpus), tmp_path / "v.gz")
-    assert (tmp_path / "v.gz").read_bytes() == embedded_models.MERGES_FILE.read_bytes()
+class RecordingRanks(dict):
+    """CLIP's merges and their ranks; collects those that its tokenizer performs."""
+
+    def __init__(self, ranks):
+        super().__init__(ranks)
+        self.performed = set()
+
+    def __contains__(self, merge):  # the tokenizer asks before each merge
+        if super().__contains__(merge):
+            self.performed.add(merge)
+        return super().__contains__(merge)
+
+
+def used_merges(texts):
+    """The merges of CLIP's vocabulary that encoding some texts performs, in CLIP's order."""
+    clip = SimpleTokenizer()
+    ranks = clip.bpe_ranks = RecordingRanks(clip.bpe_ranks)
+    for text in texts:
+        clip.encode(text)
+    return sorted(ranks.performed, key=ranks.__getitem__)
+
+
+def test_the_vocabulary_is_the_corpus_own(corpus):
+    lines = ["# the merges of CLIP's vocabulary that the embedded benchmark uses"]
+    lines += [" ".join(merge) for merge in used_merges(all_texts(corpus))]
+    content = gzip.compress("\n".join(lines).encode(), mtime=0)
+    assert content == embedded_models.MERGES_FILE.read_bytes()
+    size = 2 * 256 + len(lines) - 1 + 2  # bytes, also at a word's end; merges; start and end
     for name in models.family_names():
         assert open_clip.get_model_config(name)["text_cfg"]["vocab_size"] == size
         assert models.tokenizer(name).vocab_size == size

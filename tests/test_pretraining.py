@@ -113,7 +113,7 @@ def test_the_attention_base_is_good_enough():
 def test_a_shipped_base_scores_what_its_card_says(name):
     card = CARDS[name]
     model_name, _, start = name.rsplit("-", 2)[0], None, name.rsplit("-", 1)[1]
-    corpus = load_embedded("adapt", "eval", "transfer")
+    corpus = load_embedded()
     scores = evaluation.evaluate(models.load_model(Model(model_name, start), 0), model_name, corpus)
     for key, expected in card["scores"].items():
         assert scores.aggregate(key)[0] == pytest.approx(expected["value"], abs=0.5)

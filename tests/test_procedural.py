@@ -157,14 +157,3 @@ def test_solids_stand_before_other_hues():
 def test_counting_counts():
     labels, images = make_images("counting", per_class=25)
     assert [components(mask) for mask in foreground(images)] == (labels + 1).tolist()
-
-
-def test_a_wrong_scene_is_answered_with_the_scenes():
-    with pytest.raises(ValueError, match="shapes, sprites, solids, counting"):
-        draw_scene("letters", np.zeros(1, int), np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("labels", [[-1], [8], [0.0], [[0]], 0, [True]])
-def test_a_wrong_label_is_refused(labels):
-    with pytest.raises(ValueError, match=r"int \[N\] in 0\.\.7"):
-        draw_scene("counting", np.array(labels), np.random.default_rng(0))

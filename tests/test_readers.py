@@ -30,11 +30,11 @@ def build(tmp_path, monkeypatch):
 
 
 def kinds(index) -> list[str]:
-    return [str(fault) for fault in index.faults]
+    return [": ".join(fault) for fault in index.faults]
 
 
 def contents(index) -> list[bytes]:
-    return [index.store.read(position) for position in index.table["position"]]
+    return [index.read(position) for position in index.table["position"]]
 
 
 def test_a_folder_a_class(tmp_path):

@@ -186,22 +186,27 @@ def test_a_changed_score_is_found_and_named(stored):
     place = changed.index[changed["role"] == "adapt"][3]
     changed.loc[place, "score"] += 0.01
     row = changed.loc[place]
-    verdict = store.compare_metrics(changed, stored.metrics, True, "")
+    before = dataclasses.replace(stored, metrics=changed)
+    verdict = store.compare_runs(before, stored)
     assert verdict.answer == "different"
     for word in (row["dataset"], f"after {row['task']} tasks"):
         assert word in verdict.sentence
-    elsewhere = store.compare_metrics(changed, stored.metrics, False, "torch 1 and 2")
-    assert elsewhere.answer == "within tolerance"
+    elsewhere = on_another_machine(stored)
+    assert store.compare_runs(before, elsewhere).answer == "within tolerance"
     changed.loc[changed["role"] == "adapt", "score"] += 5
-    assert store.compare_metrics(changed, stored.metrics, False, "torch").answer == "different"
+    assert store.compare_runs(before, elsewhere).answer == "different"
 
 
-@pytest.mark.parametrize("elsewhere", ["", "torch 1 and 2"])
-def test_missing_scores_and_other_weights_are_different(stored, elsewhere):
-    part = stored.metrics.iloc[:-1]
-    assert store.compare_metrics(stored.metrics, part, True, elsewhere).answer == "different"
-    assert store.compare_metrics(part, stored.metrics, True, elsewhere).answer == "different"
-    only_weights = store.compare_metrics(stored.metrics, stored.metrics, False, "")
+def on_another_machine(run):
+    return dataclasses.replace(run, provenance=run.provenance | {"torch": "0"})
+
+
+@pytest.mark.parametrize("move", [lambda run: run, on_another_machine])
+def test_missing_scores_and_other_weights_are_different(stored, move):
+    part = dataclasses.replace(stored, metrics=stored.metrics.iloc[:-1])
+    assert store.compare_runs(stored, move(part)).answer == "different"
+    assert store.compare_runs(part, move(stored)).answer == "different"
+    only_weights = store.compare_runs(stored, dataclasses.replace(stored, weights="0"))
     assert only_weights.answer == "different"
     assert "weights" in only_weights.sentence
 

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from cmp.bench import timing
 from cmp.bench.report import Report
-from cmp.data import Corpus
+from cmp.data import WHOLE_BATCH, Corpus
 from cmp.readers import collection, images, tars
 from cmp.readers.manifest import FileSet
 from cmp.seeds import numpy_generator
@@ -96,7 +96,7 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
     def ours() -> None:
         for start in range(0, IMAGES, batch):
             rows = np.arange(start, min(start + batch, IMAGES))
-            files.random_crops(rows, SIDE, numpy_generator("bench/part", 0, start))
+            files.random_crops(rows, SIDE, numpy_generator("bench/part", 0, start), WHOLE_BATCH)
 
     return {"plain": plain, "ours": ours}
 

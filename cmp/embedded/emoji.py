@@ -32,10 +32,6 @@ SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 JOINER = "200d"
 REGIONAL_A = 0x1F1E6
 """Codepoint of the regional indicator A; two indicators are a flag."""
-GROUPS = {
-    "smileys-emotion", "people-body", "animals-nature", "food-drink",
-    "travel-places", "activities", "objects", "symbols",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,12 @@ class Character:
     """One emoji of the catalogue.
 
     Attributes:
-        code: Its codepoints, without variation selectors.
         name: Its name, lower-case.
         tags: What it is associated with.
         group: Emojibase's group.
         subgroup: Emojibase's subgroup, with spaces.
     """
 
-    code: str
     name: str
     tags: tuple[str, ...]
     group: str
@@ -81,7 +75,6 @@ def read_catalogue(emojibase: Path) -> dict[str, Character]:
     for entry in json.loads(archive_member(emojibase, "package/en/data.json")):
         code = normalise_codepoints(entry["hexcode"])
         characters[code] = Character(
-            code=code,
             name=entry["label"].lower(),
             tags=tuple(tag.lower() for tag in entry.get("tags", [])),
             group=groups["groups"].get(str(entry.get("group")), "none"),
@@ -109,10 +102,10 @@ def find_drawings(style: str, archive: Path, characters: dict[str, Character]) -
     for code, name in icon_set.characters.items():
         if not set(code.split("-")) & SKIN_TONES and normalise_codepoints(code) in characters:
             names[normalise_codepoints(code)] = name
-    by_name = {re.sub(r"[^a-z0-9]+", "-", c.name).strip("-"): c.code for c in characters.values()}
+    slugs = {re.sub(r"[^a-z0-9]+", "-", c.name).strip("-"): code for code, c in characters.items()}
     for name in [*icon_set.icons, *icon_set.aliases]:
-        if name in by_name:
-            names.setdefault(by_name[name], name)
+        if name in slugs:
+            names.setdefault(slugs[name], name)
     resolved = {code: icon_set.resolve(name) for code, name in names.items()}
     return {code: name for code, name in resolved.items() if name}
 
@@ -139,8 +132,7 @@ def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str,
     for code, character in sorted(characters.items()):
         names = {style: codes[code] for style, codes in drawings.items() if code in codes}
         if (
-            character.group in GROUPS
-            and JOINER not in code
+            JOINER not in code
             and not character.name.startswith("japanese")
             and all(style in names for style in TEST_STYLES)
             and sum(style in names for style in OTHER_STYLES) >= 3

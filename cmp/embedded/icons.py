@@ -2,21 +2,18 @@
 
 import collections
 import functools
-import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import resvg_py
-from PIL import Image
 
 from cmp.data import IMAGE_SIZE
 from cmp.embedded.manifest import IconRecipe, IconSetRecipe, Interval, Split
 from cmp.embedded.packages import archive_members
 from cmp.embedded.packed import Samples, make_samples
-from cmp.readers.images import fit_square
+from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
 
 RENDER_SIZE = 4 * IMAGE_SIZE
@@ -51,32 +48,12 @@ class IconSet:
         Args:
             name: The name.
         """
-        for _ in range(5):
-            if name in self.icons:
-                return name
-            if name not in self.aliases:
-                return None
-            name = self.aliases[name]["parent"]
-        return None
-
-    def svg(self, name: str) -> str:
-        """Return the SVG document of an icon; drawings without a colour of their own are black.
-
-        Args:
-            name: The icon.
-        """
-        icon = self.icons[name]
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        width, height = icon.get("width", self.width), icon.get("height", self.height)
-        body = icon["body"].replace("currentColor", "#000")
-        return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">'
-            f"{body}</svg>"
-        )
+        for _ in range(5):  # of an alias of an alias
+            name = self.aliases.get(name, {"parent": name})["parent"]
+        return name if name in self.icons else None
 
     def render(self, name: str) -> np.ndarray:
-        """Render an icon.
+        """Render an icon; drawings without a colour of their own are black.
 
         Args:
             name: The icon.
@@ -84,8 +61,16 @@ class IconSet:
         Returns:
             uint8 [4, 32, 32], RGBA.
         """
-        png = bytes(resvg_py.svg_to_bytes(svg_string=self.svg(name), width=RENDER_SIZE))
-        return fit_square(Image.open(io.BytesIO(png)))
+        icon = self.icons[name]
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        width, height = icon.get("width", self.width), icon.get("height", self.height)
+        body = icon["body"].replace("currentColor", "#000")
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">'
+            f"{body}</svg>"
+        )
+        return decode_rgba(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_SIZE)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -133,13 +118,25 @@ def head_side(head: str, count: int) -> str:
     return "new" if unit_interval("icon head", head) < 0.5 else "seen"
 
 
-def _drawings(
-    icon_set: IconSet, name: str, splits: dict[Split, Interval], hash_value: float
-) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, image) for each interval that holds an icon's hash; empty icons are left out."""
-    for split, (low, high) in splits.items():
-        if low <= hash_value < high and is_visible(image := icon_set.render(name)):
-            yield split, image
+def _draw_icons(
+    icon_set: IconSet, splits: dict[Split, Interval], rows: dict[str, tuple], *salt: str
+) -> Samples:
+    """Draw icons in each split whose interval holds their hash; empty icons are left out.
+
+    Args:
+        icon_set: The set.
+        splits: Split -> interval.
+        rows: Name -> an icon's row, without its split.
+        *salt: What is hashed before a name.
+    """
+    images, kept = [], []
+    for name, row in rows.items():
+        hash_value = unit_interval(*salt, name)
+        for split, (low, high) in splits.items():
+            if low <= hash_value < high and is_visible(image := icon_set.render(name)):
+                images.append(image)
+                kept.append((split, *row))
+    return make_samples(images, kept)
 
 
 def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
@@ -152,16 +149,12 @@ def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
     icon_set = read_icon_set(archives["game-icons"])
     heads = {name: name.split("-")[-1] for name in icon_set.icons}
     counts = collections.Counter(heads.values())
-    images, rows = [], []
+    rows = {}
     for name, head in sorted(heads.items()):
-        if head_side(head, counts[head]) != recipe.heads:
-            continue
-        captions = list(dict.fromkeys([name.replace("-", " "), head]))
-        hash_value = unit_interval("icon", name)
-        for split, image in _drawings(icon_set, name, recipe.splits, hash_value):
-            images.append(image)
-            rows.append((split, head, f"icon {name}", f"game-icons/{name}", captions))
-    return make_samples(images, rows)
+        if head_side(head, counts[head]) == recipe.heads:
+            captions = list(dict.fromkeys([name.replace("-", " "), head]))
+            rows[name] = (head, f"icon {name}", f"game-icons/{name}", captions)
+    return _draw_icons(icon_set, recipe.splits, rows, "icon")
 
 
 def make_icon_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
@@ -172,10 +165,8 @@ def make_icon_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
         archives: Short name -> package.
     """
     ((set_name, archive),) = archives.items()
-    icon_set, images, rows = read_icon_set(archive), [], []
+    icon_set, rows = read_icon_set(archive), {}
     for name in sorted(icon_set.icons):
-        words, hash_value = name.replace("-", " "), unit_interval("icon", set_name, name)
-        for split, image in _drawings(icon_set, name, recipe.splits, hash_value):
-            images.append(image)
-            rows.append((split, words, f"{set_name} {name}", f"{set_name}/{name}", [words]))
-    return make_samples(images, rows)
+        words = name.replace("-", " ")
+        rows[name] = (words, f"{set_name} {name}", f"{set_name}/{name}", [words])
+    return _draw_icons(icon_set, recipe.splits, rows, "icon", set_name)

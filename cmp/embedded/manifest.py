@@ -31,7 +31,6 @@ from cmp.readers.manifest import (
     read_manifest,
 )
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Interval = Annotated[tuple[SplitShare, SplitShare], Field(description="half-open part of [0, 1)")]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
 ImagesPerClass = Annotated[int, Field(ge=1)]
@@ -58,7 +57,7 @@ class Package(StrictModel):
     registry: Literal["npm", "pypi"]
     package: Text
     version: Text
-    sha256: Sha256
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     file: Annotated[str, StringConstraints(pattern=r"^[\w@%][\w.+@%-]*$", max_length=200)]
     licence: Text
     attribution: Text
@@ -157,7 +156,7 @@ class SceneRecipe(StrictModel):
     """
 
     kind: Literal["scene"]
-    scene: DatasetName
+    scene: Literal["shapes", "sprites", "solids", "counting"]
     splits: dict[Split, ImagesPerClass]
 
 
@@ -202,17 +201,6 @@ class Dataset(StrictModel):
         if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
             raise ValueError("recipe.splits: a held-out set cannot have a train split")
         return self
-
-    def fingerprint(self, packages: dict[str, Package]) -> str:
-        """Return a sha256 of all that decides the images: the manifest and its sources.
-
-        Args:
-            packages: Packages by short name.
-        """
-        content = self.model_dump(mode="json", exclude={"year"})
-        content["optional"] = False  # a key of earlier manifests, which stores are known by
-        sources = {name: packages[name].sha256 for name in self.sources}
-        return hashlib.sha256(json.dumps([content, sources], sort_keys=True).encode()).hexdigest()
 
 
 class Packages(StrictModel):
@@ -307,10 +295,16 @@ def store_path(name: str) -> Path:
 def store_fingerprint(dataset: Dataset) -> str:
     """Return what a store must say of itself to be used for a manifest.
 
+    It stands for all that decides the images: the manifest and its sources.
+
     Args:
         dataset: The manifest.
     """
-    return f"{STORE_FORMAT}:{dataset.fingerprint(embedded_packages())}"
+    content = dataset.model_dump(mode="json", exclude={"year"})
+    content["optional"] = False  # a key of earlier manifests, which stores are known by
+    sources = {name: embedded_packages()[name].sha256 for name in dataset.sources}
+    text = json.dumps([content, sources], sort_keys=True)
+    return f"{STORE_FORMAT}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def is_built(dataset: Dataset) -> bool:

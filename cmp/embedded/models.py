@@ -4,7 +4,6 @@ The towers are registered with timm, so that open_clip builds them from `model_c
 `vision_cfg.timm_model_name`; nothing downstream knows the difference.
 """
 
-import gzip
 import itertools
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +23,7 @@ MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 """The base that comes with the package; others are in `weights` of a checkout."""
 MERGES_FILE = MODEL_CONFIGS / "vocabulary.bpe.gz"
-"""The merges of CLIP's vocabulary that the benchmark uses."""
+"""The merges of CLIP's vocabulary that the benchmark uses; `tests/test_models.py` makes them."""
 SHIPPED = ("annealed", "unannealed")
 """Starts whose bases come with the project."""
 NAMES = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
@@ -102,15 +101,13 @@ class ConvTower(Tower):
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, stride=2, padding=1), group_norm(stem), nn.SiLU()
         )
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(before, width, 2, stride=2),
-                    *(ResidualBlock(width) for _ in range(depth)),
-                )
-                for before, width in itertools.pairwise((stem, *widths))
+        stages = [
+            nn.Sequential(
+                nn.Conv2d(before, width, 2, stride=2), *(ResidualBlock(width) for _ in range(depth))
             )
-        )
+            for before, width in itertools.pairwise((stem, *widths))
+        ]
+        self.stages = nn.Sequential(*stages)
         self.num_features = 2 * widths[-1]
         self.norm = nn.LayerNorm(self.num_features)
 
@@ -185,51 +182,6 @@ def cmp_conv_quad(pretrained: bool = False, **_) -> ConvTower:
 def cmp_vit_tiny(pretrained: bool = False, **_) -> StemTransformer:
     """Return the attention sibling of `cmp_conv_tiny`: 0.9 M parameters."""
     return StemTransformer(width=128, layers=4, heads=4)
-
-
-class _RecordingRanks(dict):
-    """CLIP's merges and their ranks; collects those that its tokenizer performs."""
-
-    def __init__(self, ranks: dict[tuple[str, str], int]):
-        super().__init__(ranks)
-        self.performed: set[tuple[str, str]] = set()
-
-    def __contains__(self, merge: object) -> bool:  # the tokenizer asks before each merge
-        if super().__contains__(merge):
-            self.performed.add(merge)
-        return super().__contains__(merge)
-
-
-def used_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Return the merges of CLIP's vocabulary that encoding some texts performs.
-
-    Args:
-        texts: The texts.
-
-    Returns:
-        Pairs of pieces, in the order of CLIP's list.
-    """
-    clip = SimpleTokenizer()
-    ranks = clip.bpe_ranks = _RecordingRanks(clip.bpe_ranks)
-    for text in texts:
-        clip.encode(text)
-    return sorted(ranks.performed, key=ranks.__getitem__)
-
-
-def write_vocabulary(texts: list[str], path: Path = MERGES_FILE) -> int:
-    """Write the merges that some texts need, in CLIP's format.
-
-    Args:
-        texts: The texts.
-        path: The file.
-
-    Returns:
-        The vocabulary's size.
-    """
-    lines = ["# the merges of CLIP's vocabulary that the embedded benchmark uses"]
-    lines += [" ".join(merge) for merge in used_merges(texts)]
-    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-    return 2 * 256 + len(lines) - 1 + 2  # bytes, also at a word's end; merges; start and end
 
 
 def tokenizer(name: str) -> SimpleTokenizer:

@@ -99,17 +99,13 @@ class PackedDataset:
 
 
 @functools.cache
-def load_embedded(*roles: str) -> Corpus:
+def load_embedded() -> Corpus:
     """Return the embedded benchmark.
-
-    Args:
-        *roles: Roles of the datasets; all by default.
 
     Raises:
         CmpError: If a dataset is not built or damaged.
     """
-    manifests = embedded_manifests().values()
-    return join_packed([read_packed(d) for d in manifests if not roles or d.role in roles])
+    return join_packed([read_packed(dataset) for dataset in embedded_manifests().values()])
 
 
 def join_packed(datasets: list[PackedDataset]) -> Corpus:

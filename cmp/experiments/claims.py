@@ -25,7 +25,7 @@ MIN_RANKED = 3
 SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
 
 
-def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Return the mean of independent values, its standard error, and half its t-interval's width.
 
     A single value says nothing about spread: the last two are NaN then, and all are without values.
@@ -35,7 +35,7 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, 
     if count < 2:
         return mean, unknown, unknown
     error = float(np.std(values, ddof=1) / np.sqrt(count))
-    return mean, error, error * float(stats.t.ppf((1 + level) / 2, count - 1))
+    return mean, error, error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
 
 
 def _widest_scope(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -150,19 +150,14 @@ def paired_difference(
         CmpError: A setting is not there.
     """
     _check_settings(trajectory["setting"], (one, other), "paired difference")
-    table, rows = by_replicate(trajectory, at), {}
+    table, rows = by_replicate(trajectory, at), []
     for name in AGGREGATES:
         differences = (table[name, one] - table[name, other]).dropna()
         mean, error, half = t_interval(differences.to_numpy())
-        rows[name] = {
-            "difference": mean,
-            "standard_error": error,
-            "low": mean - half,
-            "high": mean + half,
-            "errors": mean / error if error else float("nan"),
-            "replicates": len(differences),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        errors = mean / error if error else float("nan")
+        rows.append((mean, error, mean - half, mean + half, errors, len(differences)))
+    columns = ["difference", "standard_error", "low", "high", "errors", "replicates"]
+    return pd.DataFrame(rows, list(AGGREGATES), columns)
 
 
 def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
@@ -206,9 +201,8 @@ def rank_agreement(table: pd.DataFrame, one: str, other: str) -> pd.Series:
     """
     pairs = _common_settings(table.columns, one, other, "agreement")
     left, right = (table[list(names)] for names in zip(*pairs, strict=True))
-    return pd.Series(
-        {row: _spearman(left.loc[row], right.loc[row]) for row in table.index}, dtype=float
-    ).reindex(table.index)
+    values = [_spearman(left.loc[row], right.loc[row]) for row in table.index]
+    return pd.Series(values, table.index, dtype=float)
 
 
 def rank_repeatability(table: pd.DataFrame, family: str) -> pd.Series:

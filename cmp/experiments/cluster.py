@@ -65,7 +65,10 @@ def run_on_ray(
         try:
             return workers.compute_all(todo, jobs, start, wait, finished, stop)
         except Interrupted:
-            _stop_tasks(ray, list(references))
+            # they save themselves, as on SIGINT; first to stop are those that would start otherwise
+            for reference in reversed(waiting := list(references)):
+                ray.cancel(reference)
+            ray.wait(waiting, num_returns=len(waiting), timeout=STOP_SECONDS)
             raise
 
 
@@ -91,8 +94,8 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
     except SystemExit as error:  # how Ray ends at SIGTERM
         raise Interrupted("stopped before a run began", signal.SIGTERM) from error
     except Exception as error:  # Ray raises all kinds, plain `Exception` too
-        where = address or "a local cluster"
-        raise CmpError(f"backend ray: {where}: {_first_line(error)}") from error
+        message = f"backend ray: {address or 'a local cluster'}: {_first_line(error)}"
+        raise CmpError(message) from error
     finally:
         if signal.getsignal(signal.SIGTERM) is not handler:  # Ray took it over
             signal.signal(signal.SIGTERM, handler)
@@ -133,20 +136,12 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
     except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not even be called
         return workers.failure_reason(error.cause or error)
     except ray.exceptions.RayError as error:
-        message = f"lost {workers.ATTEMPTS} times, last time: {_first_line(error)}"
-        return workers.LostRun(message)
+        return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {_first_line(error)}")
     if isinstance(result, str):
         return result
     if not store.is_stored(result.id):  # by the worker, in a shared build folder
         store.save_run(result)
     return None
-
-
-def _stop_tasks(ray: ModuleType, references: list[Any]) -> None:
-    """Have runs save themselves, as they do on SIGINT; first those that would start otherwise."""
-    for reference in reversed(references):
-        ray.cancel(reference)
-    ray.wait(references, num_returns=len(references), timeout=STOP_SECONDS)
 
 
 def _first_line(error: Exception) -> str:

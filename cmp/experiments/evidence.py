@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,15 +66,6 @@ class Evidence:
             return None
         return paired_difference(frame[frame["setting"].isin([one, other])], one, other)
 
-    def scores(self, study: str, setting: str) -> tuple[pd.DataFrame, int]:
-        """Return where a setting ended, see `Place.scores`, and over how many replicates."""
-        frame = self.trajectories[study]
-        rows = frame[frame["setting"] == setting]
-        row = setting_means(rows).loc[setting]
-        mean, half = row[list(AGGREGATES)], row[[f"{name} half" for name in AGGREGATES]].to_numpy()
-        scores = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
-        return scores, rows["replicate"].nunique()
-
     def outside(self, run: RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
 
@@ -85,14 +76,12 @@ class Evidence:
         similar = [each for each in self.runs.values() if each.model.name == run.model.name]
         if not similar:
             return f"no study has runs of {run.model.name}"
-        tasks = [each.stream.tasks for each in similar if not _is_joint(each)]
-        sizes = {
-            "updates": (run.stream.tasks, tasks),
-            "samples of full fine-tuning in all": (
-                _full_samples(run, full_steps), [_full_samples(each) for each in similar]
-            ),
-        }  # fmt: skip
-        for words, (own, stored) in sizes.items():
+        tasks = [each.stream.tasks for each in similar if each.stream.tasks > 1]
+        samples = [_full_samples(each) for each in similar]
+        for words, own, stored in (
+            ("updates", run.stream.tasks, tasks),
+            ("samples of full fine-tuning in all", _full_samples(run, full_steps), samples),
+        ):
             low, high = min(stored), max(stored)
             if not low / SLACK <= own <= high * SLACK:
                 span = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
@@ -113,7 +102,7 @@ class Evidence:
         """
         own, samples, candidates = training_choices(run), _full_samples(run, full_steps), []
         for (study, setting), stored in self.runs.items():
-            if stored.model.name == run.model.name and not _is_joint(stored):
+            if stored.model.name == run.model.name and stored.stream.tasks > 1:  # not joint
                 other = training_choices(stored)
                 keys = [key for key in sorted(own) if own[key] != other[key]]
                 distance = abs(np.log(_full_samples(stored) / samples))
@@ -124,7 +113,12 @@ class Evidence:
         count, _, study, setting, words = min(candidates, default=(np.inf, 0, "", "", ()))
         if count > MAX_DIFFERENCES:
             return None
-        return Place(study, setting, *self.scores(study, setting), words)
+        frame = self.trajectories[study]
+        rows = frame[frame["setting"] == setting]
+        row = setting_means(rows).loc[setting]
+        mean, half = row[list(AGGREGATES)], row[[f"{name} half" for name in AGGREGATES]].to_numpy()
+        scores = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+        return Place(study, setting, scores, rows["replicate"].nunique(), words)
 
 
 def training_choices(run: RunConfig) -> dict[str, object]:
@@ -132,10 +126,6 @@ def training_choices(run: RunConfig) -> dict[str, object]:
     ignored = ("seeds.", "evaluation.", "model.name", *SIZES)
     leaves = config.flat_keys(run.to_dict())
     return {key: value for key, value in leaves if not key.startswith(ignored)}
-
-
-def _is_joint(run: RunConfig) -> bool:
-    return run.stream.tasks == 1
 
 
 def _full_samples(run: RunConfig, full_steps: float | None = None) -> float:
@@ -226,34 +216,32 @@ ALTERNATIVES = (
 """What a plan may reject."""
 
 
-def plan_facts(tree: dict[str, Any], other_pool: bool) -> set[str]:
-    """Return the facts of a plan that choices depend on.
+def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
+    """Return whether the facts that choices depend on hold of a plan.
 
     Args:
-        tree: The plan's settings.
+        run: The planned run.
         other_pool: Whether public data would stand in for the pretraining data.
     """
-    mixture, merging = tree["mixture"], tree["merging"]
-    method, has_pool = tree.get("method", {}).get("name", "full"), mixture["pretraining"] > 0
-    is_ema, tenth = merging["policy"] == "ema", merging.get("weight") == 0.1
-    facts = {
+    mixture, merging, has_pool = run.mixture, run.merging, run.mixture.pretraining > 0
+    is_ema, tenth = merging.policy == "ema", merging.weight == 0.1
+    return {
         "always": True,
-        "buffer": mixture["buffer"] > 0,
+        "buffer": mixture.buffer > 0,
         "pool": has_pool,
         "other pool": other_pool,
-        "replay": mixture["update"] < 1,
-        "no replay": mixture["update"] == 1,
-        "half buffer": mixture["buffer"] == 0.5 and has_pool,
-        "carry": tree.get("optimizer", {}).get("carry", False),
-        "average": merging["policy"] == "last-unrolled",
+        "replay": mixture.update < 1,
+        "no replay": mixture.update == 1,
+        "half buffer": mixture.buffer == 0.5 and has_pool,
+        "carry": run.optimizer.carry,
+        "average": merging.policy == "last-unrolled",
         "EMA": is_ema,
         "EMA of halves": is_ema and has_pool and not tenth,
         "EMA of a tenth": is_ema and tenth,
         "EMA without pool": is_ema and not has_pool,
-        "locked image": method == "locked-image",
-        "full": method == "full",
+        "locked image": run.method.name == "locked-image",
+        "full": run.method.name == "full",
     }
-    return {fact for fact, holds in facts.items() if holds}
 
 
 class Effect(NamedTuple):
@@ -271,7 +259,7 @@ class Effect(NamedTuple):
 
 
 def effects_of(
-    choices: Sequence[Choice], facts: set[str], known: Evidence, numbers: bool
+    choices: Sequence[Choice], facts: dict[str, bool], known: Evidence, numbers: bool
 ) -> list[Effect]:
     """Return what those choices that arise in a plan did in the stored runs.
 
@@ -284,7 +272,7 @@ def effects_of(
     effects = []
     for choice in choices:
         frame = known.difference(choice.study, choice.setting, choice.against)
-        if choice.fact in facts and frame is not None:
+        if facts[choice.fact] and frame is not None:
             words = {name: describe_difference(frame.loc[name], numbers) for name in AGGREGATES}
             effects.append(Effect(choice, words, abs(frame.loc["GM", "difference"])))
     return effects
@@ -293,6 +281,5 @@ def effects_of(
 def describe_difference(row: pd.Series, numbers: bool) -> str:
     """Return a difference in words: with its 95% interval, or its sign alone."""
     if numbers:
-        text = f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})"
-        return text.replace("-", "−")
+        return f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})".replace("-", "−")
     return SIGNS[int(row["low"] > 0) - int(row["high"] < 0)]

@@ -20,6 +20,8 @@ from cmp.runner import evaluation_sizes
 from cmp.training import create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
+USABLE_MEMORY = 0.9
+"""The part of a device's memory that a step may take."""
 
 
 class Device(NamedTuple):
@@ -57,9 +59,6 @@ DEVICES = {
 MEASURED_STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
 
-CLOCKS = {"cpu": time.process_time}
-"""On one thread the processor's own time, which other processes do not prolong; else wall time."""
-
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 """Keys that do not move the time of a step."""
 
@@ -92,13 +91,11 @@ def forecast_sentence(run_config: RunConfig) -> str:
 
 def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:
     """Return the forecast of each run, in seconds of one core, or of a device that is no CPU."""
-    step_seconds, forecasts = _stored_step_seconds(device), []
+    seconds = _stored_step_seconds(device)
     for run_config in configs:
-        key = _timing_key(run_config)
-        if key not in step_seconds:
-            step_seconds[key] = _measure_step(run_config, device)
-        forecasts.append(step_seconds[key] * _total_steps(run_config))
-    return forecasts
+        if (key := _timing_key(run_config)) not in seconds:
+            seconds[key] = _measure_step(run_config, device)
+    return [seconds[_timing_key(each)] * _total_steps(each) for each in configs]
 
 
 def _total_steps(run_config: RunConfig) -> int:
@@ -133,17 +130,21 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 
     A few steps and one evaluation of each size are measured; random weights take as long as any.
     """
+    name, precision = run_config.model.name, run_config.training.precision
+    # on one thread the processor's own time, which other processes do not prolong
+    clock = time.process_time if device == "cpu" else time.perf_counter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = models.create_model(run_config.model.name).to(device)
-        clock = CLOCKS.get(device, time.perf_counter)
+        corpus, model = load_data(run_config.data), models.create_model(name).to(device)
         step, end = _step_seconds(run_config, model, device, clock)
         others = end * run_config.stream.tasks
         evaluations = range(run_config.stream.tasks + 1)
         sizes = [size for done in evaluations for size in evaluation_sizes(run_config, done)]
         for size in set(sizes):
-            others += sizes.count(size) * _evaluation_seconds(run_config, model, size, clock)
+            started = clock()
+            evaluation.evaluate(model, name, corpus, subset=size, precision=precision)
+            others += sizes.count(size) * (clock() - started)
         return step + others / _total_steps(run_config)
     finally:
         torch.set_num_threads(threads)
@@ -164,16 +165,6 @@ def _step_seconds(
 
     train_task(state, pools[-1], len(pools) - 1, after_step=after_step)
     return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1), clock() - ends[-1]
-
-
-def _evaluation_seconds(
-    run_config: RunConfig, model: nn.Module, size: int | None, clock: Callable[[], float]
-) -> float:
-    """Return the seconds of one evaluation on `size` images per dataset, None for all."""
-    started, precision = clock(), run_config.training.precision
-    corpus, name = load_data(run_config.data), run_config.model.name
-    evaluation.evaluate(model, name, corpus, subset=size, precision=precision)
-    return clock() - started
 
 
 def measured_memory(run_config: RunConfig) -> float:

@@ -73,9 +73,8 @@ def rule_steps(row: Table4Row, tasks: int = TABLE4_TASKS) -> int:
 def table4_steps(run_config: RunConfig) -> int | None:
     """Return a run's steps per task by the paper's rule, or None if Table 4 has no such run."""
     method, training = run_config.method, run_config.training
-    plain = Method(method.name, rank=method.rank)
     key = (run_config.model.name, training.batch, training.budget, method)
-    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, plain):
+    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, Method(method.name, rank=method.rank)):
         return None
     label = f"{method.name},rank={method.rank}" if method.rank else method.name
     rows = [row for row in TABLE4.values() if row.method.partition(",fisher")[0] == label]
@@ -91,22 +90,19 @@ def budget_charged_once(row: Table4Row) -> Budget:
 
 
 def model_catalogue(
-    names: tuple[str, ...] = CATALOGUE_MODELS,
-    batch: int = TABLE4_BATCH,
-    total: float = TABLE4_TOTAL,
+    names: tuple[str, ...] = CATALOGUE_MODELS, total: float = TABLE4_TOTAL
 ) -> pd.DataFrame:
-    """Return what full fine-tuning of real models costs, counted on shapes.
+    """Return what full fine-tuning of real models costs at the paper's batch, counted on shapes.
 
     Args:
         names: open_clip's names.
-        batch: Samples per step.
         total: A budget in GFLOPs.
 
     Returns:
         A row per model: `parameters` (millions), `GFLOPs` per sample, forward and backward, `GB` at
         the peak of a step in fp32, and the `steps` and `samples` that `total` buys.
     """
-    rows = {}
+    rows, batch = {}, TABLE4_BATCH
     for name in names:
         tree = {"model": {"name": name, "start": "random"}, "training": {"batch": batch}}
         cost = budgets.method_cost(config.parse(tree, "catalogue"))
@@ -183,15 +179,12 @@ def slerp_shares(weight: float) -> pd.DataFrame:
             reference hands them to slerp.
     """
     models = [{"x": torch.tensor([1.0, 0.0])}, {"x": torch.tensor([0.0, 1.0])}]
-    kinds = {
-        "interpolation": ("interpolation", (weight, 1 - weight)),
-        "slerp": ("slerp", (weight, 1 - weight)),
-        "slerp, other order": ("slerp", (1 - weight, weight)),
+    merged = {
+        "interpolation": merge("interpolation", models, weights=(weight, 1 - weight)),
+        "slerp": merge("slerp", models, weights=(weight, 1 - weight)),
+        "slerp, other order": merge("slerp", models, weights=(1 - weight, weight)),
     }
-    shares = {
-        label: merge(rule, models, weights=weights)["x"].tolist()
-        for label, (rule, weights) in kinds.items()
-    }
+    shares = {label: weights["x"].tolist() for label, weights in merged.items()}
     return pd.DataFrame.from_dict(shares, orient="index", columns=["of the first", "of the second"])
 
 

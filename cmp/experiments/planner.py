@@ -12,12 +12,11 @@ import pandas as pd
 import yaml
 
 from cmp import budgets, config, mixtures, models
-from cmp.budgets import Budget
 from cmp.config import MAX_COUNT, Method, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
 from cmp.experiments.evidence import AGGREGATES, Evidence, Place
-from cmp.experiments.forecast import DEVICES, GIGA
+from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 
 KEEP = {
     "balance": "as much of both as can be had",
@@ -31,8 +30,6 @@ CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
 """Images of all updates of FoMo-in-Flux (spec 9.2)."""
-USABLE_MEMORY = 0.9
-"""The part of a device's memory that a plan fills at most."""
 COPIES = {"none": 0, "ema": 2, "last-unrolled": 2}
 """Networks that a merging policy keeps beside the one that trains; see `cmp.merging.policies`."""
 SAVES = 3
@@ -43,11 +40,6 @@ REAL = config.profile("gpu")
 """Whose data, peak, optimizer and evaluation the plan of a real model has: the paper's."""
 BATCHES = (512, 256, 128, 64, 32)
 """Batches of a real model: the largest that fits, at most the paper's."""
-SHARES = {
-    (True, True): (0.25, 0.25, 0.5), (True, False): (0.5, 0.5, 0.0),
-    (False, True): (0.0, 0.5, 0.5), (False, False): (0.0, 1.0, 0.0),
-}  # fmt: skip
-"""Pretraining pool, update and buffer of a batch, by whether pool and buffer can be replayed."""
 LINE_WIDTH = 98
 
 
@@ -98,13 +90,8 @@ class PlanRequest:
         return total / self.updates if self.images is None else float(self.images)
 
 
-def check_request(request: PlanRequest) -> None:
-    """Raise `ImpossibleRequest` for the first problem of a request."""
-    for problem in _problems(request):
-        raise ImpossibleRequest(problem)
-
-
 def _problems(request: PlanRequest) -> Iterator[str]:
+    """Yield why no run can fulfil a request; each holds for a request that passed those before."""
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}: there are {', '.join(names)}"
@@ -137,6 +124,11 @@ def _problems(request: PlanRequest) -> Iterator[str]:
             "nothing may be lost, and nothing that the model learned from can be replayed: every "
             "update that learns something forgets something then. Keep some of the pretraining "
             "data, or allow some loss (keep: most)"
+        )
+    if not request.embedded and not open_clip.list_pretrained_tags_by_model(request.model):
+        yield (
+            f"{request.model}: open_clip has no pretrained weights of it, so there is nothing to "
+            "keep"
         )
 
 
@@ -212,13 +204,14 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
     Raises:
         ImpossibleRequest: There is no such run.
     """
-    check_request(request)
+    for problem in _problems(request):
+        raise ImpossibleRequest(problem)
     tree, run = _choose_sizes(request, choose_settings(request))
     step = budgets.method_cost(run).step * _memory_multiplier(run)
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
-    facts = evidence.plan_facts(tree, request.other_pool)
+    facts = evidence.plan_facts(run, request.other_pool)
     chosen, rejected = (
         evidence.effects_of(choices, facts, known, numbers=not outside)
         for choices in (evidence.CHOICES, evidence.ALTERNATIVES)
@@ -247,10 +240,15 @@ def _rejection(effect: evidence.Effect) -> str:
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:
     """Return the settings that the studies advise, without sizes."""
-    tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
-    tree |= {"model": _choose_model(request), "stream": {"tasks": request.updates}}
-    shares = SHARES[request.pool > 0, request.buffer != 0]
-    tree["mixture"] = dict(zip(("pretraining", "update", "buffer"), shares, strict=True))
+    tree: dict[str, Any] = {"model": {"name": request.model}}
+    if not request.embedded:
+        start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
+        tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
+    tree["stream"] = {"tasks": request.updates}
+    # half of a batch are earlier updates, and half of the rest pretraining data, where there are
+    buffer = 0.5 * (request.buffer != 0)
+    pool = 0.5 * (1 - buffer) * (request.pool > 0)
+    tree["mixture"] = {"pretraining": pool, "update": 1 - pool - buffer, "buffer": buffer}
     if request.pool > 0:
         tree["mixture"]["replay"] = float(request.pool)
     if request.buffer and request.buffer < request.updates * request.arriving:
@@ -268,19 +266,6 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     return tree
 
 
-def _choose_model(request: PlanRequest) -> dict[str, str]:
-    """Return the name and, of a real model, the starting weights."""
-    if request.embedded:
-        return {"name": request.model}
-    tags = open_clip.list_pretrained_tags_by_model(request.model)
-    if not tags:
-        raise ImpossibleRequest(
-            f"{request.model}: open_clip has no pretrained weights of it, so there is nothing to "
-            "keep"
-        )
-    return {"name": request.model, "start": TAGS.get(request.model, tags[0])}
-
-
 def _choose_sizes(
     request: PlanRequest, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], RunConfig]:
@@ -289,10 +274,9 @@ def _choose_sizes(
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    for method in (settings.get("method", {}), {"name": "locked-image"}):
+    for part in ({}, {"method": {"name": "locked-image"}}):
         for batch in batches:
-            tree = settings | {"training": {"batch": batch, "steps": 1}}
-            tree |= {"method": method} if method else {}
+            tree = settings | {"training": {"batch": batch, "steps": 1}} | part
             if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
                 tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
                 return tree, _run_of(tree)
@@ -313,12 +297,10 @@ def _affordable_steps(request: PlanRequest, run: RunConfig) -> int:
     """Return the steps per update that the compute buys."""
     cost = budgets.method_cost(run)
     if request.gmafs is not None:
-        budget = budgets.make_budget(
-            request.gmafs * GIGA / request.updates, cost, budgets.full_cost(run)
-        )
+        total, unit = request.gmafs * GIGA, budgets.full_cost(run)
     else:
-        flops = request.gpu_hours * 3600 * DEVICES[request.device].speed
-        budget = Budget(flops / request.updates, cost.step, cost.end, 1.0)
+        total, unit = request.gpu_hours * 3600 * DEVICES[request.device].speed, cost
+    budget = budgets.make_budget(total / request.updates, cost, unit)
     if budget.steps < 1:
         most = int(request.updates * budget.allowed / (budget.step + budget.end))
         raise ImpossibleRequest(
@@ -367,17 +349,10 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
     text = yaml.safe_dump(plan.tree, sort_keys=False)
     if not comments:
         return text
-    lines = [line for part in plan_paragraphs(plan) for line in textwrap.wrap(part, LINE_WIDTH)]
-    return "".join(f"# {line}\n" for line in lines) + text
-
-
-def plan_paragraphs(plan: Plan) -> list[str]:
-    """Return what a plan is, what it costs, where it may end, and why."""
     costs = ", ".join(f"{amount:.3g} {what}" for what, amount in plan.costs.items())
-    about = DEVICES[plan.request.device].about
-    return [
+    paragraphs = [
         plan_summary(plan),
-        f"Training takes {costs} ({about}); scoring comes on top.",
+        f"Training takes {costs} ({DEVICES[plan.request.device].about}); scoring comes on top.",
         place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
         *(
@@ -386,6 +361,8 @@ def plan_paragraphs(plan: Plan) -> list[str]:
         ),
         *(f"Rejected: {name}. {reason}." for name, reason in plan.rejected.items()),
     ]
+    lines = [line for part in paragraphs for line in textwrap.wrap(part, LINE_WIDTH)]
+    return "".join(f"# {line}\n" for line in lines) + text
 
 
 def plan_summary(plan: Plan) -> str:
@@ -421,5 +398,5 @@ def place_sentence(plan: Plan) -> str:
 
 def costs_table(plan: Plan) -> pd.DataFrame:
     """Return what a plan costs as text: columns `what` and `amount`."""
-    rows = [(what, f"{amount:.3g}") for what, amount in plan.costs.items()]
-    return pd.DataFrame(rows, columns=["what", "amount"])
+    amounts = [f"{amount:.3g}" for amount in plan.costs.values()]
+    return pd.DataFrame({"what": list(plan.costs), "amount": amounts})

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import shutil
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -14,18 +14,15 @@ from cmp.data import Corpus, load_data
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
-from cmp.experiments.forecast import DEVICES, GIGA, forecast_sentence
+from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY, forecast_sentence
 from cmp.files import build_folder
 
 DISTRIBUTION = "continual-multimodal-pretraining"
 PRESENT, MISSING, OPTIONAL = "here", "missing", "optional"
-USABLE_MEMORY = 0.9
-"""The part of a card's memory that a step may take."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One thing that is needed.
 
     Attributes:
@@ -51,10 +48,9 @@ def check_setup() -> list[Check]:
     """Check what the embedded benchmark needs, and what is optional."""
     card = _check_card("cuda")
     if card.state == MISSING:
-        card = Check("device", OPTIONAL, card.sentence)
-    return [
-        _check_packages(), _check_data(None), _check_bases(), _check_disk(), _check_browser(), card,
-    ]  # fmt: skip
+        card = card._replace(state=OPTIONAL)
+    checks = [_check_packages(), _check_data(None), _check_bases(), _check_disk()]
+    return [*checks, _check_browser(), card]
 
 
 def check_run(run_config: RunConfig, device: str) -> list[Check]:
@@ -87,17 +83,16 @@ def _check_data(run_config: RunConfig | None) -> Check:
 
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
-    state = PRESENT if store.has_start(run_config) else MISSING
     sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
-    if state == PRESENT:
-        pass
-    elif start in STARTS:
+    if store.has_start(run_config):
+        return Check("weights", PRESENT, sentence)
+    if start in STARTS:
         sentence += f": `cmpt pretrain {name}` makes them"
     elif start == models.HUB or tag:
         sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
     else:
         sentence = f"{start!r}: neither a file nor a tag of {name!r}"
-    return Check("weights", state, sentence)
+    return Check("weights", MISSING, sentence)
 
 
 def _check_card(device: str) -> Check:

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config, evaluation, models
@@ -45,28 +45,13 @@ PRETRAINING_OF: dict[str, tuple[str, ...]] = {
 TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
 """
-_CARD_CONFIG = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
 Card = dict[str, Any]
+CardScore = Annotated[dict[Literal["value", "standard_error"], float], Field(min_length=2)]
+CardScores = Annotated[dict[Literal["A_KA", "A_ZS"], CardScore], Field(min_length=2)]
+"""The two aggregates, each with its standard error, in percent."""
 
 
-@checked_dataclass(frozen=True, config=_CARD_CONFIG)
-class CardScore:
-    """An aggregate and its standard error, in percent."""
-
-    value: float
-    standard_error: float
-
-
-@checked_dataclass(frozen=True, config=_CARD_CONFIG)
-class CardScores:
-    """The two aggregates of a card."""
-
-    A_KA: CardScore
-    A_ZS: CardScore
-
-
-@checked_dataclass(frozen=True, config=_CARD_CONFIG)
+@checked_dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
 class ModelCard:
     """The keys that a model card must have, among others; see `make_card`."""
 
@@ -156,19 +141,13 @@ def measure_joint(
     name: str, seed: int, corpus: Corpus, weights: Path, observer: Observer
 ) -> dict[str, dict[str, float]]:
     """Return the scores after joint training from a base: an upper bound for streams from it."""
-    model, scores = _load_base(name, weights), {}
+    model, scores = models.load_from_file(name, weights), {}
 
     def after_task(done: int, evaluated: evaluation.Scores) -> None:
         scores.update(round_scores(evaluated))
 
     execute(joint_config(name, seed), corpus, Observer(observer.step, after_task), model)
     return scores
-
-
-def _load_base(name: str, weights: Path) -> torch.nn.Module:
-    model = models.create_model(name)
-    models.load_weights(model, weights)
-    return model
 
 
 def make_card(
@@ -183,7 +162,7 @@ def make_card(
         steps: Steps that were done when they were stored.
         result: Of the pretraining.
     """
-    model = _load_base(run_config.model.name, weights)
+    model = models.load_from_file(run_config.model.name, weights)
     scores = evaluation.evaluate(model, run_config.model.name, corpus)
     return {
         "weights": weights.name,

@@ -102,12 +102,13 @@ def publish_study(study: Study, profile: str = "cpu") -> Path:
         raise CmpError(
             f"study {study.chapter}: {len(missing)} runs are missing; compute them first"
         )
-    frames = [
-        _result_rows(runs[run_id]).assign(setting=setting, replicate=replicate)
-        for (setting, replicate), run_id in grid.items()
-    ]
-    table = pd.concat(frames).sort_values(RESULT_KEYS)
-    table = table[RESULT_KEYS + [name for name in table if name not in RESULT_KEYS]]
+    frames = []
+    for (setting, replicate), run_id in grid.items():
+        run = runs[run_id]
+        texts = json.dumps(run.config.to_dict()), json.dumps(run.provenance)
+        columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
+        frames.append(run.metrics.assign(setting=setting, replicate=replicate, **columns))
+    table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
         if (size := partial.stat().st_size) > MAX_BYTES:
@@ -115,13 +116,6 @@ def publish_study(study: Study, profile: str = "cpu") -> Path:
                 f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"
             )
     return path
-
-
-def _result_rows(run: StoredRun) -> pd.DataFrame:
-    values = (run.id, run.weights, json.dumps(run.config.to_dict()), json.dumps(run.provenance))
-    frame = run.metrics.assign(**dict(zip(RUN_COLUMNS, values, strict=True)))
-    frame.attrs.clear()
-    return frame
 
 
 def published_runs(chapter: str) -> list[StoredRun]:

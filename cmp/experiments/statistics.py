@@ -183,8 +183,7 @@ def distance_to_union(config: RunConfig, corpus: Corpus) -> np.ndarray:
     """
     labels = pd.factorize(streams.class_names(corpus, np.arange(len(corpus.table))))[0]
     kept = mixtures.replay_pool(corpus, config.mixture, config.seeds.data)
-    updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
-    union = np.concatenate([kept, *updates])
+    union = np.concatenate([kept, *streams.task_rows(corpus, config.stream, config.seeds.stream)])
     wanted = np.bincount(labels[union], minlength=labels.max() + 1) / len(union)
     shown = np.stack([np.bincount(labels, counts) for counts in sample_counts(config, corpus)])
     return np.abs(shown / shown.sum(axis=1, keepdims=True) - wanted).sum(axis=1) / 2

@@ -8,20 +8,19 @@ import datetime
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import nn
 
 import cmp
 from cmp import budgets, config, mixtures, models, registry, streams
-from cmp.config import STARTS, RunConfig
+from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
@@ -40,7 +39,7 @@ differs there from the first step on: a second thread alone moved two runs by 1.
 is all that was measured. So this is a convention, not a bound."""
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, config=STRICT)
 class RunRecord:
     """The content of `run.json`.
 
@@ -118,12 +117,12 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
         wherever it lies; weights that are not on this machine count by their name.
     """
     model, path = run_config.model, start_file(run_config)
-    is_base = model.start in STARTS
     if path is None:
         return {}, model.start
     digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    is_named = model.start == models.HUB or models.pretrained_tag(model.name, model.start)
-    return {} if is_base or is_named else {"model.start": "file"}, digest
+    is_base = model.start in (*STARTS, models.HUB)
+    is_named = is_base or models.pretrained_tag(model.name, model.start)
+    return {} if is_named else {"model.start": "file"}, digest
 
 
 @functools.lru_cache(maxsize=64)
@@ -161,16 +160,10 @@ def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
         run: The run.
         model: Its network, if its final weights are to be kept.
     """
-    record = {
-        "format": RUN_FORMAT,
-        "id": run.id,
-        "config": run.config.to_dict(),
-        "weights_sha256": run.weights,
-        "provenance": run.provenance,
-    }
+    record = RunRecord(RUN_FORMAT, run.id, run.config.to_dict(), run.weights, run.provenance)
     with atomic_folder(run_folder(run.id)) as folder:
         run.metrics.to_parquet(folder / "metrics.parquet", index=False)
-        (folder / "run.json").write_text(json.dumps(record, indent=1))
+        (folder / "run.json").write_text(json.dumps(asdict(record), indent=1))
         if model is not None:
             models.export_weights(model, folder / weights_path(run.id).name)
 
@@ -212,42 +205,32 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
         raise _unreadable_run(folder, error) from error
     if not record.id.startswith(run_id):
         raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
-    check_registered(record.id, record.provenance.get("options", {}))
+    check_sources(record.id, record.provenance.get("options", {}), digests=False)
     return record, config.parse(record.config, str(folder))
 
 
-def check_registered(run_id: str, options: dict[str, dict[str, Any]]) -> None:
+def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool = True) -> None:
     """Check that the options of a run that are not the package's own are registered.
 
     Args:
         run_id: The run's id.
         options: Their record by "kind:name", see `cmp.config.RunConfig.option_record`.
-
-    Raises:
-        CmpError: One is not; the message says how it comes to be.
-    """
-    for name in options:
-        kind, _, option = name.partition(":")
-        if option not in registry.option_names(kind):
-            raise CmpError(
-                f"run {run_id[:SHORT_ID]} uses the {kind.replace('_', ' ')} {option!r}, which is "
-                "not registered here; `cmpt --plugin FILE ...` runs the file that does so"
-            )
-
-
-def check_sources(run_id: str, options: dict[str, dict[str, Any]]) -> None:
-    """Check that the options of a run are those that it was computed with.
+        digests: Whether their source must be the one that the run was computed with.
 
     Raises:
         CmpError: One is not registered, or its source is another one.
     """
-    check_registered(run_id, options)
     for name, recorded in options.items():
         kind, _, option = name.partition(":")
-        if registry.get_option(kind, option).digest != recorded["sha256"]:
+        run, words = f"run {run_id[:SHORT_ID]}", f"{kind.replace('_', ' ')} {option!r}"
+        if option not in registry.option_names(kind):
             raise CmpError(
-                f"run {run_id[:SHORT_ID]} was computed with another source of the "
-                f"{kind.replace('_', ' ')} {option!r}, which is stored with it"
+                f"{run} uses the {words}, which is not registered here; `cmpt --plugin FILE ...` "
+                "runs the file that does so"
+            )
+        if digests and registry.get_option(kind, option).digest != recorded["sha256"]:
+            raise CmpError(
+                f"{run} was computed with another source of the {words}, which is stored with it"
             )
 
 
@@ -323,39 +306,28 @@ def verify_run(run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER)
 
 
 def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
-    """Compare two computations of one run."""
+    """Compare two computations of one run; only where machines differ, so may the scores."""
     machines = machine_differences(stored.provenance, again.provenance)
     if not machines and ("began" in stored.provenance or "began" in again.provenance):
         machines = "the machines that the run was begun and finished on"
-    equal_weights = again.weights == stored.weights
-    return compare_metrics(stored.metrics, again.metrics, equal_weights, machines)
-
-
-def compare_metrics(
-    stored: pd.DataFrame, again: pd.DataFrame, equal_weights: bool, machines: str
-) -> Verdict:
-    """Compare the scores of two computations of one run.
-
-    Args:
-        stored: The metrics of the first.
-        again: The metrics of the second.
-        equal_weights: Whether the final weights agree to the bit.
-        machines: Where the machines differ; if empty, only bitwise equality is accepted.
-    """
-    pairs = stored.merge(again[[*METRIC_KEYS, "score"]], "left", METRIC_KEYS, suffixes=("", "_now"))
-    complete = len(again) == len(stored) and pairs["score_now"].notna().all()
+    now, count = again.metrics[[*METRIC_KEYS, "score"]], len(stored.metrics)
+    pairs = stored.metrics.merge(now, "left", METRIC_KEYS, suffixes=("", "_now"))
+    complete = len(now) == count and pairs["score_now"].notna().all()
     different = pairs[pairs["score"] != pairs["score_now"]]
-    if different.empty and equal_weights and complete:
-        return Verdict("bitwise equal", f"{len(stored)} scores and the final weights are equal")
+    if different.empty and again.weights == stored.weights and complete:
+        return Verdict("bitwise equal", f"{count} scores and the final weights are equal")
     reason = "the scores are equal, the final weights are not"
     if len(different):
         row = different.iloc[0]
         reason = (
-            f"{len(different)} of {len(stored)} scores differ, first {row['dataset']} "
+            f"{len(different)} of {count} scores differ, first {row['dataset']} "
             f"({row['scope']}) after {row['task']} tasks: stored {row['score']:.2f}, now "
             f"{row['score_now']:.2f}"
         )
-    changes = _score_changes(pairs)
+    pairs["aggregate"] = pairs["role"].map({role: name for name, role in ROLES.items()})
+    means = pairs.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
+    means = means.set_axis(["stored", "now"], axis=1)
+    changes = means.assign(moved=means["now"] - means["stored"]).reset_index()
     drift = changes["moved"].abs().max()
     changes = changes[changes["moved"] != 0]
     reason += f"; A_KA and A_ZS move by at most {drift:.2f} points"
@@ -364,14 +336,6 @@ def compare_metrics(
     answer = "within tolerance" if complete and drift <= TOLERANCE else "different"
     reason += f", against {TOLERANCE:g} allowed where {machines} differ"
     return Verdict(answer, reason, changes)
-
-
-def _score_changes(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per (task, scope, aggregate): `stored`, `now` and `moved`."""
-    named = pairs.assign(aggregate=pairs["role"].map({role: name for name, role in ROLES.items()}))
-    means = named.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
-    means = means.set_axis(["stored", "now"], axis=1)
-    return means.assign(moved=means["now"] - means["stored"]).reset_index()
 
 
 def start_file(run_config: RunConfig) -> Path | None:

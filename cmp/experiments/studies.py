@@ -47,7 +47,16 @@ BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Grid:
-    """The keys of a study's file, see the module's docstring."""
+    """The keys of a study's file, see the module's docstring.
+
+    Attributes:
+        question: What the study asks.
+        replicates: Replicates of a setting that has no number of its own.
+        live: The settings that are recomputed in `quick`.
+        settings: Changes to the profile by setting, with `joint` and `replicates`.
+        common: Changes that all settings share.
+        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
+    """
 
     question: str
     replicates: Annotated[int, Field(ge=1, le=MAX_REPLICATES)]
@@ -57,25 +66,15 @@ class Grid:
     claims: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Study:
-    """A chapter's study, its lists of values written out.
+@dataclass(frozen=True, kw_only=True)
+class Study(Grid):
+    """A chapter's study: its file, with `common` and lists of values written out in the settings.
 
     Attributes:
         chapter: The chapter's number, or NN-NAME.
-        question: What the study asks.
-        replicates: Replicates of a setting that has no number of its own.
-        live: The settings that are recomputed in `quick`.
-        settings: Changes to the profile by setting, with `joint` and `replicates`.
-        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
     """
 
     chapter: str
-    question: str
-    replicates: int
-    live: tuple[str, ...]
-    settings: dict[str, dict[str, Any]]
-    claims: list[Any]
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
@@ -121,9 +120,8 @@ def load_study(chapter: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
-    tree = read_yaml(path)
     try:
-        grid = parse_record(json.dumps(tree), Grid)
+        grid = parse_record(json.dumps(read_yaml(path)), Grid)
     except ValueError as error:
         keys = ", ".join(Grid.__dataclass_fields__)
         raise CmpError(f"{path}: {error}; the keys of a study are {keys}") from error
@@ -141,7 +139,7 @@ def load_study(chapter: str) -> Study:
         raise CmpError(
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
         )
-    study = Study(path.stem, grid.question, grid.replicates, grid.live, settings, grid.claims)
+    study = Study(**vars(grid) | {"settings": settings}, chapter=path.stem)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
 
@@ -281,8 +279,8 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     frames = []
     for (setting, replicate), run_config in configs.items():
         run = store.load_run(store.run_id_of(run_config, load_data(run_config.data)))
-        columns = {"setting": setting, "replicate": replicate, "run": run.id[:SHORT_ID]}
-        frames.append(run.metrics.assign(**columns))
+        short = run.id[:SHORT_ID]
+        frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -89,9 +89,9 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
         raise CmpError(f"{min(taken)}: name: an embedded dataset has this name, too; change it")
     rows = np.flatnonzero(embedded.table["dataset"].isin(names))
     stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
-    pixels = [torch.from_numpy(pack_images(index)) for index in indexes]
+    pixels = [images.decode_rgba(each.read(n)) for each in indexes for n in each.table["position"]]
     return build_corpus(
-        torch.cat([embedded.images[torch.from_numpy(rows)], *pixels]),
+        torch.cat([embedded.images[torch.from_numpy(rows)], torch.from_numpy(np.stack(pixels))]),
         [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
         [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
     )
@@ -102,19 +102,6 @@ def _corpus_table(index: ImageIndex) -> pd.DataFrame:
     name = index.dataset.name
     group = name + "/" + index.table["source"].astype(str)
     return index.table[["split", "label", "captions"]].assign(group=group, dataset=name)
-
-
-def pack_images(index: ImageIndex) -> np.ndarray:
-    """Decode all images of a set as the embedded ones are.
-
-    Args:
-        index: The set.
-
-    Returns:
-        uint8 [N, 4, 32, 32], RGBA.
-    """
-    files = (index.store.read(position) for position in index.table["position"])
-    return np.stack([images.decode_rgba(content) for content in files])
 
 
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:

@@ -8,6 +8,8 @@ to `target`, a number, `default_caption` and, where that is null, `synthetic_mer
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +18,24 @@ import numpy as np
 from cmp.errors import CmpError
 from cmp.readers import tables, tars
 from cmp.readers.files import parse_json
-from cmp.readers.index import Fault, FileStore, ImageIndex, Row, SpanStore, build_index
+from cmp.readers.index import Fault, ImageIndex, Row, build_index, read_file, read_span
 from cmp.readers.manifest import FileSet
-
-INFO_FOLDER = "00_info"
 
 
 class AbsentError(CmpError):
     """Nothing of a set is there."""
 
 
-def info_files(dataset: FileSet, root: Path) -> dict[str, Path]:
-    """Return where the lists of a set are, or should be.
-
-    Args:
-        dataset: A manifest whose reader is a `FomoReader`.
-        root: The folder of the collection.
-
-    Returns:
-        Split -> path; that of the smaller images if it is there.
-    """
-    paths = {}
+def _listed_images(dataset: FileSet, info: Path) -> Iterator[tuple[str, str, dict]]:
+    """(split, path, what is said of it) of all images; of the smaller ones where they are there."""
     for split in dataset.allowed_splits():
-        name = f"{dataset.reader.folder}_{split}"
-        small = root / INFO_FOLDER / f"{name}_224.json"
-        use_small = dataset.reader.resized and small.is_file()
-        paths[split] = small if use_small else small.with_name(f"{name}.json")
-    paths.pop("validation", None)  # the authors have none
-    return paths
+        if split != "validation":  # the authors have none
+            name = f"{dataset.reader.folder}_{split}"
+            small = info / f"{name}_224.json"
+            use_small = dataset.reader.resized and small.is_file()
+            listed = _load_info(small if use_small else info / f"{name}.json", dict)
+            for path, about in listed.items():
+                yield split, path, about if isinstance(about, dict) else {}
 
 
 def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
@@ -67,7 +59,8 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
             f"{dataset.name}: neither its folder nor its tar lies in {root}; the authors offer it "
             "as a tar, linked from the README of their code, fomo_in_flux"
         )
-    class_names = root / INFO_FOLDER / f"{folder}_classnames.json"
+    info = root / "00_info"
+    class_names = info / f"{folder}_classnames.json"
     labelled = dataset.task != "retrieval" or class_names.is_file()
     classes = [str(name) for name in _load_info(class_names, list)] if labelled else []
     rows, faults, targets, spans = [], [], set(), []
@@ -77,24 +70,24 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     else:
         members = (member for member, _ in tars.tar_members(archive, faults))
         files = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
-    for split, path in info_files(dataset, root).items():
-        for name, about in _load_info(path, dict).items():
-            about = about if isinstance(about, dict) else {}
-            target, source = about.get("target"), f"{folder}/{name}"
-            if name.startswith("/") or ".." in name.split("/"):
-                faults.append(Fault("path lies outside", source))
-                continue
-            if classes and not (type(target) is int and 0 <= target < len(classes)):
-                faults.append(Fault("target is no class", source))
-                continue
+    for split, name, about in _listed_images(dataset, info):
+        target, source = about.get("target"), f"{folder}/{name}"
+        if name.startswith("/") or ".." in name.split("/"):
+            faults.append(Fault("path lies outside", source))
+        elif classes and not (type(target) is int and 0 <= target < len(classes)):
+            faults.append(Fault("target is no class", source))
+        else:
             spans.append(files.get(name, (0, 0, -1)))
             size, label = spans[-1][2], classes[target] if classes else ""
-            rows.append(Row(source, size, split, label, _training_caption(about)))
+            caption = about.get("default_caption")
+            if caption is None:  # where both are null, an image is only named
+                caption = about.get("synthetic_merged_caption")
+            rows.append(Row(source, size, split, label, caption))
             targets.add(target if classes else 0)
-    store = FileStore(root, [row.source for row in rows])
+    read = functools.partial(read_file, root, [row.source for row in rows])
     if not in_folder:
-        store = SpanStore([archive], np.array(spans, np.int64))
-    index = build_index(dataset, rows, store, faults)
+        read = functools.partial(read_span, [archive], np.array(spans, np.int64))
+    index = build_index(dataset, rows, read, faults)
     names = list(dict.fromkeys(classes)) or index.classes
     return dataclasses.replace(index, classes=names, target_count=len(targets))
 
@@ -107,9 +100,3 @@ def _load_info(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise CmpError(f"{path}: must hold a JSON {kind.__name__}")
     return content
-
-
-def _training_caption(about: dict) -> object:
-    """The caption that training reads; None for an image that is only named."""
-    caption = about.get("default_caption")
-    return about.get("synthetic_merged_caption") if caption is None else caption

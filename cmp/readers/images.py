@@ -16,11 +16,11 @@ from PIL import Image, ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
-from cmp.data import IMAGE_SIZE, WHOLE_BATCH
+from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from cmp.readers.files import parse_json
-from cmp.readers.index import Fault, ImageIndex, ImageStore
+from cmp.readers.index import Fault, ImageIndex, ReadImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
@@ -121,21 +121,21 @@ class ImageFiles:
     """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
 
     Attributes:
-        stores: Where the files are, one store per set.
-        store_ids: int [N], the number of each image's store.
-        positions: int [N], the number of each image in its store.
+        readers: What returns the files of each set.
+        set_ids: int [N], the number of each image's set.
+        positions: int [N], the position of each image in its set.
         sources: object [N], each image's name.
         side: Side in pixels of what `files[rows]` gives.
     """
 
-    stores: list[ImageStore]
-    store_ids: np.ndarray
+    readers: list[ReadImage]
+    set_ids: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
     side: int = 224
 
     def __len__(self) -> int:
-        return len(self.store_ids)
+        return len(self.set_ids)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
         """Return the middle of each image: uint8 [B, 3, side, side]."""
@@ -155,14 +155,10 @@ class ImageFiles:
         Args:
             row: The image's row in the corpus.
         """
-        return self.stores[self.store_ids[row]].read(int(self.positions[row]))
+        return self.readers[self.set_ids[row]](int(self.positions[row]))
 
     def random_crops(
-        self,
-        rows: np.ndarray,
-        side: int,
-        generator: np.random.Generator,
-        local: slice = WHOLE_BATCH,
+        self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
     ) -> Tensor:
         """Return a random part of each image, a function of the rows and the generator's state.
 
@@ -201,7 +197,7 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
     """
     tables = [index.table for index in indexes]
     return ImageFiles(
-        [index.store for index in indexes],
+        [index.read for index in indexes],
         np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
         np.concatenate([table["position"].to_numpy() for table in tables]),
         np.concatenate([table["source"].to_numpy(object) for table in tables]),
@@ -230,7 +226,7 @@ def damaged_images(index: ImageIndex) -> list[Fault]:
         faults = []
         for source, position in images[start : start + CHECK_BLOCK]:
             try:
-                open_image(index.store.read(position)).load()
+                open_image(index.read(position)).load()
             except DECODE_ERRORS:
                 faults.append(Fault("corrupt image", source))
         return faults
@@ -244,28 +240,10 @@ def damaged_images(index: ImageIndex) -> list[Fault]:
     return faults
 
 
-def fit_square(image: Image.Image) -> np.ndarray:
-    """Shrink or grow a picture into the embedded benchmark's square, centred.
+def decode_rgba(content: bytes) -> np.ndarray:
+    """Decode an image and fit it into the embedded benchmark's square, centred.
 
     Filtering happens on premultiplied colours, so that transparent pixels do not bleed.
-
-    Args:
-        image: A picture of any size.
-
-    Returns:
-        uint8 [4, 32, 32], RGBA.
-    """
-    image = image.convert("RGBA").convert("RGBa")
-    scale = IMAGE_SIZE / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
-    picture = image.resize((width, height), Image.Resampling.LANCZOS)
-    square.paste(picture, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
-    return np.asarray(square.convert("RGBA")).transpose(2, 0, 1)
-
-
-def decode_rgba(content: bytes) -> np.ndarray:
-    """Decode an image into the embedded benchmark's square.
 
     Args:
         content: A PNG, JPEG or WebP file.
@@ -273,4 +251,10 @@ def decode_rgba(content: bytes) -> np.ndarray:
     Returns:
         uint8 [4, 32, 32], RGBA.
     """
-    return fit_square(Image.open(io.BytesIO(content)))
+    image = Image.open(io.BytesIO(content)).convert("RGBA").convert("RGBa")
+    scale = IMAGE_SIZE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))
+    picture = image.resize((width, height), Image.Resampling.LANCZOS)
+    square.paste(picture, ((IMAGE_SIZE - width) // 2, (IMAGE_SIZE - height) // 2))
+    return np.asarray(square.convert("RGBA")).transpose(2, 0, 1)

@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 from bisect import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
-from cmp.readers.manifest import FileSet, Split
+from cmp.readers.manifest import SPLIT_SHARES, FileSet, Split
 from cmp.seeds import unit_interval
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -25,69 +26,33 @@ SPLIT_NAMES = {
 """Name of a folder or value of a column -> split."""
 
 
-class ImageStore(Protocol):
-    """Where the files of a set's images are."""
-
-    def read(self, position: int) -> bytes:
-        """Return the file of one image.
-
-        Args:
-            position: Number of the image in the store.
-
-        Raises:
-            OSError, ValueError: If the file cannot be read.
-        """
+ReadImage = Callable[[int], bytes]
+"""Returns the file of an image by its position among those that a reader found, or raises `OSError`
+or `ValueError`. Other processes must be able to have it, so it is no function inside another."""
 
 
-@dataclass(frozen=True)
-class FileStore:
-    """Images that are files.
+def read_file(root: Path, names: list[str], position: int) -> bytes:
+    """Return one of some files.
 
-    Attributes:
+    Args:
         root: The folder that relative paths start from.
         names: Paths of the images.
+        position: Which one.
     """
-
-    root: Path
-    names: list[str]
-
-    def read(self, position: int) -> bytes:
-        """Return the file of one image; see `ImageStore.read`."""
-        return (self.root / self.names[position]).read_bytes()
+    return (root / names[position]).read_bytes()
 
 
-@dataclass(frozen=True)
-class SpanStore:
-    """Images that lie uncompressed inside larger files, such as tars.
+def read_span(files: list[Path], spans: np.ndarray, position: int) -> bytes:
+    """Return one of the images that lie uncompressed inside larger files, such as tars.
 
-    Attributes:
+    Args:
         files: The larger files.
         spans: int64 [N, 3], of each image the number of its file, its offset and size in bytes.
+        position: Which one.
     """
-
-    files: list[Path]
-    spans: np.ndarray
-
-    def read(self, position: int) -> bytes:
-        """Return the file of one image; see `ImageStore.read`."""
-        number, offset, size = map(int, self.spans[position])
-        with self.files[number].open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
-
-
-@dataclass(frozen=True)
-class MemoryStore:
-    """Images whose files are in memory.
-
-    Attributes:
-        contents: The files.
-    """
-
-    contents: list[bytes]
-
-    def read(self, position: int) -> bytes:
-        """Return the file of one image; see `ImageStore.read`."""
-        return self.contents[position]
+    number, offset, size = map(int, spans[position])
+    with files[number].open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
 
 
 class Fault(NamedTuple):
@@ -101,9 +66,6 @@ class Fault(NamedTuple):
     kind: str
     where: str
 
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.where}"
-
 
 @dataclass(frozen=True)
 class ImageIndex:
@@ -112,8 +74,8 @@ class ImageIndex:
     Attributes:
         dataset: The manifest, its task filled in.
         table: One row per image: `source`, its name; `size` in bytes; `split`; `label`;
-            `captions`, a list of texts; `position` in `store`.
-        store: Where the files are.
+            `captions`, a list of texts; `position`, by which `read` takes it.
+        read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.
         target_count: Number of classes that have images, where several share a name.
@@ -121,7 +83,7 @@ class ImageIndex:
 
     dataset: FileSet
     table: pd.DataFrame
-    store: ImageStore
+    read: ReadImage
     faults: list[Fault]
     classes: list[str]
     target_count: int | None = None
@@ -178,7 +140,7 @@ class Row(NamedTuple):
 
 
 def build_index(
-    dataset: FileSet, rows: list[Row], store: ImageStore, faults: list[Fault]
+    dataset: FileSet, rows: list[Row], read: ReadImage, faults: list[Fault]
 ) -> ImageIndex:
     """Make the index of what a reader found.
 
@@ -187,17 +149,16 @@ def build_index(
 
     Args:
         dataset: The manifest.
-        rows: All images, in the order of `store`.
-        store: Where the files are.
+        rows: All images, in the order of their positions.
+        read: What returns the file of an image.
         faults: What the reader could not use.
 
     Returns:
         The index, with sorted class names, and with the faults of the rows added.
     """
     labelled = any(row.label for row in rows if 0 < row.size <= MAX_IMAGE_BYTES)
-    shares = dataset.split_shares()
+    shares = dataset.splits or SPLIT_SHARES[dataset.role]
     names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
-    allowed = dataset.allowed_splits()
     faults, kept = list(faults), []
     for position, (source, size, split, label, captions) in enumerate(rows):
         texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
@@ -206,12 +167,12 @@ def build_index(
             continue
         split = SPLIT_NAMES.get(split.lower())
         split = split or names[bisect(ends, unit_interval("split", source))]
-        if split in allowed:
+        if split in SPLIT_SHARES[dataset.role]:
             kept.append((source, size, split, label or dataset.name, texts, position))
     table = pd.DataFrame(kept, columns=[*Row._fields, "position"])
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})
-    return ImageIndex(dataset, table, store, faults, sorted(table["label"].unique()))
+    return ImageIndex(dataset, table, read, faults, sorted(table["label"].unique()))
 
 
 def _caption_texts(captions: object) -> list[str] | None:

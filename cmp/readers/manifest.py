@@ -159,7 +159,7 @@ class FileSet(StrictModel):
         licence: Whose images these are.
         year: Year in which the set came out; time-incremental streams go by it.
         reader: Where the images are, and in which layout.
-        splits: Split -> share, for images whose split is not given; see `split_shares`.
+        splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`.
         faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
         beside: "embedded" adds the embedded pool and retention sets, for the embedded models.
         counts: What must be found, if that is known.
@@ -193,10 +193,6 @@ class FileSet(StrictModel):
     def allowed_splits(self) -> list[str]:
         """Return the splits that a set of this role may have; images of others are left out."""
         return list(SPLIT_SHARES[self.role])
-
-    def split_shares(self) -> dict[str, float]:
-        """Return split -> share for images whose split is not given."""
-        return dict(self.splits) or SPLIT_SHARES[self.role]
 
     def find_files(self, root: Path) -> list[Path]:
         """Return the files that the reader's pattern fits, sorted.
@@ -279,9 +275,8 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
     Raises:
         CmpError: If the file cannot be read or does not fit; names the first faulty key.
     """
-    content = read_yaml(path)
     try:
-        return schema.model_validate(content)
+        return schema.model_validate(read_yaml(path))
     except ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         fault = faults[0]  # a misspelt key first, then the one that is missing for it

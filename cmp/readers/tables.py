@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from cmp.readers.index import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
     Fault,
-    FileStore,
     ImageIndex,
-    ImageStore,
-    MemoryStore,
+    ReadImage,
     Row,
     build_index,
+    read_file,
 )
 from cmp.readers.manifest import FileSet
 
@@ -98,8 +96,8 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
                 source = f"{split}/{path}" if split else path
                 rows.append(Row(source, size, split, label.replace("_", " "), None))
     faults = [Fault("class without images", label) for label, count in counts.items() if not count]
-    store = FileStore(folder, [row.source for row in rows])
-    return build_index(dataset, rows, store, faults)
+    read = functools.partial(read_file, folder, [row.source for row in rows])
+    return build_index(dataset, rows, read, faults)
 
 
 def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
@@ -152,10 +150,10 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     images = _column(dataset, frame, "image", lambda image: image, None)
     if images and isinstance(images[0], bytes):
         sizes = [len(image) if isinstance(image, bytes) else -1 for image in images]
-        return _index_frame(dataset, frame, [""] * len(images), sizes, MemoryStore(images))
+        return _index_frame(dataset, frame, [""] * len(images), sizes, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
     sizes = [_file_size(root, name) for name in names]
-    return _index_frame(dataset, frame, names, sizes, FileStore(root, names))
+    return _index_frame(dataset, frame, names, sizes, functools.partial(read_file, root, names))
 
 
 def _file_size(root: Path, name: str) -> int:
@@ -182,7 +180,7 @@ def _column(
 
 
 def _index_frame(
-    dataset: FileSet, frame: pd.DataFrame, names: list[str], sizes: list[int], store: ImageStore
+    dataset: FileSet, frame: pd.DataFrame, names: list[str], sizes: list[int], read: ReadImage
 ) -> ImageIndex:
     """The index of a table; an image without a name is called by its row."""
     splits = _column(dataset, frame, "split", _text, "")
@@ -192,7 +190,7 @@ def _index_frame(
         raise CmpError(f"{dataset.name}: reader: name a column of captions or of labels")
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     rows = list(map(Row, sources, sizes, splits, labels, captions))
-    return build_index(dataset, rows, store, [])
+    return build_index(dataset, rows, read, [])
 
 
 def _text(value: object) -> str:
@@ -206,24 +204,10 @@ def _caption(value: object) -> object:
     return value if isinstance(value, str | list | tuple | np.ndarray) else 0
 
 
-@dataclass(frozen=True)
-class RowGroupStore:
-    """Images as bytes in a column of Parquet files, read by row group.
-
-    Attributes:
-        files: The Parquet files.
-        column: The column; of a struct, its field `bytes`.
-        rows: int64 [N, 3], of each image the number of its file, its row group and row therein.
-    """
-
-    files: list[Path]
-    column: str
-    rows: np.ndarray
-
-    def read(self, position: int) -> bytes:
-        """Return the file of one image; see `ImageStore.read`."""
-        number, group, row = map(int, self.rows[position])
-        return _cached_row_group(self.files[number], group, self.column)[row].as_py()
+def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
+    """One image of a column; `rows` [N, 3]: the numbers of its file, its row group, its row."""
+    number, group, row = map(int, rows[position])
+    return _cached_row_group(files[number], group, column)[row].as_py()
 
 
 @functools.lru_cache(maxsize=4)
@@ -254,6 +238,6 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             lengths = pc.binary_length(_read_row_group(file, group, image))
             sizes += lengths.fill_null(-1).to_pylist()
             rows += [(number, group, row) for row in range(len(lengths))]
-    store = RowGroupStore(paths, image, np.array(rows, np.int64))
+    read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, frame, names, sizes, store)
+    return _index_frame(dataset, frame, names, sizes, read)

@@ -4,6 +4,7 @@ The members of one sample follow each other and share what stands before the fir
 name. A tar is read once to learn where its images lie; each image is then read from its place.
 """
 
+import functools
 import itertools
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 
 from cmp.errors import CmpError
 from cmp.readers.files import parse_json
-from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, SpanStore, build_index
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index, read_span
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
@@ -138,7 +139,8 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
                 caption = texts.get(".txt", about.get("caption"))
                 rows.append(Row(f"{path.name}/{key}", image.size, "", label, caption))
                 spans.append((number, image.offset_data, image.size))
-    return build_index(dataset, rows, SpanStore(files, np.array(spans, np.int64)), faults)
+    read = functools.partial(read_span, files, np.array(spans, np.int64))
+    return build_index(dataset, rows, read, faults)
 
 
 def _decode_text(content: bytes) -> str:
