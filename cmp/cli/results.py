@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, config
+from cmp import budgets
 from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
@@ -27,7 +27,6 @@ def list_() -> None:
     Example:
         cmpt results ls
     """
-    defaults = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     rows = []
     for run_id in store.stored_ids():
         try:
@@ -36,8 +35,7 @@ def list_() -> None:
             typer.echo(f"left out: {error}")
             continue
         last = store.trajectory(run.metrics).iloc[-1]
-        leaves = config.flat_keys(run.config.to_dict())
-        changes = " ".join(f"{key}={value}" for key, value in leaves if value != defaults[key])
+        changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
         rows.append((run_id, last.scope, *scores, changes))
     columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")

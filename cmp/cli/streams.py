@@ -4,6 +4,7 @@ Example:
     cmpt stream show stream.order=similarity
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -106,7 +107,6 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     path = statistics.write_statistics(statistics.stream_table(order), name, "classes")
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
-    sizes = pd.Series([len(block) for block in streams.cut_into_tasks(order, tasks)])
-    counts = sizes.value_counts(sort=False).items()
-    words = ", ".join(f"{count} of {size}" for size, count in counts)
+    sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))
+    words = ", ".join(f"{count} of {size}" for size, count in sizes.items())
     typer.echo(f"cut into {tasks} tasks: {words}")
