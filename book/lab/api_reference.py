@@ -4,8 +4,8 @@
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import griffe
@@ -92,18 +92,15 @@ def _fields(entry: Any) -> Iterator[str]:
 
 def _parameters(entry: Any) -> Iterator[str]:
     """Yield the parameters of a function, or of a class's `__init__`."""
-    keyword_only = False
-    for parameter in entry.parameters:
-        kind = parameter.kind.value
-        if parameter.name == "self":
-            continue
-        if kind == "keyword-only" and not keyword_only:
-            keyword_only = True
+    for kind, parameters in itertools.groupby(entry.parameters, lambda each: each.kind.value):
+        if kind == "keyword-only":
             yield "*"
-        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
-        annotation = f": {parameter.annotation}" if parameter.annotation else ""
-        default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
-        yield f"{stars}{parameter.name}{annotation}{default}"
+        for parameter in parameters:
+            stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+            annotation = f": {parameter.annotation}" if parameter.annotation else ""
+            default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
+            if parameter.name != "self":
+                yield f"{stars}{parameter.name}{annotation}{default}"
 
 
 def _literal(value: Any) -> str:
@@ -127,17 +124,10 @@ def _description(entry: Any) -> Iterator[str]:
 
 def _item(item: Any) -> str:
     """Return what is said of one item, such as "`steps`: Steps per task."."""
-    name = getattr(item, "name", "")
-    if isinstance(item, griffe.DocstringRaise):
-        name = str(item.annotation)
+    name = item.annotation if isinstance(item, griffe.DocstringRaise) else getattr(item, "name", "")
     text = " ".join(item.description.split())
     return f"`{name}`: {text}" if name else text
 
 
-def main(page: Path = PAGE) -> None:
-    """Write the page."""
-    write_atomic(page, reference_page())
-
-
 if __name__ == "__main__":
-    main()
+    write_atomic(PAGE, reference_page())
