@@ -13,10 +13,7 @@ from cmp.embedded import manifest
 from cmp.files import project_folder
 from cmp.readers.manifest import FileSet, load_manifests
 
-app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
-
-@app.command()
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
     """Fetch the packages of datasets, render and pack them; what is up to date is skipped.
 
@@ -34,7 +31,6 @@ def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive 
     typer.echo(f"{len(built)} datasets built, {current} up to date")
 
 
-@app.command("list")
 def list_() -> None:
     """List every embedded dataset with its role, its counts, and whether it is built.
 
@@ -53,7 +49,6 @@ def list_() -> None:
     typer.echo("; ".join(f"{role}: {name}" for role, name in shared.ROLE_NAMES.items()))
 
 
-@app.command()
 def show(name: str, sheet: Path | None = None) -> None:
     """Show what a dataset is, where it comes from, and some of its samples.
 
@@ -84,7 +79,6 @@ def show(name: str, sheet: Path | None = None) -> None:
         typer.echo(f"contact sheet: {sheet}")
 
 
-@app.command()
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check what there is of every set: present, absent, partial, wrong counts, or faulty.
 
@@ -135,7 +129,6 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
     return dataset.name, dataset.role, *cells, score, state
 
 
-@app.command()
 def init(folder: Path, write: bool = True) -> None:
     """Look into a folder and write a manifest of what is there, with what is left to fill in.
 
@@ -155,7 +148,6 @@ def init(folder: Path, write: bool = True) -> None:
         typer.echo(f"written: {path}; `cmpt data check {folder}` checks it")
 
 
-@app.command()
 def attribution() -> None:
     """Write ATTRIBUTION.md from the manifests.
 
@@ -168,3 +160,6 @@ def attribution() -> None:
     text = sheets.attribution_text(manifest.embedded_packages(), manifest.load_datasets())
     path.write_text(text)
     typer.echo(f"written: {path}")
+
+
+app = shared.make_group(__doc__, build, list_, show, check, init, attribution)

@@ -17,11 +17,8 @@ from cmp.errors import CmpError
 from cmp.experiments import results, runs, store
 from cmp.files import SHORT_ID, atomic_file
 
-app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
-
-@app.command("ls")
-def list_() -> None:
+def ls() -> None:
     """List every stored run, oldest first, with what differs from the `cpu` profile.
 
     Example:
@@ -46,7 +43,6 @@ def list_() -> None:
             typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")
 
 
-@app.command()
 def show(run_id: str) -> None:
     """Show one run: its config, where it was computed, and its scores over the stream.
 
@@ -60,7 +56,6 @@ def show(run_id: str) -> None:
     print_run(run)
 
 
-@app.command()
 def verify(
     run_id: shared.OptionalArgument = None,
     sample: shared.Positive = 1,
@@ -93,7 +88,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
 def compare(chapter: str) -> None:
     """Compare a study's runs in the store with the published ones; differing scores are named.
 
@@ -124,7 +118,6 @@ def _print_verdict(run: store.StoredRun, verdict: store.Verdict) -> None:
     typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
 
 
-@app.command()
 def export(run_id: str, file: Path) -> None:
     """Write a run's metrics to a file, a row per (task, scope, dataset).
 
@@ -142,3 +135,6 @@ def export(run_id: str, file: Path) -> None:
     with atomic_file(file) as partial:
         writers[file.suffix](partial, index=False)
     typer.echo(f"{len(frame)} rows: {file}")
+
+
+app = shared.make_group(__doc__, ls, show, verify, compare, export)
