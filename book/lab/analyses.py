@@ -373,7 +373,7 @@ def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> p
 
 
 def mixture_run(
-    shares: Sequence[float], batch: int, tasks: int, steps: int, replay: float
+    shares: Sequence[float], batch: int, tasks: int, steps: int, **others: Any
 ) -> RunConfig:
     """Make the run of a mixture.
 
@@ -382,14 +382,17 @@ def mixture_run(
         batch: Samples per step.
         tasks: Tasks of the stream.
         steps: Steps per task.
-        replay: Share of the pool that is kept for replay.
+        **others: Other keys of `Mixture`.
 
     Returns:
         The run.
+
+    Raises:
+        CmpError: There is no such run.
     """
     names = ("pretraining", "update", "buffer")
     tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
-    tree = {"mixture": dict(zip(names, tidy, strict=True)) | {"replay": replay}}
+    tree = {"mixture": dict(zip(names, tidy, strict=True)) | others}
     tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
     return config.parse(tree, "mixture_explorer")
 

@@ -144,7 +144,7 @@ def shares_key(shares: list[float]) -> str:
 
 def _mixture_point(shares: list[float], surface: analyses.Surface) -> dict[str, Any]:
     """Return what the explorer says of a mixture."""
-    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, REPLAY)
+    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, replay=REPLAY)
     _, passes = analyses.mixture_counts(run.mixture, BATCH, TASKS, STEPS, REPLAY)
     near = surface.nearest(run.mixture)
     held = surface.holds(run.mixture)
