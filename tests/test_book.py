@@ -258,7 +258,7 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     target.parent.mkdir()
     target.with_suffix(".failed.ipynb").write_text("of an earlier run")
     values = chapters.check_parameters(source, {"seeds": "4"})
-    run.execute_chapter(source, target, values, "print")
+    run.execute_chapter(run.Task(source, target, values, "print"))
     assert texts(target) == f"4 {tmp_path} 0\n"
     made = run.run_record(target)
     assert made.pop("seconds") > 0
@@ -284,7 +284,7 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
     target.parent.mkdir()
     target.write_text("as it was")
     with pytest.raises(CmpError) as caught:
-        run.execute_chapter(source, target, DECLARED)
+        run.execute_chapter(run.Task(source, target, DECLARED))
     failed = target.with_suffix(".failed.ipynb")
     for word in ["00_a: cell [3]", str(failed), *words]:
         assert word in str(caught.value)
@@ -296,21 +296,21 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
 def test_a_notebook_is_current_until_anything_changes(tmp_path):
     source = write(tmp_path, "00_a")
     target = tmp_path / "00_a.ipynb"
-    assert not run.is_current(source, target, DECLARED, "f")
+    assert not run.Task(source, target, DECLARED, "f").is_current()
     made = {
         "source_sha256": chapters.source_hash(source),
         "parameters": DECLARED,
         "fingerprint": "f",
     }
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    assert run.is_current(source, target, dict(DECLARED), "f")
-    assert not run.is_current(source, target, DECLARED | {"seeds": 2}, "f")
-    assert not run.is_current(source, target, DECLARED, "g")
+    assert run.Task(source, target, dict(DECLARED), "f").is_current()
+    assert not run.Task(source, target, DECLARED | {"seeds": 2}, "f").is_current()
+    assert not run.Task(source, target, DECLARED, "g").is_current()
     target.write_text(target.read_text()[:-9])
-    assert not run.is_current(source, target, DECLARED, "f")
+    assert not run.Task(source, target, DECLARED, "f").is_current()
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
     source.write_text(source.read_text() + "\nmore\n")
-    assert not run.is_current(source, target, DECLARED, "f")
+    assert not run.Task(source, target, DECLARED, "f").is_current()
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,11 @@ def test_a_chapter_goes_stale_with_what_its_outputs_rest_on(tmp_path, path, coun
     made = {"source_sha256": chapters.source_hash(source), "parameters": DECLARED}
     made["fingerprint"] = run.package_fingerprint(root)
     target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    assert run.is_current(source, target, DECLARED, run.package_fingerprint(root))
+    assert run.Task(source, target, DECLARED, run.package_fingerprint(root)).is_current()
     (root / path).write_text("after")
-    assert run.is_current(source, target, DECLARED, run.package_fingerprint(root)) is not counts
+    assert (
+        run.Task(source, target, DECLARED, run.package_fingerprint(root)).is_current() is not counts
+    )
 
 
 def test_a_chapter_goes_stale_with_numerics(tmp_path, monkeypatch):
@@ -458,7 +460,7 @@ def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path,
         monkeypatch.setenv("CMP_BUILD", str(folder))
         if way == "chapter":
             source = write(tmp_path, "00_a", RUN)
-            run.execute_chapter(source, tmp_path / "00_a.ipynb", DECLARED)
+            run.execute_chapter(run.Task(source, tmp_path / "00_a.ipynb", DECLARED))
             printed = texts(tmp_path / "00_a.ipynb").splitlines()[-1]
         elif way == "shell":
             CliRunner().invoke(cli.app, ["run", "quick", *settings])

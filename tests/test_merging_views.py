@@ -59,6 +59,7 @@ def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
         expected = evaluation.evaluate(network, "tiny", corpus, subset=4).summary()
         assert f"A_KA {expected['A_KA']:.1f}%, A_ZS {expected['A_ZS']:.1f}%" in sentence.value
         assert bytes(picture.value) != shown
+    assert controls["Rule"].options == ("interpolation", "slerp")
     controls["Rule"].value = "slerp"
     assert "by slerp" in sentence.value
 

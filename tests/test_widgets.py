@@ -73,11 +73,11 @@ TRIANGLE = {
 @given(WEIGHTS, WEIGHTS, WEIGHTS.map(lambda weight: weight + 1))
 def test_shares_of_the_triangle_become_a_mixture_without_stray_digits(p, d, b):
     total = p + d + b
-    run = analyses.mixture_run([p / total + 1e-12, d / total, b / total - 1e-12], 64, 8, 40, 0.1)
+    run = analyses.mixture_run([p / total + 1e-12, d / total, b / total - 1e-12], 64, 8, 40)
     found = run.mixture
     assert found.pretraining + found.update + found.buffer == pytest.approx(1, abs=1e-6)
     assert (found.pretraining, found.update) == (pytest.approx(p / total), pytest.approx(d / total))
-    assert analyses.mixture_run([1 / 3] * 3, 64, 8, 40, 0.1).mixture == Mixture()
+    assert analyses.mixture_run([1 / 3] * 3, 64, 8, 40).mixture == Mixture()
 
 
 def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
@@ -101,6 +101,10 @@ def test_mixture_explorer_draws_what_its_controls_say(monkeypatch):
     run = command(below)
     assert (run.stream.tasks, run.mixture.replay) == (4, 0.316228)
     assert "(1,864 images)" in sentence.value
+    assert "Drawn is a buffer" not in below.value
+    controls["Buffer"].value = "reservoir"
+    assert (command(below).mixture.policy, command(below).mixture.capacity) == ("reservoir", 1000)
+    assert "Drawn is a buffer that keeps all, not 'reservoir'." in below.value
 
 
 def test_stored_runs_predict_and_the_nearest_are_listed():
@@ -115,6 +119,9 @@ def test_stored_runs_predict_and_the_nearest_are_listed():
     assert len(cells) == 4 * 7
     controls["Steps a task"].value = 80
     assert "No prediction: the stored runs are of training.steps=40." in below.value
+    controls["Steps a task"].value = 40
+    controls["Buffer"].value = "class-balanced"
+    assert "No prediction: the stored runs are of mixture.policy=unlimited." in below.value
 
 
 def test_no_stored_runs_around_a_mixture_is_said():

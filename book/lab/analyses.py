@@ -5,7 +5,6 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 `cmp.experiments.results.published_metrics` returns.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
 
 from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
@@ -22,7 +21,6 @@ from cmp.errors import CmpError
 from cmp.evaluation import Scores
 from cmp.experiments import claims, statistics, store
 from cmp.experiments.studies import Study
-from cmp.merging.rules import inner_products
 from cmp.registry import get_option
 from cmp.seeds import numpy_generator
 
@@ -31,7 +29,8 @@ AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
 STEPS = "Steps per task"
 POOL, ARRIVING = 5893, 6375
 """Images of the embedded benchmark: the pretraining set, and all updates together."""
-SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer")
+SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
+"""What differs on a surface, and what tells replicates apart."""
 SCHEDULE_KEYS = ("schedule.", "seeds.", "stream.tasks", "training.steps")
 """What the schedule explorer sets, and what tells replicates apart."""
 SHORTEST = 1e-9
@@ -98,7 +97,7 @@ def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
         CmpError: No replicate holds every setting.
     """
     table = claims.by_replicate(trajectory)[["A_KA", "A_ZS"]].dropna()
-    count, settings = len(table), list(table.columns.unique(1))
+    count, settings = len(table), table.columns.unique(1)
     if not count:
         raise CmpError("front: no replicate holds every setting; leave some settings out")
     values = table.to_numpy().reshape(count, 2, -1).swapaxes(1, 2)  # [replicate, setting, 2]
@@ -110,8 +109,8 @@ def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
         draws = means + np.einsum("dr,rsa->dsa", weights, values - means)
         share = _undominated(draws).mean(axis=0)
     columns = {"A_KA": means[:, 0], "A_ZS": means[:, 1], "on_front": _undominated(means)}
-    frame = pd.DataFrame(columns | {"share": share, "n": count}, index=settings)
-    return frame.rename_axis("setting").sort_values("A_KA", ascending=False, kind="stable")
+    frame = pd.DataFrame(columns | {"share": share, "n": count}, settings.rename("setting"))
+    return frame.sort_values("A_KA", ascending=False, kind="stable")
 
 
 def _undominated(points: np.ndarray) -> np.ndarray:
@@ -228,8 +227,8 @@ def budget_table(model: str, batch: int, full_steps: float, methods: Iterable[st
     for name in methods:
         cost = budgets.method_cost(replace(run, method=config.Method(name)))
         budget = budgets.make_budget(full_steps * full.step, cost, full)
-        flops = [value / 1e9 for value in (cost.step, cost.memory, budget.step, budget.end)]
-        rows[name] = (*flops[:2], budget.multiplier, *flops[2:], budget.steps)
+        sizes = (cost.step / 1e9, cost.memory / 1e9, budget.multiplier)
+        rows[name] = (*sizes, budget.step / 1e9, budget.end / 1e9, budget.steps)
     columns = ["GFLOPs", "GB", "x full", "GMAFs", "at end", "steps"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
@@ -253,10 +252,8 @@ def rank_agreements(table: pd.DataFrame, reference: str, others: list[str]) -> p
         found = {name: claims.rank_agreement(scores, reference, name) for name in others}
         found[f"{reference}, other replicates"] = claims.rank_repeatability(scores, reference)
         names = [aggregate, f"{aggregate} lowest", f"{aggregate} highest"]
-        rows = {
-            name: values.agg(["mean", "min", "max"]).to_numpy() for name, values in found.items()
-        }
-        tables.append(pd.DataFrame.from_dict(rows, orient="index", columns=names))
+        rows = {name: values.agg(["mean", "min", "max"]) for name, values in found.items()}
+        tables.append(pd.DataFrame(rows).T.set_axis(names, axis=1))
     return pd.concat(tables, axis=1)
 
 
@@ -272,8 +269,7 @@ def schedule_keys(name: str, meta: str) -> set[str]:
     Returns:
         Keys of `Schedule`.
     """
-    options = get_option("schedule", name), get_option("meta_schedule", meta)
-    return {key for option in options for key in option.settings}
+    return {*get_option("schedule", name).settings, *get_option("meta_schedule", meta).settings}
 
 
 def schedule_run(
@@ -343,11 +339,13 @@ def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
     configs = setting_configs(published)
     means = claims.setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
     runs = [configs[name] for name in means.index]
-    others = [
-        [f"{k}={v}" for k, v in run.changes().items() if not k.startswith(SCHEDULE_KEYS)]
-        for run in runs
-    ]
+    others = [[f"{k}={v}" for k, v in _changes(run, SCHEDULE_KEYS).items()] for run in runs]
     return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
+
+
+def _changes(run: RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a run changes besides keys that begin so."""
+    return {k: v for k, v in run.changes().items() if not k.startswith(besides)}
 
 
 def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
@@ -375,7 +373,7 @@ def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> p
 
 
 def mixture_run(
-    shares: Sequence[float], batch: int, tasks: int, steps: int, replay: float
+    shares: Sequence[float], batch: int, tasks: int, steps: int, **others: Any
 ) -> RunConfig:
     """Make the run of a mixture.
 
@@ -384,14 +382,17 @@ def mixture_run(
         batch: Samples per step.
         tasks: Tasks of the stream.
         steps: Steps per task.
-        replay: Share of the pool that is kept for replay.
+        **others: Other keys of `Mixture`.
 
     Returns:
         The run.
+
+    Raises:
+        CmpError: There is no such run.
     """
     names = ("pretraining", "update", "buffer")
     tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
-    tree = {"mixture": dict(zip(names, tidy, strict=True)) | {"replay": replay}}
+    tree = {"mixture": dict(zip(names, tidy, strict=True)) | others}
     tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
     return config.parse(tree, "mixture_explorer")
 
@@ -430,18 +431,6 @@ class Surface:
     scores: np.ndarray
     like: RunConfig
 
-    def holds(self, mixture: Mixture) -> bool:
-        """Return whether stored mixtures lie around this one."""
-        return bool(np.isfinite(self._weights(mixture)).all())
-
-    def _weights(self, mixture: Mixture) -> np.ndarray:
-        """Return `weights`, NaN where no stored mixtures lie around this one."""
-        from scipy.interpolate import LinearNDInterpolator
-
-        # P is what D and B leave
-        interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
-        return interpolate([[mixture.update, mixture.buffer]])[0]
-
     def weights(self, mixture: Mixture) -> np.ndarray:
         """Return the weight of each stored mixture in the linear interpolation of this one.
 
@@ -449,16 +438,17 @@ class Surface:
             mixture: Shares of a batch.
 
         Returns:
-            [n], of which at most three are not 0.
-
-        Raises:
-            CmpError: No stored mixtures lie around this one.
+            [n], of which at most three are not 0; NaN where no stored mixtures lie around this one.
         """
-        weights = self._weights(mixture)
-        if not np.isfinite(weights).all():
-            p, d, b = mixture.pretraining, mixture.update, mixture.buffer
-            raise CmpError(f"no stored mixtures lie around P {p:.2f}, D {d:.2f}, B {b:.2f}")
-        return weights
+        from scipy.interpolate import LinearNDInterpolator
+
+        # P is what D and B leave
+        interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
+        return interpolate([[mixture.update, mixture.buffer]])[0]
+
+    def holds(self, mixture: Mixture) -> bool:
+        """Return whether stored mixtures lie around this one."""
+        return bool(np.isfinite(self.weights(mixture)).all())
 
     def predict(self, mixture: Mixture) -> pd.DataFrame:
         """Interpolate the scores of a mixture.
@@ -468,10 +458,8 @@ class Surface:
 
         Returns:
             A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates) in
-            percent. The interval is of interpolated values; `misses` says what that adds.
-
-        Raises:
-            CmpError: No stored mixtures lie around this one.
+            percent, NaN where no stored mixtures lie around this one. The interval is of
+            interpolated values; `misses` says what that adds.
         """
         values = self.weights(mixture) @ self.scores  # [replicates, 2]
         means, _, halves = np.transpose([claims.t_interval(column) for column in values.T])
@@ -485,17 +473,15 @@ class Surface:
             Per aggregate, the root of the mean square over mixtures that have others around them;
             NaN if there are none.
         """
-        squares = []
+        rows = []
         for place, shares in enumerate(self.shares):
-            rest = np.arange(len(self.names)) != place
-            names = list(np.array(self.names)[rest])
+            rest = [other for other in range(len(self.names)) if other != place]
+            names = [self.names[other] for other in rest]
             others = Surface(names, self.shares[rest], self.scores[:, rest], self.like)
-            mixture = Mixture(*map(float, shares))
-            if len(names) > 2 and others.holds(mixture):
-                guess = others.weights(mixture) @ others.scores
-                squares.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
-        squares = squares or [np.full(2, np.nan)]
-        return pd.Series(np.sqrt(np.mean(squares, axis=0)), ["A_KA", "A_ZS"])
+            if len(rest) > 2:
+                guess = others.weights(Mixture(*map(float, shares))) @ others.scores
+                rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
+        return np.sqrt(pd.DataFrame(rows, columns=["A_KA", "A_ZS"], dtype=float).mean())
 
     def nearest(self, mixture: Mixture, count: int = 5) -> pd.DataFrame:
         """Find the stored mixtures nearest to one.
@@ -532,11 +518,11 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     configs = setting_configs(published)
     if like not in configs:
         raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
-    wanted = _other_keys(configs[like])
+    wanted = _changes(configs[like], SHARE_KEYS)
     shares = {
         name: (run.mixture.pretraining, run.mixture.update, run.mixture.buffer)
         for name, run in configs.items()
-        if _other_keys(run) == wanted
+        if _changes(run, SHARE_KEYS) == wanted
     }
     names, points = list(shares), np.array(list(shares.values()))
     table = claims.by_replicate(store.trajectory(published))
@@ -547,16 +533,10 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     return Surface(names, points, scores, configs[like])
 
 
-def _other_keys(run: RunConfig) -> dict[str, object]:
-    """Return what a run changes besides shares and seeds."""
-    changes = run.changes().items()
-    return {k: v for k, v in changes if k not in SHARE_KEYS and not k.startswith("seeds.")}
-
-
 # weights
 
 
-def weight_drift(ends: Sequence[Mapping[str, Tensor]]) -> tuple[pd.DataFrame, np.ndarray]:
+def weight_drift(ends: Sequence[Mapping[str, torch.Tensor]]) -> tuple[pd.DataFrame, np.ndarray]:
     """Measure how far each task moved the weights, and the cosines between the moves of all tasks.
 
     Args:
@@ -568,20 +548,13 @@ def weight_drift(ends: Sequence[Mapping[str, Tensor]]) -> tuple[pd.DataFrame, np
         [T, T] of the steps.
     """
     names = [name for name, x in ends[0].items() if x.is_floating_point()]
-
-    def product(models: list[Mapping[str, Tensor]]) -> np.ndarray:
-        return sum(inner_products([model[name] for model in models]) for name in names)
-
-    def move(end: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: end[name] - start[name] for name in names}
-
-    cosines = product([move(end, start) for start, end in itertools.pairwise(ends)])
-    away = product([move(end, ends[0]) for end in ends[1:]])
-    lengths, far = (np.sqrt(np.diag(squares)) for squares in (cosines, away))
-    unit = np.sqrt(product([ends[0]])[0, 0]) / 100
+    flat = [torch.cat([end[name].flatten() for name in names]) for end in ends]
+    theta = torch.stack(flat).double()  # [T + 1, weights]
+    steps, unit = theta.diff(dim=0), theta[0].norm() / 100
+    lengths, away = steps.norm(dim=1), (theta[1:] - theta[0]).norm(dim=1)
     index = pd.RangeIndex(1, len(ends), name="task")
-    table = pd.DataFrame({"step": lengths / unit, "away": far / unit}, index)
-    return table, cosines / np.outer(lengths, lengths)
+    table = pd.DataFrame({"step": lengths / unit, "away": away / unit}, index)
+    return table, (steps @ steps.T / torch.outer(lengths, lengths)).numpy()
 
 
 def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
@@ -596,8 +569,7 @@ def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
         class predicted after).
     """
     keys = ["dataset", "row"]
-    old, new = (
-        scores.hits.loc[scores.hits["answer"] != ""].set_index(keys) for scores in (before, after)
-    )
+    hits = [scores.hits.set_index(keys) for scores in (before, after)]
+    old, new = (frame[frame["answer"] != ""] for frame in hits)
     lost = new.loc[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
     return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]

@@ -1,11 +1,13 @@
 """The reference page of the public API, `book/api.md`, written from the docstrings.
 
-`python -m lab.api_reference` writes it again, from the folder `book`.
+The page says what stands where: below the heading of each name, all is written anew by
+`python -m lab.api_reference`, from the folder `book`.
 """
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import griffe
@@ -14,44 +16,19 @@ import cmp
 from cmp.files import project_folder, write_atomic
 
 PAGE = project_folder() / "book" / "api.md"
-SECTIONS = {
-    "Running updates": ["run"],
-    "Configs": ["RunConfig", "Schedule", "Method", "Training"],
-    "Schedules": ["learning_rate", "TaskSchedule", "lr_scheduler"],
-    "Training": [
-        "make_train_state", "train_step", "train_task", "create_optimizer", "TrainState",
-        "ForwardOutput",
-    ],
-    "Merging": ["merge", "merge_files"],
-    "Streams and mixtures": ["task_pools", "MixtureSampler"],
-    "Data, models and evaluation": [
-        "load_data", "Corpus", "create_model", "load_model", "evaluate",
-    ],
-    "Budgets": ["step_cost", "steps_for", "Cost"],
-    "Options of your own": [
-        "register", "option_names", "load_plugin", "UpdateMethod", "TaskEnd", "MergedWeights",
-    ],
-    "Errors": ["CmpError"],
-}  # fmt: skip
-INTRODUCTION = """# The Python API
-
-Everything here is imported from `cmp`, and each example is run by a test. `import cmp` takes less
-than a tenth of a second; torch and the rest are imported when a name is first used. What the
-command line adds is shown by `cmpt --help`.
-"""
+HEADING = re.compile(r"^### `cmp\.(\w+)`\n", re.M)
 WIDTH = 88
 LISTS = {"parameters": "Arguments", "attributes": "Attributes", "returns": "Returns",
          "raises": "Raises", "yields": "Yields"}  # fmt: skip
 
 
 def reference_page() -> str:
-    """Return the page as MyST Markdown."""
+    """Return the page as MyST Markdown, with what stands below each name written anew."""
     package = griffe.load("cmp", search_paths=[str(project_folder())])
-    parts = [INTRODUCTION]
-    for title, names in SECTIONS.items():
-        parts.append(f"## {title}\n")
-        parts += ["\n".join(_entry(package, name)) for name in names]
-    return "\n".join(parts)
+    below = re.compile(rf"{HEADING.pattern}.*?(?=^##|\Z)", re.M | re.S)
+    text = PAGE.read_text(encoding="utf-8")
+    text = below.sub(lambda found: "\n".join([*_entry(package, found[1]), ""]), text)
+    return text.rstrip() + "\n"
 
 
 def _entry(package: griffe.Module, name: str) -> Iterator[str]:
@@ -92,18 +69,15 @@ def _fields(entry: Any) -> Iterator[str]:
 
 def _parameters(entry: Any) -> Iterator[str]:
     """Yield the parameters of a function, or of a class's `__init__`."""
-    keyword_only = False
-    for parameter in entry.parameters:
-        kind = parameter.kind.value
-        if parameter.name == "self":
-            continue
-        if kind == "keyword-only" and not keyword_only:
-            keyword_only = True
+    for kind, parameters in itertools.groupby(entry.parameters, lambda each: each.kind.value):
+        if kind == "keyword-only":
             yield "*"
-        stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
-        annotation = f": {parameter.annotation}" if parameter.annotation else ""
-        default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
-        yield f"{stars}{parameter.name}{annotation}{default}"
+        for parameter in parameters:
+            stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
+            annotation = f": {parameter.annotation}" if parameter.annotation else ""
+            default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
+            if parameter.name != "self":
+                yield f"{stars}{parameter.name}{annotation}{default}"
 
 
 def _literal(value: Any) -> str:
@@ -127,17 +101,10 @@ def _description(entry: Any) -> Iterator[str]:
 
 def _item(item: Any) -> str:
     """Return what is said of one item, such as "`steps`: Steps per task."."""
-    name = getattr(item, "name", "")
-    if isinstance(item, griffe.DocstringRaise):
-        name = str(item.annotation)
+    name = item.annotation if isinstance(item, griffe.DocstringRaise) else getattr(item, "name", "")
     text = " ".join(item.description.split())
     return f"`{name}`: {text}" if name else text
 
 
-def main(page: Path = PAGE) -> None:
-    """Write the page."""
-    write_atomic(page, reference_page())
-
-
 if __name__ == "__main__":
-    main()
+    write_atomic(PAGE, reference_page())

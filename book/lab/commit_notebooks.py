@@ -117,7 +117,7 @@ def commit_notebooks(
     tasks, failures = run.run_chapters(sources, build_folder() / "published", {}, jobs)
     written = []
     for task in tasks:
-        if run.is_current(task.source, task.target, task.parameters, task.fingerprint):
+        if task.is_current():
             page = stable_notebook(nbformat.read(task.target, as_version=4), task.source)
             written.append(task.source.with_suffix(".ipynb"))
             write_atomic(written[-1], nbformat.writes(page))

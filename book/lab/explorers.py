@@ -30,13 +30,15 @@ from cmp.experiments.paper import CATALOGUE_MODELS
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
-from cmp.registry import option_names
+from cmp.registry import get_option, option_names
 from lab import analyses, figures
 
 LIKE = "thirds"
 """The setting of a published study whose neighbours in the triangle predict."""
-SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay")
-"""What the mixture explorer sets beside the shares; stored runs speak of their own sizes alone."""
+SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay", "mixture.policy")
+"""What the mixture explorer sets beside the shares; stored runs speak of their own alone."""
+CAPACITY = 1000
+"""Images that a buffer holds that needs a number."""
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
 COMPUTE = "Compute, in runs of the cpu profile"
@@ -97,9 +99,8 @@ def explorer(controls: Mapping[str, widgets.Widget], draw: Callable[..., Drawn])
 def html_table(table: pd.DataFrame, index: str = "") -> str:
     """Return a table as HTML: scores with one digit, shares with two; a named index comes first."""
     table = table.rename_axis(index).reset_index() if index else table
-    digits = {name: 2 if name in (*"PDB", "distance") else 1 for name in table}
-    forms = {name: f"{{:.{digits[name]}f}}".format for name in table.select_dtypes("float")}
-    return table.to_html(border=0, index=False, formatters=forms)
+    shares, score = dict.fromkeys([*"PDB", "distance"], "{:.2f}".format), "{:.1f}".format
+    return table.to_html(border=0, index=False, formatters=shares, float_format=score)
 
 
 def copyable(assignments: list[str]) -> str:
@@ -111,11 +112,9 @@ def copyable(assignments: list[str]) -> str:
 
 def run_arguments(run: RunConfig) -> list[str]:
     """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
-    cpu = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
-    changed = [(key, value) for key, value in config.flat_keys(run.to_dict()) if value != cpu[key]]
     return [
         shlex.quote(f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', ""))
-        for key, value in changed
+        for key, value in run.changes().items()  # the profile is the defaults
     ]
 
 
@@ -171,16 +170,14 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
 
 def _schedule_controls() -> dict[str, widgets.ValueWidget]:
     """Return a control per argument of `analyses.schedule_run`."""
-    default, choices, shares = config.Schedule(), config.choices(), config.DEFAULT_SHARES
+    default, shares = config.Schedule(), config.DEFAULT_SHARES
     share = {"min": 0.0, "max": 1.0, "step": 0.05}
     percent = share | {"readout_format": ".0%"}
     peak = {"min": -5, "max": -2, "step": 0.05, "readout_format": ".1e"}
-    metas = [meta for meta in choices["schedule.meta"] if meta != "free"]
-    number, rate = widgets.IntSlider, widgets.FloatSlider
+    metas = [meta for meta in option_names("meta_schedule") if meta != "free"]
+    names, number, rate = option_names("schedule"), widgets.IntSlider, widgets.FloatSlider
     return {
-        "name": widgets.Dropdown(
-            options=choices["schedule.name"], value=default.name, description="Schedule"
-        ),
+        "name": widgets.Dropdown(options=names, value=default.name, description="Schedule"),
         "meta": widgets.Dropdown(options=metas, value=default.meta, description="Meta schedule"),
         "peak": widgets.FloatLogSlider(default.peak, **peak, description="Peak"),
         "tasks": number(8, min=1, max=20, description="Tasks T"),
@@ -241,13 +238,20 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
         "replay": widgets.FloatLogSlider(
             0.1, min=-2, max=0, readout_format=".0%", description="Pool kept for replay"
         ),
+        "policy": widgets.Dropdown(
+            options=option_names("buffer"), value=Mixture().policy, description="Buffer"
+        ),
     }
 
-    def draw(shares, batch, tasks, steps, replay) -> Drawn:
-        run = analyses.mixture_run(shares, batch, tasks, steps, round(replay, 6))
+    def draw(shares, batch, tasks, steps, replay, policy) -> Drawn:
+        needs = get_option("buffer", policy).facts["capacity"] == "required"
+        buffer = {"policy": policy, "capacity": CAPACITY if needs else None}
+        run = analyses.mixture_run(shares, batch, tasks, steps, replay=round(replay, 6), **buffer)
         mixture = run.mixture
         parts, passes = analyses.mixture_counts(mixture, batch, tasks, steps, mixture.replay)
         details = (_prediction(run, surface) if surface else "") + copyable(run_arguments(run))
+        if policy != Mixture().policy:
+            details = f"<p>Drawn is a buffer that keeps all, not {policy!r}.</p>{details}"
         return figures.plot_batch(parts, passes), mixture_sentence(mixture, passes), details
 
     return explorer(controls, draw)
@@ -303,12 +307,11 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
     Returns:
         The explorer.
     """
-    choices = config.choices()
-    orders = [name for name in choices["stream.order"] if name != "listed"]
+    orders = [name for name in option_names("order") if name != "listed"]
     controls = {
         "order": widgets.Dropdown(options=orders, description="Order"),
         "reverse": widgets.Checkbox(False, description="Reversed"),
-        "equal": widgets.ToggleButtons(options=choices["stream.equal"], description="Equal"),
+        "equal": widgets.ToggleButtons(options=["classes", "images"], description="Equal"),
         "tasks": widgets.IntSlider(8, min=1, max=20, description="Tasks T"),
         "seed": widgets.IntSlider(0, min=0, max=4, description="Seed"),
     }
@@ -439,6 +442,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         The explorer.
     """
     network = models.create_model(name).eval()
+    rules = option_names("merge_rule", "weight", base=False)
 
     @functools.cache
     def score(rule: str, share: float) -> pd.Series:
@@ -455,7 +459,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
 
     controls = {
         "share": widgets.FloatSlider(0.5, max=1, step=0.05, description="Share of fine-tuned"),
-        "rule": widgets.Dropdown(options=("interpolation", "slerp"), description="Rule"),
+        "rule": widgets.Dropdown(options=rules, description="Rule"),
     }
     return explorer(controls, draw)
 
@@ -471,7 +475,6 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
         The explorer.
     """
     costs = analyses.setting_costs(study)
-    points = {at: costs.join(claims.setting_means(trajectory, at)) for at in MEASURES.values()}
     controls = {
         "question": widgets.Dropdown(options=list(QUESTIONS), description="Question"),
         "measure": widgets.Dropdown(options=list(MEASURES.items()), description="Measure"),
@@ -479,7 +482,7 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
 
     def draw(question: str, measure: str) -> Drawn:
         select, label = QUESTIONS[question]
-        rows = select(points[measure])
+        rows = select(costs.join(claims.setting_means(trajectory, measure)))
         best = rows.loc[rows["GM"].idxmax()]
         sentence = (
             f"Highest in the geometric mean: {best.name}, {best['steps']} steps in each of "
@@ -524,11 +527,9 @@ def planner_explorer(known: evidence.Evidence | None = None) -> widgets.VBox:
     }
 
     def draw(hours, images, pool, other, **values) -> Drawn:
-        embedded = values["model"] in models.family_names()
-        request = planner.PlanRequest(
-            gpu_hours=float(f"{hours:.3g}"), images=None if embedded else images,
-            pool=0.0 if other else round(pool, 2), other_pool=other, **values,
-        )  # fmt: skip
+        values["images"] = images if values["model"] in CATALOGUE_MODELS else None
+        values |= {"pool": 0.0 if other else round(pool, 2), "other_pool": other}
+        request = planner.PlanRequest(gpu_hours=float(f"{hours:.3g}"), **values)
         plan = planner.make_plan(request, known)
         return figures.plot_plan(plan, known), planner.plan_summary(plan), _plan_details(plan)
 

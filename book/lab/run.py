@@ -35,16 +35,27 @@ class Task:
         target: Where its executed notebook goes.
         parameters: All values.
         fingerprint: See `package_fingerprint`.
-        current: Whether the target was executed from these very things.
-        seconds: What the chapter took before, if it ran before.
     """
 
     source: Path
     target: Path
     parameters: dict[str, object]
-    fingerprint: str
-    current: bool
-    seconds: float | None
+    fingerprint: str = ""
+
+    def made_from(self) -> dict[str, object]:
+        """Return what the executed notebook says that it was made from."""
+        given = {"parameters": self.parameters, "fingerprint": self.fingerprint}
+        return {"source_sha256": chapters.source_hash(self.source)} | given
+
+    def is_current(self) -> bool:
+        """Return whether the target was executed from these very things."""
+        record = run_record(self.target)
+        return all(record.get(key) == value for key, value in self.made_from().items())
+
+    @property
+    def seconds(self) -> float | None:
+        """What the chapter took when it ran last, if it ran."""
+        return run_record(self.target).get("seconds")
 
 
 def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
@@ -73,48 +84,21 @@ def run_record(target: Path) -> dict:
         return {}
 
 
-def is_current(source: Path, target: Path, parameters: dict, fingerprint: str) -> bool:
-    """Return whether `target` was executed from this source, with these parameters and fingerprint.
-
-    Args:
-        source: A chapter.
-        target: Where its executed notebook would be.
-        parameters: All values.
-        fingerprint: See `package_fingerprint`.
-    """
-    record, made = run_record(target), _made_from(source, parameters, fingerprint)
-    return all(record.get(key) == value for key, value in made.items())
-
-
-def _made_from(source: Path, parameters: dict, fingerprint: str) -> dict[str, object]:
-    """Return what an executed notebook says that it was made from."""
-    source_sha256 = chapters.source_hash(source)
-    return {"source_sha256": source_sha256, "parameters": parameters, "fingerprint": fingerprint}
-
-
-def execute_chapter(
-    source: Path, target: Path, parameters: dict[str, object], fingerprint: str = ""
-) -> None:
-    """Run a chapter in its folder; `target` is whole at the end, or is what it was before.
+def execute_chapter(task: Task) -> None:
+    """Run a chapter in its folder; its target is whole at the end, or is what it was before.
 
     While it runs, the notebook so far is `.NAME.part.ipynb` beside the target.
-
-    Args:
-        source: The chapter.
-        target: Where the executed notebook goes.
-        parameters: All values.
-        fingerprint: See `package_fingerprint`.
 
     Raises:
         CmpError: A cell failed, or the kernel died; the notebook so far is `NAME.failed.ipynb`.
     """
     from papermill.exceptions import PapermillExecutionError
 
-    book, record = chapters.notebook(source), _made_from(source, parameters, fingerprint)
+    source, target, record = task.source, task.target, task.made_from()
     part = target.resolve().with_name(f".{target.stem}.part.ipynb")
     failed = target.with_suffix(".failed.ipynb")
     defaults = {p.name: p.default for p in chapters.parameters(source).values()}
-    changed = {name: value for name, value in parameters.items() if value != defaults[name]}
+    changed = {key: value for key, value in task.parameters.items() if value != defaults[key]}
     started = []
 
     def on_start(cell, cell_index: int) -> None:
@@ -122,7 +106,7 @@ def execute_chapter(
 
     began = time.monotonic()
     try:
-        executed = _execute(book, part, changed, source.resolve().parent, on_start)
+        executed = _execute(source, part, changed, on_start)
     except (PapermillExecutionError, RuntimeError) as error:
         os.replace(part, failed)
         raise _failure(source, failed, started, error) from error
@@ -134,12 +118,12 @@ def execute_chapter(
     failed.unlink(missing_ok=True)
 
 
-def _execute(book, part: Path, changed: dict, folder: Path, on_start: Callable):
-    """Run papermill, quietly and in this folder; the notebook so far is at `part`."""
+def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
+    """Run papermill, quietly and in the chapter's folder; the notebook so far is at `part`."""
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    write_atomic(part, nbformat.writes(book))
+    write_atomic(part, nbformat.writes(chapters.notebook(source)))
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     return papermill.execute_notebook(
         path,
@@ -148,7 +132,7 @@ def _execute(book, part: Path, changed: dict, folder: Path, on_start: Callable):
         progress_bar=False,
         start_timeout=120,
         kernel_manager_class=kernel_manager(),
-        resources={"metadata": {"path": str(folder)}},
+        resources={"metadata": {"path": str(source.resolve().parent)}},
         shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
         record_timing=False,
         coalesce_streams=True,
@@ -203,35 +187,25 @@ def run_chapters(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     fingerprint, tasks = package_fingerprint(), []
     for source in sources:
-        values, target = chapters.check_parameters(source, given), folder / f"{source.stem}.ipynb"
-        current = is_current(source, target, values, fingerprint)
-        seconds = run_record(target).get("seconds")
-        tasks.append(Task(source, target, values, fingerprint, current, seconds))
-        forecast = f"to run, {seconds:.0f} s before" if seconds else "to run, first time"
-        console.print(f"{source.stem}: {'current, skipped' if current else forecast}")
-    todo = [task for task in tasks if not task.current]
+        values = chapters.check_parameters(source, given)
+        tasks.append(Task(source, folder / f"{source.stem}.ipynb", values, fingerprint))
+    todo = [task for task in tasks if not task.is_current()]
+    for task in tasks:
+        forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
+        console.print(f"{task.source.stem}: {forecast if task in todo else 'current, skipped'}")
     known = [task.seconds for task in todo if task.seconds]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
     console.print(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
-    if dry_run:
-        return tasks, []
-    failures = _run_tasks(todo, jobs, console)
-    return tasks, [failures[task.source] for task in todo if task.source in failures]
-
-
-def _run_tasks(tasks: list[Task], jobs: int, console: Console) -> dict[Path, CmpError]:
-    """Run tasks with progress; returns failures by source, and raises what is no `CmpError`."""
     failures = {}
     quiet = {"console": console, "disable": not console.is_terminal}
-    for task, error in track(_finished(tasks, jobs), "book", len(tasks), **quiet):
+    for task, error in () if dry_run else track(_finished(todo, jobs), "book", len(todo), **quiet):
         if isinstance(error, CmpError):
             failures[task.source] = error
         elif error:
             raise error
-        state = "failed" if error else f"{run_record(task.target)['seconds']} s"
-        console.print(f"{task.source.stem}: {state}")
-    return failures
+        console.print(f"{task.source.stem}: {'failed' if error else f'{task.seconds} s'}")
+    return tasks, [failures[task.source] for task in todo if task.source in failures]
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
@@ -246,7 +220,7 @@ def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | 
     def work() -> None:
         for task in waiting:  # one iterator for all threads: each takes the next task
             try:
-                execute_chapter(task.source, task.target, task.parameters, task.fingerprint)
+                execute_chapter(task)
                 finished.put((task, None))
             except Exception as error:
                 finished.put((task, error))

@@ -139,27 +139,30 @@ def claims_table(guidelines: Sequence[Guideline]) -> pd.DataFrame:
     Raises:
         CmpError: A study does not make a claim.
     """
-    studies_claims, verdicts, rows = {}, {}, []
-    for study in sorted({ground.study for each in guidelines for ground in each.claims}):
-        studies_claims[study] = claims.claims_of(studies.load_study(study))
-        if results.is_published(study):
-            trajectory = store.trajectory(results.published_metrics(study))
-            verdicts[study] = claims.verdicts(trajectory, studies_claims[study])
+    named = sorted({ground.study for each in guidelines for ground in each.claims})
+    judged, rows = {study: _judge_study(study) for study in named}, []
     for guideline in guidelines:
         for ground in guideline.claims:
-            sentences = {claim.name: claim.sentence for claim in studies_claims[ground.study]}
-            if ground.claim not in sentences:
+            table = judged[ground.study]
+            if ground.claim not in table.index:
                 raise CmpError(
                     f"guideline {guideline.name!r}: study {ground.study} claims no "
-                    f"{ground.claim!r}; it claims {', '.join(sentences)}"
+                    f"{ground.claim!r}; it claims {', '.join(table.index)}"
                 )
             row = {"guideline": guideline.name, "study": ground.study, "claim": ground.claim}
-            row |= {"claimed": sentences[ground.claim], "verdict": UNPUBLISHED}
-            if ground.study in verdicts:
-                row |= verdicts[ground.study].loc[ground.claim].to_dict()
+            row |= table.loc[ground.claim].to_dict()
             embarrassed = ground.embarrassed(row["verdict"])
             rows.append(row | {"rival": ground.rival, "embarrassed": embarrassed})
     return pd.DataFrame(rows)
+
+
+def _judge_study(study: str) -> pd.DataFrame:
+    """Return the verdicts of a study by claim; before it is published, its sentences alone."""
+    made = claims.claims_of(studies.load_study(study))
+    if results.is_published(study):
+        return claims.verdicts(store.trajectory(results.published_metrics(study)), made)
+    sentences = {claim.name: claim.sentence for claim in made}
+    return pd.DataFrame({"claimed": sentences, "verdict": UNPUBLISHED})
 
 
 def study_table(chapter: str) -> pd.DataFrame:
@@ -205,9 +208,8 @@ def across_networks(
         for contrast in guideline.across:
             for network in dict.fromkeys(name.partition(": ")[0] for name in settings):
                 pair = [f"{network}: {name}" for name in (contrast.setting, contrast.against)]
-                chosen = trajectory[settings.isin(pair)]
-                row = claims.paired_difference(chosen, *pair).loc[contrast.aggregate]
-                numbers = [row[key] for key in ("difference", "low", "high")]
+                table = claims.paired_difference(trajectory[settings.isin(pair)], *pair)
+                numbers = table.loc[contrast.aggregate, ["difference", "low", "high"]]
                 held = _held(*numbers, contrast.direction)
                 rows.append((guideline.name, str(contrast), network, *numbers, held))
     columns = ["guideline", "contrast", "network", "difference", "low", "high", "held"]

@@ -1,6 +1,7 @@
 """The book as a static site: MyST with the theme of `book/_theme`, and nothing from a network but
 pinned packages, which are fetched once."""
 
+import contextlib
 import importlib.util
 import inspect
 import itertools
@@ -143,7 +144,7 @@ def shares_key(shares: list[float]) -> str:
 
 def _mixture_point(shares: list[float], surface: analyses.Surface) -> dict[str, Any]:
     """Return what the explorer says of a mixture."""
-    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, REPLAY)
+    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, replay=REPLAY)
     _, passes = analyses.mixture_counts(run.mixture, BATCH, TASKS, STEPS, REPLAY)
     near = surface.nearest(run.mixture)
     held = surface.holds(run.mixture)
@@ -175,32 +176,24 @@ def schedule_table() -> dict[str, Any]:
         | {"besides": " ".join(row["also"])}
         for name, row in known.iterrows()
     ]
-    curves = [
-        {"name": name, "meta": meta, "lengths": lengths, "near": _nearest(name, meta, known)}
-        for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule"))
-        if (lengths := _lengths(name, meta))
-    ]
+    curves = []
+    for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule")):
+        with contextlib.suppress(CmpError):  # the two do not go together, or need peaks
+            curves.append(_schedule_curve(name, meta, known))
     return {"steps": STEPS, "peaks": PEAKS, "stored": stored, "curves": curves}
 
 
-def _lengths(name: str, meta: str) -> dict[str, list[float]]:
-    """Return number of tasks -> rates; none where the two do not go together or need peaks."""
+def _schedule_curve(name: str, meta: str, known: pd.DataFrame) -> dict[str, Any]:
+    """Return the rates of a curve with a meta schedule, and the stored settings that are near."""
     lengths = {}
-    try:
-        for tasks in LENGTHS:
-            rates = analyses.schedule_rates(analyses.schedule_run(name, meta, 1.0, tasks, STEPS))
-            lengths[str(tasks)] = [float(f"{rate:.4g}") for rate in rates.ravel()]
-    except (CmpError, ValueError):
-        return {}
-    return lengths
-
-
-def _nearest(name: str, meta: str, known: pd.DataFrame) -> list[list]:
-    """Return, for each peak, the nearest stored settings as [place in `stored`, distance]."""
+    for tasks in LENGTHS:
+        rates = analyses.schedule_rates(analyses.schedule_run(name, meta, 1.0, tasks, STEPS))
+        lengths[str(tasks)] = [float(f"{rate:.4g}") for rate in rates.ravel()]
     runs = [analyses.schedule_run(name, meta, peak, TASKS, STEPS) for peak in PEAKS]
     tables = [analyses.nearest_schedules(run, known, 5) for run in runs]
     tables = [table.assign(distance=table["distance"].map("{:.2f}".format)) for table in tables]
-    return [_places(table, list(known.index)) for table in tables]
+    near = [_places(table, list(known.index)) for table in tables]
+    return {"name": name, "meta": meta, "lengths": lengths, "near": near}
 
 
 def node_path() -> str:

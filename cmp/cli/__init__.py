@@ -39,11 +39,11 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     """Import a command, or a group of them."""
     module, _, attribute = COMMANDS[name].partition(".")
     command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
-    parent = shared.Group()
+    parent = typer.Typer()
     if isinstance(command, typer.Typer):
         parent.add_typer(command, name=name)
     else:
-        parent.command(name)(command)
+        parent.command(name, help=shared.take_help(command))(command)
     return typer.main.get_group(parent).commands[name]
 
 

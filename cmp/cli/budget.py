@@ -10,12 +10,11 @@ import typer
 from cmp import budgets, config
 from cmp.budgets import Cost
 from cmp.cli import shared
-from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper
+from cmp.experiments import paper
+from cmp.experiments.forecast import GIGA, measured_memory
 from cmp.registry import option_names
 
-GIGA = 1e9
 Batch = Annotated[int, typer.Option(min=2)]
 
 
@@ -54,20 +53,17 @@ def budget(
         print_methods(model, batch, total, tasks, method or option_names("method"))
 
 
-def method_config(model: str, batch: int, text: str) -> RunConfig:
-    """Return the run of a method as `--method` writes it: "lora,rank=64"."""
-    name, *settings = text.split(",")
-    tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
-    assignments = [f"method.name={name}", *(f"method.{setting}" for setting in settings)]
-    return config.parse(config.override(tree, assignments), f"--method {text}")
-
-
 def method_cost(model: str, batch: int, text: str) -> Cost:
-    """Return a method's cost; its memory is measured where there is a CUDA card."""
-    run_config = method_config(model, batch, text)
+    """Return the cost of a method as `--method` writes it: "lora,rank=64".
+
+    Its memory is measured where there is a CUDA card.
+    """
+    tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
+    assignments = [f"method.{setting}" for setting in f"name={text}".split(",")]
+    run_config = config.parse(config.override(tree, assignments), f"--method {text}")
     cost = budgets.method_cost(run_config)
     if torch.cuda.is_available():
-        return dataclasses.replace(cost, memory=forecast.measured_memory(run_config))
+        return dataclasses.replace(cost, memory=measured_memory(run_config))
     return cost
 
 
@@ -107,19 +103,11 @@ def print_table4() -> None:
         steps = (row.steps, paper.rule_steps(row), paper.budget_charged_once(row).steps, ours.steps)
         sizes = (row.gflops, cost.step / GIGA, row.multiplier, ours.multiplier)
         rows.append((label, *sizes, *steps))
-    columns = (
-        "method",
-        "GFLOPs",
-        "ours",
-        "x full",
-        "ours",
-        "steps",
-        "its rule",
-        "once",
-        "all ours",
+    shared.print_table(
+        ("method", "GFLOPs", "ours", "x full", "ours", "steps", "its rule", "once", "all ours"),
+        rows,
+        f"Table 4: {paper.TABLE4_MODEL}, batch {paper.TABLE4_BATCH}, T = {paper.TABLE4_TASKS}",
     )
-    title = f"Table 4: {paper.TABLE4_MODEL}, batch {paper.TABLE4_BATCH}, T = {paper.TABLE4_TASKS}"
-    shared.print_table(columns, rows, title)
     typer.echo(
         "steps: as printed, by the paper's rule, and with a task's end charged once per task"
     )

@@ -5,28 +5,15 @@ Example:
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from cmp.cli import shared
-from cmp.embedded.manifest import (
-    embedded_manifests,
-    embedded_packages,
-    is_built,
-    load_datasets,
-    select_datasets,
-)
+from cmp.embedded import manifest
 from cmp.files import project_folder
-from cmp.readers.manifest import load_manifests
-
-if TYPE_CHECKING:
-    from cmp.readers.collection import DatasetState
-
-app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
+from cmp.readers.manifest import FileSet, load_manifests
 
 
-@app.command()
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
     """Fetch the packages of datasets, render and pack them; what is up to date is skipped.
 
@@ -40,11 +27,10 @@ def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive 
     from cmp.embedded.build import build_datasets
 
     built = build_datasets(names, jobs)
-    current = len(select_datasets(names)) - len(built)
+    current = len(manifest.select_datasets(names)) - len(built)
     typer.echo(f"{len(built)} datasets built, {current} up to date")
 
 
-@app.command("list")
 def list_() -> None:
     """List every embedded dataset with its role, its counts, and whether it is built.
 
@@ -53,17 +39,16 @@ def list_() -> None:
     """
     rows = []
     for role in shared.ROLE_NAMES:
-        for dataset in embedded_manifests().values():
+        for dataset in manifest.embedded_manifests().values():
             if dataset.role == role:
                 counts = dataset.counts.model_dump().values()
-                state = "built" if is_built(dataset) else "missing"
+                state = "built" if manifest.is_built(dataset) else "missing"
                 rows.append((dataset.name, role, *(str(count or "") for count in counts), state))
         rows.append(None)
     shared.print_table(("dataset", "role", "classes", "train", "val.", "test", "state"), rows)
     typer.echo("; ".join(f"{role}: {name}" for role, name in shared.ROLE_NAMES.items()))
 
 
-@app.command()
 def show(name: str, sheet: Path | None = None) -> None:
     """Show what a dataset is, where it comes from, and some of its samples.
 
@@ -76,8 +61,8 @@ def show(name: str, sheet: Path | None = None) -> None:
     """
     from cmp.embedded import packed, sheets
 
-    [dataset] = select_datasets([name])
-    packages, opened = embedded_packages(), packed.read_packed(dataset)
+    [dataset] = manifest.select_datasets([name])
+    packages, opened = manifest.embedded_packages(), packed.read_packed(dataset)
     typer.echo(f"{dataset.name}: {dataset.title}")
     typer.echo(f"role: {shared.ROLE_NAMES[dataset.role]}; task: {dataset.task}")
     typer.echo(f"images: {dataset.images}\nprompt: {dataset.prompt!r}")
@@ -94,7 +79,6 @@ def show(name: str, sheet: Path | None = None) -> None:
         typer.echo(f"contact sheet: {sheet}")
 
 
-@app.command()
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check what there is of every set: present, absent, partial, wrong counts, or faulty.
 
@@ -111,7 +95,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     from cmp.readers import collection
 
     if name == "embedded":
-        datasets = select_datasets()
+        datasets = manifest.select_datasets()
         broken = [dataset.name for dataset in datasets if not packed.is_intact(dataset)]
         for dataset in broken:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
@@ -119,7 +103,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         raise typer.Exit(bool(broken))
     states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
-    shared.print_table(columns, map(_state_row, states))
+    rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
+    shared.print_table(columns, rows)
     reasons: dict[str, list[str]] = {}
     for state in states:
         if state.reason:
@@ -133,19 +118,17 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
 
-def _state_row(state: "DatasetState") -> tuple[str, ...]:
+def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[str, ...]:
     """Return what there is of a set, out of what its manifest counts."""
-    dataset, cells = state.dataset, []
-    counts = state.index.counts() if state.index else {}
+    cells = []
     for key in ("classes", "train", "validation", "test"):
         wanted = getattr(dataset.counts, key) if dataset.counts else None
         cell = f"{counts.get(key, 0)}/{wanted}" if wanted else str(counts.get(key) or "")
         cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "")
     score = "" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
-    return dataset.name, dataset.role, *cells, score, state.state
+    return dataset.name, dataset.role, *cells, score, state
 
 
-@app.command()
 def init(folder: Path, write: bool = True) -> None:
     """Look into a folder and write a manifest of what is there, with what is left to fill in.
 
@@ -165,7 +148,6 @@ def init(folder: Path, write: bool = True) -> None:
         typer.echo(f"written: {path}; `cmpt data check {folder}` checks it")
 
 
-@app.command()
 def attribution() -> None:
     """Write ATTRIBUTION.md from the manifests.
 
@@ -175,5 +157,9 @@ def attribution() -> None:
     from cmp.embedded import sheets
 
     path = project_folder() / "ATTRIBUTION.md"
-    path.write_text(sheets.attribution_text(embedded_packages(), load_datasets()))
+    text = sheets.attribution_text(manifest.embedded_packages(), manifest.load_datasets())
+    path.write_text(text)
     typer.echo(f"written: {path}")
+
+
+app = shared.make_group(__doc__, build, list_, show, check, init, attribution)

@@ -10,24 +10,20 @@ from pathlib import Path
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, config
+from cmp import budgets
 from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
 from cmp.experiments import results, runs, store
 from cmp.files import SHORT_ID, atomic_file
 
-app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
-
-@app.command("ls")
-def list_() -> None:
+def ls() -> None:
     """List every stored run, oldest first, with what differs from the `cpu` profile.
 
     Example:
         cmpt results ls
     """
-    defaults = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     rows = []
     for run_id in store.stored_ids():
         try:
@@ -36,8 +32,7 @@ def list_() -> None:
             typer.echo(f"left out: {error}")
             continue
         last = store.trajectory(run.metrics).iloc[-1]
-        leaves = config.flat_keys(run.config.to_dict())
-        changes = " ".join(f"{key}={value}" for key, value in leaves if value != defaults[key])
+        changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
         scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
         rows.append((run_id, last.scope, *scores, changes))
     columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
@@ -48,7 +43,6 @@ def list_() -> None:
             typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")
 
 
-@app.command()
 def show(run_id: str) -> None:
     """Show one run: its config, where it was computed, and its scores over the stream.
 
@@ -62,7 +56,6 @@ def show(run_id: str) -> None:
     print_run(run)
 
 
-@app.command()
 def verify(
     run_id: shared.OptionalArgument = None,
     sample: shared.Positive = 1,
@@ -95,7 +88,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
 def compare(chapter: str) -> None:
     """Compare a study's runs in the store with the published ones; differing scores are named.
 
@@ -126,7 +118,6 @@ def _print_verdict(run: store.StoredRun, verdict: store.Verdict) -> None:
     typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
 
 
-@app.command()
 def export(run_id: str, file: Path) -> None:
     """Write a run's metrics to a file, a row per (task, scope, dataset).
 
@@ -144,3 +135,6 @@ def export(run_id: str, file: Path) -> None:
     with atomic_file(file) as partial:
         writers[file.suffix](partial, index=False)
     typer.echo(f"{len(frame)} rows: {file}")
+
+
+app = shared.make_group(__doc__, ls, show, verify, compare, export)

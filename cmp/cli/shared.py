@@ -48,13 +48,20 @@ ROLE_NAMES = {
 }
 
 
-class Group(typer.Typer):
-    """Commands whose help is their docstrings."""
+def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
+    """Make a group of commands.
 
-    def command(self, name: str | None = None) -> Callable[[Callable], Callable]:
-        """Return a decorator that adds a function as a command."""
-        add = super().command
-        return lambda function: add(name, help=take_help(function))(function)
+    Args:
+        docstring: Of the group's module.
+        functions: The commands, called as the functions are, but for an underscore at the end.
+
+    Returns:
+        The group, whose help is that of the docstrings.
+    """
+    group = typer.Typer(no_args_is_help=True, help=split_docstring(docstring)[0])
+    for function in functions:
+        group.command(function.__name__.rstrip("_"), help=take_help(function))(function)
+    return group
 
 
 def take_help(function: Callable) -> str:

@@ -4,6 +4,7 @@ Example:
     cmpt stream show stream.order=similarity
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,10 +18,7 @@ from cmp.errors import CmpError
 from cmp.experiments import statistics
 from cmp.files import atomic_file
 
-app = shared.Group(no_args_is_help=True, help=shared.split_docstring(__doc__)[0])
 
-
-@app.command()
 def show(
     settings: shared.Settings = None, profile: str = "cpu", picture: Path | None = None
 ) -> None:
@@ -48,7 +46,6 @@ def show(
         typer.echo(f"picture: {picture}")
 
 
-@app.command()
 def make(
     name: str,
     model: str = "tiny",
@@ -90,7 +87,6 @@ def read_counts(path: Path) -> dict[str, int]:
         raise CmpError(f"{path}: expected the columns class,count ({error})") from error
 
 
-@app.command("import")
 def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     """Import a stream file of the published reference, for stream.order=listed.
 
@@ -106,7 +102,9 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     path = statistics.write_statistics(statistics.stream_table(order), name, "classes")
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
-    sizes = pd.Series([len(block) for block in streams.cut_into_tasks(order, tasks)])
-    counts = sizes.value_counts(sort=False).items()
-    words = ", ".join(f"{count} of {size}" for size, count in counts)
+    sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))
+    words = ", ".join(f"{count} of {size}" for size, count in sizes.items())
     typer.echo(f"cut into {tasks} tasks: {words}")
+
+
+app = shared.make_group(__doc__, show, make, import_)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -34,12 +35,12 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: style.Colours = 
         The figure.
     """
     colours, labels = colours or style.palette(points.index), []
+    dot = {"markersize": 10, "markeredgecolor": "white", "linestyle": ""}
+    dot |= {"capsize": 3, "elinewidth": 1.3}
     with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
         for place, (name, row) in enumerate(points.iterrows()):
-            bars = {f"{axis}err": row.get(f"{key} half") for axis, key in (("x", x), ("y", y))}
-            look = style.line_style(place // len(style.COLOURS), colours[name]) | {"linestyle": ""}
-            dot = {"markersize": 10, "markeredgecolor": "white", "capsize": 3, "elinewidth": 1.3}
-            axes.errorbar(row[x], row[y], **bars, **look, **dot)
+            look = style.line_style(place // len(style.COLOURS), colours[name]) | dot
+            axes.errorbar(row[x], row[y], row.get(f"{y} half"), row.get(f"{x} half"), **look)
             labels.append((row[x], row[y], name, style.bold(colours[name])))
         axes.margins(0.14)
         axes.set(xlabel=x, ylabel=y)
@@ -89,8 +90,7 @@ def plot_gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
         style.heatmap(axes, table, **shade, **bar)
         for place in np.flatnonzero(borders):
             axes.axhline(place + 1, color="0.15", linewidth=2)
-        names = axes.get_xticklabels()
-        axes.set_xticks(axes.get_xticks(), names, rotation=40, ha="right", rotation_mode="anchor")
+        plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 
@@ -105,14 +105,12 @@ def plot_allowed_steps(table: pd.DataFrame) -> Figure:
     """
     columns = {"GMAFs": "Memory-adjusted GFLOPs of a step", "steps": "Steps per task"}
     with style.canvas(11, 1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
-        for axes, form, colour, (column, label) in zip(
-            panels, ("{:,.3g}", "{:,}"), style.COLOURS, columns.items(), strict=False
-        ):
-            bars = axes.barh(range(len(table)), table[column], color=colour)
-            axes.bar_label(bars, table[column].map(form.format), padding=3, fontsize=11)
-            axes.set(xlabel=label, ylim=(len(table) - 0.4, -0.6))
+        for axes, colour, column in zip(panels, style.COLOURS, columns, strict=False):
+            bars = axes.barh(table.index, table[column], color=colour)
+            form = "{:,.3g}" if column == "GMAFs" else "{:,}"
+            axes.bar_label(bars, fmt=form, padding=3, fontsize=11)
+            axes.set(xlabel=columns[column], ylim=(len(table) - 0.4, -0.6))
             axes.margins(x=0.16)
-        panels[0].set_yticks(range(len(table)), table.index)
     return figure
 
 
@@ -217,22 +215,20 @@ def plot_curves(
         The figure.
     """
     groups = points.groupby("group", sort=False)
-    colours, named = colours or style.palette(points["group"]), len(groups) > 1
+    colours = colours or style.palette(points["group"])
     size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
     with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
         for axes, (column, title) in zip(grid, panels.items(), strict=True):
-            ends = []
             for place, (name, rows) in enumerate(groups):
                 rows = rows.sort_values(x)
                 look = style.line_style(place, colours[name]) | {"markersize": 7, "capsize": 3}
-                axes.errorbar(rows[x], rows[column], yerr=rows.get(f"{column} half"), **look)
-                end = (rows[x].iloc[-1], rows[column].iloc[-1], name, style.bold(colours[name]))
-                ends += [end] if named else []
+                bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
+                bars[0].set_label(name if len(groups) > 1 else "_")
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
             axes.set(xlabel=label, ylabel=title)
-        style.label_ends(grid[-1], ends)
+        style.label_ends(grid[-1])
         figure.get_layout_engine().set(wspace=0.05)
     return figure
 
@@ -278,17 +274,15 @@ def plot_ranks(scores: pd.DataFrame, label: str) -> Figure:
     above = {"textcoords": "offset points", "ha": "center", "fontsize": 9.5, "color": "0.35"}
     size = (2.4 * len(places) + 2.2, 0.46 * len(scores) + 1.6)
     with style.canvas(*size, label) as (figure, axes):
-        ends = []
         for place, (name, row) in enumerate(ranks.iterrows()):
-            look = style.line_style(place, colours[name])
-            axes.plot(places, row, **look, markersize=10, markeredgecolor="white")
+            look = style.line_style(place, colours[name]) | {"markeredgecolor": "white"}
+            axes.plot(places, row, **look, markersize=10, label=name)
             for point, score in zip(enumerate(row), scores.loc[name], strict=True):
                 axes.annotate(f"{score:.1f}", point, (0, 8), **above)
-            ends.append((places[-1], row.iloc[-1], name, style.bold(colours[name])))
         axes.set_xticks(places, scores.columns)
         axes.set_yticks(range(1, len(scores) + 1))
         axes.set(ylim=(len(scores) + 0.6, 0.2), xlim=(-0.3, places[-1] + 0.3), ylabel="Rank")
-        style.label_ends(axes, ends)
+        style.label_ends(axes)
     return figure
 
 

@@ -117,20 +117,23 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     return result
 
 
-def label_ends(axes: Axes, ends: Iterable[Label]) -> None:
-    """Label the right ends of lines, each label tied to its own end and none on another."""
+def label_ends(axes: Axes, weight: str = "bold") -> None:
+    """Write the labels of lines at their right ends, each tied to its own and none on another."""
     axes.figure.draw_without_rendering()
     height = 1.3 * plt.rcParams["font.size"] * axes.figure.dpi / 72
     gap = height / axes.bbox.height * np.ptp(axes.get_ylim())
     shift = 0.06 * np.ptp(axes.get_xlim())
     tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-    for x, group in itertools.groupby(sorted(ends, key=lambda end: end[0]), lambda end: end[0]):
-        group = list(group)
-        places = spread([y for _, y, _, _ in group], gap)
-        for (_, y, text, style), place in zip(group, places, strict=True):
-            arrow = {"arrowprops": tie | {"color": style["color"]}, "path_effects": HALO}
-            at = {"xytext": (x + shift, place), "va": "center", "annotation_clip": False}
-            axes.annotate(text, (x, y), **at, **arrow, **style)
+    look = {"va": "center", "annotation_clip": False, "path_effects": HALO, "fontweight": weight}
+    lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # labelled
+    lines.sort(key=lambda line: line.get_xdata()[-1])
+    for x, group in itertools.groupby(lines, lambda line: line.get_xdata()[-1]):
+        ends = [(line, line.get_ydata()[-1], line.get_color()) for line in group]
+        for (line, y, colour), place in zip(
+            ends, spread([y for _, y, _ in ends], gap), strict=True
+        ):
+            arrow = {"xytext": (x + shift, place), "arrowprops": tie | {"color": colour}}
+            axes.annotate(line.get_label(), (x, y), color=colour, **arrow, **look)
 
 
 def label_points(axes: Axes, points: Iterable[Label]) -> None:

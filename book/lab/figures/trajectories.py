@@ -133,37 +133,32 @@ def plot_plane(
     return figure
 
 
-def plot_over_tasks(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
-) -> Figure:
+def plot_over_tasks(trajectory: pd.DataFrame, colours: style.Colours = None) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side.
 
     The joint upper bound is a level: its score after its last task.
 
     Args:
         trajectory: A trajectory frame.
-        background: Another one, drawn pale.
         colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    layers, note = _layers(trajectory, background, colours)
+    layers, note = _layers(trajectory, None, colours)
     last = max(rows.index[-1] for _, rows, _, _ in layers)
     with style.canvas(12, 5, note, ncols=2) as (figure, panels):
         for axes, (column, title) in zip(panels, style.AXES.items(), strict=True):
-            ends = []
-            for name, rows, look, label in layers:
+            for name, rows, look, _ in layers:
                 if name == style.JOINT:
                     rows, look = rows.iloc[[-1, -1]].set_axis([0, last]), look | {"marker": ""}
                 tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
-                axes.plot(tasks, mean, **look)
-                band = {"color": look["color"], "alpha": 0.4 * look.get("alpha", 0.45)}
-                axes.fill_between(tasks, mean - half, mean + half, **band, linewidth=0)
-                ends += [(tasks[-1], mean.iloc[-1], name, label)] if label else []
+                axes.plot(tasks, mean, **look, label=name)
+                band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
+                axes.fill_between(tasks, mean - half, mean + half, **band)
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.label_ends(panels[1], ends)
+        style.label_ends(panels[1])
         figure.get_layout_engine().set(wspace=0.05)
     return figure
 
@@ -223,16 +218,14 @@ def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
     distance = losses.drop(columns=reference).sub(losses[reference], axis=0).abs()
     floor = np.floor(np.log10(distance[distance > 0].min().min())) - 1
     with style.canvas(9, 4.2, f"Bottom line: equal to {reference}, to the bit") as (figure, axes):
-        colours, ends = style.palette(distance.columns), []
         axes.axhline(floor, color="0.7", linewidth=1)
-        for name, values in np.log10(distance.clip(lower=10**floor)).items():
-            axes.plot(values.index, values, color=colours[name])
-            ends.append((values.index[-1], values.iloc[-1], name, {"color": colours[name]}))
+        logarithms = np.log10(distance.clip(lower=10**floor))
+        logarithms.plot(ax=axes, color=style.palette(distance.columns), legend=False)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
         axes.set(xlabel="Optimizer step", ylabel="Distance of the loss")
-        style.label_ends(axes, ends)
+        style.label_ends(axes, "normal")
     return figure
 
 

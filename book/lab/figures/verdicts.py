@@ -18,10 +18,11 @@ LOOKS = {
     UNPUBLISHED: ("0.55", ""),
 }
 """Verdict -> colour and marker."""
-LABELS = {
-    "points": "Difference at the end of the stream (points)",
-    "rank correlation": "Rank correlation at the end of the stream",
+UNITS = {
+    "points": ("Difference at the end of the stream (points)", ".1f"),
+    "rank correlation": ("Rank correlation at the end of the stream", ".2f"),
 }
+"""Unit -> label of the axis, and the form of numbers."""
 NOTE = "Shaded: where the claim is true; its edges are the margins. Bars: the verdicts' intervals."
 HELD_COLOURS = dict(zip(HELD, ("#2b7bba", "#b7d4ea", "#f3d3b8", "#d1782f"), strict=True))
 HELD_NOTE = (
@@ -42,8 +43,7 @@ def plot_claims(verdicts: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    form = ".2f" if verdicts["unit"].iloc[0] == "rank correlation" else ".1f"
-    names = []
+    (label, form), names = UNITS[verdicts["unit"].iloc[0]], []
     with style.canvas(11, 1.5 + 0.95 * len(verdicts), NOTE) as (figure, axes):
         shown = verdicts[["estimate", "low", "high", "above", "below"]].to_numpy(float)
         shown = np.append(shown[np.isfinite(shown)], 0)
@@ -57,7 +57,7 @@ def plot_claims(verdicts: pd.DataFrame) -> Figure:
             _draw_claim(axes, place, row, f"{row['verdict']}\n{words}", 12)
             lines = (name, f"{row['what']}, {row['aggregate']}")
             names.append("\n".join(textwrap.fill(line, 34) for line in lines))
-        _label_claims(axes, names, LABELS[verdicts["unit"].iloc[0]])
+        _label_claims(axes, names, label)
     return figure
 
 
