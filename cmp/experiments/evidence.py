@@ -8,13 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
-from cmp.config import RunConfig
+from cmp.config import STRICT, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import results, store
 from cmp.experiments.claims import AGGREGATES, paired_difference, setting_means
+from cmp.files import parse_record, project_folder
+from cmp.readers.files import read_yaml
 
+CHOICES_FILE = project_folder() / "book" / "choices.yaml"
 CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
 """The studies that are read, as far as they are published."""
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
@@ -157,7 +161,8 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     return Evidence(trajectories, runs)
 
 
-class Choice(NamedTuple):
+@checked_dataclass(frozen=True, config=STRICT)
+class Choice:
     """A contrast of a study that shows what a choice does.
 
     Attributes:
@@ -177,43 +182,17 @@ class Choice(NamedTuple):
     reason: str = ""
 
 
-_AVERAGED = "policy, policy last-unrolled"
-_HALF_BUFFER = "triangle, pretraining 0.25, update 0.25, buffer 0.5"
-CHOICES = (
-    Choice("replay of earlier updates", "01", "thirds", "pool only", "buffer"),
-    Choice("replay of pretraining data", "01", "thirds", "buffer only", "pool"),
-    Choice("no replay at all", "01", "update only", "thirds", "no replay"),
-    Choice("half of a batch from the buffer", "07", _HALF_BUFFER, "thirds", "half buffer"),
-    Choice("moments carried across updates", "04", "cosine carried", "cosine", "carry"),
-    Choice("an average deployed, training goes on", "03", _AVERAGED, "no merging", "average"),
-    Choice("EMA-Merge", "03", "EMA", "no merging", "EMA of halves"),
-    Choice("EMA-Merge, a tenth of each update", "03", "EMA by weight, weight 0.1", "no merging",
-           "EMA of a tenth"),
-    Choice("EMA-Merge without replay", "03", "no replay, EMA", "no replay", "EMA without pool"),
-    Choice("the image tower locked", "02", "locked-image", "full", "locked image"),
-)  # fmt: skip
-"""What a plan may choose."""
+@functools.cache
+def load_choices() -> dict[str, tuple[Choice, ...]]:
+    """Return what a plan may choose ("chosen") and reject ("rejected").
 
-ALTERNATIVES = (
-    Choice("new data alone", "01", "update only", "thirds", "replay"),
-    Choice("public data in place of the pretraining data", "07", "other pool", "buffer only",
-           "other pool"),
-    Choice("a buffer drawn evenly by class", "07", "buffer: by class", "thirds", "buffer"),
-    Choice("half the learning rate", "03", "lower rate", "no merging", "always",
-           "it trades learning for retention, and merging loses less learning for the same"),
-    Choice("a meta schedule, against a lower peak", "04", "meta-cosine", "lower cosine", "always"),
-    Choice("LoRA", "02", "lora", "full", "full"),
-    Choice("the image tower locked, where looks are new, too", "02", "locked-image", "full",
-           "full", "it rests on looks that the model knows; choose it by new: names"),
-    Choice("EMA-Merge, against deploying an average", "03", "EMA", _AVERAGED, "average",
-           "choose it by keep: most"),
-    Choice("deploying an average without training from it", "03", _AVERAGED, "EMA", "EMA",
-           "retention comes first in this plan"),
-    Choice("every update from the weights before the stream", "03", "zero-all", "EMA", "always"),
-    Choice("an order of similar classes", "06", "similarity", "random", "always",
-           "no order is needed where data are replayed"),
-)  # fmt: skip
-"""What a plan may reject."""
+    Raises:
+        CmpError: The file is missing or not well-formed.
+    """
+    try:
+        return parse_record(json.dumps(read_yaml(CHOICES_FILE)), dict[str, tuple[Choice, ...]])
+    except ValueError as error:
+        raise CmpError(f"{CHOICES_FILE}: {error}") from error
 
 
 def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
@@ -264,7 +243,7 @@ def effects_of(
     """Return what those choices that arise in a plan did in the stored runs.
 
     Args:
-        choices: `CHOICES` or `ALTERNATIVES`.
+        choices: Of `load_choices`.
         facts: The plan's, see `plan_facts`.
         known: The published runs; a choice of a study that is not published is left out.
         numbers: Whether the stored runs are of the plan's size; otherwise signs are given alone.

@@ -211,10 +211,10 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
-    facts = evidence.plan_facts(run, request.other_pool)
+    facts, choices_of = evidence.plan_facts(run, request.other_pool), evidence.load_choices()
     chosen, rejected = (
         evidence.effects_of(choices, facts, known, numbers=not outside)
-        for choices in (evidence.CHOICES, evidence.ALTERNATIVES)
+        for choices in (choices_of["chosen"], choices_of["rejected"])
     )
     rows = [
         {"choice": effect.choice.words} | effect.words | {"study": effect.choice.study}
