@@ -22,7 +22,7 @@ from cmp.files import build_folder, write_atomic
 from cmp.readers.files import parse_json
 from lab import chapters
 
-FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/guidelines.yaml")
+FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")
 """What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""
 
 
