@@ -48,7 +48,7 @@ def small(folder, *settings):
 
 def test_a_collection_of_files(folder):
     corpus = load_data(small(folder).data)
-    assert corpus.in_files and len(corpus.images) == 120
+    assert corpus.in_files and len(corpus.table) == 120
     assert corpus.by_role("adapt") == ["mine"] and len(corpus.rows("train", dataset="web")) == 40
     assert len(corpus.rows("test", dataset="known")) == 40
     shown = corpus.images[torch.arange(3)]
@@ -168,7 +168,7 @@ def test_a_file_that_breaks_after_the_check_is_named(folder):
     corpus = load_data(run_config.data)
     (folder / "web/fox 1/0.png").write_bytes(b"damaged")
     with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*has it changed"):
-        corpus.images[np.arange(len(corpus.images))]
+        corpus.images[np.arange(len(corpus.table))]
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5", ""])

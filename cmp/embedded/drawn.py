@@ -13,7 +13,7 @@ import numpy as np
 
 from cmp.embedded.manifest import ArrayRecipe, SceneRecipe
 from cmp.embedded.packages import archive_member
-from cmp.embedded.packed import Samples, make_samples
+from cmp.embedded.packed import Samples
 from cmp.errors import CmpError
 from cmp.seeds import numpy_generator
 
@@ -273,7 +273,7 @@ def make_scenes(recipe: SceneRecipe, archives: dict[str, Path]) -> Samples:
         images.append(draw_scene(recipe.scene, labels, rng))
         sources = [f"{recipe.scene}/{split}/{index}" for index in range(len(labels))]
         rows += [(split, names[i], s, s, [names[i]]) for i, s in zip(labels, sources, strict=True)]
-    return make_samples(np.concatenate(images), rows)
+    return np.concatenate(images), rows
 
 
 _ARRAYS = {
@@ -305,7 +305,7 @@ def _choose(recipe: ArrayRecipe, package: str, grey: np.ndarray, labels: np.ndar
             rows += [(split, name, source, source, [caption.format(name)]) for source in sources]
     edge = (_SIDE - grey.shape[-1]) // 2
     padded = np.pad(grey[kept], ((0, 0), (edge, edge), (edge, edge)))
-    return make_samples(np.stack([padded, padded, padded, np.full_like(padded, 255)], 1), rows)
+    return np.stack([padded, padded, padded, np.full_like(padded, 255)], 1), rows
 
 
 def make_digits(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:

@@ -17,7 +17,7 @@ import numpy as np
 from cmp.embedded.icons import is_visible, read_icon_set
 from cmp.embedded.manifest import EmojiRecipe, FlagRecipe
 from cmp.embedded.packages import archive_member, archive_members
-from cmp.embedded.packed import Samples, make_samples
+from cmp.embedded.packed import Samples
 from cmp.errors import CmpError
 from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
@@ -197,7 +197,7 @@ def make_emoji(recipe: EmojiRecipe, archives: dict[str, Path]) -> Samples:
                 captions = _captions(character, recipe.captions)
                 images.append(image)
                 rows.append((split, label, code, f"{style}/{names[code]}", captions))
-    return make_samples(images, rows)
+    return images, rows
 
 
 def iso_code(code: str) -> str | None:
@@ -251,4 +251,4 @@ def make_flags(recipe: FlagRecipe, archives: dict[str, Path]) -> Samples:
                 country, name = _country(characters[code]), names[style][code]
                 images.append(icon_set.render(name))
                 rows.append((split, country, code, f"{style}/{name}", [f"flag of {country}"]))
-    return make_samples(images, rows)
+    return images, rows

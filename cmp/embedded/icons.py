@@ -12,7 +12,7 @@ import resvg_py
 from cmp.data import IMAGE_SIZE
 from cmp.embedded.manifest import IconRecipe, IconSetRecipe, Interval, Split
 from cmp.embedded.packages import archive_members
-from cmp.embedded.packed import Samples, make_samples
+from cmp.embedded.packed import Samples
 from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
 
@@ -136,7 +136,7 @@ def _draw_icons(
             if low <= hash_value < high and is_visible(image := icon_set.render(name)):
                 images.append(image)
                 kept.append((split, *row))
-    return make_samples(images, kept)
+    return images, kept
 
 
 def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:

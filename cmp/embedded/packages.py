@@ -61,10 +61,8 @@ def fetch_package(package: Package) -> Path:
         CmpError: If it cannot be fetched, or if its sha256 is not the pinned one.
     """
     path = cache_path(package)
-    if path.exists():
-        if sha256(path) == package.sha256:
-            return path
-        path.unlink()
+    if path.exists() and sha256(path) == package.sha256:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-") as folder:
         _download(package, Path(folder))
@@ -101,16 +99,16 @@ def _download(package: Package, folder: Path) -> None:
         result = subprocess.run(
             _client(package, folder), cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
         )
-        output = result.stderr.strip() or result.stdout.strip() or "no message"
-        failure = output if result.returncode else ""
+        if result.returncode == 0:
+            return
+        failure = result.stderr.strip() or result.stdout.strip() or "no message"
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
-    if failure:
-        raise CmpError(
-            f"{_label(package)} could not be fetched; connect this machine to the network and "
-            f"rerun, or put the file {package.file} into {cache_path(package).parent} by hand. "
-            f"The client said: {failure.splitlines()[-1][:200]}"
-        )
+    raise CmpError(
+        f"{_label(package)} could not be fetched; connect this machine to the network and rerun, "
+        f"or put the file {package.file} into {cache_path(package).parent} by hand. The client "
+        f"said: {failure.splitlines()[-1][:200]}"
+    )
 
 
 def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:

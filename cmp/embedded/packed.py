@@ -28,33 +28,14 @@ from cmp.readers.files import atomic_folder, read_table
 from cmp.readers.index import count_images
 
 SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
-"""Column of a dataset's table -> type."""
+"""Column of a dataset's table -> type. `group` is what an image shows (an emoji's codepoint, shared
+by all its drawings), by which standard errors are clustered; `source` its identity in its package;
+`captions` the texts that training draws from."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Images and their rows, in one order.
-
-    Attributes:
-        images: uint8 [N, 4, 32, 32], RGBA with straight alpha.
-        table: One row per image: `split`; `label`, a class name; `group`, what the image shows (an
-            emoji's codepoint, shared by all its drawings), by which standard errors are clustered;
-            `source`, the image's identity in its package; `captions`, the texts that training
-            draws from.
-    """
-
-    images: np.ndarray
-    table: pd.DataFrame
-
-
-def make_samples(images: Sequence[np.ndarray] | np.ndarray, rows: list[tuple]) -> Samples:
-    """Put images and their rows together.
-
-    Args:
-        images: uint8 [4, 32, 32] each.
-        rows: Tuples with the values of `SAMPLE_COLUMNS`.
-    """
-    return Samples(np.asarray(images), pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)))
+Samples = tuple[Sequence[np.ndarray] | np.ndarray, list[tuple]]
+"""What a recipe makes: images, uint8 [4, 32, 32] each, RGBA with straight alpha; and in their order
+tuples with the values of `SAMPLE_COLUMNS`."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -84,7 +65,7 @@ class PackedDataset:
         dataset: The manifest.
         header: What the store says of itself.
         images: uint8 [N, 4, 32, 32], memory-mapped.
-        table: One row per image, see `Samples`.
+        table: One row per image, see `SAMPLE_COLUMNS`.
     """
 
     dataset: Dataset
@@ -131,21 +112,22 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
     Raises:
         CmpError: If the counts are not the manifest's, or if the disk refuses.
     """
-    counts, expected = count_images(samples.table), dataset.counts.model_dump()
+    images = np.ascontiguousarray(samples[0])
+    table = pd.DataFrame(samples[1], columns=list(SAMPLE_COLUMNS))
+    counts, expected = count_images(table), dataset.counts.model_dump()
     if counts != expected:
         raise CmpError(
             f"{dataset.name}.yaml: counts: the recipe made {counts}, the manifest says {expected}"
         )
     with atomic_folder(store_path(dataset.name)) as folder:
-        images = np.ascontiguousarray(samples.images)
         np.save(folder / "images.npy", images)
-        samples.table.to_parquet(folder / "samples.parquet", index=False)
+        table.to_parquet(folder / "samples.parquet", index=False)
         header = StoreHeader(
             format=STORE_FORMAT,
             fingerprint=store_fingerprint(dataset),
             images_sha256=hashlib.sha256(images).hexdigest(),
-            table_sha256=hashlib.sha256(samples.table.to_json().encode()).hexdigest(),
-            classes=sorted(samples.table["label"].unique()),
+            table_sha256=hashlib.sha256(table.to_json().encode()).hexdigest(),
+            classes=sorted(table["label"].unique()),
         )
         (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
 

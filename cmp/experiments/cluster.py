@@ -66,7 +66,8 @@ def run_on_ray(
             return workers.compute_all(todo, jobs, start, wait, finished, stop)
         except Interrupted:
             # they save themselves, as on SIGINT; first to stop are those that would start otherwise
-            for reference in reversed(waiting := list(references)):
+            waiting = list(references)
+            for reference in reversed(waiting):
                 ray.cancel(reference)
             ray.wait(waiting, num_returns=len(waiting), timeout=STOP_SECONDS)
             raise
@@ -88,8 +89,9 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
         return
     options = {} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
-        if address:
-            _check_reachable(address)
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+        if port.isdecimal():  # an error where nothing answers; Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except SystemExit as error:  # how Ray ends at SIGTERM
         raise Interrupted("stopped before a run began", signal.SIGTERM) from error
@@ -103,13 +105,6 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise `OSError` where nothing answers; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray_task(ray: ModuleType, device: str) -> Any:

@@ -63,13 +63,6 @@ class Evidence:
     trajectories: dict[str, pd.DataFrame]
     runs: dict[tuple[str, str], RunConfig]
 
-    def difference(self, study: str, one: str, other: str) -> pd.DataFrame | None:
-        """Return the paired difference of two settings, or None if one is not published."""
-        frame = self.trajectories.get(study)
-        if frame is None or not {one, other} <= set(frame["setting"]):
-            return None
-        return paired_difference(frame[frame["setting"].isin([one, other])], one, other)
-
     def outside(self, run: RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
 
@@ -223,23 +216,9 @@ def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
     }
 
 
-class Effect(NamedTuple):
-    """What a choice did in the stored runs.
-
-    Attributes:
-        choice: The choice.
-        words: The difference in each aggregate, with numbers or as a sign.
-        size: The magnitude of the difference in the geometric mean.
-    """
-
-    choice: Choice
-    words: dict[str, str]
-    size: float
-
-
 def effects_of(
     choices: Sequence[Choice], facts: dict[str, bool], known: Evidence, numbers: bool
-) -> list[Effect]:
+) -> pd.DataFrame:
     """Return what those choices that arise in a plan did in the stored runs.
 
     Args:
@@ -247,14 +226,19 @@ def effects_of(
         facts: The plan's, see `plan_facts`.
         known: The published runs; a choice of a study that is not published is left out.
         numbers: Whether the stored runs are of the plan's size; otherwise signs are given alone.
+
+    Returns:
+        A row per choice: what it holds, the difference in each aggregate in words, and `size`, the
+        magnitude of that in the geometric mean.
     """
-    effects = []
+    rows = []
     for choice in choices:
-        frame = known.difference(choice.study, choice.setting, choice.against)
-        if facts[choice.fact] and frame is not None:
-            words = {name: describe_difference(frame.loc[name], numbers) for name in AGGREGATES}
-            effects.append(Effect(choice, words, abs(frame.loc["GM", "difference"])))
-    return effects
+        frame, pair = known.trajectories.get(choice.study), [choice.setting, choice.against]
+        if facts[choice.fact] and frame is not None and {*pair} <= {*frame["setting"]}:
+            found = paired_difference(frame[frame["setting"].isin(pair)], *pair)
+            words = {name: describe_difference(found.loc[name], numbers) for name in AGGREGATES}
+            rows.append(choice._asdict() | words | {"size": abs(found.loc["GM", "difference"])})
+    return pd.DataFrame(rows, columns=[*Choice._fields, *AGGREGATES, "size"])
 
 
 def describe_difference(row: pd.Series, numbers: bool) -> str:

@@ -216,26 +216,20 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
         evidence.effects_of(choices, facts, known, numbers=not outside)
         for choices in (choices_of["chosen"], choices_of["rejected"])
     )
-    rows = [
-        {"choice": effect.choice.words} | effect.words | {"study": effect.choice.study}
-        for effect in sorted(chosen, key=lambda effect: -effect.size)
-    ]
+    effects = chosen.sort_values("size", ascending=False, kind="stable", ignore_index=True)
     return Plan(
         request, tree, run, plan_costs(request, run), place,
         outside or ("" if place else "no stored setting is like this plan"),
-        pd.DataFrame(rows, columns=["choice", "A_KA", "A_ZS", "study"]),
-        {effect.choice.words: _rejection(effect) for effect in rejected},
+        effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
+        {row.words: _rejection(row) for row in rejected.itertuples()},
         _notes(request, run),
     )  # fmt: skip
 
 
-def _rejection(effect: evidence.Effect) -> str:
+def _rejection(row: Any) -> str:
     """Return what a rejected choice did, where that was measured, and the reason."""
-    choice = effect.choice
-    words = ", ".join(f"{name} {text}" for name, text in effect.words.items())
-    reason = f"; {choice.reason}" if choice.reason else ""
-    pair = f"{choice.setting!r} minus {choice.against!r}"
-    return f"{pair}: {words} (chapter {choice.study}){reason}"
+    words = f"{row.setting!r} minus {row.against!r}: A_KA {row.A_KA}, A_ZS {row.A_ZS}, GM {row.GM}"
+    return f"{words} (chapter {row.study}){'; ' if row.reason else ''}{row.reason}"
 
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:

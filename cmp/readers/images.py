@@ -134,9 +134,6 @@ class ImageFiles:
     sources: np.ndarray
     side: int = 224
 
-    def __len__(self) -> int:
-        return len(self.set_ids)
-
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
         """Return the middle of each image: uint8 [B, 3, side, side]."""
         return self._decode_rows(np.asarray(rows), self.side, centre_crop)

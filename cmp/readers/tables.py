@@ -152,15 +152,9 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         sizes = [len(image) if isinstance(image, bytes) else -1 for image in images]
         return _index_frame(dataset, frame, [""] * len(images), sizes, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
-    sizes = [_file_size(root, name) for name in names]
+    paths = [os.path.join(root, name) if name else "" for name in names]
+    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
     return _index_frame(dataset, frame, names, sizes, functools.partial(read_file, root, names))
-
-
-def _file_size(root: Path, name: str) -> int:
-    try:
-        return os.stat(root / name).st_size if name else -1
-    except (OSError, ValueError):
-        return -1
 
 
 def _column(
