@@ -4,7 +4,6 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -237,8 +236,8 @@ def effects_of(
         if facts[choice.fact] and frame is not None and {*pair} <= {*frame["setting"]}:
             found = paired_difference(frame[frame["setting"].isin(pair)], *pair)
             words = {name: describe_difference(found.loc[name], numbers) for name in AGGREGATES}
-            rows.append(choice._asdict() | words | {"size": abs(found.loc["GM", "difference"])})
-    return pd.DataFrame(rows, columns=[*Choice._fields, *AGGREGATES, "size"])
+            rows.append(vars(choice) | words | {"size": abs(found.loc["GM", "difference"])})
+    return pd.DataFrame(rows, columns=[*Choice.__dataclass_fields__, *AGGREGATES, "size"])
 
 
 def describe_difference(row: pd.Series, numbers: bool) -> str:
