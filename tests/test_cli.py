@@ -137,7 +137,7 @@ def test_the_help_is_grouped_and_names_every_command_once():
     "arguments",
     [
         ["study", "01", "--dry-run"], ["book", "--dry-run"], ["site"], ["plan", "--gpu-hours", "1"],
-        ["results", "verify"], ["results", "compare", "01"],
+        ["results", "verify"],
     ],
 )  # fmt: skip
 def test_outside_a_checkout_the_book_s_commands_say_what_they_need(arguments, tmp_path):

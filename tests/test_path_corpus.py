@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
-from typer.testing import CliRunner
 
-from cmp import checkpoints, cli, config, models
+from cmp import checkpoints, config, models
 from cmp.cli.runs import read_config
 from cmp.embedded import packages, packed, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
@@ -272,16 +271,6 @@ def test_out_is_tried_before_anything_is_computed(nowhere, monkeypatch, corpus, 
     run_config = pretraining.pretraining_config("tiny", 0)
     with pytest.raises(CmpError):
         pretraining.pretrain(run_config, corpus, Path(name), Observer())
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt", ""])
-@pytest.mark.parametrize("name", NOWHERE, ids=ascii)
-def test_an_export_that_cannot_be_written_is_refused(nowhere, name, suffix):
-    keep_run(nowhere)
-    arguments = ["results", "export", "0123456789ab", f"{name}{suffix}"]
-    result = CliRunner().invoke(cli.app, arguments)
-    refused_by_typer = "\0" in name and result.exit_code == 2
-    assert isinstance(result.exception, CmpError) or refused_by_typer
 
 
 @pytest.mark.parametrize("name", NOWHERE, ids=ascii)

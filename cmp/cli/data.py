@@ -10,7 +10,6 @@ import typer
 
 from cmp.cli import shared
 from cmp.embedded import manifest
-from cmp.files import project_folder
 from cmp.readers.manifest import FileSet, load_manifests
 
 
@@ -148,18 +147,4 @@ def init(folder: Path, write: bool = True) -> None:
         typer.echo(f"written: {path}; `cmpt data check {folder}` checks it")
 
 
-def attribution() -> None:
-    """Write ATTRIBUTION.md from the manifests.
-
-    Example:
-        cmpt data attribution
-    """
-    from cmp.embedded import sheets
-
-    path = project_folder() / "ATTRIBUTION.md"
-    text = sheets.attribution_text(manifest.embedded_packages(), manifest.load_datasets())
-    path.write_text(text)
-    typer.echo(f"written: {path}")
-
-
-app = shared.make_group(__doc__, build, list_, show, check, init, attribution)
+app = shared.make_group(__doc__, build, list_, show, check, init)

@@ -1,11 +1,8 @@
-"""List, show, verify, compare and export finished runs.
+"""List, show and verify finished runs.
 
 Example:
     cmpt results verify --sample 3
 """
-
-from collections import Counter
-from pathlib import Path
 
 import typer
 from tqdm import tqdm
@@ -15,7 +12,7 @@ from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
 from cmp.experiments import results, runs, store
-from cmp.files import SHORT_ID, atomic_file
+from cmp.files import SHORT_ID
 
 
 def ls() -> None:
@@ -82,59 +79,10 @@ def verify(
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             verdict = results.verify_published(run, progress_observer(bar))
-        _print_verdict(run, verdict)
+        typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
         answers.add(verdict.answer)
     if "different" in answers:
         raise typer.Exit(1)
 
 
-def compare(chapter: str) -> None:
-    """Compare a study's runs in the store with the published ones; differing scores are named.
-
-    Status 1 if any run is missing or different. To compute a study again, set CMP_BUILD to a folder
-    in which only the data are built.
-
-    Args:
-        chapter: The study's number, such as 01.
-
-    Example:
-        cmpt results compare 01
-    """
-    answers = Counter()
-    for run in results.published_runs(chapter.zfill(2)):
-        verdict = results.compare_with_store(run)
-        answers[verdict.answer] += 1
-        if verdict.answer != "bitwise equal":
-            _print_verdict(run, verdict)
-        for row in verdict.changes.itertuples() if verdict.answer == "different" else ():
-            scores = f"stored {row.stored:.2f}, now {row.now:.2f}, moved {row.moved:+.2f}"
-            typer.echo(f"  after {row.task} tasks, {row.scope}: {row.aggregate}: {scores}")
-    typer.echo(", ".join(f"{count} {answer}" for answer, count in answers.items()))
-    if answers.keys() & {"different", "missing"}:
-        raise typer.Exit(1)
-
-
-def _print_verdict(run: store.StoredRun, verdict: store.Verdict) -> None:
-    typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
-
-
-def export(run_id: str, file: Path) -> None:
-    """Write a run's metrics to a file, a row per (task, scope, dataset).
-
-    Args:
-        file: The file to write, NAME.csv or NAME.parquet.
-
-    Example:
-        cmpt results export 3f2a metrics.csv
-    """
-    run = store.find_run(run_id)
-    frame = run.metrics.assign(run=run.id)
-    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
-    if file.suffix not in writers:
-        raise CmpError(f"{file}: the name must end in .csv or .parquet")
-    with atomic_file(file) as partial:
-        writers[file.suffix](partial, index=False)
-    typer.echo(f"{len(frame)} rows: {file}")
-
-
-app = shared.make_group(__doc__, ls, show, verify, compare, export)
+app = shared.make_group(__doc__, ls, show, verify)

@@ -165,7 +165,7 @@ def export(run_id: str, out: shared.OutFile) -> None:
         models.export_weights(model, partial)
     typer.echo(f"written: {out}, weights of open_clip's {name!r}")
     if name in models.family_names():
-        typer.echo("open_clip knows that name once cmp.models is imported")
+        typer.echo("open_clip knows that name once cmp.embedded.models is imported")
 
 
 def progress_observer(bar: tqdm) -> Observer:

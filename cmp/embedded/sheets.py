@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cmp.data import IMAGE_SIZE
-from cmp.embedded.manifest import Dataset, Package
+from cmp.embedded.manifest import Dataset, Package, embedded_packages, load_datasets
 from cmp.embedded.packed import PackedDataset
 from cmp.errors import CmpError
-from cmp.files import atomic_file, make_folder
+from cmp.files import atomic_file, make_folder, project_folder, write_atomic
 from cmp.seeds import numpy_generator
 
 SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 8, 4, 12, 4
 
 ATTRIBUTION_HEAD = """# Attribution of the data
 
-Made by `cmpt data attribution` from `data_manifests/packages.yaml`. The packages are fetched when
-data are built; their content is not part of this repository. The weights in `cmp/embedded/weights`
-and `weights` were trained on the sets below whose role is *pool*.
+Made by `python -m cmp.embedded.sheets` from `data_manifests/packages.yaml`. The packages are
+fetched when data are built; their content is not part of this repository. The weights in
+`cmp/embedded/weights` and `weights` were trained on the sets below whose role is *pool*.
 
 | source | licence | package | used in |
 |---|---|---|---|
@@ -95,3 +95,8 @@ def attribution_text(packages: dict[str, Package], datasets: dict[str, Dataset])
         version = f"`{package.package}` {package.version}"
         rows.append(f"| {source} | {package.licence} | {version} | {users} |")
     return ATTRIBUTION_HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    path = project_folder() / "ATTRIBUTION.md"
+    write_atomic(path, attribution_text(embedded_packages(), load_datasets()))

@@ -149,13 +149,6 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
     return [runs[number] for number in order[:count]]
 
 
-def compare_with_store(run: StoredRun) -> Verdict:
-    """Compare a published run with the one in the store, which may be missing."""
-    if not store.is_stored(run.id):
-        return Verdict("missing", "it is not in the store")
-    return store.compare_runs(run, store.load_run(run.id))
-
-
 def verify_published(run: StoredRun, observer: Observer = NO_OBSERVER) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
     store.check_sources(run.id, run.provenance.get("options", {}))

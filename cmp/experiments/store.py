@@ -8,7 +8,7 @@ import datetime
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,15 +283,12 @@ class Verdict:
     """How two computations of one run compare.
 
     Attributes:
-        answer: "bitwise equal", "within tolerance", "different" or "missing".
+        answer: "bitwise equal", "within tolerance" or "different".
         sentence: The reason in words, with the first score that differs.
-        changes: A row per (task, scope, aggregate) that differs: `stored`, `now` and `moved`, all
-            in points.
     """
 
     answer: str
     sentence: str
-    changes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def verify_run(run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER) -> Verdict:
@@ -326,16 +323,13 @@ def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
         )
     pairs["aggregate"] = pairs["role"].map({role: name for name, role in ROLES.items()})
     means = pairs.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
-    means = means.set_axis(["stored", "now"], axis=1)
-    changes = means.assign(moved=means["now"] - means["stored"]).reset_index()
-    drift = changes["moved"].abs().max()
-    changes = changes[changes["moved"] != 0]
+    drift = (means["score_now"] - means["score"]).abs().max()
     reason += f"; A_KA and A_ZS move by at most {drift:.2f} points"
     if not machines:
-        return Verdict("different", f"{reason}, though nothing else differs", changes)
+        return Verdict("different", f"{reason}, though nothing else differs")
     answer = "within tolerance" if complete and drift <= TOLERANCE else "different"
     reason += f", against {TOLERANCE:g} allowed where {machines} differ"
-    return Verdict(answer, reason, changes)
+    return Verdict(answer, reason)
 
 
 def start_file(run_config: RunConfig) -> Path | None:
