@@ -266,7 +266,7 @@ def test_tags_of_the_paper_are_open_clip_s():
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_widget_is_a_view_of_the_plan(known):
-    box, sentence, picture, below = explorers.planner_explorer(known).children
+    box, sentence, picture, below = explorers.planner_explorer().children
     controls = {each.description: each for each in box.children}
     plan = planner.make_plan(core(), known)
     assert sentence.value == planner.plan_summary(plan).replace("&", "&amp;")

@@ -76,17 +76,13 @@ def stable_notebook(executed, source: Path):
     for cell, ran in zip(page.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
-    record = {key: executed.metadata["cmp"][key] for key in ("source_sha256", "parameters")}
-    lexer = page.metadata.get("jupytext", {}).get("default_lexer", "ipython3")
-    page.metadata = nbformat.from_dict(
-        {
-            "cmp": record,
-            "jupytext": {"default_lexer": lexer, "formats": chapters.FORMATS},
-            "kernelspec": chapters.KERNELSPEC,
-            "language_info": {"name": "python", "file_extension": ".py"},
-        }
-        | ({"widgets": scrub(state)} if state else {})
-    )
+    about, ran = page.metadata, executed.metadata["cmp"]
+    lexer = about.get("jupytext", {}).get("default_lexer", "ipython3")
+    about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
+    about["jupytext"] = {"default_lexer": lexer, "formats": chapters.FORMATS}
+    about["language_info"] = {"name": "python", "file_extension": ".py"}
+    if state:
+        about["widgets"] = scrub(state)
     return page
 
 

@@ -148,6 +148,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     held: dict[str, np.ndarray] = {}
 
     def draw(peak: float, hold: bool, **values) -> Drawn:
+        nonlocal current, held
         keys = analyses.schedule_keys(values["name"], values["meta"])
         for key in controls.keys() - {"name", "meta", "peak", "tasks", "steps", "hold"}:
             controls[key].disabled = key not in keys
@@ -155,12 +156,8 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
             values[key] = round(value, 6) if isinstance(value, float) else value  # stray digits
         run = analyses.schedule_run(peak=float(f"{peak:.3g}"), **values)
         rates = analyses.schedule_rates(run)
-        if not hold:
-            held.clear()
-        elif not held:
-            held.update(current)  # what was drawn before
-        current.clear()
-        current[f"{analyses.schedule_label(run)}, peak {run.schedule.peak:g}"] = rates
+        held = (held or current) if hold else {}  # `current` is what was drawn before
+        current = {f"{analyses.schedule_label(run)}, peak {run.schedule.peak:g}": rates}
         curves = current | {f"held: {name}": other for name, other in held.items()}
         details = ("" if stored is None else _nearest(run, stored)) + copyable(run_arguments(run))
         return figures.plot_learning_rates(curves), schedule_sentence(run, rates), details
@@ -495,16 +492,13 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
     return explorer(controls, draw)
 
 
-def planner_explorer(known: evidence.Evidence | None = None) -> widgets.VBox:
+def planner_explorer() -> widgets.VBox:
     """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
-
-    Args:
-        known: What the stored runs say; all that is published by default.
 
     Returns:
         The explorer.
     """
-    known = known or evidence.gather_evidence()
+    known = evidence.gather_evidence()
     keep, new = (
         [(f"{name}: {text}", name) for name, text in words.items()]
         for words in (planner.KEEP, planner.NEW)

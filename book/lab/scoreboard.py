@@ -118,10 +118,9 @@ def load_guidelines(path: Path = GUIDELINES) -> tuple[Guideline, ...]:
         guidelines = parse_record(json.dumps(tree["guidelines"]), tuple[Guideline, ...])
     except ValueError as error:
         raise CmpError(f"{path}: guidelines.{error}") from error
-    grounds = Counter((g.study, g.claim) for guideline in guidelines for g in guideline.claims)
-    (study, claim), count = grounds.most_common(1)[0] if grounds else (("", ""), 0)
-    if count > 1:
-        raise CmpError(f"{path}: claim {claim!r} of study {study} stands there twice")
+    grounds = [(g.study, g.claim) for guideline in guidelines for g in guideline.claims]
+    if twice := [ground for ground in grounds if grounds.count(ground) > 1]:
+        raise CmpError(f"{path}: claim {twice[0][1]!r} of study {twice[0][0]} stands there twice")
     return guidelines
 
 

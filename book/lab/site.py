@@ -25,7 +25,7 @@ from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import build_folder, write_atomic
 from cmp.registry import option_names
-from lab import analyses, chapters, explorers, figures, run
+from lab import analyses, chapters, explorers, figures
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = {
@@ -63,22 +63,19 @@ def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
                 path.write_bytes(content)
 
 
-def vendor_packages(theme: Path = THEME) -> None:
+def vendor_packages() -> None:
     """Fetch the packages that the theme needs and put them where its pages look for them.
-
-    Args:
-        theme: The folder of the theme.
 
     Raises:
         CmpError: A package cannot be fetched, or this Python lacks anywidget.
     """
-    for name, package in load_packages(theme).items():
-        copy_parts(packages.fetch_package(package), VENDORED[name], theme)
+    for name, package in load_packages(THEME).items():
+        copy_parts(packages.fetch_package(package), VENDORED[name], THEME)
     script = Path(sys.prefix, "share", "jupyter", "nbextensions", "anywidget", "index.js")
     if not script.exists():
         raise CmpError(f"{script}: missing; install the package anywidget into this Python")
-    shutil.copy(script, theme / "public" / "vendor" / "anywidget.js")
-    shutil.copy(chapters.BOOK / "lab" / "triangle.js", theme / "public" / "vendor")
+    shutil.copy(script, THEME / "public" / "vendor" / "anywidget.js")
+    shutil.copy(chapters.BOOK / "lab" / "triangle.js", THEME / "public" / "vendor")
 
 
 def figure_captions() -> dict[str, str]:
@@ -95,22 +92,12 @@ def figure_captions() -> dict[str, str]:
     return captions
 
 
-def write_lookups(theme: Path = THEME) -> None:
-    """Write the captions and tables that pages look up, unless they are there and current.
-
-    Args:
-        theme: The folder of the theme.
-    """
-    made_from, fingerprint = theme / "data" / "made-from.txt", run.package_fingerprint()
-    if made_from.exists() and made_from.read_text() == fingerprint:
-        return
-    for folder in (made_from.parent, theme / "public" / "data"):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(theme / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
+def write_lookups() -> None:
+    """Write the captions and tables that pages look up."""
+    write_atomic(THEME / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
     for name, table in (("mixture", mixture_table()), ("schedule", schedule_table())):
         text = json.dumps(table, separators=(",", ":"))
-        write_atomic(theme / "public" / "data" / f"{name}.json", text)
-    write_atomic(made_from, fingerprint)
+        write_atomic(THEME / "public" / "data" / f"{name}.json", text)
 
 
 def mixture_table() -> dict[str, Any]:
@@ -123,12 +110,8 @@ def mixture_table() -> dict[str, Any]:
     surface = analyses.surface(results.published_metrics("07"), explorers.LIKE)
     means = surface.scores.mean(axis=0).round(1).tolist()
     stored = zip(surface.names, surface.shares.tolist(), means, strict=True)
-    grid = [
-        [part / PARTS for part in (pool, update, PARTS - pool - update)]
-        for pool, update in itertools.product(range(PARTS + 1), repeat=2)
-        if pool + update <= PARTS
-    ]
-    points = [*grid, *surface.shares.tolist()]
+    grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
+    points = [*np.divide(grid, PARTS).tolist(), *surface.shares.tolist()]
     return {
         "stored": [{"name": name, "shares": at, "scores": mean} for name, at, mean in stored],
         "replicates": len(surface.scores),

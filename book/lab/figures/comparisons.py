@@ -65,9 +65,8 @@ def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
             axes.plot(points[x], points[column], "o", color=colour, markersize=8)
             axes.margins(0.12)
             axes.set(xlabel=label, ylabel=style.AXES[column])
-            places, small = points[[x, column]].to_numpy(), {"color": "0.25", "fontsize": 10}
-            names = zip(places, points.index, strict=True)
-            style.label_points(axes, [(*place, name, small) for place, name in names])
+            rows, small = points[[x, column]].itertuples(), {"color": "0.25", "fontsize": 10}
+            style.label_points(axes, [(*place, name, small) for name, *place in rows])
     return figure
 
 
@@ -85,9 +84,8 @@ def plot_gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
     table, largest = change.loc[order], np.abs(change.to_numpy()).max()
     borders = [roles[one] != roles[other] for one, other in itertools.pairwise(order)]
     shade = {"cmap": "PuOr", "vmin": -largest, "vmax": largest, "annot": True, "fmt": ".0f"}
-    bar = {"cbar_kws": {"label": "Points", "shrink": 0.6}}
     with style.canvas(2.6 + 0.78 * table.shape[1], 1.6 + 0.36 * len(table)) as (figure, axes):
-        style.heatmap(axes, table, **shade, **bar)
+        style.heatmap(axes, table, **shade, cbar_kws={"label": "Points", "shrink": 0.6})
         for place in np.flatnonzero(borders):
             axes.axhline(place + 1, color="0.15", linewidth=2)
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")

@@ -188,8 +188,8 @@ def plot_batch(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
     shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
     with style.canvas(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
         parts[names].plot.barh(ax=left, **shared)
-        for bars, name in zip(left.containers, names, strict=True):
-            counts = [f"{count:g}" if count else "" for count in parts[name]]
+        for bars in left.containers:
+            counts = [f"{count:g}" if count else "" for count in bars.datavalues]
             left.bar_label(bars, counts, label_type="center", **bold)
         left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
         passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)

@@ -14,10 +14,8 @@ from matplotlib.patheffects import withStroke
 JOINT, CONTROL = "joint", "replay-only control"
 SPECIAL = {JOINT: "#222222", CONTROL: "#858585"}
 """Settings that look the same in every figure: the upper bound and the control."""
-COLOURS = [
-    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"),  # seaborn's "colorblind"
-    *("#56b4e9", "#882255", "#ca9161"),
-]
+# of seaborn's "colorblind", but for the seventh
+COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
 STYLE = {
@@ -129,9 +127,8 @@ def label_ends(axes: Axes, weight: str = "bold") -> None:
     lines.sort(key=lambda line: line.get_xdata()[-1])
     for x, group in itertools.groupby(lines, lambda line: line.get_xdata()[-1]):
         ends = [(line, line.get_ydata()[-1], line.get_color()) for line in group]
-        for (line, y, colour), place in zip(
-            ends, spread([y for _, y, _ in ends], gap), strict=True
-        ):
+        places = spread([y for _, y, _ in ends], gap)
+        for (line, y, colour), place in zip(ends, places, strict=True):
             arrow = {"xytext": (x + shift, place), "arrowprops": tie | {"color": colour}}
             axes.annotate(line.get_label(), (x, y), color=colour, **arrow, **look)
 

@@ -62,10 +62,9 @@ def _layers(
     frames = [summarise(frame) for frame in (background, trajectory) if frame is not None]
     names = [(frame, name) for frame in frames for name in frame.index.unique("setting")]
     colours = colours or style.palette(name for _, name in names)
-    ordinary = [name for name in colours if name not in style.SPECIAL]
     layers = []
     for frame, name in names:
-        look = style.line_style(ordinary.index(name) if name in ordinary else 0, colours[name])
+        look = style.line_style(list(colours).index(name), colours[name])
         label = style.bold(colours[name])
         if name in style.SPECIAL:
             look |= {"linestyle": "--", "marker": "X", "markersize": 4}
