@@ -8,6 +8,7 @@ from cmp import config, mixtures, streams
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.experiments import statistics
+from tests import chapter_code
 
 
 def test_counts_are_those_of_the_batches_that_training_makes():
@@ -51,7 +52,7 @@ def test_report(corpus):
 
 def distance(corpus, **mixture):
     chosen = config.parse({"mixture": mixture} | config.profile("cpu"))
-    return statistics.distance_to_union(chosen, corpus)
+    return chapter_code.definitions("07")["distance_to_union"](chosen, corpus)
 
 
 def test_replay_brings_batches_nearer_to_the_union(corpus):

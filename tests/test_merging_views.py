@@ -11,7 +11,8 @@ import torch
 from cmp import config, evaluation, models
 from cmp.experiments.runs import task_end_weights
 from cmp.runner import execute
-from lab import analyses, explorers, figures
+from lab import explorers, figures
+from tests import chapter_code
 from tests.test_widgets import parts_of
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -24,7 +25,7 @@ def test_drift_by_hand():
         for step, x in enumerate((0.0, 1.0))
     ]
     ends.append(ends[-1] | {"a": torch.tensor([3.0, 3.0])})
-    table, cosines = analyses.weight_drift(ends)
+    table, cosines = chapter_code.definitions("03")["weight_drift"](ends)
     assert table["step"].tolist() == pytest.approx([20, 20])
     assert table["away"].tolist() == pytest.approx([20, 20 * math.sqrt(2)])
     assert cosines == pytest.approx(np.eye(2))

@@ -1,22 +1,13 @@
 """Chapter A3's small models of the published code: its known figures come out."""
 
-import ast
-
 import pytest
 
-from lab import chapters
+from tests import chapter_code
 
 
 @pytest.fixture(scope="module")
 def chapter():
-    """What the chapter imports and defines as functions."""
-    [source] = chapters.select(["A3"])
-    cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef)
-    nodes = [node for cell in cells for node in ast.parse(cell).body if isinstance(node, kinds)]
-    namespace = {}
-    exec(compile(ast.Module(nodes, []), str(source), "exec"), namespace)
-    return namespace
+    return chapter_code.definitions("A3")
 
 
 def test_subsets_shrink_to_what_was_read_off_the_code(chapter):

@@ -12,6 +12,7 @@ from cmp.experiments import pretraining, studies
 from cmp.experiments.claims import AGGREGATES, setting_means
 from cmp.experiments.paper import model_catalogue
 from lab import analyses, explorers, figures
+from tests import chapter_code
 from tests.test_widgets import parts_of
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}
@@ -69,10 +70,9 @@ def test_agreement_is_held_against_what_replicates_say_of_each_other():
     scores = {"tiny: a": [1, 3], "tiny: b": [2, 2], "tiny: c": [3, 1]}
     scores |= {name.replace("tiny", "other"): [10 * x for x in v] for name, v in scores.items()}
     one = pd.DataFrame(scores, dtype=float)
-    table = pd.concat(dict.fromkeys(AGGREGATES, one), axis=1)
-    found = analyses.rank_agreements(table, "tiny", ["other"])
-    assert found.loc["other", "GM"] == found.loc["other", "GM lowest"] == 1
-    assert found.loc["tiny, other replicates", "A_KA"] == -1
+    found = chapter_code.definitions("05")["rank_agreements"](one, ["other"])
+    assert found.loc["other", "mean"] == found.loc["other", "min"] == 1
+    assert found.loc["tiny, other replicates", "mean"] == -1
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():

@@ -6,14 +6,13 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
@@ -231,30 +230,6 @@ def budget_table(model: str, batch: int, full_steps: float, methods: Iterable[st
         rows[name] = (*sizes, budget.step / 1e9, budget.end / 1e9, budget.steps)
     columns = ["GFLOPs", "GB", "x full", "GMAFs", "at end", "steps"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def rank_agreements(table: pd.DataFrame, reference: str, others: list[str]) -> pd.DataFrame:
-    """Correlate the ranks of settings on other networks with those on a reference.
-
-    Args:
-        table: As `claims.by_replicate` returns it; settings are named "network: setting".
-        reference: The network that the others are compared with.
-        others: Networks.
-
-    Returns:
-        A row per network, and one for the reference's replicates with each other, which no network
-        can be expected to exceed; per aggregate the mean rank correlation, and the lowest and
-        highest of a replicate.
-    """
-    tables = []
-    for aggregate in claims.AGGREGATES:
-        scores = table[aggregate].dropna(axis=0, how="all")
-        found = {name: claims.rank_agreement(scores, reference, name) for name in others}
-        found[f"{reference}, other replicates"] = claims.rank_repeatability(scores, reference)
-        names = [aggregate, f"{aggregate} lowest", f"{aggregate} highest"]
-        rows = {name: values.agg(["mean", "min", "max"]) for name, values in found.items()}
-        tables.append(pd.DataFrame(rows).T.set_axis(names, axis=1))
-    return pd.concat(tables, axis=1)
 
 
 # schedules
@@ -534,27 +509,6 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 
 
 # weights
-
-
-def weight_drift(ends: Sequence[Mapping[str, torch.Tensor]]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Measure how far each task moved the weights, and the cosines between the moves of all tasks.
-
-    Args:
-        ends: The weights theta_0 before the stream, and theta_t after each of T tasks.
-
-    Returns:
-        A row per task (index `task`, from 1): `step`, the length of theta_t - theta_{t-1}, and
-        `away`, that of theta_t - theta_0, in percent of the length of theta_0; and the cosines
-        [T, T] of the steps.
-    """
-    names = [name for name, x in ends[0].items() if x.is_floating_point()]
-    flat = [torch.cat([end[name].flatten() for name in names]) for end in ends]
-    theta = torch.stack(flat).double()  # [T + 1, weights]
-    steps, unit = theta.diff(dim=0), theta[0].norm() / 100
-    lengths, away = steps.norm(dim=1), (theta[1:] - theta[0]).norm(dim=1)
-    index = pd.RangeIndex(1, len(ends), name="task")
-    table = pd.DataFrame({"step": lengths / unit, "away": away / unit}, index)
-    return table, (steps @ steps.T / torch.outer(lengths, lengths)).numpy()
 
 
 def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:

@@ -174,21 +174,6 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
     return pd.DataFrame(rows, index, ["classes", "datasets", "images", "buffer", "passes"])
 
 
-def distance_to_union(config: RunConfig, corpus: Corpus) -> np.ndarray:
-    """Return how far each task's batches are from independent draws from all data.
-
-    Returns:
-        The total variation distance [tasks], 0 to 1, between the classes of the samples that a task
-        shows and those of the union of the kept pool and of every update, each image once.
-    """
-    labels = pd.factorize(streams.class_names(corpus, np.arange(len(corpus.table))))[0]
-    kept = mixtures.replay_pool(corpus, config.mixture, config.seeds.data)
-    union = np.concatenate([kept, *streams.task_rows(corpus, config.stream, config.seeds.stream)])
-    wanted = np.bincount(labels[union], minlength=labels.max() + 1) / len(union)
-    shown = np.stack([np.bincount(labels, counts) for counts in sample_counts(config, corpus)])
-    return np.abs(shown / shown.sum(axis=1, keepdims=True) - wanted).sum(axis=1) / 2
-
-
 def expected_counts(
     mixture: Mixture, batch: int, tasks: int, steps: int, pool_size: float, task_size: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
