@@ -20,27 +20,15 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import parse_json
+from cmp.readers.files import parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
 """The bases of a checkout; the package itself has one, in `cmp.embedded.models.WEIGHTS`."""
-PRETRAINING: dict[str, Any] = {
-    "model": {"start": "random"},
-    "stream": {"tasks": 1},
-    "mixture": {"pretraining": 1.0, "update": 0.0, "buffer": 0.0, "replay": 1.0},
-    "schedule": {"name": "wsd", "peak": 2e-3, "warmup": 0.04},
-    "training": {"steps": 2600, "batch": 128},
-    "evaluation": {"subset": None},
-}
+_TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))
+PRETRAINING: dict[str, Any] = _TREES["recipe"]
 """Pretraining is a run of one task from random weights on the pool alone."""
-PRETRAINING_OF: dict[str, tuple[str, ...]] = {
-    "tiny-half": ("training.steps=5200",),
-    "tiny-one": ("training.steps=5200",),
-    "tiny-double": ("training.steps=5200", "schedule.peak=0.0014"),
-    "tiny-quad": ("training.steps=5200", "schedule.peak=0.001"),
-    "tiny-vit": ("training.steps=4000",),
-}
+PRETRAINING_OF: dict[str, list[str]] = _TREES["models"]
 """Where a model's pretraining differs from `PRETRAINING`, as key=value."""
 TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS | joint A_KA |
 |---|---|---|---|---|---|
