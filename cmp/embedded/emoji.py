@@ -9,8 +9,8 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,8 +34,7 @@ REGIONAL_A = 0x1F1E6
 """Codepoint of the regional indicator A; two indicators are a flag."""
 
 
-@dataclass(frozen=True)
-class Character:
+class Character(NamedTuple):
     """One emoji of the catalogue.
 
     Attributes:

@@ -55,10 +55,8 @@ def run(
         return workers.run_one(run_config, observer, device)
 
 
-NAMING_KEYS = {
-    "model": "name", "stream": "order", "mixture": "policy", "method": "name",
-    "merging": "policy", "schedule": "name",
-}  # fmt: skip
+NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
+NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 """The key of a section that a text stands for in `from_keywords`."""
 
 

@@ -83,19 +83,18 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     folder = root / dataset.reader.path
     if not folder.is_dir():
         raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
-    rows, counts = [], {}
+    rows, classes, used = [], {}, set()
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
-        for class_folder in visible_folders(top):
-            counts.setdefault(class_folder.name, 0)
+        classes |= dict.fromkeys(class_folder.name for class_folder in visible_folders(top))
         for path, size in walk_files(top):
             label, slash, _ = path.partition("/")
             if slash and path.lower().endswith(IMAGE_SUFFIXES):
-                counts[label] += 1
+                used.add(label)
                 source = f"{split}/{path}" if split else path
                 rows.append(Row(source, size, split, label.replace("_", " "), None))
-    faults = [Fault("class without images", label) for label, count in counts.items() if not count]
+    faults = [Fault("class without images", label) for label in classes if label not in used]
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
