@@ -8,7 +8,6 @@ that a split by intervals of it can never put one concept on two sides.
 import functools
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,7 +160,7 @@ def render_emoji(style: str, archive: Path, names: dict[str, str]) -> dict[str, 
     return {code: image for code, image in images.items() if is_visible(image)}
 
 
-def _captions(character: Character, kinds: Sequence[str]) -> list[str]:
+def _captions(character: Character, kinds: list[str]) -> list[str]:
     """The captions of an emoji, in the order of `kinds`, without repetition."""
     tags = [tag for tag in character.tags if tag != character.name]
     captions = {

@@ -21,7 +21,6 @@ from cmp.config import RunConfig
 from cmp.data import load_corpus
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store, workers
-from cmp.experiments.workers import Failures
 from cmp.files import build_folder
 
 STOP_SECONDS = 20
@@ -30,7 +29,7 @@ STOP_SECONDS = 20
 
 def run_on_ray(
     todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
-) -> Failures:
+) -> workers.Failures:
     """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
 
     A run takes one core, and a GPU where `device` is one. A run whose node or worker is lost starts

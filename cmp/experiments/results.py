@@ -15,7 +15,6 @@ from cmp.data import load_corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.experiments.studies import Study
 from cmp.files import atomic_file, child_path, project_folder, read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
@@ -75,7 +74,7 @@ def _read_results(chapter: str) -> pd.DataFrame:
     return frame
 
 
-def publish_study(study: Study, profile: str = "cpu") -> Path:
+def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     """Write a study's metrics to `book/results/NN.parquet`, sorted.
 
     Runs that are not in the store are taken from the file that was published before, if they are

@@ -17,7 +17,6 @@ of its own, `NN-tuning`, on the validation split.
 import itertools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -284,7 +283,7 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def is_translatable(changes: Mapping[str, Any], name: str) -> bool:
+def is_translatable(changes: dict[str, Any], name: str) -> bool:
     """Return whether a study's changes can be asked of a profile.
 
     A profile with a model of its own takes no embedded model by name.
