@@ -18,7 +18,6 @@ import torch
 
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.data import load_corpus
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store, workers
 from cmp.files import build_folder
@@ -52,8 +51,8 @@ def run_on_ray(
         task, references = _ray_task(ray, device), set()
 
         def start(run_config: RunConfig) -> Any:
-            run_id = store.run_id_of(run_config, load_corpus(run_config))
-            references.add(reference := task.remote(run_id, run_config, device))
+            reference = task.remote(store.run_id_of(run_config), run_config, device)
+            references.add(reference)
             return reference
 
         def wait(running: Iterable[Any]) -> Iterator[tuple[Any, workers.Outcome]]:
@@ -148,7 +147,7 @@ def _compute_on_node(run_id: str, run_config: RunConfig, device: str) -> store.S
     torch.set_num_threads(1)
     try:
         workers.load_plugins()
-        if store.run_id_of(run_config, load_corpus(run_config)) != run_id:
+        if store.run_id_of(run_config) != run_id:
             raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
         return workers.run_one(run_config, device=device, wait=True)
     except (Exception, Interrupted) as error:

@@ -85,7 +85,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
             something of it, or the file is too large.
     """
     path, configs = results_file(study.chapter), study.configs(profile)
-    grid = {key: store.run_id_of(each, load_corpus(each)) for key, each in configs.items()}
+    grid = {key: store.run_id_of(each) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():
