@@ -8,7 +8,6 @@ import torch
 
 from cmp import config
 from cmp.config import RunConfig
-from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, store, studies
 from cmp.experiments.studies import Study
@@ -78,7 +77,7 @@ def run_status(
     """
     plan, words = studies.plan_study(live, device), []
     if live:
-        ids = [store.run_id_of(run, load_data(run.data)) for run in set(live) - set(plan.todo)]
+        ids = [store.run_id_of(run) for run in set(live) - set(plan.todo)]
         took = [store.load_record(run_id)[0].provenance["seconds"] for run_id in ids]
         took_words = (
             f", which took about {round_time(sum(took) / min(jobs, len(took)))}" if took else ""

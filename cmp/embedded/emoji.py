@@ -8,9 +8,8 @@ that a split by intervals of it can never put one concept on two sides.
 import functools
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,8 +33,7 @@ REGIONAL_A = 0x1F1E6
 """Codepoint of the regional indicator A; two indicators are a flag."""
 
 
-@dataclass(frozen=True)
-class Character:
+class Character(NamedTuple):
     """One emoji of the catalogue.
 
     Attributes:
@@ -162,7 +160,7 @@ def render_emoji(style: str, archive: Path, names: dict[str, str]) -> dict[str, 
     return {code: image for code, image in images.items() if is_visible(image)}
 
 
-def _captions(character: Character, kinds: Sequence[str]) -> list[str]:
+def _captions(character: Character, kinds: list[str]) -> list[str]:
     """The captions of an emoji, in the order of `kinds`, without repetition."""
     tags = [tag for tag in character.tags if tag != character.name]
     captions = {

@@ -29,18 +29,14 @@ class IconSet:
     """One icon set.
 
     Attributes:
-        icons: Name -> icon, with its SVG under "body".
+        icons: Name -> icon, with its SVG under "body" and its place and size.
         aliases: Name -> alias, with what it stands for under "parent".
         characters: Codepoints -> name.
-        width: Width of an icon that states none.
-        height: Height of an icon that states none.
     """
 
     icons: dict[str, dict]
     aliases: dict[str, dict]
     characters: dict[str, str]
-    width: int
-    height: int
 
     def resolve(self, name: str) -> str | None:
         """Return the icon that a name or an alias stands for, or None.
@@ -62,8 +58,7 @@ class IconSet:
             uint8 [4, 32, 32], RGBA.
         """
         icon = self.icons[name]
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        width, height = icon.get("width", self.width), icon.get("height", self.height)
+        left, top, width, height = (icon[key] for key in ("left", "top", "width", "height"))
         body = icon["body"].replace("currentColor", "#000")
         svg = (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -82,14 +77,10 @@ def read_icon_set(archive: Path) -> IconSet:
     """
     files = {"package/icons.json": b"{}", "package/chars.json": b"{}"}
     files |= {name: data for name, data in archive_members(archive, "package/") if name in files}
-    icons = json.loads(files["package/icons.json"])
-    return IconSet(
-        icons={name: icon for name, icon in icons["icons"].items() if not icon.get("hidden")},
-        aliases=icons.get("aliases", {}),
-        characters=json.loads(files["package/chars.json"]),
-        width=icons.get("width", 16),
-        height=icons.get("height", 16),
-    )
+    given = {"width": 16, "height": 16} | json.loads(files["package/icons.json"])
+    size = {"left": 0, "top": 0, "width": given["width"], "height": given["height"]}
+    icons = {name: size | icon for name, icon in given["icons"].items() if not icon.get("hidden")}
+    return IconSet(icons, given.get("aliases", {}), json.loads(files["package/chars.json"]))
 
 
 def is_visible(image: np.ndarray) -> bool:

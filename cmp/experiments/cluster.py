@@ -18,10 +18,8 @@ import torch
 
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store, workers
-from cmp.experiments.workers import Failures
 from cmp.files import build_folder
 
 STOP_SECONDS = 20
@@ -30,7 +28,7 @@ STOP_SECONDS = 20
 
 def run_on_ray(
     todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
-) -> Failures:
+) -> workers.Failures:
     """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
 
     A run takes one core, and a GPU where `device` is one. A run whose node or worker is lost starts
@@ -53,8 +51,8 @@ def run_on_ray(
         task, references = _ray_task(ray, device), set()
 
         def start(run_config: RunConfig) -> Any:
-            run_id = store.run_id_of(run_config, load_data(run_config.data))
-            references.add(reference := task.remote(run_id, run_config, device))
+            reference = task.remote(store.run_id_of(run_config), run_config, device)
+            references.add(reference)
             return reference
 
         def wait(running: Iterable[Any]) -> Iterator[tuple[Any, workers.Outcome]]:
@@ -149,7 +147,7 @@ def _compute_on_node(run_id: str, run_config: RunConfig, device: str) -> store.S
     torch.set_num_threads(1)
     try:
         workers.load_plugins()
-        if store.run_id_of(run_config, load_data(run_config.data)) != run_id:
+        if store.run_id_of(run_config) != run_id:
             raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
         return workers.run_one(run_config, device=device, wait=True)
     except (Exception, Interrupted) as error:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,7 +215,7 @@ def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
 
 
 def effects_of(
-    choices: Sequence[Choice], facts: dict[str, bool], known: Evidence, numbers: bool
+    choices: tuple[Choice, ...], facts: dict[str, bool], known: Evidence, numbers: bool
 ) -> pd.DataFrame:
     """Return what those choices that arise in a plan did in the stored runs.
 

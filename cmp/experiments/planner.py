@@ -206,7 +206,8 @@ def make_plan(request: PlanRequest, known: Evidence) -> Plan:
     """
     for problem in _problems(request):
         raise ImpossibleRequest(problem)
-    tree, run = _choose_sizes(request, choose_settings(request))
+    tree = _choose_sizes(request, choose_settings(request))
+    run = _run_of(tree)
     step = budgets.method_cost(run).step * _memory_multiplier(run)
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
@@ -260,9 +261,7 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     return tree
 
 
-def _choose_sizes(
-    request: PlanRequest, settings: dict[str, Any]
-) -> tuple[dict[str, Any], RunConfig]:
+def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with a batch that fits and the steps that the compute allows.
 
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
@@ -273,7 +272,7 @@ def _choose_sizes(
             tree = settings | {"training": {"batch": batch, "steps": 1}} | part
             if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
                 tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
-                return tree, _run_of(tree)
+                return tree
     raise ImpossibleRequest(
         f"{request.model} does not fit into {request.device}, {memory / GIGA:.0f} GB, even at "
         f"batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a larger "

@@ -15,7 +15,6 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.experiments.studies import Study
 from cmp.files import atomic_file, child_path, project_folder
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
@@ -76,7 +75,7 @@ def _read_results(chapter: str) -> pd.DataFrame:
     return frame
 
 
-def publish_study(study: Study, profile: str = "cpu") -> Path:
+def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     """Write a study's metrics to `book/results/NN.parquet`, sorted.
 
     Runs that are not in the store are taken from the file that was published before, if they are
@@ -87,7 +86,7 @@ def publish_study(study: Study, profile: str = "cpu") -> Path:
             something of it, or the file is too large.
     """
     path, configs = results_file(study.chapter), study.configs(profile)
-    grid = {key: store.run_id_of(each, load_data(each.data)) for key, each in configs.items()}
+    grid = {key: store.run_id_of(each) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from cmp import budgets, config, models
 from cmp.checkpoints import Progress, latest_checkpoint
 from cmp.config import MAX_COUNT, Mixture, RunConfig
-from cmp.data import Corpus, load_data
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
 from cmp.files import SHORT_ID, build_folder
@@ -45,7 +45,7 @@ def run(
         ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
-    is_stored = store.is_stored(store.run_id_of(run_config, load_data(run_config.data)))
+    is_stored = store.is_stored(store.run_id_of(run_config))
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
@@ -55,10 +55,8 @@ def run(
         return workers.run_one(run_config, observer, device)
 
 
-NAMING_KEYS = {
-    "model": "name", "stream": "order", "mixture": "policy", "method": "name",
-    "merging": "policy", "schedule": "name",
-}  # fmt: skip
+NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
+NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 """The key of a section that a text stands for in `from_keywords`."""
 
 
@@ -131,8 +129,7 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
 def unfinished_runs() -> list[Progress]:
     """Return how far each unfinished run has come."""
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
-    checkpoints = [latest_checkpoint(folder) for folder in folders]
-    return [state.progress for _, state in filter(None, checkpoints)]
+    return [found[1].progress for folder in folders if (found := latest_checkpoint(folder))]
 
 
 def recorded_threads(progress: Progress) -> int:

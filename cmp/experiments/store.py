@@ -21,7 +21,7 @@ from torch import nn
 import cmp
 from cmp import budgets, config, mixtures, models, registry, streams
 from cmp.config import STARTS, STRICT, RunConfig
-from cmp.data import Corpus, named_sources
+from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.files import SHORT_ID, build_folder, child_path, parse_record
@@ -82,11 +82,16 @@ class StoredRun:
     weights: str
 
 
-def run_id_of(run_config: RunConfig, corpus: Corpus) -> str:
+def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     """Return a run's id: the sha256 of everything that decides its result.
 
     A folder of data counts by its content, wherever it lies.
+
+    Args:
+        run_config: The run's config.
+        corpus: Its data; they are loaded where None.
     """
+    corpus = corpus or load_data(run_config.data)
     start, weights = start_identity(run_config)
     location = {} if run_config.data in named_sources() else {"data": "a folder"}
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")

@@ -17,7 +17,6 @@ of its own, `NN-tuning`, on the validation split.
 import itertools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -28,7 +27,6 @@ from tqdm.auto import tqdm
 
 from cmp import config
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
-from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
@@ -218,11 +216,7 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    return [
-        run_config
-        for run_config in dict.fromkeys(configs)
-        if not store.is_stored(store.run_id_of(run_config, load_data(run_config.data)))
-    ]
+    return [each for each in dict.fromkeys(configs) if not store.is_stored(store.run_id_of(each))]
 
 
 def compute_runs(
@@ -248,10 +242,8 @@ def compute_runs(
     with tqdm(total=len(todo), desc="runs", unit=" runs") as bar:
         failures = BACKENDS[backend](todo, jobs, device, bar.update)
     if failures:
-        lines = [
-            f"  {store.run_id_of(run_config, load_data(run_config.data))[:SHORT_ID]}: {reason}"
-            for run_config, reason in failures.items()
-        ]
+        reasons = failures.items()
+        lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
 
@@ -278,20 +270,19 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
     frames = []
     for (setting, replicate), run_config in configs.items():
-        run = store.load_run(store.run_id_of(run_config, load_data(run_config.data)))
+        run = store.load_run(store.run_id_of(run_config))
         short = run.id[:SHORT_ID]
         frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
     return pd.concat(frames, ignore_index=True)
 
 
-def is_translatable(changes: Mapping[str, Any], name: str) -> bool:
+def is_translatable(changes: dict[str, Any], name: str) -> bool:
     """Return whether a study's changes can be asked of a profile.
 
     A profile with a model of its own takes no embedded model by name.
     """
-    return name not in FOREIGN_MODEL_PROFILES or not any(
-        key.startswith("model.") for key in changes
-    )
+    names_model = any(key.startswith("model.") for key in changes)
+    return not (names_model and name in FOREIGN_MODEL_PROFILES)
 
 
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Image files as arrays: whole, or a random part of them, at the side that a model takes."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import json
@@ -213,10 +214,8 @@ def damaged_images(index: ImageIndex) -> list[Fault]:
         A fault per damaged image.
     """
     path = build_folder() / "checked" / f"{index.data_hash()}.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return [Fault(*pair) for pair in parse_json(path.read_text())]
-    except (OSError, ValueError, TypeError):
-        pass
     images = list(zip(index.table["source"], index.table["position"], strict=True))
 
     def check_block(start: int) -> list[Fault]:

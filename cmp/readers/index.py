@@ -19,10 +19,8 @@ from cmp.seeds import unit_interval
 MAX_IMAGE_BYTES = 64 * 2**20
 """Largest size of an image file."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "test": "test",
-    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
-}  # fmt: skip
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
+SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 """Name of a folder or value of a column -> split."""
 
 

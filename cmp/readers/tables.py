@@ -2,9 +2,8 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,19 +82,18 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     folder = root / dataset.reader.path
     if not folder.is_dir():
         raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
-    rows, counts = [], {}
+    rows, classes, used = [], {}, set()
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
-        for class_folder in visible_folders(top):
-            counts.setdefault(class_folder.name, 0)
+        classes |= dict.fromkeys(class_folder.name for class_folder in visible_folders(top))
         for path, size in walk_files(top):
             label, slash, _ = path.partition("/")
             if slash and path.lower().endswith(IMAGE_SUFFIXES):
-                counts[label] += 1
+                used.add(label)
                 source = f"{split}/{path}" if split else path
                 rows.append(Row(source, size, split, label.replace("_", " "), None))
-    faults = [Fault("class without images", label) for label, count in counts.items() if not count]
+    faults = [Fault("class without images", label) for label in classes if label not in used]
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
@@ -147,7 +145,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     Raises:
         CmpError: If a column is missing.
     """
-    images = _column(dataset, frame, "image", lambda image: image, None)
+    images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
         sizes = [len(image) if isinstance(image, bytes) else -1 for image in images]
         return _index_frame(dataset, frame, [""] * len(images), sizes, images.__getitem__)
@@ -157,29 +155,29 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     return _index_frame(dataset, frame, names, sizes, functools.partial(read_file, root, names))
 
 
-def _column(
-    dataset: FileSet, frame: pd.DataFrame, key: str, convert: Callable[[Any], Any], default: object
-) -> list:
+def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
     """The values of the column that the manifest names by `key`.
 
-    All are the default where it names none, or where a column that it does not name is missing.
+    All are None where it names none, or where a column that it does not name is missing.
     """
     name = getattr(dataset.reader, key)
     if name in frame:
-        return [convert(value) for value in frame[name].tolist()]
+        return frame[name].tolist()
     if key == "image" or (name is not None and key in dataset.reader.model_fields_set):
         columns = ", ".join(map(str, frame))
         raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}; there are {columns}")
-    return [default] * len(frame)
+    return [None] * len(frame)
 
 
 def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], sizes: list[int], read: ReadImage
 ) -> ImageIndex:
     """The index of a table; an image without a name is called by its row."""
-    splits = _column(dataset, frame, "split", _text, "")
-    labels = _column(dataset, frame, "label", _text, "")
-    captions = _column(dataset, frame, "caption", _caption, None)
+    splits, labels = (map(_text, _column(dataset, frame, key)) for key in ("split", "label"))
+    captions = _column(dataset, frame, "caption")
+    if dataset.reader.caption in frame:  # what pandas has for a missing one is no caption, either
+        good = (str, list, tuple, np.ndarray)
+        captions = [value if isinstance(value, good) else 0 for value in captions]
     if not {dataset.reader.label, dataset.reader.caption} & set(frame):
         raise CmpError(f"{dataset.name}: reader: name a column of captions or of labels")
     sources = [name or f"row {row}" for row, name in enumerate(names)]
@@ -191,11 +189,6 @@ def _text(value: object) -> str:
     """A label or a split: a text, or a whole number as text; "" for anything else."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
-
-
-def _caption(value: object) -> object:
-    """A value of a column of captions; what pandas has for a missing one is no caption, either."""
-    return value if isinstance(value, str | list | tuple | np.ndarray) else 0
 
 
 def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
