@@ -240,7 +240,7 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
         start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
         tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
     tree["stream"] = {"tasks": request.updates}
-    # half of a batch are earlier updates, and half of the rest pretraining data, where there are
+    # half of a batch replays earlier updates, half of the rest the pretraining data, if they can be
     buffer = 0.5 * (request.buffer != 0)
     pool = 0.5 * (1 - buffer) * (request.pool > 0)
     tree["mixture"] = {"pretraining": pool, "update": 1 - pool - buffer, "buffer": buffer}
