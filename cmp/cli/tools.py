@@ -71,7 +71,7 @@ def merge_options(
     given = {key: value for key, value in settings.items() if value is not None}
     source = " ".join(f"--{key} {value:g}" for key, value in given.items())
     tree = {"merging": {"policy": "ema", "rule": rule} | given}
-    section = config.parse(tree, source or "cmpt merge").merging
+    config.parse(tree, source or "cmpt merge")  # refuses what the rule does not take
     numbers = None
     if weights is not None:
         if "weight" not in get_option("merge_rule", rule).settings:
@@ -80,8 +80,7 @@ def merge_options(
             numbers = tuple(float(number) for number in weights.split(","))
         except ValueError as error:
             raise CmpError(f"--weights {weights}: expected numbers such as 0.7,0.3") from error
-    values = {key: getattr(section, key) for key in settings}
-    return MergeOptions(numbers, **values, draw=(seed,))
+    return MergeOptions(numbers, **given, draw=(seed,))
 
 
 def plan(
