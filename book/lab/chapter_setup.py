@@ -79,13 +79,11 @@ def run_status(
     if live:
         ids = [store.run_id_of(run) for run in set(live) - set(plan.todo)]
         took = [store.load_record(run_id)[0].provenance["seconds"] for run_id in ids]
-        took_words = (
-            f", which took about {round_time(sum(took) / min(jobs, len(took)))}" if took else ""
-        )
-        words.append(f"Stored: {len(took)} of {plan.runs} live runs{took_words}.")
-        todo = len(plan.todo)
+        stored, todo = f"{len(took)} of {plan.runs} live runs", len(plan.todo)
+        if took:
+            stored += f", which took about {round_time(sum(took) / min(jobs, len(took)))}"
         needed = f"{todo}, about {round_time(plan.seconds / min(jobs, todo))}" if todo else "none"
-        words.append(f"To compute: {needed}.")
+        words.append(f"Stored: {stored}. To compute: {needed}.")
     if uncached:
         seconds = round_time(sum(forecast.forecast_seconds(uncached, device)))
         words.append(f"Computed at every reading and not stored: about {seconds}.")

@@ -351,12 +351,9 @@ def _same_stream(run: RunConfig, published: pd.DataFrame) -> str:
     if not names:
         return "<p>No stored run follows this stream.</p>"
     trajectory = store.trajectory(published[published["setting"].isin(names)])
-    columns = {
-        f"{key} {when} (%)": claims.setting_means(trajectory, at)[key]
-        for when, at in {"on the way": "area", "at the end": "end"}.items()
-        for key in ("A_KA", "A_ZS")
-    }
-    table = html_table(pd.DataFrame(columns).loc[names], "setting")
+    way, end = (claims.setting_means(trajectory, at)[["A_KA", "A_ZS"]] for at in ("area", "end"))
+    columns = way.add_suffix(" on the way (%)").join(end.add_suffix(" at the end (%)"))
+    table = html_table(columns.loc[names], "setting")
     return f"<b>Stored runs of this stream</b>, means over replicates{table}"
 
 

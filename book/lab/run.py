@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
 
 from cmp import NUMERICS
 from cmp.config import PROFILES
@@ -184,7 +183,6 @@ def run_chapters(
     Raises:
         CmpError: A parameter is wrong.
     """
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     fingerprint, tasks = package_fingerprint(), []
     for source in sources:
         values = chapters.check_parameters(source, given)
@@ -192,19 +190,20 @@ def run_chapters(
     todo = [task for task in tasks if not task.is_current()]
     for task in tasks:
         forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
-        console.print(f"{task.source.stem}: {forecast if task in todo else 'current, skipped'}")
+        tqdm.write(f"{task.source.stem}: {forecast if task in todo else 'current, skipped'}")
     known = [task.seconds for task in todo if task.seconds]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
-    console.print(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
+    tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
+    if dry_run:
+        return tasks, []
     failures = {}
-    quiet = {"console": console, "disable": not console.is_terminal}
-    for task, error in () if dry_run else track(_finished(todo, jobs), "book", len(todo), **quiet):
+    for task, error in tqdm(_finished(todo, jobs), "book", len(todo), disable=None):
         if isinstance(error, CmpError):
             failures[task.source] = error
         elif error:
             raise error
-        console.print(f"{task.source.stem}: {'failed' if error else f'{task.seconds} s'}")
+        tqdm.write(f"{task.source.stem}: {'failed' if error else f'{task.seconds} s'}")
     return tasks, [failures[task.source] for task in todo if task.source in failures]
 
 

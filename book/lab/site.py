@@ -154,11 +154,9 @@ def schedule_table() -> dict[str, Any]:
         nearest of `stored`.
     """
     known = analyses.stored_schedules(results.published_metrics("04"))
-    stored = [
-        {"name": name, "scores": [round(row["A_KA"], 1), round(row["A_ZS"], 1)]}
-        | {"besides": " ".join(row["also"])}
-        for name, row in known.iterrows()
-    ]
+    scores = known[["A_KA", "A_ZS"]].round(1).to_numpy().tolist()
+    rows = zip(known.index, scores, known["also"].str.join(" "), strict=True)
+    stored = [{"name": name, "scores": pair, "besides": also} for name, pair, also in rows]
     curves = []
     for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule")):
         with contextlib.suppress(CmpError):  # the two do not go together, or need peaks

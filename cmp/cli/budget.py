@@ -15,12 +15,10 @@ from cmp.experiments import paper
 from cmp.experiments.forecast import GIGA, measured_memory
 from cmp.registry import option_names
 
-Batch = Annotated[int, typer.Option(min=2)]
-
 
 def budget(
     model: str = "tiny",
-    batch: Batch = 64,
+    batch: Annotated[int, typer.Option(min=2)] = 64,
     total: float | None = None,
     tasks: shared.Positive = 8,
     method: list[str] | None = None,

@@ -189,8 +189,7 @@ def progress_observer(bar: tqdm) -> Observer:
 def read_config(what: str, settings: list[str]) -> RunConfig:
     """Return the config of a profile or a YAML file, with key=value settings on top."""
     path = Path(what)
-    is_file = path.suffix in (".yaml", ".yml")
-    tree = read_yaml(path) if is_file else config.profile(what)
+    tree = read_yaml(path) if path.suffix in (".yaml", ".yml") else config.profile(what)
     return config.parse(config.override(tree, settings), what)
 
 
@@ -228,6 +227,5 @@ def print_run(stored: store.StoredRun) -> None:
     ]
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
     shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
-    provenance = stored.provenance
-    typer.echo(f"{provenance['seconds']:.1f} s on {provenance['threads']} thread(s)")
+    typer.echo("{seconds:.1f} s on {threads} thread(s)".format_map(stored.provenance))
     typer.echo(f"final weights sha256 {stored.weights}")

@@ -186,10 +186,9 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
             points = means.loc[shown, list(style.AXES)].to_numpy()
             axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
         if plan.place is not None:
-            mean, high = plan.place.scores["mean"], plan.place.scores["high"]
-            x, y = ((mean[name], high[name] - mean[name]) for name in style.AXES)
+            mean, high = plan.place.scores.loc[list(style.AXES), ["mean", "high"]].to_numpy(float).T
             look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
-            axes.errorbar(x[0], y[0], xerr=x[1], yerr=y[1], zorder=5, **look)
+            axes.errorbar(*mean, *(high - mean)[::-1], zorder=5, **look)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
     return figure
 

@@ -28,8 +28,6 @@ HALO = [withStroke(linewidth=3, foreground="white")]
 
 Colours = Mapping[str, str] | None
 """A `palette`, or none for one of the figure's own."""
-Label = tuple[float, float, str, dict[str, Any]]
-"""A label of a point: x, y, text and the properties of the text, `color` among them."""
 
 
 @contextlib.contextmanager
@@ -133,8 +131,13 @@ def label_ends(axes: Axes, weight: str = "bold") -> None:
             axes.annotate(line.get_label(), (x, y), color=colour, **arrow, **look)
 
 
-def label_points(axes: Axes, points: Iterable[Label]) -> None:
-    """Label points where the labels hide least of each other and of what is drawn."""
+def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str, Any]]]) -> None:
+    """Label points where the labels hide least of each other and of what is drawn.
+
+    Args:
+        axes: Where the points are drawn.
+        points: x, y, text and the properties of the text.
+    """
     axes.figure.draw_without_rendering()
     paths = [line.get_xydata() for line in axes.lines]
     paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]

@@ -115,10 +115,10 @@ def plot_plane(
     with style.canvas(9, 6.2, note) as (figure, axes):
         for name, rows, look, label in layers:
             path, pale = rows[list(style.AXES)].to_numpy(), "alpha" in look
-            error = {"xerr": rows["A_KA half"].iloc[-1], "yerr": rows["A_ZS half"].iloc[-1]}
             end = {"markersize": 7 if pale else 11, "zorder": 3 if pale else 5}
             end |= {"marker": "*", "markersize": 12 if pale else 17} if name == style.JOINT else {}
-            axes.errorbar(*path[-1], **error, **look | bars | end)
+            half = rows[["A_ZS half", "A_KA half"]].iloc[-1]
+            axes.errorbar(*path[-1], *half, **look | bars | end)
             labels += [(*path[-1], textwrap.fill(name, 18), label)] if label else []
             if name != style.JOINT:
                 axes.plot(*path.T, **look)
