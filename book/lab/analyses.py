@@ -5,9 +5,8 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 `cmp.experiments.results.published_metrics` returns.
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +17,7 @@ from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
-from cmp.experiments import claims, statistics, store
+from cmp.experiments import claims, results, statistics, store
 from cmp.experiments.studies import Study
 from cmp.registry import get_option
 from cmp.seeds import numpy_generator
@@ -36,26 +35,6 @@ SHORTEST = 1e-9
 """A shorter path counts as this long, because zero has no logarithm."""
 
 
-def setting_configs(published: pd.DataFrame) -> dict[str, RunConfig]:
-    """Read the config of each setting.
-
-    Args:
-        published: Published metrics.
-
-    Returns:
-        Setting -> the config of one of its runs.
-
-    Raises:
-        CmpError: A column is missing, or a config cannot be read.
-    """
-    if missing := {"setting", "replicate", "config"} - set(published):
-        raise CmpError(f"published: no column {', '.join(sorted(missing))}")
-    trees = published.groupby("setting", sort=False)["config"].first()
-    return {
-        name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees.items()
-    }
-
-
 def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
     """Tabulate where settings end.
 
@@ -68,7 +47,7 @@ def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
     """
     halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
     table = claims.setting_means(store.trajectory(published)).rename(columns=AXES | halves)
-    configs = setting_configs(published)
+    configs = results.setting_configs(published)
     steps = [budgets.apply_budget(configs[name]).training.steps for name in table.index]
     return table.assign(**{STEPS: steps})
 
@@ -207,31 +186,6 @@ def _nominal(compute: pd.Series) -> pd.Series:
     return 2.0 ** np.log2(compute).round()
 
 
-def budget_table(model: str, batch: int, full_steps: float, methods: Iterable[str]) -> pd.DataFrame:
-    """Tabulate how many steps each method has for the cost of some steps of full fine-tuning.
-
-    Args:
-        model: The name of a model.
-        batch: Samples per step.
-        full_steps: Steps of full fine-tuning per task that the budget pays for.
-        methods: Names of methods.
-
-    Returns:
-        A row per method: `GFLOPs` and `GB` of a step, `x full` (its cost over that of a full step),
-        `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (of what comes once per task) and
-        `steps` per task.
-    """
-    run = RunConfig(model=config.Model(model, "random"), training=config.Training(batch=batch))
-    full, rows = budgets.full_cost(run), {}
-    for name in methods:
-        cost = budgets.method_cost(replace(run, method=config.Method(name)))
-        budget = budgets.make_budget(full_steps * full.step, cost, full)
-        sizes = (cost.step / 1e9, cost.memory / 1e9, budget.multiplier)
-        rows[name] = (*sizes, budget.step / 1e9, budget.end / 1e9, budget.steps)
-    columns = ["GFLOPs", "GB", "x full", "GMAFs", "at end", "steps"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
 # schedules
 
 
@@ -311,7 +265,7 @@ def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
         `path` (sums of the learning rates of each task, [tasks]) and `also` (what the setting
         changes beside its schedule, as texts key=value).
     """
-    configs = setting_configs(published)
+    configs = results.setting_configs(published)
     means = claims.setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
     runs = [configs[name] for name in means.index]
     others = [[f"{k}={v}" for k, v in _changes(run, SCHEDULE_KEYS).items()] for run in runs]
@@ -490,7 +444,7 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     Raises:
         CmpError: There is no such setting, or the settings span no triangle.
     """
-    configs = setting_configs(published)
+    configs = results.setting_configs(published)
     if like not in configs:
         raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
     wanted = _changes(configs[like], SHARE_KEYS)

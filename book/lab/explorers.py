@@ -25,8 +25,7 @@ from cmp import config, evaluation, models, streams
 from cmp.config import Mixture, RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import claims, evidence, planner, statistics, store
-from cmp.experiments.paper import CATALOGUE_MODELS
+from cmp.experiments import claims, evidence, paper, planner, results, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
@@ -346,7 +345,7 @@ def stream_sentence(report: pd.DataFrame) -> str:
 
 def _same_stream(run: RunConfig, published: pd.DataFrame) -> str:
     """Return how the stored settings of a run's stream went, as HTML."""
-    configs = analyses.setting_configs(published)
+    configs = results.setting_configs(published)
     names = [name for name, other in configs.items() if other.stream == run.stream]
     if not names:
         return "<p>No stored run follows this stream.</p>"
@@ -413,7 +412,7 @@ def budget_calculator() -> widgets.VBox:
         if not names:
             raise CmpError("choose a method at least (Ctrl or Cmd with a click takes several)")
         total = round(total)
-        table = analyses.budget_table(model, batch, total / tasks, names)
+        table = paper.budget_table(model, batch, total / tasks, names)
         sentence = (
             f"{total:,} steps of full fine-tuning, over {tasks} updates of {model} at batch "
             f"{batch}: {total / tasks:,.1f} of them an update."
@@ -500,7 +499,7 @@ def planner_explorer() -> widgets.VBox:
         [(f"{name}: {text}", name) for name, text in words.items()]
         for words in (planner.KEEP, planner.NEW)
     )
-    names = [*models.family_names(), *CATALOGUE_MODELS]
+    names = [*models.family_names(), *paper.CATALOGUE_MODELS]
     hours = {"min": -4, "max": 4, "step": 0.05, "readout_format": ".2g"}
     share = {"min": 0, "max": 1, "step": 0.05, "readout_format": ".0%"}
     images = {"min": 1, "max": 10_000_000, "description": "Images of each (real models)"}
@@ -518,7 +517,7 @@ def planner_explorer() -> widgets.VBox:
     }
 
     def draw(hours, images, pool, other, **values) -> Drawn:
-        values["images"] = images if values["model"] in CATALOGUE_MODELS else None
+        values["images"] = images if values["model"] in paper.CATALOGUE_MODELS else None
         values |= {"pool": 0.0 if other else round(pool, 2), "other_pool": other}
         request = planner.PlanRequest(gpu_hours=float(f"{hours:.3g}"), **values)
         plan = planner.make_plan(request, known)

@@ -1,6 +1,5 @@
 """`cmpt budget`: what methods and models cost, counted on shapes."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -8,11 +7,10 @@ import torch
 import typer
 
 from cmp import budgets, config
-from cmp.budgets import Cost
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.experiments import paper
-from cmp.experiments.forecast import GIGA, measured_memory
+from cmp.experiments.forecast import GIGA
 from cmp.registry import option_names
 
 
@@ -51,40 +49,20 @@ def budget(
         print_methods(model, batch, total, tasks, method or option_names("method"))
 
 
-def method_cost(model: str, batch: int, text: str) -> Cost:
-    """Return the cost of a method as `--method` writes it: "lora,rank=64".
-
-    Its memory is measured where there is a CUDA card.
-    """
-    tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
-    assignments = [f"method.{setting}" for setting in f"name={text}".split(",")]
-    run_config = config.parse(config.override(tree, assignments), f"--method {text}")
-    cost = budgets.method_cost(run_config)
-    if torch.cuda.is_available():
-        return dataclasses.replace(cost, memory=measured_memory(run_config))
-    return cost
-
-
 def print_methods(
     model: str, batch: int, total: float | None, tasks: int, methods: Sequence[str]
 ) -> None:
     """Print what methods cost under one total, in memory-adjusted GFLOPs."""
-    full = method_cost(model, batch, "full")
+    full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
-        total = tasks * config.profile("cpu")["training"]["steps"] * full.step / GIGA
+        total = tasks * config.profile("cpu")["training"]["steps"] * full
     if not total > 0:
         raise CmpError(f"--total: {total:g} memory-adjusted GFLOPs; must be above 0")
-    rows = []
-    for text in methods:
-        cost = method_cost(model, batch, text)
-        bought = budgets.make_budget(total * GIGA / tasks, cost, full)
-        sizes = (cost.step / GIGA, cost.memory / GIGA, bought.multiplier)
-        adjusted = (bought.step / GIGA, bought.end / GIGA)
-        rows.append((text, *sizes, *adjusted, bought.steps, bought.steps * batch))
-    columns = ("method", "GFLOPs", "GB", "x full", "GMAFs", "at end", "steps", "samples")
+    has_card = torch.cuda.is_available()
+    table = paper.budget_table(model, batch, total / tasks / full, methods, has_card)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
-    shared.print_table(columns, rows, title)
-    kind = "measured on this card" if torch.cuda.is_available() else "accounted for"
+    shared.print_table(("method", *table.columns), table.itertuples(), title)
+    kind = "measured on this card" if has_card else "accounted for"
     typer.echo(
         f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\n"
         "per task: GMAFs at its end, charged once, its steps and samples"
@@ -93,10 +71,11 @@ def print_methods(
 
 def print_table4() -> None:
     """Print the paper's rows at T = 20: its steps by its rule and by ours, and what we count."""
-    full = method_cost(paper.TABLE4_MODEL, paper.TABLE4_BATCH, "full")
+    run, has_card = (paper.TABLE4_MODEL, paper.TABLE4_BATCH), torch.cuda.is_available()
+    full = paper.method_cost(*run, "full", has_card)
     allowed, rows = paper.TABLE4_TOTAL * GIGA / paper.TABLE4_TASKS, []
     for label, row in paper.TABLE4.items():
-        cost = method_cost(paper.TABLE4_MODEL, paper.TABLE4_BATCH, row.method)
+        cost = paper.method_cost(*run, row.method, has_card)
         ours = budgets.make_budget(allowed, cost, full)
         steps = (row.steps, paper.rule_steps(row), paper.budget_charged_once(row).steps, ours.steps)
         sizes = (row.gflops, cost.step / GIGA, row.multiplier, ours.multiplier)

@@ -54,14 +54,9 @@ def merge(
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
                 "beta": beta}  # fmt: skip
     options = merge_options(rule, weights, settings, seed)
-    option = get_option("merge_rule", rule)
-    record = {key: getattr(options, key) for key in settings if key in option.settings}
-    if "weight" in option.settings:
-        record = {"weights": options.weights} | record
-    record |= {"seed": seed} if option.facts["draws"] else {}
     total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
-        merging_files.merge_files(rule, models, out, base, options, record, bar.update)
+        merging_files.merge_files(rule, models, out, base, options, bar.update)
     typer.echo(f"{out}: {rule} of {len(models)} models")
 
 

@@ -147,8 +147,8 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     for study, _ in stamps:
         published = results.published_metrics(study)
         trajectories[study] = store.trajectory(published)
-        for setting, text in published.groupby("setting", sort=False)["config"].first().items():
-            runs[study, setting] = config.parse(json.loads(text), f"results of chapter {study}")
+        for setting, run_config in results.setting_configs(published).items():
+            runs[study, setting] = run_config
     return Evidence(trajectories, runs)
 
 

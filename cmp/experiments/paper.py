@@ -1,18 +1,21 @@
-"""The paper's Table 4, and a catalogue of real models.
+"""The paper's Table 4, and tables of what methods and real models cost.
 
 Table 4 is of ViT-B/16, batch 512, and 1.8e9 memory-adjusted GFLOPs over 20 tasks (spec 9.1). The
 column that the paper heads "Per-Task GFlops" is of one step. EWC's holds 98 batches of Fisher
 information beside each step's own, though they are measured once per task.
 """
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from cmp import budgets, config, models
-from cmp.budgets import Budget
+from cmp.budgets import Budget, Cost
 from cmp.config import Method, RunConfig
+from cmp.experiments.forecast import GIGA, measured_memory
 
 TABLE4_MODEL, TABLE4_BATCH, TABLE4_TOTAL, TABLE4_TASKS = "ViT-B-16", 512, 1.8e9, 20
 FISHER_BATCHES = 98
@@ -95,3 +98,47 @@ def model_catalogue(
             "samples": count * batch,
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def method_cost(model: str, batch: int, text: str, measured: bool = False) -> Cost:
+    """Return the cost of a method.
+
+    Args:
+        model: The network's name.
+        batch: Samples per step.
+        text: The method as `cmpt budget --method` takes it, such as "lora,rank=64".
+        measured: Whether its memory is measured on this machine's CUDA card.
+    """
+    tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
+    assignments = [f"method.{setting}" for setting in f"name={text}".split(",")]
+    run_config = config.parse(config.override(tree, assignments), f"--method {text}")
+    cost = budgets.method_cost(run_config)
+    return dataclasses.replace(cost, memory=measured_memory(run_config)) if measured else cost
+
+
+def budget_table(
+    model: str, batch: int, full_steps: float, methods: Iterable[str], measured: bool = False
+) -> pd.DataFrame:
+    """Return how many steps each method has for the cost of some steps of full fine-tuning.
+
+    Args:
+        model: The network's name.
+        batch: Samples per step.
+        full_steps: Steps of full fine-tuning per task that the budget pays for.
+        methods: As `method_cost` takes them.
+        measured: Whether memory is measured on this machine's CUDA card.
+
+    Returns:
+        A row per method: `GFLOPs` and `GB` of a step, `x full` (its memory over that of full
+        fine-tuning), `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (of what comes once per
+        task), `steps` and `samples` per task.
+    """
+    full, rows = method_cost(model, batch, "full", measured), {}
+    for text in methods:
+        cost = method_cost(model, batch, text, measured)
+        bought = budgets.make_budget(full_steps * full.step, cost, full)
+        sizes = (cost.step / GIGA, cost.memory / GIGA, bought.multiplier)
+        adjusted = (bought.step / GIGA, bought.end / GIGA)
+        rows[text] = (*sizes, *adjusted, bought.steps, bought.steps * batch)
+    columns = ["GFLOPs", "GB", "x full", "GMAFs", "at end", "steps", "samples"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

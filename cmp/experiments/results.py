@@ -11,6 +11,7 @@ import pandas as pd
 
 import cmp
 from cmp import config
+from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
@@ -73,6 +74,20 @@ def _read_results(chapter: str) -> pd.DataFrame:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CmpError(f"{path}: cannot be read ({error}); {remedy}") from error
     return frame
+
+
+def setting_configs(published: pd.DataFrame) -> dict[str, RunConfig]:
+    """Return the config of one run of each setting; raise `CmpError` where there are none.
+
+    Args:
+        published: As `published_metrics` returns it.
+    """
+    if missing := {"setting", "replicate", "config"} - set(published):
+        raise CmpError(f"published: no column {', '.join(sorted(missing))}")
+    trees = published.groupby("setting", sort=False)["config"].first()
+    return {
+        name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees.items()
+    }
 
 
 def publish_study(study: studies.Study, profile: str = "cpu") -> Path:

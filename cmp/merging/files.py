@@ -14,8 +14,8 @@ from torch import Tensor
 from cmp.errors import CmpError
 from cmp.files import atomic_file
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
-from cmp.merging.rules import MergeOptions
-from cmp.registry import get_option
+from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
+from cmp.registry import Option, get_option
 
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at once."""
@@ -67,10 +67,9 @@ def merge_files(
     out: Path,
     base: Path | None = None,
     options: MergeOptions | None = None,
-    settings: Mapping[str, Any] | None = None,
     progress: ByteCounter = lambda count: None,
 ) -> None:
-    """Merge safetensors files into one, whole or not at all.
+    """Merge safetensors files into one, whole or not at all; its metadata say how it was made.
 
     Args:
         rule: A registered rule.
@@ -78,7 +77,6 @@ def merge_files(
         out: The file to write.
         base: The weights before the stream, for rules on task vectors.
         options: The rule's settings.
-        settings: What the metadata say of the rule, beside its name and the parents' hashes.
         progress: Called with counts of bytes as they are hashed and then written.
 
     Raises:
@@ -102,11 +100,18 @@ def merge_files(
             check_mergeable(option, models, start, options, [str(path) for path in parents])
             hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
             family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
-            record = {"rule": rule, **family, "settings": dict(settings or {})}
+            record = {"rule": rule, **family, "settings": _used_settings(option, options)}
             metadata = {"format": "pt", "merge": json.dumps(record)}
             tensors = iter_merged(option, models, start, options)
             with atomic_file(out) as partial, open(partial, "wb") as file:
                 write_safetensors(file, models[0], metadata, tensors, progress)
+
+
+def _used_settings(option: Option, options: MergeOptions) -> dict[str, Any]:
+    """Return those of the options that a rule reads."""
+    settings = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
+    settings |= {"weights": options.weights} if "weight" in option.settings else {}
+    return settings | ({"seed": options.draw[0]} if option.facts["draws"] else {})
 
 
 def file_digest(path: Path, progress: ByteCounter = lambda count: None) -> str:
