@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -95,6 +95,7 @@ class Option:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+_entry_points = functools.cache(entry_points)
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
 
@@ -159,7 +160,7 @@ def _add_foreign(option: Option) -> None:
         _check_near(key, sections[section].type.__dataclass_fields__, f"key of section {section}")
     options[option.name] = option
     try:
-        _home(option.kind).check_option(option)
+        importlib.import_module(KINDS[option.kind].home).check_option(option)
     except BaseException:
         del options[option.name]
         if before:
@@ -260,22 +261,13 @@ def plugins(group: str) -> dict[str, Any]:
     Returns:
         The loaded objects by name.
     """
-    return {entry.name: entry.load() for entry in _entry_points(group)}
-
-
-@functools.cache
-def _entry_points(group: str) -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=group))
-
-
-def _home(kind: str) -> Any:
-    return importlib.import_module(KINDS[kind].home)
+    return {entry.name: entry.load() for entry in _entry_points(group=group)}
 
 
 def _loaded(kind: str) -> dict[str, Option]:
     """Return the options of a kind, the package's own among them."""
     _check_near(kind, KINDS, "kind of option")
-    _home(kind)
+    importlib.import_module(KINDS[kind].home)
     return _options[kind]
 
 

@@ -43,8 +43,6 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["data", "build", "nothing"], ["nothing", "new-flags"]),
         (["eval", "tinny"], ["tinny", "tiny"]),
         (["eval", "tiny", "--seed", "77"], ["77", "cmpt pretrain tiny --seed 77"]),
-        (["eval", "tiny", "--start", "raw"], ["raw", "unannealed"]),
-        (["eval", "tiny", "--split", "train"], ["train", "validation"]),
         (["eval", "tiny", "--weights", "absent.safetensors"], ["absent.safetensors"]),
         (["pretrain", "tiny", "schedule.peek=1"], ["schedule.peek", "schedule.peak"]),
         (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
@@ -69,6 +67,13 @@ def test_misuse_is_refused_by_name(arguments, words):
     assert "\n" not in str(error)
     for word in words:
         assert word in str(error)
+
+
+def test_a_wrong_choice_is_answered_with_the_choices():
+    for option, value, choice in (("start", "raw", "unannealed"), ("split", "train", "validation")):
+        result = run(cli.app, ["eval", "tiny", f"--{option}", value])
+        assert result.exit_code == 2
+        assert value in result.output and choice in result.output
 
 
 def test_the_shell_prints_a_sentence_and_ends_with_status_2():

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cmp import evaluation, models
 from cmp.evaluation import evaluation_rows, retrieval_hits
-from lab import analyses
+from tests import chapter_code
 
 
 def features(count, seed=0, dim=64):
@@ -169,8 +169,11 @@ def test_forgotten():
         hits = hits.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
         return evaluation.Scores(hits, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
 
-    lost = analyses.forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
-    assert lost.to_dict("records") == [{"dataset": "d", "row": 6, "role": "eval", "answer": "y"}]
+    forgotten_answers = chapter_code.definitions("00")["forgotten_answers"]
+    lost = forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
+    assert lost[["dataset", "row", "role", "answer"]].to_dict("records") == [
+        {"dataset": "d", "row": 6, "role": "eval", "answer": "y"}
+    ]
 
 
 def test_geometric_mean():

@@ -132,11 +132,6 @@ def test_no_stored_runs_around_a_mixture_is_said():
     assert "B 1.00" in sentence.value
 
 
-def test_mixture_still():
-    left, _ = figures.plot_mixtures().axes
-    assert [label.get_text() for label in left.get_yticklabels()] == list(inputs.MIXTURES)
-
-
 # --- the stream explorer
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 from cmp import budgets, config, schedules
 from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
-from cmp.evaluation import Scores
 from cmp.experiments import claims, results, statistics, store
 from cmp.experiments.studies import Study
 from cmp.registry import get_option
@@ -463,21 +462,3 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 
 
 # weights
-
-
-def forgotten_answers(before: Scores, after: Scores) -> pd.DataFrame:
-    """Return the questions of classification that were answered rightly before and wrongly after.
-
-    Args:
-        before: Scores of one network.
-        after: Scores of another one on the same images.
-
-    Returns:
-        A row per question: `dataset`, `role`, `row` (the image's corpus position) and `answer` (the
-        class predicted after).
-    """
-    keys = ["dataset", "row"]
-    hits = [scores.hits.set_index(keys) for scores in (before, after)]
-    old, new = (frame[frame["answer"] != ""] for frame in hits)
-    lost = new.loc[(old["hit"] == 1) & (new["hit"] == 0)].reset_index()
-    return lost.assign(role=lost["dataset"].map(after.datasets["role"]))[[*keys, "role", "answer"]]

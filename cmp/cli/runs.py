@@ -1,7 +1,7 @@
 """`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -104,9 +104,9 @@ def resume(
 def evaluate(
     model: str,
     seed: shared.NotNegative = 0,
-    start: str = "annealed",
+    start: Literal["annealed", "unannealed"] = "annealed",
     weights: Path | None = None,
-    split: str = "test",
+    split: Literal["test", "validation"] = "test",
     data: str = "embedded",
     threads: shared.Positive = 2,
 ) -> None:
@@ -122,12 +122,6 @@ def evaluate(
         cmpt eval tiny --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    for name, value, allowed in (
-        ("start", start, ("annealed", "unannealed")),
-        ("split", split, ("test", "validation")),
-    ):
-        if value not in allowed:
-            raise CmpError(f"--{name}: {value!r}: choose {' or '.join(allowed)}")
     if weights:
         network = models.load_from_file(model, weights)
     else:

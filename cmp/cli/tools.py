@@ -14,7 +14,6 @@ from cmp.files import build_folder
 from cmp.merging import files as merging_files
 from cmp.merging.apply import parse_options
 from cmp.merging.rules import MergeOptions
-from cmp.registry import get_option
 
 
 def merge(
@@ -75,8 +74,6 @@ def merge_options(
     """Return the options of a merge; raise `CmpError` for what the rule does not take."""
     numbers = None
     if weights is not None:
-        if "weight" not in get_option("merge_rule", rule).settings:
-            raise CmpError(f"--weights {weights}: {rule!r} takes none")
         try:
             numbers = [float(number) for number in weights.split(",")]
         except ValueError as error:

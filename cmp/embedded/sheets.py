@@ -8,8 +8,7 @@ from PIL import Image, ImageDraw
 from cmp.data import IMAGE_SIZE
 from cmp.embedded.manifest import Dataset, Package, embedded_packages, load_datasets
 from cmp.embedded.packed import PackedDataset
-from cmp.errors import CmpError
-from cmp.files import atomic_file, make_folder, project_folder, write_atomic
+from cmp.files import atomic_file, project_folder, write_atomic
 from cmp.seeds import numpy_generator
 
 SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 8, 4, 12, 4
@@ -45,40 +44,13 @@ def contact_sheet(packed: PackedDataset, path: Path, count: int = 64) -> None:
     draw = ImageDraw.Draw(sheet)
     for cell, row in enumerate(rows):
         x, y = cell % SHEET_COLUMNS * width, cell // SHEET_COLUMNS * height
-        image = _pil_image(packed, row).resize((side, side), Image.Resampling.NEAREST)
+        image = Image.fromarray(packed.images[row].transpose(1, 2, 0))
+        image = image.resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(image, (x, y), image)
         label = packed.table["label"].iloc[row].encode("ascii", "replace").decode()
         draw.text((x, y + side), label[:20], fill="black")
     with atomic_file(path) as partial:
         sheet.save(partial, "PNG")
-
-
-def export_class_folders(packed: PackedDataset, folder: Path, split: str = "train") -> int:
-    """Write the images of a split as `folder/class/number.png`, with "_" for a space.
-
-    Args:
-        packed: The dataset.
-        folder: Where the folders of the classes go.
-        split: The split.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        CmpError: If a class's name cannot be a folder's.
-    """
-    rows = np.flatnonzero(packed.table["split"] == split)
-    for row in rows:
-        label = packed.table["label"].iloc[row].replace(" ", "_")
-        if "/" in label or label.startswith("."):
-            raise CmpError(f"{packed.dataset.name}: {label!r} cannot be the name of a folder")
-        make_folder(folder / label)
-        _pil_image(packed, row).save(folder / label / f"{row}.png")
-    return len(rows)
-
-
-def _pil_image(packed: PackedDataset, row: int) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(packed.images[row].transpose(1, 2, 0)))
 
 
 def attribution_text(packages: dict[str, Package], datasets: dict[str, Dataset]) -> str:

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pandas as pd
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -15,7 +14,6 @@ from cmp.checkpoints import CheckpointManager
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
-from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
@@ -202,28 +200,6 @@ def bases_overview(*folders: Path) -> str:
             cells = [f"`{card['weights']}`", card["steps"], card["seconds"], *scores, joint]
             rows.append(f"| {' | '.join(map(str, cells))} |\n")
     return text + TABLE_HEAD + "".join(rows)
-
-
-def pretraining_lengths() -> pd.DataFrame:
-    """Return what bases score that were pretrained for fewer or more steps.
-
-    Of each model several were pretrained, each from random weights; those that do not ship have
-    their cards in `lengths`.
-
-    Returns:
-        A row per card of an annealed base 0: `model`, `steps`, `peak`, whether it `ships`, and
-        "A_KA", "A_ZS", "A_KA error" and "A_ZS error" (standard errors) in percent.
-    """
-    shipped = [path for place in (WEIGHTS, BASES) for path in place.glob("*-s0-annealed.json")]
-    rows = []
-    for path in [*shipped, *(BASES / "lengths").glob("*.json")]:
-        card = parse_json(path.read_text())
-        row = {"model": card["config"]["model"]["name"], "steps": card["steps"]}
-        row |= {"peak": card["config"]["schedule"]["peak"], "ships": path in shipped}
-        for key, score in card["scores"].items():
-            row |= {key: score["value"], f"{key} error": score["standard_error"]}
-        rows.append(row)
-    return pd.DataFrame(rows).sort_values(["model", "steps", "peak"], ignore_index=True)
 
 
 def compare_cards(card: Card, shipped: Card) -> tuple[bool, str]:

@@ -65,7 +65,10 @@ def measure_classes(
         table["embedding"] = list(text.cpu().numpy())
         tables.append(table.assign(label=labels))
     table = pd.concat(tables).sort_index().rename_axis("entry").reset_index()
-    counts = counts or class_frequencies(table["label"], pool_captions(corpus))
+    if counts is None:
+        rows = [corpus.rows("train", dataset=name) for name in corpus.by_role("pool")]
+        captions = [text for row in np.concatenate(rows) for text in corpus.captions(row)]
+        counts = class_frequencies(table["label"], captions)
     if missing := [label for label in table["label"] if label not in counts]:
         raise CmpError(f"counts: none of {missing[0]!r}; every class needs one, 0 at least")
     return table.assign(frequency=table.pop("label").map(counts).astype(int))
@@ -82,12 +85,6 @@ def _image_decisions(image: Tensor, text: Tensor, target: Tensor, scale: float) 
         "alignment": cosine.gather(1, target[:, None]).squeeze(1),
     }
     return pd.DataFrame({key: x.detach().cpu().double().numpy() for key, x in columns.items()})
-
-
-def pool_captions(corpus: Corpus) -> list[str]:
-    """Return all captions of the images of the pretraining pool."""
-    rows = np.concatenate([corpus.rows("train", dataset=name) for name in corpus.by_role("pool")])
-    return [caption for row in rows for caption in corpus.captions(row)]
 
 
 def class_frequencies(labels: pd.Series, texts: list[str]) -> dict[str, int]:

@@ -89,7 +89,7 @@ def merge_files(
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
     parents = [*paths, *([] if base is None else [base])]
-    if any(_is_same_file(out, path) for path in parents):
+    if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
     option, options = get_option("merge_rule", rule), options or MergeOptions()
     with contextlib.ExitStack() as stack:
@@ -161,10 +161,6 @@ def write_safetensors(
     for _, x in tensors:
         file.write(x.cpu().reshape(-1).view(torch.uint8).numpy().data)
         progress(x.numel() * x.element_size())
-
-
-def _is_same_file(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 @contextlib.contextmanager

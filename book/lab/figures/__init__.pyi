@@ -14,7 +14,6 @@ from .inputs import POOLS as POOLS
 from .inputs import plot_batch as plot_batch
 from .inputs import plot_gallery as plot_gallery
 from .inputs import plot_learning_rates as plot_learning_rates
-from .inputs import plot_mixtures as plot_mixtures
 from .inputs import plot_schedules as plot_schedules
 from .inputs import plot_stream as plot_stream
 from .style import COLOURS as COLOURS

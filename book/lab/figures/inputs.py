@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cmp.config import Mixture, Schedule
+from cmp.config import Schedule
 from cmp.registry import option_names
 from lab import analyses
 from lab.figures import style
@@ -20,12 +20,6 @@ POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-MIXTURES = {
-    "thirds (right)": Mixture(),
-    "update only": Mixture(0.0, 1.0, 0.0),
-    "buffer only": Mixture(0.0, 0.5, 0.5),
-    "pool only": Mixture(0.5, 0.5, 0.0),
-}
 FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
 """Peaks of the meta schedule `free` that are shown, one per task."""
 
@@ -200,16 +194,3 @@ def plot_batch(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
         figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
         figure.get_layout_engine().set(wspace=0.06)
     return figure
-
-
-def plot_mixtures() -> Figure:
-    """The batches of four mixtures, and for thirds how often images of the benchmark are seen.
-
-    Returns:
-        The figure.
-    """
-    counts = {
-        name: analyses.mixture_counts(mixture, 64, 8, 40, 0.1) for name, mixture in MIXTURES.items()
-    }
-    parts = pd.DataFrame({name: parts.iloc[-1] for name, (parts, _) in counts.items()}).T
-    return plot_batch(parts, counts["thirds (right)"][1])
