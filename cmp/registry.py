@@ -95,7 +95,7 @@ class Option:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_entry_points = functools.cache(entry_points)
+_entry_points = functools.cache(lambda group: tuple(entry_points(group=group)))
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
 
@@ -261,7 +261,7 @@ def plugins(group: str) -> dict[str, Any]:
     Returns:
         The loaded objects by name.
     """
-    return {entry.name: entry.load() for entry in _entry_points(group=group)}
+    return {entry.name: entry.load() for entry in _entry_points(group)}
 
 
 def _loaded(kind: str) -> dict[str, Option]:
