@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.cli import runs
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
@@ -67,6 +69,16 @@ def test_misuse_is_refused_by_name(arguments, words):
     assert "\n" not in str(error)
     for word in words:
         assert word in str(error)
+
+
+def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
+    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    result = run(cli.app, ["eval", "tiny"])
+    assert result.exit_code == 0, result.output
+    first = [line.split()[0] for line in result.output.splitlines() if line.split()]
+    assert [name for name in first if name in ("new-flags", "shapes", "A_KA", "A_ZS", "GM")] == [
+        "new-flags", "shapes", "A_KA", "A_ZS", "GM"
+    ]  # fmt: skip
 
 
 def test_a_wrong_choice_is_answered_with_the_choices():

@@ -133,7 +133,8 @@ def evaluate(
         for row in table[table["role"] == role].itertuples():
             numbers = (f"{x:.1f}" for x in (row.score, row.standard_error, row.chance))
             rows.append((row.Index, role, row.metric, *numbers, row.images, row.classes))
-        rows += [None] * (table["role"] == role).any()
+        if (table["role"] == role).any():
+            rows.append(None)
     for key, value in scores.summary().items():
         error = f"{scores.aggregate(key)[1]:.1f}" if key in evaluation.ROLES else ""
         rows.append((key, "", "", f"{value:.1f}", error, "", "", ""))
