@@ -21,7 +21,7 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build

@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import config, mixtures, models, training
-from cmp.config import Method, RunConfig, parse
+from cmp.config import Method, RunConfig
 from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.registry import Option, get_option
@@ -345,7 +345,7 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
         )
     tree = run_config.to_dict()
     tree["training"] |= {"steps": budget.steps, "budget": None}
-    return parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
+    return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
 
 
 def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:

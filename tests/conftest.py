@@ -14,9 +14,22 @@ from cmp.embedded import packed
 from lab import site
 from tests import options
 
+SLOW = (
+    "test_explorers.py", "test_own_options.py", "test_studies.py", "test_kill.py",
+    "test_budgets.py", "test_cli.py", "test_site.py",
+)  # fmt: skip
+"""Files of tests that start browsers, kernels or processes."""
+
 # How long an example takes is the machine's affair, and says nothing of what is tested.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process works on one of them alone at the
+    end; the order within a file stays."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -209,7 +209,7 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     run = store.load_run(run_id)
     assert run.weights == before
     done = invoke(cli.app, ["export", run_id, "-o", str(out)])
-    assert "cmp.models" in done.output
+    assert "cmp.embedded.models" in done.output
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     assert scores_of(out, corpus, run_config).to_dict() == pytest.approx(reported.to_dict())
     wrong = invoke(cli.app, ["export", run_id, "-o", str(tmp_path / "x.pt")])
