@@ -11,8 +11,9 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
-from cmp import config, registry
+from cmp import cli, config, registry
 from cmp.files import build_folder
 
 NOTEBOOK = Path(__file__).with_name("own_options.md")
@@ -104,7 +105,7 @@ def halved(task, step):
 """
 
 
-def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build):
+def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monkeypatch):
     build = make_build("build")
 
     def cmpt(*words: str) -> tuple[int, str]:
@@ -128,15 +129,17 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build):
     process.wait()
     run_id = begun[0].parent.name
 
-    status, text = cmpt("resume", run_id)
-    assert status == 2
+    monkeypatch.setenv("CMP_BUILD", str(build))
+    result = CliRunner().invoke(cli.app, ["resume", run_id])  # this process lacks the plugin
+    text = str(result.exception)
     assert "'halved'" in text and "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "resume", run_id)
     assert status == 2 and "another source" in text
     status, text = cmpt("--plugin", str(same), "resume", run_id)
     assert status == 0, text
     for words in ("ls", f"show {run_id}", f"verify {run_id}"):
-        status, text = cmpt("results", *words.split())
+        result = CliRunner().invoke(cli.app, ["results", *words.split()])
+        text = f"{result.output} {result.exception}"
         assert "'halved'" in text and "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "results", "verify", run_id)
     assert status == 2 and "another source" in text
