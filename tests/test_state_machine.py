@@ -166,7 +166,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=8,
+    max_examples=6,
     stateful_step_count=8,
     derandomize=True,
     phases=[Phase.generate],  # eight rules are read as they are, and shrinking takes minutes
