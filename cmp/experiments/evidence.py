@@ -233,9 +233,9 @@ def effects_of(
     for choice in choices:
         frame, pair = known.trajectories.get(choice.study), [choice.setting, choice.against]
         if facts[choice.fact] and frame is not None and {*pair} <= {*frame["setting"]}:
-            found = paired_difference(frame[frame["setting"].isin(pair)], *pair)
-            words = {name: describe_difference(found.loc[name], numbers) for name in AGGREGATES}
-            rows.append(vars(choice) | words | {"size": abs(found.loc["GM", "difference"])})
+            change = paired_difference(frame[frame["setting"].isin(pair)], *pair)
+            words = {name: describe_difference(change.loc[name], numbers) for name in AGGREGATES}
+            rows.append(vars(choice) | words | {"size": abs(change.loc["GM", "difference"])})
     return pd.DataFrame(rows, columns=[*Choice.__dataclass_fields__, *AGGREGATES, "size"])
 
 
