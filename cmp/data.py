@@ -32,6 +32,13 @@ SCALE_RANGE = (0.75, 1.25)
 MAX_SHIFT = 0.15  # of half the image's side, either way
 TINT_PROBABILITY, MAX_TINT = 0.6, 0.35  # of a background, and how dark it may be
 MAX_BRIGHTNESS, CONTRAST_RANGE, SATURATION_RANGE = 0.08, (0.85, 1.15), (0.3, 1.4)
+RANDOM_RANGES = (
+    (-MAX_ROTATION, MAX_ROTATION), SCALE_RANGE, (-MAX_SHIFT, MAX_SHIFT), (-MAX_SHIFT, MAX_SHIFT),
+    (0.0, 1.0), *((0.0, MAX_TINT),) * 3, CONTRAST_RANGE, (-MAX_BRIGHTNESS, MAX_BRIGHTNESS),
+    SATURATION_RANGE,
+)  # fmt: skip
+"""Of what `augment` draws for an image: angle, scale, shift to the right and down, whether there is
+a tint, the tint of each channel, contrast, brightness, saturation."""
 
 
 class DatasetInfo(Protocol):
@@ -107,7 +114,7 @@ class Corpus:
     Example:
         >>> corpus = cmp.load_data("embedded")
         >>> sorted(corpus.table["split"].unique())
-        ['test', 'train', 'validation']
+        ['fresh', 'test', 'train', 'validation']
     """
 
     images: Tensor | ImageFiles
@@ -245,26 +252,21 @@ def augment(
     if images.shape[1] == 3:
         return to_rgb(images)
     first, count = part or (0, len(images))
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        noise = torch.rand(count, *shape, generator=generator)[first : first + len(images)]
-        return (low + (high - low) * noise).to(images.device, non_blocking=True)
-
-    angle, scale = uniform(-MAX_ROTATION, MAX_ROTATION), uniform(*SCALE_RANGE)
+    noise = torch.rand(count, len(RANDOM_RANGES), generator=generator)[first : first + len(images)]
+    low, high = torch.tensor(RANDOM_RANGES).T
+    values = (low + (high - low) * noise).to(images.device, non_blocking=True)
+    angle, scale, right, down, tinted, *_ = values.T
     cosine, sine = angle.cos() * scale, angle.sin() * scale
-    right, down = uniform(-MAX_SHIFT, MAX_SHIFT), uniform(-MAX_SHIFT, MAX_SHIFT)
-    rows = [torch.stack([cosine, -sine, right], 1), torch.stack([sine, cosine, down], 1)]
-    grid = affine_grid(torch.stack(rows, 1), *images.shape[2:])
+    maps = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
+    tints = values[:, 5:8] * (tinted < TINT_PROBABILITY)[:, None]
+    contrast, brightness, saturation = values[:, 8:, None, None].unbind(1)
+    matrix, offset = colour_map(1 - tints[:, :, None], contrast, brightness, saturation)
     x = images.float()
     x[:, :3] *= x[:, 3:] / 255  # premultiplied, so that transparent pixels do not bleed
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    tinted = uniform(0, 1, 1, 1) < TINT_PROBABILITY
-    background = 1 - MAX_TINT * uniform(0, 1, 3, 1) * tinted
-    contrast = uniform(*CONTRAST_RANGE, 1, 1)
-    brightness = uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS, 1, 1)
-    saturation = uniform(*SATURATION_RANGE, 1, 1)
-    matrix, offset = colour_map(background, contrast, brightness, saturation)
-    return torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view_as(x[:, :3])
+    # colours first, since three channels are resampled faster than four; the order is the same
+    x = torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x[:, :3])
+    grid = affine_grid(maps, *images.shape[2:])
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:

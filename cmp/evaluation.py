@@ -6,6 +6,7 @@ so they count as one observation.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,6 +223,20 @@ def retrieval_hits(
     return to_text.any(1).cpu().numpy(), to_image.any(1).cpu().numpy()
 
 
+def chance_of_recall(owner: np.ndarray, k: int = RETRIEVAL_K) -> float:
+    """Return the mean of both directions' recall@k where similarities are random.
+
+    Args:
+        owner: The image that each of M texts describes, [M].
+        k: How many of the nearest count.
+    """
+    texts, images = len(owner), len(np.unique(owner))
+    drawn = min(k, texts)
+    captions = np.bincount(owner, minlength=images).tolist()
+    missed = [math.comb(texts - count, drawn) / math.comb(texts, drawn) for count in captions]
+    return (1 - sum(missed) / images + min(1, k / images)) / 2
+
+
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
     """Return the k targets nearest to each query, [queries, k]; similarities only of some rows at a
     time are in memory."""
@@ -297,7 +312,10 @@ def _score_questions(
 def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> dict[str, object]:
     """Return a dataset's row in the table of scores."""
     name = test_set.dataset.name
-    metric, k = ("top-1", 1) if test_set.owner is None else (f"R@{RETRIEVAL_K}", RETRIEVAL_K)
+    if test_set.owner is None:
+        metric, chance = "top-1", 1 / len(test_set.texts)
+    else:
+        metric, chance = f"R@{RETRIEVAL_K}", chance_of_recall(test_set.owner)
     score, error = aggregate(hits, [name])
     return {
         "dataset": name,
@@ -305,7 +323,7 @@ def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> di
         "metric": metric,
         "score": score,
         "standard_error": error,
-        "chance": 100 * min(1, k / len(test_set.texts)),
+        "chance": 100 * chance,
         "images": len(test_set.rows),
         "classes": len(corpus.classes[name]),
     }

@@ -459,6 +459,17 @@ def test_lines_without_slope_is_task_arithmetic(seed, scale):
                      merge("task-arithmetic", tuned, base, options))  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", ["task-arithmetic", "lines", "model-stock"])
+def test_many_small_task_vectors_are_added_up_before_the_base_is(rule):
+    """(1 - s k) theta_0 + s sum theta_i would lose the digits in which they differ."""
+    tuned, base = several(20, 1, size=1e-4)
+    double = [{name: x.double() for name, x in one.items()} for one in (*tuned, base)]
+    settings = {} if rule == "model-stock" else {"scale": 1.0}
+    exact = merge(rule, double[:-1], double[-1], **settings)
+    for name, x in merge(rule, tuned, base, **settings).items():
+        torch.testing.assert_close(x.double(), exact[name], rtol=1.2e-7, atol=1e-8)
+
+
 def test_lines_scales_task_vectors_by_block():
     names = {"token_embedding.weight": (2,)}
     names |= {f"transformer.resblocks.{i}.ln_1.weight": (2,) for i in range(3)}

@@ -74,6 +74,8 @@ def verify(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study by `cmpt study NN --publish`"
         )
+    if not run_id and (earlier := results.earlier_studies()):
+        typer.echo(f"left out: the {len(earlier)} studies of the first edition")
     answers = set()
     for run in chosen:
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps
