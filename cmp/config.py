@@ -254,7 +254,7 @@ class Model:
             open_clip checkpoint; or "hub", the weights beside a hub's model.
     """
 
-    name: ModelName = "tiny"
+    name: ModelName = "small"
     start: Location = "annealed"
 
 

@@ -81,8 +81,8 @@ def pretrain(
     """Run a pretraining and write its checkpoints and their cards.
 
     The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
-    the recipe's makes one base, called after it. Weights are stored in 16 or 8 bits and scored as
-    stored. A pretraining that was stopped goes on where it was.
+    the recipe's makes one base, called after it. Weights are stored in 8 bits and scored as stored.
+    A pretraining that was stopped goes on where it was.
 
     Args:
         run_config: See `pretraining_config`.
@@ -98,19 +98,17 @@ def pretrain(
     steps = run_config.training.steps
     kept = steps - schedule.durations(steps)[1]
     starts = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
-    # the bases of `tiny` are the start of nearly all studies; those of others must be small files
-    dtype = torch.float16 if name == "tiny" else torch.int8
     paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in starts}
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            models.save_weights(model, paths["unannealed"], dtype)
+            models.save_weights(model, paths["unannealed"], torch.int8)
         observer.step(task, step, loss, model)
 
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        models.save_weights(result.model, paths[starts[0]], dtype)
+        models.save_weights(result.model, paths[starts[0]], torch.int8)
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
