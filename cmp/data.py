@@ -211,7 +211,7 @@ def build_corpus(
     table = pd.concat(tables, ignore_index=True)
     captions = table.pop("captions")
     ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
-    for column in ("dataset", "split", "label"):
+    for column in ("dataset", "split", "label", "group"):
         table[column] = table[column].astype("category")
     return Corpus(
         images=images,

@@ -83,7 +83,7 @@ def evaluate(
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
-        >>> scores = cmp.evaluate(model, "tiny", cmp.load_data("embedded"), subset=4)
+        >>> scores = cmp.evaluate(model, "small", cmp.load_data("embedded"), subset=4)
         >>> list(scores.summary())
         ['A_KA', 'A_ZS', 'GM']
     """
@@ -124,10 +124,11 @@ def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
     if not datasets:
         return float("nan"), float("nan")
     chosen = hits.loc[hits["dataset"].isin(datasets)]
-    weight, hit = chosen["weight"] / len(datasets), chosen["hit"]
-    score = (chosen["weight"] * hit).groupby(chosen["dataset"]).transform("sum")
-    influence = (weight * (hit - score)).groupby(chosen["group"]).sum()
-    return 100 * float((weight * hit).sum()), 100 * float(np.sqrt((influence**2).sum()))
+    weight, hit = chosen["weight"].to_numpy(), chosen["hit"].to_numpy()
+    dataset, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
+    scores = np.bincount(dataset, weight * hit)
+    influence = np.bincount(group, weight * (hit - scores[dataset])) / len(datasets)
+    return 100 * float(scores.sum()) / len(datasets), 100 * float(np.linalg.norm(influence))
 
 
 def evaluation_rows(
@@ -147,10 +148,10 @@ def evaluation_rows(
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    label = corpus.table["label"].iloc[rows].astype(str)
-    table = pd.DataFrame({"label": label, "key": _subset_keys(dataset, split, len(rows))})
-    table["turn"] = table.groupby("label")["key"].rank()
-    return np.sort(rows[np.lexsort((table["key"], table["turn"]))[:size]])
+    label = corpus.table["label"].array.codes[rows]
+    key = np.array(_subset_keys(dataset, split, len(rows)))
+    turn = pd.Series(key).groupby(label).rank()
+    return np.sort(rows[np.lexsort((key, turn))[:size]])
 
 
 @functools.lru_cache(maxsize=256)
@@ -301,7 +302,7 @@ def _score_questions(
         {
             "dataset": name,
             "row": row,
-            "group": corpus.table["group"].to_numpy()[row],
+            "group": corpus.table["group"].array[row],
             "answer": answer,
             "hit": np.concatenate(hits).astype(float),
             "weight": np.concatenate(weight),

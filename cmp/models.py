@@ -72,9 +72,9 @@ def create_model(name: str, seed: int = 0) -> Network:
         CmpError: There is no such model, or it cannot be made on this machine.
 
     Example:
-        >>> model = cmp.create_model("tiny", seed=1)
+        >>> model = cmp.create_model("small", seed=1)
         >>> sum(x.numel() for x in model.parameters())
-        1463297
+        1204065
     """
     return split_attention(create_fused_model(name, seed))
 
@@ -145,7 +145,7 @@ def load_model(config: Model, seed: int) -> Network:
         CmpError: The network cannot be made, or its weights are missing or of another network.
 
     Example:
-        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "tiny"
+        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "small"
         >>> model.visual.image_size
         (32, 32)
     """

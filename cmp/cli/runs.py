@@ -119,7 +119,7 @@ def evaluate(
         split: test, or validation for choices.
 
     Example:
-        cmpt eval tiny --seed 3 --start unannealed
+        cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
     if weights:

@@ -151,8 +151,8 @@ def _is_installed(requirement: Requirement) -> bool:
 def _check_bases() -> Check:
     counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
-    state = PRESENT if counts.get("tiny") else MISSING
-    return Check("bases", state, sentence or "none: `cmpt pretrain tiny` makes one")
+    state = PRESENT if counts.get("small") else MISSING
+    return Check("bases", state, sentence or "none: `cmpt pretrain small` makes one")
 
 
 def _check_disk() -> Check:

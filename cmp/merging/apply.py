@@ -10,7 +10,7 @@ may leave the range that they can have. `logit_scale` is merged like any paramet
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ def iter_merged(
         bounds = [
             magnitude_thresholds(model, base, parameters, options.density, top) for model in models
         ]
-    depth = layer_depth(parameters) if rule.facts["linear"] else {}
+    depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
     for name in models[0]:
         tensors = [model[name] for model in models]
         start = None if base is None else base[name]
@@ -236,8 +236,7 @@ def write_weighted_sum(
 ) -> None:
     """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
 
-    Differences are added up before the base is, since they are small beside it. Each product is
-    rounded, then each sum, in the order given.
+    Differences are added up before the base is, since they are small beside it.
 
     Args:
         name: The tensor's name.
@@ -260,16 +259,18 @@ def write_weighted_sum(
         into = target[at : at + size]
         origin = None if start is None else start[at : at + size].to(dtype)
         sums = into if into.dtype == dtype else torch.empty_like(into, dtype=dtype)
-        if not used:
+        blocks = ((x[at : at + size].to(dtype), factor) for x, factor in used)
+        if origin is not None or not used:
             sums.zero_()
-        for index, (x, factor) in enumerate(used):
-            block = x[at : at + size].to(dtype)
+        elif len(used) == 1:
+            torch.mul(*next(blocks), out=sums)
+        elif used:  # two at once, since a pass over the memory is what takes time
+            (x, beta), (y, alpha) = next(blocks), next(blocks)
+            torch.addr(x[None], one, y, beta=beta, alpha=alpha, out=sums[None])
+        for block, factor in blocks:
             if origin is not None:
                 block = torch.sub(block, origin, out=space[: len(into)])
-            if index == 0:
-                torch.mul(block, factor, out=sums)
-            else:  # one pass, and no fused product that would round but once
-                sums.addcmul_(block, one, value=factor)
+            sums.addcmul_(block, one, value=factor)
         if origin is not None:
             sums.add_(origin)
         if sums is not into:
@@ -433,7 +434,8 @@ _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
 """The first run of numbers in a name: what is numbered, and which one of it."""
 
 
-def layer_depth(names: Iterable[str]) -> dict[str, float]:
+@functools.lru_cache(maxsize=8)
+def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
     """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
 
     The blocks of a tower are what it has the most of, in the order of their numbers: of

@@ -225,7 +225,7 @@ def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.n
             blocks = [x - origin for x in blocks]
         for i, j in pairs:
             total[i, j] += torch.dot(blocks[i], blocks[j]).item()
-    return np.tril(total) + np.tril(total, -1).T
+    return total + np.tril(total, -1).T
 
 
 def _align_memory(x: Tensor) -> Tensor:
