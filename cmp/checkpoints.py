@@ -307,9 +307,10 @@ class CheckpointManager:
         """Write a state; of the others only the one before it is kept."""
         path = write_checkpoint(state, self.folder)
         keep = {path, self.last, self.folder / "lock"}
-        for other in self.folder.iterdir():
-            if other not in keep and not other.is_dir():
-                other.unlink(missing_ok=True)
+        with report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
+            for other in self.folder.iterdir():
+                if other not in keep and not other.is_dir():
+                    other.unlink(missing_ok=True)
         self.last = path
 
     def report(self, content: dict[str, Any]) -> Path:

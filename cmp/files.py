@@ -199,7 +199,7 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     delete_leftovers(parent)
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL_PREFIX))
-        lock = _lock_folder(folder)
+        lock = lock_folder(folder)
         if folder.exists():  # else another process took it for a leftover before it was locked
             break
     try:
@@ -211,11 +211,11 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 def delete_leftovers(parent: Path) -> None:
     """Delete what killed processes have left of `partial_folder` in a folder."""
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
-        if lock := _lock_folder(folder, fcntl.LOCK_NB):
+        if lock := lock_folder(folder, fcntl.LOCK_NB):
             _delete_locked(folder, lock)
 
 
-def _lock_folder(folder: Path, how: int = 0) -> int | None:
+def lock_folder(folder: Path, how: int = 0) -> int | None:
     """Return a handle that locks a folder; None where another process has it, or none can."""
     handle = None
     with contextlib.suppress(OSError):

@@ -37,6 +37,7 @@ from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
 from cmp.experiments.runs import recorded_threads
 from cmp.files import file_digest
+from cmp.readers.files import record_digest
 from cmp.readers.manifest import MANIFESTS, read_manifest
 from lab import chapters, run
 
@@ -221,7 +222,6 @@ HEADER = {
     "format": packed.STORE_FORMAT,
     "fingerprint": "x",
     "images_sha256": hashlib.sha256(PIXELS).hexdigest(),
-    "table_sha256": "0" * 64,
     "classes": ["a", "b"],
 }
 SAMPLES = pd.DataFrame(
@@ -233,6 +233,7 @@ SAMPLES = pd.DataFrame(
         "captions": [["one"], ["two", "three"]],
     }
 )
+HEADER["table_sha256"] = hashlib.sha256(SAMPLES.to_json().encode()).hexdigest()
 STUDY = {
     "question": "Does it work?",
     "replicates": 2,
@@ -395,7 +396,7 @@ def read_weights(folder: Path, content: bytes) -> Any:
 
 def read_published(folder: Path, content: bytes) -> Any:
     put(folder / "studies" / "77.yaml", to_yaml(STUDY))
-    put(folder / "results" / "77.parquet", content)
+    record_digest(put(folder / "results" / "77.parquet", content))
     return results.published_metrics("77")
 
 

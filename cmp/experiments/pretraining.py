@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors.torch import save_file
 
 from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
@@ -17,8 +18,8 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
-from cmp.files import make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import parse_json, read_yaml
+from cmp.files import atomic_file, make_folder, parse_record, project_folder, write_atomic
+from cmp.readers.files import parse_json, read_yaml, record_digest
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
@@ -98,19 +99,17 @@ def pretrain(
     steps = run_config.training.steps
     kept = steps - schedule.durations(steps)[1]
     starts = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
-    # the bases of `tiny` are the start of nearly all studies; those of others must be small files
-    dtype = torch.float16 if name == "tiny" else torch.int8
     paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in starts}
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            models.save_weights(model, paths["unannealed"], dtype)
+            save_base(name, model, paths["unannealed"])
         observer.step(task, step, loss, model)
 
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        models.save_weights(result.model, paths[starts[0]], dtype)
+        save_base(name, result.model, paths[starts[0]])
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
@@ -121,6 +120,19 @@ def pretrain(
         manager.remove()
     write_atomic(folder / "README.md", bases_overview(folder))
     return cards
+
+
+def save_base(name: str, model: torch.nn.Module, path: Path) -> None:
+    """Write a base, and its sha256 beside it.
+
+    The bases of `tiny` are the start of nearly all studies; those of others must be small files.
+    """
+    with atomic_file(path) as partial:
+        if name == "tiny":
+            models.save_weights(model, partial, torch.float16)
+        else:
+            save_file(embedded_models.quantize(model.state_dict()), partial)
+    record_digest(path)
 
 
 def measure_joint(

@@ -17,7 +17,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import atomic_file, child_path, project_folder
-from cmp.readers.files import read_table
+from cmp.readers.files import check_digest, read_table, record_digest
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -64,6 +64,7 @@ def _read_results(chapter: str) -> pd.DataFrame:
     remedy = f"write it by `cmpt study {chapter} --publish`"
     if not path.exists():
         raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
+    check_digest(path, remedy)
     try:
         frame = read_table(path, {"setting": str, "replicate": int} | RUN_COLUMNS | METRIC_COLUMNS)
         for text in frame["provenance"].unique():
@@ -129,6 +130,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
             raise CmpError(
                 f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"
             )
+    record_digest(path)
     return path
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from open_clip import factory
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -149,22 +150,37 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     """Return how a run's starting weights enter its id.
 
     Returns:
-        Changes to the flat config, and the hash of the weights. A file counts by its content,
+        Changes to the flat config, and the hash of the weights. A file counts by its tensors,
         wherever it lies; weights that are not on this machine count by their name.
     """
     model, path = run_config.model, start_file(run_config)
     if path is None:
         return {}, model.start
-    digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    is_base = model.start in (*STARTS, models.HUB)
-    is_named = is_base or models.pretrained_tag(model.name, model.start)
+    is_base, is_hub = model.start in STARTS, model.start == models.HUB
+    digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)
     return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
 
 
 @functools.lru_cache(maxsize=64)
-def _file_hash(path: Path, *stamp: int) -> str:
-    """Return the sha256 of a file, read once for as long as its stamp does not change."""
-    return file_digest(path)
+def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
+    """Return the hash of starting weights, read once for as long as the file's stamp stays.
+
+    A base counts by its file, which is known by its sha256. Other files count by their tensors,
+    whatever the format that they are in.
+    """
+    if is_base:
+        return file_digest(path)
+    try:
+        if path.suffix == ".npz":
+            arrays = dict(np.load(path))
+            return models.tensors_digest({n: torch.from_numpy(x) for n, x in arrays.items()})
+        return models.tensors_digest(factory.load_state_dict(str(path), weights_only=True))
+    except Exception as error:  # whatever readers raise at what is no checkpoint
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: no checkpoint that could be read as tensors alone ({reason:.160})"
+        ) from error
 
 
 def run_folder(run_id: str) -> Path:

@@ -16,11 +16,17 @@ from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 from cmp.errors import CmpError
 from cmp.files import (
     check_target,
+    file_digest,
+    lock_folder,
     parse_yaml,
     partial_folder,
     report_disk_errors,
     sync_to_disk,
+    write_atomic,
 )
+
+DIGESTS = "SHA256SUMS"
+"""The name of the list of sha256 of the files beside it."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -79,6 +85,34 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 os.rename(previous, target)
             raise
         sync_to_disk(target.parent)
+
+
+def record_digest(path: Path) -> None:
+    """Write the sha256 of a file into the list beside it, which `sha256sum --check` reads too."""
+    lock, target = lock_folder(path.parent), path.with_name(DIGESTS)  # others may write there
+    with report_disk_errors(f"{target}:"):
+        lines = target.read_text(encoding="utf-8").splitlines() if target.exists() else []
+        digests = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
+        digests[path.name] = file_digest(path)
+        write_atomic(target, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)))
+    if lock is not None:
+        os.close(lock)
+
+
+def check_digest(path: Path, remedy: str) -> None:
+    """Raise `CmpError` unless a file is what the list beside it says.
+
+    Args:
+        path: The file.
+        remedy: What to do about it.
+    """
+    try:
+        lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
+        is_known = f"{file_digest(path)}  {path.name}" in lines
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be checked ({error}); {remedy}") from error
+    if not is_known:
+        raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
