@@ -197,40 +197,37 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     """
     make_folder(parent)
     delete_leftovers(parent)
-    while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL_PREFIX))
-        lock = lock_folder(folder)
-        if folder.exists():  # else another process took it for a leftover before it was locked
-            break
-    try:
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL_PREFIX))
+            stack.enter_context(lock_folder(folder))
+            if folder.exists():  # else another process took it for a leftover before it was locked
+                break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-    finally:
-        _delete_locked(folder, lock)
 
 
 def delete_leftovers(parent: Path) -> None:
     """Delete what killed processes have left of `partial_folder` in a folder."""
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
-        if lock := lock_folder(folder, fcntl.LOCK_NB):
-            _delete_locked(folder, lock)
+        with lock_folder(folder, fcntl.LOCK_NB) as is_locked:
+            if is_locked:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def lock_folder(folder: Path, how: int = 0) -> int | None:
-    """Return a handle that locks a folder; None where another process has it, or none can."""
-    handle = None
+@contextlib.contextmanager
+def lock_folder(folder: Path, how: int = 0) -> Iterator[bool]:
+    """Lock a folder; yield whether that is so: another process may have it, or none can."""
+    handle, is_locked = None, False
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         fcntl.flock(handle, fcntl.LOCK_EX | how)
-        return handle
-    if handle is not None:
-        os.close(handle)
-    return None
-
-
-def _delete_locked(folder: Path, lock: int | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        os.close(lock)
+        is_locked = True
+    try:
+        yield is_locked
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
-from cmp.files import atomic_file, make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import parse_json, read_yaml, record_digest
+from cmp.files import make_folder, parse_record, project_folder, write_atomic
+from cmp.readers.files import listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
@@ -127,12 +127,11 @@ def save_base(name: str, model: torch.nn.Module, path: Path) -> None:
 
     The bases of `tiny` are the start of nearly all studies; those of others must be small files.
     """
-    with atomic_file(path) as partial:
+    with listed_file(path) as partial:
         if name == "tiny":
             models.save_weights(model, partial, torch.float16)
         else:
             save_file(embedded_models.quantize(model.state_dict()), partial)
-    record_digest(path)
 
 
 def measure_joint(

@@ -16,8 +16,8 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import atomic_file, child_path, project_folder
-from cmp.readers.files import check_digest, read_table, record_digest
+from cmp.files import child_path, project_folder
+from cmp.readers.files import check_digest, listed_file, read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -124,13 +124,12 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
         frames.append(run.metrics.assign(setting=setting, replicate=replicate, **columns))
     table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
-    with atomic_file(path) as partial:
+    with listed_file(path) as partial:
         table.to_parquet(partial, index=False)
         if (size := partial.stat().st_size) > MAX_BYTES:
             raise CmpError(
                 f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"
             )
-    record_digest(path)
     return path
 
 

@@ -15,6 +15,7 @@ from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from cmp.errors import CmpError
 from cmp.files import (
+    atomic_file,
     check_target,
     file_digest,
     lock_folder,
@@ -87,16 +88,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         sync_to_disk(target.parent)
 
 
-def record_digest(path: Path) -> None:
-    """Write the sha256 of a file into the list beside it, which `sha256sum --check` reads too."""
-    lock, target = lock_folder(path.parent), path.with_name(DIGESTS)  # others may write there
-    with report_disk_errors(f"{target}:"):
-        lines = target.read_text(encoding="utf-8").splitlines() if target.exists() else []
-        digests = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
-        digests[path.name] = file_digest(path)
-        write_atomic(target, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)))
-    if lock is not None:
-        os.close(lock)
+@contextlib.contextmanager
+def listed_file(target: Path) -> Iterator[Path]:
+    """Write a file as `atomic_file` does, and its sha256 into the list beside it.
+
+    For a moment the list has both the old sha256 and the new one, so that the file is never taken
+    for damaged. `sha256sum --check` reads the list, too.
+    """
+    place = target.with_name(DIGESTS)
+    with contextlib.ExitStack() as stack:
+        with atomic_file(target) as partial:
+            yield partial
+            stack.enter_context(lock_folder(target.parent))  # others may write there
+            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+            new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
+            write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
+        lines = [new, *(line for line in lines if not line.endswith(name))]
+        write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
 
 
 def check_digest(path: Path, remedy: str) -> None:
