@@ -5,10 +5,8 @@ in the hash of its content, so it needs no pointer that could be lost or lag beh
 name and content agree is whole, and the furthest whole one is where the run goes on.
 """
 
-import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -34,14 +32,17 @@ from cmp.files import (
     SHORT_ID,
     build_folder,
     child_path,
+    file_digest,
     make_folder,
     parse_record,
+    partial_folder,
+    report_disk_errors,
     sync_to_disk,
     write_atomic,
 )
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SCHEMA = 1
+SCHEMA = 2
 DEFAULT_EVERY = 50
 """Steps between two checkpoints within a task."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
@@ -111,7 +112,8 @@ class RunState:
     Attributes:
         progress: Where the run is.
         tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/..." that
-            a method and a merge policy carry; "trunk/..." that a branch left.
+            a method and a merge policy carry; "trunk/..." that a branch left; "hits/TASK/DATASET"
+            of `cmp.runner.RunResult`.
     """
 
     progress: Progress
@@ -164,24 +166,15 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
     progress = state.progress
     header = {"progress": json.dumps(dataclasses.asdict(progress))}
     tensors = {name: x.detach().contiguous() for name, x in state.tensors.items()}
-    partial = folder / f".partial-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
+    kept = "the one before it is kept"
+    with report_disk_errors(what, kept), partial_folder(folder) as place:
+        partial = place / "checkpoint"
         save_file(tensors, partial, header)
-        with open(partial, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = f"task-{progress.task}-step-{progress.step}-{digest}.safetensors"
+        name = f"task-{progress.task}-step-{progress.step}-{file_digest(partial)}.safetensors"
         sync_to_disk(partial)
         os.replace(partial, folder / name)
         sync_to_disk(folder)
-    except (OSError, SafetensorError) as error:
-        raise CmpError(
-            f"{folder}: the checkpoint of task {progress.task}, step {progress.step} cannot be "
-            f"written ({error}); the one before it is kept"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return folder / name
 
 
@@ -193,9 +186,7 @@ def read_checkpoint(path: Path) -> RunState:
     """
     match = _FILE_NAME.fullmatch(path.name)
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not match or match[3] != digest:
+        if not match or match[3] != file_digest(path):
             raise CmpError(f"{path}: damaged: its content is not what its name says")
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("progress", "")
@@ -316,9 +307,10 @@ class CheckpointManager:
         """Write a state; of the others only the one before it is kept."""
         path = write_checkpoint(state, self.folder)
         keep = {path, self.last, self.folder / "lock"}
-        for other in self.folder.iterdir():
-            if other not in keep and not other.is_dir():
-                other.unlink(missing_ok=True)
+        with report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
+            for other in self.folder.iterdir():
+                if other not in keep and not other.is_dir():
+                    other.unlink(missing_ok=True)
         self.last = path
 
     def report(self, content: dict[str, Any]) -> Path:

@@ -2,21 +2,28 @@
 all, and tables."""
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
+from safetensors import SafetensorError
 
 from cmp.errors import CmpError
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
+READ_BYTES = 1 << 24
+"""Bytes of a file that are hashed at once."""
+PARTIAL_PREFIX = ".cmp-partial-"
+"""What the names of folders begin with in which something is being written."""
 PROJECT_MARKERS = ("_build", "data_manifests")
 """Folders by which a project is recognised."""
 SHORT_ID = 12
@@ -133,11 +140,94 @@ def make_folder(folder: Path) -> None:
         raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
 
 
-def make_parent(target: Path) -> None:
-    """Make the folder of a file that is to be written; raise `CmpError` for a name with a NUL."""
-    if "\0" in target.name:
-        raise CmpError(f"{target.name!r:.60}: not a file name")
-    make_folder(target.parent)
+def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) -> None:
+    """Refuse to replace what is not of the kind that is to be written.
+
+    Links are refused wherever they lead: to replace one would leave its goal as it was, and to
+    follow it would change a file that nobody named.
+
+    Args:
+        target: The file or folder, which may be missing.
+        is_kind: Whether the mode of what is there allows it to be replaced.
+
+    Raises:
+        CmpError: Something else is there, or the disk takes no such name.
+    """
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a name too long; a NUL in it is a ValueError
+        raise CmpError(f"{str(target)!r:.200}: cannot be written ({error})") from error
+    if not is_kind(mode):
+        raise CmpError(
+            f"{target}: is there, as a link, a folder, a device or the like, and is not replaced; "
+            "give another name"
+        )
+
+
+def file_digest(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:
+    """Return the sha256 of a file, telling `progress` how many bytes were read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def report_disk_errors(what: str, kept: str = "nothing was changed") -> Iterator[None]:
+    """Turn errors of the disk, those of safetensors too, into a `CmpError` that says what stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CmpError(f"{what} cannot be written ({error}); {kept}") from error
+
+
+@contextlib.contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """Make a hidden folder to write in, on the disk of the result, and delete it at the end.
+
+    It is locked meanwhile. One that nobody locks was left by a process that was killed; those are
+    deleted first.
+
+    Args:
+        parent: Where the result will lie; it is made where it is missing.
+    """
+    make_folder(parent)
+    delete_leftovers(parent)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL_PREFIX))
+            stack.enter_context(lock_folder(folder))
+            if folder.exists():  # else another process took it for a leftover before it was locked
+                break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def delete_leftovers(parent: Path) -> None:
+    """Delete what killed processes have left of `partial_folder` in a folder."""
+    for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
+        with lock_folder(folder, fcntl.LOCK_NB) as is_locked:
+            if is_locked:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, how: int = 0) -> Iterator[bool]:
+    """Lock a folder; yield whether that is so: another process may have it, or none can."""
+    handle, is_locked = None, False
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        is_locked = True
+    try:
+        yield is_locked
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -145,27 +235,21 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Write a file, whole or not at all.
 
     Args:
-        target: The file, which may exist.
+        target: The file; one that is there is replaced, anything else refused.
 
     Yields:
-        A path beside the target to write to; it becomes the target at the end, and is deleted
-        after an error.
+        A path to write to, which becomes the target at the end and is deleted after an error.
 
     Raises:
-        CmpError: The disk refuses; the target is as before.
+        CmpError: The disk refuses, and the target is as before; or see `check_target`.
     """
-    partial = target.parent / f".{target.name}.partial"
-    make_parent(target)
-    try:
+    check_target(target)
+    with report_disk_errors(f"{target}:"), partial_folder(target.parent) as folder:
+        partial = folder / target.name
         yield partial
         sync_to_disk(partial)
         os.replace(partial, target)
         sync_to_disk(target.parent)
-    except OSError as error:
-        raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, text: str) -> None:

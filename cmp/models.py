@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,10 +34,8 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 HUB = "hub"
 """The start of a run whose model comes with weights of its own."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-SCALE_SUFFIX = ".scale"
 _SHOWN_TENSORS = 3  # tensors that an error names
 _TEXT_MULTIPLE = 16  # numbers of texts that `pack_texts` packs: a CPU compiles kernels per shape
-_LARGEST_INT8 = 127
 
 
 class Network(nn.Module):
@@ -122,8 +120,8 @@ def family_of(name: str) -> Any:
     """Return the family of a model; None for open_clip's own.
 
     Families are the entry points of the group "cmp.models": modules with `NAMES`,
-    `tokenizer(name)`, `base_path(name, start, seed)`, and `find_base`, which takes the same and
-    refuses a base that is missing.
+    `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same and refuses
+    a base that is missing or damaged, and `read_weights(path)`, which returns its tensors by name.
     """
     families = plugins("cmp.models").values()
     return next((family for family in families if name in family.NAMES), None)
@@ -159,7 +157,8 @@ def load_model(config: Model, seed: int) -> Network:
                 f"model.start: {config.start!r}: {config.name!r} has no bases; give a pretrained "
                 "tag, the path of a file, or random"
             )
-        load_weights(model, family.find_base(config.name, config.start, seed))
+        base = family.find_base(config.name, config.start, seed)
+        load_weights(model, base, family.read_weights)
         return model
     model = load_from_file(config.name, locate_weights(config.name, config.start))
     tag = pretrained_tag(config.name, config.start)
@@ -180,8 +179,8 @@ def load_from_file(name: str, path: Path) -> Network:
     """
     fused = create_fused_model(name)
     if _has_split_attention(path, fused):
-        model = split_attention(fused)
-        load_weights(model, path)
+        model, family = split_attention(fused), family_of(name)
+        load_weights(model, path, family.read_weights if family else load_file)
         return model
     try:
         factory.load_checkpoint(cast(Any, fused), str(path))
@@ -364,33 +363,29 @@ def split_attention(model: nn.Module) -> Network:
     return cast(Network, model)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(
+    model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
+) -> None:
     """Read a safetensors file of `save_weights` into an fp32 network.
+
+    Args:
+        model: The network.
+        path: The file.
+        read: How its tensors are read.
 
     Raises:
         CmpError: The file cannot be read, or does not hold exactly this network's tensors.
     """
     try:
-        model.load_state_dict(dequantize(load_file(path)))
+        model.load_state_dict(read(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
         raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
 
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network's tensors as safetensors.
-
-    Args:
-        model: The network.
-        path: The file.
-        dtype: Of what is written; `torch.int8` stands for `quantize`.
-    """
-    weights = model.state_dict()
-    if dtype == torch.int8:
-        weights = quantize(weights)
-    else:
-        weights = {name: x.detach().to(dtype).contiguous() for name, x in weights.items()}
-    save_file(weights, path)
+    """Write a network's tensors as safetensors of one dtype."""
+    save_file({n: x.detach().to(dtype).contiguous() for n, x in model.state_dict().items()}, path)
 
 
 def export_weights(model: nn.Module, path: Path) -> None:
@@ -408,9 +403,14 @@ def export_weights(model: nn.Module, path: Path) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, with names, types and shapes, sorted by name."""
+    """Return the sha256 of a network's tensors, see `tensors_digest`."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of tensors, with names, types and shapes, sorted by name."""
     digest = hashlib.sha256()
-    for name, x in sorted(model.state_dict().items()):
+    for name, x in sorted(tensors.items()):
         digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
         digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -539,39 +539,3 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
         return f"the weights of another architecture: {shown}"
     reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     return f"no checkpoint that could be read as tensors alone ({reason:.160})"
-
-
-def quantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights in 8 bits.
-
-    An entry is off by at most half a scale, that is, by 1/254 of its row's largest entry.
-
-    Args:
-        weights: Tensors by name.
-
-    Returns:
-        Matrices and kernels as int8 [rows, ...] with `NAME.scale` [rows]; all else in fp16.
-    """
-    quantized: dict[str, Tensor] = {}
-    for name, x in weights.items():
-        if x.dim() < 2:
-            quantized[name] = x.half()
-            continue
-        rows = x.flatten(1).float()
-        scale = rows.abs().amax(dim=1) / _LARGEST_INT8
-        scale = scale.where(scale > 0, torch.ones_like(scale))
-        quantized[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(x)
-        quantized[name + SCALE_SUFFIX] = scale
-    return quantized
-
-
-def dequantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the fp32 weights that `quantize` was given, up to rounding; any others in fp32."""
-    restored = {}
-    for name, x in weights.items():
-        if name + SCALE_SUFFIX in weights:
-            scale = weights[name + SCALE_SUFFIX]
-            restored[name] = (x.flatten(1).float() * scale[:, None]).view_as(x)
-        elif not name.endswith(SCALE_SUFFIX):
-            restored[name] = x.float()
-    return restored

@@ -23,7 +23,7 @@ from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import Diverged, Interrupted
+from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
@@ -66,12 +66,17 @@ class RunResult:
         seconds: Computing time.
         provenance: Where the run was computed, see `machine_record`; with `began` if it began
             elsewhere, and `budget` if it had one.
+        hits: Of evaluations of scope "full", by "TASK/DATASET": whether each question was answered
+            right, bool, in the order of the rows of `Scores.hits` of that dataset. There `row` and
+            `weight` say which image it is and what it counts: `evaluate` gives the same rows for
+            any model.
     """
 
     metrics: pd.DataFrame
     model: Network
     seconds: float
     provenance: dict[str, Any]
+    hits: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def machine_record(device: str = "cpu") -> dict[str, Any]:
@@ -120,6 +125,11 @@ def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
     section, ends = config.evaluation, (0, config.stream.tasks)
     full = section.full and section.subset is not None and done in ends
     return [section.subset] + [None] * full
+
+
+def scope_of(size: int | None) -> str:
+    """Return the `scope` of an evaluation by its size, see `evaluation_sizes`."""
+    return "full" if size is None else "subset"
 
 
 def execute(
@@ -182,6 +192,7 @@ class Run:
         given: The config before its budget was applied.
         budget: The budget.
         rows: Rows of the metrics so far.
+        hits: As in `RunResult`, so far.
         trunk: State that a branch of the schedule left behind.
         memory: What the merge policy remembers.
         seconds_before: Computing time of earlier processes.
@@ -196,6 +207,7 @@ class Run:
     given: RunConfig
     budget: Budget | None
     rows: list[dict[str, Any]] = field(default_factory=list)
+    hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     seconds_before: float = 0.0
@@ -237,12 +249,37 @@ class Run:
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") for name in names}
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
+        hits = checkpoints.strip_prefix(saved.tensors, "hits/")
+        self.hits = {name: x.numpy() for name, x in hits.items()}
+        self.check_progress(progress)
         if differences := machine_differences(progress.machine, self.machine):
             message = f"the run began elsewhere, its last bits may differ: {differences}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(progress.task * self.config.training.steps + progress.step)
         return progress.task, progress.step
+
+    def check_progress(self, progress: Progress) -> None:
+        """Raise `CmpError` where a checkpoint is none that a run of this config writes."""
+        done, tasks = progress.task, self.config.stream.tasks
+        keys = ("task", "scope", "dataset")
+        rows = sorted("/".join(str(row.get(key)) for key in keys) for row in self.rows)
+        sizes = {task: evaluation_sizes(self.config, task) for task in range(min(done, tasks) + 1)}
+        scopes = [f"{task}/{scope_of(size)}" for task in sizes for size in sizes[task]]
+        names = {str(row.get("dataset")) for row in self.rows}
+        expected = sorted(f"{scope}/{name}" for scope in scopes for name in names)
+        are_scored = bool(rows) and all(isinstance(row.get("score"), float) for row in self.rows)
+        fits = {
+            "task": 0 <= done <= tasks,
+            "step": 0 <= progress.step <= (self.config.training.steps if done < tasks else 0),
+            "metrics": are_scored and rows == expected,
+            "hits": {row.replace("/full/", "/") for row in rows if "/full/" in row}
+            == self.hits.keys(),
+        }
+        if not all(fits.values()):
+            place = (self.manager and self.manager.last) or "checkpoint"
+            wrong = next(key for key, is_right in fits.items() if not is_right)
+            raise CmpError(f"{place}: {wrong}: does not fit the run's config; delete the file")
 
     def evaluate(self, done: int) -> None:
         """Score the model after some tasks: the subset, and at both ends the full test."""
@@ -255,9 +292,11 @@ class Run:
                     self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,
                 )  # fmt: skip
-            scope = "full" if size is None else "subset"
-            table = scores.datasets.reset_index().assign(task=done, scope=scope)
+            table = scores.datasets.reset_index().assign(task=done, scope=scope_of(size))
             self.rows += table.to_dict("records")
+            if size is None:
+                for name, hits in scores.hits.groupby("dataset")["hit"]:
+                    self.hits[f"{done}/{name}"] = hits.to_numpy(bool)
             scored.append(scores)
         self.observer.task(done, scored[0])
 
@@ -308,6 +347,7 @@ class Run:
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
         tensors |= {f"method/{name}": x for name, x in self.state.method_state.items()}
+        tensors |= {f"hits/{name}": torch.from_numpy(x) for name, x in self.hits.items()}
         for kept, weights in self.memory.items():
             tensors |= {f"merging/{kept}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
@@ -356,4 +396,4 @@ class Run:
         if self.budget:
             spent = budgets.budget_spent(self.budget, self.config.stream.tasks)
             machine = machine | {"budget": spent}
-        return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine)
+        return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

@@ -5,7 +5,6 @@ costs little more than its run. Nothing in the package knows of this: a child pa
 """
 
 import functools
-import hashlib
 import os
 import pwd
 import resource
@@ -350,7 +349,7 @@ def _make_read_only() -> None:
 TROUBLES: dict[str, Callable[[], None]] = {
     "before the write": _die_instead(checkpoints, "save_file"),
     "half written": _die_half_written,
-    "before the hash": _die_instead(hashlib, "file_digest"),
+    "before the hash": _die_instead(checkpoints, "file_digest"),
     "before the rename": _die_instead(os, "replace"),
     "before the folder is flushed": _die_flushing(checkpoints, "checkpoints/*"),
     "before the old one is pruned": functools.partial(_die_pruning, True),
@@ -368,6 +367,7 @@ TROUBLES: dict[str, Callable[[], None]] = {
 def leftovers(build: Path) -> list[str]:
     """What a finished run left in its build folder beside itself."""
     name = small_id()[:SHORT_ID]
-    run = {"runs", f"runs/{name}", f"runs/{name}/metrics.parquet", f"runs/{name}/run.json"}
+    files = ("run.json", store.METRICS, store.HITS)
+    run = {"runs", f"runs/{name}", *(f"runs/{name}/{file}" for file in files)}
     paths = {str(path.relative_to(build)) for path in build.rglob("*")}
     return sorted(paths - run - {"checkpoints"})

@@ -17,6 +17,8 @@ from pathlib import Path
 from forked import Child, Outcome, leftovers, server
 from tqdm import tqdm
 
+from cmp.files import PARTIAL_PREFIX
+
 LANES = 2
 """Children at the same time."""
 
@@ -57,8 +59,7 @@ class Campaign:
             self.differences.append(f"{name}: weights {end.weights}")
         elif not end.metrics.equals(self.reference.metrics):
             self.differences.append(f"{name}: metrics\n{end.metrics}")
-        # a kill while a result is stored may leave a hidden folder, see `cmp.files.whole_folder`
-        if left := [path for path in leftovers(build) if not path.startswith("runs/.")]:
+        if left := leftovers(build):
             self.differences.append(f"{name}: leftovers {left}")
         shutil.rmtree(build)
 
@@ -96,7 +97,7 @@ class _Lane:
         campaign = self.campaign
         if end.status == -signal.SIGKILL and end.weights is None:
             campaign.killed += 1
-            campaign.writing += any(self.build.glob(f"checkpoints/*/.partial-{self.child.pid}"))
+            campaign.writing += any(self.build.glob(f"checkpoints/*/{PARTIAL_PREFIX}*/*"))
             campaign.tick()
             self._next_child()
             return True

@@ -258,7 +258,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     )
     assert same(resumed, result)
     assert resumed.provenance["budget"] == spent
-    stored = store.make_stored_run("a" * 64, run_config, result)
+    stored = store.make_stored_run(run_config, result, {})
     assert stored.provenance["budget"] == spent
     same_steps = small("method.name=locked-text", f"training.steps={steps}")
     assert same(execute(same_steps, forked.small_corpus()), result)

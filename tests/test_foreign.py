@@ -153,6 +153,17 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
     first = run_id(folder / "model.safetensors")
     assert run_id(moved) == first
     weights = load_file(moved)
+    torch.save(weights, tmp_path / "saved.pt")
+    torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "trained.pt")
+    assert run_id(tmp_path / "saved.pt") == run_id(tmp_path / "trained.pt") == first
+    for name, content in {
+        "no.pt": b"no checkpoint",
+        "no.safetensors": b"",
+        "no.npz": b"PK",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CmpError, match=f"{name}: no checkpoint that could be read as tensors"):
+            run_id(tmp_path / name)
     weights["logit_scale"] += 1
     save_file(weights, moved)
     assert run_id(moved) != first

@@ -1,11 +1,17 @@
 """A run may be killed at any moment, and goes on to the same bits."""
 
+import builtins
 import dataclasses
+import errno
+import functools
+import io
 import json
+import os
 import random
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import forked
@@ -15,13 +21,22 @@ import pytest
 import torch
 from forked import Child, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from cmp import checkpoints, mixtures, models, training
+from cmp import NUMERICS, checkpoints, config, mixtures, models, training
 from cmp.checkpoints import CheckpointManager
+from cmp.cli import runs as cli_runs
+from cmp.cli import streams
+from cmp.embedded import models as embedded_models
+from cmp.embedded import packed, sheets
+from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Diverged
-from cmp.experiments import store
-from cmp.files import SHORT_ID
-from cmp.runner import Observer, execute
+from cmp.experiments import pretraining, results, store, studies
+from cmp.files import SHORT_ID, delete_leftovers
+from cmp.merging.files import merge_files
+from cmp.runner import Observer, RunResult, execute
 from cmp.training import model_loss
 
 TOTAL = forked.TASKS * forked.STEPS
@@ -116,25 +131,21 @@ def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, s
 
 
 @pytest.mark.parametrize(
-    ("moment", "resumed", "hidden"),
+    ("moment", "resumed"),
     [
-        ("before the result is written", TOTAL, True),
-        ("before the result is renamed", TOTAL, True),
-        ("after the result is renamed", None, False),
-        ("before the checkpoints are removed", None, False),
-        ("while the checkpoints are removed", None, False),
+        ("before the result is written", TOTAL),
+        ("before the result is renamed", TOTAL),
+        ("after the result is renamed", None),
+        ("before the checkpoints are removed", None),
+        ("while the checkpoints are removed", None),
     ],
 )
-def test_killed_while_the_result_is_stored_it_is_stored_once(
-    build, reference, moment, resumed, hidden
-):
+def test_killed_while_the_result_is_stored_it_is_stored_once(build, reference, moment, resumed):
     assert Child(build, forked.compute, moment, TOTAL + 1).outcome().status == -signal.SIGKILL
     end = Child(build).outcome()
     assert_same(end, reference)
     assert end.resumed == resumed
-    left = forked.leftovers(build)
-    assert bool(left) == hidden
-    assert all(path.startswith(f"runs/.{small_id()[:SHORT_ID]}-") for path in left)
+    assert forked.leftovers(build) == []
 
 
 def test_ten_kills_at_random_moments_change_nothing(uncut, tmp_path):
@@ -420,3 +431,193 @@ def test_the_shell_ends_with_an_error_where_a_run_diverges(build):
     [path] = build.glob("checkpoints/*/diverged.json")
     assert path.read_text().startswith("{")
     assert not (build / "runs").exists()
+
+
+class Disk:
+    """A disk that refuses its operation number `fails_at` and all later ones but renames, by which
+    what was moved is put back.
+
+    Attributes:
+        count: Operations so far.
+        refused: Names of those that it refused.
+    """
+
+    def __init__(self, patch, error, fails_at):
+        self.error, self.fails_at, self.count = error, fails_at, 0
+        self.refused = set()
+        for place, name in (
+            *((os, name) for name in ("mkdir", "open", "fsync", "rename", "replace", "unlink")),
+            *((place, "save_file") for place in (checkpoints, models, store, pretraining)),
+            *(
+                (builtins, "open"),
+                (io, "open"),
+                (pd.DataFrame, "to_parquet"),
+                (Image.Image, "save"),
+            ),
+        ):
+            patch.setattr(place, name, self.watch(name, getattr(place, name)))
+
+    def watch(self, name, real):
+        """`real`, if it still works; a library's function leaves half a file behind."""
+
+        def operation(*arguments, **options):
+            if name == "open" and not writes(*arguments, **options):
+                return real(*arguments, **options)
+            self.count += 1
+            if self.count < self.fails_at or (name == "rename" and self.count > self.fails_at):
+                return real(*arguments, **options)
+            self.refused.add(name)
+            if name in ("save_file", "to_parquet", "save"):
+                Path(arguments[1]).parent.joinpath("half").touch()
+            message = os.strerror(self.error)
+            if name == "save_file":
+                raise SafetensorError(f"I/O error: {message} (os error {self.error})")
+            raise OSError(self.error, message, str(arguments[-1]))
+
+        return operation
+
+
+def writes(path, mode="r", *arguments, **options):
+    """Whether a file is opened to be written, by `os.open` or by `open`."""
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    return bool(mode & flags) if isinstance(mode, int) else bool(set(mode) & set("wax+"))
+
+
+TINY = ("model.name=tiny-half", "model.start=random")
+"""Settings of what `WRITERS` write."""
+
+
+def tiny_id():
+    return store.run_id_of(small_config(*TINY), small_corpus())
+
+
+def state_of_a_run():
+    run_config = small_config(*TINY)
+    model = models.load_model(run_config.model, 0)
+    progress = checkpoints.Progress(
+        checkpoints.SCHEMA, tiny_id(), run_config.to_dict(), 0, 0, [], 0.0, {}
+    )
+    return checkpoints.RunState(progress, checkpoints.state_tensors(model))
+
+
+def save_a_checkpoint(folder):
+    with CheckpointManager(tiny_id()) as manager:
+        manager.load()
+        state = state_of_a_run()
+        step = len(checkpoints.checkpoint_files(manager.folder))
+        manager.save(
+            dataclasses.replace(state, progress=dataclasses.replace(state.progress, step=step))
+        )
+
+
+def finish_a_run(folder):
+    run_config, row = small_config(*TINY), {"task": 0, "scope": "full", "dataset": "shapes"}
+    metrics = pd.DataFrame([row | {"role": "eval", "score": time.time()}])
+    model, about = models.create_model("tiny-half"), {"threads": 1, "numerics": NUMERICS}
+    result = RunResult(metrics, model, 1.0, about, {"0/shapes": np.ones(9, bool)})
+    identity = store.run_identity(run_config, small_corpus())
+    store.save_run(store.make_stored_run(run_config, result, identity), model)
+
+
+def export(folder):
+    cli_runs.export(tiny_id(), folder / "exported.safetensors")
+
+
+def merge(folder):
+    paths = [embedded_models.base_path("tiny", start, 0) for start in embedded_models.SHIPPED]
+    merge_files("interpolation", paths, folder / "merged.safetensors")
+
+
+def draw_a_sheet(folder):
+    sheets.contact_sheet(packed_shapes(), folder / "sheet.png")
+
+
+@functools.cache
+def packed_shapes():
+    return packed.read_packed(embedded_manifests()["shapes"])
+
+
+def import_a_stream(folder):
+    streams.import_(folder / "order.json", "mine", 2)
+
+
+def write_a_base(folder):
+    pretraining.save_base(
+        "tiny-half", models.create_model("tiny-half"), folder / "base.safetensors"
+    )
+    pretraining.save_base("tiny", models.create_model("tiny"), folder / "base.safetensors")
+
+
+def publish(folder):
+    results.publish_study(studies.load_study("77"), "quick")
+
+
+WRITERS = [save_a_checkpoint, finish_a_run, export, merge, draw_a_sheet, import_a_stream,
+           write_a_base, publish]  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A folder in which each of `WRITERS` has written once."""
+    packed_shapes()
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+    tree = config.override(config.profile("quick"), [*forked.SETTINGS, *TINY])
+    monkeypatch.setitem(config.PROFILES, "quick", tree)
+    grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
+    (tmp_path / "77.yaml").write_text(json.dumps(grid))
+    (tmp_path / "order.json").write_text('["new-flags+++a", "new-flags+++b"]')
+    finish_a_run(tmp_path)
+    return tmp_path
+
+
+def names(folder):
+    """All files of a folder; checkpoints come and go."""
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in paths if "/task-" not in path}
+
+
+def read_back(folder):
+    """Read all that `WRITERS` have written so far; whatever is not whole is an error."""
+    if folder.joinpath("build/checkpoints").exists():
+        assert checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(tiny_id()))
+    assert store.load_run(tiny_id()).hits["0/shapes"].sum() == 9
+    store.final_model(store.load_run(tiny_id()))
+    for path in folder.glob("*.safetensors"):
+        load_file(path)
+    for path in folder.glob("*.png"):
+        Image.open(path).load()
+    for path in folder.glob("build/traits/*"):
+        pd.read_parquet(path)
+    if (folder / "base.safetensors").exists():
+        embedded_models.check_base(folder / "base.safetensors")
+    if results.is_published("77"):
+        results.published_metrics("77")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_wherever_the_disk_refuses_that_is_said_and_nothing_is_half_written(written, write, error):
+    """Each operation of each writer in turn: what was there before can still be read."""
+    write(written)
+    before, fails_at = names(written), 0
+    while True:
+        fails_at += 1
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, error, fails_at)
+            try:
+                write(written)
+            except CmpError as told:
+                assert os.strerror(error) in str(told)
+            else:  # at most leftovers could not be deleted
+                assert disk.refused <= {"unlink"}
+            if disk.count < fails_at:
+                break
+        read_back(written)
+        delete_leftovers(written)  # which a disk that refuses all does not let go
+        for folder in (path for path in written.rglob("*") if path.is_dir()):
+            delete_leftovers(folder)
+        assert names(written) == before
+    assert fails_at > 3

@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import shutil
 
 import numpy as np
 import open_clip
@@ -9,11 +10,15 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
+from typer.testing import CliRunner
 
-from cmp import config, evaluation, mixtures, models
+from cmp import cli, config, evaluation, mixtures, models
+from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
+from cmp.experiments import preflight
 from cmp.experiments.pretraining import PRETRAINING
+from cmp.readers.files import DIGESTS
 from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
 
 
@@ -74,6 +79,35 @@ def test_other_open_clip_models_are_built_too():
 def test_an_unknown_model_is_refused():
     with pytest.raises(CmpError, match=r"model\.name.*tiny"):
         models.create_model("tinny")
+
+
+@pytest.mark.parametrize("change", ["a bit", "the list", "no list"])
+def test_a_base_that_is_not_what_was_written_is_refused(tmp_path, monkeypatch, change):
+    shutil.copytree(embedded_models.WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(embedded_models, "WEIGHTS", tmp_path / "weights")
+    path = embedded_models.find_base("tiny", "annealed", 0)
+    assert path.parent == tmp_path / "weights"
+    if change == "a bit":
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 4
+        path.write_bytes(content)
+    elif change == "the list":
+        path.with_name(DIGESTS).write_text("")
+    else:
+        path.with_name(DIGESTS).unlink()
+    words = f"{path}: (damaged|cannot be checked).*`cmpt pretrain`"
+    with pytest.raises(CmpError, match=words):
+        models.load_model(Model(), 0)
+    assert preflight._check_bases().state == preflight.DAMAGED
+    needs = preflight.missing_needs(config.parse(config.profile("quick")), "cpu")
+    assert any(line.startswith(f"damaged: weights: {path}") for line in needs)
+    assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 1
+
+
+def test_every_base_of_the_project_is_in_the_list_beside_it():
+    for folder in embedded_models.base_folders("annealed")[:2]:
+        for path in folder.glob("*.safetensors"):
+            embedded_models.check_base(path)
 
 
 def test_a_missing_base_is_refused_with_the_way_to_make_it():

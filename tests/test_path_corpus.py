@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import stat
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,13 @@ from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
 from cmp.experiments.runs import find_unfinished
-from cmp.files import atomic_file, make_folder
+from cmp.files import (
+    PARTIAL_PREFIX,
+    atomic_file,
+    delete_leftovers,
+    make_folder,
+    partial_folder,
+)
 from cmp.readers.files import atomic_folder
 from cmp.runner import Observer, RunResult
 from lab import chapters, run
@@ -95,16 +103,14 @@ def test_a_name_that_is_a_name_is_looked_for(place):
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
 @pytest.mark.parametrize("find", [store.find_run, find_unfinished, lambda x: chapters.select([x])])
 def test_what_no_id_begins_with_is_not_found(place, find, name):
-    keep_run(place)
-    keep_checkpoint("0123456789ab" + "0" * 52)
+    keep_checkpoint(keep_run(place))
     with pytest.raises(CmpError):
         find(name)
 
 
 def test_the_empty_beginning_finds_only_what_is_alone(place):
-    keep_run(place)
-    keep_checkpoint("0123456789ab" + "0" * 52)
-    assert store.find_run("").id == find_unfinished("").run == "0123456789ab" + "0" * 52
+    keep_checkpoint(keep_run(place))
+    assert store.find_run("").id == find_unfinished("").run == RUN_ID
     keep_checkpoint("fedcba987654" + "0" * 52)
     with pytest.raises(CmpError, match="fedcba987654"):
         find_unfinished("")
@@ -112,9 +118,9 @@ def test_the_empty_beginning_finds_only_what_is_alone(place):
 
 def test_all_of_an_id_counts(place):
     keep_run(place)
-    assert store.find_run("0123456789ab0000").id.startswith("0123456789ab")
+    assert store.find_run(RUN_ID[:16]).id == RUN_ID
     with pytest.raises(CmpError, match="no stored run"):
-        store.find_run("0123456789ab1111")
+        store.find_run(RUN_ID[:12] + "ffff")
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
@@ -124,14 +130,19 @@ def test_checkpoints_are_kept_under_a_name_only(place, name):
     assert content_of(place / "build") == {}
 
 
-def keep_run(place: Path) -> None:
-    """A stored run of id 0123456789ab0..."""
-    run_config = config.parse(config.PROFILES["quick"])
+RUN_CONFIG = config.parse(config.PROFILES["quick"])
+IDENTITY = {"config": RUN_CONFIG.changes()}
+RUN_ID = store.json_digest(IDENTITY)
+
+
+def keep_run(place: Path) -> str:
+    """A stored run of id `RUN_ID`."""
     row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 1.0}
     result = RunResult(
         pd.DataFrame([row]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
     )
-    store.save_run(store.make_stored_run("0123456789ab" + "0" * 52, run_config, result))
+    store.save_run(store.make_stored_run(RUN_CONFIG, result, IDENTITY))
+    return RUN_ID
 
 
 def keep_checkpoint(run_id: str) -> Path:
@@ -180,6 +191,59 @@ def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
         assert str(target) in str(error)
     assert content_of(place / "outside") == before
     assert [path for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+    "device": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to a file": lambda path: path.symlink_to(path.parent / "outside" / "secret"),
+}
+
+
+@pytest.mark.parametrize("kind", THINGS)
+def test_only_a_file_is_replaced_by_a_file(place, kind):
+    target, before = place / "target", content_of(place / "outside")
+    try:
+        THINGS[kind](target)
+    except PermissionError:
+        pytest.skip("only root makes devices")
+    status = os.lstat(target)
+    with pytest.raises(CmpError, match=f"{target}: is there, as a link, a folder, a device"):
+        write(atomic_file, target)
+    if kind != "folder":
+        with pytest.raises(CmpError, match=str(target)):
+            write(atomic_folder, target)
+    assert os.path.samestat(os.lstat(target), status)
+    assert content_of(place / "outside") == before
+    assert list(place.glob(".*")) == []
+
+
+def test_a_file_is_replaced_and_the_longest_name_can_be_written(place):
+    for target in (place / "target", place / ("a" * 255)):
+        for _ in range(2):
+            write(atomic_file, target)
+        assert target.read_text() == "new"
+    write(atomic_folder, place / "folder")
+    write(atomic_folder, place / "folder")
+    assert content_of(place / "folder") == {"x": b"new"}
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(place):
+    left = place / f"{PARTIAL_PREFIX}left"
+    left.mkdir()
+    (left / "weights").write_text("half")
+    with partial_folder(place) as busy:
+        assert not left.exists()
+        (busy / "x").write_text("being written")
+        write(atomic_file, place / "one")
+        write(atomic_folder, place / "two")
+        delete_leftovers(place)
+        assert content_of(busy) == {"x": b"being written"}
+    delete_leftovers(place)
+    assert list(place.glob(".*")) == []
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)

@@ -16,6 +16,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
 from cmp.files import SHORT_ID
+from cmp.readers.files import DIGESTS, listed_file
 
 invoke = CliRunner().invoke
 GRID = {
@@ -128,9 +129,18 @@ def test_damaged_results_are_replaced_where_every_run_is_stored(place):
     path = publish()
     content = path.read_bytes()
     path.write_bytes(content[:100])
-    with pytest.raises(CmpError, match=r"77\.parquet: cannot be read"):
+    with pytest.raises(CmpError, match=r"77\.parquet: damaged.*cmpt study 77 --publish"):
         results.published_metrics("77")
     assert publish().read_bytes() == content
+
+
+def test_a_bit_that_flips_in_published_results_is_found(place):
+    path = publish()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CmpError, match=r"77\.parquet: damaged.*cmpt study 77 --publish"):
+        results.published_metrics("77")
 
 
 def test_results_of_another_numerics_are_stale(place, monkeypatch):
@@ -155,7 +165,7 @@ def test_a_file_that_grows_too_large_is_refused(place, monkeypatch):
     with pytest.raises(CmpError, match=r"77\.parquet: 0\.0 MB, more than 0\.0.*: cut the grid"):
         publish()
     assert path.read_bytes() == content
-    assert list(path.parent.iterdir()) == [path]
+    assert {file.name for file in path.parent.iterdir()} == {path.name, DIGESTS}
 
 
 def test_published_runs_are_those_of_the_store(place):
@@ -197,8 +207,14 @@ def tamper(path, change):
     frame = pd.read_parquet(path)
     mine = frame.index[frame["run"] == run.id]
     change(frame, mine)
-    frame.to_parquet(path, index=False)
+    rewrite(frame, path)
     return run
+
+
+def rewrite(frame, path):
+    """Publish other rows, as if they had been computed."""
+    with listed_file(path) as partial:
+        frame.to_parquet(partial, index=False)
 
 
 def raise_a_score(frame, mine):
@@ -262,7 +278,7 @@ def test_a_run_that_differs_names_its_first_score(place):
     frame = pd.read_parquet(path)
     row = (frame["run"] == other.id) & (frame["dataset"] == "shapes") & (frame["task"] == 2)
     frame.loc[row, "score"] += 30
-    frame.to_parquet(path, index=False)
+    rewrite(frame, path)
     verdict = compared()[other.id]
     assert verdict.answer == "different"
     assert "first shapes (subset) after 2 tasks: stored" in verdict.sentence
@@ -276,12 +292,12 @@ def test_on_another_machine_the_tolerance_decides(place):
     frame = frame.assign(provenance=elsewhere)
     one = frame["run"] == frame["run"].iloc[0]
     frame.loc[one & (frame["role"] == "eval"), "score"] += 1.0
-    frame.to_parquet(path, index=False)
+    rewrite(frame, path)
     verdict = compared()[frame["run"].iloc[0]]
     assert verdict.answer == "within tolerance"
     assert "move by at most 1.00 points, against 3 allowed where torch" in verdict.sentence
     frame.loc[one & (frame["role"] == "eval"), "score"] += 4.0
-    frame.to_parquet(path, index=False)
+    rewrite(frame, path)
     assert compared()[frame["run"].iloc[0]].answer == "different"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import forked
+import numpy as np
 import options
 import pandas as pd
 import pytest
@@ -12,7 +13,9 @@ from options import small
 
 from cmp import checkpoints, models
 from cmp.checkpoints import CheckpointManager, RunState
+from cmp.embedded import packed
 from cmp.errors import CmpError
+from cmp.evaluation import evaluate
 from cmp.experiments import store, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.runner import Observer, RunResult, execute, machine_differences, machine_record
@@ -57,6 +60,15 @@ def equal(one: RunState, other: RunState) -> bool:
     )
 
 
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, and runs on the small corpus."""
+    forked.small_corpus()  # while the data are in sight
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    monkeypatch.setattr(packed, "load_embedded", forked.small_corpus)
+    return tmp_path
+
+
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
     """Through the disk from each kind of place; every later state, and the end."""
@@ -70,6 +82,73 @@ def test_every_choice_resumes_to_the_bit(settings, tmp_path):
         resumed = MemoryManager(start)
         assert same(execute(run_config, corpus, manager=resumed), result), place
         assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+
+
+def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_scores(build):
+    settings = ("evaluation.full=true", "evaluation.subset=4")
+    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
+    result = execute(run_config, corpus, manager=manager)
+    for place in (FIRST, BOUNDARY, END):
+        resumed = execute(run_config, corpus, manager=MemoryManager(manager.states[place]))
+        assert resumed.hits.keys() == result.hits.keys()
+        assert all(np.array_equal(x, result.hits[name]) for name, x in resumed.hits.items())
+    identity = store.run_identity(run_config, corpus)
+    store.save_run(store.make_stored_run(run_config, result, identity))
+    stored = store.load_run(store.json_digest(identity))
+    full = stored.metrics.query("scope == 'full'")
+    assert set(full["task"]) == {0, 2}
+    assert stored.hits.keys() == {f"{row.task}/{row.dataset}" for row in full.itertuples()}
+    questions = evaluate(result.model, "tiny", corpus, precision="fp32").hits
+    for row in full.itertuples():
+        mine, hits = (
+            questions[questions["dataset"] == row.dataset],
+            stored.hits[f"{row.task}/{row.dataset}"],
+        )
+        assert hits.dtype == bool
+        assert 100 * (mine["weight"] * hits).sum() == pytest.approx(row.score, abs=1e-9)
+    bits = (store.run_folder(stored.id) / store.HITS).stat().st_size
+    assert bits < 1000 + len(questions) / 4
+
+
+def test_a_run_without_whole_test_sets_keeps_no_hits(build):
+    run = workers.run_one(small(), wait=False)
+    assert run.hits == {}
+    assert not (store.run_folder(run.id) / store.HITS).exists()
+
+
+FORGED = {
+    "task": {"task": 99},
+    "step": {"step": 4},
+    "metrics": {"metrics": []},
+    "metrics of a task are missing": {"metrics": lambda rows: [r for r in rows if r["task"] != 1]},
+    "metrics of a set are missing": {"metrics": lambda rows: rows[:-1]},
+    "metrics twice": {"metrics": lambda rows: [*rows, rows[0]]},
+    "metrics without a score": {"metrics": lambda rows: [r | {"score": None} for r in rows]},
+    "metrics without keys": {"metrics": [{}]},
+    "metrics of lists": {"metrics": [{"task": [1], "dataset": {}}]},
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_checkpoint_that_the_run_could_not_have_written_is_refused(name, build):
+    run_config, corpus, manager = small(), forked.small_corpus(), MemoryManager()
+    execute(run_config, corpus, manager=manager)
+    state, run_id = manager.states[MIDDLE], store.run_id_of(run_config, corpus)
+    progress = dataclasses.replace(state.progress, run=run_id)
+    changes = {
+        key: change(getattr(progress, key)) if callable(change) else change
+        for key, change in FORGED[name].items()
+    }
+    progress = dataclasses.replace(progress, **changes)
+    path = checkpoints.write_checkpoint(
+        dataclasses.replace(state, progress=progress), checkpoints.checkpoint_folder(run_id)
+    )
+    key = name.partition(" ")[0]
+    with (
+        CheckpointManager(run_id) as manager,
+        pytest.raises(CmpError, match=f"{path}: {key}: does not fit the run's config"),
+    ):
+        execute(run_config, corpus, manager=manager)
 
 
 def test_moments_are_carried_where_asked_for(corpus):

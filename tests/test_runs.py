@@ -179,6 +179,68 @@ def test_a_damaged_run_is_named(corpus, build, damage):
         store.load_run(run.id)
 
 
+def test_one_unreadable_run_does_not_take_the_list_down(corpus, build):
+    one, two = workers.run_one(small()), workers.run_one(small("seeds.data=1"))
+    (store.run_folder(one.id) / store.METRICS).write_bytes(b"")
+    result = CliRunner().invoke(cli.app, ["results", "ls"])
+    assert result.exit_code == 0
+    assert two.id[:SHORT_ID] in result.stdout
+    assert one.id[:SHORT_ID] not in result.stdout
+    assert f"left out: {store.run_folder(one.id)}" in result.stderr
+    assert "metrics.parquet is damaged" in result.stderr
+
+
+def test_a_run_of_an_older_format_is_said_to_be_one(corpus, build):
+    run = workers.run_one(small())
+    path = store.run_folder(run.id) / "run.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"format": store.RUN_FORMAT - 1}))
+    words = f"{path.parent}: .*another version wrote it.*delete the folder and rerun"
+    with pytest.raises(CmpError, match=words):
+        store.load_run(run.id)
+
+
+def changed_steps(tree):
+    tree["config"]["training"]["steps"] += 1
+
+
+def changed_steps_and_hash(tree):
+    changed_steps(tree)
+    del tree["sha256"]
+    tree["sha256"] = store.json_digest(tree)
+
+
+def changed_identity_too(tree):
+    tree["identity"]["config"]["training.steps"] += 1
+    changed_steps_and_hash(tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed_steps, "run.json is damaged: its sha256 is another one"),
+        (changed_steps_and_hash, "config: not what the id was made from"),
+        (changed_identity_too, "identity: not what the id was made from"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
+    run = workers.run_one(small())
+    path = store.run_folder(run.id) / "run.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(CmpError, match=words):
+        store.load_run(run.id)
+
+
+def test_a_run_on_data_that_were_made_anew_is_not_damaged(corpus, build, monkeypatch):
+    run = workers.run_one(small())
+    other = dataclasses.replace(corpus, hashes=corpus.hashes | {"shapes": "0" * 64})
+    monkeypatch.setattr(store, "load_data", lambda name: other)
+    assert store.run_id_of(small()) != run.id
+    assert store.load_run(run.id).id == run.id
+
+
 GRID = """
 question: Does it work?
 replicates: 2

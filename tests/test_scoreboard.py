@@ -127,7 +127,7 @@ def test_a_study_that_is_not_published_is_named(guidelines, monkeypatch, tmp_pat
 def test_a_damaged_study_is_no_unpublished_one(guidelines, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     (tmp_path / "03.parquet").write_bytes(b"?")
-    with pytest.raises(CmpError, match=r"03\.parquet: cannot be read"):
+    with pytest.raises(CmpError, match=r"03\.parquet: cannot be checked"):
         scoreboard.claims_table(guidelines)
 
 

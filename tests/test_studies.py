@@ -1,5 +1,6 @@
 """Studies: grids, plans, forecasts, and workers that are killed, stopped or left alone."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -160,6 +161,13 @@ def test_what_is_no_shard_is_refused(text):
 # plans
 
 
+def save_as(run_config, run):
+    """Store a run under the id of a config."""
+    identity = store.run_identity(run_config, small_corpus())
+    run_id = store.json_digest(identity)
+    store.save_run(dataclasses.replace(run, id=run_id, identity=identity))
+
+
 def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
     grid = write({"a": {}, "b": {"schedule.peak": 0.5}, "same as a": {}}, 2)
     workers.run_one(configs_of(grid)[0])
@@ -174,9 +182,8 @@ def test_a_forecast_from_stored_runs_is_their_median(build, monkeypatch):
     run = workers.run_one(small_config("model.start=random"))
     for index, (seconds, threads) in enumerate([(12.0, 1), (24.0, 1), (600.0, 1), (1e6, 4)]):
         about = run.provenance | {"seconds": seconds, "threads": threads}
-        store.save_run(
-            store.StoredRun(f"{index}" * 64, run.config, about, run.metrics, run.weights)
-        )
+        other = small_config("model.start=random", f"seeds.augment={index + 1}")
+        save_as(other, dataclasses.replace(run, config=other, provenance=about))
     monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))
     (store.run_folder(run.id) / "run.json").write_text("{")  # damage elsewhere is in nobody's way
     assert forecast.forecast_seconds([run.config]) == [24.0]
@@ -369,7 +376,8 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
 def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build, write):
     grid = write({"a": {}})
     [run_config] = configs_of(grid)
-    run_id = store.run_id_of(run_config, small_corpus())
+    identity = store.run_identity(run_config, small_corpus())
+    run_id = store.json_digest(identity)
     with CheckpointManager(run_id) as manager:
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
@@ -380,7 +388,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
         result = execute(run_config, small_corpus(), manager=manager)
-        store.save_run(store.make_stored_run(run_id, run_config, result))
+        store.save_run(store.make_stored_run(run_config, result, identity))
         before = (store.run_folder(run_id) / "run.json").stat()
     assert child.outcome().status == 0, child.said()
     assert (store.run_folder(run_id) / "run.json").stat().st_ino == before.st_ino
@@ -464,10 +472,8 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
     def put(place, score, weights):
         monkeypatch.setenv("CMP_BUILD", str(place))
         for each in configs_of(studies.load_study("77")):
-            run_id, about = store.run_id_of(each, small_corpus()), {"seconds": 1.0, "threads": 1}
-            store.save_run(
-                store.StoredRun(run_id, each, about, metrics.assign(score=score), weights)
-            )
+            about = {"seconds": 1.0, "threads": 1}
+            save_as(each, store.StoredRun("", each, about, metrics.assign(score=score), weights))
 
     put(whole, 1.0, "w")
     put(campaign.build, 1.0, "w")

@@ -21,12 +21,12 @@ def ls() -> None:
     Example:
         cmpt results ls
     """
-    rows = []
+    rows, left_out = [], []
     for run_id in store.stored_ids():
         try:
             run = store.load_run(run_id)
         except CmpError as error:  # damaged, or of a version with other settings
-            typer.echo(f"left out: {error}")
+            left_out.append(f"left out: {error}")
             continue
         last = store.trajectory(run.metrics).iloc[-1]
         changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
@@ -38,6 +38,8 @@ def ls() -> None:
         if not store.is_stored(progress.run):  # a kill may come before checkpoints are removed
             done = f"{progress.task} tasks and {progress.step} steps are done"
             typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")
+    if left_out:
+        typer.echo("\n".join(left_out), err=True)
 
 
 def show(run_id: str) -> None:

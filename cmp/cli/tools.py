@@ -126,7 +126,7 @@ def plan(
 def doctor(
     settings: shared.Settings = None, profile: str | None = None, device: str | None = None
 ) -> None:
-    """Check the set-up, or with --profile what a run needs; status 1 if anything is missing.
+    """Check the set-up, or with --profile what a run needs; status 1 if it is absent or damaged.
 
     Args:
         profile: quick, cpu, gpu, or a file, NAME.yaml. Default: the set-up alone.
@@ -145,7 +145,7 @@ def doctor(
         typer.echo(preflight.describe_run(run_config)[0])
     for check in checks:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
-    if preflight.MISSING in [check.state for check in checks]:
+    if {preflight.MISSING, preflight.DAMAGED} & {check.state for check in checks}:
         raise typer.Exit(1)
 
 

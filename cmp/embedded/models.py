@@ -12,12 +12,14 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import Transformer
+from safetensors.torch import load_file
 from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp.errors import CmpError
 from cmp.files import build_folder, project_folder
+from cmp.readers.files import check_digest
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -29,6 +31,8 @@ SHIPPED = ("annealed", "unannealed")
 NAMES = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
 """The embedded models."""
 GROUP_CHANNELS = 16
+SCALE_SUFFIX = ".scale"
+LARGEST_INT8 = 127
 
 open_clip.add_model_config(MODEL_CONFIGS)
 
@@ -245,14 +249,61 @@ def find_base(name: str, start: str, seed: int) -> Path:
         seed: Seed of its pretraining.
 
     Raises:
-        CmpError: If it is not there; says which bases are, and how to make it.
+        CmpError: If it is damaged, or not there; says which bases are, and how to make it.
     """
     path = base_path(name, start, seed)
     if path.exists():
-        return path
+        return check_base(path)
     bases = ", ".join(map(str, base_seeds(name))) or "none"
     family = "" if start in SHIPPED else f" schedule.name={start}"
     raise CmpError(
         f"seeds.init: no {start} base {seed} of {name!r} in {project_folder() / 'weights'} (bases "
         f"that are here: {bases}); `cmpt pretrain {name}{family} --seed {seed}` makes one"
     )
+
+
+def check_base(path: Path) -> Path:
+    """Return the file of a base; raise `CmpError` unless it is as it was written."""
+    check_digest(path, "get it from the project again, or make it by `cmpt pretrain`")
+    return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a base by name, in fp32, those stored in 8 bits too."""
+    return dequantize(load_file(path))
+
+
+def quantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights in 8 bits.
+
+    An entry is off by at most half a scale, that is, by 1/254 of its row's largest entry.
+
+    Args:
+        weights: Tensors by name.
+
+    Returns:
+        Matrices and kernels as int8 [rows, ...] with `NAME.scale` [rows]; all else in fp16.
+    """
+    quantized: dict[str, Tensor] = {}
+    for name, x in weights.items():
+        if x.dim() < 2:
+            quantized[name] = x.half()
+            continue
+        rows = x.flatten(1).float()
+        scale = rows.abs().amax(dim=1) / LARGEST_INT8
+        scale = scale.where(scale > 0, torch.ones_like(scale))
+        quantized[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(x)
+        quantized[name + SCALE_SUFFIX] = scale
+    return quantized
+
+
+def dequantize(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the fp32 weights that `quantize` was given, up to rounding; any others in fp32."""
+    restored = {}
+    for name, x in weights.items():
+        if name + SCALE_SUFFIX in weights:
+            scale = weights[name + SCALE_SUFFIX]
+            restored[name] = (x.flatten(1).float() * scale[:, None]).view_as(x)
+        elif not name.endswith(SCALE_SUFFIX):
+            restored[name] = x.float()
+    return restored

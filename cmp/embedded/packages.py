@@ -1,14 +1,12 @@
 """Pinned packages: fetched once through the registries' own clients, checked, read as streams."""
 
 import functools
-import hashlib
 import lzma
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import IO
 
 from cmp.embedded.manifest import Package
 from cmp.errors import CmpError
-from cmp.files import build_folder
+from cmp.files import build_folder, file_digest, partial_folder, report_disk_errors
 
 MEMBER_CAP = 64 * 2**20
 """Largest size in bytes that a file of an archive may unpack to."""
@@ -41,16 +39,6 @@ def cache_path(package: Package) -> Path:
     return build_folder() / "packages" / package.file
 
 
-def sha256(path: Path) -> str:
-    """Return the hex digest of a file, read in blocks.
-
-    Args:
-        path: The file.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fetch_package(package: Package) -> Path:
     """Return the archive of a package, fetching it if it is not cached.
 
@@ -61,15 +49,14 @@ def fetch_package(package: Package) -> Path:
         CmpError: If it cannot be fetched, or if its sha256 is not the pinned one.
     """
     path = cache_path(package)
-    if path.exists() and sha256(path) == package.sha256:
+    if path.exists() and file_digest(path) == package.sha256:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetching-") as folder:
-        _download(package, Path(folder))
-        files = [file for file in Path(folder).iterdir() if file.is_file()]
+    with report_disk_errors(f"{path}:"), partial_folder(path.parent) as folder:
+        _download(package, folder)
+        files = [file for file in folder.iterdir() if file.is_file()]
         if len(files) != 1:
             raise CmpError(f"{_label(package)}: the client left {len(files)} files instead of one")
-        if (digest := sha256(files[0])) != package.sha256:
+        if (digest := file_digest(files[0])) != package.sha256:
             raise CmpError(
                 f"packages.yaml: sha256 of {_label(package)}: expected {package.sha256}, "
                 f"fetched {digest}; the registry serves another file, do not use it"

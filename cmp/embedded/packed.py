@@ -142,10 +142,14 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
             format=STORE_FORMAT,
             fingerprint=store_fingerprint(dataset),
             images_sha256=hashlib.sha256(images).hexdigest(),
-            table_sha256=hashlib.sha256(table.to_json().encode()).hexdigest(),
+            table_sha256=_table_digest(table),
             classes=sorted(table["label"].unique()),
         )
         (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
+
+
+def _table_digest(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_json().encode()).hexdigest()
 
 
 def is_intact(dataset: Dataset) -> bool:
@@ -183,6 +187,11 @@ def read_packed(dataset: Dataset) -> PackedDataset:
         raise CmpError(f"{folder}: damaged ({error}); {remedy}") from error
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
-    if hashlib.sha256(images).hexdigest() != header.images_sha256:
-        raise CmpError(f"{folder}: images.npy is not what was written; {remedy}")
+    for name, found, written in (
+        ("images.npy", hashlib.sha256(images).hexdigest(), header.images_sha256),
+        ("samples.parquet", _table_digest(table), header.table_sha256),
+        ("store.json", sorted(table["label"].unique()), header.classes),
+    ):
+        if found != written:
+            raise CmpError(f"{folder}: {name} is not what was written; {remedy}")
     return PackedDataset(dataset, header, images, table)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
@@ -18,7 +19,7 @@ from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY, forecast_sent
 from cmp.files import build_folder
 
 DISTRIBUTION = "continual-multimodal-pretraining"
-PRESENT, MISSING, OPTIONAL = "here", "missing", "optional"
+PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -27,7 +28,7 @@ class Check(NamedTuple):
 
     Attributes:
         what: Its name.
-        state: `PRESENT`, `MISSING` or `OPTIONAL`.
+        state: `PRESENT`, `MISSING`, `DAMAGED` or `OPTIONAL`.
         sentence: What there is, or how to get it.
     """
 
@@ -65,9 +66,13 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
 
 
 def missing_needs(run_config: RunConfig, device: str) -> list[str]:
-    """Return a line for each thing that a run needs and that is not here."""
-    checks = check_needs(run_config, device)
-    return [f"absent: {check.what}: {check.sentence}" for check in checks if check.state == MISSING]
+    """Return a line for each thing that a run needs and that is not here, or damaged."""
+    names, checks = {MISSING: "absent", DAMAGED: DAMAGED}, check_needs(run_config, device)
+    return [
+        f"{names[check.state]}: {check.what}: {check.sentence}"
+        for check in checks
+        if check.state in names
+    ]
 
 
 def _check_data(run_config: RunConfig | None) -> Check:
@@ -84,7 +89,9 @@ def _check_data(run_config: RunConfig | None) -> Check:
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
     sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
-    if store.has_start(run_config):
+    if path := store.start_file(run_config):
+        return _check_base_files("weights", [path] if start in STARTS else [], sentence)
+    if start == "random":
         return Check("weights", PRESENT, sentence)
     if start in STARTS:
         sentence += f": `cmpt pretrain {name}` makes them"
@@ -151,8 +158,21 @@ def _is_installed(requirement: Requirement) -> bool:
 def _check_bases() -> Check:
     counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
-    state = PRESENT if counts.get("small") else MISSING
-    return Check("bases", state, sentence or "none: `cmpt pretrain small` makes one")
+    if not counts.get("small"):
+        return Check("bases", MISSING, sentence or "none: `cmpt pretrain small` makes one")
+    folders = embedded_models.base_folders("annealed")
+    paths = [path for folder in folders for path in folder.glob("*.safetensors")]
+    return _check_base_files("bases", paths, sentence)
+
+
+def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
+    """Check that bases are as they were written."""
+    try:
+        for path in bases:
+            embedded_models.check_base(path)
+    except CmpError as error:
+        return Check(what, DAMAGED, str(error))
+    return Check(what, PRESENT, sentence)
 
 
 def _check_disk() -> Check:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors.torch import save_file
 
 from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
@@ -18,7 +19,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import parse_json, read_yaml
+from cmp.readers.files import listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
@@ -102,13 +103,13 @@ def pretrain(
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            models.save_weights(model, paths["unannealed"], torch.int8)
+            save_base(model, paths["unannealed"])
         observer.step(task, step, loss, model)
 
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        models.save_weights(result.model, paths[starts[0]], torch.int8)
+        save_base(result.model, paths[starts[0]])
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
@@ -119,6 +120,12 @@ def pretrain(
         manager.remove()
     write_atomic(folder / "README.md", bases_overview(folder))
     return cards
+
+
+def save_base(model: torch.nn.Module, path: Path) -> None:
+    """Write a base in 8 bits, and its sha256 beside it."""
+    with listed_file(path) as partial:
+        save_file(embedded_models.quantize(model.state_dict()), partial)
 
 
 def measure_joint(

@@ -16,8 +16,8 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import atomic_file, child_path, project_folder
-from cmp.readers.files import read_table, read_yaml
+from cmp.files import child_path, project_folder
+from cmp.readers.files import check_digest, listed_file, read_table, read_yaml
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -73,6 +73,7 @@ def _read_results(chapter: str) -> pd.DataFrame:
     remedy = f"write it by `cmpt study {chapter} --publish`"
     if not path.exists():
         raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
+    check_digest(path, remedy)
     try:
         frame = read_table(path, {"setting": str, "replicate": int} | RUN_COLUMNS | METRIC_COLUMNS)
         for text in frame["provenance"].unique():
@@ -132,7 +133,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
         frames.append(run.metrics.assign(setting=setting, replicate=replicate, **columns))
     table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
-    with atomic_file(path) as partial:
+    with listed_file(path) as partial:
         table.to_parquet(partial, index=False)
         if (size := partial.stat().st_size) > MAX_BYTES:
             raise CmpError(

@@ -2,20 +2,27 @@
 
 A run's id is the hash of what decides its result: config, data, starting weights and `NUMERICS`.
 What else may move its last bits (versions, processor, threads) is stored beside the result.
+
+A run is a folder with `run.json`, `metrics.parquet`, `hits.safetensors` where whole test sets were
+scored, and `weights.safetensors` where they were kept. `run.json` has the sha256 of each of the
+others, of itself, and what the id was made from; all are checked when they are read.
 """
 
 import datetime
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from open_clip import factory
 from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import cmp
@@ -24,15 +31,18 @@ from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, build_folder, child_path, parse_record
-from cmp.merging.files import file_digest
-from cmp.readers.files import atomic_folder, read_table
+from cmp.files import SHORT_ID, build_folder, child_path, file_digest, parse_record
+from cmp.readers.files import atomic_folder, parse_json, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
 """Columns that the metrics of every run have."""
 METRIC_KEYS = ["task", "scope", "dataset"]
-RUN_FORMAT = 2
+RUN_FORMAT = 3
+METRICS, HITS, WEIGHTS = "metrics.parquet", "hits.safetensors", "weights.safetensors"
+"""Files of a run beside its record."""
+PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
+"""What stands in an id for a path, whose content counts and not where it lies."""
 TOLERANCE = 3.0
 """Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
 differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
@@ -46,18 +56,24 @@ class RunRecord:
     Attributes:
         format: Version of the layout.
         id: The run's id.
+        identity: What the id is the hash of, see `run_identity`.
         config: The config as a tree.
         weights_sha256: Hash of the final weights, see `cmp.models.weights_digest`.
         provenance: Where, when and in how many seconds the run was computed.
+        files: The sha256 of each file beside the record.
     """
 
     format: Literal[RUN_FORMAT]
     id: str
+    identity: dict[str, Any]
     config: dict[str, Any]
     weights_sha256: str
     provenance: dict[str, Any]
+    files: dict[str, str]
 
     def __post_init__(self) -> None:
+        if json_digest(self.identity) != self.id:
+            raise ValueError("identity: not what the id was made from")
         for key, kind in (("seconds", int | float), ("threads", int)):
             if not isinstance(self.provenance.get(key), kind):
                 raise ValueError(f"provenance.{key}: must be a number")
@@ -73,6 +89,9 @@ class StoredRun:
         provenance: Where, when and in how many seconds it was computed.
         metrics: A row per (task, scope, dataset), see `cmp.runner.RunResult`.
         weights: Hash of the final weights, see `cmp.models.weights_digest`.
+        identity: What the id is the hash of; empty for a published run.
+        hits: Which questions of whole test sets were answered right, see `cmp.runner.RunResult`;
+            empty for a published run.
     """
 
     id: str
@@ -80,10 +99,22 @@ class StoredRun:
     provenance: dict[str, Any]
     metrics: pd.DataFrame
     weights: str
+    identity: dict[str, Any] = field(default_factory=dict)
+    hits: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def json_digest(tree: dict[str, Any]) -> str:
+    """Return the sha256 of a tree, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
-    """Return a run's id: the sha256 of everything that decides its result.
+    """Return a run's id, the hash of `run_identity`."""
+    return json_digest(run_identity(run_config, corpus))
+
+
+def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:
+    """Return everything that decides a run's result.
 
     A folder of data counts by its content, wherever it lies.
 
@@ -93,7 +124,8 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     """
     corpus = corpus or load_data(run_config.data)
     start, weights = start_identity(run_config)
-    location = {} if run_config.data in named_sources() else {"data": "a folder"}
+    is_named = run_config.data in named_sources()
+    location = {} if is_named else {"data": PLACEHOLDERS["data"]}
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
     content = {
         "config": run_config.changes() | location | start,
@@ -111,29 +143,44 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     if run_config.mixture.select != "random":
         _, kept = mixtures.choose_replay(corpus, run_config.mixture, run_config.seeds.data)
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     """Return how a run's starting weights enter its id.
 
     Returns:
-        Changes to the flat config, and the hash of the weights. A file counts by its content,
+        Changes to the flat config, and the hash of the weights. A file counts by its tensors,
         wherever it lies; weights that are not on this machine count by their name.
     """
     model, path = run_config.model, start_file(run_config)
     if path is None:
         return {}, model.start
-    digest = _file_hash(path, path.stat().st_mtime_ns, path.stat().st_size)
-    is_base = model.start in (*STARTS, models.HUB)
-    is_named = is_base or models.pretrained_tag(model.name, model.start)
-    return {} if is_named else {"model.start": "file"}, digest
+    is_base, is_hub = model.start in STARTS, model.start == models.HUB
+    digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)
+    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
 
 
 @functools.lru_cache(maxsize=64)
-def _file_hash(path: Path, *stamp: int) -> str:
-    """Return the sha256 of a file, read once for as long as its stamp does not change."""
-    return file_digest(path)
+def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
+    """Return the hash of starting weights, read once for as long as the file's stamp stays.
+
+    A base counts by its file, which is known by its sha256. Other files count by their tensors,
+    whatever the format that they are in.
+    """
+    if is_base:
+        return file_digest(path)
+    try:
+        if path.suffix == ".npz":
+            arrays = dict(np.load(path))
+            return models.tensors_digest({n: torch.from_numpy(x) for n, x in arrays.items()})
+        return models.tensors_digest(factory.load_state_dict(str(path), weights_only=True))
+    except Exception as error:  # whatever readers raise at what is no checkpoint
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: no checkpoint that could be read as tensors alone ({reason:.160})"
+        ) from error
 
 
 def run_folder(run_id: str) -> Path:
@@ -143,11 +190,13 @@ def run_folder(run_id: str) -> Path:
 
 def weights_path(run_id: str) -> Path:
     """Return the file of a run's final weights, which exists only if they were kept."""
-    return run_folder(run_id) / "weights.safetensors"
+    return run_folder(run_id) / WEIGHTS
 
 
-def make_stored_run(run_id: str, run_config: RunConfig, result: RunResult) -> StoredRun:
-    """Return what is stored of a run's result."""
+def make_stored_run(
+    run_config: RunConfig, result: RunResult, identity: dict[str, Any]
+) -> StoredRun:
+    """Return what is stored of a run's result; `identity` is that of `run_identity`."""
     provenance = result.provenance | {
         "seconds": round(result.seconds, 2),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -155,7 +204,8 @@ def make_stored_run(run_id: str, run_config: RunConfig, result: RunResult) -> St
     if options := run_config.option_record():
         provenance["options"] = options
     weights = models.weights_digest(result.model)
-    return StoredRun(run_id, run_config, provenance, result.metrics, weights)
+    run_id = json_digest(identity)
+    return StoredRun(run_id, run_config, provenance, result.metrics, weights, identity, result.hits)
 
 
 def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
@@ -165,12 +215,23 @@ def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
         run: The run.
         model: Its network, if its final weights are to be kept.
     """
-    record = RunRecord(RUN_FORMAT, run.id, run.config.to_dict(), run.weights, run.provenance)
     with atomic_folder(run_folder(run.id)) as folder:
-        run.metrics.to_parquet(folder / "metrics.parquet", index=False)
-        (folder / "run.json").write_text(json.dumps(asdict(record), indent=1))
+        run.metrics.to_parquet(folder / METRICS, index=False)
+        if run.hits:
+            bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
+            counts = {name: str(len(hits)) for name, hits in run.hits.items()}
+            save_file(bits, folder / HITS, counts)
         if model is not None:
-            models.export_weights(model, folder / weights_path(run.id).name)
+            models.export_weights(model, folder / WEIGHTS)
+        files = {path.name: file_digest(path) for path in folder.iterdir()}
+        config_tree = run.config.to_dict()
+        record = asdict(
+            RunRecord(
+                RUN_FORMAT, run.id, run.identity, config_tree, run.weights, run.provenance, files
+            )
+        )
+        text = json.dumps(record | {"sha256": json_digest(record)}, indent=1)
+        (folder / "run.json").write_text(text)
 
 
 def final_model(run: StoredRun) -> nn.Module:
@@ -185,6 +246,7 @@ def final_model(run: StoredRun) -> nn.Module:
             f"run {run.id[:SHORT_ID]}: its weights were not kept; the same `cmpt run` with "
             "--keep-weights computes it again and keeps them"
         )
+    _check_file(load_record(run.id)[0], path)
     model = models.load_from_file(run.config.model.name, path)
     if models.weights_digest(model) != run.weights:
         raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT_ID]} ended in")
@@ -194,24 +256,57 @@ def final_model(run: StoredRun) -> nn.Module:
 def load_run(run_id: str) -> StoredRun:
     """Return a stored run; raise `CmpError` if it is missing or damaged."""
     record, run_config = load_record(run_id)
+    folder, hits = run_folder(run_id), {}
     try:
-        metrics = read_table(run_folder(run_id) / "metrics.parquet", METRIC_COLUMNS)
-    except (OSError, ValueError) as error:
-        raise _unreadable_run(run_folder(run_id), error) from error
-    return StoredRun(record.id, run_config, record.provenance, metrics, record.weights_sha256)
+        _check_file(record, folder / METRICS)
+        metrics = read_table(folder / METRICS, METRIC_COLUMNS)
+        if HITS in record.files:
+            _check_file(record, folder / HITS)
+            with safe_open(folder / HITS, framework="np") as file:
+                for name, count in file.metadata().items():
+                    hits[name] = np.unpackbits(file.get_tensor(name), count=int(count)) == 1
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable_run(folder, error) from error
+    return StoredRun(
+        record.id, run_config, record.provenance, metrics, record.weights_sha256, record.identity,
+        hits,
+    )  # fmt: skip
+
+
+def _check_file(record: RunRecord, path: Path) -> None:
+    """Raise `CmpError` unless a file of a run is what was stored."""
+    if file_digest(path) != record.files.get(path.name):
+        error = ValueError(f"{path.name} is damaged: not what was stored")
+        raise _unreadable_run(path.parent, error)
 
 
 def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
     """Return what is stored of a run beside its metrics; raise `CmpError` as `load_run` does."""
     folder = run_folder(run_id)
     try:
-        record = parse_record((folder / "run.json").read_text(), RunRecord)
+        record = _read_record(folder / "run.json")
     except (OSError, ValueError) as error:
         raise _unreadable_run(folder, error) from error
     if not record.id.startswith(run_id):
         raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
     check_sources(record.id, record.provenance.get("options", {}), digests=False)
-    return record, config.parse(record.config, str(folder))
+    run_config = config.parse(record.config, str(folder))
+    stored, changes = record.identity.get("config", {}), run_config.changes()
+    paths = {key: x for key, x in PLACEHOLDERS.items() if key in changes and stored.get(key) == x}
+    if json_digest(changes | paths) != json_digest(stored):
+        reason = "config: not what the id was made from, or of a version with other defaults"
+        raise _unreadable_run(folder, ValueError(reason))
+    return record, run_config
+
+
+def _read_record(path: Path) -> RunRecord:
+    """Return the content of `run.json`; raise `ValueError` if it is not what was written."""
+    tree = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict) or tree.get("format") != RUN_FORMAT:
+        raise ValueError(f"run.json is not of format {RUN_FORMAT}: another version wrote it")
+    if tree.pop("sha256", "") != json_digest(tree):
+        raise ValueError("run.json is damaged: its sha256 is another one")
+    return parse_record(json.dumps(tree), RunRecord)
 
 
 def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool = True) -> None:
@@ -304,7 +399,7 @@ def verify_run(run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER)
         result = execute(run.config, corpus, observer)
     finally:
         torch.set_num_threads(threads)
-    return compare_runs(run, make_stored_run(run.id, run.config, result))
+    return compare_runs(run, make_stored_run(run.config, result, run.identity))
 
 
 def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:

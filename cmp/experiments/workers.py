@@ -23,7 +23,7 @@ from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
-from cmp.files import build_folder
+from cmp.files import build_folder, delete_leftovers
 from cmp.registry import load_plugin
 from cmp.runner import NO_OBSERVER, Observer, execute
 from cmp.training import ExecutionConfig
@@ -65,7 +65,9 @@ def run_one(
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
     corpus = load_data(run_config.data)
-    run_id = store.run_id_of(run_config, corpus)
+    identity = store.run_identity(run_config, corpus)
+    run_id = store.json_digest(identity)
+    delete_leftovers(store.run_folder(run_id).parent)
     if distributed.rank():
         if distributed.broadcast("", device) != _IS_STORED:
             execute(run_config, corpus, observer, device=device, execution=execution)
@@ -81,7 +83,7 @@ def run_one(
                     run_config, corpus, observer, None, device, manager, execution=execution
                 )
                 keep = keep or run_config.model.name not in models.family_names()
-                run = store.make_stored_run(run_id, run_config, result)
+                run = store.make_stored_run(run_config, result, identity)
                 store.save_run(run, result.model if keep else None)
             manager.remove()
     distributed.barrier()

@@ -1,7 +1,6 @@
 """Merges of safetensors files: tensor by tensor, in the memory of a few of them."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cmp.errors import CmpError
-from cmp.files import atomic_file
+from cmp.files import atomic_file, file_digest
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
 from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
 from cmp.registry import Option, get_option
 
-READ_BYTES = 1 << 24
-"""Bytes of a file that are hashed at once."""
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -112,16 +109,6 @@ def _used_settings(option: Option, options: MergeOptions) -> dict[str, Any]:
     settings = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
     settings |= {"weights": options.weights} if "weight" in option.settings else {}
     return settings | ({"seed": options.draw[0]} if option.facts["draws"] else {})
-
-
-def file_digest(path: Path, progress: ByteCounter = lambda count: None) -> str:
-    """Return the sha256 of a file, with progress in bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()
 
 
 def write_safetensors(

@@ -4,8 +4,7 @@ are written whole or not at all."""
 import contextlib
 import json
 import os
-import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,20 @@ import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from cmp.errors import CmpError
-from cmp.files import make_parent, parse_yaml, sync_to_disk
+from cmp.files import (
+    atomic_file,
+    check_target,
+    file_digest,
+    lock_folder,
+    parse_yaml,
+    partial_folder,
+    report_disk_errors,
+    sync_to_disk,
+    write_atomic,
+)
+
+DIGESTS = "SHA256SUMS"
+"""The name of the list of sha256 of the files beside it."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,37 +61,66 @@ def parse_json(text: str) -> Any:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Write a folder, whole or not at all.
 
-    A process that is killed meanwhile leaves a hidden folder beside the target, which nothing
-    reads.
-
     Args:
-        target: The folder, which may exist.
+        target: The folder; one that is there is replaced, anything else refused.
 
     Yields:
         An empty folder to fill; it becomes the target at the end, and is deleted after an error.
 
     Raises:
-        CmpError: The disk refuses; the target is as before.
+        CmpError: The disk refuses, and the target is as before; or see `cmp.files.check_target`.
     """
-    folder = previous = None
-    make_parent(target)
-    try:
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    check_target(target, stat.S_ISDIR)
+    with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
+        folder, previous = partial / "new", partial / "previous"
+        folder.mkdir()
         yield folder
         for path in [*folder.iterdir(), folder]:
             sync_to_disk(path)
         if target.exists():  # stands aside until the new one is there
-            previous = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
             os.rename(target, previous)
-        os.rename(folder, target)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if previous.exists():
+                os.rename(previous, target)
+            raise
         sync_to_disk(target.parent)
-    except OSError as error:
-        if previous and not target.exists():
-            os.rename(previous, target)
-        raise CmpError(f"{target}: cannot be written ({error}); nothing was changed") from error
-    finally:
-        for leftover in filter(None, (folder, previous)):
-            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def listed_file(target: Path) -> Iterator[Path]:
+    """Write a file as `atomic_file` does, and its sha256 into the list beside it.
+
+    For a moment the list has both the old sha256 and the new one, so that the file is never taken
+    for damaged. `sha256sum --check` reads the list, too.
+    """
+    place = target.with_name(DIGESTS)
+    with contextlib.ExitStack() as stack:
+        with atomic_file(target) as partial:
+            yield partial
+            stack.enter_context(lock_folder(target.parent))  # others may write there
+            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+            new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
+            write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
+        lines = [new, *(line for line in lines if not line.endswith(name))]
+        write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
+
+
+def check_digest(path: Path, remedy: str) -> None:
+    """Raise `CmpError` unless a file is what the list beside it says.
+
+    Args:
+        path: The file.
+        remedy: What to do about it.
+    """
+    try:
+        lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
+        is_known = f"{file_digest(path)}  {path.name}" in lines
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be checked ({error}); {remedy}") from error
+    if not is_known:
+        raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
