@@ -1,17 +1,20 @@
 """Weights that others made, and the way back to open_clip."""
 
 import json
+import re
 
 import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
+from pictures import fileset, picture, tree
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models
 from cmp.bench import networks
 from cmp.config import Model
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.files import SHORT_ID, build_folder
@@ -219,3 +222,79 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     save_file(weights, store.weights_path(run.id))
     damaged = invoke(cli.app, ["export", run_id, "-o", str(out)])
     assert "damaged" in str(damaged.exception)
+
+
+def own_pictures(folder, roles, size=(40, 30), **about):
+    """A collection of a set per role, each with two classes of pictures that are not square."""
+    for number, role in enumerate(roles):
+        for name in ("oak", "red fox"):
+            files = {f"{n}.png": picture(100 * number + n, size) for n in range(16)}
+            tree(folder / role / name, files)
+        dataset = fileset(name=role, role=role, reader={"path": role}, **about.get(role, {}))
+        text = dataset.model_dump_json(exclude_none=True, exclude_defaults=False)
+        (folder / f"{role}.yaml").write_text(text)
+    return folder
+
+
+def run_and_export(folder, out, *given):
+    """Take a model through the shell: run, list, show, export. The stored run and what was said."""
+    invoke = CliRunner().invoke
+    settings = [f"data={folder}", *SMALL, *given]
+    said = []
+    for command in (["run", "quick", *settings, "--keep-weights"], ["results", "ls"]):
+        said.append(invoke(cli.app, command))
+    assert said[0].exit_code == 0, said[0].exception
+    [run_id] = store.stored_ids()
+    said.append(invoke(cli.app, ["results", "show", run_id]))
+    said.append(invoke(cli.app, ["export", run_id, "-o", str(out)]))
+    for each in said:
+        assert each.exit_code == 0, (each.output, each.exception)
+        assert not re.search(r"\bnan\b", each.output)
+    return store.load_run(run_id), [each.output for each in said]
+
+
+WITHOUT_POOL = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
+ROLES = {
+    "adapt": WITHOUT_POOL, "eval": WITHOUT_POOL, "transfer": WITHOUT_POOL,
+    "pool": ("mixture.replay=1",), "substitute": ("mixture.pool=substitute", "mixture.replay=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypatch, role):
+    """A set that there is none of has no score, and a dash stands for it everywhere."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", dict.fromkeys(["adapt", role]))
+    start = theirs[0] / "model.safetensors"
+    out, given = tmp_path / "out.safetensors", (f"model.name={NANO}", f"model.start={start}")
+    run, (_, listed, shown, _) = run_and_export(folder, out, *given, *ROLES[role])
+    last = store.trajectory(run.metrics).iloc[-1]
+    assert last.A_KA >= 0 and (last.A_ZS >= 0) == (role == "eval")
+    if role != "eval":
+        [line] = [line for line in listed.splitlines() if run.id[:SHORT_ID] in line]
+        assert line.split()[3] == "-" and re.search(r"2 +subset +[\d.]+ +- +-", shown)
+    reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
+    scores = scores_of(out, load_data(str(folder)), run.config)
+    assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
+    scored = CliRunner().invoke(cli.app, ["eval", NANO, "--weights", str(out), "--data", folder])
+    assert scored.exit_code == 0 and (role == "eval" or re.search(r"GM +-", scored.output))
+
+
+def test_a_stream_whose_pictures_are_all_for_training(theirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt", "eval"], adapt={"splits": {"train": 1.0}})
+    run, (_, _, shown, _) = run_and_export(
+        folder, tmp_path / "out.safetensors", "model.name=tiny", *WITHOUT_POOL
+    )
+    assert set(run.metrics["role"]) == {"eval"}
+    assert re.search(r"2 +subset +- +[\d.]+ +-", shown)
+    assert store.compare_runs(run, run).answer == "bitwise equal"
+
+
+def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt"])
+    run, _ = run_and_export(folder, tmp_path / "out.safetensors", *WITHOUT_POOL)
+    run.metrics[:0].to_parquet(store.run_folder(run.id) / "metrics.parquet")
+    listed = CliRunner().invoke(cli.app, ["results", "ls"])
+    assert listed.exit_code == 0 and "left out" in listed.output

@@ -131,13 +131,14 @@ def evaluate(
     table, rows = scores.datasets, []
     for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
-            numbers = (f"{x:.1f}" for x in (row.score, row.standard_error, row.chance))
+            numbers = map(shared.score_text, (row.score, row.standard_error, row.chance))
             rows.append((row.Index, role, row.metric, *numbers, row.images, row.classes))
         if (table["role"] == role).any():
             rows.append(None)
-    for key, value in scores.summary().items():
-        error = f"{scores.aggregate(key)[1]:.1f}" if key in evaluation.ROLES else ""
-        rows.append((key, "", "", f"{value:.1f}", error, "", "", ""))
+    summary = scores.summary()
+    for key in (*evaluation.ROLES, "GM"):
+        error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
+        rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
     title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
     shared.print_table(columns, rows, title)
@@ -217,7 +218,7 @@ def print_config(run_config: RunConfig) -> None:
 def print_run(stored: store.StoredRun) -> None:
     """Print a run's scores over its stream, its time and the hash of its weights."""
     rows = [
-        (row.task, row.scope, *(f"{score:.1f}" for score in (row.A_KA, row.A_ZS, row.GM)))
+        (row.task, row.scope, *map(shared.score_text, (row.A_KA, row.A_ZS, row.GM)))
         for row in store.trajectory(stored.metrics).itertuples()
     ]
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
