@@ -458,8 +458,8 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
     if len(pool) == 0:
         if mixture.pretraining > 0:
             raise CmpError(
-                f"mixture.pool: {mixture.pool!r}: there is no such pool in these data; add a set of "
-                f"role {POOL_ROLES[mixture.pool]}, or set mixture.pretraining=0 and raise the others"
+                f"mixture.pool: {mixture.pool!r}: there is no such pool in these data; add a set "
+                f"of role {POOL_ROLES[mixture.pool]}, or set mixture.pretraining=0"
             )
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))

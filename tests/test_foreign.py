@@ -8,11 +8,15 @@ import pytest
 import torch
 from huggingface_hub import constants
 from pictures import fileset, picture, tree
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import InterpolationMode, Resize
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models
 from cmp.bench import networks
+from cmp.cli import runs
 from cmp.config import Model
 from cmp.data import load_data
 from cmp.errors import CmpError
@@ -298,3 +302,90 @@ def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):
     run.metrics[:0].to_parquet(store.run_folder(run.id) / "metrics.parquet")
     listed = CliRunner().invoke(cli.app, ["results", "ls"])
     assert listed.exit_code == 0 and "left out" in listed.output
+
+
+@pytest.fixture
+def siglip(tmp_path):
+    """The name of a small model that squashes pictures and was made for the sigmoid loss."""
+    vision = {
+        "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map",
+        "timm_model_pretrained": False, "timm_proj": "none",
+    }  # fmt: skip
+    text = {
+        "context_length": 16, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 2,
+        "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "final_ln_after_pool": True,
+    }  # fmt: skip
+    tree = {
+        "model_cfg": {
+            "embed_dim": 192, "init_logit_bias": -10, "custom_text": True,
+            "vision_cfg": vision, "text_cfg": text,
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    }  # fmt: skip
+    folder = tmp_path / "siglip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def loaded_by_open_clip(said):
+    """The network and the preprocessing that the lines which `cmpt export` prints make."""
+    names = {"open_clip": open_clip}
+    exec("\n".join(line for line in said.splitlines() if "open_clip." in line), names)
+    return names["model"].eval(), names["preprocess"]
+
+
+def test_a_model_that_squashes_goes_there_and_back(siglip, tmp_path, monkeypatch):
+    """open_clip, with its own preprocessing and no line of this package, gives the features that
+    the run was scored by."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt", "eval"])
+    out = tmp_path / "out.safetensors"
+    given = (f"model.name={siglip}", "model.start=hub", *WITHOUT_POOL, "training.precision=fp32")
+    run, (*_, exported) = run_and_export(folder, out, *given)
+    corpus = load_data(str(folder))
+    ours = store.final_model(run).eval()
+    assert models.preprocessing(ours).resize_mode == "squash"
+    theirs, preprocess = loaded_by_open_clip(exported)
+    rows = corpus.rows("test")
+    opened = [Image.open(folder / corpus.table["group"].iloc[row]) for row in rows]
+    pixels = torch.stack([preprocess(image) for image in opened])
+    with torch.no_grad():
+        expected = theirs.encode_image(pixels, normalize=True)
+    got = evaluation.image_features(ours, corpus, rows, "fp32")
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_preprocessing_that_cannot_be_followed_is_refused_by_name(siglip, tmp_path):
+    config_file = tmp_path / "siglip" / "open_clip_config.json"
+    tree_ = json.loads(config_file.read_text())
+    for key, value in (("resize_mode", "fit"), ("interpolation", "lanczos"), ("mean", 0.5)):
+        changed = tree_ | {"preprocess_cfg": {key: value}}
+        config_file.write_text(json.dumps(changed))
+        with pytest.raises(CmpError, match=rf"preprocess_cfg: {key}"):
+            models.preprocessing(models.load_model(Model(siglip, "hub"), 0))
+
+
+def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp_path, monkeypatch):
+    """A tag of open_clip says how pictures are prepared; a file that is exported keeps it."""
+    folder, _ = theirs
+    preset = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    monkeypatch.setattr(models, "pretrained_tag", lambda name, start: preset)
+    monkeypatch.setattr(models, "locate_weights", lambda *_: folder / "model.safetensors")
+    first = models.load_model(Model(NANO, "theirs"), 0)
+    models.export_weights(first, tmp_path / "out.safetensors")
+    monkeypatch.undo()
+    again = models.load_model(Model(NANO, str(tmp_path / "out.safetensors")), 0)
+    assert models.preprocessing(again) == models.preprocessing(first)
+    assert models.preprocessing(again).resize_mode == "squash"
+    said = runs.loading_code(NANO, again, tmp_path / "out.safetensors")
+    _, preprocess = loaded_by_open_clip(said)
+    assert Resize((32, 32), InterpolationMode.BICUBIC).size == preprocess.transforms[0].size
+    assert preprocess.transforms[-1].mean == (0.5,) * 3
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "bad.safetensors", {"preprocess_cfg": "[not json"})
+    with pytest.raises(CmpError, match=r"bad\.safetensors"):
+        models.load_from_file(NANO, tmp_path / "bad.safetensors")

@@ -6,17 +6,20 @@ import os
 import pickle
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.config import Preprocessing
 from cmp.errors import CmpError
 from cmp.readers import collection, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
@@ -331,10 +334,38 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
 
 
+SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20), (9, 7), (40, 3)]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("side", [20, 33])
+def test_pixels_are_those_of_open_clip(mode, interpolation, side):
+    """Also where a JPEG could be decoded at a part of its size."""
+    how = Preprocessing(side, interpolation=interpolation, resize_mode=mode, fill_color=90)
+    theirs = image_transform(
+        side, False, (0, 0, 0), (1, 1, 1), mode, interpolation, fill_color=how.fill_color
+    )
+    for size in SHAPES[: -1 if mode == "longest" else None]:  # theirs divides by zero there
+        for kind in ("PNG", "JPEG"):
+            content = picture(5, size, kind)
+            expected = theirs(Image.open(io.BytesIO(content))).numpy() * 255
+            got = images.prepare_image(content, side, how)
+            assert got.shape == (3, side, side) and got.dtype == np.uint8
+            assert np.abs(got - expected).max() < 0.01, (size, kind)
+
+
+def test_a_very_long_picture_takes_little_memory():
+    content = picture(1, (60_000, 2))
+    tracemalloc.start()
+    for mode in ("shortest", "squash", "longest"):
+        images.prepare_image(content, 224, Preprocessing(resize_mode=mode))
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
 def test_parts_and_middles():
     content = picture(5, size=(64, 40), kind="JPEG")
-    whole = images.centre_crop(content, 20)
-    assert whole.shape == (3, 20, 20) and whole.dtype == np.uint8
     left = images.random_crop(content, 20, np.array([0.0, 0.0, 0.0, 0.0]))
     right = images.random_crop(content, 20, np.array([0.0, 0.0, 0.999, 0.999]))
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()
@@ -345,4 +376,4 @@ def test_what_is_transparent_lies_over_white():
     clear = np.zeros((8, 8, 4), np.uint8)
     file = io.BytesIO()
     Image.fromarray(clear, "RGBA").save(file, "PNG")
-    assert (images.centre_crop(file.getvalue(), 8) == 255).all()
+    assert (images.prepare_image(file.getvalue(), 8, Preprocessing()) == 255).all()

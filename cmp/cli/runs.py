@@ -1,5 +1,6 @@
 """`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -159,9 +160,20 @@ def export(run_id: str, out: shared.OutFile) -> None:
     model, name = store.final_model(stored), stored.config.model.name
     with atomic_file(out) as partial:
         models.export_weights(model, partial)
-    typer.echo(f"written: {out}, weights of open_clip's {name!r}")
+    typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
     if name in models.family_names():
         typer.echo("open_clip knows that name once cmp.embedded.models is imported")
+
+
+def loading_code(name: str, model: models.Network, file: Path) -> str:
+    """Return the lines of Python by which open_clip loads exported weights, and prepares images."""
+    call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
+    if models.is_hub(name):
+        return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
+    usual, own = (asdict(how) for how in (config.Preprocessing(), models.preprocessing(model)))
+    keys = ("mean", "std", "interpolation", "resize_mode")  # others there is no argument for
+    changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
+    return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
 def progress_observer(bar: tqdm) -> Observer:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 from tqdm import tqdm
 
+from cmp.config import Preprocessing
 from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
@@ -31,6 +34,8 @@ the reference (spec 1.3)."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """What Pillow raises at a damaged file, and at one that unpacks to too much."""
+MAX_RATIO = 16
+"""How many times as long as wide an image may be before its ends are cut off."""
 CHECK_BLOCK = 64
 """Images that are checked at a time."""
 
@@ -73,21 +78,32 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def centre_crop(content: bytes, side: int) -> np.ndarray:
-    """Decode the largest square in the middle of an image, for evaluation.
+def prepare_image(content: bytes, side: int, how: Preprocessing) -> np.ndarray:
+    """Decode an image as a network sees it in evaluation, as open_clip's `image_transform` does.
+
+    What is transparent is white here, and the ends of an image that is more than `MAX_RATIO` times
+    as long as wide are cut off before it is resized, since it would take any amount of memory.
 
     Args:
         content: The file.
         side: Side of the result in pixels.
+        how: How it is resized.
 
     Returns:
         uint8 [3, side, side].
     """
-    image = open_image(content, 2 * side)
-    width, height = image.size
-    part = min(width, height)
-    left, top = (width - part) / 2, (height - part) / 2
-    return _resize(image, (left, top, left + part, top + part), side)
+    image, size = convert_to_rgb(open_image(content)), (side, side)
+    if how.resize_mode == "longest":
+        size = [max(1, round(side * length / max(image.size))) for length in image.size]
+    elif how.resize_mode == "shortest":
+        cut = [max(0, length - MAX_RATIO * min(image.size)) // 2 for length in image.size]
+        image = ImageOps.crop(image, (*cut, *cut))
+        size = [int(side * length / min(image.size)) for length in image.size]
+    bilinear = how.interpolation == "bilinear"
+    resized = image.resize(size, Resampling.BILINEAR if bilinear else Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), (how.fill_color,) * 3)
+    square.paste(resized, [(side - n) // 2 if n < side else -round((n - side) / 2) for n in size])
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
@@ -108,12 +124,8 @@ def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
     width = min(image.width, math.sqrt(pixels * ratio))
     height = min(image.height, math.sqrt(pixels / ratio))
     left, top = across * (image.width - width), down * (image.height - height)
-    return _resize(image, (left, top, left + width, top + height), side)
-
-
-def _resize(image: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
-    """A part of an image in RGB, resized to a square: uint8 [3, side, side]."""
-    square = convert_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=box)
+    box = (left, top, left + width, top + height)
+    square = convert_to_rgb(image).resize((side, side), Resampling.BICUBIC, box=box)
     return np.asarray(square).transpose(2, 0, 1)
 
 
@@ -126,26 +138,27 @@ class ImageFiles:
         set_ids: int [N], the number of each image's set.
         positions: int [N], the position of each image in its set.
         sources: object [N], each image's name.
-        side: Side in pixels of what `files[rows]` gives.
+        preprocessing: How what `files[rows]` gives is prepared.
     """
 
     readers: list[ReadImage]
     set_ids: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
-    side: int = 224
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
-        """Return the middle of each image: uint8 [B, 3, side, side]."""
-        return self._decode_rows(np.asarray(rows), self.side, centre_crop)
+        """Return images prepared for evaluation: uint8 [B, 3, size, size]."""
+        prepare = functools.partial(prepare_image, how=self.preprocessing)
+        return self._decode_rows(np.asarray(rows), self.preprocessing.size, prepare)
 
-    def at(self, side: int) -> "ImageFiles":
-        """Return the same images at another side.
+    def at(self, preprocessing: Preprocessing) -> "ImageFiles":
+        """Return the same images prepared in another way.
 
         Args:
-            side: Side in pixels of what indexing gives.
+            preprocessing: How what indexing gives is prepared.
         """
-        return dataclasses.replace(self, side=side)
+        return dataclasses.replace(self, preprocessing=preprocessing)
 
     def read(self, row: int) -> bytes:
         """Return the file of one image.
