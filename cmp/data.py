@@ -380,6 +380,12 @@ def prefetch(
         keys: The keys in order.
         workers: How many processes.
         device: Where the items are used.
+
+    Raises:
+        CmpError: As `make` raised it.
     """
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
-    return iter(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
+    try:
+        yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
+    except CmpError as error:  # torch has put that process's traceback before its sentence
+        raise CmpError(str(error).splitlines()[-1].partition(": ")[2]) from error

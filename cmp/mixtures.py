@@ -457,10 +457,7 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
     pool = train[corpus.table["dataset"].iloc[train].isin(replayed).to_numpy()]
     if len(pool) == 0:
         if mixture.pretraining > 0:
-            raise CmpError(
-                f"mixture.pool: {mixture.pool!r}: there is no such pool in these data; add a set "
-                f"of role {POOL_ROLES[mixture.pool]}, or set mixture.pretraining=0"
-            )
+            raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))
     priority = np.argsort(numpy_generator("replay", seed).permutation(len(pool)))

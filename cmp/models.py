@@ -413,7 +413,7 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     save_file(weights, path)
 
 
-def export_weights(model: nn.Module, path: Path) -> None:
+def export_weights(model: Network, path: Path) -> None:
     """Write a network as open_clip loads it: safetensors in fp32, attention fused.
 
     `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads the file. How images are
