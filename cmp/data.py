@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
+from cmp.config import Preprocessing
 from cmp.errors import CmpError
 from cmp.registry import plugins
 
@@ -62,12 +63,12 @@ class DatasetInfo(Protocol):
 class ImageFiles(Protocol):
     """Images that are decoded when they are asked for."""
 
-    def at(self, side: int) -> "ImageFiles":
-        """Return the same images; indexing then gives them with `side` pixels per side."""
+    def at(self, preprocessing: Preprocessing) -> "ImageFiles":
+        """Return the same images; indexing then gives them as a network sees them."""
         ...
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
-        """Return the middle of each image, uint8 [B, 3, side, side]."""
+        """Return images prepared for evaluation, uint8 [B, 3, size, size]."""
         ...
 
     def random_crops(
@@ -322,7 +323,7 @@ def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
 
 
 def stored_images(
-    corpus: Corpus, rows: np.ndarray, size: int, side: int, device: torch.device
+    corpus: Corpus, rows: np.ndarray, size: int, how: Preprocessing, device: torch.device
 ) -> Iterator[Tensor]:
     """Return an iterator over images without augmentation, in blocks.
 
@@ -330,17 +331,16 @@ def stored_images(
         corpus: The data.
         rows: Positions of the images.
         size: Images per block.
-        side: Pixels per side of images that are decoded from files.
+        how: How images that are decoded from files are prepared.
         device: Where they are used.
 
     Returns:
-        uint8 RGBA [size, 4, H, W] as they are stored, or the middle of each file's image, RGB
-        [size, 3, side, side].
+        uint8 RGBA [size, 4, H, W] as they are stored, or from files RGB [size, 3, side, side].
     """
     blocks = np.split(rows, range(size, len(rows), size))
     if isinstance(corpus.images, Tensor):
         return (corpus.images[block] for block in blocks)
-    files, workers = corpus.images.at(side), worker_count(device)
+    files, workers = corpus.images.at(how), worker_count(device)
     if not workers:
         return (files[block] for block in blocks)
     return prefetch(files.__getitem__, blocks, workers, device)
@@ -382,6 +382,12 @@ def prefetch(
         keys: The keys in order.
         workers: How many processes.
         device: Where the items are used.
+
+    Raises:
+        CmpError: As `make` raised it.
     """
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
-    return iter(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
+    try:
+        yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
+    except CmpError as error:  # torch has put that process's traceback before its sentence
+        raise CmpError(str(error).splitlines()[-1].partition(": ")[2]) from error

@@ -172,7 +172,7 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
         precision: "bf16" or "fp32".
     """
     device, features = model.logit_scale.device, []
-    for block in stored_images(corpus, rows, ENCODE_BLOCK, models.image_side(model), device):
+    for block in stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device):
         x = to_rgb(block.to(device))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
         with autocast(precision, device):

@@ -30,8 +30,8 @@ def ls() -> None:
             continue
         last = store.trajectory(run.metrics).iloc[-1]
         changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
-        scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
-        rows.append((run_id, last.scope, *scores, changes))
+        scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS)]
+        rows.append((run_id, last.scope, *scores, f"{run.provenance['seconds']:.0f}", changes))
     columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
     shared.print_table(columns, rows)
     for progress in runs.unfinished_runs():
