@@ -14,6 +14,7 @@ versions of its libraries. `test_peers.py` imports the settings and the small mo
 """
 
 import importlib.metadata
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -576,7 +577,7 @@ def main(names: list[str]) -> None:
         assert all(x.isfinite().all() for x in tensors.values() if x.is_floating_point())
         versions = {each: importlib.metadata.version(each) for each in (*libraries, "torch")}
         path = FOLDER / f"{name}.safetensors"
-        save_file(tensors, path, metadata=versions)
+        save_file(tensors, path, metadata={"versions": json.dumps(versions)})  # one key: one order
         print(f"{path.name}: {len(tensors)} tensors, {math.ceil(path.stat().st_size / 1000)} kB")
 
 
