@@ -10,11 +10,13 @@ import json
 import math
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pandas as pd
 import peers
 import pytest
 import torch
+from options import small
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ from cmp.merging.apply import merge
 from cmp.methods import adapters, dora, galore, importance, lora, vera
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
-from cmp.training import ForwardOutput
+from cmp.training import ForwardOutput, make_train_state
 
 TOLERANCE = 1e-5
 MAX_BYTES = 300_000
@@ -296,17 +298,17 @@ def translated(found, model):
     return result
 
 
-def adapted(kind, found, scale=peers.SCALE, size=1.0):
-    """A network with adapters; VeRA's random matrices are peft's, times `size`."""
+def adapted(kind, found, scale=peers.SCALE):
+    """A network with adapters; VeRA's random matrices are peft's."""
     model = peers.Dense() if kind == "vera" else peers.Layers()
     names = tuple(name for name, _ in model.named_children())
-    scale = scale if kind != "vera" else size**-2
+    scale = scale if kind != "vera" else 1.0
     adapters.attach(model, lambda w: KINDS[kind](w, peers.RANK, scale), peers.RANK, names)
     for layer in adapters.adapted_layers(model).values():
         if kind == "vera":
             rows, columns = layer.weight.shape
             down = found["vera/buffer/A"][:, :columns]  # peft cuts all from one pair
-            layer.adapter.share(size * down, size * found["vera/buffer/B"][:rows])
+            layer.adapter.share(down, found["vera/buffer/B"][:rows])
         layer.adapter.begin(layer.weight, torch_generator("test", 0))
     return model
 
@@ -349,15 +351,15 @@ def test_adapters_begin_as_pefts_do(kind):
             torch.testing.assert_close(ours.detach(), start[name], rtol=TOLERANCE, atol=0)
 
 
-def test_pefts_random_matrices_are_root_six_times_as_large_and_scale_makes_up_for_it():
+def test_random_matrices_are_of_pefts_distribution():
     found = load("peft")
-    for x in (found["vera/buffer/A"], found["vera/buffer/B"]):
-        ours = x.shape[1] ** -0.5  # the bound of `adapters.init_uniform`
-        assert 2 * ours < x.abs().max() <= math.sqrt(6) * ours
-    model = at_values("vera", found, size=1 / math.sqrt(6))
-    for layer in adapters.adapted_layers(model).values():
-        assert layer.adapter.scale == pytest.approx(6)
-    assert_agree(model(peers.adapter_input("vera")).detach(), found["vera/output"])
+    run_config = small("method.name=vera", "method.targets=[q_proj]")
+    state = make_train_state(run_config, forked.small_corpus(), models.create_model("small"))
+    layer = next(iter(adapters.adapted_layers(state.model).values()))
+    pairs = [found["vera/buffer/A"], found["vera/buffer/B"], layer.adapter.down, layer.adapter.up]
+    for x in pairs:
+        bound = math.sqrt(6 / x.shape[1])
+        assert 0.75 * bound < x.abs().max() <= bound
 
 
 # --- merging: mergekit -----------------------------------------------------------------------
