@@ -25,7 +25,7 @@ test: $(READY)
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python tests/kill.py --kills 200
+	$(BIN)/python tests/kill.py --kills 300
 
 study-kill-test: $(READY)
 	$(BIN)/cmpt data build
