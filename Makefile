@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab site test kill-test study-kill-test lint clean
+.PHONY: study lab site test kill-test study-kill-test flip-test lint clean
 
 study: $(READY)
 	$(BIN)/cmpt data build
@@ -30,6 +30,10 @@ kill-test: $(READY)
 study-kill-test: $(READY)
 	$(BIN)/cmpt data build
 	$(BIN)/python tests/kill_study.py
+
+flip-test: $(READY)
+	$(BIN)/cmpt data build
+	$(BIN)/python tests/flips.py --flips 2000
 
 lint: $(READY)
 	$(BIN)/ruff check
