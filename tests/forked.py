@@ -4,7 +4,9 @@ A fork server has imported the package and read a small corpus once, see `forked
 costs little more than its run. Nothing in the package knows of this: a child patches what it needs.
 """
 
+import dataclasses
 import functools
+import hashlib
 import os
 import pwd
 import resource
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
+import options
 import pandas as pd
 import pytest
 import torch
@@ -34,7 +38,10 @@ from cmp.experiments import store, studies, workers
 from cmp.files import SHORT_ID, sync_to_disk
 from cmp.readers import files
 from cmp.runner import Observer
+from cmp.training import ExecutionConfig
 
+STORING = "storing"
+"""What a child says right before it stores its result."""
 DATASETS = ("pool-shapes", "new-flags", "shapes", "substitute-icons")
 SETTINGS = ("stream.tasks=3", "training.steps=4", "training.batch=4", "evaluation.subset=1")
 TASKS, STEPS = 3, 4
@@ -58,6 +65,22 @@ def small_id() -> str:
     return store.run_id_of(small_config(), small_corpus())
 
 
+class Family(NamedTuple):
+    """A run of another option, of two tasks of three steps. settings: assignments to the config;
+    micro_batch: as in `ExecutionConfig`."""
+
+    settings: tuple[str, ...]
+    micro_batch: int | None = None
+
+
+def families() -> list[Family]:
+    """A run for each choice of each option, some in micro-batches, all with whole test sets."""
+    rows = [row for row in options.SETTINGS if "stream.traits=by-hand" not in row]
+    rows += [("optimizer.carry=true", "schedule.name=infinite", "merging.policy=step-ema")]
+    full = [(*row, "evaluation.full=true") for row in rows]
+    return [Family(row) for row in full] + [Family(row, 3) for row in full[::20]]
+
+
 @functools.cache
 def server():
     """The fork server, running. To be called while `CMP_BUILD` is where the data are.
@@ -76,13 +99,15 @@ def server():
 @dataclass(frozen=True)
 class Outcome:
     """How a child ended. weights, metrics: of the stored run, if it got that far; resumed: steps
-    that it found done, none if it computed nothing; error: what it refused to do."""
+    that it found done, none if it computed nothing; error: what it refused to do; hits: a hash of
+    which questions were answered right."""
 
     status: int | None = None
     weights: str | None = None
     metrics: pd.DataFrame | None = None
     resumed: int | None = None
     error: str = ""
+    hits: str = ""
 
 
 class Child:
@@ -90,7 +115,7 @@ class Child:
 
     def __init__(self, build: Path, body: Callable | None = None, *arguments):
         self.build, self.output = build, build.with_name(f"{build.name}.txt")
-        self.has_begun = False
+        self.has_begun, self.is_storing = False, False
         self._outcome = Outcome()
         self._receiver, sender = server().Pipe(duplex=False)
         body = body or compute
@@ -112,6 +137,7 @@ class Child:
         if isinstance(message, Outcome):
             self._outcome = message
         self.has_begun = True
+        self.is_storing |= isinstance(message, str) and message == STORING
         return True
 
     def await_run(self) -> None:
@@ -136,10 +162,7 @@ class Child:
             raise AssertionError(f"the child hangs\n{self.said()}")
         while self.hear():
             pass
-        outcome = self._outcome
-        return Outcome(
-            self._process.exitcode, outcome.weights, outcome.metrics, outcome.resumed, outcome.error
-        )
+        return dataclasses.replace(self._outcome, status=self._process.exitcode)
 
     def said(self) -> str:
         """All that it, and those before it in the same folder, printed."""
@@ -157,9 +180,11 @@ def _live(sender: Connection, build: Path, output: Path, body: Callable, argumen
     body(sender.send, *arguments)
 
 
-def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) -> None:
+def compute(
+    tell: Callable[[object], None], trouble: str = "", save: int = 1, family: Family | None = None
+) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
-    `save` on, the first being 1."""
+    `save` on, the first being 1; family: settings of another run, whose weights are stored, too."""
     workers.CheckpointManager = functools.partial(CheckpointManager, every=1)
     if trouble:
         _before_save(save, TROUBLES[trouble])
@@ -169,13 +194,26 @@ def compute(tell: Callable[[object], None], trouble: str = "", save: int = 1) ->
         task=lambda done, scores: steps_done.append(0),
         resumed=steps_done.append,
     )
+    save_run = store.save_run
+
+    def told(*arguments) -> None:
+        tell(STORING)
+        save_run(*arguments)
+
+    store.save_run = told
+    run_config = small_config() if family is None else options.small(*family.settings)
     tell("begun")
     try:
-        run = workers.run_one(small_config(), observer)
+        run = workers.run_one(
+            run_config, observer, execution=family and ExecutionConfig(family.micro_batch),
+            keep=family is not None,
+        )  # fmt: skip
     except CmpError as error:
         tell(Outcome(error=str(error)))
     else:
-        tell(Outcome(None, run.weights, run.metrics, steps_done[0] if steps_done else None))
+        hits = hashlib.sha256(b"".join(run.hits[name].tobytes() for name in sorted(run.hits)))
+        resumed = steps_done[0] if steps_done else None
+        tell(Outcome(None, run.weights, run.metrics, resumed, hits=hits.hexdigest()))
 
 
 def command(
@@ -364,10 +402,10 @@ TROUBLES: dict[str, Callable[[], None]] = {
 }
 
 
-def leftovers(build: Path) -> list[str]:
+def leftovers(build: Path, run_id: str | None = None) -> list[str]:
     """What a finished run left in its build folder beside itself."""
-    name = small_id()[:SHORT_ID]
-    files = ("run.json", store.METRICS, store.HITS)
+    name = (run_id or small_id())[:SHORT_ID]
+    files = ("run.json", store.METRICS, store.HITS, store.WEIGHTS)
     run = {"runs", f"runs/{name}", *(f"runs/{name}/{file}" for file in files)}
     paths = {str(path.relative_to(build)) for path in build.rglob("*")}
     return sorted(paths - run - {"checkpoints"})

@@ -1,9 +1,11 @@
 """Kill small runs at random moments: each, however often it died, must end in the same bits.
 
-`make kill-test` is 200 kills; the tests do fewer.
+`make kill-test` is 300 kills of runs of every option, a fifth of them while a result is stored; the
+tests do fewer.
 """
 
 import argparse
+import dataclasses
 import random
 import shutil
 import signal
@@ -14,31 +16,46 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forked import Child, Outcome, leftovers, server
+import options
+from forked import (
+    Child,
+    Family,
+    Outcome,
+    compute,
+    families,
+    leftovers,
+    server,
+    small_corpus,
+)
 from tqdm import tqdm
 
+from cmp.experiments import store
 from cmp.files import PARTIAL_PREFIX
 
 LANES = 2
 """Children at the same time."""
+STORING_SHARE, STORING_SPAN = 0.2, 0.08
+"""The share of kills that wait until a result is stored, and the seconds within which they come."""
+References = dict[Family | None, tuple[Outcome, float]]
 
 
 @dataclass
 class Campaign:
     """Runs that are killed until `kills` children have died before their run was finished.
 
-    writing: how many of them left a half written checkpoint behind; differences: each run that did
-    not end as `reference` did.
+    references: how each family of runs ends if nobody kills it, and its seconds; writing: how many
+    left a half written checkpoint behind; storing: how many died while their result was stored;
+    differences: each run that did not end as its reference did.
     """
 
-    reference: Outcome
-    span: float
+    references: References
     kills: int
     folder: Path
     random: random.Random
     tick: Callable[[], object] = lambda: None
     killed: int = 0
     writing: int = 0
+    storing: int = 0
     runs: int = 0
     differences: list[str] = field(default_factory=list)
 
@@ -49,17 +66,18 @@ class Campaign:
             lanes = [lane for lane in lanes if lane.turn()]
             time.sleep(0.001)
 
-    def compare(self, build: Path, end: Outcome, said: str) -> None:
-        """Note where a run did not end as the reference did, or left something behind."""
+    def compare(self, build: Path, end: Outcome, said: str, family: Family | None = None) -> None:
+        """Note where a run did not end as its reference did, or left something behind."""
         self.runs += 1
-        name = build.name
+        reference, name = self.references[family][0], f"{build.name} {family or ''}"
+        run_id = family and store.run_id_of(options.small(*family.settings), small_corpus())
         if end.status != 0 or end.weights is None:
             self.differences.append(f"{name}: status {end.status} {end.error}: {said[-2000:]}")
-        elif end.weights != self.reference.weights:
+        elif (end.weights, end.hits) != (reference.weights, reference.hits):
             self.differences.append(f"{name}: weights {end.weights}")
-        elif not end.metrics.equals(self.reference.metrics):
+        elif not end.metrics.equals(reference.metrics):
             self.differences.append(f"{name}: metrics\n{end.metrics}")
-        if left := leftovers(build):
+        if left := leftovers(build, run_id):
             self.differences.append(f"{name}: leftovers {left}")
         shutil.rmtree(build)
 
@@ -73,18 +91,23 @@ class _Lane:
 
     def _next_run(self) -> None:
         self.build = Path(tempfile.mkdtemp(dir=self.campaign.folder, prefix="run-"))
+        self.family = self.campaign.random.choice(list(self.campaign.references))
         self._next_child()
 
     def _next_child(self) -> None:
-        self.child, self.deadline = Child(self.build), None
+        self.child, self.deadline = Child(self.build, compute, "", 1, self.family), None
+        self.span = self.campaign.references[self.family][1]
+        self.awaits_storing = self.campaign.random.random() < STORING_SHARE
 
     def turn(self) -> bool:
         """Do what is due; false once there is nothing left to do."""
         campaign = self.campaign
         while self.child.hear():
             pass
-        if self.child.has_begun and self.deadline is None:
-            self.deadline = time.monotonic() + campaign.random.uniform(0, campaign.span)
+        is_awaited = self.child.is_storing if self.awaits_storing else self.child.has_begun
+        if is_awaited and self.deadline is None:
+            span = STORING_SPAN if self.awaits_storing else self.span
+            self.deadline = time.monotonic() + campaign.random.uniform(0, span)
         if not self.child.alive():
             return self._ended(self.child.outcome())
         due = self.deadline is not None and time.monotonic() > self.deadline
@@ -97,49 +120,57 @@ class _Lane:
         campaign = self.campaign
         if end.status == -signal.SIGKILL and end.weights is None:
             campaign.killed += 1
+            campaign.storing += self.child.is_storing
             campaign.writing += any(self.build.glob(f"checkpoints/*/{PARTIAL_PREFIX}*/*"))
             campaign.tick()
             self._next_child()
             return True
-        finished = end if end.weights is None else Outcome(0, end.weights, end.metrics)
-        campaign.compare(self.build, finished, self.child.said())
+        finished = end if end.weights is None else dataclasses.replace(end, status=0)
+        campaign.compare(self.build, finished, self.child.said(), self.family)
         if campaign.killed >= campaign.kills or len(campaign.differences) > LANES:
             return False
         self._next_run()
         return True
 
 
-def uninterrupted(folder: Path) -> tuple[Outcome, float]:
+def uninterrupted(folder: Path, family: Family | None = None) -> tuple[Outcome, float]:
     """The run as it ends if nobody kills it, and its seconds with `LANES` at the same time."""
-    children = [Child(folder / f"reference-{lane}") for lane in range(LANES)]
+    builds = [Path(tempfile.mkdtemp(dir=folder, prefix="reference-")) for _ in range(LANES)]
+    children = [Child(build, compute, "", 1, family) for build in builds]
     for child in children:
         child.await_run()
     started = time.monotonic()
     ends = [child.outcome() for child in children]
     assert all(end.status == 0 for end in ends), [child.said() for child in children]
     assert len({end.weights for end in ends}) == 1
-    return ends[0], time.monotonic() - started
+    seconds = time.monotonic() - started
+    for build in builds:
+        shutil.rmtree(build)
+    return ends[0], seconds
 
 
 def main() -> None:
     """Print how many kills made how many differences; any makes the exit status 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     server()
     with tempfile.TemporaryDirectory() as name, tqdm(total=arguments.kills, unit=" kills") as bar:
         folder = Path(name)
-        reference, seconds = uninterrupted(folder)
+        references: References = {}
+        for family in tqdm([None, *families()], desc="references"):
+            references[family] = uninterrupted(folder, family)
         campaign = Campaign(
-            reference, seconds, arguments.kills, folder, random.Random(arguments.seed), bar.update
+            references, arguments.kills, folder, random.Random(arguments.seed), bar.update
         )
         campaign.go()
     for difference in campaign.differences:
         print(difference)
     print(
         f"{campaign.killed} kills, {len(campaign.differences)} differences "
-        f"({campaign.runs} runs; {campaign.writing} kills in the middle of a write)"
+        f"({campaign.runs} runs of {len(references)} families; {campaign.writing} kills in the "
+        f"middle of a checkpoint, {campaign.storing} while a result was stored)"
     )
     sys.exit(bool(campaign.differences))
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forked import Child, small_config, small_corpus, small_id
+from forked import Child, Family, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 from PIL import Image
 from safetensors import SafetensorError
@@ -149,7 +149,9 @@ def test_killed_while_the_result_is_stored_it_is_stored_once(build, reference, m
 
 
 def test_ten_kills_at_random_moments_change_nothing(uncut, tmp_path):
-    campaign = Campaign(*uncut, 10, tmp_path, random.Random(0))
+    family = Family(("merging.policy=step-ema", "evaluation.full=true"), 3)
+    references = {None: uncut, family: uninterrupted(tmp_path, family)}
+    campaign = Campaign(references, 10, tmp_path, random.Random(0))
     campaign.go()
     assert campaign.killed == 10
     assert campaign.differences == []
@@ -159,13 +161,14 @@ def test_ten_kills_at_random_moments_change_nothing(uncut, tmp_path):
     ("change", "word"),
     [
         ({"weights": "0" * 64}, "weights 000"),
+        ({"hits": "0" * 64}, "weights"),
         ({"weights": None}, "status 0"),
         ({"status": 1}, "status 1"),
         ({"metrics": pd.DataFrame()}, "metrics"),
     ],
 )
 def test_a_campaign_notices_a_run_that_ends_otherwise(reference, tmp_path, change, word):
-    campaign = Campaign(reference, 1.0, 20, tmp_path, random.Random(0))
+    campaign = Campaign({None: (reference, 1.0)}, 20, tmp_path, random.Random(0))
     (tmp_path / "one").mkdir()
     campaign.compare(tmp_path / "one", reference, "")
     assert campaign.differences == []

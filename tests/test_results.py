@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import random
 import shutil
 
+import flips
 import numpy as np
 import pandas as pd
 import pytest
@@ -141,6 +143,14 @@ def test_a_bit_that_flips_in_published_results_is_found(place):
     path.write_bytes(content)
     with pytest.raises(CmpError, match=r"77\.parquet: damaged.*cmpt study 77 --publish"):
         results.published_metrics("77")
+
+
+def test_no_bit_of_a_stored_file_flips_silently(tmp_path, monkeypatch):
+    files = flips.write_all(tmp_path, monkeypatch)
+    outcomes = flips.flip_bits(files, 5 * len(files), random.Random(0))
+    assert len(outcomes) == len(files) == 13
+    assert flips.faults(outcomes) == []
+    assert all(flips.REFUSED in counts or flips.SEEN in counts for counts in outcomes.values())
 
 
 def test_results_of_another_numerics_are_stale(place, monkeypatch):

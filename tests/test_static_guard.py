@@ -1,10 +1,15 @@
 """What the package's code never does: unpickle, evaluate, unpack to disk, draw from chance."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 import cmp
+from tests import lock
 
 ROOT = Path(cmp.__file__).parents[1]
 SOURCES = [path for room in ("cmp", "book/lab") for path in sorted((ROOT / room).rglob("*.py"))]
@@ -340,3 +345,20 @@ def test_only_the_room_that_fetches_may_use_the_network():
 def test_every_file_is_looked_at():
     names = {path.relative_to(ROOT).as_posix() for path in SOURCES}
     assert {"cmp/files.py", "cmp/cli/results.py", "book/lab/site.py"} <= names
+
+
+def test_every_third_party_is_pinned_by_version_and_sha256():
+    """All that pyproject.toml and the Makefile install; an install refuses what is not listed."""
+    entries = lock.read_lock(lock.LOCK.read_text())
+    tree = tomllib.loads((lock.ROOT / "pyproject.toml").read_text())
+    project = tree["project"]
+    needs = [*tree["build-system"]["requires"], *lock.TOOLS.split(), *project["dependencies"]]
+    needs += [need for extra in project["optional-dependencies"].values() for need in extra]
+    for need in map(Requirement, needs):
+        version, _, hashes = entries[canonicalize_name(need.name)]
+        assert need.specifier.contains(version), need
+        assert hashes, need
+    assert all(hashes for _, _, hashes in entries.values())
+    makefile = (lock.ROOT / "Makefile").read_text()
+    installs = [line for line in makefile.splitlines() if line.startswith("\t$(PIP_INSTALL)")]
+    assert all("--require-hashes" in line or "--no-deps" in line for line in installs)

@@ -1,0 +1,193 @@
+"""Flip single bits in every kind of stored file: each is found, or changes nothing that is read.
+
+`make flip-test` is 2,000 flips; the tests do fewer.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from forked import small_config, small_corpus
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from cmp import checkpoints, config, models
+from cmp.checkpoints import CheckpointManager
+from cmp.embedded import models as embedded_models
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests, store_path
+from cmp.errors import CmpError
+from cmp.experiments import results, store, studies, workers
+from cmp.merging.files import merge_files
+from cmp.readers.files import DIGESTS
+from cmp.runner import execute
+
+REFUSED, SAME, SEEN, DIFFERENT = "refused", "the same", "another id", "silently different"
+DATASET = "shapes"
+SETTINGS = ("evaluation.full=true", "stream.tasks=2", "training.steps=2")
+
+
+class Stored(NamedTuple):
+    """A stored file. read: what is read of it, as text; shows: whether a change of its content is
+    meant to show in what a run from it is called, so that it need not be refused."""
+
+    path: Path
+    read: Callable[[], str]
+    shows: bool = False
+
+
+def text_of(value: Any) -> str:
+    """A value as text that differs if it does."""
+    if isinstance(value, dict) and all(isinstance(x, torch.Tensor) for x in value.values()):
+        return models.tensors_digest(value)
+    return value.to_json(double_precision=15) if hasattr(value, "to_json") else repr(value)
+
+
+def read_run(run_id: str) -> str:
+    """All that is stored of a run."""
+    run = store.load_run(run_id)
+    hits = {name: hits.tobytes() for name, hits in sorted(run.hits.items())}
+    weights = store.final_model(run).state_dict()
+    parts = (run.id, run.config.to_dict(), run.provenance, run.weights, run.identity, hits)
+    return "\n".join(map(text_of, (*parts, run.metrics, weights)))
+
+
+def read_checkpoint(path: Path) -> str:
+    """A checkpoint's progress and tensors."""
+    state = checkpoints.read_checkpoint(path)
+    return text_of(state.progress) + text_of(state.tensors)
+
+
+def read_base(path: Path) -> str:
+    """A base's tensors."""
+    return text_of(embedded_models.read_weights(embedded_models.check_base(path)))
+
+
+def read_packed() -> str:
+    """A packed dataset."""
+    opened = packed.read_packed(embedded_manifests()[DATASET])
+    pixels = torch.from_numpy(opened.images.copy())
+    return text_of(opened.header) + text_of(opened.table) + text_of({"pixels": pixels})
+
+
+def read_start(path: Path) -> str:
+    """How weights to start from enter a run's id, and their tensors."""
+    run_config = config.parse({"model": {"name": "tiny", "start": str(path)}})
+    return store.start_identity(run_config)[1] + text_of(load_file(path))
+
+
+def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
+    """Write a file of each kind, and return how each is read."""
+    corpus = small_corpus()  # while the data are in sight
+    shutil.copytree(store_path(DATASET), place / "build" / "data" / DATASET)
+    patch.setenv("CMP_BUILD", str(place / "build"))
+    patch.setattr(packed, "load_embedded", lambda *roles: corpus)
+    patch.setattr(results, "RESULTS", place / "results")
+    patch.setattr(studies, "STUDIES", place)
+    run_config = small_config(*SETTINGS)
+    run = workers.run_one(run_config, keep=True)
+    folder, files = store.run_folder(run.id), []
+    for path in folder.iterdir():
+        files.append(Stored(path, partial(read_run, run.id)))
+    with CheckpointManager("c" * 64, every=1) as manager:
+        execute(run_config, corpus, manager=manager)
+        [path, *_] = checkpoints.checkpoint_files(manager.folder)
+        files.append(Stored(path, partial(read_checkpoint, path)))
+    shutil.copytree(embedded_models.WEIGHTS, place / "weights")
+    base = place / "weights" / "tiny-s0-annealed.safetensors"
+    files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
+    files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
+    grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
+    (place / "77.yaml").write_text(json.dumps(grid))
+    tree = run_config.to_dict()
+    patch.setitem(config.PROFILES, "quick", tree | {"seed": 0})
+    workers.run_one(studies.load_study("77").configs("quick")["a", 0])
+    published = results.publish_study(studies.load_study("77"), "quick")
+    for path in (published, published.with_name(DIGESTS)):
+        files.append(Stored(path, lambda: text_of(results.published_metrics("77"))))
+    merged = place / "merged.safetensors"
+    starts = [embedded_models.base_path("tiny", s, 0) for s in embedded_models.SHIPPED]
+    merge_files("interpolation", starts, merged)
+    return [*files, Stored(merged, partial(read_start, merged), shows=True)]
+
+
+def flip(stored: Stored, bit: int, before: str) -> str:
+    """Flip a bit of a file, read it, and put it back; return what came of it."""
+    content = stored.path.read_bytes()
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    stored.path.write_bytes(changed)
+    try:
+        now = stored.read()
+    except CmpError as error:
+        names = (stored.path.name, stored.path.parent.name)
+        return REFUSED if any(name in str(error) for name in names) else f"unnamed: {error}"
+    finally:
+        stored.path.write_bytes(content)
+    if now == before:
+        return SAME
+    return SEEN if stored.shows and now[:64] != before[:64] else DIFFERENT
+
+
+def flip_bits(
+    files: list[Stored], count: int, generator: random.Random, tick: Callable[[], object] = int
+) -> dict[str, Counter]:
+    """Flip bits of each file in turn, one in four of them in its first 4,000 bytes.
+
+    Returns:
+        For each file's name how often each outcome came.
+    """
+    before = [stored.read() for stored in files]
+    outcomes: dict[str, Counter] = {}
+    for number in range(count):
+        stored, then = files[number % len(files)], before[number % len(files)]
+        size = stored.path.stat().st_size
+        if generator.random() < 0.25:
+            size = min(size, 4000)
+        outcome = flip(stored, generator.randrange(8 * size), then)
+        name = f"{stored.path.parent.name}/{stored.path.name}"
+        outcomes.setdefault(name, Counter())[outcome] += 1
+        tick()
+    return outcomes
+
+
+def faults(outcomes: dict[str, Counter]) -> list[str]:
+    """What should not have come."""
+    return [
+        f"{name}: {outcome}"
+        for name, counts in outcomes.items()
+        for outcome in counts
+        if outcome not in (REFUSED, SAME, SEEN)
+    ]
+
+
+def main() -> None:
+    """Print what came of the flips of each file; a fault makes the exit status 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flips", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        files = write_all(Path(name), patch)
+        with tqdm(total=arguments.flips, unit=" flips") as bar:
+            generator = random.Random(arguments.seed)
+            outcomes = flip_bits(files, arguments.flips, generator, bar.update)
+    for name, counts in outcomes.items():
+        print(f"{name}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+    wrong = faults(outcomes)
+    print("\n".join(wrong) or f"{arguments.flips} flips, none silently different")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
