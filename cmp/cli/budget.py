@@ -1,7 +1,6 @@
 """`cmpt budget`: what methods and models cost, counted on shapes."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 import typer
@@ -13,10 +12,13 @@ from cmp.experiments import paper
 from cmp.experiments.forecast import GIGA
 from cmp.registry import option_names
 
+MAX_TOTAL = 1e15
+"""GFLOPs in all, a thousand times what any model was trained with."""
+
 
 def budget(
     model: str = "tiny",
-    batch: Annotated[int, typer.Option(min=2)] = 64,
+    batch: shared.Batch = 64,
     total: float | None = None,
     tasks: shared.Positive = 8,
     method: list[str] | None = None,
@@ -37,6 +39,8 @@ def budget(
     Example:
         cmpt budget --method full --method lora,rank=4
     """
+    if total is not None and not 0 < total <= MAX_TOTAL:
+        raise CmpError(f"--total: {total:g} GFLOPs: must be above 0, and at most {MAX_TOTAL:g}")
     if models:
         if table4 or method:
             raise CmpError("--models is of full fine-tuning: leave out --method and --table4")
@@ -56,8 +60,6 @@ def print_methods(
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
         total = tasks * config.profile("cpu")["training"]["steps"] * full
-    if not total > 0:
-        raise CmpError(f"--total: {total:g} memory-adjusted GFLOPs; must be above 0")
     has_card = torch.cuda.is_available()
     table = paper.budget_table(model, batch, total / tasks / full, methods, has_card)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
