@@ -58,7 +58,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["cmpt pretrain tiny schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
-        (["run", "quick", "mixture.pretraining=0", "foo=1"], ["foo: there is no such key"]),
+        (["run", "quick", "foo=1"], ["foo: there is no such key"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
         (["budget", "--models", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),

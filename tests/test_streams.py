@@ -384,7 +384,7 @@ def test_a_damaged_table_of_traits_is_refused(build):
     )
     with pytest.raises(CmpError, match="loss: must be one column of float"):
         streams.class_statistics("words")
-    with pytest.raises(CmpError, match="not the name of anything.*letters, digits, - and _"):
+    with pytest.raises(CmpError, match=r"not the name of anything.*letters, digits, - and _"):
         streams.class_statistics("../secret")
 
 
