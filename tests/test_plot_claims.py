@@ -55,14 +55,14 @@ def test_forest():
 
 
 def test_the_axis_says_when_or_the_rows_do():
-    way = Claim("on the way", "s", "up", "base", "A_KA", at="area")
-    (axes,) = figures.plot_claims(table([way])).axes
+    found = table(FAMILY[:2]).assign(at="area")
+    (axes,) = figures.plot_claims(found).axes
     assert axes.get_xlabel() == "Difference in the mean over tasks (points)"
-    (axes,) = figures.plot_claims(table([FAMILY[0], way])).axes
+    (axes,) = figures.plot_claims(found.assign(at=["end", "area"])).axes
     assert axes.get_xlabel() == "Difference (points)"
     labels = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
     assert labels[0] == "it rises up − base, A_KA at the end of the stream"
-    assert labels[1] == "on the way up − base, A_KA in the mean over tasks"
+    assert labels[1] == "it may rise flat − base, A_KA in the mean over tasks"
 
 
 def test_verdicts_differ_in_marker_as_well_as_in_colour():
