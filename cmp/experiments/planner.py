@@ -4,7 +4,6 @@ import functools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import open_clip
@@ -41,6 +40,10 @@ REAL = config.profile("gpu")
 BATCHES = (512, 256, 128, 64, 32)
 """Batches of a real model: the largest that fits, at most the paper's."""
 LINE_WIDTH = 98
+
+
+MAX_COMPUTE = 1e15
+"""GPU hours or memory-adjusted GFLOPs, more than there are."""
 
 
 class ImpossibleRequest(CmpError):
@@ -101,11 +104,11 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute in one unit: GPU hours, or memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
-    if not isfinite(compute) or compute <= 0:
-        yield f"compute {compute:g}: without any, nothing can be trained"
+    if not 0 < compute <= MAX_COMPUTE:
+        yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
     if not 1 <= request.updates <= MAX_COUNT:
         yield f"updates {request.updates}: a stream has one at least, and {MAX_COUNT:,} at most"
-    if not (isfinite(request.pool) and 0 <= request.pool <= 1):
+    if not 0 <= request.pool <= 1:
         yield f"pool {request.pool:g}: it is a part of the pretraining data, 0 to 1"
     if request.embedded and request.updates > CLASSES:
         yield (

@@ -19,7 +19,7 @@ from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
-from cmp.readers.files import parse_json
+from cmp.readers.files import parse_json, read_text
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -228,9 +228,7 @@ def read_stream_file(path: Path) -> list[str]:
         CmpError: It is anything else; the message names the entry.
     """
     try:
-        if path.stat().st_size > MAX_STREAM_BYTES:
-            raise ValueError(f"larger than {MAX_STREAM_BYTES} bytes")
-        entries = parse_json(path.read_text(encoding="utf-8"))
+        entries = parse_json(read_text(path, MAX_STREAM_BYTES))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
     if not isinstance(entries, list) or not entries:
@@ -253,8 +251,14 @@ def stream_table(order: list[str]) -> pd.DataFrame:
 
 
 def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path."""
+    """Write a table of statistics, whole or not at all, and return its path.
+
+    Raises:
+        CmpError: This package has a table of that name, which is read before any other.
+    """
     path = child_path(class_tables.statistics_folder(), f"{name}-{kind}", ".parquet")
+    if class_tables.statistics_path(name, kind) != path:
+        raise CmpError(f"{name!r}: a table of this name comes with the package; choose another")
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path
