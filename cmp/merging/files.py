@@ -20,8 +20,8 @@ DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
 }  # fmt: skip
-"""Types of tensors in a merge. Those of 8 and 16 bits are quantised weights, which a rule would take
-for counters."""
+"""Types of tensors in a merge. Integers of 8 and 16 bits are quantised weights, which a rule would
+take for counters."""
 ByteCounter = Callable[[int], object]
 
 
