@@ -1,5 +1,6 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
+import bisect
 import functools
 import textwrap
 from collections.abc import Iterator
@@ -269,11 +270,13 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
     for part in ({}, {"method": {"name": "locked-image"}}):
-        for batch in batches:
-            tree = settings | {"training": {"batch": batch, "steps": 1}} | part
-            if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
-                tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
-                return tree
+        trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
+        fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+        first = bisect.bisect_left(trees, True, key=fits)
+        if first < len(trees):
+            tree = trees[first]
+            tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
+            return tree
     raise ImpossibleRequest(
         f"{request.model} does not fit into {request.device}, {memory / GIGA:.0f} GB, even at "
         f"batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a larger "
