@@ -99,7 +99,7 @@ def _words(text: str) -> str:
 
 
 def measure_pool(model: nn.Module, name: str, corpus: Corpus) -> pd.DataFrame:
-    """Return what a model measures of every training image of the pools.
+    """Return what a model measures of every image of the pools.
 
     Args:
         model: The model.
@@ -112,10 +112,9 @@ def measure_pool(model: nn.Module, name: str, corpus: Corpus) -> pd.DataFrame:
     """
     tables = []
     for role in POOL_DATA_ROLES:
-        positions = [corpus.rows("train", dataset=dataset) for dataset in corpus.by_role(role)]
-        if not positions:
+        rows = np.flatnonzero(corpus.table["dataset"].isin(corpus.by_role(role)))
+        if not len(rows):
             continue
-        rows = np.concatenate(positions)
         image = evaluation.image_features(model, corpus, rows, PRECISION)
         spans = [slice(*corpus.caption_starts[row : row + 2]) for row in rows]
         ids = np.unique(np.concatenate([corpus.caption_ids[span] for span in spans]))
