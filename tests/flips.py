@@ -104,7 +104,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
         [path, *_] = checkpoints.checkpoint_files(manager.folder)
         files.append(Stored(path, partial(read_checkpoint, path)))
     shutil.copytree(embedded_models.WEIGHTS, place / "weights")
-    base = place / "weights" / "tiny-s0-annealed.safetensors"
+    base = place / "weights" / "small-s0-annealed.safetensors"
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
@@ -116,7 +116,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     for path in (published, published.with_name(DIGESTS)):
         files.append(Stored(path, lambda: text_of(results.published_metrics("77"))))
     merged = place / "merged.safetensors"
-    starts = [embedded_models.base_path("tiny", s, 0) for s in embedded_models.SHIPPED]
+    starts = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
     merge_files("interpolation", starts, merged)
     return [*files, Stored(merged, partial(read_start, merged), shows=True)]
 

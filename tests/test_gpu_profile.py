@@ -72,7 +72,7 @@ def test_doctor_says_what_of_it_is_missing():
 def test_doctor_finds_the_embedded_set_up(corpus):
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 0, result.output
-    assert "5 of tiny" in result.output
+    assert "2 of small" in result.output
     result = CliRunner().invoke(cli.app, ["doctor", "--profile", "quick"])
     assert result.exit_code == 0, result.output
 
@@ -100,7 +100,7 @@ def test_weights_that_are_nowhere_are_missing_in_words():
         return found
 
     assert state().state == preflight.PRESENT
-    assert "cmpt pretrain tiny" in state("seeds.init=99").sentence
+    assert "cmpt pretrain small" in state("seeds.init=99").sentence
     assert "neither a file nor a tag" in state("model.start=x.pt").sentence
 
 

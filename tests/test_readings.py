@@ -72,6 +72,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     assert live == study.configs("quick", 2, live_only=True)
     assert capsys.readouterr().out == (
         "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about 10 s.\n"
+        "Published results are those of the first edition.\n"
     )
     assert chapter_setup.begin_chapter(PARAMETERS | {"profile": "cpu"}, study) == study.configs(
         "cpu", 2

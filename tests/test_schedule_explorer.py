@@ -154,14 +154,19 @@ VALUES = {
 
 @given(st.sampled_from(PAIRS), st.fixed_dictionaries(VALUES))
 def test_copied_arguments_make_the_same_run(pair, values):
-    run = analyses.schedule_run(*pair, **values)
+    try:
+        run = analyses.schedule_run(*pair, **values)
+    except CmpError as error:
+        assert "the learning rate is zero at every step of task" in str(error)
+        return
     arguments = shlex.split(" ".join(explorers.run_arguments(run)))
     assert config.parse(config.override(config.profile("cpu"), arguments)) == run
-    assert {argument.partition("=")[0] for argument in arguments} == set(run.changes())
+    changed = run.changes().keys() - {"model.name", "optimizer.carry"}  # the profile's own
+    assert {argument.partition("=")[0] for argument in arguments} == changed
 
 
 def test_copied_arguments_are_short():
-    assert explorers.run_arguments(config.RunConfig()) == []
+    assert explorers.run_arguments(config.parse(config.profile("cpu"))) == []
     run = analyses.schedule_run(
         "rsqrt", "free", 4e-5, 2, 40, warmup=0.1, cooldown=0.5, peaks=(1, 0.5)
     )

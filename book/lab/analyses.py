@@ -223,7 +223,7 @@ def schedule_run(
     used = {key: value for key, value in used.items() if value != config.DEFAULT_SHARES.get(key)}
     tree = {"schedule": {"name": name, "meta": meta, "peak": peak} | used}
     tree |= {"stream": {"tasks": tasks}, "training": {"steps": steps}}
-    return config.parse(tree, "this setting")
+    return config.parse(config.overlay(config.profile("cpu"), tree), "this setting")
 
 
 def schedule_label(run: RunConfig) -> str:

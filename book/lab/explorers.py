@@ -111,9 +111,11 @@ def copyable(assignments: list[str]) -> str:
 
 def run_arguments(run: RunConfig) -> list[str]:
     """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
+    profile = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     return [
         shlex.quote(f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', ""))
-        for key, value in run.changes().items()  # the profile is the defaults
+        for key, value in config.flat_keys(run.to_dict())
+        if value != profile[key]
     ]
 
 
