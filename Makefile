@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 study: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/cmpt eval tiny
+	$(BIN)/cmpt eval small
 	$(BIN)/cmpt book --profile quick
 	@echo "Read on: the executed chapters are in _build/quick; 'make lab' opens them in JupyterLab."
 

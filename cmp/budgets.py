@@ -41,7 +41,7 @@ class Cost:
         memory: Bytes at the peak of a step, in fp32.
 
     Example:
-        >>> cost = cmp.step_cost("tiny", batch=64)
+        >>> cost = cmp.step_cost("small", batch=64)
         >>> cost.step > 1e9 and cost.end == 0
         True
     """
@@ -98,8 +98,8 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
         full: What full fine-tuning costs, whose memory is the unit; `cost` itself where None.
 
     Example:
-        >>> full = cmp.step_cost("tiny", batch=64)
-        >>> locked = cmp.step_cost("tiny", batch=64, method="locked-image")
+        >>> full = cmp.step_cost("small", batch=64)
+        >>> locked = cmp.step_cost("small", batch=64, method="locked-image")
         >>> cmp.steps_for(40 * full.step, locked, full) > 40
         True
     """
@@ -127,8 +127,8 @@ def step_cost(
         CmpError: The network or the method cannot be made.
 
     Example:
-        >>> full = cmp.step_cost("tiny", batch=64)
-        >>> lora = cmp.step_cost("tiny", batch=64, method="lora", rank=8)
+        >>> full = cmp.step_cost("small", batch=64)
+        >>> lora = cmp.step_cost("small", batch=64, method="lora", rank=8)
         >>> lora.memory < full.memory
         True
     """
@@ -137,7 +137,7 @@ def step_cost(
         return _named_cost(model, batch, section, batch // 3)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
-        return _clip_cost(meta, "tiny", batch, section, batch // 3)
+        return _clip_cost(meta, "small", batch, section, batch // 3)
     if method != "full":
         raise CmpError(f"step_cost: inputs are for method 'full', not for {method!r}")
     arguments = [x.to("meta") for x in inputs]

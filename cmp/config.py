@@ -254,8 +254,33 @@ class Model:
             open_clip checkpoint; or "hub", the weights beside a hub's model.
     """
 
-    name: ModelName = "tiny"
+    name: ModelName = "small"
     start: Location = "annealed"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Preprocessing:
+    """How images become what a network sees, with the keys and values of open_clip's
+    `PreprocessCfg`; nothing of a run's config, but of the network that it names.
+
+    Attributes:
+        size: Pixels per side.
+        mode: The colours.
+        mean: What is taken from each channel, in [0, 1].
+        std: What each channel is then divided by.
+        interpolation: The filter; "random" is for training, and bicubic in evaluation.
+        resize_mode: "shortest" takes the square in the middle, "squash" gives up the proportions,
+            "longest" fills up what is missing to a square.
+        fill_color: What it is filled with, of each channel.
+    """
+
+    size: Count = 224
+    mode: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: Annotated[int, Field(ge=0, le=255)] = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -286,7 +311,8 @@ class Mixture:
         update: Share of the current update.
         buffer: Share of the buffer, which holds images of earlier updates.
         replay: Part of the pool that is kept for replay.
-        pool: Which images are replayed: the pretraining set or a substitute for it.
+        pool: Which images are replayed: the pretraining set, fresh images of the same kind that no
+            base learned from, or a substitute.
         select: How the kept part is chosen, see `cmp.mixtures.selection_keys`.
         policy: What the buffer keeps and how evenly it is drawn from.
         capacity: How many images the buffer holds at most.
@@ -296,7 +322,7 @@ class Mixture:
     update: Share = 1 / 3
     buffer: Share = 1 / 3
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    pool: Literal["pretraining", "substitute"] = "pretraining"
+    pool: Literal["pretraining", "fresh", "substitute"] = "pretraining"
     select: Literal["random", "clustered", "aligned"] = "random"
     policy: BufferName = "unlimited"
     capacity: Count | None = None
@@ -319,10 +345,11 @@ class Optimizer:
     """AdamW; weight decay acts on matrices only, gradients are clipped by their global norm.
 
     Attributes:
-        carry: Whether the moments go on from task to task; else each task starts with none.
+        carry: Whether the moments go on from task to task; else each task starts with none. Where
+            None they go on if they can, see `RunConfig.carries_moments`.
     """
 
-    carry: bool = False
+    carry: bool | None = None
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     eps: Positive = 1e-8
@@ -414,10 +441,28 @@ class RunConfig:
                 f"merging.policy {self.merging.policy!r}: with schedule {self.schedule.name!r} "
                 "training goes on from its constant phase, not from merged weights"
             )
+        from cmp import schedules  # which imports this module
+
         reads_peaks = "peaks" in registry.get_option("meta_schedule", self.schedule.meta).settings
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
             raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
+        idle = schedules.idle_task(self.schedule, self.stream.tasks, self.training.steps)
+        if idle is not None:
+            raise ValueError(
+                f"schedule {self.schedule.name!r} with meta {self.schedule.meta!r}: the learning "
+                f"rate is zero at every step of task {idle}, of {self.training.steps} steps; "
+                "give tasks more steps, or choose another schedule"
+            )
+
+    @property
+    def carries_moments(self) -> bool:
+        """Whether the optimizer's moments go on from task to task.
+
+        They do by default, except for adapters that begin anew with each task.
+        """
+        begins_anew = self.method.has_adapters and self.method.fold
+        return not begins_anew if self.optimizer.carry is None else self.optimizer.carry
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tree as plain dicts and lists, as JSON has them."""
@@ -491,7 +536,7 @@ def choices(section: type | None = None, prefix: str = "") -> dict[str, tuple]:
             values[key] = STARTS
         elif get_origin(field.type) is Literal:
             values[key] = get_args(field.type)
-        elif field.type is bool:
+        elif field.type in (bool, bool | None):
             values[key] = (False, True)
         elif get_args(field.type)[-1:] and get_args(field.type)[-1] in list(registry.KINDS):
             values[key] = tuple(registry.option_names(get_args(field.type)[-1]))

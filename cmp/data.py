@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
+from cmp.config import Preprocessing
 from cmp.errors import CmpError
 from cmp.registry import plugins
 
@@ -32,6 +33,13 @@ SCALE_RANGE = (0.75, 1.25)
 MAX_SHIFT = 0.15  # of half the image's side, either way
 TINT_PROBABILITY, MAX_TINT = 0.6, 0.35  # of a background, and how dark it may be
 MAX_BRIGHTNESS, CONTRAST_RANGE, SATURATION_RANGE = 0.08, (0.85, 1.15), (0.3, 1.4)
+RANDOM_RANGES = (
+    (-MAX_ROTATION, MAX_ROTATION), SCALE_RANGE, (-MAX_SHIFT, MAX_SHIFT), (-MAX_SHIFT, MAX_SHIFT),
+    (0.0, 1.0), *((0.0, MAX_TINT),) * 3, CONTRAST_RANGE, (-MAX_BRIGHTNESS, MAX_BRIGHTNESS),
+    SATURATION_RANGE,
+)  # fmt: skip
+"""Of what `augment` draws for an image: angle, scale, shift to the right and down, whether there is
+a tint, the tint of each channel, contrast, brightness, saturation."""
 
 
 class DatasetInfo(Protocol):
@@ -55,12 +63,12 @@ class DatasetInfo(Protocol):
 class ImageFiles(Protocol):
     """Images that are decoded when they are asked for."""
 
-    def at(self, side: int) -> "ImageFiles":
-        """Return the same images; indexing then gives them with `side` pixels per side."""
+    def at(self, preprocessing: Preprocessing) -> "ImageFiles":
+        """Return the same images; indexing then gives them as a network sees them."""
         ...
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
-        """Return the middle of each image, uint8 [B, 3, side, side]."""
+        """Return images prepared for evaluation, uint8 [B, 3, size, size]."""
         ...
 
     def random_crops(
@@ -107,7 +115,7 @@ class Corpus:
     Example:
         >>> corpus = cmp.load_data("embedded")
         >>> sorted(corpus.table["split"].unique())
-        ['test', 'train', 'validation']
+        ['fresh', 'test', 'train', 'validation']
     """
 
     images: Tensor | ImageFiles
@@ -204,7 +212,7 @@ def build_corpus(
     table = pd.concat(tables, ignore_index=True)
     captions = table.pop("captions")
     ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
-    for column in ("dataset", "split", "label"):
+    for column in ("dataset", "split", "label", "group"):
         table[column] = table[column].astype("category")
     return Corpus(
         images=images,
@@ -245,26 +253,21 @@ def augment(
     if images.shape[1] == 3:
         return to_rgb(images)
     first, count = part or (0, len(images))
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        noise = torch.rand(count, *shape, generator=generator)[first : first + len(images)]
-        return (low + (high - low) * noise).to(images.device, non_blocking=True)
-
-    angle, scale = uniform(-MAX_ROTATION, MAX_ROTATION), uniform(*SCALE_RANGE)
+    noise = torch.rand(count, len(RANDOM_RANGES), generator=generator)[first : first + len(images)]
+    low, high = torch.tensor(RANDOM_RANGES).T
+    values = (low + (high - low) * noise).to(images.device, non_blocking=True)
+    angle, scale, right, down, tinted, *_ = values.T
     cosine, sine = angle.cos() * scale, angle.sin() * scale
-    right, down = uniform(-MAX_SHIFT, MAX_SHIFT), uniform(-MAX_SHIFT, MAX_SHIFT)
-    rows = [torch.stack([cosine, -sine, right], 1), torch.stack([sine, cosine, down], 1)]
-    grid = affine_grid(torch.stack(rows, 1), *images.shape[2:])
+    maps = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)
+    tints = values[:, 5:8] * (tinted < TINT_PROBABILITY)[:, None]
+    contrast, brightness, saturation = values[:, 8:, None, None].unbind(1)
+    matrix, offset = colour_map(1 - tints[:, :, None], contrast, brightness, saturation)
     x = images.float()
     x[:, :3] *= x[:, 3:] / 255  # premultiplied, so that transparent pixels do not bleed
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    tinted = uniform(0, 1, 1, 1) < TINT_PROBABILITY
-    background = 1 - MAX_TINT * uniform(0, 1, 3, 1) * tinted
-    contrast = uniform(*CONTRAST_RANGE, 1, 1)
-    brightness = uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS, 1, 1)
-    saturation = uniform(*SATURATION_RANGE, 1, 1)
-    matrix, offset = colour_map(background, contrast, brightness, saturation)
-    return torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view_as(x[:, :3])
+    # colours first, since three channels are resampled faster than four; the order is the same
+    x = torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x[:, :3])
+    grid = affine_grid(maps, *images.shape[2:])
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:
@@ -320,7 +323,7 @@ def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
 
 
 def stored_images(
-    corpus: Corpus, rows: np.ndarray, size: int, side: int, device: torch.device
+    corpus: Corpus, rows: np.ndarray, size: int, how: Preprocessing, device: torch.device
 ) -> Iterator[Tensor]:
     """Return an iterator over images without augmentation, in blocks.
 
@@ -328,17 +331,16 @@ def stored_images(
         corpus: The data.
         rows: Positions of the images.
         size: Images per block.
-        side: Pixels per side of images that are decoded from files.
+        how: How images that are decoded from files are prepared.
         device: Where they are used.
 
     Returns:
-        uint8 RGBA [size, 4, H, W] as they are stored, or the middle of each file's image, RGB
-        [size, 3, side, side].
+        uint8 RGBA [size, 4, H, W] as they are stored, or from files RGB [size, 3, side, side].
     """
     blocks = np.split(rows, range(size, len(rows), size))
     if isinstance(corpus.images, Tensor):
         return (corpus.images[block] for block in blocks)
-    files, workers = corpus.images.at(side), worker_count(device)
+    files, workers = corpus.images.at(how), worker_count(device)
     if not workers:
         return (files[block] for block in blocks)
     return prefetch(files.__getitem__, blocks, workers, device)
@@ -380,6 +382,12 @@ def prefetch(
         keys: The keys in order.
         workers: How many processes.
         device: Where the items are used.
+
+    Raises:
+        CmpError: As `make` raised it.
     """
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
-    return iter(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
+    try:
+        yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
+    except CmpError as error:  # torch has put that process's traceback before its sentence
+        raise CmpError(str(error).splitlines()[-1].partition(": ")[2]) from error

@@ -6,6 +6,7 @@ so they count as one observation.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ def evaluate(
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
-        >>> scores = cmp.evaluate(model, "tiny", cmp.load_data("embedded"), subset=4)
+        >>> scores = cmp.evaluate(model, "small", cmp.load_data("embedded"), subset=4)
         >>> list(scores.summary())
         ['A_KA', 'A_ZS', 'GM']
     """
@@ -123,10 +124,11 @@ def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
     if not datasets:
         return float("nan"), float("nan")
     chosen = hits.loc[hits["dataset"].isin(datasets)]
-    weight, hit = chosen["weight"] / len(datasets), chosen["hit"]
-    score = (chosen["weight"] * hit).groupby(chosen["dataset"]).transform("sum")
-    influence = (weight * (hit - score)).groupby(chosen["group"]).sum()
-    return 100 * float((weight * hit).sum()), 100 * float(np.sqrt((influence**2).sum()))
+    weight, hit = chosen["weight"].to_numpy(), chosen["hit"].to_numpy()
+    dataset, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
+    scores = np.bincount(dataset, weight * hit)
+    influence = np.bincount(group, weight * (hit - scores[dataset])) / len(datasets)
+    return 100 * float(scores.sum()) / len(datasets), 100 * float(np.linalg.norm(influence))
 
 
 def evaluation_rows(
@@ -146,10 +148,10 @@ def evaluation_rows(
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    label = corpus.table["label"].iloc[rows].astype(str)
-    table = pd.DataFrame({"label": label, "key": _subset_keys(dataset, split, len(rows))})
-    table["turn"] = table.groupby("label")["key"].rank()
-    return np.sort(rows[np.lexsort((table["key"], table["turn"]))[:size]])
+    label = corpus.table["label"].array.codes[rows]
+    key = np.array(_subset_keys(dataset, split, len(rows)))
+    turn = pd.Series(key).groupby(label).rank()
+    return np.sort(rows[np.lexsort((key, turn))[:size]])
 
 
 @functools.lru_cache(maxsize=256)
@@ -170,7 +172,7 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
         precision: "bf16" or "fp32".
     """
     device, features = model.logit_scale.device, []
-    for block in stored_images(corpus, rows, ENCODE_BLOCK, models.image_side(model), device):
+    for block in stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device):
         x = to_rgb(block.to(device))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
         with autocast(precision, device):
@@ -220,6 +222,20 @@ def retrieval_hits(
     to_text = owner[_nearest(image, text, k)] == number[:, None]
     to_image = _nearest(text, image, k) == owner[:, None]
     return to_text.any(1).cpu().numpy(), to_image.any(1).cpu().numpy()
+
+
+def chance_of_recall(owner: np.ndarray, k: int = RETRIEVAL_K) -> float:
+    """Return the mean of both directions' recall@k where similarities are random.
+
+    Args:
+        owner: The image that each of M texts describes, [M].
+        k: How many of the nearest count.
+    """
+    texts, images = len(owner), len(np.unique(owner))
+    drawn = min(k, texts)
+    captions = np.bincount(owner, minlength=images).tolist()
+    missed = [math.comb(texts - count, drawn) / math.comb(texts, drawn) for count in captions]
+    return (1 - sum(missed) / images + min(1, k / images)) / 2
 
 
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
@@ -286,7 +302,7 @@ def _score_questions(
         {
             "dataset": name,
             "row": row,
-            "group": corpus.table["group"].to_numpy()[row],
+            "group": corpus.table["group"].array[row],
             "answer": answer,
             "hit": np.concatenate(hits).astype(float),
             "weight": np.concatenate(weight),
@@ -297,7 +313,10 @@ def _score_questions(
 def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> dict[str, object]:
     """Return a dataset's row in the table of scores."""
     name = test_set.dataset.name
-    metric, k = ("top-1", 1) if test_set.owner is None else (f"R@{RETRIEVAL_K}", RETRIEVAL_K)
+    if test_set.owner is None:
+        metric, chance = "top-1", 1 / len(test_set.texts)
+    else:
+        metric, chance = f"R@{RETRIEVAL_K}", chance_of_recall(test_set.owner)
     score, error = aggregate(hits, [name])
     return {
         "dataset": name,
@@ -305,7 +324,7 @@ def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> di
         "metric": metric,
         "score": score,
         "standard_error": error,
-        "chance": 100 * min(1, k / len(test_set.texts)),
+        "chance": 100 * chance,
         "images": len(test_set.rows),
         "classes": len(corpus.classes[name]),
     }

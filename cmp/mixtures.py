@@ -415,7 +415,7 @@ def check_option(option: Option) -> None:
         raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
 
 
-POOL_ROLES = {"pretraining": "pool", "substitute": "substitute"}
+POOL_ROLES = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"}
 """By `mixture.pool`: the role of the datasets that are replayed."""
 
 
@@ -452,9 +452,9 @@ def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
 
 def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the corpus positions of the whole pool, and the positions in it that are kept."""
-    train = corpus.rows("train")
+    rows = corpus.rows("fresh" if mixture.pool == "fresh" else "train")
     replayed = corpus.by_role(POOL_ROLES[mixture.pool])
-    pool = train[corpus.table["dataset"].iloc[train].isin(replayed).to_numpy()]
+    pool = rows[corpus.table["dataset"].iloc[rows].isin(replayed).to_numpy()]
     if len(pool) == 0:
         if mixture.pretraining > 0:
             raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")

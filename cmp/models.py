@@ -7,6 +7,7 @@ name each. Weights come from this package's files, or from any checkpoint that o
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import math
 import re
@@ -19,13 +20,16 @@ import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip import factory, pretrained
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import merge_preprocess_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp.config import STARTS, Model
+from cmp.config import STARTS, Model, Preprocessing
 from cmp.errors import CmpError
+from cmp.files import parse_record
 from cmp.registry import plugins
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -43,7 +47,7 @@ class Network(nn.Module):
     `open_clip.CustomTextCLIP` have it, with their attention split.
 
     Attributes:
-        visual: The image tower, with `image_size`, `image_mean` and `image_std`.
+        visual: The image tower, with `image_size`, `image_mean`, `image_std` and `preprocess_cfg`.
         logit_scale: Logarithm of the inverse temperature, [].
         logit_bias: Added to the logits by a network for the sigmoid loss, []; None in others.
         context_length: Tokens of the longest text.
@@ -70,9 +74,9 @@ def create_model(name: str, seed: int = 0) -> Network:
         CmpError: There is no such model, or it cannot be made on this machine.
 
     Example:
-        >>> model = cmp.create_model("tiny", seed=1)
+        >>> model = cmp.create_model("small", seed=1)
         >>> sum(x.numel() for x in model.parameters())
-        1463297
+        1204065
     """
     return split_attention(create_fused_model(name, seed))
 
@@ -143,7 +147,7 @@ def load_model(config: Model, seed: int) -> Network:
         CmpError: The network cannot be made, or its weights are missing or of another network.
 
     Example:
-        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "tiny"
+        >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "small"
         >>> model.visual.image_size
         (32, 32)
     """
@@ -161,9 +165,7 @@ def load_model(config: Model, seed: int) -> Network:
         load_weights(model, base, family.read_weights)
         return model
     model = load_from_file(config.name, locate_weights(config.name, config.start))
-    tag = pretrained_tag(config.name, config.start)
-    if "mean" in tag:
-        model.visual.image_mean, model.visual.image_std = tag["mean"], tag["std"]
+    _follow_preprocessing(model, pretrained_tag(config.name, config.start))
     return model
 
 
@@ -178,15 +180,23 @@ def load_from_file(name: str, path: Path) -> Network:
         CmpError: The file cannot be read, or is of another architecture.
     """
     fused = create_fused_model(name)
-    if _has_split_attention(path, fused):
+    names, metadata = _read_header(path)
+    if _has_split_attention(names, fused):
         model, family = split_attention(fused), family_of(name)
         load_weights(model, path, family.read_weights if family else load_file)
         return model
     try:
         factory.load_checkpoint(cast(Any, fused), str(path))
+        _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
     except Exception as error:  # whatever readers and converters raise at what is no checkpoint
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
     return split_attention(fused)
+
+
+def _follow_preprocessing(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Prepare images for a network by some of open_clip's settings, and else as before."""
+    known = cast(Network, model).visual.preprocess_cfg
+    set_model_preprocess_cfg(model, merge_preprocess_dict(known, settings))
 
 
 @functools.cache
@@ -210,15 +220,25 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
 
 
 def image_side(model: Network) -> int:
-    """Return the side in pixels of the images that a network takes.
+    """Return the side in pixels of the images that a network takes; raise as `preprocessing`."""
+    return preprocessing(model).size
+
+
+def preprocessing(model: Network) -> Preprocessing:
+    """Return how images are prepared for a network.
 
     Raises:
-        CmpError: They are not square.
+        CmpError: They are not square, or open_clip's record of the network cannot be followed.
     """
-    height, width = np.broadcast_to(model.visual.image_size, 2)
+    height, width = np.broadcast_to(model.visual.image_size, 2).tolist()
     if height != width:
         raise CmpError(f"model.name: takes images of {height} x {width}, which are not square")
-    return int(height)
+    try:
+        return parse_record(
+            json.dumps(model.visual.preprocess_cfg | {"size": height}), Preprocessing
+        )
+    except (TypeError, ValueError) as error:
+        raise CmpError(f"model.name: preprocess_cfg: {error}; it cannot be followed") from error
 
 
 def encode_image(model: Network, pixels: Tensor) -> Tensor:
@@ -388,10 +408,11 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     save_file({n: x.detach().to(dtype).contiguous() for n, x in model.state_dict().items()}, path)
 
 
-def export_weights(model: nn.Module, path: Path) -> None:
+def export_weights(model: Network, path: Path) -> None:
     """Write a network as open_clip loads it: safetensors in fp32, attention fused.
 
-    `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads the file.
+    `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads the file. How images are
+    prepared stands in its metadata, which `load_from_file` reads and open_clip does not.
     """
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
@@ -399,7 +420,8 @@ def export_weights(model: nn.Module, path: Path) -> None:
             for kind in ("weight", "bias"):
                 parts = [weights.pop(f"{name}.{part}.{kind}") for part in PROJECTIONS]
                 weights[f"{name}.in_proj_{kind}"] = torch.cat(parts)
-    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path)
+    metadata = {"preprocess_cfg": json.dumps(model.visual.preprocess_cfg)}
+    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path, metadata)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -507,15 +529,19 @@ def cached_weights(name: str, start: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _has_split_attention(path: Path, fused: nn.Module) -> bool:
-    """Whether a safetensors file holds a network's attention as this package splits it."""
+def _read_header(path: Path) -> tuple[set[str], dict[str, str]]:
+    """The names of the tensors of a safetensors file, and its metadata; empty for another file."""
     if path.suffix != ".safetensors":
-        return False
+        return set(), {}
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
+            return set(file.keys()), file.metadata() or {}
     except (OSError, SafetensorError):
-        return False  # the reader of all tensors, which comes next, gives the reason
+        return set(), {}  # the reader of all tensors, which comes next, gives the reason
+
+
+def _has_split_attention(names: set[str], fused: nn.Module) -> bool:
+    """Whether a file of these tensors holds a network's attention as this package splits it."""
     return any(
         isinstance(layer, nn.MultiheadAttention) and f"{name}.{PROJECTIONS[0]}.weight" in names
         for name, layer in fused.named_modules()

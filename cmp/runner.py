@@ -169,7 +169,7 @@ def execute(
         optimizer = create_optimizer(state)
         first_task, first_step = run.begin(optimizer)
         for task in range(first_task, len(pools)):
-            if task > first_task and not config.optimizer.carry:
+            if task > first_task and not config.carries_moments:
                 optimizer = create_optimizer(state)
             after_step = functools.partial(run.after_step, task, optimizer)
             with run.report_divergence():
@@ -330,7 +330,7 @@ class Run:
             elif start:
                 adapters.load_merged(self.model, start)
         self.trunk = {}
-        self.save(done, 0, optimizer if self.config.optimizer.carry else None)
+        self.save(done, 0, optimizer if self.config.carries_moments else None)
         self.stop_if_requested(done, 0)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

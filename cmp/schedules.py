@@ -21,6 +21,8 @@ from cmp.registry import Option, get_option, register
 
 FLOOR = 1e-3
 """Lowest rate of the curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
+CHECKED_TASKS = 200
+"""Tasks that `idle_task` looks at; the time for that grows with their square."""
 WARMUP = ("warmup", "warmup_steps")
 COOLDOWN = ("cooldown", "cooldown_steps")
 
@@ -248,6 +250,24 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
         0.00025
     """
     return schedule.peak * relative_rate(schedule, steps, task, step)
+
+
+@functools.lru_cache(maxsize=4096)
+def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
+    """Return the first task whose learning rate is zero throughout, None where all tasks learn.
+
+    Args:
+        schedule: The config section.
+        tasks: Tasks of the stream, of which the first `CHECKED_TASKS` are looked at.
+        steps: Steps of each task.
+    """
+    every = (steps,) * min(tasks, CHECKED_TASKS)
+    for t in range(len(every)):
+        warmup = TaskSchedule(schedule, t, every).warmup
+        probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
+        if not any(relative_rate(schedule, every, t, n) for n in probes):
+            return t
+    return None
 
 
 def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:

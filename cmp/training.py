@@ -183,7 +183,8 @@ class UpdateMethod:
             contrastive loss; `output` is None where a batch comes in micro-batches.
         whole_batch_reason: (section) -> why the method needs the whole batch at once, or "".
         optimizer: (section) -> a function that takes AdamW's arguments.
-        step: (state, optimizer), when the gradients are there.
+        after_backward: (state), when the gradients are there, before they are clipped.
+        step: (state, optimizer), when they are clipped.
         end_task: (state, forward_step), after the task's last step; `forward_step(step)` passes any
             batch of the task through the network.
 
@@ -198,6 +199,7 @@ class UpdateMethod:
     losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda state, out: {}
     whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
+    after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
     end_task: Callable[[TrainState, ForwardStep], None] = lambda state, forward_step: None
 
@@ -418,6 +420,7 @@ def train_step(
         terms = backward_in_micro_batches(state, batch, task, step)
     else:
         terms = backward(state, optimizer, batch, task, step)
+    state.method.after_backward(state)
     loss = add_up(terms.values())
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.config.optimizer.clip)
     if not (loss.isfinite() and norm.isfinite()):

@@ -76,6 +76,19 @@ def test_few_texts_than_k():
     assert all(hits.all() for hits in retrieval_hits(x, x, torch.arange(3), k=5))
 
 
+@pytest.mark.parametrize("captions", [[1] * 40, [5] * 40, [1, 3] * 20, [2, 1]])
+def test_chance_of_retrieval_is_what_random_features_score(captions):
+    owner = torch.arange(len(captions)).repeat_interleave(torch.tensor(captions))
+    rounds = []
+    for seed in range(400):
+        to_text, to_image = evaluation.retrieval_hits(
+            features(len(captions), 2 * seed), features(len(owner), 2 * seed + 1), owner
+        )
+        rounds.append((to_text.mean() + to_image.mean()) / 2)
+    chance = evaluation.chance_of_recall(owner.numpy())
+    assert chance == pytest.approx(np.mean(rounds), abs=4 * np.std(rounds) / 20 + 1e-9)
+
+
 def test_blocks_do_not_change_hits(monkeypatch):
     x, text = features(333, 1), features(999, 2)
     owner = torch.arange(333).repeat(3)

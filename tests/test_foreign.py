@@ -1,17 +1,24 @@
 """Weights that others made, and the way back to open_clip."""
 
 import json
+import re
 
 import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
+from pictures import fileset, picture, tree
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision.transforms import InterpolationMode, Resize
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models
 from cmp.bench import networks
+from cmp.cli import runs
 from cmp.config import Model
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.files import SHORT_ID, build_folder
@@ -230,3 +237,166 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     save_file(weights, store.weights_path(run.id))
     damaged = invoke(cli.app, ["export", run_id, "-o", str(out)])
     assert "damaged" in str(damaged.exception)
+
+
+def own_pictures(folder, roles, size=(40, 30), **about):
+    """A collection of a set per role, each with two classes of pictures that are not square."""
+    for number, role in enumerate(roles):
+        for name in ("oak", "red fox"):
+            files = {f"{n}.png": picture(100 * number + n, size) for n in range(16)}
+            tree(folder / role / name, files)
+        dataset = fileset(name=role, role=role, reader={"path": role}, **about.get(role, {}))
+        text = dataset.model_dump_json(exclude_none=True, exclude_defaults=False)
+        (folder / f"{role}.yaml").write_text(text)
+    return folder
+
+
+def run_and_export(folder, out, *given):
+    """Take a model through the shell: run, list, show, export. The stored run and what was said."""
+    invoke = CliRunner().invoke
+    settings = [f"data={folder}", *SMALL, *given]
+    said = []
+    for command in (["run", "quick", *settings, "--keep-weights"], ["results", "ls"]):
+        said.append(invoke(cli.app, command))
+    assert said[0].exit_code == 0, said[0].exception
+    [run_id] = store.stored_ids()
+    said.append(invoke(cli.app, ["results", "show", run_id]))
+    said.append(invoke(cli.app, ["export", run_id, "-o", str(out)]))
+    for each in said:
+        assert each.exit_code == 0, (each.output, each.exception)
+        assert not re.search(r"\bnan\b", each.output)
+    return store.load_run(run_id), [each.output for each in said]
+
+
+WITHOUT_POOL = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
+ROLES = {
+    "adapt": WITHOUT_POOL, "eval": WITHOUT_POOL, "transfer": WITHOUT_POOL,
+    "pool": ("mixture.replay=1",), "substitute": ("mixture.pool=substitute", "mixture.replay=1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypatch, role):
+    """A set that there is none of has no score, and a dash stands for it everywhere."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", dict.fromkeys(["adapt", role]))
+    start = theirs[0] / "model.safetensors"
+    out, given = tmp_path / "out.safetensors", (f"model.name={NANO}", f"model.start={start}")
+    run, (_, listed, shown, _) = run_and_export(folder, out, *given, *ROLES[role])
+    last = store.trajectory(run.metrics).iloc[-1]
+    assert last.A_KA >= 0 and (last.A_ZS >= 0) == (role == "eval")
+    if role != "eval":
+        [line] = [line for line in listed.splitlines() if run.id[:SHORT_ID] in line]
+        assert line.split()[3] == "-" and re.search(r"2 +subset +[\d.]+ +- +-", shown)
+    reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
+    scores = scores_of(out, load_data(str(folder)), run.config)
+    assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
+    scored = CliRunner().invoke(cli.app, ["eval", NANO, "--weights", str(out), "--data", folder])
+    assert scored.exit_code == 0 and (role == "eval" or re.search(r"GM +-", scored.output))
+
+
+def test_a_stream_whose_pictures_are_all_for_training(theirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt", "eval"], adapt={"splits": {"train": 1.0}})
+    run, (_, _, shown, _) = run_and_export(
+        folder, tmp_path / "out.safetensors", "model.name=tiny", *WITHOUT_POOL
+    )
+    assert set(run.metrics["role"]) == {"eval"}
+    assert re.search(r"2 +subset +- +[\d.]+ +-", shown)
+    assert store.compare_runs(run, run).answer == "bitwise equal"
+
+
+def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt"])
+    run, _ = run_and_export(folder, tmp_path / "out.safetensors", *WITHOUT_POOL)
+    run.metrics[:0].to_parquet(store.run_folder(run.id) / "metrics.parquet")
+    listed = CliRunner().invoke(cli.app, ["results", "ls"])
+    assert listed.exit_code == 0 and "left out" in listed.output
+
+
+@pytest.fixture
+def siglip(tmp_path):
+    """The name of a small model that squashes pictures and was made for the sigmoid loss."""
+    vision = {
+        "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map",
+        "timm_model_pretrained": False, "timm_proj": "none",
+    }  # fmt: skip
+    text = {
+        "context_length": 16, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 2,
+        "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "final_ln_after_pool": True,
+    }  # fmt: skip
+    tree = {
+        "model_cfg": {
+            "embed_dim": 192, "init_logit_bias": -10, "custom_text": True,
+            "vision_cfg": vision, "text_cfg": text,
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    }  # fmt: skip
+    folder = tmp_path / "siglip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def loaded_by_open_clip(said):
+    """The network and the preprocessing that the lines which `cmpt export` prints make."""
+    names = {"open_clip": open_clip}
+    exec("\n".join(line for line in said.splitlines() if "open_clip." in line), names)
+    return names["model"].eval(), names["preprocess"]
+
+
+def test_a_model_that_squashes_goes_there_and_back(siglip, tmp_path, monkeypatch):
+    """open_clip, with its own preprocessing and no line of this package, gives the features that
+    the run was scored by."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder = own_pictures(tmp_path / "own", ["adapt", "eval"])
+    out = tmp_path / "out.safetensors"
+    given = (f"model.name={siglip}", "model.start=hub", *WITHOUT_POOL, "training.precision=fp32")
+    run, (*_, exported) = run_and_export(folder, out, *given)
+    corpus = load_data(str(folder))
+    ours = store.final_model(run).eval()
+    assert models.preprocessing(ours).resize_mode == "squash"
+    theirs, preprocess = loaded_by_open_clip(exported)
+    rows = corpus.rows("test")
+    opened = [Image.open(folder / corpus.table["group"].iloc[row]) for row in rows]
+    pixels = torch.stack([preprocess(image) for image in opened])
+    with torch.no_grad():
+        expected = theirs.encode_image(pixels, normalize=True)
+    got = evaluation.image_features(ours, corpus, rows, "fp32")
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_preprocessing_that_cannot_be_followed_is_refused_by_name(siglip, tmp_path):
+    config_file = tmp_path / "siglip" / "open_clip_config.json"
+    tree_ = json.loads(config_file.read_text())
+    for key, value in (("resize_mode", "fit"), ("interpolation", "lanczos"), ("mean", 0.5)):
+        changed = tree_ | {"preprocess_cfg": {key: value}}
+        config_file.write_text(json.dumps(changed))
+        with pytest.raises(CmpError, match=rf"preprocess_cfg: {key}"):
+            models.preprocessing(models.load_model(Model(siglip, "hub"), 0))
+
+
+def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp_path, monkeypatch):
+    """A tag of open_clip says how pictures are prepared; a file that is exported keeps it."""
+    folder, _ = theirs
+    preset = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    monkeypatch.setattr(models, "pretrained_tag", lambda name, start: preset)
+    monkeypatch.setattr(models, "locate_weights", lambda *_: folder / "model.safetensors")
+    first = models.load_model(Model(NANO, "theirs"), 0)
+    models.export_weights(first, tmp_path / "out.safetensors")
+    monkeypatch.undo()
+    again = models.load_model(Model(NANO, str(tmp_path / "out.safetensors")), 0)
+    assert models.preprocessing(again) == models.preprocessing(first)
+    assert models.preprocessing(again).resize_mode == "squash"
+    said = runs.loading_code(NANO, again, tmp_path / "out.safetensors")
+    _, preprocess = loaded_by_open_clip(said)
+    assert Resize((32, 32), InterpolationMode.BICUBIC).size == preprocess.transforms[0].size
+    assert preprocess.transforms[-1].mean == (0.5,) * 3
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "bad.safetensors", {"preprocess_cfg": "[not json"})
+    with pytest.raises(CmpError, match=r"bad\.safetensors"):
+        models.load_from_file(NANO, tmp_path / "bad.safetensors")

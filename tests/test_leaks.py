@@ -83,3 +83,17 @@ def test_no_batch_image_equals_a_held_out_image(corpus):
         for step in range(5):
             batch = mixtures.make_batch(run_config, corpus, pool, task, step)
             assert not known & {image.numpy().tobytes() for image in batch.images}
+
+
+def test_fresh_images_are_of_the_pool_and_in_no_batch_of_a_base(corpus):
+    fresh = corpus.rows("fresh")
+    owners = corpus.table["dataset"].iloc[fresh]
+    assert set(owners) == set(corpus.by_role("pool"))
+    pool = np.flatnonzero(corpus.table["dataset"].isin(corpus.by_role("pool")))
+    assert 0.18 < len(fresh) / len(pool) < 0.22
+    whole = mixtures.replay_pool(corpus, config.Mixture(replay=1.0), 0)
+    assert set(whole) | set(fresh) == set(pool)
+    assert set(mixtures.replay_pool(corpus, config.Mixture(replay=1.0, pool="fresh"), 0)) == set(
+        fresh
+    )
+    assert not set(whole) & set(fresh)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmp import config, mixtures, models
 from cmp.checkpoints import CheckpointManager
-from cmp.config import Model
+from cmp.config import Model, Preprocessing
 from cmp.data import load_data, stored_images, worker_count
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
@@ -54,7 +54,7 @@ def test_a_collection_of_files(folder):
     assert len(corpus.rows("test", dataset="known")) == 40
     shown = corpus.images[torch.arange(3)]
     assert shown.shape == (3, 3, 224, 224) and shown.dtype == torch.uint8
-    assert corpus.images.at(48)[np.arange(2)].shape == (2, 3, 48, 48)
+    assert corpus.images.at(Preprocessing(48))[np.arange(2)].shape == (2, 3, 48, 48)
     assert load_data(small(folder).data) is corpus
 
 
@@ -99,9 +99,9 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
         np.testing.assert_array_equal(one.rows, other.rows)
         assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
     rows = np.arange(11)
-    blocks = list(stored_images(corpus, rows, 4, 20, CPU))
+    blocks = list(stored_images(corpus, rows, 4, Preprocessing(20), CPU))
     assert [len(block) for block in blocks] == [4, 4, 3]
-    assert torch.equal(torch.cat(blocks), corpus.images.at(20)[rows])
+    assert torch.equal(torch.cat(blocks), corpus.images.at(Preprocessing(20))[rows])
 
 
 @pytest.mark.parametrize("count", [0, 2])

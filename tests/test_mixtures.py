@@ -363,7 +363,8 @@ def test_policies_want_what_they_need():
 def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
     for pool, role in POOL_ROLES.items():
-        whole = np.concatenate([corpus.rows("train", dataset=d) for d in corpus.by_role(role)])
+        split = "fresh" if pool == "fresh" else "train"
+        whole = np.concatenate([corpus.rows(split, dataset=d) for d in corpus.by_role(role)])
         for select in config.choices()["mixture.select"]:
             kept = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
             assert len(kept) == len(set(kept)) == max(1, round(share * len(whole)))

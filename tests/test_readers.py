@@ -6,21 +6,30 @@ import os
 import pickle
 import tarfile
 import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.config import Preprocessing
+from cmp.data import stored_images
 from cmp.errors import CmpError
-from cmp.readers import collection, images, infer, tables, tars
+from cmp.files import build_folder
+from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import load_manifests
+
+DATA = (build_folder() / "data").resolve()
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +48,7 @@ def contents(index) -> list[bytes]:
 
 def test_a_folder_a_class(tmp_path):
     root = classes(tmp_path / "p")
-    tree(root, {"oak/notes.txt": b"no picture", ".hidden/1.png": b"", "loose.png": picture()})
+    tree(root, {"manifest.yaml": b"", ".hidden/1.png": b"", "oak/.DS_Store": b""})
     index = collection.read_index(fileset(prompt="a photo of a {}."), root)
     assert index.classes == ["oak", "red fox", "snow goose"] and not index.faults
     assert len(index.table) == 18 and set(index.table["split"]) <= {"train", "validation", "test"}
@@ -244,15 +253,264 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
 
 def test_an_image_that_unpacks_to_too_much(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
-    with pytest.raises(ValueError, match="pixels"):
+    with pytest.raises(Image.DecompressionBombError, match="pixels"):
         images.open_image(picture())
 
 
-def test_an_image_that_pillow_refuses_is_a_corrupt_one(tmp_path, monkeypatch):
-    root = classes(tmp_path / "p", ["oak"], 2)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it raises above twice as many
+def png_bomb(width, height) -> bytes:
+    """A PNG of a kilobyte that says it has this many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        end = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + end
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    body = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**5))) + chunk(b"IEND", b"")
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("form", ["folder", "tars"])
+@pytest.mark.parametrize("size", [(30_000, 30_000), (11_000, 11_000), (9_000, 9_000)])
+def test_a_decompression_bomb_is_a_fault_that_may_be_skipped(tmp_path, form, size):
+    root = classes(tmp_path / "p", ["oak", "elm"], 8)
+    (root / "oak/bomb.png").write_bytes(png_bomb(*size))
+    reader = {"path": "."}
+    if form == "tars":
+        held = [(path.name, path.read_bytes()) for path in sorted(root.glob("oak/*"))]
+        members = [pair for name, content in held
+                   for pair in ((name, content), (f"{name[:-4]}.txt", b"a tree"))]  # fmt: skip
+        tar(root / "t.tar", members)
+        reader = {"path": "*.tar"}
+    words = "pixels" if size[0] > 10_000 else "corrupt image"
+    refusing = fileset(form, reader=reader)
+    with pytest.raises(CmpError, match=rf"1 faults \(.*{words}: .*bomb"):
+        collection.check_images(collection.read_index(refusing, root))
+    assert "bomb" in collection.dataset_state(refusing, root).reason
+    skipping = collection.read_index(fileset(form, reader=reader, faults="skip"), root)
+    for _ in range(2):  # the second time from what is kept
+        kept = collection.check_images(skipping)
+        assert len(kept.table) == len(skipping.table) - 1
+        assert not kept.table["source"].str.contains("bomb").any()
+
+
+def test_a_picture_that_is_written_over_is_looked_at_again(tmp_path):
+    root = classes(tmp_path / "p")
+    before = collection.check_images(collection.read_index(fileset(), root))
+    victim = root / "oak/0.png"
+    found, content = victim.stat(), victim.read_bytes()
+    victim.write_bytes(content[:60] + bytes(len(content) - 60))
+    os.utime(victim, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert collection.dataset_state(fileset(), root).reason == "corrupt image: oak/0.png"
+    with pytest.raises(CmpError, match=r"corrupt image: oak/0\.png"):
+        collection.check_images(collection.read_index(fileset(), root))
+    victim.write_bytes(content)
+    again = collection.check_images(collection.read_index(fileset(), root))
+    assert again.data_hash() == before.data_hash()  # content counts, and not when it was written
+    other = picture(77)
+    victim.write_bytes(
+        other + bytes(len(content) - len(other)) if len(other) < len(content) else other
+    )
+    changed = collection.check_images(collection.read_index(fileset(), root))
+    assert changed.data_hash() != before.data_hash()
+
+
+def test_check_decodes_however_often(tmp_path, monkeypatch):
+    root, decoded = classes(tmp_path / "p"), []
+    real = images.open_image
+    monkeypatch.setattr(images, "open_image", lambda content: decoded.append(1) or real(content))
+    for times in (1, 2):
+        assert collection.dataset_state(fileset(), root).state == "present"
+        assert len(decoded) == 18 * times
+
+
+@pytest.mark.parametrize("beside", ["embedded", None])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_breaks_after_the_check_is_named(tmp_path, monkeypatch, beside, workers):
+    """Neither a traceback of Pillow's, nor one of torch's processes."""
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build/data").symlink_to(DATA)
+    monkeypatch.setenv("CMP_WORKERS", workers)
+    root = classes(tmp_path / "p")
+    index = collection.check_images(collection.read_index(fileset(beside=beside), root))
+    (root / index.table["source"][0]).write_bytes(b"damaged")
+    with pytest.raises(CmpError, match=r"^oak/0\.png: cannot be read") as e:
+        corpus = collection.corpus_from_indexes([index], bool(beside))
+        list(stored_images(corpus, np.arange(4), 2, Preprocessing(8), torch.device("cpu")))
+    assert "\n" not in str(e.value)
+
+
+def test_unknown_splits_are_faults(tmp_path):
+    classes(tmp_path, ["oak"], 4)
+    frame = pd.DataFrame({
+        "filepath": [f"oak/{n}.png" for n in range(4)], "label": "oak",
+        "split": ["train", "holdout", "", "Test"],
+    })  # fmt: skip
+    chosen = fileset("frame", reader={"label": "label", "split": "split"})
+    index = tables.read_frame(chosen, frame, tmp_path)
+    assert kinds(index) == ["split holdout is not known: oak/1.png"] and len(index.table) == 3
+    numbers = tables.read_frame(chosen, frame.assign(split=[0.0, None, float("nan"), 1]), tmp_path)
+    assert len(numbers.faults) == 2 and len(numbers.table) == 2
+
+
+def test_a_folder_beside_those_of_splits_is_an_unknown_one(tmp_path):
+    root = classes(tmp_path / "p", ["a", "b"], 2, "train/")
+    classes(root, ["a"], 1, "holdout/")
+    index = collection.read_index(fileset(), root)  # one is a class: a train of the railway
+    assert index.classes == ["holdout", "train"]
+    classes(root, ["a", "b"], 1, "test/")
+    index = collection.read_index(fileset(), root)
+    assert kinds(index) == ["split holdout is not known: holdout/a/0.png"]
+    assert "holdout" in infer.infer_manifest(root)[2]
+
+
+def test_an_image_of_training_and_test_is_a_fault(tmp_path):
+    root = classes(tmp_path / "p", ["a", "b"], 3, "train/")
+    tree(root, {"test/a/8.png": picture(8), "test/a/9.png": (root / "train/a/0.png").read_bytes()})
+    tree(root, {"test/b/8.png": picture(9), "val/b/1.png": picture(8)})
+    with pytest.raises(CmpError, match=r"split, too: test/a/8\.png, test/a/9\.png\)"):
+        collection.check_images(collection.read_index(fileset(), root))
+    kept = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+    assert [fault.where for fault in kept.faults] == ["test/a/8.png", "test/a/9.png"]
+    frame = pd.DataFrame(
+        {"filepath": ["train/a/0.png"] * 2, "title": "x", "split": ["train", "test"]}
+    )
+    frame.to_csv(root / "t.csv")
+    chosen = fileset("csv", reader={"path": "t.csv", "split": "split"})
+    assert "of another split" in collection.dataset_state(chosen, root).reason
+
+
+def test_what_is_no_picture_is_counted_and_named(tmp_path):
+    root = classes(tmp_path / "p")
+    tree(
+        root, {"oak/a.heic": b"x", "oak/notes.txt": b"x", "oak/none": b"x", "loose.png": picture()}
+    )
+    os.mkfifo(root / "oak/pipe.png")
+    (root / "oak/gone.png").symlink_to("nowhere")
+    (root / "oak/zero.png").symlink_to("/dev/zero")
+    (root / "oak/more").symlink_to(root / "red fox")
+    (root / "oak/good.png").symlink_to(root / "oak/0.png")
+    with open(os.fsencode(root) + b"/oak/\xff.png", "wb") as file:
+        file.write(picture())
+    index = collection.read_index(fileset(), root)
+    assert sorted(kind.encode(errors="replace").decode() for kind in kinds(index)) == [
+        "missing file: oak/gone.png", "name is not UTF-8: oak/?.png",
+        "no picture, by its name: oak/a.heic", "no picture, by its name: oak/more",
+        "no picture, by its name: oak/none", "no picture, by its name: oak/notes.txt",
+        "no regular file: oak/pipe.png", "no regular file: oak/zero.png",
+        "picture in no class's folder: loose.png",
+    ]  # fmt: skip
     state = collection.dataset_state(fileset(), root)
-    assert state.state == "faulty" and "corrupt image: oak/0.png" in state.reason
+    assert "a.heic" in state.reason and "pipe.png" in state.reason and "?.png" in state.reason
+    assert (
+        len(collection.check_images(collection.read_index(fileset(faults="skip"), root)).table)
+        == 19
+    )
+
+
+@pytest.mark.parametrize("faults", ["refuse", "skip"])
+@pytest.mark.parametrize("what", ["nothing", "damaged"])
+def test_a_set_without_a_picture_cannot_be_used(tmp_path, faults, what):
+    root = tree(tmp_path / "p", {"oak/0.png": b"damaged", "elm/0.png": b"damaged"})
+    if what == "nothing":
+        root = tmp_path / "q"
+        root.mkdir()
+    about = json.loads(fileset(faults=faults).model_dump_json(exclude_none=True))
+    (root / "m.yaml").write_text(json.dumps(about))
+    said = CliRunner().invoke(cli.app, ["data", "check", str(root)])
+    assert said.exit_code == 1 and "0 of 1 sets can be used" in said.output
+    assert "empty" in said.output and "no image is left that could be used" in said.output
+
+
+def test_a_struct_without_bytes_and_a_column_twice_are_refused(tmp_path):
+    chosen = fileset("parquet", reader={"path": "t.parquet", "image": "image", "caption": "text"})
+    other = pa.array([{"path": "x", "checksum": b"y"}])
+    pq.write_table(pa.table({"image": other, "text": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(CmpError, match=r"t\.parquet.*'image' have no field 'bytes'"):
+        collection.read_index(chosen, tmp_path)
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])],
+                                 names=["image", "text", "text"])  # fmt: skip
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(CmpError, match="several columns are called 'text'"):
+        collection.read_index(chosen, tmp_path)
+
+
+def test_empty_class_names_are_faults_and_no_class(tmp_path):
+    root = classes(tmp_path / "p", ["_", "__", "oak"], 2)
+    assert {fault.kind for fault in collection.read_index(fileset(), root).faults} == {
+        "label is missing"
+    }
+    frame = pd.DataFrame({"filepath": ["oak/0.png", "oak/1.png"], "title": "x", "label": ["", " "]})
+    index = tables.read_frame(fileset("frame", reader={"label": "label"}), frame, root)
+    assert kinds(index) == ["label is missing: oak/0.png", "label is missing: oak/1.png"]
+
+
+def test_rows_of_a_table_stay_in_its_folder(tmp_path):
+    root = classes(tmp_path / "p")
+    classes(tmp_path / "secret", ["oak"], 1)
+    outside = tmp_path / "secret/oak/0.png"
+    names = ["oak/0.png", "../secret/oak/0.png", str(outside), str(root / "oak/1.png")]
+    pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
+    index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
+    assert [fault.kind for fault in index.faults] == ["path lies outside"] * 2
+    assert len(index.table) == 2
+
+
+def test_keys_that_stand_there_twice_are_refused():
+    with pytest.raises(ValueError, match="'a' stands there twice"):
+        files.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
+
+
+@pytest.mark.parametrize("path", ["/**/*.csv", "../**/*.csv"])
+def test_a_pattern_does_not_search_the_whole_disk(tmp_path, path):
+    with pytest.raises(CmpError, match=r"reader\.path.*\*\* stays within"):
+        collection.read_index(fileset("csv", reader={"path": path}), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "tars"])
+def test_a_pipe_is_no_table(tmp_path, kind):
+    os.mkfifo(tmp_path / "t")
+    with pytest.raises(CmpError, match="there is no file"):
+        collection.read_index(fileset(kind, reader={"path": "t"}), tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root, scan = classes(tmp_path / "p"), os.scandir
+
+    def refuse(path):
+        if str(path).endswith("oak"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CmpError, match=r"mine: cannot be read .*Permission denied.*oak"):
+        collection.read_index(fileset(), root)
+    assert "Permission denied" in collection.dataset_state(fileset(), root).reason
+    monkeypatch.undo()
+    with pytest.raises(CmpError, match="too long"):
+        collection.read_index(fileset(reader={"path": "a" * 300}), root)
+
+
+@pytest.mark.parametrize("source", ["a" * 300, "a/" * 3000, "\ud800"])
+def test_a_folder_whose_name_cannot_be_is_refused(source):
+    with pytest.raises(CmpError, match="data: "):
+        load_manifests(source)
+
+
+def test_a_manifest_that_is_no_file_is_refused(tmp_path):
+    (tmp_path / "m.yaml").symlink_to("/dev/zero")
+    with pytest.raises(CmpError, match=r"m\.yaml.*no regular file"):
+        load_manifests(str(tmp_path))
+    (tmp_path / "m.yaml").unlink()
+    os.mkfifo(tmp_path / "m.yaml")
+    with pytest.raises(CmpError, match=r"m\.yaml.*no regular file"):
+        load_manifests(str(tmp_path))
+    (tmp_path / "m.yaml").unlink()
+    with (tmp_path / "m.yaml").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CmpError, match=r"m\.yaml.*at most"):
+        load_manifests(str(tmp_path))
 
 
 def test_the_hash_is_of_names_sizes_and_texts(tmp_path):
@@ -280,6 +538,12 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
     ("changes", "words"),
     [
         ({"prompt": "no place"}, "prompt"),
+        ({"prompt": "a {:d}"}, "prompt"),
+        ({"prompt": "a {!r}"}, "prompt"),
+        ({"prompt": "a {:>9999999999}"}, "prompt"),
+        ({"zero_shot": float("nan")}, "zero_shot"),
+        ({"zero_shot": 101}, "zero_shot"),
+        ({"splits": {"train": float("nan")}}, "splits"),
         ({"splits": {"train": 0.5}}, "splits"),
         ({"role": "eval", "splits": {"train": 1.0}}, "held-out"),
         ({"reader": {"kind": "pipe"}}, "reader"),
@@ -331,18 +595,46 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
 
 
+SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20), (9, 7), (40, 3)]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("side", [20, 33])
+def test_pixels_are_those_of_open_clip(mode, interpolation, side):
+    """Also where a JPEG could be decoded at a part of its size."""
+    how = Preprocessing(side, interpolation=interpolation, resize_mode=mode, fill_color=90)
+    theirs = image_transform(
+        side, False, (0, 0, 0), (1, 1, 1), mode, interpolation, fill_color=how.fill_color
+    )
+    for size in SHAPES[: -1 if mode == "longest" else None]:  # theirs divides by zero there
+        for kind in ("PNG", "JPEG"):
+            content = picture(5, size, kind)
+            expected = theirs(Image.open(io.BytesIO(content))).numpy() * 255
+            got = images.prepare_image(content, how)
+            assert got.shape == (3, side, side) and got.dtype == np.uint8
+            assert np.abs(got - expected).max() < 0.01, (size, kind)
+
+
+def test_a_very_long_picture_takes_little_memory():
+    content = picture(1, (60_000, 2))
+    tracemalloc.start()
+    for mode in ("shortest", "squash", "longest"):
+        images.prepare_image(content, Preprocessing(resize_mode=mode))
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
 def test_parts_and_middles():
     content = picture(5, size=(64, 40), kind="JPEG")
-    whole = images.centre_crop(content, 20)
-    assert whole.shape == (3, 20, 20) and whole.dtype == np.uint8
-    left = images.random_crop(content, 20, np.array([0.0, 0.0, 0.0, 0.0]))
-    right = images.random_crop(content, 20, np.array([0.0, 0.0, 0.999, 0.999]))
+    left = images.random_crop(content, np.array([0.0, 0.0, 0.0, 0.0]), 20)
+    right = images.random_crop(content, np.array([0.0, 0.0, 0.999, 0.999]), 20)
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()
-    assert (images.random_crop(content, 20, np.array([0.0] * 4)) == left).all()
+    assert (images.random_crop(content, np.array([0.0] * 4), 20) == left).all()
 
 
 def test_what_is_transparent_lies_over_white():
     clear = np.zeros((8, 8, 4), np.uint8)
     file = io.BytesIO()
     Image.fromarray(clear, "RGBA").save(file, "PNG")
-    assert (images.centre_crop(file.getvalue(), 8) == 255).all()
+    assert (images.prepare_image(file.getvalue(), Preprocessing(8)) == 255).all()

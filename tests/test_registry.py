@@ -272,16 +272,16 @@ def test_a_merge_rule_must_give_one_entry_per_entry():
         refuse("merge_rule", whole, r"returns shape \[\] for 3 models", **facts)
         nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
         refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
-    few = lambda models, base, options, depth: [0.5, 0.5]  # noqa: E731
-    refuse("merge_rule", few, "returns 2 factors for 3 models.*expected 4 factors", linear=True)
-    refuse("merge_rule", few, "returns 2 factors for 2.*expected 3", linear=True, count=2)
+    few = lambda models, base, options, depth: [1.0]  # noqa: E731
+    refuse("merge_rule", few, "returns 1 factors for 3 models.*expected 3 factors", linear=True)
+    refuse("merge_rule", few, "returns 1 factors for 2.*expected 2", linear=True, count=2)
 
 
 def test_a_merge_rule_must_leave_equal_models_alone_or_say_that_it_does_not():
     def doubled(entries, block):
         return entries.sum(0)
 
-    half = lambda models, base, options, depth: [0.5] * len(models) + [0.0]  # noqa: E731
+    half = lambda models, base, options, depth: [0.5] * len(models)  # noqa: E731
     refuse("merge_rule", half, "equal models merge into something else", linear=True)
     refuse("merge_rule", doubled, "equal models merge into something else; declare idempotent=")
     register("merge_rule", "mine", idempotent=False)(doubled)

@@ -318,3 +318,12 @@ def test_with_nothing_published_there_is_nothing_to_verify(place):
 def test_the_small_config_is_the_grids(place):
     """What the tests of this file rest on."""
     assert studies.load_study("77").configs("quick")["z", 0] == small_config("model.start=random")
+
+
+def test_studies_of_the_first_edition_are_of_its_numerics_and_left_out_of_checks():
+    earlier = results.earlier_studies()
+    for chapter in (path.stem for path in results.RESULTS.glob("*.parquet")):
+        made = {run.provenance["numerics"] for run in results.published_runs(chapter)}
+        assert made == {earlier.get(chapter, NUMERICS)}, chapter
+    assert {run.provenance["numerics"] for run in results.all_published_runs()} <= {NUMERICS}
+    assert earlier.keys() <= {path.stem for path in results.RESULTS.glob("*.parquet")}

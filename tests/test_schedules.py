@@ -368,9 +368,24 @@ def test_durations_fit_into_the_task_or_are_refused(name, steps, warmup, cooldow
         (["schedule.peaks=[1.0]"], "peaks: 'none' has none, only free"),
         (["schedule.meta=free", "schedule.peaks=[1.0, 0.5]"], "schedule.peaks: 2 peaks for 8"),
         (["schedule.meta=free", "schedule.peaks=[1.0, 1.5]"], "schedule.peaks.1"),
+        (["schedule.name=constant", "schedule.meta=cosine", "training.steps=1"],
+         "the learning rate is zero at every step of task 1, of 1 steps"),
+        (["schedule.name=linear", "schedule.meta=cosine", "training.steps=2"], "zero at every"),
+        (["schedule.name=wsd", "schedule.meta=cosine", "training.steps=2"], "zero at every step"),
+        (["schedule.name=rsqrt", "schedule.warmup_steps=0", "training.steps=1"], "of task 0"),
+        (["schedule.name=wsd", "schedule.meta=free", "stream.tasks=3",
+          "schedule.peaks=[1.0, 0.5, 0.0]"], "zero at every step of task 2"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_the_numbers(assignments, words):
     with pytest.raises(CmpError) as error:
         config.parse(config.override(config.profile("cpu"), assignments))
     assert words in str(error.value)
+
+
+@given(any_schedule())
+def test_a_task_is_called_idle_where_it_learns_nothing(case):
+    schedule, steps = case
+    rates = schedules.learning_rates(schedule, TASKS, steps)
+    idle = [task for task in range(TASKS) if not rates[task].any()]
+    assert schedules.idle_task(schedule, TASKS, steps) == (idle[0] if idle else None)

@@ -9,7 +9,7 @@ import torch
 from cmp import config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, store, studies
+from cmp.experiments import forecast, preflight, results, store, studies
 from cmp.experiments.studies import Study
 from lab import chapters
 
@@ -58,6 +58,8 @@ def begin_chapter(
         raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
+    if results.earlier_studies():
+        print("Published results are those of the first edition.")
     return live
 
 

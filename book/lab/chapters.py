@@ -19,7 +19,10 @@ from cmp.errors import CmpError
 
 BOOK = Path(__file__).resolve().parents[1]
 FORMATS = "ipynb,md:myst"
-PAGES = ("STYLE.md", "api.md", "architecture.md", "glossary.md", "index.md", "literature.md")
+PAGES = (
+    "STYLE.md", "api.md", "architecture.md", "choices_beside_peers.md", "glossary.md", "index.md",
+    "literature.md",
+)  # fmt: skip
 """Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}

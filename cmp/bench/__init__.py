@@ -10,15 +10,15 @@ import importlib
 from cmp.errors import CmpError
 
 BENCHMARKS = {
-    "step": ("step", ("tiny", "tiny-vit", "bench-nano", "bench-micro", "bench-mid")),
-    "pieces": ("step", ("tiny",)),
-    "loop": ("loop", ("tiny",)),
-    "evaluate": ("evaluate", ("tiny",)),
-    "checkpoint": ("checkpoint", ("tiny",)),
-    "study": ("study", ("tiny",)),
+    "step": ("step", ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid")),
+    "pieces": ("step", ("small",)),
+    "loop": ("loop", ("small",)),
+    "evaluate": ("evaluate", ("small",)),
+    "checkpoint": ("checkpoint", ("small",)),
+    "study": ("study", ("small",)),
     "merge": ("merge", ("ViT-B-16",)),
     "data": ("data", ()),
-    "gpu": ("gpu", ("tiny", "bench-mid", "ViT-B-16")),
+    "gpu": ("gpu", ("small", "bench-mid", "ViT-B-16")),
 }
 """Name -> (module of this room, which has a function of that name; models by default)."""
 

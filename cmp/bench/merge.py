@@ -84,13 +84,13 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
     section = Merging(policy="step-ema")
     operations = {
         "interpolation of 2": Operation(
-            lambda: apply.merge("interpolation", pair, **half, **into), 3, 1.3
+            lambda: apply.merge("interpolation", pair, **half, **into), 3, 1.2
         ),
-        "mean of 5": Operation(lambda: apply.merge("interpolation", tuned, **into), 6, 1.3),
+        "mean of 5": Operation(lambda: apply.merge("interpolation", tuned, **into), 6, 1.2),
         "EMA, a step": Operation(
             lambda: update_step_average(section, memory, lambda: tuned[0]), 3, 1.3
         ),
-        "slerp of 2": Operation(lambda: apply.merge("slerp", pair, **half, **into), 5, 1.5),
+        "slerp of 2": Operation(lambda: apply.merge("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(
             lambda: apply.merge("task-arithmetic", tuned, base, scale=0.3, **into), 7, 2
         ),

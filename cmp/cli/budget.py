@@ -15,7 +15,7 @@ from cmp.registry import option_names
 
 
 def budget(
-    model: str = "tiny",
+    model: str = "small",
     batch: Annotated[int, typer.Option(min=2)] = 64,
     total: float | None = None,
     tasks: shared.Positive = 8,

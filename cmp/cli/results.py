@@ -30,8 +30,8 @@ def ls() -> None:
             continue
         last = store.trajectory(run.metrics).iloc[-1]
         changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
-        scores = (f"{last.A_KA:.1f}", f"{last.A_ZS:.1f}", f"{run.provenance['seconds']:.0f}")
-        rows.append((run_id, last.scope, *scores, changes))
+        scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS)]
+        rows.append((run_id, last.scope, *scores, f"{run.provenance['seconds']:.0f}", changes))
     columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
     shared.print_table(columns, rows)
     for progress in runs.unfinished_runs():
@@ -76,6 +76,8 @@ def verify(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study by `cmpt study NN --publish`"
         )
+    if not run_id and (earlier := results.earlier_studies()):
+        typer.echo(f"left out: the {len(earlier)} studies of the first edition")
     answers = set()
     for run in chosen:
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps

@@ -1,5 +1,6 @@
 """`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,7 +120,7 @@ def evaluate(
         split: test, or validation for choices.
 
     Example:
-        cmpt eval tiny --seed 3 --start unannealed
+        cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
     if weights:
@@ -131,13 +132,14 @@ def evaluate(
     table, rows = scores.datasets, []
     for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
-            numbers = (f"{x:.1f}" for x in (row.score, row.standard_error, row.chance))
+            numbers = map(shared.score_text, (row.score, row.standard_error, row.chance))
             rows.append((row.Index, role, row.metric, *numbers, row.images, row.classes))
         if (table["role"] == role).any():
             rows.append(None)
-    for key, value in scores.summary().items():
-        error = f"{scores.aggregate(key)[1]:.1f}" if key in evaluation.ROLES else ""
-        rows.append((key, "", "", f"{value:.1f}", error, "", "", ""))
+    summary = scores.summary()
+    for key in (*evaluation.ROLES, "GM"):
+        error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
+        rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
     title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
     shared.print_table(columns, rows, title)
@@ -158,9 +160,20 @@ def export(run_id: str, out: shared.OutFile) -> None:
     model, name = store.final_model(stored), stored.config.model.name
     with atomic_file(out) as partial:
         models.export_weights(model, partial)
-    typer.echo(f"written: {out}, weights of open_clip's {name!r}")
+    typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
     if name in models.family_names():
         typer.echo("open_clip knows that name once cmp.embedded.models is imported")
+
+
+def loading_code(name: str, model: models.Network, file: Path) -> str:
+    """Return the lines of Python by which open_clip loads exported weights, and prepares images."""
+    call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
+    if models.is_hub(name):
+        return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
+    usual, own = (asdict(how) for how in (config.Preprocessing(), models.preprocessing(model)))
+    keys = ("mean", "std", "interpolation", "resize_mode")  # others there is no argument for
+    changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
+    return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
 def progress_observer(bar: tqdm) -> Observer:
@@ -217,7 +230,7 @@ def print_config(run_config: RunConfig) -> None:
 def print_run(stored: store.StoredRun) -> None:
     """Print a run's scores over its stream, its time and the hash of its weights."""
     rows = [
-        (row.task, row.scope, *(f"{score:.1f}" for score in (row.A_KA, row.A_ZS, row.GM)))
+        (row.task, row.scope, *map(shared.score_text, (row.A_KA, row.A_ZS, row.GM)))
         for row in store.trajectory(stored.metrics).itertuples()
     ]
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")

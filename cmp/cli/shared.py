@@ -6,6 +6,7 @@ The package imports nothing heavy here, so that `cmpt --help` is quick.
 import copy
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -144,6 +145,11 @@ def print_table(
     for row in rows:
         table.add_row(*row) if row else table.add_section()
     Console(highlight=False, markup=False).print(table)
+
+
+def score_text(score: float | None) -> str:
+    """Return a score with one decimal; a dash where there is none, None or NaN."""
+    return "-" if score is None or math.isnan(score) else f"{score:.1f}"
 
 
 def _cell(value: object) -> str:

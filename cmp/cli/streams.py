@@ -48,7 +48,7 @@ def show(
 
 def make(
     name: str,
-    model: str = "tiny",
+    model: str = "small",
     seed: shared.NotNegative = 0,
     counts: Path | None = None,
     data: str = "embedded",
@@ -65,7 +65,7 @@ def make(
         counts: A .csv, class,count: how many texts name a class. Default: the pool's captions.
 
     Example:
-        cmpt stream make mine --model tiny --seed 0
+        cmpt stream make mine --model small --seed 0
     """
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model

@@ -83,7 +83,7 @@ def merge_options(
 
 
 def plan(
-    model: str = "tiny",
+    model: str = "small",
     updates: int = 8,
     images: int | None = None,
     gpu_hours: float | None = None,
@@ -161,11 +161,11 @@ def pretrain(
     Both checkpoints are written, each with its model card.
 
     Args:
-        model: An embedded model, such as tiny.
+        model: An embedded model, such as small.
         out: Folder for weights and cards. Default: models in the build folder.
 
     Example:
-        cmpt pretrain tiny --seed 7
+        cmpt pretrain small --seed 7
     """
     from cmp.cli.runs import progress_observer
     from cmp.embedded import models as embedded_models
@@ -210,7 +210,7 @@ def bench(
         batch: Samples per step, at least 2. Default: 128; bench-mid 64, ViT-B-16 512.
 
     Example:
-        cmpt bench step --model tiny
+        cmpt bench step --model small
     """
     from rich.console import Console
 

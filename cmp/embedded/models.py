@@ -159,26 +159,32 @@ class StemTransformer(Tower):
 
 
 @register_model
+def cmp_conv_small(pretrained: bool = False, **_) -> ConvTower:
+    """Return the default tower: 0.2 M parameters, in widths that bf16 kernels like."""
+    return ConvTower(stem=16, widths=(64, 64), depth=1)
+
+
+@register_model
 def cmp_conv_half(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with half of the default's FLOPs."""
+    """Return a tower with half of the FLOPs of `cmp_conv_tiny`."""
     return ConvTower(stem=16, widths=(48, 80), depth=1)
 
 
 @register_model
 def cmp_conv_tiny(pretrained: bool = False, **_) -> ConvTower:
-    """Return the default tower: 0.4 M parameters."""
+    """Return the default tower of the first edition: 0.4 M parameters."""
     return ConvTower(stem=32, widths=(64, 128), depth=1)
 
 
 @register_model
 def cmp_conv_double(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with twice the default's FLOPs."""
+    """Return a tower with twice the FLOPs of `cmp_conv_tiny`."""
     return ConvTower(stem=48, widths=(112, 128), depth=1)
 
 
 @register_model
 def cmp_conv_quad(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with four times the default's FLOPs."""
+    """Return a tower with four times the FLOPs of `cmp_conv_tiny`."""
     return ConvTower(stem=64, widths=(112, 144), depth=2)
 
 

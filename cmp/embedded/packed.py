@@ -26,11 +26,14 @@ from cmp.errors import CmpError
 from cmp.files import parse_record
 from cmp.readers.files import atomic_folder, read_table
 from cmp.readers.index import count_images
+from cmp.seeds import unit_interval
 
 SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
 """Column of a dataset's table -> type. `group` is what an image shows (an emoji's codepoint, shared
 by all its drawings), by which standard errors are clustered; `source` its identity in its package;
 `captions` the texts that training draws from."""
+FRESH_SHARE = 0.2
+"""Part of the pool that no base learned from."""
 
 
 Samples = tuple[Sequence[np.ndarray] | np.ndarray, list[tuple]]
@@ -97,9 +100,22 @@ def join_packed(datasets: list[PackedDataset]) -> Corpus:
     """
     return build_corpus(
         torch.from_numpy(np.concatenate([packed.images for packed in datasets])),
-        [packed.table.assign(dataset=packed.dataset.name) for packed in datasets],
+        [
+            packed.table.assign(dataset=packed.dataset.name, split=splits_of(packed))
+            for packed in datasets
+        ],
         [(packed.dataset, packed.header.classes, packed.data_hash()) for packed in datasets],
     )
+
+
+def splits_of(packed: PackedDataset) -> pd.Series:
+    """Return each image's split. A fifth of the pool is "fresh": no base learned from it, so that
+    it can be replayed as more of the same data."""
+    name, split = packed.dataset.name, packed.table["split"]
+    if packed.dataset.role != "pool":
+        return split
+    fresh = [unit_interval("fresh", name, place) < FRESH_SHARE for place in range(len(split))]
+    return split.mask(fresh, "fresh")
 
 
 def write_packed(dataset: Dataset, samples: Samples) -> None:

@@ -203,7 +203,7 @@ def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
         "replay": mixture.update < 1,
         "no replay": mixture.update == 1,
         "half buffer": mixture.buffer == 0.5 and has_pool,
-        "carry": run.optimizer.carry,
+        "carry": run.carries_moments,
         "average": merging.policy == "last-unrolled",
         "EMA": is_ema,
         "EMA of halves": is_ema and has_pool and not tenth,

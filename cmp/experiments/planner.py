@@ -254,8 +254,6 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
         tree["merging"]["weight"] = 0.1
     if not request.embedded:
         tree |= {key: REAL[key] for key in ("optimizer", "schedule", "evaluation")}
-    if is_balanced:
-        tree["optimizer"] = tree.get("optimizer", {}) | {"carry": True}
     if request.new == "names":
         tree["method"] = {"name": "locked-image"}
     return tree

@@ -158,8 +158,8 @@ def _is_installed(requirement: Requirement) -> bool:
 def _check_bases() -> Check:
     counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
-    if not counts.get("tiny"):
-        return Check("bases", MISSING, sentence or "none: `cmpt pretrain tiny` makes one")
+    if not counts.get("small"):
+        return Check("bases", MISSING, sentence or "none: `cmpt pretrain small` makes one")
     folders = embedded_models.base_folders("annealed")
     paths = [path for folder in folders for path in folder.glob("*.safetensors")]
     return _check_base_files("bases", paths, sentence)

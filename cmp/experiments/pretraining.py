@@ -82,8 +82,8 @@ def pretrain(
     """Run a pretraining and write its checkpoints and their cards.
 
     The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
-    the recipe's makes one base, called after it. Weights are stored in 16 or 8 bits and scored as
-    stored. A pretraining that was stopped goes on where it was.
+    the recipe's makes one base, called after it. Weights are stored in 8 bits and scored as stored.
+    A pretraining that was stopped goes on where it was.
 
     Args:
         run_config: See `pretraining_config`.
@@ -103,13 +103,13 @@ def pretrain(
 
     def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            save_base(name, model, paths["unannealed"])
+            save_base(model, paths["unannealed"])
         observer.step(task, step, loss, model)
 
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(name, result.model, paths[starts[0]])
+        save_base(result.model, paths[starts[0]])
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
@@ -122,16 +122,10 @@ def pretrain(
     return cards
 
 
-def save_base(name: str, model: torch.nn.Module, path: Path) -> None:
-    """Write a base, and its sha256 beside it.
-
-    The bases of `tiny` are the start of nearly all studies; those of others must be small files.
-    """
+def save_base(model: torch.nn.Module, path: Path) -> None:
+    """Write a base in 8 bits, and its sha256 beside it."""
     with listed_file(path) as partial:
-        if name == "tiny":
-            models.save_weights(model, partial, torch.float16)
-        else:
-            save_file(embedded_models.quantize(model.state_dict()), partial)
+        save_file(embedded_models.quantize(model.state_dict()), partial)
 
 
 def measure_joint(

@@ -17,7 +17,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import child_path, project_folder
-from cmp.readers.files import check_digest, listed_file, read_table
+from cmp.readers.files import check_digest, listed_file, read_table, read_yaml
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -33,6 +33,14 @@ def results_file(chapter: str) -> Path:
     return child_path(RESULTS, chapter, ".parquet")
 
 
+def earlier_studies() -> dict[str, int]:
+    """Return the studies whose published results are still those of the first edition, each with
+    its `NUMERICS`; publishing one takes its line out of the file."""
+    path = RESULTS / "first_edition.yaml"
+    tree = read_yaml(path) if path.exists() else {"studies": [], "numerics": 0}
+    return dict.fromkeys(tree["studies"], tree["numerics"])
+
+
 def is_published(chapter: str) -> bool:
     """Return whether a study has published results, of whatever `NUMERICS`."""
     return results_file(chapter).exists()
@@ -45,11 +53,12 @@ def published_metrics(chapter: str) -> pd.DataFrame:
         The metrics, with `setting`, `replicate`, `run` (the id) and `config` (a JSON text).
 
     Raises:
-        CmpError: There are none, or they are of another `NUMERICS` and so stale.
+        CmpError: There are none, or they are of another `NUMERICS` and so stale; those that
+            `earlier_studies` names are read as they are.
     """
     frame = _read_results(chapter)
     numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
-    if numerics != {cmp.NUMERICS}:
+    if numerics != {earlier_studies().get(chapter, cmp.NUMERICS)}:
         raise CmpError(
             f"results of chapter {chapter}: of NUMERICS {', '.join(map(str, sorted(numerics)))}, "
             f"but this is {cmp.NUMERICS}; `cmpt study {chapter} --publish` computes them again"
@@ -147,8 +156,8 @@ def published_runs(chapter: str) -> list[StoredRun]:
 
 
 def all_published_runs() -> list[StoredRun]:
-    """Return every published run of the book."""
-    chapters = sorted(path.stem for path in RESULTS.glob("*.parquet"))
+    """Return every published run of the book but those of the first edition."""
+    chapters = sorted({path.stem for path in RESULTS.glob("*.parquet")} - earlier_studies().keys())
     return [run for chapter in chapters for run in published_runs(chapter)]
 
 

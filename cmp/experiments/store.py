@@ -260,6 +260,8 @@ def load_run(run_id: str) -> StoredRun:
     try:
         _check_file(record, folder / METRICS)
         metrics = read_table(folder / METRICS, METRIC_COLUMNS)
+        if metrics.empty:
+            raise ValueError(f"{METRICS}: holds no scores")
         if HITS in record.files:
             _check_file(record, folder / HITS)
             with safe_open(folder / HITS, framework="np") as file:
@@ -369,11 +371,11 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per (task, scope), and per setting and replicate where there are several: `A_KA`,
-        `A_ZS` and their geometric mean `GM`, in percent.
+        `A_ZS` and their geometric mean `GM`, in percent; NaN where no set of that role was scored.
     """
     keys = [key for key in ("setting", "replicate") if key in metrics] + ["task", "scope"]
     means = metrics.groupby([*keys, "role"], sort=False)["score"].mean().unstack()
-    table = means.rename(columns={role: name for name, role in ROLES.items()})[[*ROLES]]
+    table = means.reindex(columns=[*ROLES.values()]).set_axis([*ROLES], axis=1)
     table["GM"] = np.sqrt(table["A_KA"] * table["A_ZS"])
     return table.rename_axis(columns=None).reset_index()
 
@@ -423,7 +425,7 @@ def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
         )
     pairs["aggregate"] = pairs["role"].map({role: name for name, role in ROLES.items()})
     means = pairs.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
-    drift = (means["score_now"] - means["score"]).abs().max()
+    drift = (means["score_now"] - means["score"]).abs().max() if len(means) else 0.0
     reason += f"; A_KA and A_ZS move by at most {drift:.2f} points"
     if not machines:
         return Verdict("different", f"{reason}, though nothing else differs")

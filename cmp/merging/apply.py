@@ -10,7 +10,7 @@ may leave the range that they can have. `logit_scale` is merged like any paramet
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,7 +206,7 @@ def iter_merged(
         bounds = [
             magnitude_thresholds(model, base, parameters, options.density, top) for model in models
         ]
-    depth = layer_depth(parameters) if rule.facts["linear"] else {}
+    depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
     for name in models[0]:
         tensors = [model[name] for model in models]
         start = None if base is None else base[name]
@@ -216,47 +216,66 @@ def iter_merged(
         if not newest.is_floating_point():
             target.copy_(newest)
         elif not is_mergeable(name, newest):
-            factors = rules.interpolation(tensors, None, MergeOptions(), 0.0)[:-1]
-            write_weighted_sum(name, tensors, factors, target, check)
+            mean = MergeOptions().weights_of(len(tensors))
+            write_weighted_sum(name, tensors, None, mean, target, check)
         elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
-            versions = tensors if start is None else [*tensors, start]
-            write_weighted_sum(name, versions, factors[: len(versions)], target, check)
+            write_weighted_sum(name, tensors, start, factors, target, check)
         else:
             write_entries(rule, name, tensors, start, options, bounds, target, check)
         yield name, target
 
 
 def write_weighted_sum(
-    name: str, tensors: list[Tensor], factors: Sequence[float], out: Tensor, check: ResultCheck
+    name: str,
+    tensors: list[Tensor],
+    base: Tensor | None,
+    factors: Sequence[float],
+    out: Tensor,
+    check: ResultCheck,
 ) -> None:
-    """Write sum_i factor_i tensor_i; each product is rounded, then each sum, in the order given.
+    """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
+
+    Differences are added up before the base is, since they are small beside it.
 
     Args:
         name: The tensor's name.
         tensors: Its versions.
+        base: Its version before the stream, if the factors are of task vectors.
         factors: One per version.
         out: Where the result goes.
         check: Called with each result and what it was made of, see `require_finite`.
     """
     flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
-    dtype = rules.compute_dtype(tensors)
+    start = None if base is None else base.reshape(-1)
+    sources = flat if start is None else [*flat, start]
+    dtype = rules.compute_dtype(sources)
     used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
     one, size = _unit_tensor(dtype, target.device), BLOCK_SIZES["linear"]
+    space = torch.empty(
+        min(size, len(target)) * (start is not None), dtype=dtype, device=out.device
+    )
     for at in range(0, len(target), size):
         into = target[at : at + size]
+        origin = None if start is None else start[at : at + size].to(dtype)
         sums = into if into.dtype == dtype else torch.empty_like(into, dtype=dtype)
-        if not used:
+        blocks = ((x[at : at + size].to(dtype), factor) for x, factor in used)
+        if origin is not None or not used:
             sums.zero_()
-        for index, (x, factor) in enumerate(used):
-            block = x[at : at + size].to(dtype)
-            if index == 0:
-                torch.mul(block, factor, out=sums)
-            else:  # one pass, and no fused product that would round but once
-                sums.addcmul_(block, one, value=factor)
+        elif len(used) == 1:
+            torch.mul(*next(blocks), out=sums)
+        elif used:  # two at once, since a pass over the memory is what takes time
+            (x, beta), (y, alpha) = next(blocks), next(blocks)
+            torch.addr(x[None], one, y, beta=beta, alpha=alpha, out=sums[None])
+        for block, factor in blocks:
+            if origin is not None:
+                block = torch.sub(block, origin, out=space[: len(into)])
+            sums.addcmul_(block, one, value=factor)
+        if origin is not None:
+            sums.add_(origin)
         if sums is not into:
             into.copy_(sums)
-        check(name, into, flat)
+        check(name, into, sources)
     for x, factor in zip(flat, factors, strict=True):
         if not factor:
             check(name, x, [x])
@@ -415,7 +434,8 @@ _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
 """The first run of numbers in a name: what is numbered, and which one of it."""
 
 
-def layer_depth(names: Iterable[str]) -> dict[str, float]:
+@functools.lru_cache(maxsize=8)
+def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
     """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
 
     The blocks of a tower are what it has the most of, in the order of their numbers: of

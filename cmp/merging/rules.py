@@ -5,9 +5,10 @@ Models and their weights stand newest first, everywhere. `cmp.merging.apply` app
 state dicts.
 
 A rule that is registered with `linear=True` is a function of (models, base, options, depth) that
-returns one factor per model and the base's last: the result is their weighted sum. Any other rule
-is a function of (entries, block): `entries` [models, n] are task vectors if it is registered with
-`base=True`, else the weights themselves; it may change them and returns the merged entries [n].
+returns one factor per model: the result is the weighted sum of the models, or, if it is registered
+with `base=True`, theta_0 plus that of the task vectors. Any other rule is a function of (entries,
+block): `entries` [models, n] are task vectors if it is registered with `base=True`, else the
+weights themselves; it may change them and returns the merged entries [n].
 """
 
 import functools
@@ -105,7 +106,7 @@ def interpolation(
     models: list[Tensor], base: Tensor | None, options: MergeOptions, depth: float
 ) -> list[float]:
     """Return the factors of sum_i w_i theta_i."""
-    return [*options.weights_of(len(models)), 0.0]
+    return options.weights_of(len(models))
 
 
 @register("merge_rule", "slerp", ("weight",), linear=True, count=2)
@@ -120,9 +121,9 @@ def slerp(
     newer, older = options.weights_of(2)
     cosine = cosine_similarity(inner_products(models), 0, 1)
     if abs(cosine) > 1 - _PARALLEL_TOLERANCE:
-        return [newer, older, 0.0]
+        return [newer, older]
     angle = math.acos(cosine)
-    return [math.sin(w * angle) / math.sin(angle) for w in (newer, older)] + [0.0]
+    return [math.sin(w * angle) / math.sin(angle) for w in (newer, older)]
 
 
 @register("merge_rule", "task-arithmetic", ("scale",), linear=True, base=True, running="sum")
@@ -130,8 +131,7 @@ def task_arithmetic(
     models: list[Tensor], base: Tensor, options: MergeOptions, depth: float
 ) -> list[float]:
     """Return the factors of theta_0 + s sum_i tau_i."""
-    scale = options.sum_scale(len(models))
-    return [scale] * len(models) + [1 - scale * len(models)]
+    return [options.sum_scale(len(models))] * len(models)
 
 
 @register("merge_rule", "lines", ("scale", "alpha", "beta"), linear=True, base=True, running="sum")
@@ -141,14 +141,14 @@ def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: floa
     The factor is alpha + beta l / (L - 1) in block l of L, and alpha outside of blocks.
     """
     scale = options.sum_scale(len(models)) * (options.alpha + options.beta * depth)
-    return [scale] * len(models) + [1 - scale * len(models)]
+    return [scale] * len(models)
 
 
 @register("merge_rule", "model-stock", linear=True, base=True)
 def model_stock(
     models: list[Tensor], base: Tensor, options: MergeOptions, depth: float
 ) -> list[float]:
-    """Return the factors of t mean(theta_i) + (1 - t) theta_0 (spec 12.3).
+    """Return the factors of theta_0 + t mean(tau_i) (spec 12.3).
 
     t = k cos / ((k - 1) cos + 1) with cos the mean cosine between two of the k task vectors of a
     tensor, at least 0. Models that equal the base in a tensor are no samples of fine-tuning and are
@@ -162,8 +162,7 @@ def model_stock(
         cosines = [cosine_similarity(product, i, j) for i, j in pairs]
         mean = max(0.0, sum(cosines) / len(pairs))
         share = len(moved) * mean / ((len(moved) - 1) * mean + 1)
-    factors = [share / len(moved) if index in moved else 0.0 for index in range(len(models))]
-    return [*factors, 1 - share]
+    return [share / len(moved) if index in moved else 0.0 for index in range(len(models))]
 
 
 @register("merge_rule", "magmax", ("scale",), base=True, running="maximum")
@@ -226,7 +225,7 @@ def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.n
             blocks = [x - origin for x in blocks]
         for i, j in pairs:
             total[i, j] += torch.dot(blocks[i], blocks[j]).item()
-    return np.tril(total) + np.tril(total, -1).T
+    return total + np.tril(total, -1).T
 
 
 def _align_memory(x: Tensor) -> Tensor:
@@ -306,7 +305,7 @@ def check_option(option: Option) -> None:
     base = {"x": entries / 2} if option.facts["base"] else None
     if option.facts["linear"]:
         output = option.value(models, base and base["x"], MergeOptions(), 0.0)
-        returned, expected = f"{len(output)} factors", f"{count + 1} factors"
+        returned, expected = f"{len(output)} factors", f"{count} factors"
     else:
         block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
         output = option.value(torch.stack(models), block)

@@ -1,9 +1,11 @@
 """GaLore: AdamW in a few directions of each matrix's gradient (Zhao et al. 2024; spec 3).
 
-A gradient G [m, n] is seen as R = P G with P [rank, m], or as G P with P [n, rank] where n is the
-smaller side: the leading singular directions of a gradient, computed again every `gap` steps.
-Moments are of R, so they are small; the step goes back through P. Convolutions are read as
-matrices.
+A gradient G [long, short], transposed if need be, is seen as R = G P [long, rank]. P [short, rank]
+spans the leading singular directions of a gradient, computed again every `gap` steps. Moments are
+of R, so they are small; the step goes back through P. Convolutions are read as matrices.
+
+Singular vectors are unique up to their signs at best, so moments would mean something else after
+each new basis. Each is therefore turned within its span to be as near as possible to the old one.
 """
 
 import functools
@@ -19,21 +21,14 @@ from cmp.training import TrainState, UpdateMethod, trainable_parameters
 
 
 def leading_directions(gradient: Tensor, rank: int) -> Tensor:
-    """Return the leading singular vectors on the smaller side, orthonormal [min(m, n), rank]."""
-    wide = gradient.shape[0] < gradient.shape[1]
-    gram = gradient @ gradient.T if wide else gradient.T @ gradient
-    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].contiguous()  # ascending
+    """Return the leading right singular vectors of a gradient [long, short], [short, rank]."""
+    return torch.linalg.eigh(gradient.T @ gradient).eigenvectors[:, -rank:]  # ascending
 
 
-def project(gradient: Tensor, basis: Tensor) -> Tensor:
-    """Return a matrix in its leading directions: [rank, n] where it is wide, else [m, rank]."""
-    wide = gradient.shape[0] < gradient.shape[1]
-    return basis.T @ gradient if wide else gradient @ basis
-
-
-def project_back(low: Tensor, basis: Tensor, wide: bool) -> Tensor:
-    """Return the matrix [m, n] of a projected one."""
-    return basis @ low if wide else low @ basis.T
+def align(basis: Tensor, old: Tensor) -> Tensor:
+    """Return the orthonormal basis of the same span that is nearest to an old one (Procrustes)."""
+    left, _, right = torch.linalg.svd(basis.T @ old)
+    return basis @ (left @ right)
 
 
 class ProjectedAdamW(torch.optim.Optimizer):
@@ -63,13 +58,13 @@ class ProjectedAdamW(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         count = int(state.get("step", 0))  # on the CPU until it comes from a checkpoint
-        wide = False
+        wide = parameter.ndim > 1 and len(parameter) < parameter[0].numel()
         if parameter.ndim > 1:
-            gradient = gradient.flatten(1)
-            wide = gradient.shape[0] < gradient.shape[1]
+            gradient = gradient.flatten(1).T if wide else gradient.flatten(1)
             if count % self.gap == 0:
-                state["basis"] = leading_directions(gradient, self.rank)
-            gradient = project(gradient, state["basis"])
+                basis = leading_directions(gradient, self.rank)
+                state["basis"] = align(basis, state["basis"]) if count else basis.contiguous()
+            gradient = gradient @ state["basis"]
         if not count:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(gradient)
@@ -77,7 +72,8 @@ class ProjectedAdamW(torch.optim.Optimizer):
         state["step"] += 1
         update = adam_update(state, gradient, count + 1, group["betas"], group["eps"])
         if parameter.ndim > 1:
-            update = self.scale * project_back(update, state["basis"], wide).view_as(parameter)
+            update = self.scale * update @ state["basis"].T  # [long, short]
+            update = (update.T if wide else update).reshape(parameter.shape)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 

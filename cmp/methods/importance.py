@@ -39,6 +39,12 @@ class _QuadraticPenalty(torch.autograd.Function):
         return 2 * gradient * pull, None, None
 
 
+def penalty_gradient(state: TrainState, name: str, parameter: Tensor) -> Tensor:
+    """Return the gradient of `penalty` with respect to one parameter."""
+    kept = state.method_state
+    return 2 * kept[f"importance/{name}"] * (parameter - kept[f"anchor/{name}"])
+
+
 def penalty(state: TrainState) -> Tensor:
     """Return the sum over parameters of importance * (theta - anchor)^2, in fp32."""
     kept = state.method_state

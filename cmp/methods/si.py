@@ -2,7 +2,8 @@
 
 A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
 ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
--g dtheta. g is the gradient of the whole loss after clipping, dtheta the optimizer's change.
+-g dtheta. g is the gradient of the loss without SI's own penalty, before it is clipped, and dtheta
+what the optimizer changed.
 """
 
 import torch
@@ -26,16 +27,25 @@ def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]
 
 
 @torch.no_grad()
+def after_backward(state: TrainState) -> None:
+    """Keep the gradient of the loss without the penalty."""
+    strength = state.config.method.get("strength")
+    for name, parameter in trainable_parameters(state.model).items():
+        if parameter.grad is not None:
+            pull = strength * importance.penalty_gradient(state, name, parameter)
+            state.method_state[f"gradient/{name}"] = parameter.grad - pull
+
+
+@torch.no_grad()
 def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
     """Take the optimizer's step and add it to the path integral."""
-    moving = [
-        (name, parameter, parameter.grad, parameter.detach().clone())
-        for name, parameter in trainable_parameters(state.model).items()
-        if parameter.grad is not None
-    ]
+    kept, parameters = state.method_state, trainable_parameters(state.model)
+    gradients = {name: kept.pop(f"gradient/{name}", None) for name in parameters}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer.step()
-    for name, parameter, gradient, old in moving:
-        state.method_state[f"path/{name}"].addcmul_(gradient, old.sub_(parameter))
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            kept[f"path/{name}"].addcmul_(gradient, before[name].sub_(parameters[name]))
 
 
 @torch.no_grad()
@@ -49,5 +59,12 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
 
 
 register("method", "si", {"strength": 0.5, "damping": 1.0})(
-    UpdateMethod(importance.prepare, begin_task, losses, step=step, end_task=end_task)
+    UpdateMethod(
+        importance.prepare,
+        begin_task,
+        losses,
+        after_backward=after_backward,
+        step=step,
+        end_task=end_task,
+    )
 )

@@ -18,6 +18,10 @@ from cmp.training import TrainState, UpdateMethod
 INITIAL_SCALE = 0.1
 
 
+KAIMING = 6**0.5
+"""Kaiming's uniform distribution, of which the random matrices are, is within sqrt(6 / fan_in)."""
+
+
 class VeraAdapter(adapters.Adapter):
     """d and b of one layer; A and B are no part of its state."""
 
@@ -69,7 +73,7 @@ def prepare(state: TrainState) -> None:
             rank = layer.adapter.rank
             down = adapters.init_uniform(layer.weight.new_empty(rank, columns), columns, generator)
             up = adapters.init_uniform(layer.weight.new_empty(rows, rank), rank, generator)
-            shared[rows, columns] = (down, up)
+            shared[rows, columns] = (KAIMING * down, KAIMING * up)
         cast(VeraAdapter, layer.adapter).share(*shared[rows, columns])
 
 

@@ -25,6 +25,8 @@ READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
 }
 """`reader.kind` -> reader of files. A table in memory is read by `tables.read_frame`."""
 
+NOTHING_LEFT = "no image is left that could be used"
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetState:
@@ -32,7 +34,8 @@ class DatasetState:
 
     Attributes:
         dataset: The manifest.
-        state: "present", "absent", "partial" (files are missing), "wrong counts" or "faulty".
+        state: "present", "absent", "partial" (files are missing), "wrong counts", "faulty", or
+            "empty" (no image is left).
         reason: Why it is not present, in words.
         index: What was found, if anything.
     """
@@ -89,9 +92,10 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
         raise CmpError(f"{min(taken)}: name: an embedded dataset has this name, too; change it")
     rows = np.flatnonzero(embedded.table["dataset"].isin(names))
     stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
-    pixels = [images.decode_rgba(each.read(n)) for each in indexes for n in each.table["position"]]
+    files = images.image_files(indexes)
+    pixels = files.decode(range(len(files.positions)), images.decode_rgba)
     return build_corpus(
-        torch.cat([embedded.images[torch.from_numpy(rows)], torch.from_numpy(np.stack(pixels))]),
+        torch.cat([embedded.images[torch.from_numpy(rows)], pixels]),
         [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
         [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
     )
@@ -148,7 +152,10 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
     """
     if dataset.reader.kind not in READERS:
         raise CmpError(f"{dataset.name}: reader.kind: {dataset.reader.kind!r} reads no files")
-    return READERS[dataset.reader.kind](dataset, root)
+    try:
+        return READERS[dataset.reader.kind](dataset, root)
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{dataset.name}: cannot be read ({error})") from error
 
 
 def check_images(index: ImageIndex) -> ImageIndex:
@@ -165,19 +172,17 @@ def check_images(index: ImageIndex) -> ImageIndex:
             is left.
     """
     refuse_faults(index.dataset, index.faults)
-    damaged = images.damaged_images(index)
+    usable, damaged = images.usable_images(index)
     refuse_faults(index.dataset, damaged)
-    names = {fault.where for fault in damaged}
-    table = index.table[~index.table["source"].isin(names)].reset_index(drop=True)
-    if table.empty:
-        raise CmpError(f"{index.dataset.name}: no image is left that could be used")
-    labels = set(table["label"])
+    if usable.table.empty:
+        raise CmpError(f"{index.dataset.name}: {NOTHING_LEFT}")
+    labels = set(usable.table["label"])
     classes = [name for name in index.classes if index.target_count or name in labels]
-    return dataclasses.replace(index, table=table, faults=index.faults + damaged, classes=classes)
+    return dataclasses.replace(usable, faults=index.faults + damaged, classes=classes)
 
 
 def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetState:
-    """Find out what there is of a set.
+    """Find out what there is of a set, however often it was looked at before.
 
     Args:
         dataset: The manifest.
@@ -189,13 +194,18 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     except CmpError as error:
         state = "absent" if isinstance(error, fomo.AbsentError) else "faulty"
         return DatasetState(dataset, state, str(error).removeprefix(f"{dataset.name}: "))
-    faults = index.faults + (images.damaged_images(index) if decode else [])
-    index = dataclasses.replace(index, faults=faults)
+    usable, damaged = images.usable_images(index, anew=True) if decode else (index, [])
+    faults = index.faults + damaged
+    index = dataclasses.replace(usable, faults=faults)
     state, reason = "present", ""
-    if missing := [fault.where for fault in faults if fault.kind == "missing file"]:
+    if index.table.empty:
+        state, reason = "empty", "; ".join(filter(None, [NOTHING_LEFT, summarise_faults(faults)]))
+    elif missing := [fault.where for fault in faults if fault.kind == "missing file"]:
         total = len(index.table) + len(missing)
         state = "partial"
+        others = summarise_faults([fault for fault in faults if fault.kind != "missing file"])
         reason = f"{len(missing)} of {total} images are missing, such as {missing[0]}"
+        reason += f"; {others}" if others else ""
     elif faults:
         state, reason = "faulty", summarise_faults(faults)
     elif reason := count_differences(index):

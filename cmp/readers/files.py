@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
@@ -29,6 +30,30 @@ from cmp.files import (
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
 
+MAX_TEXT_BYTES = 2**30
+"""Largest file of text that is read, such as a list of the images of a set."""
+MAX_YAML_BYTES = 2**24
+"""Largest YAML file that is read; they are written by hand, and PyYAML takes its time."""
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a file.
+
+    Args:
+        path: A regular file; a pipe might never end, and a device never does.
+        limit: Its largest size in bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, too large, or not in UTF-8.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > limit:
+        raise ValueError(f"it has {found.st_size:,} bytes; at most {limit:,} are taken")
+    return path.read_text(encoding="utf-8")
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the tree of keys in a YAML file.
@@ -37,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         CmpError: The file cannot be read or holds no keys.
     """
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(read_text(path, MAX_YAML_BYTES))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -49,12 +74,20 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: It is no JSON, or nested too deeply.
+        ValueError: It is no JSON, nested too deeply, or an object has a key twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python would take the last of several values of a key."""
+    if len(tree := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return tree
 
 
 @contextlib.contextmanager
@@ -144,3 +177,65 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
         if not unique or (kind in checks and not checks[kind](table[name])):
             raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
     return table
+
+
+class Stamp(NamedTuple):
+    """What is known of a file without reading it.
+
+    Attributes:
+        size: Size in bytes, -1 where there is no file.
+        changed: When it changed, or another number that does not stay the same then.
+        problem: Why it must not be read, as the kind of a fault.
+    """
+
+    size: int
+    changed: int = 0
+    problem: str = ""
+
+
+NO_FILE = Stamp(-1, problem="missing file")
+
+
+def file_stamp(root: Path, name: str) -> Stamp:
+    """Return what is known of a file in a folder.
+
+    One that is written over at the same size, its time set back, has changed as well.
+
+    Args:
+        root: The folder, which nothing outside is looked at for.
+        name: The file's path, relative to the folder or with it.
+    """
+    inside = name.removeprefix(f"{root}/")
+    if inside.startswith("/") or ".." in inside.split("/"):
+        return NO_FILE._replace(problem="path lies outside")
+    try:
+        found = os.stat(os.path.join(root, inside or "."))
+    except (OSError, ValueError):  # a NUL in the name, or half a character
+        return NO_FILE
+    if not stat.S_ISREG(found.st_mode):
+        return NO_FILE._replace(problem="no regular file")
+    return Stamp(found.st_size, found.st_ctime_ns)
+
+
+def read_file(root: Path, names: list[str], position: int) -> bytes:
+    """Return one of some files.
+
+    Args:
+        root: The folder that relative paths start from.
+        names: Paths of the images.
+        position: Which one.
+    """
+    return (root / names[position]).read_bytes()
+
+
+def read_span(files: list[Path], spans: np.ndarray, position: int) -> bytes:
+    """Return one of the images that lie uncompressed inside larger files, such as tars.
+
+    Args:
+        files: The larger files.
+        spans: int64 [N, 3], of each image the number of its file, its offset and size in bytes.
+        position: Which one.
+    """
+    number, offset, size = map(int, spans[position])
+    with files[number].open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.readers import tables, tars
-from cmp.readers.files import parse_json
-from cmp.readers.index import Fault, ImageIndex, Row, build_index, read_file, read_span
+from cmp.readers import tars
+from cmp.readers.files import Stamp, file_stamp, parse_json, read_file, read_span, read_text
+from cmp.readers.index import Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
 
@@ -65,24 +65,22 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     classes = [str(name) for name in _load_info(class_names, list)] if labelled else []
     rows, faults, targets, spans = [], [], set(), []
     in_folder = images.is_dir()
-    if in_folder:
-        files = {path: (0, 0, size) for path, size in tables.walk_files(images)}
-    else:
-        members = (member for member, _ in tars.tar_members(archive, faults))
-        files = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
+    members = () if in_folder else (member for member, _ in tars.tar_members(archive, faults))
+    changed = 0 if in_folder else archive.stat().st_ctime_ns
+    held = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
     for split, name, about in _listed_images(dataset, info):
         target, source = about.get("target"), f"{folder}/{name}"
-        if name.startswith("/") or ".." in name.split("/"):
-            faults.append(Fault("path lies outside", source))
-        elif classes and not (type(target) is int and 0 <= target < len(classes)):
+        if classes and not (type(target) is int and 0 <= target < len(classes)):
             faults.append(Fault("target is no class", source))
         else:
-            spans.append(files.get(name, (0, 0, -1)))
-            size, label = spans[-1][2], classes[target] if classes else ""
+            spans.append(held.get(name, (0, 0, -1)))
+            stamp = Stamp(spans[-1][2], changed, "missing file")
+            stamp = file_stamp(images, name) if in_folder else stamp
+            label = classes[target].strip() if classes else None
             caption = about.get("default_caption")
             if caption is None:  # where both are null, an image is only named
                 caption = about.get("synthetic_merged_caption")
-            rows.append(Row(source, size, split, label, caption))
+            rows.append(Row(source, stamp, split, label, caption))
             targets.add(target if classes else 0)
     read = functools.partial(read_file, root, [row.source for row in rows])
     if not in_folder:
@@ -94,7 +92,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
 
 def _load_info(path: Path, kind: type) -> Any:
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, kind):

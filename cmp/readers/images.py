@@ -3,34 +3,46 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import math
 import os
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
+import pandas as pd
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 from tqdm import tqdm
 
+from cmp.config import Preprocessing
 from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
-from cmp.readers.files import parse_json
+from cmp.readers.files import parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex, ReadImage
+from cmp.readers.manifest import Split
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS, LARGE = 100_000_000, 10_000_000
+"""Pixels that an image may have, and above which no two are checked at a time: they fill memory."""
+_large_images = threading.Lock()
 CROP_AREA, CROP_RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
 """Ranges of a training crop: its share of the image's area, and its width over its height, as in
 the reference (spec 1.3)."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """What Pillow raises at a damaged file, and at one that unpacks to too much."""
+MAX_RATIO = 16
+"""How many times as long as wide an image may be before its ends are cut off."""
 CHECK_BLOCK = 64
 """Images that are checked at a time."""
 
@@ -47,12 +59,14 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
             as long as its sides are no shorter than this many pixels.
 
     Raises:
-        ValueError: If it has more than `MAX_PIXELS` pixels.
+        DecompressionBombError: If it has more than `MAX_PIXELS` pixels.
     """
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; at most {MAX_PIXELS} are taken")
+        raise Image.DecompressionBombError(
+            f"{width} x {height} pixels; at most {MAX_PIXELS:,} are taken"
+        )
     if min_side and image.format == "JPEG" and min(image.size) >= 2 * min_side:
         scale = min_side / min(image.size)
         image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
@@ -73,30 +87,41 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def centre_crop(content: bytes, side: int) -> np.ndarray:
-    """Decode the largest square in the middle of an image, for evaluation.
+def prepare_image(content: bytes, how: Preprocessing) -> np.ndarray:
+    """Decode an image as a network sees it in evaluation, as open_clip's `image_transform` does.
+
+    What is transparent is white here, and the ends of an image that is more than `MAX_RATIO` times
+    as long as wide are cut off before it is resized, since it would take any amount of memory.
 
     Args:
         content: The file.
-        side: Side of the result in pixels.
+        how: How it is resized.
 
     Returns:
-        uint8 [3, side, side].
+        uint8 [3, how.size, how.size].
     """
-    image = open_image(content, 2 * side)
-    width, height = image.size
-    part = min(width, height)
-    left, top = (width - part) / 2, (height - part) / 2
-    return _resize(image, (left, top, left + part, top + part), side)
+    image, side = convert_to_rgb(open_image(content)), how.size
+    size = [side, side]
+    if how.resize_mode == "longest":
+        size = [max(1, round(side * length / max(image.size))) for length in image.size]
+    elif how.resize_mode == "shortest":
+        cut = [max(0, length - MAX_RATIO * min(image.size)) // 2 for length in image.size]
+        image = ImageOps.crop(image, (*cut, *cut))
+        size = [int(side * length / min(image.size)) for length in image.size]
+    bilinear = how.interpolation == "bilinear"
+    resized = image.resize(size, Resampling.BILINEAR if bilinear else Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), (how.fill_color,) * 3)
+    square.paste(resized, [(side - n) // 2 if n < side else -round((n - side) / 2) for n in size])
+    return np.asarray(square).transpose(2, 0, 1)
 
 
-def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
+def random_crop(content: bytes, numbers: np.ndarray, side: int) -> np.ndarray:
     """Decode a random part of an image, for training.
 
     Args:
         content: The file.
-        side: Side of the result in pixels.
         numbers: Four numbers in [0, 1) that decide the part's area, shape, and where it lies.
+        side: Side of the result in pixels.
 
     Returns:
         uint8 [3, side, side].
@@ -108,12 +133,8 @@ def random_crop(content: bytes, side: int, numbers: np.ndarray) -> np.ndarray:
     width = min(image.width, math.sqrt(pixels * ratio))
     height = min(image.height, math.sqrt(pixels / ratio))
     left, top = across * (image.width - width), down * (image.height - height)
-    return _resize(image, (left, top, left + width, top + height), side)
-
-
-def _resize(image: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
-    """A part of an image in RGB, resized to a square: uint8 [3, side, side]."""
-    square = convert_to_rgb(image).resize((side, side), Image.Resampling.BICUBIC, box=box)
+    box = (left, top, left + width, top + height)
+    square = convert_to_rgb(image).resize((side, side), Resampling.BICUBIC, box=box)
     return np.asarray(square).transpose(2, 0, 1)
 
 
@@ -126,26 +147,26 @@ class ImageFiles:
         set_ids: int [N], the number of each image's set.
         positions: int [N], the position of each image in its set.
         sources: object [N], each image's name.
-        side: Side in pixels of what `files[rows]` gives.
+        preprocessing: How what `files[rows]` gives is prepared.
     """
 
     readers: list[ReadImage]
     set_ids: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
-    side: int = 224
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
-        """Return the middle of each image: uint8 [B, 3, side, side]."""
-        return self._decode_rows(np.asarray(rows), self.side, centre_crop)
+        """Return images prepared for evaluation: uint8 [B, 3, size, size]."""
+        return self.decode(rows.tolist(), functools.partial(prepare_image, how=self.preprocessing))
 
-    def at(self, side: int) -> "ImageFiles":
-        """Return the same images at another side.
+    def at(self, preprocessing: Preprocessing) -> "ImageFiles":
+        """Return the same images prepared in another way.
 
         Args:
-            side: Side in pixels of what indexing gives.
+            preprocessing: How what indexing gives is prepared.
         """
-        return dataclasses.replace(self, side=side)
+        return dataclasses.replace(self, preprocessing=preprocessing)
 
     def read(self, row: int) -> bytes:
         """Return the file of one image.
@@ -170,21 +191,30 @@ class ImageFiles:
             uint8 [B, 3, side, side], or fewer with `local`.
         """
         numbers = generator.random((len(rows), 4))[local]
-        return self._decode_rows(rows[local], side, random_crop, numbers)
+        crop = functools.partial(random_crop, side=side)
+        return self.decode(rows[local].tolist(), crop, numbers)
 
-    def _decode_rows(self, rows: np.ndarray, side: int, crop: Callable, *numbers) -> Tensor:
-        """Crop each image to uint8 [3, side, side]; `numbers` has an entry per row, if any."""
-        images = np.empty((len(rows), 3, side, side), np.uint8)
-        for sample, row in enumerate(rows):
+    def decode(self, rows: Iterable[int], make: Callable[..., np.ndarray], *numbers) -> Tensor:
+        """Return what `make` makes of each file, stacked.
+
+        Args:
+            rows: Rows in the corpus.
+            make: Takes a file's content and its row of each of `numbers`.
+            *numbers: Arrays with a row per image.
+
+        Raises:
+            CmpError: A file cannot be decoded.
+        """
+        images = []
+        for row, *entries in zip(rows, *numbers, strict=True):
             try:
-                content = self.read(int(row))
-                images[sample] = crop(content, side, *(entries[sample] for entries in numbers))
+                images.append(make(self.read(row), *entries))
             except DECODE_ERRORS as error:
                 raise CmpError(
                     f"{self.sources[row]}: cannot be read ({error}), though its set was checked; "
                     "has it changed since?"
                 ) from error
-        return torch.from_numpy(images)
+        return torch.from_numpy(np.stack(images))
 
 
 def image_files(indexes: list[ImageIndex]) -> ImageFiles:
@@ -202,38 +232,67 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
     )
 
 
-def damaged_images(index: ImageIndex) -> list[Fault]:
-    """Decode every image of a set once, and return those that cannot be decoded.
+def usable_images(index: ImageIndex, anew: bool = False) -> tuple[ImageIndex, list[Fault]]:
+    """Leave out the images of a set that cannot be decoded, or are listed in two splits.
 
-    The result is kept in the build folder under the index's hash, and looked up the next time.
+    Every image is decoded once. The result is kept in the build folder, and looked up for as long
+    as no file changes. An image that is listed in two splits stays in training alone; only those
+    of FoMo-in-Flux are its authors', and left as they are.
 
     Args:
         index: The set.
+        anew: Whether to decode even where a result is kept.
 
     Returns:
-        A fault per damaged image.
+        The set with its `content` filled in, and a fault for each image that is left out.
     """
-    path = build_folder() / "checked" / f"{index.data_hash()}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Fault(*pair) for pair in parse_json(path.read_text())]
-    images = list(zip(index.table["source"], index.table["position"], strict=True))
+    path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
+    try:
+        content, found = [] if anew else parse_json(read_text(path))
+    except (OSError, ValueError):  # there is no result
+        content, found = _examine(index)
+        write_atomic(path, json.dumps([content, found]))
+    faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in found]
+    table = index.table.drop(index=[row for row, _ in found]).reset_index(drop=True)
+    return dataclasses.replace(index, table=table, content=content), faults
 
-    def check_block(start: int) -> list[Fault]:
-        faults = []
-        for source, position in images[start : start + CHECK_BLOCK]:
-            try:
-                open_image(index.read(position)).load()
-            except DECODE_ERRORS:
-                faults.append(Fault("corrupt image", source))
-        return faults
 
-    starts = range(0, len(images), CHECK_BLOCK)
+def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
+    """The sha256 of the images that can be used, and row and kind of fault of all others."""
+    positions = index.table["position"].tolist()
+
+    def check_block(start: int) -> list[tuple[str, str]]:
+        return [_check_image(index.read, each) for each in positions[start : start + CHECK_BLOCK]]
+
+    starts = range(0, len(positions), CHECK_BLOCK)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow frees the lock
         checked = pool.map(check_block, starts)
         bar = tqdm(checked, f"check {index.dataset.name}", len(starts), leave=False)
-        faults = [fault for block in bar for fault in block]
-    write_atomic(path, json.dumps(faults))
-    return faults
+        results = [result for block in bar for result in block]
+    images = pd.DataFrame(results, columns=["digest", "fault"])
+    split = index.table["split"].map(list(get_args(Split)).index)
+    if index.dataset.reader.kind != "fomo":
+        repeated = split > split.groupby(images["digest"]).transform("min")
+        repeated &= index.table["given"] & (images["fault"] == "")
+        images.loc[repeated, "fault"] = "image of another split, too"
+    bad = images["fault"][images["fault"] != ""]
+    content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
+    return content.hexdigest(), list(zip(bad.index.tolist(), bad, strict=True))
+
+
+def _check_image(read: ReadImage, position: int) -> tuple[str, str]:
+    """The sha256 of an image, and what is wrong with it, or ""."""
+    digest = ""
+    try:
+        content = read(position)
+        digest = hashlib.sha256(content).hexdigest()
+        image = open_image(content)
+        with _large_images if image.width * image.height > LARGE else contextlib.nullcontext():
+            image.load()
+    except DECODE_ERRORS as error:
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        return digest, f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
+    return digest, ""
 
 
 def decode_rgba(content: bytes) -> np.ndarray:
@@ -247,7 +306,7 @@ def decode_rgba(content: bytes) -> np.ndarray:
     Returns:
         uint8 [4, 32, 32], RGBA.
     """
-    image = Image.open(io.BytesIO(content)).convert("RGBA").convert("RGBa")
+    image = open_image(content).convert("RGBA").convert("RGBa")
     scale = IMAGE_SIZE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))

@@ -2,55 +2,35 @@
 
 import hashlib
 import json
-import os
+import re
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
+from cmp.readers.files import Stamp
 from cmp.readers.manifest import SPLIT_SHARES, FileSet, Split
 from cmp.seeds import unit_interval
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Largest size of an image file."""
+MAX_KINDS = 8
+"""Kinds of faults that are told of a set."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 """Name of a folder or value of a column -> split."""
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes in a name that are no text, and of some escapes in JSON."""
 
 
 ReadImage = Callable[[int], bytes]
 """Returns the file of an image by its position among those that a reader found, or raises `OSError`
 or `ValueError`. Other processes must be able to have it, so it is no function inside another."""
-
-
-def read_file(root: Path, names: list[str], position: int) -> bytes:
-    """Return one of some files.
-
-    Args:
-        root: The folder that relative paths start from.
-        names: Paths of the images.
-        position: Which one.
-    """
-    return (root / names[position]).read_bytes()
-
-
-def read_span(files: list[Path], spans: np.ndarray, position: int) -> bytes:
-    """Return one of the images that lie uncompressed inside larger files, such as tars.
-
-    Args:
-        files: The larger files.
-        spans: int64 [N, 3], of each image the number of its file, its offset and size in bytes.
-        position: Which one.
-    """
-    number, offset, size = map(int, spans[position])
-    with files[number].open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), size, offset)
 
 
 class Fault(NamedTuple):
@@ -71,12 +51,14 @@ class ImageIndex:
 
     Attributes:
         dataset: The manifest, its task filled in.
-        table: One row per image: `source`, its name; `size` in bytes; `split`; `label`;
-            `captions`, a list of texts; `position`, by which `read` takes it.
+        table: One row per image: `source`, its name; `size` in bytes and `changed`, see
+            `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
+            texts; `position`, by which `read` takes it.
         read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.
         target_count: Number of classes that have images, where several share a name.
+        content: The sha256 of all images, once they were checked.
     """
 
     dataset: FileSet
@@ -85,17 +67,21 @@ class ImageIndex:
     faults: list[Fault]
     classes: list[str]
     target_count: int | None = None
+    content: str = ""
 
-    def data_hash(self) -> str:
+    def data_hash(self, *more: str) -> str:
         """Return a sha256 of what decides a result.
 
-        That is role, task, prompt, classes, and each image's name, size, split, label and captions.
-        No pixels are read.
+        That is role, task, prompt, classes, the content of the images once they were checked, and
+        each one's name, size, split, label and captions. No pixels are read here.
+
+        Args:
+            *more: Further columns of the table that count.
         """
         about = [self.dataset.role, self.dataset.task, self.dataset.prompt, self.classes]
-        digest = hashlib.sha256(json.dumps(about).encode())
-        columns = [self.table[name] for name in ("source", "size", "split", "label", "captions")]
-        for row in zip(*columns, strict=True):
+        digest = hashlib.sha256(json.dumps([*about, self.content]).encode())
+        names = ("source", "size", "split", "label", "captions", *more)
+        for row in zip(*(self.table[name].tolist() for name in names), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
@@ -124,16 +110,16 @@ class Row(NamedTuple):
 
     Attributes:
         source: Name of the image.
-        size: Size in bytes, -1 where there is no file.
+        stamp: What is known of its file.
         split: Split as the files name it, "" where they do not.
-        label: Class name, "" where there is none.
+        label: Class name, None where files have none, "" where it is empty.
         captions: What was found as caption, None where nothing was.
     """
 
     source: str
-    size: int
+    stamp: Stamp
     split: str
-    label: str
+    label: str | None
     captions: object
 
 
@@ -154,20 +140,22 @@ def build_index(
     Returns:
         The index, with sorted class names, and with the faults of the rows added.
     """
-    labelled = any(row.label for row in rows if 0 < row.size <= MAX_IMAGE_BYTES)
+    labelled = any(row.label is not None for row in rows)
     shares = dataset.splits or SPLIT_SHARES[dataset.role]
     names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
     faults, kept = list(faults), []
-    for position, (source, size, split, label, captions) in enumerate(rows):
+    for position, (source, (size, changed, _), split, label, captions) in enumerate(rows):
         texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
         if kind := _row_fault(rows[position], texts, labelled):
             faults.append(Fault(kind, source))
             continue
-        split = SPLIT_NAMES.get(split.lower())
-        split = split or names[bisect(ends, unit_interval("split", source))]
+        given = SPLIT_NAMES.get(split.lower())
+        split = given or names[bisect(ends, unit_interval("split", source))]
         if split in SPLIT_SHARES[dataset.role]:
-            kept.append((source, size, split, label or dataset.name, texts, position))
-    table = pd.DataFrame(kept, columns=[*Row._fields, "position"])
+            label = label or dataset.name
+            kept.append((source, size, changed, split, bool(given), label, texts, position))
+    columns = ["source", "size", "changed", "split", "given", "label", "captions", "position"]
+    table = pd.DataFrame(kept, columns=columns)
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})
     return ImageIndex(dataset, table, read, faults, sorted(table["label"].unique()))
@@ -182,10 +170,14 @@ def _caption_texts(captions: object) -> list[str] | None:
 
 def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
     """What is wrong with an image, or ""; `labelled`: other images of the set have labels."""
-    if row.size <= 0:
-        return "empty file" if row.size == 0 else "missing file"
-    if row.size > MAX_IMAGE_BYTES:
+    if row.stamp.size <= 0:
+        return row.stamp.problem or "empty file"
+    if row.stamp.size > MAX_IMAGE_BYTES:
         return "file is too large"
+    if HALF_CHARACTER.search("".join((row.source, row.label or "", *(texts or ())))):
+        return "name is not UTF-8"
+    if row.split and row.split.lower() not in SPLIT_NAMES:
+        return f"split {row.split:.40} is not known"
     if labelled and not row.label:
         return "label is missing"
     if row.captions is None and not row.label:
@@ -196,17 +188,18 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
 
 
 def summarise_faults(faults: list[Fault]) -> str:
-    """Return one line with the number of faults of each kind, and the first three by name.
+    """Return one line with the faults by kind, the first three of each by name.
 
     Args:
         faults: The faults.
     """
-    parts = []
-    for kind in dict.fromkeys(fault.kind for fault in faults):
+    parts, kinds = [], list(dict.fromkeys(fault.kind for fault in faults))
+    for kind in kinds[:MAX_KINDS]:
         names = [fault.where for fault in faults if fault.kind == kind]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         parts.append(f"{kind}: {', '.join(names[:3])}{more}")
-    return "; ".join(parts)
+    text = "; ".join(parts) + "; ..." * (len(kinds) > MAX_KINDS)
+    return text.encode(errors="replace").decode()
 
 
 def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:

@@ -109,9 +109,9 @@ def _infer_table(folder: Path) -> Inference | None:
 
 
 def _infer_folder(folder: Path) -> Inference | None:
-    splits = [SPLIT_NAMES[path.name.lower()] for path in split_folders(folder)]
+    splits = [SPLIT_NAMES.get(path.name.lower(), path.name) for path in split_folders(folder)]
     depth = 1 if splits else 0
-    paths = [path for path, _ in itertools.islice(walk_files(folder), MAX_FILES)]
+    paths = itertools.islice(walk_files(folder), MAX_FILES)
     parts = [path.split("/") for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
     classes = [names[depth] for names in parts if len(names) > depth + 1]
     if not classes:

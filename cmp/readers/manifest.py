@@ -47,10 +47,10 @@ SPLIT_SHARES: dict[str, dict[str, float]] = {
 
 
 def _check_prompt(prompt: str) -> str:
-    """Return the prompt if it has exactly one empty placeholder."""
-    fields = [field for _, field, _, _ in string.Formatter().parse(prompt) if field is not None]
-    if fields != [""]:
-        raise ValueError(f"{prompt!r} must hold exactly one {{}}")
+    """Return the prompt if it has exactly one placeholder, without a format of its own."""
+    fields = [field for _, *field in string.Formatter().parse(prompt) if field[0] is not None]
+    if fields != [["", "", None]]:
+        raise ValueError(f"{prompt!r:.80} must hold exactly one {{}}")
     return prompt
 
 
@@ -64,8 +64,8 @@ Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]
 Year = Annotated[int, Field(ge=1900, le=2100)]
 
 
-class StrictModel(BaseModel, extra="forbid", frozen=True):
-    """A frozen pydantic model that refuses unknown keys."""
+class StrictModel(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """A frozen pydantic model that refuses unknown keys, and numbers that are none."""
 
 
 class FolderReader(StrictModel):
@@ -179,7 +179,7 @@ class FileSet(StrictModel):
     faults: Literal["refuse", "skip"] = "refuse"
     beside: Literal["embedded"] | None = None
     counts: Counts | None = None
-    zero_shot: float | None = None
+    zero_shot: Annotated[float, Field(ge=0, le=100)] | None = None
 
     @model_validator(mode="after")
     def _check_splits(self) -> "FileSet":
@@ -201,12 +201,16 @@ class FileSet(StrictModel):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there is none.
+            CmpError: If there is none, or if the pattern would search folders beyond the root.
         """
-        pattern = os.path.join(glob.escape(str(root)), self.reader.path)
-        files = sorted(map(Path, glob.glob(pattern, recursive=True, include_hidden=True)))
+        pattern, parts = self.reader.path, Path(self.reader.path).parts
+        if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
+            raise CmpError(f"{self.name}: reader.path: {pattern!r:.80}: ** stays within {root}")
+        pattern = os.path.join(glob.escape(str(root)), pattern)
+        found = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
+        files = sorted(path for path in found if path.is_file())
         if not files:
-            raise CmpError(f"{self.name}: reader.path: there is no {root / self.reader.path}")
+            raise CmpError(f"{self.name}: reader.path: there is no file {pattern:.200}")
         return files
 
 
@@ -228,10 +232,10 @@ def manifest_folders(source: str) -> list[tuple[Path, Path]]:
     if source in named_sources() and source != "embedded":
         data = build_folder() / source
         return [(MANIFESTS / source, data), (data, data)]
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(source))
+    if not os.path.isdir(folder):  # which takes any text
         names = ", ".join(named_sources())
-        raise CmpError(f"data: {source!r} is no folder of manifests, nor one of {names}")
+        raise CmpError(f"data: {source!r:.200} is no folder of manifests, nor one of {names}")
     return [(folder, folder)]
 
 

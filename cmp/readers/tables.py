@@ -1,9 +1,11 @@
 """Images in a folder per class, as torchvision's ImageFolder has them, and images in tables."""
 
 import functools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
+from cmp.readers.files import NO_FILE, Stamp, file_stamp, read_file
 from cmp.readers.index import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
@@ -20,28 +23,24 @@ from cmp.readers.index import (
     ReadImage,
     Row,
     build_index,
-    read_file,
 )
 from cmp.readers.manifest import FileSet
 
 
-def walk_files(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yield all files below a folder, except hidden ones; links to folders are not followed.
+def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
+    """Yield all that lies below a folder, sorted, except hidden files; links are not followed.
 
     Args:
         folder: The folder.
-        prefix: What the paths start with.
-
-    Yields:
-        (path relative to the folder, size in bytes) pairs, sorted.
+        prefix: What the paths start with, beside the folder itself.
     """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from walk_files(entry.path, f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            yield f"{prefix}{entry.name}", entry.stat().st_size
+        else:
+            yield f"{prefix}{entry.name}"
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -54,27 +53,31 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def split_folders(folder: Path) -> list[Path]:
-    """Return the folders right inside a folder if all are called like splits, else none.
+    """Return the folders right inside a folder if all, or several, are called like splits.
+
+    One alone among others is a class, such as trains.
 
     Args:
         folder: The folder.
     """
     inside = visible_folders(folder)
-    return inside if all(path.name.lower() in SPLIT_NAMES for path in inside) else []
+    known = [path for path in inside if path.name.lower() in SPLIT_NAMES]
+    return inside if known == inside or len(known) > 1 else []
 
 
 def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
     An image's class is the name of the top folder that it lies in, with a space for each "_". Where
-    all top folders are called like splits, classes are the folders inside those.
+    top folders are called like splits, see `split_folders`, classes are the folders inside those.
 
     Args:
         dataset: A manifest whose reader is a `FolderReader`.
         root: The folder that its path starts from.
 
     Returns:
-        The index; classes without images are faults.
+        The index; classes without images are faults, and so is all else that lies in a class's
+        folder, and a picture that lies in none.
 
     Raises:
         CmpError: If there is no such folder.
@@ -82,18 +85,23 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     folder = root / dataset.reader.path
     if not folder.is_dir():
         raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
-    rows, classes, used = [], {}, set()
+    rows, faults, classes, used = [], [], {}, set()
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
         classes |= dict.fromkeys(class_folder.name for class_folder in visible_folders(top))
-        for path, size in walk_files(top):
+        for path in walk_files(top):
             label, slash, _ = path.partition("/")
-            if slash and path.lower().endswith(IMAGE_SUFFIXES):
+            source = f"{split}/{path}" if split else path
+            is_picture = path.lower().endswith(IMAGE_SUFFIXES)
+            if slash and is_picture:
                 used.add(label)
-                source = f"{split}/{path}" if split else path
-                rows.append(Row(source, size, split, label.replace("_", " "), None))
-    faults = [Fault("class without images", label) for label in classes if label not in used]
+                name = label.replace("_", " ").strip()
+                rows.append(Row(source, file_stamp(folder, source), split, name, None))
+            elif slash or is_picture:
+                kind = "no picture, by its name" if slash else "picture in no class's folder"
+                faults.append(Fault(kind, source))
+    faults += [Fault("class without images", label) for label in classes if label not in used]
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
@@ -137,7 +145,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     Args:
         dataset: A manifest whose reader is a `TableReader`.
         frame: One row per image; the image is a path, or the bytes of a file.
-        root: The folder that paths start from.
+        root: The folder that paths start from, and that all images lie in.
 
     Returns:
         The index.
@@ -147,12 +155,12 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     """
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
-        sizes = [len(image) if isinstance(image, bytes) else -1 for image in images]
-        return _index_frame(dataset, frame, [""] * len(images), sizes, images.__getitem__)
+        held = [image if isinstance(image, bytes) else None for image in images]
+        stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
+        return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
-    paths = [os.path.join(root, name) if name else "" for name in names]
-    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
-    return _index_frame(dataset, frame, names, sizes, functools.partial(read_file, root, names))
+    stamps = [file_stamp(root, name) if name else NO_FILE for name in names]
+    return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
 
 
 def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
@@ -170,10 +178,12 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 
 
 def _index_frame(
-    dataset: FileSet, frame: pd.DataFrame, names: list[str], sizes: list[int], read: ReadImage
+    dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
     """The index of a table; an image without a name is called by its row."""
-    splits, labels = (map(_text, _column(dataset, frame, key)) for key in ("split", "label"))
+    splits, labels = (_column(dataset, frame, key) for key in ("split", "label"))
+    if dataset.reader.label in frame:
+        labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
     if dataset.reader.caption in frame:  # what pandas has for a missing one is no caption, either
         good = (str, list, tuple, np.ndarray)
@@ -181,12 +191,18 @@ def _index_frame(
     if not {dataset.reader.label, dataset.reader.caption} & set(frame):
         raise CmpError(f"{dataset.name}: reader: name a column of captions or of labels")
     sources = [name or f"row {row}" for row, name in enumerate(names)]
-    rows = list(map(Row, sources, sizes, splits, labels, captions))
+    rows = list(map(Row, sources, stamps, map(_split_text, splits), labels, captions))
     return build_index(dataset, rows, read, [])
 
 
-def _text(value: object) -> str:
-    """A label or a split: a text, or a whole number as text; "" for anything else."""
+def _split_text(value: object) -> str:
+    """A split as a text, whatever was found; "" for a missing one."""
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if is_missing else str(value).strip()
+
+
+def _label_text(value: object) -> str:
+    """A label: a text, or a whole number as text; "" for anything else."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
@@ -205,7 +221,11 @@ def _cached_row_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
 def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
     """A column of bytes, also from one of structs that hold them, as `datasets` writes them."""
     column = file.read_row_group(group, columns=[name])[name]
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    if not pa.types.is_struct(column.type):
+        return column
+    if column.type.get_field_index("bytes") < 0:  # pyarrow would take the last field
+        raise ValueError(f"the structs of {name!r} have no field 'bytes'")
+    return pc.struct_field(column, "bytes")
 
 
 def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
@@ -213,18 +233,22 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     wanted = {getattr(dataset.reader, key) for key in ("image", "caption", "label", "split")}
     files = [pq.ParquetFile(path) for path in paths]
     schema = files[0].schema_arrow
+    if repeated := [name for name in wanted if schema.names.count(name) > 1]:
+        raise ValueError(f"several columns are called {repeated[0]!r}")
     at = schema.get_field_index(image)
     as_bytes = at >= 0 and schema.types[at] not in (pa.string(), pa.large_string())
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     frame = pd.concat([file.read(columns=columns).to_pandas() for file in files])
     if not as_bytes:
         return read_frame(dataset, frame, root)
-    sizes, rows = [], []
+    stamps, rows = [], []
     for number, file in enumerate(files):
+        changed = paths[number].stat().st_ctime_ns
         for group in range(file.num_row_groups):  # bytes are looked at group by group, not kept
             lengths = pc.binary_length(_read_row_group(file, group, image))
-            sizes += lengths.fill_null(-1).to_pylist()
+            sizes = lengths.fill_null(-1).to_pylist()
+            stamps += [Stamp(size, changed, "missing file") for size in sizes]
             rows += [(number, group, row) for row in range(len(lengths))]
     read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, frame, names, sizes, read)
+    return _index_frame(dataset, frame, names, stamps, read)

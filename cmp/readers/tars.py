@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.readers.files import parse_json
-from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index, read_span
+from cmp.readers.files import Stamp, parse_json, read_span
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
@@ -122,6 +122,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     files = dataset.find_files(root)
     rows, faults, spans = [], [], []
     for number, path in enumerate(files):
+        changed = path.stat().st_ctime_ns if path.exists() else 0
         members = tar_members(path, faults)
         for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
             image, texts = None, {}
@@ -134,10 +135,11 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
                     texts[suffix] = _decode_text(member_bytes(member, file)) if short else ""
             if image:
                 about = _parse_object(texts[".json"]) if ".json" in texts else {}
-                label = texts.get(".cls", about.get("label", ""))
-                label = label.strip() if isinstance(label, str) else ""
+                label = texts.get(".cls", about.get("label"))
+                label = label.strip() if isinstance(label, str) else label and ""
                 caption = texts.get(".txt", about.get("caption"))
-                rows.append(Row(f"{path.name}/{key}", image.size, "", label, caption))
+                stamp = Stamp(image.size, changed)
+                rows.append(Row(f"{path.name}/{key}", stamp, "", label, caption))
                 spans.append((number, image.offset_data, image.size))
     read = functools.partial(read_span, files, np.array(spans, np.int64))
     return build_index(dataset, rows, read, faults)
