@@ -82,7 +82,7 @@ def read_packed() -> str:
 
 def read_start(path: Path) -> str:
     """How weights to start from enter a run's id, and their tensors."""
-    run_config = config.parse({"model": {"name": "tiny", "start": str(path)}})
+    run_config = config.parse({"model": {"start": str(path)}})
     return store.start_identity(run_config)[1] + text_of(load_file(path))
 
 
@@ -104,7 +104,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
         [path, *_] = checkpoints.checkpoint_files(manager.folder)
         files.append(Stored(path, partial(read_checkpoint, path)))
     shutil.copytree(embedded_models.WEIGHTS, place / "weights")
-    base = place / "weights" / "tiny-s0-annealed.safetensors"
+    [base] = (place / "weights").glob("*.safetensors")
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
@@ -115,8 +115,8 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     published = results.publish_study(studies.load_study("77"), "quick")
     for path in (published, published.with_name(DIGESTS)):
         files.append(Stored(path, lambda: text_of(results.published_metrics("77"))))
-    merged = place / "merged.safetensors"
-    starts = [embedded_models.base_path("tiny", s, 0) for s in embedded_models.SHIPPED]
+    merged, model = place / "merged.safetensors", run_config.model.name
+    starts = [embedded_models.base_path(model, x, 0) for x in embedded_models.SHIPPED]
     merge_files("interpolation", starts, merged)
     return [*files, Stored(merged, partial(read_start, merged), shows=True)]
 

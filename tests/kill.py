@@ -133,20 +133,24 @@ class _Lane:
         return True
 
 
-def uninterrupted(folder: Path, family: Family | None = None) -> tuple[Outcome, float]:
-    """The run as it ends if nobody kills it, and its seconds with `LANES` at the same time."""
-    builds = [Path(tempfile.mkdtemp(dir=folder, prefix="reference-")) for _ in range(LANES)]
-    children = [Child(build, compute, "", 1, family) for build in builds]
-    for child in children:
-        child.await_run()
-    started = time.monotonic()
-    ends = [child.outcome() for child in children]
-    assert all(end.status == 0 for end in ends), [child.said() for child in children]
-    assert len({end.weights for end in ends}) == 1
-    seconds = time.monotonic() - started
-    for build in builds:
-        shutil.rmtree(build)
-    return ends[0], seconds
+def uninterrupted(folder: Path, *families: Family | None) -> References:
+    """Runs as they end if nobody kills them, and their seconds with `LANES` at the same time."""
+    references: References = {}
+    for first in range(0, len(families), LANES):
+        group = families[first : first + LANES]
+        builds = [Path(tempfile.mkdtemp(dir=folder, prefix="reference-")) for _ in group]
+        pairs = zip(builds, group, strict=True)
+        children = [Child(build, compute, "", 1, family) for build, family in pairs]
+        for child in children:
+            child.await_run()
+        started = time.monotonic()
+        for build, family, child in zip(builds, group, children, strict=True):
+            end = child.outcome()
+            assert end.status == 0 and not end.error, (family, end.error, child.said())
+            known = references.setdefault(family, (end, time.monotonic() - started))[0]
+            assert (known.weights, known.hits) == (end.weights, end.hits)
+            shutil.rmtree(build)
+    return references
 
 
 def main() -> None:
@@ -158,9 +162,7 @@ def main() -> None:
     server()
     with tempfile.TemporaryDirectory() as name, tqdm(total=arguments.kills, unit=" kills") as bar:
         folder = Path(name)
-        references: References = {}
-        for family in tqdm([None, *families()], desc="references"):
-            references[family] = uninterrupted(folder, family)
+        references = uninterrupted(folder, None, None, *families())
         campaign = Campaign(
             references, arguments.kills, folder, random.Random(arguments.seed), bar.update
         )
