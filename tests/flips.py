@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cmp import checkpoints, config, models
 from cmp.checkpoints import CheckpointManager
 from cmp.embedded import models as embedded_models
-from cmp.embedded import packed
+from cmp.embedded import drawn, packed
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
@@ -89,8 +89,9 @@ def read_start(path: Path) -> str:
 def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     """Write a file of each kind, and return how each is read."""
     corpus = small_corpus()  # while the data are in sight
-    shutil.copytree(store_path(DATASET), place / "build" / "data" / DATASET)
     patch.setenv("CMP_BUILD", str(place / "build"))
+    dataset = embedded_manifests()[DATASET]
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     patch.setattr(packed, "load_embedded", lambda *roles: corpus)
     patch.setattr(results, "RESULTS", place / "results")
     patch.setattr(studies, "STUDIES", place)

@@ -77,7 +77,7 @@ def families() -> list[Family]:
     """A run for each choice of each option, some in micro-batches; one in four scores whole test
     sets."""
     rows = [row for row in options.SETTINGS if "stream.traits=by-hand" not in row]
-    rows += [("optimizer.carry=true", "merging.policy=step-ema", "method.name=lora")]
+    rows += [("optimizer.carry=true", "merging.policy=step-ema")]
     rows = [(*row, "evaluation.full=true") if i % 4 == 0 else row for i, row in enumerate(rows)]
     return [Family(row) for row in rows] + [Family(row, 3) for row in rows[::20]]
 
