@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from cmp import checkpoints, config, models
 from cmp.checkpoints import CheckpointManager
-from cmp.embedded import models as embedded_models
 from cmp.embedded import drawn, packed
+from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
