@@ -6,6 +6,7 @@ tests do fewer.
 
 import argparse
 import dataclasses
+import itertools
 import random
 import shutil
 import signal
@@ -36,6 +37,8 @@ LANES = 2
 """Children at the same time."""
 STORING_SHARE, STORING_SPAN = 0.2, 0.08
 """The share of kills that wait until a result is stored, and the seconds within which they come."""
+MOST_KILLS = 4
+"""Kills of one run; then it ends."""
 References = dict[Family | None, tuple[Outcome, float]]
 
 
@@ -58,6 +61,11 @@ class Campaign:
     storing: int = 0
     runs: int = 0
     differences: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        families = list(self.references)
+        self.random.shuffle(families)
+        self.turns = itertools.cycle(families)
 
     def go(self) -> None:
         """Kill, restart and compare, in `LANES` lanes."""
@@ -91,7 +99,8 @@ class _Lane:
 
     def _next_run(self) -> None:
         self.build = Path(tempfile.mkdtemp(dir=self.campaign.folder, prefix="run-"))
-        self.family = self.campaign.random.choice(list(self.campaign.references))
+        self.family = next(self.campaign.turns)
+        self.kills = self.campaign.random.randint(1, MOST_KILLS)
         self._next_child()
 
     def _next_child(self) -> None:
@@ -110,7 +119,7 @@ class _Lane:
             self.deadline = time.monotonic() + campaign.random.uniform(0, span)
         if not self.child.alive():
             return self._ended(self.child.outcome())
-        due = self.deadline is not None and time.monotonic() > self.deadline
+        due = self.deadline is not None and time.monotonic() > self.deadline and self.kills
         if due and campaign.killed < campaign.kills:
             self.child.signal(signal.SIGKILL)
             return self._ended(self.child.outcome())
@@ -121,6 +130,7 @@ class _Lane:
         if end.status == -signal.SIGKILL and end.weights is None:
             campaign.killed += 1
             campaign.storing += self.child.is_storing
+            self.kills -= 1
             campaign.writing += any(self.build.glob(f"checkpoints/*/{PARTIAL_PREFIX}*/*"))
             campaign.tick()
             self._next_child()
