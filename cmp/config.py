@@ -32,12 +32,8 @@ Steps = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Location = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,1000}$")]
-ModelName = Annotated[
-    str,
-    Field(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|(hf-hub|local-dir):[A-Za-z0-9._~/+@-]{1,500})$"
-    ),
-]
+_PLACE = r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|(hf-hub|local-dir):[A-Za-z0-9._~/+@-]{1,500})$"
+ModelName = Annotated[str, Field(pattern=_PLACE)]
 
 
 CurveName = Annotated[str, AfterValidator(partial(check_name, "schedule")), "schedule"]
@@ -376,7 +372,7 @@ class Training:
     steps: Count = 40
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
-    budget: Positive | None = None
+    budget: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

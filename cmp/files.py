@@ -53,14 +53,15 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
 
     Args:
         folder: The folder.
-        name: Letters, digits and hyphens.
+        name: Letters, digits, hyphens and underscores.
         suffix: What follows the name, such as ".parquet".
 
     Raises:
         CmpError: The name is of another form, so that the path could lie elsewhere.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", name):
-        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        words = "it may hold letters, digits, - and _"
+        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}; {words}")
     return folder / f"{name}{suffix}"
 
 

@@ -209,7 +209,8 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
         counts = batch_counts(mixture, candidate, empty_buffer=sizes[2] == 0)
         return all(count <= size for count, size in zip(counts, sizes, strict=True))
 
-    return next((candidate for candidate in range(batch, 0, -1) if fits(candidate)), 0)
+    most = min(batch, sum(sizes))
+    return next((candidate for candidate in range(most, 0, -1) if fits(candidate)), 0)
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:

@@ -179,6 +179,8 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or is of another architecture.
     """
+    if not path.is_file():
+        raise CmpError(f"{path}: there is no such regular file")
     fused = create_fused_model(name)
     names, metadata = _read_header(path)
     if _has_split_attention(names, fused):
@@ -522,7 +524,10 @@ def cached_weights(name: str, start: str) -> Path | None:
         repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")
         file = file or pretrained.HF_WEIGHTS_NAME
         files = [*pretrained._get_safe_alternatives(file), file]
-        paths = [try_to_load_from_cache(repository, file) for file in files]
+        try:
+            paths = [try_to_load_from_cache(repository, file) for file in files]
+        except ValueError as error:
+            raise CmpError(f"model.name: {name!r:.200}: {error}") from error
     else:  # open_clip keeps what it downloads by its address in a folder of its own
         paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
     candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))

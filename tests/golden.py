@@ -30,7 +30,7 @@ from tests import forked, options
 PATH = Path(__file__).with_suffix(".json")
 DEFAULT_RUNS = {
     f"{name} {precision}": [f"model.name={name}", f"training.precision={precision}"]
-    for name in ("tiny", "tiny-vit")  # one of each architecture
+    for name in ("small", "tiny-vit")  # one of each architecture
     for precision in ("bf16", "fp32")
 }
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=16", "evaluation.subset=8"]
@@ -38,6 +38,8 @@ EPS = 1e-4
 STEADY = ("training.precision=fp32", f"optimizer.eps={EPS}", "schedule.peak=2e-4")
 """Settings under which rounding stays rounding: with AdamW's usual eps a gradient of nearly zero
 makes a whole step, in a direction that its last bits decide."""
+STRONG_DECAY = "strong weight decay"
+DEFAULT_RUNS[STRONG_DECAY] = [*STEADY, "optimizer.weight_decay=5.0"]
 
 ENOUGH = {
     "merging.policy": ("stream.tasks=4",),  # some differ only in what a fourth starts from

@@ -24,7 +24,7 @@ def inputs(model, count=4):
     """Images and full-length texts that depend on nothing."""
     noise = torch.Generator().manual_seed(1)
     pixels = torch.randn(count, 3, *model.visual.image_size, generator=noise)
-    return pixels, models.tokenize("tiny", ("a red square", "two flags", "a cat", "b")[:count])
+    return pixels, models.tokenize("small", ("a red square", "two flags", "a cat", "b")[:count])
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
 def test_a_finished_run_is_of_plain_layers(method, tmp_path):
     result = execute(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
     models.save_weights(result.model, tmp_path / "w.safetensors")
-    fresh = models.create_model("tiny")
+    fresh = models.create_model("small")
     models.load_weights(fresh, tmp_path / "w.safetensors")
     assert models.weights_digest(fresh) == models.weights_digest(result.model)
     assert models.weights_digest(fresh) != models.weights_digest(
@@ -202,7 +202,7 @@ def refused(*settings, model=None):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("name=lora", "rank=28"), ("28", "visual.trunk.stem.0", "32 x 27", "at most 27")),
+        (("name=lora", "rank=17"), ("17", "visual.trunk.stem.0", "16 x 27", "at most 16")),
         (("name=galore", "rank=28"), ("28", "positional_embedding", "16 x 128", "at most 16")),
         (("name=lora", "targets=[q_porj]"), ("'q_porj'", "nearest is 'q_proj'")),
         (("name=full", "rank=4"), ("rank: 'full' has none", "lora, dora, vera, galore")),
@@ -235,7 +235,7 @@ def test_combinations_without_sense_are_refused_with_a_reason():
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "lnfit"])
 def test_a_frozen_tower_is_refused(method):
-    model = models.create_model("tiny")
+    model = models.create_model("small")
     model.visual.requires_grad_(False)
     message = refused(f"method.name={method}", model=model)
     assert "visual." in message

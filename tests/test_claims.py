@@ -1,5 +1,8 @@
 """Claims: hand-computed cases, pairing, what intervals and verdicts keep in simulated studies."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +25,7 @@ from cmp.experiments.claims import (
     t_interval,
     verdicts,
 )
+from lab import scoreboard
 
 SIMULATED = 20_000
 
@@ -377,6 +381,42 @@ def test_ranks_are_compared_between_families():
     assert "0.33 rank correlation" in row["sentence"]
     with pytest.raises(CmpError, match="share 0 settings"):
         verdicts(frame, [claim(setting="one", against="two", kind="ranks", margin=0.5)])
+
+
+def test_the_interval_of_a_correlation_stays_a_correlation():
+    """On three replicates, as study 05-transfer has them; one of them is a perfect agreement."""
+    letters = "abcdefghij"
+    one = {f"one: {x}": [float(n)] * 3 for n, x in enumerate(letters)}
+    swapped = {f"other: {x}": [float(n), float(n ^ 1), float((n + 2) % 10)] for n, x in
+               enumerate(letters)}  # fmt: skip
+    row = verdicts(
+        trajectory(**one, **swapped),
+        [claim(setting="one", against="other", kind="ranks", margin=0.5)],
+    ).loc["c"]
+    assert -1 < row["low"] < row["estimate"] < row["high"] < 1
+    assert row["high"] - row["estimate"] < row["estimate"] - row["low"]
+    assert row["verdict"] == "undecided" and row["low"] < 0.5
+    assert row["p_adjusted"] > 0.05
+
+
+def test_a_published_claim_has_one_interval_wherever_it_is_judged():
+    for name in ("05", "05-transfer"):
+        made = claims_of(studies.load_study(name))
+        frames = [
+            store.trajectory(results.published_metrics(each)) for each in ("05", "05-transfer")
+        ]
+        alone = verdicts(frames[name != "05"], made)
+        both = verdicts(pd.concat(frames), made)
+        judged = scoreboard.study_table(name).set_index("claim")
+        for column in ("low", "high", "level"):
+            np.testing.assert_allclose(alone[column], both[column])
+            np.testing.assert_allclose(alone[column], judged[column].astype(float))
+
+
+def test_chapter_05_corrects_each_study_s_claims_apart():
+    source = (Path(studies.STUDIES).parent / "05_scaling.md").read_text()
+    judged = re.findall(r"claims\.verdicts\(full, claims\.claims_of\((\w+)\)\)", source)
+    assert judged == ["study", "transfer"]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,31 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["cmpt pretrain tiny schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
+        (["run", "quick", "foo=1"], ["foo: there is no such key"]),
+        (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
+        (["budget", "--models", "--total", "nan"], ["--total", "nan"]),
+        (["budget", "--total", "inf"], ["--total", "inf"]),
+        (["budget", "--total", "1e300"], ["--total", "at most"]),
+        (["plan", "--gmafs", "inf"], ["compute", "inf"]),
+        (["plan", "--gpu-hours", "1e300"], ["compute", "at most"]),
+        (["run", "quick", "training.budget=1e300"], ["training.budget", "1000000"]),
+        (
+            ["run", "quick", "training.batch=2147483647"],
+            ["training.batch", "the largest that fits"],
+        ),
+        (
+            ["run", "quick", "model.name=local-dir:/no", "model.start=hub"],
+            ["model.name", "not found"],
+        ),
+        (
+            ["run", "quick", "model.name=hf-hub:///", "model.start=hub", "--dry-run"],
+            ["model.name", "hf-hub:///"],
+        ),
+        (["stream", "import", "/dev/zero", "x"], ["/dev/zero", "no regular file"]),
+        (["stream", "make", "x", "--counts", "/dev/zero"], ["/dev/zero", "no regular file"]),
+        (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
+        (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
+        (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no regular file"]),
         (["study", "99"], ["99.yaml", "no such study", "01"]),
         (["study", "1", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
         (["study", "01", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
@@ -119,9 +144,37 @@ def test_what_help_says_of_a_command_is_what_the_command_says(name):
     assert " ".join(cli.help_text(name).split("\n\n")[0].split()) in says
 
 
-def test_no_threads_are_refused_by_the_option():
-    for command in (["eval", "tiny"], ["run", "quick"], ["resume", "abc"]):
-        assert run(cli.app, [*command, "--threads", "0"]).exit_code == 2
+@pytest.mark.parametrize("threads", ["0", "100000"])
+def test_no_threads_and_more_than_any_machine_has_are_refused_by_the_option(threads):
+    commands = ["eval tiny", "run quick", "resume abc", "stream make x", "pretrain tiny"]
+    commands += ["bench step", "merge ties a b -o c"]
+    for command in commands:
+        result = run(cli.app, [*command.split(), "--threads", threads])
+        assert result.exit_code == 2 and "--threads" in result.output
+
+
+def test_a_batch_that_no_shapes_could_have_is_refused_by_the_option():
+    result = run(cli.app, ["budget", "--batch", "2147483647"])
+    assert result.exit_code == 2 and "--batch" in result.output
+
+
+def test_what_a_dry_run_advises_works():
+    """The start of the profile is of embedded models; none could be pretrained for another."""
+    said = run(cli.app, ["run", "quick", "model.name=ViT-B-16", "--dry-run"]).output
+    assert "set model.start to a tag" in said and "cmpt pretrain ViT-B-16" not in said
+
+
+def test_a_disk_that_refuses_is_a_sentence(tmp_path):
+    result = shell(tmp_path, "data", "init", "a" * 300)
+    assert result.returncode == 2 and "File name too long" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    pipe = str(tmp_path / "x.safetensors")
+    os.mkfifo(pipe)
+    for command in (f"merge interpolation {pipe} {pipe} -o y", f"eval tiny --weights {pipe}"):
+        assert "regular file" in str(run(cli.app, command.split()).exception)
 
 
 def leaves():

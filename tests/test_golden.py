@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmp import NUMERICS
+from cmp import NUMERICS, training
 from tests import golden, options
 
 COMMAND = "run `python -m tests.golden`"
@@ -58,3 +58,18 @@ def test_published_runs_keep_their_ids(chapter):
         for name, ids in found.items()
     }
     assert filled == known
+
+
+def test_weight_decay_on_biases_and_norms_is_seen_on_any_processor(monkeypatch):
+    def decay_everything(model, config, factory=training.ADAMW):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        betas = (config.beta1, config.beta2)
+        return factory(
+            parameters, lr=0.0, betas=betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+
+    case = RUNS[golden.STRONG_DECAY]
+    right = golden.compute_run(case)
+    monkeypatch.setattr(training, "build_adamw", decay_everything)
+    wrong = golden.compute_run.__wrapped__(case)
+    assert "losses" in golden.run_changes(case.config, right, wrong, "another processor")

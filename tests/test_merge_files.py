@@ -114,8 +114,11 @@ def test_every_type_survives(dtype, tmp_path):
     assert identical(result, weights)
 
 
-def test_a_merge_of_bases_is_a_model(tmp_path):
-    paths = [embedded_models.base_path("tiny", start, 0) for start in embedded_models.SHIPPED]
+def test_quantised_weights_are_refused_and_half_precision_is_not(tmp_path):
+    small = [embedded_models.base_path("small", start, 0) for start in embedded_models.SHIPPED]
+    with pytest.raises(CmpError, match=r"torch\.int8 is not supported; convert it to float32"):
+        merging_files.merge_files("interpolation", small, tmp_path / "out.safetensors")
+    paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
     out = merged(tmp_path, "interpolation", *paths)
     models.load_weights(models.create_model("tiny"), out)
 

@@ -49,15 +49,15 @@ def test_the_path_is_scored_where_the_slider_stops(monkeypatch):
     before = models.load_model(config.Model(), 0).state_dict()
     tuned = models.load_model(config.Model(), 1).state_dict()
     controls, _, sentence, picture, _ = parts_of_path(
-        explorers.path_explorer("tiny", before, tuned, corpus)
+        explorers.path_explorer("small", before, tuned, corpus)
     )
-    network = models.create_model("tiny").eval()
+    network = models.create_model("small").eval()
     for share in (0.0, 0.25, 1.0):
         shown = bytes(picture.value)
         controls["Share of fine-tuned"].value = share
         merged = {name: share * tuned[name] + (1 - share) * x for name, x in before.items()}
         network.load_state_dict(merged)
-        expected = evaluation.evaluate(network, "tiny", corpus, subset=4).summary()
+        expected = evaluation.evaluate(network, "small", corpus, subset=4).summary()
         assert f"A_KA {expected['A_KA']:.1f}%, A_ZS {expected['A_ZS']:.1f}%" in sentence.value
         assert bytes(picture.value) != shown
     assert controls["Rule"].options == ("interpolation", "slerp")

@@ -64,7 +64,7 @@ def test_the_calculator_is_the_budget(monkeypatch):
     assert table.loc["ewc", "steps"] == budgets.apply_budget(run).training.steps
     assert table.loc["ewc", "GFLOPs"] == pytest.approx(budgets.method_cost(run).step / 1e9)
     assert (
-        "320 steps of full fine-tuning, over 4 updates of tiny at batch 64: 80.0" in sentence.value
+        "320 steps of full fine-tuning, over 4 updates of small at batch 64: 80.0" in sentence.value
     )
     assert "<td>ewc</td>" in below.value
     controls["Methods"].value = ()

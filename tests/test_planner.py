@@ -135,7 +135,7 @@ def test_the_place_of_a_stored_run_is_its_own(known):
     assert (place.setting, place.differs, place.n) == ("EMA", (), 5)
     assert place.scores.loc["A_ZS", "mean"] == pytest.approx(36.1, abs=0.05)
     careful = planner.make_plan(core(keep="most"), known).place  # other shares are one other choice
-    assert (careful.setting, len(careful.differs)) == ("EMA", 3)
+    assert (careful.setting, len(careful.differs)) == ("EMA", 4)
     assert "mixture.buffer=0.5 instead of 0.333" in " ".join(careful.differs)
 
 
@@ -248,7 +248,8 @@ def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
 def test_the_default_plan_is_the_recipe(known):
     plan = planner.make_plan(core(), known)
     recipe = config.parse({"recipe": "default"})
-    for part in ("merging", "optimizer", "method", "schedule"):
+    assert plan.run.carries_moments == recipe.carries_moments
+    for part in ("merging", "method", "schedule"):
         assert getattr(plan.run, part) == getattr(recipe, part)
     shares = ("pretraining", "update", "buffer")
     assert [getattr(plan.run.mixture, each) for each in shares] == [

@@ -54,6 +54,17 @@ def test_forest():
             np.testing.assert_allclose(segment, [[row["low"], place], [row["high"], place]])
 
 
+def test_the_axis_says_when_or_the_rows_do():
+    found = table(FAMILY[:2]).assign(at="area")
+    (axes,) = figures.plot_claims(found).axes
+    assert axes.get_xlabel() == "Difference in the mean over tasks (points)"
+    (axes,) = figures.plot_claims(found.assign(at=["end", "area"])).axes
+    assert axes.get_xlabel() == "Difference (points)"
+    labels = [" ".join(label.get_text().split()) for label in axes.get_yticklabels()]
+    assert labels[0] == "it rises up − base, A_KA at the end of the stream"
+    assert labels[1] == "it may rise flat − base, A_KA in the mean over tasks"
+
+
 def test_verdicts_differ_in_marker_as_well_as_in_colour():
     (axes,) = figures.plot_claims(table()).axes
     markers = [line for line in axes.lines if line.get_marker() in "oXs"]

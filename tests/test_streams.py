@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -383,8 +384,31 @@ def test_a_damaged_table_of_traits_is_refused(build):
     )
     with pytest.raises(CmpError, match="loss: must be one column of float"):
         streams.class_statistics("words")
-    with pytest.raises(CmpError, match="not the name of anything"):
+    with pytest.raises(CmpError, match=r"not the name of anything.*letters, digits, - and _"):
         streams.class_statistics("../secret")
+
+
+def test_a_file_of_the_reference_keeps_its_name(build, tmp_path, corpus):
+    order = streams.class_entries(corpus)[:40]
+    path = tmp_path / "ref-random_sequence_1.json"
+    path.write_text(json.dumps(order))
+    said = CliRunner().invoke(cli.app, ["stream", "import", str(path), path.stem])
+    assert said.exit_code == 0, said.exception
+    assert streams.class_order(corpus, Stream(order="listed", traits=path.stem), 0) == order
+
+
+def test_a_table_that_would_never_be_read_is_not_written(build, tmp_path):
+    path = tmp_path / "order.json"
+    path.write_text('["a+++b"]')
+    said = CliRunner().invoke(cli.app, ["stream", "import", str(path), "embedded"])
+    assert "'embedded': a table of this name comes with the package" in str(said.exception)
+    assert not (build / "traits").exists()
+
+
+def test_a_pipe_is_no_stream(tmp_path):
+    os.mkfifo(tmp_path / "order.json")
+    with pytest.raises(CmpError, match="no regular file"):
+        statistics.read_stream_file(tmp_path / "order.json")
 
 
 def test_a_shown_stream_says_what_arrives(tmp_path):

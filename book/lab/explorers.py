@@ -401,7 +401,7 @@ def budget_calculator() -> widgets.VBox:
     steps = {"min": 1, "max": 5, "step": 0.05, "readout_format": ".0f"}
     methods = {"options": option_names("method"), "value": shown, "rows": 6}
     controls = {
-        "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
+        "model": widgets.Dropdown(options=names, value="small", description="Model"),
         "batch": widgets.IntSlider(64, min=16, max=512, step=16, description="Batch"),
         "tasks": widgets.IntSlider(8, min=1, max=200, description="Updates T"),
         "total": widgets.FloatLogSlider(320, **steps, description="Budget, in steps of full"),

@@ -72,7 +72,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: complain(message)
     try:
         app()
-    except CmpError as error:
+    except (CmpError, OSError) as error:  # such as a disk that is full
         complain(error)
         sys.exit(2)
     except ModuleNotFoundError as error:
@@ -106,6 +106,8 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
 
         os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
         for path in plugin:
+            if not path.is_file():
+                raise CmpError(f"--plugin {path}: there is no such regular file")
             load_plugin(path)
 
 

@@ -25,7 +25,7 @@ def run(
     what: Annotated[str, typer.Argument(metavar="PROFILE|FILE")],
     settings: shared.Settings = None,
     dry_run: bool = False,
-    threads: shared.Positive = 1,
+    threads: shared.Threads = 1,
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
@@ -70,7 +70,7 @@ def run(
 
 def resume(
     run_id: str,
-    threads: shared.OptionalPositive = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=shared.MAX_THREADS)] = None,
     device: str = "cpu",
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
@@ -109,7 +109,7 @@ def evaluate(
     weights: Path | None = None,
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
-    threads: shared.Positive = 2,
+    threads: shared.Threads = 2,
 ) -> None:
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 

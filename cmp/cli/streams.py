@@ -5,6 +5,7 @@ Example:
 """
 
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import statistics
 from cmp.files import atomic_file
+from cmp.readers.files import read_text
 
 
 def show(
@@ -52,7 +54,7 @@ def make(
     seed: shared.NotNegative = 0,
     counts: Path | None = None,
     data: str = "embedded",
-    threads: shared.Positive = 2,
+    threads: shared.Threads = 2,
 ) -> None:
     """Measure the classes and the pool's images by one base, for orders and selections.
 
@@ -81,7 +83,7 @@ def make(
 def read_counts(path: Path) -> dict[str, int]:
     """Return how often a corpus names each class, from a CSV file of `class` and `count`."""
     try:
-        table = pd.read_csv(path, keep_default_na=False)
+        table = pd.read_csv(StringIO(read_text(path)), keep_default_na=False)
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
     except (OSError, ValueError, LookupError) as error:
         raise CmpError(f"{path}: expected the columns class,count ({error})") from error

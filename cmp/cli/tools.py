@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -28,7 +27,7 @@ def merge(
     alpha: float | None = None,
     beta: float | None = None,
     seed: shared.NotNegative = 0,
-    threads: shared.Positive = 1,
+    threads: shared.Threads = 1,
 ) -> None:
     """Merge safetensors files tensor by tensor; the result's metadata name its parents.
 
@@ -154,7 +153,7 @@ def pretrain(
     settings: shared.Settings = None,
     seed: shared.NotNegative = 0,
     out: Path | None = None,
-    threads: shared.Positive = 1,
+    threads: shared.Threads = 1,
 ) -> None:
     """Pretrain a base on the pool, and compare it with the one that ships (else status 1).
 
@@ -196,8 +195,8 @@ def bench(
     name: str,
     model: list[str] | None = None,
     rounds: shared.Positive = 15,
-    batch: Annotated[int | None, typer.Option(min=2)] = None,
-    threads: shared.Positive = 1,
+    batch: shared.Batch = None,
+    threads: shared.Threads = 1,
 ) -> None:
     """Measure how fast alternatives are, in turn within this process; writes a JSON file, too.
 

@@ -22,6 +22,8 @@ AGGREGATES = ("A_KA", "A_ZS", "GM")
 RUN_KEYS = ["setting", "replicate"]
 MIN_RANKED = 3
 """Settings that a ranking must have to say anything."""
+MAX_CORRELATION = 0.994
+"""What a perfect agreement counts as: among ten settings, one off by half a swap of neighbours."""
 SUPPORTED, REFUTED, UNDECIDED = "supported", "not supported", "undecided"
 
 
@@ -374,8 +376,10 @@ def judge(
     chapter holds any wrong one is about `ALPHA` at most (simulated in the tests; of a single
     superiority claim, half of that).
 
+    Correlations of ranks are judged as Fisher's z, so that no interval goes beyond 1.
+
     Args:
-        estimate: Means of the paired differences, [..., claims].
+        estimate: Means of the paired differences, or of the z of ranks, [..., claims].
         error: Their standard errors.
         count: Numbers of differences.
         claims: The claims.
@@ -385,14 +389,16 @@ def judge(
     """
     above, below = np.array([claim.region for claim in claims], float).reshape(-1, 2).T
     sides = np.array([1 if claim.kind == "equivalence" else 2 for claim in claims])
-    gap = np.minimum(estimate - above, below - estimate)
+    ranks = np.array([claim.kind == "ranks" for claim in claims], bool)
+    start = np.where(ranks, np.arctanh(np.where(ranks, above, 0)), above)
+    gap = np.minimum(estimate - start, below - estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.where(gap == 0, 0 * error, np.abs(gap) / error)
     p = sides * stats.t.sf(distance, count - 1)
     adjusted, divisor = holm(p)
     tail = ALPHA / (sides * divisor)
     half = error * stats.t.isf(tail, count - 1)
-    low, high = estimate - half, estimate + half
+    low, high = (np.where(ranks, np.tanh(x), x) for x in (estimate - half, estimate + half))
     verdict = np.select(
         [(above < low) & (high < below), (high < above) | (below < low)],
         [SUPPORTED, REFUTED],
@@ -425,17 +431,19 @@ def verdicts(trajectory: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     for claim in claims:
         names = claim.required_settings(settings, f"claim {claim.name!r}")
         values = claim.measured(tables[claim.at][claim.aggregate])
-        mean, error, _ = t_interval(values.dropna().to_numpy())
+        found = values.dropna().to_numpy()
+        is_rank = claim.kind == "ranks"
+        z = np.arctanh(found.clip(-MAX_CORRELATION, MAX_CORRELATION)) if is_rank else found
         rows.append((claim.name, claim.sentence, claim.setting, claim.against, claim.comparison,
                      claim.aggregate, claim.at, claim.unit, *claim.region, values.notna().sum(),
-                     mean, error))  # fmt: skip
+                     t_interval(found)[0], *t_interval(z)[:2]))  # fmt: skip
         partial = set(trajectory.loc[trajectory["setting"].isin(names), "replicate"])
         dropped.append([number for number in values.index[values.isna()] if number in partial])
     columns = ["claim", "claimed", "setting", "against", "what", "aggregate", "at", "unit", "above",
-               "below", "n", "estimate", "error"]  # fmt: skip
+               "below", "n", "estimate", "centre", "error"]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns).set_index("claim")
-    numbers = [frame[name].to_numpy() for name in ("estimate", "error", "n")]
-    frame = frame.drop(columns="error").assign(**judge(*numbers, claims))
+    numbers = [frame[name].to_numpy() for name in ("centre", "error", "n")]
+    frame = frame.drop(columns=["centre", "error"]).assign(**judge(*numbers, claims))
     pairs = zip(frame.to_dict("records"), dropped, strict=True)
     return frame.assign(sentence=[_verdict_sentence(row, replicates) for row, replicates in pairs])
 

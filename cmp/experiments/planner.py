@@ -1,10 +1,10 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
+import bisect
 import functools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import open_clip
@@ -41,6 +41,10 @@ REAL = config.profile("gpu")
 BATCHES = (512, 256, 128, 64, 32)
 """Batches of a real model: the largest that fits, at most the paper's."""
 LINE_WIDTH = 98
+
+
+MAX_COMPUTE = 1e15
+"""GPU hours or memory-adjusted GFLOPs, more than there are."""
 
 
 class ImpossibleRequest(CmpError):
@@ -101,11 +105,11 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute in one unit: GPU hours, or memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
-    if not isfinite(compute) or compute <= 0:
-        yield f"compute {compute:g}: without any, nothing can be trained"
+    if not 0 < compute <= MAX_COMPUTE:
+        yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
     if not 1 <= request.updates <= MAX_COUNT:
         yield f"updates {request.updates}: a stream has one at least, and {MAX_COUNT:,} at most"
-    if not (isfinite(request.pool) and 0 <= request.pool <= 1):
+    if not 0 <= request.pool <= 1:
         yield f"pool {request.pool:g}: it is a part of the pretraining data, 0 to 1"
     if request.embedded and request.updates > CLASSES:
         yield (
@@ -266,11 +270,13 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
     for part in ({}, {"method": {"name": "locked-image"}}):
-        for batch in batches:
-            tree = settings | {"training": {"batch": batch, "steps": 1}} | part
-            if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
-                tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
-                return tree
+        trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
+        fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+        first = bisect.bisect_left(trees, True, key=fits)
+        if first < len(trees):
+            tree = trees[first]
+            tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
+            return tree
     raise ImpossibleRequest(
         f"{request.model} does not fit into {request.device}, {memory / GIGA:.0f} GB, even at "
         f"batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a larger "

@@ -19,7 +19,7 @@ from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
-from cmp.readers.files import parse_json
+from cmp.readers.files import parse_json, read_text
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -99,7 +99,7 @@ def _words(text: str) -> str:
 
 
 def measure_pool(model: nn.Module, name: str, corpus: Corpus) -> pd.DataFrame:
-    """Return what a model measures of every training image of the pools.
+    """Return what a model measures of every image of the pools.
 
     Args:
         model: The model.
@@ -112,10 +112,9 @@ def measure_pool(model: nn.Module, name: str, corpus: Corpus) -> pd.DataFrame:
     """
     tables = []
     for role in POOL_DATA_ROLES:
-        positions = [corpus.rows("train", dataset=dataset) for dataset in corpus.by_role(role)]
-        if not positions:
+        rows = np.flatnonzero(corpus.table["dataset"].isin(corpus.by_role(role)))
+        if not len(rows):
             continue
-        rows = np.concatenate(positions)
         image = evaluation.image_features(model, corpus, rows, PRECISION)
         spans = [slice(*corpus.caption_starts[row : row + 2]) for row in rows]
         ids = np.unique(np.concatenate([corpus.caption_ids[span] for span in spans]))
@@ -228,9 +227,7 @@ def read_stream_file(path: Path) -> list[str]:
         CmpError: It is anything else; the message names the entry.
     """
     try:
-        if path.stat().st_size > MAX_STREAM_BYTES:
-            raise ValueError(f"larger than {MAX_STREAM_BYTES} bytes")
-        entries = parse_json(path.read_text(encoding="utf-8"))
+        entries = parse_json(read_text(path, MAX_STREAM_BYTES))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
     if not isinstance(entries, list) or not entries:
@@ -253,8 +250,14 @@ def stream_table(order: list[str]) -> pd.DataFrame:
 
 
 def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path."""
+    """Write a table of statistics, whole or not at all, and return its path.
+
+    Raises:
+        CmpError: This package has a table of that name, which is read before any other.
+    """
     path = child_path(class_tables.statistics_folder(), f"{name}-{kind}", ".parquet")
+    if class_tables.statistics_path(name, kind) != path:
+        raise CmpError(f"{name!r}: a table of this name comes with the package; choose another")
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path

@@ -217,65 +217,53 @@ def iter_merged(
             target.copy_(newest)
         elif not is_mergeable(name, newest):
             mean = MergeOptions().weights_of(len(tensors))
-            write_weighted_sum(name, tensors, None, mean, target, check)
-        elif rule.facts["linear"]:
-            factors = rule.value(tensors, start, options, depth.get(name, 0.0))
-            write_weighted_sum(name, tensors, start, factors, target, check)
+            write_weighted_sum(name, tensors, mean, target, check)
+        elif not rule.facts["linear"]:
+            write_entries(rule.value, name, tensors, start, options, bounds, target, check)
         else:
-            write_entries(rule, name, tensors, start, options, bounds, target, check)
+            factors = rule.value(tensors, start, options, depth.get(name, 0.0))
+            if start is None:
+                write_weighted_sum(name, tensors, factors, target, check)
+            else:  # differences are added up before the base is, since they are small beside it
+                add_up = functools.partial(_add_up, factors)
+                write_entries(add_up, name, tensors, start, options, bounds, target, check)
         yield name, target
 
 
-def write_weighted_sum(
-    name: str,
-    tensors: list[Tensor],
-    base: Tensor | None,
-    factors: Sequence[float],
-    out: Tensor,
-    check: ResultCheck,
-) -> None:
-    """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
+def _add_up(factors: Sequence[float], entries: Tensor, block: BlockContext) -> Tensor:
+    return torch.tensor(factors, dtype=entries.dtype, device=entries.device) @ entries
 
-    Differences are added up before the base is, since they are small beside it.
+
+def write_weighted_sum(
+    name: str, tensors: list[Tensor], factors: Sequence[float], out: Tensor, check: ResultCheck
+) -> None:
+    """Write sum_i factor_i tensor_i.
 
     Args:
         name: The tensor's name.
         tensors: Its versions.
-        base: Its version before the stream, if the factors are of task vectors.
         factors: One per version.
         out: Where the result goes.
         check: Called with each result and what it was made of, see `require_finite`.
     """
     flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
-    start = None if base is None else base.reshape(-1)
-    sources = flat if start is None else [*flat, start]
-    dtype = rules.compute_dtype(sources)
+    dtype = rules.compute_dtype(tensors)
     used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
     one, size = _unit_tensor(dtype, target.device), BLOCK_SIZES["linear"]
-    space = torch.empty(
-        min(size, len(target)) * (start is not None), dtype=dtype, device=out.device
-    )
     for at in range(0, len(target), size):
         into = target[at : at + size]
-        origin = None if start is None else start[at : at + size].to(dtype)
         sums = into if into.dtype == dtype else torch.empty_like(into, dtype=dtype)
-        blocks = ((x[at : at + size].to(dtype), factor) for x, factor in used)
-        if origin is not None or not used:
-            sums.zero_()
-        elif len(used) == 1:
-            torch.mul(*next(blocks), out=sums)
-        elif used:  # two at once, since a pass over the memory is what takes time
-            (x, beta), (y, alpha) = next(blocks), next(blocks)
+        blocks = [(x[at : at + size].to(dtype), factor) for x, factor in used]
+        if len(blocks) > 1:  # two at once, since a pass over the memory is what takes time
+            (x, beta), (y, alpha) = blocks[:2]
             torch.addr(x[None], one, y, beta=beta, alpha=alpha, out=sums[None])
-        for block, factor in blocks:
-            if origin is not None:
-                block = torch.sub(block, origin, out=space[: len(into)])
+        else:
+            torch.mul(*blocks[0], out=sums) if blocks else sums.zero_()
+        for block, factor in blocks[2:]:
             sums.addcmul_(block, one, value=factor)
-        if origin is not None:
-            sums.add_(origin)
         if sums is not into:
             into.copy_(sums)
-        check(name, into, sources)
+        check(name, into, flat)
     for x, factor in zip(flat, factors, strict=True):
         if not factor:
             check(name, x, [x])
@@ -287,7 +275,7 @@ def _unit_tensor(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def write_entries(
-    rule: Option,
+    combine: Callable[[Tensor, BlockContext], Tensor],
     name: str,
     tensors: list[Tensor],
     base: Tensor | None,
@@ -296,7 +284,7 @@ def write_entries(
     out: Tensor,
     check: ResultCheck,
 ) -> None:
-    """Write what a rule makes of the entries of one tensor, on top of theta_0 if there is one."""
+    """Write what a function makes of one tensor's entries, on top of theta_0 if there is one."""
     flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
     start = None if base is None else base.reshape(-1)
     sources = flat if start is None else [*flat, start]
@@ -310,7 +298,7 @@ def write_entries(
             block = x[at : at + size].to(dtype)
             row.copy_(block) if origin is None else torch.sub(block, origin, out=row)
         check(name, entries, sources)
-        merged = rule.value(entries, BlockContext(options, bounds, name, number))
+        merged = combine(entries, BlockContext(options, bounds, name, number))
         into.copy_(merged if origin is None else torch.add(origin, merged, out=merged))
         check(name, into, [])
 

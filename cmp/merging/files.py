@@ -18,9 +18,10 @@ from cmp.registry import Option, get_option
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
 }  # fmt: skip
+"""Types of tensors in a merge. Integers of 8 and 16 bits are quantised weights, which a rule would
+take for counters."""
 ByteCounter = Callable[[int], object]
 
 
@@ -51,6 +52,8 @@ class TensorFile(Mapping[str, Tensor]):
 def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a safetensors file; raise `CmpError` that names a file that is none."""
     try:
+        if not path.is_file():  # a pipe may never end
+            raise OSError("it is no regular file")
         file = safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CmpError(f"{path}: no readable safetensors file ({error})") from error

@@ -58,7 +58,7 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
         kept[f"importance/{name}"] += gained / (moved + damping)
 
 
-register("method", "si", {"strength": 0.5, "damping": 1.0})(
+register("method", "si", {"strength": 1000.0, "damping": 1.0})(
     UpdateMethod(
         importance.prepare,
         begin_task,

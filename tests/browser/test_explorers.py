@@ -199,10 +199,10 @@ def move_schedule(explorer):
 
 
 def move_budget(explorer):
-    explorer.says("320 steps of full fine-tuning, over 8 updates of tiny at batch 64: 40.0")
+    explorer.says("320 steps of full fine-tuning, over 8 updates of small at batch 64: 40.0")
     picture = explorer.png()
     explorer.press(explorer.handle("Updates T"), "ArrowLeft")
-    explorer.says("over 7 updates of tiny at batch 64: 45.7")
+    explorer.says("over 7 updates of small at batch 64: 45.7")
     picture = explorer.changed(picture)
     explorer.press(explorer.root.locator("select[multiple]"), "Home")
     explorer.changed(picture)

@@ -97,7 +97,7 @@ def _contours(axes: Axes) -> None:
 def plot_plane(
     trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
 ) -> Figure:
-    """A_KA against A_ZS of each setting through the stream: a marker per task, the end large.
+    """A_KA against A_ZS of each setting: a marker per evaluation, the one at the end large.
 
     The joint upper bound is a star at its end, because it sees all tasks at once.
 

@@ -19,10 +19,16 @@ LOOKS = {
 }
 """Verdict -> colour and marker."""
 UNITS = {
-    "points": ("Difference at the end of the stream (points)", ".1f"),
-    "rank correlation": ("Rank correlation at the end of the stream", ".2f"),
+    "points": ("Difference{} (points)", ".1f"),
+    "rank correlation": ("Rank correlation{}", ".2f"),
 }
-"""Unit -> label of the axis, and the form of numbers."""
+"""Unit -> label of the axis, with room for the measure, and the form of numbers."""
+MEASURES = {
+    "end": " at the end of the stream",
+    "area": " in the mean over tasks",
+    "change": " as the stream changed it",
+}
+"""When the difference is taken -> words for it, which stand in the rows where these differ."""
 NOTE = "Shaded: where the claim is true; its edges are the margins. Bars: the verdicts' intervals."
 HELD_COLOURS = dict(zip(HELD, ("#2b7bba", "#b7d4ea", "#f3d3b8", "#d1782f"), strict=True))
 HELD_NOTE = (
@@ -44,6 +50,7 @@ def plot_claims(verdicts: pd.DataFrame) -> Figure:
         The figure.
     """
     (label, form), names = UNITS[verdicts["unit"].iloc[0]], []
+    measures = [MEASURES[at] for at in verdicts["at"].unique()]
     with style.canvas(11, 1.5 + 0.95 * len(verdicts), NOTE) as (figure, axes):
         shown = verdicts[["estimate", "low", "high", "above", "below"]].to_numpy(float)
         shown = np.append(shown[np.isfinite(shown)], 0)
@@ -55,9 +62,10 @@ def plot_claims(verdicts: pd.DataFrame) -> Figure:
                 interval = f"{row['low']:{form}} to {row['high']:{form}}".replace("-", "−")
                 words = f"{interval} ({100 * row['level']:.3g}%)"
             _draw_claim(axes, place, row, f"{row['verdict']}\n{words}", 12)
-            lines = (name, f"{row['what']}, {row['aggregate']}")
+            measure = MEASURES[row["at"]] if len(measures) > 1 else ""
+            lines = (name, f"{row['what']}, {row['aggregate']}{measure}")
             names.append("\n".join(textwrap.fill(line, 34) for line in lines))
-        _label_claims(axes, names, label)
+        _label_claims(axes, names, label.format(measures[0] if len(measures) == 1 else ""))
     return figure
 
 
