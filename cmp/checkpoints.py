@@ -26,20 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmp import distributed
+from cmp import distributed, files
 from cmp.errors import CmpError, Interrupted
-from cmp.files import (
-    SHORT_ID,
-    build_folder,
-    child_path,
-    file_digest,
-    make_folder,
-    parse_record,
-    partial_folder,
-    report_disk_errors,
-    sync_to_disk,
-    write_atomic,
-)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
@@ -168,13 +156,13 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
     tensors = {name: x.detach().contiguous() for name, x in state.tensors.items()}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
     kept = "the one before it is kept"
-    with report_disk_errors(what, kept), partial_folder(folder) as place:
+    with files.report_disk_errors(what, kept), files.partial_folder(folder) as place:
         partial = place / "checkpoint"
         save_file(tensors, partial, header)
-        name = f"task-{progress.task}-step-{progress.step}-{file_digest(partial)}.safetensors"
-        sync_to_disk(partial)
+        name = f"task-{progress.task}-step-{progress.step}-{files.file_digest(partial)}.safetensors"
+        files.sync_to_disk(partial)
         os.replace(partial, folder / name)
-        sync_to_disk(folder)
+        files.sync_to_disk(folder)
     return folder / name
 
 
@@ -186,11 +174,11 @@ def read_checkpoint(path: Path) -> RunState:
     """
     match = _FILE_NAME.fullmatch(path.name)
     try:
-        if not match or match[3] != file_digest(path):
+        if not match or match[3] != files.file_digest(path):
             raise CmpError(f"{path}: damaged: its content is not what its name says")
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("progress", "")
-            progress = parse_record(header, Progress)
+            progress = files.parse_record(header, Progress)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -202,7 +190,7 @@ def read_checkpoint(path: Path) -> RunState:
 
 def checkpoint_folder(run_id: str) -> Path:
     """Return where the checkpoints of an unfinished run are."""
-    return child_path(build_folder() / "checkpoints", run_id[:SHORT_ID])
+    return files.child_path(files.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -259,7 +247,7 @@ class CheckpointManager:
     def __enter__(self) -> Self:
         if self.folder.is_symlink():
             raise CmpError(f"{self.folder}: is a link; checkpoints elsewhere are not touched")
-        make_folder(self.folder)
+        files.make_folder(self.folder)
         try:
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
             self._take_lock(self._lock)
@@ -281,8 +269,8 @@ class CheckpointManager:
                         raise
                 time.sleep(0.1)
         self.__exit__()
-        message = f"stopped waiting for another process that computes run {self.run_id[:SHORT_ID]}"
-        raise Interrupted(message, stop.signal)
+        message = "stopped waiting for another process that computes run "
+        raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -307,7 +295,7 @@ class CheckpointManager:
         """Write a state; of the others only the one before it is kept."""
         path = write_checkpoint(state, self.folder)
         keep = {path, self.last, self.folder / "lock"}
-        with report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
+        with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
             for other in self.folder.iterdir():
                 if other not in keep and not other.is_dir():
                     other.unlink(missing_ok=True)
@@ -316,7 +304,7 @@ class CheckpointManager:
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""
         path = self.folder / "diverged.json"
-        write_atomic(path, json.dumps(content, indent=1))
+        files.write_atomic(path, json.dumps(content, indent=1))
         return path
 
     def remove(self) -> None:

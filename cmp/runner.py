@@ -269,17 +269,17 @@ class Run:
         names = {str(row.get("dataset")) for row in self.rows}
         expected = sorted(f"{scope}/{name}" for scope in scopes for name in names)
         are_scored = bool(rows) and all(isinstance(row.get("score"), float) for row in self.rows)
-        fits = {
-            "task": 0 <= done <= tasks,
-            "step": 0 <= progress.step <= (self.config.training.steps if done < tasks else 0),
-            "metrics": are_scored and rows == expected,
-            "hits": {row.replace("/full/", "/") for row in rows if "/full/" in row}
-            == self.hits.keys(),
+        steps = self.config.training.steps if done < tasks else 0
+        full = {row.replace("/full/", "/") for row in rows if "/full/" in row}
+        wrong = {
+            "task": not 0 <= done <= tasks,
+            "step": not 0 <= progress.step <= steps,
+            "metrics": not are_scored or rows != expected,
+            "hits": full != self.hits.keys(),
         }
-        if not all(fits.values()):
+        for key in (key for key, is_wrong in wrong.items() if is_wrong):
             place = (self.manager and self.manager.last) or "checkpoint"
-            wrong = next(key for key, is_right in fits.items() if not is_right)
-            raise CmpError(f"{place}: {wrong}: does not fit the run's config; delete the file")
+            raise CmpError(f"{place}: {key}: does not fit the run's config; delete the file")
 
     def evaluate(self, done: int) -> None:
         """Score the model after some tasks: the subset, and at both ends the full test."""

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from cmp import checkpoints, config, models
 from cmp.checkpoints import CheckpointManager
+from cmp.embedded import drawn, packed
 from cmp.embedded import models as embedded_models
-from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
@@ -82,15 +82,16 @@ def read_packed() -> str:
 
 def read_start(path: Path) -> str:
     """How weights to start from enter a run's id, and their tensors."""
-    run_config = config.parse({"model": {"name": "tiny", "start": str(path)}})
+    run_config = config.parse({"model": {"start": str(path)}})
     return store.start_identity(run_config)[1] + text_of(load_file(path))
 
 
 def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     """Write a file of each kind, and return how each is read."""
     corpus = small_corpus()  # while the data are in sight
-    shutil.copytree(store_path(DATASET), place / "build" / "data" / DATASET)
     patch.setenv("CMP_BUILD", str(place / "build"))
+    dataset = embedded_manifests()[DATASET]
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     patch.setattr(packed, "load_embedded", lambda *roles: corpus)
     patch.setattr(results, "RESULTS", place / "results")
     patch.setattr(studies, "STUDIES", place)
@@ -104,7 +105,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
         [path, *_] = checkpoints.checkpoint_files(manager.folder)
         files.append(Stored(path, partial(read_checkpoint, path)))
     shutil.copytree(embedded_models.WEIGHTS, place / "weights")
-    base = place / "weights" / "small-s0-annealed.safetensors"
+    [base] = (place / "weights").glob("*.safetensors")
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}

@@ -6,6 +6,7 @@ tests do fewer.
 
 import argparse
 import dataclasses
+import itertools
 import random
 import shutil
 import signal
@@ -36,6 +37,8 @@ LANES = 2
 """Children at the same time."""
 STORING_SHARE, STORING_SPAN = 0.2, 0.08
 """The share of kills that wait until a result is stored, and the seconds within which they come."""
+MOST_KILLS = 4
+"""Kills of one run; then it ends."""
 References = dict[Family | None, tuple[Outcome, float]]
 
 
@@ -58,6 +61,11 @@ class Campaign:
     storing: int = 0
     runs: int = 0
     differences: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        families = list(self.references)
+        self.random.shuffle(families)
+        self.turns = itertools.cycle(families)
 
     def go(self) -> None:
         """Kill, restart and compare, in `LANES` lanes."""
@@ -91,7 +99,8 @@ class _Lane:
 
     def _next_run(self) -> None:
         self.build = Path(tempfile.mkdtemp(dir=self.campaign.folder, prefix="run-"))
-        self.family = self.campaign.random.choice(list(self.campaign.references))
+        self.family = next(self.campaign.turns)
+        self.kills = self.campaign.random.randint(1, MOST_KILLS)
         self._next_child()
 
     def _next_child(self) -> None:
@@ -110,7 +119,7 @@ class _Lane:
             self.deadline = time.monotonic() + campaign.random.uniform(0, span)
         if not self.child.alive():
             return self._ended(self.child.outcome())
-        due = self.deadline is not None and time.monotonic() > self.deadline
+        due = self.deadline is not None and time.monotonic() > self.deadline and self.kills
         if due and campaign.killed < campaign.kills:
             self.child.signal(signal.SIGKILL)
             return self._ended(self.child.outcome())
@@ -121,6 +130,7 @@ class _Lane:
         if end.status == -signal.SIGKILL and end.weights is None:
             campaign.killed += 1
             campaign.storing += self.child.is_storing
+            self.kills -= 1
             campaign.writing += any(self.build.glob(f"checkpoints/*/{PARTIAL_PREFIX}*/*"))
             campaign.tick()
             self._next_child()
@@ -133,20 +143,24 @@ class _Lane:
         return True
 
 
-def uninterrupted(folder: Path, family: Family | None = None) -> tuple[Outcome, float]:
-    """The run as it ends if nobody kills it, and its seconds with `LANES` at the same time."""
-    builds = [Path(tempfile.mkdtemp(dir=folder, prefix="reference-")) for _ in range(LANES)]
-    children = [Child(build, compute, "", 1, family) for build in builds]
-    for child in children:
-        child.await_run()
-    started = time.monotonic()
-    ends = [child.outcome() for child in children]
-    assert all(end.status == 0 for end in ends), [child.said() for child in children]
-    assert len({end.weights for end in ends}) == 1
-    seconds = time.monotonic() - started
-    for build in builds:
-        shutil.rmtree(build)
-    return ends[0], seconds
+def uninterrupted(folder: Path, *families: Family | None) -> References:
+    """Runs as they end if nobody kills them, and their seconds with `LANES` at the same time."""
+    references: References = {}
+    for first in range(0, len(families), LANES):
+        group = families[first : first + LANES]
+        builds = [Path(tempfile.mkdtemp(dir=folder, prefix="reference-")) for _ in group]
+        pairs = zip(builds, group, strict=True)
+        children = [Child(build, compute, "", 1, family) for build, family in pairs]
+        for child in children:
+            child.await_run()
+        started = time.monotonic()
+        for build, family, child in zip(builds, group, children, strict=True):
+            end = child.outcome()
+            assert end.status == 0 and not end.error, (family, end.error, child.said())
+            known = references.setdefault(family, (end, time.monotonic() - started))[0]
+            assert (known.weights, known.hits) == (end.weights, end.hits)
+            shutil.rmtree(build)
+    return references
 
 
 def main() -> None:
@@ -158,9 +172,7 @@ def main() -> None:
     server()
     with tempfile.TemporaryDirectory() as name, tqdm(total=arguments.kills, unit=" kills") as bar:
         folder = Path(name)
-        references: References = {}
-        for family in tqdm([None, *families()], desc="references"):
-            references[family] = uninterrupted(folder, family)
+        references = uninterrupted(folder, None, None, *families())
         campaign = Campaign(
             references, arguments.kills, folder, random.Random(arguments.seed), bar.update
         )

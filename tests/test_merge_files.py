@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -207,9 +208,9 @@ def test_a_model_is_not_written_over(files, tmp_path):
     before = files[1].read_bytes()
     link = tmp_path / "link.safetensors"
     link.symlink_to(files[1])
-    for out in (files[1], link):
+    for out, words in ((files[1], "is one of the models"), (link, "is there, as a link")):
         error = shell("interpolation", *files[:2], "-o", out).exception
-        assert isinstance(error, CmpError) and "is one of the models" in str(error)
+        assert isinstance(error, CmpError) and words in str(error)
     assert files[1].read_bytes() == before
 
 
@@ -270,6 +271,18 @@ def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
     assert len(peak) > 20 and max(peak) < 64
     result = load_file(tmp_path / "out.safetensors")
     assert all(torch.allclose(x, torch.tensor(9.5)) for x in result.values())
+
+
+def test_what_cannot_be_written_to_is_refused_before_anything_is_read(files, tmp_path):
+    counts = []
+    (tmp_path / "link.safetensors").symlink_to(files[0])
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    for name in ("link.safetensors", "fifo.safetensors", "a" * 300, "."):
+        with pytest.raises(CmpError, match=r"is there, as a link|cannot be written"):
+            merging_files.merge_files(
+                "interpolation", files[:2], tmp_path / name, progress=counts.append
+            )
+    assert counts == []
 
 
 def test_progress_hears_of_all_the_work(files, tmp_path):

@@ -23,7 +23,7 @@ from cmp.embedded.manifest import (
     store_path,
 )
 from cmp.errors import CmpError
-from cmp.files import parse_record
+from cmp.files import file_digest, parse_record
 from cmp.readers.files import atomic_folder, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
@@ -51,6 +51,8 @@ class StoreHeader:
         images_sha256: Hex digest of the pixels.
         table_sha256: Hex digest of the table.
         classes: Class names in the order of labels.
+        file_sha256: Hex digest of the table's file, which is not parsed if it is another one:
+            damage there can end the process. Stores of earlier versions do not have it.
     """
 
     format: int
@@ -58,6 +60,7 @@ class StoreHeader:
     images_sha256: str
     table_sha256: str
     classes: list[str]
+    file_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
             images_sha256=hashlib.sha256(images).hexdigest(),
             table_sha256=_table_digest(table),
             classes=sorted(table["label"].unique()),
+            file_sha256=file_digest(folder / "samples.parquet"),
         )
         (folder / "store.json").write_text(json.dumps(asdict(header), indent=1))
 
@@ -181,6 +185,8 @@ def read_packed(dataset: Dataset) -> PackedDataset:
         )
     try:
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
+        if header.file_sha256 not in ("", file_digest(folder / "samples.parquet")):
+            raise ValueError("samples.parquet is not what was written")
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
     except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:

@@ -67,12 +67,9 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
 
 def missing_needs(run_config: RunConfig, device: str) -> list[str]:
     """Return a line for each thing that a run needs and that is not here, or damaged."""
-    names, checks = {MISSING: "absent", DAMAGED: DAMAGED}, check_needs(run_config, device)
-    return [
-        f"{names[check.state]}: {check.what}: {check.sentence}"
-        for check in checks
-        if check.state in names
-    ]
+    words = {MISSING: "absent", DAMAGED: DAMAGED}
+    faulty = [check for check in check_needs(run_config, device) if check.state in words]
+    return [f"{words[check.state]}: {check.what}: {check.sentence}" for check in faulty]
 
 
 def _check_data(run_config: RunConfig | None) -> Check:

@@ -172,15 +172,12 @@ def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
     if is_base:
         return file_digest(path)
     try:
-        if path.suffix == ".npz":
-            arrays = dict(np.load(path))
-            return models.tensors_digest({n: torch.from_numpy(x) for n, x in arrays.items()})
-        return models.tensors_digest(factory.load_state_dict(str(path), weights_only=True))
+        read = np.load if path.suffix == ".npz" else factory.load_state_dict  # of tensors alone
+        return models.tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
     except Exception as error:  # whatever readers raise at what is no checkpoint
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CmpError(
-            f"{path}: no checkpoint that could be read as tensors alone ({reason:.160})"
-        ) from error
+        sentence = f"no checkpoint that could be read as tensors alone ({reason:.160})"
+        raise CmpError(f"{path}: {sentence}") from error
 
 
 def run_folder(run_id: str) -> Path:
@@ -224,14 +221,11 @@ def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
         if model is not None:
             models.export_weights(model, folder / WEIGHTS)
         files = {path.name: file_digest(path) for path in folder.iterdir()}
-        config_tree = run.config.to_dict()
-        record = asdict(
-            RunRecord(
-                RUN_FORMAT, run.id, run.identity, config_tree, run.weights, run.provenance, files
-            )
-        )
-        text = json.dumps(record | {"sha256": json_digest(record)}, indent=1)
-        (folder / "run.json").write_text(text)
+        tree = run.config.to_dict()
+        content = (run.id, run.identity, tree, run.weights, run.provenance, files)
+        record = asdict(RunRecord(RUN_FORMAT, *content))
+        record["sha256"] = json_digest(record)
+        (folder / "run.json").write_text(json.dumps(record, indent=1))
 
 
 def final_model(run: StoredRun) -> nn.Module:
@@ -269,10 +263,8 @@ def load_run(run_id: str) -> StoredRun:
                     hits[name] = np.unpackbits(file.get_tensor(name), count=int(count)) == 1
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable_run(folder, error) from error
-    return StoredRun(
-        record.id, run_config, record.provenance, metrics, record.weights_sha256, record.identity,
-        hits,
-    )  # fmt: skip
+    content = (record.provenance, metrics, record.weights_sha256, record.identity, hits)
+    return StoredRun(record.id, run_config, *content)
 
 
 def _check_file(record: RunRecord, path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cmp.errors import CmpError
-from cmp.files import atomic_file, file_digest
+from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
 from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
 from cmp.registry import Option, get_option
@@ -89,6 +89,7 @@ def merge_files(
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
     parents = [*paths, *([] if base is None else [base])]
+    check_target(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
     option, options = get_option("merge_rule", rule), options or MergeOptions()

@@ -14,18 +14,8 @@ import pandas as pd
 import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
+from cmp import files
 from cmp.errors import CmpError
-from cmp.files import (
-    atomic_file,
-    check_target,
-    file_digest,
-    lock_folder,
-    parse_yaml,
-    partial_folder,
-    report_disk_errors,
-    sync_to_disk,
-    write_atomic,
-)
 
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
@@ -62,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         CmpError: The file cannot be read or holds no keys.
     """
     try:
-        tree = parse_yaml(read_text(path, MAX_YAML_BYTES))
+        tree = files.parse_yaml(read_text(path, MAX_YAML_BYTES))
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -103,13 +93,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         CmpError: The disk refuses, and the target is as before; or see `cmp.files.check_target`.
     """
-    check_target(target, stat.S_ISDIR)
-    with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
+    files.check_target(target, stat.S_ISDIR)
+    with files.report_disk_errors(f"{target}:"), files.partial_folder(target.parent) as partial:
         folder, previous = partial / "new", partial / "previous"
         folder.mkdir()
         yield folder
         for path in [*folder.iterdir(), folder]:
-            sync_to_disk(path)
+            files.sync_to_disk(path)
         if target.exists():  # stands aside until the new one is there
             os.rename(target, previous)
         try:
@@ -118,7 +108,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if previous.exists():
                 os.rename(previous, target)
             raise
-        sync_to_disk(target.parent)
+        files.sync_to_disk(target.parent)
 
 
 @contextlib.contextmanager
@@ -130,14 +120,14 @@ def listed_file(target: Path) -> Iterator[Path]:
     """
     place = target.with_name(DIGESTS)
     with contextlib.ExitStack() as stack:
-        with atomic_file(target) as partial:
+        with files.atomic_file(target) as partial:
             yield partial
-            stack.enter_context(lock_folder(target.parent))  # others may write there
+            stack.enter_context(files.lock_folder(target.parent))  # others may write there
             lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-            new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
-            write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
+            new, name = f"{files.file_digest(partial)}  {target.name}", f"  {target.name}"
+            files.write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
         lines = [new, *(line for line in lines if not line.endswith(name))]
-        write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
+        files.write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
 
 
 def check_digest(path: Path, remedy: str) -> None:
@@ -149,7 +139,7 @@ def check_digest(path: Path, remedy: str) -> None:
     """
     try:
         lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
-        is_known = f"{file_digest(path)}  {path.name}" in lines
+        is_known = f"{files.file_digest(path)}  {path.name}" in lines
     except (OSError, ValueError) as error:
         raise CmpError(f"{path}: cannot be checked ({error}); {remedy}") from error
     if not is_known:
