@@ -560,12 +560,10 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(key, defaults(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise CmpError(f"{source}: {key}: there is no such key{hint}") from error
-        where = f"{source}: {key}" if key else source
-        if fault["type"] == "value_error":  # it names the keys and their values itself
-            raise CmpError(f"{where}: {message}") from error
-        raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
+            message = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+        elif fault["type"] != "value_error":  # which names the keys and their values itself
+            message += f" (found {fault['input']!r:.80})"
+        raise CmpError(": ".join(filter(None, (source, key, message)))) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
 

@@ -7,14 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 from cmp.errors import CmpError
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 PROJECT_MARKERS = ("_build", "data_manifests")
