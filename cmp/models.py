@@ -37,6 +37,7 @@ HUB = "hub"
 """The start of a run whose model comes with weights of its own."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 SCALE_SUFFIX = ".scale"
+TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
 _SHOWN_TENSORS = 3  # tensors that an error names
 _TEXT_MULTIPLE = 16  # numbers of texts that `pack_texts` packs: a CPU compiles kernels per shape
 _LARGEST_INT8 = 127
@@ -98,7 +99,10 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in open_clip.list_models() and not is_hub(name):
         raise CmpError(f"model.name: open_clip knows no {name!r}; embedded are {embedded}")
+    settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
+        if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):
+            raise ValueError("more than 999 layers")  # they would be made without end
         with quiet_logging():
             return open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a package or hub is missing, or whatever a config of others does

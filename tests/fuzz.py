@@ -279,7 +279,7 @@ WORDS = [
 ]  # fmt: skip
 COMPUTES = {"run": "--dry-run", "study": "--dry-run", "book": "--dry-run"}
 """Commands that would work for minutes at a good word, and what keeps them from it."""
-LEFT_OUT = ("site", "bench", "pretrain", "data build", "results verify")
+LEFT_OUT = ("site", "bench", "pretrain", "data build", "results verify", "stream make")
 """Commands whose good words all take minutes, or download."""
 LONG = ("models", "table4")
 """Flags of `cmpt budget` that count six and thirteen real networks."""
