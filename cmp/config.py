@@ -25,6 +25,7 @@ from cmp.registry import check_name
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_COUNT = 2**31 - 1
 Positive = Annotated[float, Field(gt=0)]
+Multiple = Annotated[float, Field(gt=0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -372,7 +373,7 @@ class Training:
     steps: Count = 40
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
-    budget: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    budget: Multiple | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -580,12 +581,10 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(key, defaults(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise CmpError(f"{source}: {key}: there is no such key{hint}") from error
-        where = f"{source}: {key}" if key else source
-        if fault["type"] == "value_error":  # it names the keys and their values itself
-            raise CmpError(f"{where}: {message}") from error
-        raise CmpError(f"{where}: {message} (found {fault['input']!r:.80})") from error
+            message = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+        elif fault["type"] != "value_error":  # which names the keys and their values itself
+            message += f" (found {fault['input']!r:.80})"
+        raise CmpError(": ".join(filter(None, (source, key, message)))) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
 

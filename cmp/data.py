@@ -340,10 +340,7 @@ def stored_images(
     blocks = np.split(rows, range(size, len(rows), size))
     if isinstance(corpus.images, Tensor):
         return (corpus.images[block] for block in blocks)
-    files, workers = corpus.images.at(how), worker_count(device)
-    if not workers:
-        return (files[block] for block in blocks)
-    return prefetch(files.__getitem__, blocks, workers, device)
+    return prefetch(corpus.images.at(how).__getitem__, blocks, worker_count(device), device)
 
 
 def worker_count(device: torch.device) -> int:
@@ -373,7 +370,7 @@ def worker_count(device: torch.device) -> int:
 def prefetch(
     make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
 ) -> Iterator[Any]:
-    """Return an iterator over items that other processes make ahead, two each.
+    """Return an iterator over items that other processes make ahead, two each; 0 make none ahead.
 
     The processes are forked where that is possible, so that they share what is in memory.
 
@@ -390,4 +387,4 @@ def prefetch(
     try:
         yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
     except CmpError as error:  # torch has put that process's traceback before its sentence
-        raise CmpError(str(error).splitlines()[-1].partition(": ")[2]) from error
+        raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error

@@ -209,8 +209,7 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
         counts = batch_counts(mixture, candidate, empty_buffer=sizes[2] == 0)
         return all(count <= size for count, size in zip(counts, sizes, strict=True))
 
-    most = min(batch, sum(sizes))
-    return next((candidate for candidate in range(most, 0, -1) if fits(candidate)), 0)
+    return next((size for size in range(min(batch, sum(sizes)), 0, -1) if fits(size)), 0)
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:

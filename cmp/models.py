@@ -20,8 +20,6 @@ import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip import factory, pretrained
-from open_clip.model import set_model_preprocess_cfg
-from open_clip.transform import merge_preprocess_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +36,7 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 HUB = "hub"
 """The start of a run whose model comes with weights of its own."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
 _SHOWN_TENSORS = 3  # tensors that an error names
 _TEXT_MULTIPLE = 16  # numbers of texts that `pack_texts` packs: a CPU compiles kernels per shape
 
@@ -98,10 +97,13 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in open_clip.list_models() and not is_hub(name):
         raise CmpError(f"model.name: open_clip knows no {name!r}; embedded are {embedded}")
+    settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
+        if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):
+            raise ValueError("more than 999 layers")  # they would be made without end
         with quiet_logging():
             return open_clip.create_model(name, load_weights=False, output_dict=True, **options)
-    except (ImportError, RuntimeError, ValueError, OSError) as error:  # a package or hub is missing
+    except Exception as error:  # a package or hub is missing, or whatever a config of others does
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CmpError(f"model.name: {name!r} cannot be made here ({reason:.300})") from error
 
@@ -179,26 +181,28 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or is of another architecture.
     """
-    if not path.is_file():
-        raise CmpError(f"{path}: there is no such regular file")
     fused = create_fused_model(name)
-    names, metadata = _read_header(path)
-    if _has_split_attention(names, fused):
-        model, family = split_attention(fused), family_of(name)
-        load_weights(model, path, family.read_weights if family else load_file)
-        return model
     try:
-        factory.load_checkpoint(cast(Any, fused), str(path))
-        _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
+        names, metadata = _read_header(path)
+        is_split = any(  # as this package splits attention
+            isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
+            for n, layer in fused.named_modules()
+        )
+        if not is_split:
+            factory.load_checkpoint(cast(Any, fused), str(path))
+            _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
     except Exception as error:  # whatever readers and converters raise at what is no checkpoint
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
-    return split_attention(fused)
+    model, family = split_attention(fused), family_of(name)
+    if is_split:
+        load_weights(model, path, family.read_weights if family else load_file)
+    return model
 
 
-def _follow_preprocessing(model: nn.Module, settings: dict[str, Any]) -> None:
+def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
     """Prepare images for a network by some of open_clip's settings, and else as before."""
-    known = cast(Network, model).visual.preprocess_cfg
-    set_model_preprocess_cfg(model, merge_preprocess_dict(known, settings))
+    merged = open_clip.transform.merge_preprocess_dict(model.visual.preprocess_cfg, settings)
+    open_clip.model.set_model_preprocess_cfg(model, merged)
 
 
 @functools.cache
@@ -232,13 +236,11 @@ def preprocessing(model: Network) -> Preprocessing:
     Raises:
         CmpError: They are not square, or open_clip's record of the network cannot be followed.
     """
-    height, width = np.broadcast_to(model.visual.image_size, 2).tolist()
-    if height != width:
-        raise CmpError(f"model.name: takes images of {height} x {width}, which are not square")
+    side, width = np.broadcast_to(model.visual.image_size, 2).tolist()
+    if side != width:
+        raise CmpError(f"model.name: takes images of {side} x {width}, which are not square")
     try:
-        return parse_record(
-            json.dumps(model.visual.preprocess_cfg | {"size": height}), Preprocessing
-        )
+        return parse_record(json.dumps(model.visual.preprocess_cfg | {"size": side}), Preprocessing)
     except (TypeError, ValueError) as error:
         raise CmpError(f"model.name: preprocess_cfg: {error}; it cannot be followed") from error
 
@@ -538,19 +540,8 @@ def _read_header(path: Path) -> tuple[set[str], dict[str, str]]:
     """The names of the tensors of a safetensors file, and its metadata; empty for another file."""
     if path.suffix != ".safetensors":
         return set(), {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys()), file.metadata() or {}
-    except (OSError, SafetensorError):
-        return set(), {}  # the reader of all tensors, which comes next, gives the reason
-
-
-def _has_split_attention(names: set[str], fused: nn.Module) -> bool:
-    """Whether a file of these tensors holds a network's attention as this package splits it."""
-    return any(
-        isinstance(layer, nn.MultiheadAttention) and f"{name}.{PROJECTIONS[0]}.weight" in names
-        for name, layer in fused.named_modules()
-    )
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys()), file.metadata() or {}
 
 
 def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:

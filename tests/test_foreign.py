@@ -379,6 +379,16 @@ def test_preprocessing_that_cannot_be_followed_is_refused_by_name(siglip, tmp_pa
             models.preprocessing(models.load_model(Model(siglip, "hub"), 0))
 
 
+@pytest.mark.parametrize("layers", [10**30, [2, 2, 10**9]])
+def test_a_model_of_endless_layers_is_refused_soon(siglip, tmp_path, layers):
+    config_file = tmp_path / "siglip" / "open_clip_config.json"
+    about = json.loads(config_file.read_text())
+    about["model_cfg"]["text_cfg"]["layers"] = layers
+    config_file.write_text(json.dumps(about, indent=1))
+    with pytest.raises(CmpError, match=r"cannot be made here \(more than 999 layers"):
+        models.create_model(siglip)
+
+
 def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp_path, monkeypatch):
     """A tag of open_clip says how pictures are prepared; a file that is exported keeps it."""
     folder, _ = theirs

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import resource
+import subprocess
 import sys
 import tarfile
 import time
@@ -739,3 +740,12 @@ def test_time_is_bounded(monkeypatch):
 def test_memory_is_bounded():
     with pytest.raises(MemoryError):
         bytearray(2 * MEMORY)
+
+
+def test_a_few_of_the_thousands():
+    """The rest by `python -m tests.fuzz`; in a process of its own, as it forks and changes much."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "tests.fuzz", "--mutations", "54", "--commands", "18"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "54 files" in done.stdout and "18 command lines" in done.stdout

@@ -70,7 +70,7 @@ def run(
 
 def resume(
     run_id: str,
-    threads: Annotated[int | None, typer.Option(min=1, max=shared.MAX_THREADS)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024)] = None,
     device: str = "cpu",
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
@@ -123,6 +123,8 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
+    if weights and not weights.is_file():  # a pipe may never end
+        raise CmpError(f"--weights {weights}: there is no such regular file")
     if weights:
         network = models.load_from_file(model, weights)
     else:

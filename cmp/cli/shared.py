@@ -19,9 +19,7 @@ import typer
 from cmp.errors import CmpError
 
 Positive = Annotated[int, typer.Option(min=1)]
-MAX_THREADS = 1024
-"""More make the libraries of threads crash."""
-Threads = Annotated[int, typer.Option(min=1, max=MAX_THREADS)]
+Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
 Batch = Annotated[int | None, typer.Option(min=2, max=2**20)]
 OptionalPositive = Annotated[int | None, typer.Option(min=1)]
 NotNegative = Annotated[int, typer.Option(min=0)]

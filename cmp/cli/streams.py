@@ -69,6 +69,7 @@ def make(
     Example:
         cmpt stream make mine --model small --seed 0
     """
+    statistics.new_statistics_path(name, "classes")  # refused before the work, and not after
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)

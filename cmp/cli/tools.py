@@ -60,10 +60,9 @@ def merge(
 
 def merged_bytes(paths: Sequence[Path]) -> int:
     """Return how many bytes a merge reads and writes; raise `CmpError` for a missing file."""
-    try:
-        sizes = [path.stat().st_size for path in paths]
-    except OSError as error:
-        raise CmpError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if missing := [path for path in paths if not path.is_file()]:  # a pipe may never end
+        raise CmpError(f"{missing[0]}: cannot be read: there is no such regular file")
+    sizes = [path.stat().st_size for path in paths]
     return sum(sizes) + sizes[0]
 
 

@@ -448,7 +448,7 @@ def verdicts(trajectory: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     return frame.assign(sentence=[_verdict_sentence(row, replicates) for row, replicates in pairs])
 
 
-_MEASURE_WORDS = {
+MEASURE_WORDS = {
     "end": "",
     "area": " in the mean over tasks",
     "change": " as the stream changed it",
@@ -468,7 +468,7 @@ def _verdict_sentence(row: dict[str, Any], dropped: list[int]) -> str:
     bounds = [f"{word} {row[word]:g}" for word in ("above", "below") if np.isfinite(row[word])]
     p = "< 0.001" if row["p_adjusted"] < 0.001 else f"= {row['p_adjusted']:.3f}"
     low, high, mean = (format(row[name], form) for name in ("low", "high", "estimate"))
-    measure = f"{row['aggregate']}{_MEASURE_WORDS[row['at']]}"
+    measure = f"{row['aggregate']}{MEASURE_WORDS[row['at']]}"
     return (
         f"{row['verdict'].capitalize()}: on {measure}, {row['what']!r} is {mean} {row['unit']} "
         f"({100 * row['level']:.3g}% interval {low} to {high}); claimed is {' and '.join(bounds)} "

@@ -90,10 +90,9 @@ def _check_weights(run_config: RunConfig) -> Check:
         return _check_base_files("weights", [path] if start in STARTS else [], sentence)
     if start == "random":
         return Check("weights", PRESENT, sentence)
-    if start in STARTS and models.family_of(name):
-        sentence += f": `cmpt pretrain {name}` makes them"
-    elif start in STARTS:
-        sentence += ": only embedded models have bases; set model.start to a tag, a file, or random"
+    if start in STARTS:
+        other = "only embedded models have bases; set model.start to a tag, a file, or random"
+        sentence += f": {f'`cmpt pretrain {name}` makes them' if models.family_of(name) else other}"
     elif start == models.HUB or tag:
         sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
     else:

@@ -249,15 +249,22 @@ def stream_table(order: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"entry": order, "position": range(len(order))})
 
 
-def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path.
+def new_statistics_path(name: str, kind: str) -> Path:
+    """Return where a table of statistics is written.
 
     Raises:
-        CmpError: This package has a table of that name, which is read before any other.
+        CmpError: It cannot be called so, or this package has a table of that name, which is read
+            before any other.
     """
     path = child_path(class_tables.statistics_folder(), f"{name}-{kind}", ".parquet")
     if class_tables.statistics_path(name, kind) != path:
         raise CmpError(f"{name!r}: a table of this name comes with the package; choose another")
+    return path
+
+
+def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
+    """Write a table of statistics, whole or not at all, and return its path."""
+    path = new_statistics_path(name, kind)
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path

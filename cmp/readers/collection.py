@@ -203,9 +203,9 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     elif missing := [fault.where for fault in faults if fault.kind == "missing file"]:
         total = len(index.table) + len(missing)
         state = "partial"
-        others = summarise_faults([fault for fault in faults if fault.kind != "missing file"])
         reason = f"{len(missing)} of {total} images are missing, such as {missing[0]}"
-        reason += f"; {others}" if others else ""
+        others = [fault for fault in faults if fault.kind != "missing file"]
+        reason = "; ".join(filter(None, (reason, summarise_faults(others))))
     elif faults:
         state, reason = "faulty", summarise_faults(faults)
     elif reason := count_differences(index):

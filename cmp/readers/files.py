@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,8 @@ from cmp.errors import CmpError
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
 
-MAX_TEXT_BYTES = 2**30
-"""Largest file of text that is read, such as a list of the images of a set."""
-MAX_YAML_BYTES = 2**24
-"""Largest YAML file that is read; they are written by hand, and PyYAML takes its time."""
+MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
+"""Largest text that is read, such as a list of images, and YAML, which is written by hand."""
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -38,10 +37,8 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         ValueError: It is no regular file, too large, or not in UTF-8.
     """
     found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
-    if found.st_size > limit:
-        raise ValueError(f"it has {found.st_size:,} bytes; at most {limit:,} are taken")
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+        raise ValueError(f"it is no regular file of at most {limit:,} bytes")
     return path.read_text(encoding="utf-8")
 
 
@@ -74,10 +71,10 @@ def parse_json(text: str) -> Any:
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; Python would take the last of several values of a key."""
-    if len(tree := dict(pairs)) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
-    return tree
+    counts = Counter(key for key, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"{max(counts, key=counts.__getitem__)!r} stands there twice")
+    return dict(pairs)
 
 
 @contextlib.contextmanager
@@ -202,9 +199,15 @@ def file_stamp(root: Path, name: str) -> Stamp:
         found = os.stat(os.path.join(root, inside or "."))
     except (OSError, ValueError):  # a NUL in the name, or half a character
         return NO_FILE
-    if not stat.S_ISREG(found.st_mode):
-        return NO_FILE._replace(problem="no regular file")
-    return Stamp(found.st_size, found.st_ctime_ns)
+    is_regular = stat.S_ISREG(found.st_mode)
+    return (
+        Stamp(found.st_size, found.st_ctime_ns) if is_regular else Stamp(-1, 0, "no regular file")
+    )
+
+
+ReadImage = Callable[[int], bytes]
+"""Returns the file of an image by its position among those that a reader found, or raises `OSError`
+or `ValueError`. Other processes must be able to have it, so it is no function inside another."""
 
 
 def read_file(root: Path, names: list[str], position: int) -> bytes:

@@ -27,8 +27,8 @@ from cmp.config import Preprocessing
 from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
-from cmp.readers.files import parse_json, read_text
-from cmp.readers.index import Fault, ImageIndex, ReadImage
+from cmp.readers.files import ReadImage, parse_json, read_text
+from cmp.readers.index import Fault, ImageIndex
 from cmp.readers.manifest import Split
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

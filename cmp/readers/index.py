@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from bisect import bisect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
-from cmp.readers.files import Stamp
+from cmp.readers.files import ReadImage, Stamp
 from cmp.readers.manifest import SPLIT_SHARES, FileSet, Split
 from cmp.seeds import unit_interval
 
@@ -26,11 +25,6 @@ SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation"
 """Name of a folder or value of a column -> split."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """What Python makes of bytes in a name that are no text, and of some escapes in JSON."""
-
-
-ReadImage = Callable[[int], bytes]
-"""Returns the file of an image by its position among those that a reader found, or raises `OSError`
-or `ValueError`. Other processes must be able to have it, so it is no function inside another."""
 
 
 class Fault(NamedTuple):

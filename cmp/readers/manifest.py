@@ -17,14 +17,8 @@ import string
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from cmp.errors import CmpError
 from cmp.files import build_folder
@@ -181,7 +175,7 @@ class FileSet(StrictModel):
     counts: Counts | None = None
     zero_shot: Annotated[float, Field(ge=0, le=100)] | None = None
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _check_splits(self) -> "FileSet":
         if self.splits and abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError("splits: their shares must be 1 in all")
@@ -281,7 +275,7 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
     """
     try:
         return schema.model_validate(read_yaml(path))
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         fault = faults[0]  # a misspelt key first, then the one that is missing for it
         key = ".".join(map(str, fault["loc"])) or "(whole file)"

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cmp.experiments.claims import REFUTED, SUPPORTED, UNDECIDED
+from cmp.experiments.claims import MEASURE_WORDS, REFUTED, SUPPORTED, UNDECIDED
 from lab.figures import style
 from lab.scoreboard import HELD, TRANSFER, UNPUBLISHED
 
@@ -23,11 +23,7 @@ UNITS = {
     "rank correlation": ("Rank correlation{}", ".2f"),
 }
 """Unit -> label of the axis, with room for the measure, and the form of numbers."""
-MEASURES = {
-    "end": " at the end of the stream",
-    "area": " in the mean over tasks",
-    "change": " as the stream changed it",
-}
+MEASURES = MEASURE_WORDS | {"end": " at the end of the stream"}
 """When the difference is taken -> words for it, which stand in the rows where these differ."""
 NOTE = "Shaded: where the claim is true; its edges are the margins. Bars: the verdicts' intervals."
 HELD_COLOURS = dict(zip(HELD, ("#2b7bba", "#b7d4ea", "#f3d3b8", "#d1782f"), strict=True))
