@@ -148,7 +148,7 @@ def evaluation_rows(
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    label = corpus.table["label"].array.codes[rows]
+    label = corpus.table["label"].cat.codes.to_numpy()[rows]
     key = np.array(_subset_keys(dataset, split, len(rows)))
     turn = pd.Series(key).groupby(label).rank()
     return np.sort(rows[np.lexsort((key, turn))[:size]])

@@ -116,8 +116,10 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     published = results.publish_study(studies.load_study("77"), "quick")
     for path in (published, published.with_name(DIGESTS)):
         files.append(Stored(path, lambda: text_of(results.published_metrics("77"))))
-    merged = place / "merged.safetensors"
-    starts = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
+    merged, model = place / "merged.safetensors", run_config.model.name
+    starts = [place / f"{seed}.safetensors" for seed in range(2)]
+    for seed, path in enumerate(starts):
+        models.save_weights(models.create_model(model, seed), path)
     merge_files("interpolation", starts, merged)
     return [*files, Stored(merged, partial(read_start, merged), shows=True)]
 
