@@ -92,7 +92,7 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
         ),
         "slerp of 2": Operation(lambda: apply.merge("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(
-            lambda: apply.merge("task-arithmetic", tuned, base, scale=0.3, **into), 7, 2
+            lambda: apply.merge("task-arithmetic", tuned, base, scale=0.3, **into), 7, 3
         ),
         "interpolation of 2, checked": Operation(
             lambda: apply.merge("interpolation", pair, **half, out=out), 3

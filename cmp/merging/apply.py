@@ -219,25 +219,24 @@ def iter_merged(
             mean = MergeOptions().weights_of(len(tensors))
             write_weighted_sum(name, tensors, mean, target, check)
         elif not rule.facts["linear"]:
-            write_entries(rule.value, name, tensors, start, options, bounds, target, check)
+            write_entries(rule, name, tensors, start, options, bounds, target, check)
         else:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
-            if start is None:
-                write_weighted_sum(name, tensors, factors, target, check)
-            else:  # differences are added up before the base is, since they are small beside it
-                add_up = functools.partial(_add_up, factors)
-                write_entries(add_up, name, tensors, start, options, bounds, target, check)
+            write_weighted_sum(name, tensors, factors, target, check, start)
         yield name, target
 
 
-def _add_up(factors: Sequence[float], entries: Tensor, block: BlockContext) -> Tensor:
-    return torch.tensor(factors, dtype=entries.dtype, device=entries.device) @ entries
-
-
 def write_weighted_sum(
-    name: str, tensors: list[Tensor], factors: Sequence[float], out: Tensor, check: ResultCheck
+    name: str,
+    tensors: list[Tensor],
+    factors: Sequence[float],
+    out: Tensor,
+    check: ResultCheck,
+    base: Tensor | None = None,
 ) -> None:
-    """Write sum_i factor_i tensor_i.
+    """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
+
+    Differences are added up before the base is, since they are small beside it.
 
     Args:
         name: The tensor's name.
@@ -245,28 +244,46 @@ def write_weighted_sum(
         factors: One per version.
         out: Where the result goes.
         check: Called with each result and what it was made of, see `require_finite`.
+        base: Its version before the stream, if the factors are of task vectors.
     """
-    flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
-    dtype = rules.compute_dtype(tensors)
-    used = [(x, factor) for x, factor in zip(flat, factors, strict=True) if factor]
-    one, size = _unit_tensor(dtype, target.device), BLOCK_SIZES["linear"]
+    sources, target, start, kind = _flatten(tensors, base, out)
+    used = [(x, factor) for x, factor in zip(sources, factors, strict=False) if factor]
+    one, size = _unit_tensor(**kind), BLOCK_SIZES["linear"]
+    space = torch.empty(0 if start is None else size, **kind)
     for at in range(0, len(target), size):
         into = target[at : at + size]
-        sums = into if into.dtype == dtype else torch.empty_like(into, dtype=dtype)
-        blocks = [(x[at : at + size].to(dtype), factor) for x, factor in used]
-        if len(blocks) > 1:  # two at once, since a pass over the memory is what takes time
-            (x, beta), (y, alpha) = blocks[:2]
+        sums = into if into.dtype == one.dtype else torch.empty_like(into, dtype=one.dtype)
+        blocks = [(x[at : at + size].to(one.dtype), factor) for x, factor in used]
+        if start is not None:
+            origin, moved = start[at : at + size].to(one.dtype), space[: len(into)]
+            sums.zero_()
+            for block, factor in blocks:
+                sums.add_(torch.sub(block, origin, out=moved), alpha=factor)
+            sums.add_(origin)
+        elif len(blocks) > 1:  # two at once, since a pass over the memory is what takes time
+            (x, beta), (y, alpha), *others = blocks
             torch.addr(x[None], one, y, beta=beta, alpha=alpha, out=sums[None])
+            for block, factor in others:
+                sums.add_(block, alpha=factor)
         else:
             torch.mul(*blocks[0], out=sums) if blocks else sums.zero_()
-        for block, factor in blocks[2:]:
-            sums.addcmul_(block, one, value=factor)
         if sums is not into:
             into.copy_(sums)
-        check(name, into, flat)
-    for x, factor in zip(flat, factors, strict=True):
+        check(name, into, sources)
+    for x, factor in zip(sources, factors, strict=False):
         if not factor:
             check(name, x, [x])
+
+
+def _flatten(
+    tensors: list[Tensor], base: Tensor | None, out: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor | None, dict[str, Any]]:
+    """Return versions of a tensor with the base's last, the target and the base as vectors, and
+    the type and device that they are merged in."""
+    start = None if base is None else base.reshape(-1)
+    flat = [*(x.reshape(-1) for x in tensors), *([] if start is None else [start])]
+    kind = {"dtype": rules.compute_dtype(flat), "device": out.device}
+    return flat, out.view(-1), start, kind
 
 
 @functools.cache
@@ -275,7 +292,7 @@ def _unit_tensor(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def write_entries(
-    combine: Callable[[Tensor, BlockContext], Tensor],
+    rule: Option,
     name: str,
     tensors: list[Tensor],
     base: Tensor | None,
@@ -284,21 +301,19 @@ def write_entries(
     out: Tensor,
     check: ResultCheck,
 ) -> None:
-    """Write what a function makes of one tensor's entries, on top of theta_0 if there is one."""
-    flat, target = [x.reshape(-1) for x in tensors], out.view(-1)
-    start = None if base is None else base.reshape(-1)
-    sources = flat if start is None else [*flat, start]
-    dtype, size = rules.compute_dtype(sources), BLOCK_SIZES["entries"]
-    space = torch.empty(len(flat), min(size, len(target)), dtype=dtype, device=target.device)
+    """Write what a rule makes of the entries of one tensor, on top of theta_0 if there is one."""
+    sources, target, start, kind = _flatten(tensors, base, out)
+    size = BLOCK_SIZES["entries"]
+    space = torch.empty(len(tensors), min(size, len(target)), **kind)
     for number, at in enumerate(range(0, len(target), size)):
         into = target[at : at + size]
         entries = space[:, : len(into)]
-        origin = None if start is None else start[at : at + size].to(dtype)
-        for row, x in zip(entries, flat, strict=True):
-            block = x[at : at + size].to(dtype)
+        origin = None if start is None else start[at : at + size].to(space.dtype)
+        for row, x in zip(entries, sources, strict=False):
+            block = x[at : at + size].to(space.dtype)
             row.copy_(block) if origin is None else torch.sub(block, origin, out=row)
         check(name, entries, sources)
-        merged = combine(entries, BlockContext(options, bounds, name, number))
+        merged = rule.value(entries, BlockContext(options, bounds, name, number))
         into.copy_(merged if origin is None else torch.add(origin, merged, out=merged))
         check(name, into, [])
 

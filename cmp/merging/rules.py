@@ -32,7 +32,7 @@ Draw = tuple[int, *tuple[int | str, ...]]
 """Seed and counters of a random draw."""
 _PARALLEL_TOLERANCE = 1e-6
 """How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
-PRODUCT_BLOCK = 1 << 19
+PRODUCT_BLOCK = 1 << 20
 
 
 MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta")
