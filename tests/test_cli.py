@@ -51,11 +51,11 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["run", "quick", "model.name=tinny", "--dry-run"], ["tinny", "tiny"]),
         (
             ["run", "quick", "seed=7", "--dry-run"],
-            ["annealed base 7", "cmpt pretrain tiny --seed 7"],
+            ["annealed base 7", "cmpt pretrain small --seed 7"],
         ),
         (
             ["run", "quick", "model.start=cosine", "seed=9"],
-            ["cmpt pretrain tiny schedule.name=cosine"],
+            ["cmpt pretrain small schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["run", "quick", "foo=1"], ["foo: there is no such key"]),
@@ -229,7 +229,7 @@ def test_doctor_works_in_an_empty_folder(tmp_path):
     assert result.returncode == 1 and result.stderr == ""
     lines = {line.split()[0]: line for line in result.stdout.splitlines()}
     assert "missing" in lines["data"] and "cmpt data build" in lines["data"]
-    assert "1 of tiny" in lines["bases"]
+    assert "1 of small" in lines["bases"]
 
 
 def shell(folder, *arguments):

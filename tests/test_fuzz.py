@@ -425,7 +425,7 @@ GOOD_RESULTS = to_parquet(
     small_metrics().assign(setting="a", replicate=0, provenance=MADE, **ABOUT)
 )
 GOOD_WEIGHTS = save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
-CARD = json.loads((WEIGHTS / "tiny-s0-annealed.json").read_text())
+CARD = json.loads((WEIGHTS / "small-s0-annealed.json").read_text())
 PACKAGES = yaml.safe_load((MANIFESTS / "packages.yaml").read_text())
 FEW = {"packages": dict(list(PACKAGES["packages"].items())[:2])}
 EMOJI = yaml.safe_load((MANIFESTS / "embedded" / "new-emoji-living.yaml").read_text())

@@ -156,7 +156,7 @@ def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
 class Large(torch.nn.Module):
     """As much of a network as is looked at."""
 
-    visual = SimpleNamespace(image_size=(224, 224))
+    visual = SimpleNamespace(image_size=(224, 224), preprocess_cfg={})
 
 
 def test_a_model_of_other_images_is_refused():

@@ -194,6 +194,10 @@ def test_a_state_survives_the_disk(corpus, tmp_path):
         assert back.tensors.keys() == state.tensors.keys()
         assert all(torch.equal(back.tensors[name], x) for name, x in state.tensors.items())
     assert any("/exp_avg_sq" in name for name in manager.states[MIDDLE].tensors)
+    assert any("/exp_avg_sq" in name for name in manager.states[BOUNDARY].tensors)
+    manager = MemoryManager()
+    execute(small("optimizer.carry=false"), corpus, manager=manager)
+    assert any("/exp_avg_sq" in name for name in manager.states[MIDDLE].tensors)
     assert not any("optimizer/" in name for name in manager.states[BOUNDARY].tensors)
 
 

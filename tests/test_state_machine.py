@@ -36,7 +36,7 @@ def table():
     )
     metrics = execute(small_config(), small_corpus(), observer).metrics
     assert len(set(digests)) == TOTAL + 1
-    Life.digests, Life.metrics, Life.model = digests, metrics, models.create_model("tiny")
+    Life.digests, Life.metrics, Life.model = digests, metrics, models.create_model("small")
 
 
 def count(position):
@@ -123,11 +123,11 @@ class Life(RuleBasedStateMachine):
     def is_evaluated(self):
         path, state = self.latest()
         checkpoints.restore(state.tensors, self.model)
-        scores = evaluation.evaluate(self.model, "tiny", small_corpus(), subset=1).datasets["score"]
+        scores = evaluation.evaluate(self.model, "small", small_corpus(), subset=1)
         if state.progress.step == 0:
             kept = pd.DataFrame(state.progress.metrics)
             last = kept[(kept["task"] == state.progress.task) & (kept["scope"] == "subset")]
-            assert scores.tolist() == last["score"].tolist()
+            assert scores.datasets["score"].tolist() == last["score"].tolist()
         assert models.weights_digest(self.model) == self.digests[self.done()]
         assert self.latest()[0] == path
 

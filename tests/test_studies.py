@@ -263,7 +263,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
     assert stored(grid) == {"b", "c"}
     run_id = store.run_id_of(grid.configs("quick")["lost", 0], small_corpus())
     assert "cmp: 1 of 3 runs failed:\n" in child.said()
-    assert f"  {run_id[:SHORT_ID]}: seeds.init: no annealed base 99 of 'tiny'" in child.said()
+    assert f"  {run_id[:SHORT_ID]}: seeds.init: no annealed base 99 of 'small'" in child.said()
     assert "Traceback" not in child.said()
 
 

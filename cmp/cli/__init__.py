@@ -104,11 +104,11 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
     if plugin:
         from cmp.registry import load_plugin
 
-        os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
         for path in plugin:
             if not path.is_file():
                 raise CmpError(f"--plugin {path}: there is no such regular file")
             load_plugin(path)
+        os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
 
 
 app.callback(help=shared.take_help(_root), invoke_without_command=True)(_root)

@@ -267,7 +267,7 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
     starts = range(0, len(positions), CHECK_BLOCK)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow frees the lock
         checked = pool.map(check_block, starts)
-        bar = tqdm(checked, f"check {index.dataset.name}", len(starts), leave=False)
+        bar = tqdm(checked, f"check {index.dataset.name}", len(starts), leave=False, delay=1)
         results = [result for block in bar for result in block]
     images = pd.DataFrame(results, columns=["digest", "fault"])
     split = index.table["split"].map(list(get_args(Split)).index)
