@@ -25,15 +25,15 @@ test: $(READY)
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python tests/kill.py --kills 300
+	$(BIN)/python -m tests.kill --kills 300
 
 study-kill-test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python tests/kill_study.py
+	$(BIN)/python -m tests.kill_study
 
 flip-test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python tests/flips.py --flips 2000
+	$(BIN)/python -m tests.flips --flips 2000
 
 lint: $(READY)
 	$(BIN)/ruff check

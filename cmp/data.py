@@ -264,7 +264,8 @@ def augment(
     matrix, offset = colour_map(1 - tints[:, :, None], contrast, brightness, saturation)
     x = images.float()
     x[:, :3] *= x[:, 3:] / 255  # premultiplied, so that transparent pixels do not bleed
-    # colours first, since three channels are resampled faster than four; the order is the same
+    # colours first: three channels are resampled faster than four, with the same result, since
+    # both are linear
     x = torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x[:, :3])
     grid = affine_grid(maps, *images.shape[2:])
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(0, 1)

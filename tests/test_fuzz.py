@@ -381,7 +381,8 @@ def read_images(folder: Path, content: bytes) -> Any:
 
 
 def read_samples(folder: Path, content: bytes) -> Any:
-    return read_packed(to_json(HEADER), to_npy(PIXELS), content)
+    header = HEADER | {"file_sha256": hashlib.sha256(content).hexdigest()}
+    return read_packed(to_json(header), to_npy(PIXELS), content)
 
 
 def read_model_card(folder: Path, content: bytes) -> Any:
@@ -419,6 +420,7 @@ def read_archive(folder: Path, content: bytes) -> Any:
 
 GOOD_METRICS = to_parquet(small_metrics())
 GOOD_SAMPLES = to_parquet(SAMPLES)
+HEADER["file_sha256"] = hashlib.sha256(GOOD_SAMPLES).hexdigest()
 ABOUT = {"run": "0" * 64, "weights": "0" * 64, "config": "{}"}
 MADE = json.dumps({"numerics": NUMERICS, "threads": 1})
 GOOD_RESULTS = to_parquet(

@@ -446,10 +446,11 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         return pd.Series(summary, name=share)
 
     def draw(share: float, rule: str) -> Drawn:
-        ends = [score(rules[0], 0.0), score(rules[0], 1.0)]  # the two models, by any rule
-        between = [score(rule, place) for place in (0.25, 0.5, 0.75)]
-        between = pd.DataFrame([ends[0], *between, ends[1]])
-        chosen = ends[int(share)] if share in (0, 1) else score(rule, round(share, 6))
+        def score_at(place: float) -> pd.Series:  # at both ends every rule gives the same model
+            return score(rule if 0 < place < 1 else rules[0], place)
+
+        between = pd.DataFrame([score_at(place) for place in (0.0, 0.25, 0.5, 0.75, 1.0)])
+        chosen = score_at(round(share, 6))
         words = ", ".join(f"{key} {value:.1f}%" for key, value in chosen.items())
         sentence = f"{share:.2f} of the fine-tuned weights, by {rule}: {words}."
         return figures.plot_merge_path(between, chosen), sentence, ""

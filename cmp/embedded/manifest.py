@@ -36,7 +36,7 @@ Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
 ImagesPerClass = Annotated[int, Field(ge=1)]
 Names = Annotated[list[DatasetName], Field(min_length=1)]
 
-STORE_FORMAT = 4
+STORE_FORMAT = 5
 """Raised when the layout of a store changes, or when a recipe makes other samples than before."""
 
 

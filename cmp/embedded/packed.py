@@ -60,7 +60,7 @@ class StoreHeader:
     images_sha256: str
     table_sha256: str
     classes: list[str]
-    file_sha256: str = ""
+    file_sha256: str
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def read_packed(dataset: Dataset) -> PackedDataset:
         )
     try:
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
-        if header.file_sha256 not in ("", file_digest(folder / "samples.parquet")):
+        if header.file_sha256 != file_digest(folder / "samples.parquet"):
             raise ValueError("samples.parquet is not what was written")
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
@@ -193,11 +193,11 @@ def read_packed(dataset: Dataset) -> PackedDataset:
         raise CmpError(f"{folder}: damaged ({error}); {remedy}") from error
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
-    for name, found, written in (
+    for name, content, written in (
         ("images.npy", hashlib.sha256(images).hexdigest(), header.images_sha256),
         ("samples.parquet", _table_digest(table), header.table_sha256),
         ("store.json", sorted(table["label"].unique()), header.classes),
     ):
-        if found != written:
+        if content != written:
             raise CmpError(f"{folder}: {name} is not what was written; {remedy}")
     return PackedDataset(dataset, header, images, table)

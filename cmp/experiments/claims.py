@@ -431,12 +431,12 @@ def verdicts(trajectory: pd.DataFrame, claims: Sequence[Claim]) -> pd.DataFrame:
     for claim in claims:
         names = claim.required_settings(settings, f"claim {claim.name!r}")
         values = claim.measured(tables[claim.at][claim.aggregate])
-        found = values.dropna().to_numpy()
+        known = values.dropna().to_numpy()
         is_rank = claim.kind == "ranks"
-        z = np.arctanh(found.clip(-MAX_CORRELATION, MAX_CORRELATION)) if is_rank else found
+        z = np.arctanh(known.clip(-MAX_CORRELATION, MAX_CORRELATION)) if is_rank else known
         rows.append((claim.name, claim.sentence, claim.setting, claim.against, claim.comparison,
                      claim.aggregate, claim.at, claim.unit, *claim.region, values.notna().sum(),
-                     t_interval(found)[0], *t_interval(z)[:2]))  # fmt: skip
+                     t_interval(known)[0], *t_interval(z)[:2]))  # fmt: skip
         partial = set(trajectory.loc[trajectory["setting"].isin(names), "replicate"])
         dropped.append([number for number in values.index[values.isna()] if number in partial])
     columns = ["claim", "claimed", "setting", "against", "what", "aggregate", "at", "unit", "above",

@@ -194,7 +194,7 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     except CmpError as error:
         state = "absent" if isinstance(error, fomo.AbsentError) else "faulty"
         return DatasetState(dataset, state, str(error).removeprefix(f"{dataset.name}: "))
-    usable, damaged = images.usable_images(index, anew=True) if decode else (index, [])
+    usable, damaged = images.usable_images(index, decode_again=True) if decode else (index, [])
     faults = index.faults + damaged
     index = dataclasses.replace(usable, faults=faults)
     state, reason = "present", ""

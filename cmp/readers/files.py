@@ -36,8 +36,8 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         OSError: It cannot be read.
         ValueError: It is no regular file, too large, or not in UTF-8.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         raise ValueError(f"it is no regular file of at most {limit:,} bytes")
     return path.read_text(encoding="utf-8")
 
@@ -196,12 +196,12 @@ def file_stamp(root: Path, name: str) -> Stamp:
     if inside.startswith("/") or ".." in inside.split("/"):
         return NO_FILE._replace(problem="path lies outside")
     try:
-        found = os.stat(os.path.join(root, inside or "."))
+        status = os.stat(os.path.join(root, inside or "."))
     except (OSError, ValueError):  # a NUL in the name, or half a character
         return NO_FILE
-    is_regular = stat.S_ISREG(found.st_mode)
+    is_regular = stat.S_ISREG(status.st_mode)
     return (
-        Stamp(found.st_size, found.st_ctime_ns) if is_regular else Stamp(-1, 0, "no regular file")
+        Stamp(status.st_size, status.st_ctime_ns) if is_regular else Stamp(-1, 0, "no regular file")
     )
 
 

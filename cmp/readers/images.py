@@ -232,7 +232,7 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
     )
 
 
-def usable_images(index: ImageIndex, anew: bool = False) -> tuple[ImageIndex, list[Fault]]:
+def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageIndex, list[Fault]]:
     """Leave out the images of a set that cannot be decoded, or are listed in two splits.
 
     Every image is decoded once. The result is kept in the build folder, and looked up for as long
@@ -241,19 +241,23 @@ def usable_images(index: ImageIndex, anew: bool = False) -> tuple[ImageIndex, li
 
     Args:
         index: The set.
-        anew: Whether to decode even where a result is kept.
+        decode_again: Whether to decode even where a result is kept.
 
     Returns:
         The set with its `content` filled in, and a fault for each image that is left out.
     """
     path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
-    try:
-        content, found = [] if anew else parse_json(read_text(path))
-    except (OSError, ValueError):  # there is no result
-        content, found = _examine(index)
-        write_atomic(path, json.dumps([content, found]))
-    faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in found]
-    table = index.table.drop(index=[row for row, _ in found]).reset_index(drop=True)
+    result = None
+    if not decode_again:
+        with contextlib.suppress(OSError, ValueError):  # there is no result
+            content, faulty = parse_json(read_text(path))
+            result = content, faulty
+    if result is None:
+        result = _examine(index)
+        write_atomic(path, json.dumps(result))
+    content, faulty = result
+    faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
+    table = index.table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
     return dataclasses.replace(index, table=table, content=content), faults
 
 
