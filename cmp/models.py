@@ -367,9 +367,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # on a CPU two plain products beat the fused kernel, whose backward is slow in bf16
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores if mask is None else scores + mask).softmax(-1) @ v
+    # on a CPU two plain products beat the fused kernel, whose backward is slow in bf16; and a
+    # softmax over rows as short as texts is three times as fast with queries as the last dimension
+    scores = k @ (q * q.shape[-1] ** -0.5).mT  # [B, heads, keys, queries]
+    return (scores if mask is None else scores + mask.mT).softmax(-2).mT @ v
 
 
 def split_attention(model: nn.Module) -> Network:

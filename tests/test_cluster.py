@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -198,8 +199,8 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
         cluster.run_on_ray(configs, 2, "cpu", finished)
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert "stopped after 0 tasks" in "\n".join(noted())
-    assert any(each.step > 0 for each in unfinished_runs())
+    [steps] = re.findall(r"stopped after 0 tasks and (\d+) steps; all is saved", "\n".join(noted()))
+    assert [progress.step for progress in unfinished_runs()] == [int(steps)]
 
 
 def test_no_gpu_is_a_sentence(nodes, build, corpus):
