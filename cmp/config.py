@@ -4,6 +4,7 @@ A tree of frozen dataclasses, parsed strictly: an unknown key, a wrong type or a
 is refused with the key's name. Names of options come from `cmp.registry`.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -12,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -37,13 +38,13 @@ _PLACE = r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|(hf-hub|local-dir):[A-Za-z0-9._~/+
 ModelName = Annotated[str, Field(pattern=_PLACE)]
 
 
-CurveName = Annotated[str, AfterValidator(partial(check_name, "schedule")), "schedule"]
-MetaName = Annotated[str, AfterValidator(partial(check_name, "meta_schedule")), "meta_schedule"]
-MethodName = Annotated[str, AfterValidator(partial(check_name, "method")), "method"]
-RuleName = Annotated[str, AfterValidator(partial(check_name, "merge_rule")), "merge_rule"]
-PolicyName = Annotated[str, AfterValidator(partial(check_name, "merge_policy")), "merge_policy"]
-OrderName = Annotated[str, AfterValidator(partial(check_name, "order")), "order"]
-BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer")), "buffer"]
+CurveName = Annotated[str, AfterValidator(partial(check_name, "schedule"))]
+MetaName = Annotated[str, AfterValidator(partial(check_name, "meta_schedule"))]
+MethodName = Annotated[str, AfterValidator(partial(check_name, "method"))]
+RuleName = Annotated[str, AfterValidator(partial(check_name, "merge_rule"))]
+PolicyName = Annotated[str, AfterValidator(partial(check_name, "merge_policy"))]
+OrderName = Annotated[str, AfterValidator(partial(check_name, "order"))]
+BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
 """Values of `model.start` that need no file of the user's: a base of an embedded model, or random
 weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` makes them."""
@@ -519,27 +520,6 @@ def defaults() -> dict[str, Any]:
     return dict(flat_keys(RunConfig().to_dict()))
 
 
-def choices(section: type | None = None, prefix: str = "") -> dict[str, tuple]:
-    """Return every key that takes one of some names, or true and false, with its values.
-
-    Of `model.start` only the values that need no file are given.
-    """
-    values: dict[str, tuple] = {}
-    for field in dataclasses.fields(section or RunConfig):
-        key = f"{prefix}{field.name}"
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            values |= choices(field.type, f"{key}.")
-        elif key == "model.start":
-            values[key] = STARTS
-        elif get_origin(field.type) is Literal:
-            values[key] = get_args(field.type)
-        elif field.type in (bool, bool | None):
-            values[key] = (False, True)
-        elif get_args(field.type)[-1:] and get_args(field.type)[-1] in list(registry.KINDS):
-            values[key] = tuple(registry.option_names(get_args(field.type)[-1]))
-    return values
-
-
 def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yield the leaves of a tree with dotted keys: ("schedule.peak", 0.001), ..."""
     for key, value in tree.items():
@@ -569,10 +549,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         tree = overlay(recipe_tree(tree.pop("recipe")), tree)
     if "seed" in tree:
         seeds = dict.fromkeys(Seeds.__dataclass_fields__, tree.pop("seed"))
-        named = tree.get("seeds") or {}
-        if not isinstance(named, Mapping):
-            raise CmpError(f"{source}: seeds: expected seeds by name, found {named!r:.60}")
-        tree["seeds"] = seeds | dict(named)
+        tree = overlay({"seeds": seeds}, tree)
     try:
         return _ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as error:
@@ -597,7 +574,7 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
     Raises:
         CmpError: An assignment is no "key=value", or its value cannot be read.
     """
-    result = _copy(tree)
+    result = copy.deepcopy(tree)
     for assignment in sorted(assignments, key=lambda text: not text.startswith("recipe=")):
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -632,14 +609,14 @@ def profile(name: str) -> dict[str, Any]:
     """Return a copy of a profile's tree; raise `CmpError` for an unknown one."""
     if name not in PROFILES:
         raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
-    return _copy(PROFILES[name])
+    return copy.deepcopy(PROFILES[name])
 
 
 def recipe_tree(name: str) -> dict[str, Any]:
     """Return a copy of a recipe's tree; raise `CmpError` for an unknown one."""
     if name not in list(RECIPES):
         raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
-    return _copy(RECIPES[name])
+    return copy.deepcopy(RECIPES[name])
 
 
 def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -649,7 +626,3 @@ def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
             result[key] = {**below[key], **above[key]}
     return result
-
-
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(tree))

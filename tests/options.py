@@ -1,7 +1,9 @@
 """Every choice that a run's config offers, so that a new one is tested without being named here."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from cmp import config, mixtures, models, registry
 from cmp.config import RunConfig
@@ -39,10 +41,25 @@ ALSO = {
 """What else every choice of a key wants, to matter."""
 
 
+def choices() -> dict[str, tuple]:
+    """Every key that takes one of some names, or true and false, with its values; of `model.start`
+    those that need no file."""
+    values: dict[str, tuple] = {"model.start": config.STARTS}
+    for name, kind in registry.KINDS.items():
+        values[kind.key] = tuple(registry.option_names(name))
+    for section in dataclasses.fields(RunConfig)[1:]:  # the first is `data`
+        for field in dataclasses.fields(section.type):
+            if get_origin(field.type) is Literal:
+                values[f"{section.name}.{field.name}"] = get_args(field.type)
+            elif field.type in (bool, bool | None):
+                values[f"{section.name}.{field.name}"] = (False, True)
+    return values
+
+
 def settings() -> list[tuple[str, ...]]:
     """Assignments to the defaults for every choice but the default, and for every model."""
     rows = [(f"model.name={name}",) for name in models.family_names()]
-    for key, names in config.choices().items():
+    for key, names in choices().items():
         for name in names:
             if (key, name) == NOT_SHIPPED:
                 continue

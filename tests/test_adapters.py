@@ -7,9 +7,10 @@ import options
 import pytest
 import torch
 from options import small
+from safetensors.torch import save_file
 from test_resume import BOUNDARY, END, MIDDLE, MemoryManager, equal, same
 
-from cmp import checkpoints, config, mixtures, models, registry
+from cmp import checkpoints, mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
@@ -158,7 +159,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
 @ADAPTERS
 def test_a_finished_run_is_of_plain_layers(method, tmp_path):
     result = execute(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
-    models.save_weights(result.model, tmp_path / "w.safetensors")
+    save_file(result.model.state_dict(), tmp_path / "w.safetensors")
     fresh = models.create_model("small")
     models.load_weights(fresh, tmp_path / "w.safetensors")
     assert models.weights_digest(fresh) == models.weights_digest(result.model)
@@ -249,7 +250,7 @@ def test_a_frozen_tower_is_refused(method):
 
 def test_every_method_with_adapters_folds_or_not():
     assert {"lora", "dora", "vera"} <= set(ADAPTER_METHODS)
-    assert set(ADAPTER_METHODS) <= set(config.choices()["method.name"])
+    assert set(ADAPTER_METHODS) <= set(options.choices()["method.name"])
     assert {s for (s, *_) in options.SETTINGS if "fold" in s} == {
         "method.fold=false",
         "method.fold=true",

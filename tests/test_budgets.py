@@ -5,6 +5,7 @@ import functools
 import weakref
 
 import forked
+import options
 import pytest
 import torch
 from options import small
@@ -151,7 +152,7 @@ def peak(name, method, batch):
 
 
 @pytest.mark.parametrize("name", models.family_names())
-@pytest.mark.parametrize("method", config.choices()["method.name"])
+@pytest.mark.parametrize("method", options.choices()["method.name"])
 def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
     """Never more; passing things that no gradient waits for make up to a quarter beside it."""
     ratio = budgets.method_cost(config_of(name, 48, method)).memory / peak(name, method, 48)
@@ -185,7 +186,7 @@ def test_the_end_of_a_task_is_counted():
     assert ends["sample"] == pytest.approx(4 * full, rel=0.02)  # one more pass forward
     assert all(
         budgets.method_cost(config_of("tiny", 16, method)).end == 0
-        for method in config.choices()["method.name"]
+        for method in options.choices()["method.name"]
         if method != "ewc"
     )
 
@@ -217,7 +218,7 @@ def test_a_budget_by_hand():
     assert Budget(4.0, 10.0, 5.0, 1.0).steps == 0
 
 
-@pytest.mark.parametrize("method", config.choices()["method.name"])
+@pytest.mark.parametrize("method", options.choices()["method.name"])
 def test_steps_fill_the_budget_and_no_more(method):
     run_config = config.parse(config.profile("cpu") | {"method": {"name": method}})
     run_config = dataclasses.replace(
@@ -300,7 +301,7 @@ def test_the_command_prints_every_method():
     result = shell()
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line.split()}
-    for name in config.choices()["method.name"]:
+    for name in options.choices()["method.name"]:
         assert name in rows
     assert rows["full"][-2:] == ["40", "2,560"]
     assert "…" not in result.output

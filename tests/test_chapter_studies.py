@@ -1,8 +1,8 @@
 """What a chapter says of its own study, held against the study's files and published runs."""
 
+import options
 import pytest
 
-from cmp import config
 from cmp.experiments import results, store, studies
 from cmp.experiments.claims import final_scores, setting_means
 from lab import analyses
@@ -48,7 +48,7 @@ def test_a_chapter_s_studies_are_within_its_budget():
 def test_the_orders_of_chapter_06_are_all_there_are():
     settings = studies.load_study("06").configs("cpu", 1).values()
     found = {(each.stream.order, each.stream.reverse) for each in settings}
-    named = set(config.choices()["stream.order"]) - {"listed"}
+    named = set(options.choices()["stream.order"]) - {"listed"}
     assert {order for order, _ in found} == named
     assert len([reverse for _, reverse in found if reverse]) >= 4
 
@@ -67,12 +67,12 @@ def test_chapter_07_has_fifteen_points_of_the_triangle_and_three_replicates():
 
 def test_chapter_02_has_every_method_and_03_every_policy_and_rule():
     grid = studies.load_study("02").configs("cpu", 1).values()
-    assert {each.method.name for each in grid} == set(config.choices()["method.name"])
-    assert set(METHODS) == set(config.choices()["method.name"])
+    assert {each.method.name for each in grid} == set(options.choices()["method.name"])
+    assert set(METHODS) == set(options.choices()["method.name"])
     merged = [each.merging for each in studies.load_study("03").configs("cpu", 1).values()]
-    assert {each.policy for each in merged} == set(config.choices()["merging.policy"])
+    assert {each.policy for each in merged} == set(options.choices()["merging.policy"])
     assert {each.rule for each in merged if each.policy == "ema"} == set(
-        config.choices()["merging.rule"]
+        options.choices()["merging.rule"]
     )
 
 

@@ -41,7 +41,7 @@ def theirs(tmp_path_factory):
     torch.save(weights, folder / "plain.pt")
     parallel = {f"module.{name}": x for name, x in weights.items()}
     torch.save({"epoch": 3, "state_dict": parallel}, folder / "epoch_3.pt")
-    models.save_weights(models.create_model(NANO, 7), folder / "split.safetensors")
+    save_file(models.create_model(NANO, 7).state_dict(), folder / "split.safetensors")
     return folder, fused.eval()
 
 

@@ -23,7 +23,7 @@ from forked import Child, Family, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cmp import NUMERICS, checkpoints, config, mixtures, models, training
 from cmp.checkpoints import CheckpointManager
@@ -530,7 +530,7 @@ def merge(folder):
     paths = [folder / f"{seed}.safetensors" for seed in range(2)]
     for seed, path in enumerate(paths):
         if not path.exists():
-            models.save_weights(models.create_model("tiny-half", seed), path)
+            save_file(models.create_model("tiny-half", seed).state_dict(), path)
     merge_files("interpolation", paths, folder / "merged.safetensors")
 
 

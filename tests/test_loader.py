@@ -218,7 +218,7 @@ def test_packed_images_are_of_one_size(corpus):
         dataclasses.make_dataclass("Visual", ["image_size"])((224, 160))
     )
     with pytest.raises(CmpError, match="not square"):
-        models.image_side(oblong)
+        models.preprocessing(oblong)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "fomoo", "traits", "embedded/.."])

@@ -7,6 +7,7 @@ import math
 
 import forked
 import numpy as np
+import options
 import pytest
 import torch
 from hypothesis import given, settings
@@ -731,7 +732,7 @@ def test_a_merge_of_all_is_one_merge(rule, zero):
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", config.choices()["merging.shares"])
+@pytest.mark.parametrize("name", options.choices()["merging.shares"])
 def test_shares_of_all(name, reverse, zero):
     if reverse and name in ("equal", "newest"):
         return

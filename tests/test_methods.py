@@ -7,11 +7,12 @@ import math
 from types import SimpleNamespace
 
 import forked
+import options
 import pytest
 import torch
 from options import small
 
-from cmp import budgets, config, mixtures, models
+from cmp import budgets, mixtures, models
 from cmp.config import Method
 from cmp.methods import distillation, ewc, galore, importance, si
 from cmp.runner import Observer, execute
@@ -25,7 +26,7 @@ from cmp.training import (
     trainable_parameters,
 )
 
-NAMES = config.choices()["method.name"]
+NAMES = options.choices()["method.name"]
 
 
 def matrix(rows, columns, seed=0):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import forked
 import numpy as np
+import options
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -365,7 +366,7 @@ def test_a_part_of_the_pool_is_kept(share, seed):
     for pool, role in POOL_ROLES.items():
         split = "fresh" if pool == "fresh" else "train"
         whole = np.concatenate([corpus.rows(split, dataset=d) for d in corpus.by_role(role)])
-        for select in config.choices()["mixture.select"]:
+        for select in options.choices()["mixture.select"]:
             kept = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
             assert len(kept) == len(set(kept)) == max(1, round(share * len(whole)))
             assert set(kept) <= set(whole)
@@ -376,7 +377,7 @@ def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():
     corpus = forked.small_corpus()
     parts_of = {
         select: [set(replay_pool(corpus, Mixture(select=select), seed)) for seed in (3, 4)]
-        for select in config.choices()["mixture.select"]
+        for select in options.choices()["mixture.select"]
     }
     assert parts_of["random"][0] != parts_of["random"][1]
     assert parts_of["clustered"][0] != parts_of["clustered"][1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, models, registry
+from cmp import cli, mixtures, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.policies import apply_policy
@@ -36,7 +36,7 @@ PLAIN = {
 
 
 def test_names_are_those_of_the_tables():
-    choices = config.choices()
+    choices = options.choices()
     assert choices.keys() == {*options.TABLES, *PLAIN}
     for key, table in options.TABLES.items():
         assert set(choices[key]) == set(table), key
@@ -76,7 +76,7 @@ def test_every_choice_can_be_made_from_a_shell(settings):
     assert value in result.output.replace("True", "true").replace("False", "false")
 
 
-@pytest.mark.parametrize("name", config.choices()["method.name"])
+@pytest.mark.parametrize("name", options.choices()["method.name"])
 def test_a_method_trains_what_it_says_and_nothing_else(name):
     run_config = options.small(f"method.name={name}", "stream.tasks=1")
     state = make_train_state(run_config, forked.small_corpus(), models.create_model("tiny", 0))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import open_clip
+import options
 import pytest
 import ranks
 import torch
@@ -61,7 +62,7 @@ def same(one, other):
     torch.testing.assert_close(one[1], other[1], **SAME)
 
 
-@pytest.mark.parametrize("name", config.choices()["method.name"])
+@pytest.mark.parametrize("name", options.choices()["method.name"])
 def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
     settings = (f"method.name={name}",)
     if name == "ewc":

@@ -245,7 +245,7 @@ def test_an_order_must_follow_its_seed_or_say_that_it_does_not():
     register("order", "shuffled")(
         lambda table, seed: np.random.Generator(np.random.Philox(seed)).permutation(len(table))
     )
-    assert {"mine", "shuffled"} <= set(config.choices()["stream.order"])
+    assert {"mine", "shuffled"} <= set(registry.option_names("order"))
 
 
 def test_a_buffer_must_keep_to_its_capacity_and_to_what_arrived():
@@ -259,7 +259,7 @@ def test_a_buffer_must_keep_to_its_capacity_and_to_what_arrived():
         "buffer", lambda history, capacity, seed: ([1, 2], np.array([0])), "1 groups for 2 images"
     )
     register("buffer", "mine")(everything)
-    assert "mine" in config.choices()["mixture.policy"]
+    assert "mine" in registry.option_names("buffer")
 
 
 def test_a_merge_rule_must_give_one_entry_per_entry():
@@ -297,7 +297,7 @@ def test_a_merge_policy_and_a_method_must_be_what_they_say():
             end.trained, end.memory["zero"], "mine"
         ))
     )  # fmt: skip
-    assert "mine" in config.choices()["merging.policy"]
+    assert "mine" in registry.option_names("merge_policy")
 
 
 def test_an_option_that_raises_leaves_nothing_behind(notebook):

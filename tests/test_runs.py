@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import options
 import pandas as pd
 import pytest
 import torch
@@ -95,12 +96,12 @@ def test_every_key_of_the_config_moves_the_id(corpus):
             other[f"method.{key}"] = [changed, f"method.name={method}"]
     base, ids, changes = small(), set(), 0
     for key, value in config.flat_keys(base.to_dict()):
-        names = [name for name in config.choices().get(key, [None, None]) if name != value]
+        names = [name for name in options.choices().get(key, [None, None]) if name != value]
         if not names or other.get(key, names) is None:  # one choice, or a share that follows others
             continue
         plain = value + 1 if type(value) is int else value
         plain = plain / 2 if isinstance(plain, float) else plain
-        changed, *companions = other.get(key, [names[0] if key in config.choices() else plain])
+        changed, *companions = other.get(key, [names[0] if key in options.choices() else plain])
         ids.add(store.run_id_of(small(f"{key}={json.dumps(changed)}", *companions), corpus))
         changes += 1
     assert store.run_id_of(base, corpus) not in ids
