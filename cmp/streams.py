@@ -284,18 +284,14 @@ def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
 def _walk(points: np.ndarray, near: np.ndarray, start: int) -> tuple[np.ndarray, int]:
     """Return the greedy path from a start, and the sum of its scaled cosines."""
     left = np.ones(len(points), bool)
-    path, total, current = np.empty(len(points), np.int64), 0, start
-    for step in range(len(points)):
-        if step:
-            free = left[near[current]]
-            first = int(free.argmax()) if len(free) else 0
-            if len(free) and free[first]:
-                following = int(near[current, first])
-                total += int(points[current] @ points[following])
-            else:
-                others = np.flatnonzero(left)
-                cosine = points[others] @ points[current]
-                following, total = int(others[cosine.argmax()]), total + int(cosine.max())
-            current = following
-        path[step], left[current] = current, False
-    return path, total
+    path, total = [start], 0
+    for _ in range(len(points) - 1):
+        current = path[-1]
+        left[current] = False
+        nearest = near[current]
+        first = nearest[left[nearest]][:1]
+        others = first if len(first) else np.flatnonzero(left)
+        cosine = points[others] @ points[current]
+        path.append(int(others[cosine.argmax()]))
+        total += int(cosine.max())
+    return np.array(path), total
