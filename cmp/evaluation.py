@@ -98,14 +98,14 @@ def evaluate(
     model.train(was_training)
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError("evaluation: features are not finite: are the weights those of this model?")
-    hits, scores, first = [], [], 0
+    scored, first = [], 0
     for test_set in test_sets:
         last = first + len(test_set.rows)
         places = [place[one] for one in test_set.texts]
-        hits.append(_score_questions(corpus, test_set, image[first:last], text[places]))
-        scores.append(_score_dataset(corpus, test_set, hits[-1]))
+        scored.append(_score(corpus, test_set, image[first:last], text[places]))
         first = last
-    return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(scores).set_index("dataset"))
+    hits, datasets = zip(*scored, strict=True)
+    return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 
 
 def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
@@ -193,9 +193,7 @@ def text_features(model: Network, name: str, texts: list[str], precision: str) -
         precision: "bf16" or "fp32".
     """
     device, features = model.logit_scale.device, []
-    tokens = models.tokenize(
-        name, tuple(texts)
-    )  # on the CPU, where `models.encode_text` packs them
+    tokens = models.tokenize(name, tuple(texts))  # on the CPU, where `encode_text` packs them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     for block in by_length.split(ENCODE_BLOCK):
         with autocast(precision, device):
@@ -266,10 +264,8 @@ def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_Tes
     """Return a test set per dataset that is scored and has images in the split."""
     test_sets = []
     for name, dataset in corpus.datasets.items():
-        if dataset.role in POOL_DATA_ROLES:
-            continue
         rows = evaluation_rows(corpus, name, split, subset)
-        if not len(rows):
+        if dataset.role in POOL_DATA_ROLES or not len(rows):
             continue
         if dataset.task == "classification":
             prompts = [dataset.prompt.format(label) for label in corpus.classes[name]]
@@ -284,41 +280,34 @@ def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_Tes
     return test_sets
 
 
-def _score_questions(
+def _score(
     corpus: Corpus, test_set: _TestSet, image: Tensor, text: Tensor
-) -> pd.DataFrame:
-    """Return the hits of a test set from the features of its images and texts."""
+) -> tuple[pd.DataFrame, dict[str, object]]:
+    """Return the hits of a test set from the features of its images and texts, and its dataset's
+    row in the table of scores."""
     name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
     if owner is None:
+        metric, chance = "top-1", 1 / len(test_set.texts)
         nearest = (image @ text.T).argmax(dim=1)
         answer = np.array(corpus.classes[name])[nearest.cpu().numpy()]
         parts, hits = [rows], [answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)]
     else:
+        metric, chance = f"R@{RETRIEVAL_K}", chance_of_recall(owner)
         answer, parts = "", [rows, rows[owner]]
         hits = retrieval_hits(image, text, torch.from_numpy(owner))
     row = np.concatenate(parts)
     weight = [np.full(len(part), 1 / len(parts) / len(part)) for part in parts]
-    return pd.DataFrame(
-        {
-            "dataset": name,
-            "row": row,
-            "group": corpus.table["group"].array[row],
-            "answer": answer,
-            "hit": np.concatenate(hits).astype(float),
-            "weight": np.concatenate(weight),
-        }
-    )
-
-
-def _score_dataset(corpus: Corpus, test_set: _TestSet, hits: pd.DataFrame) -> dict[str, object]:
-    """Return a dataset's row in the table of scores."""
-    name = test_set.dataset.name
-    if test_set.owner is None:
-        metric, chance = "top-1", 1 / len(test_set.texts)
-    else:
-        metric, chance = f"R@{RETRIEVAL_K}", chance_of_recall(test_set.owner)
-    score, error = aggregate(hits, [name])
-    return {
+    questions = {
+        "dataset": name,
+        "row": row,
+        "group": corpus.table["group"].array[row],
+        "answer": answer,
+        "hit": np.concatenate(hits).astype(float),
+        "weight": np.concatenate(weight),
+    }
+    table = pd.DataFrame(questions)
+    score, error = aggregate(table, [name])
+    return table, {
         "dataset": name,
         "role": test_set.dataset.role,
         "metric": metric,
