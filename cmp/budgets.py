@@ -179,7 +179,7 @@ def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: 
         lambda: total_loss(state, forward_shapes(state, batch, replayed)).backward()
     )
     memory = sum(memory_account(state, batch, replayed).values())
-    step = flops + _optimizer_flops(state)
+    step = flops + _optimizer_cost(state)[0]
     return Cost(step, _end_flops(spare, name, method, batch), memory)
 
 
@@ -225,19 +225,20 @@ def count_flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _own_optimizer(state: TrainState) -> torch.optim.Optimizer | None:
-    """Return the method's own optimizer, None where that is AdamW, which multiplies no matrices."""
-    own = state.method.optimizer(state.config.method) is not training.ADAMW
-    return training.create_optimizer(state) if own else None
+def _optimizer_cost(state: TrainState) -> tuple[float, int]:
+    """Return the FLOPs of the optimizer's step and the bytes of its state.
 
-
-def _optimizer_flops(state: TrainState) -> float:
-    """Return the FLOPs of the optimizer's step; what it does every `gap` steps is shared out."""
-    optimizer = _own_optimizer(state)
-    if optimizer is None:
-        return 0.0
+    What it does every `gap` steps is shared out among them.
+    """
+    parameters = training.trainable_parameters(state.model).values()
+    if state.method.optimizer(state.config.method) is training.ADAMW:
+        return 0.0, 2 * storage_bytes(parameters)  # two moments, and no products of matrices
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = training.create_optimizer(state)
     first, later = count_flops(optimizer.step), count_flops(optimizer.step)
-    return later + (first - later) / (state.config.method.get("gap") or 1)
+    memory = storage_bytes(x for moments in optimizer.state.values() for x in moments.values())
+    return later + (first - later) / (state.config.method.get("gap") or 1), memory
 
 
 def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
@@ -260,7 +261,6 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
     The peak is when the next loss has been computed and the gradients of the step before are still
     there.
     """
-    trainable = list(training.trainable_parameters(state.model).values())
     weights = [*state.model.parameters(), *state.model.buffers()]
     extra = list(state.method_state.values())
     for network in state.frozen_models.values():
@@ -268,11 +268,10 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
     activations = activation_bytes(
         lambda: total_loss(state, forward_shapes(state, batch, replayed)), [*weights, *extra]
     )
-    gradients = storage_bytes(trainable)
     return {
         "weights": storage_bytes(weights),
-        "gradients": gradients,
-        "optimizer": _moment_bytes(state, gradients),
+        "gradients": storage_bytes(training.trainable_parameters(state.model).values()),
+        "optimizer": _optimizer_cost(state)[1],
         "method": storage_bytes(extra),
         "activations": activations,
     }
@@ -282,17 +281,6 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the memory behind some tensors, each piece counted once."""
     pieces = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
     return sum(pieces.values())
-
-
-def _moment_bytes(state: TrainState, gradients: int) -> int:
-    """Return the bytes of the optimizer's state."""
-    optimizer = _own_optimizer(state)
-    if optimizer is None:
-        return 2 * gradients  # AdamW's two moments
-    for parameter in training.trainable_parameters(state.model).values():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    return storage_bytes(x for moments in optimizer.state.values() for x in moments.values())
 
 
 def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
