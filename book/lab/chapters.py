@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cmp.config import PROFILES
 from cmp.errors import CmpError
+from cmp.readers.files import explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
 FORMATS = "ipynb,md:myst"
@@ -101,10 +102,8 @@ def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Pa
 
 def source_text(source: Path) -> str:
     """Return a chapter's text with line ends as on Unix; `CmpError` if it cannot be read."""
-    try:
+    with explain_errors(f"{source}: cannot be read"):
         return source.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise CmpError(f"{source}: cannot be read ({error})") from error
 
 
 def source_hash(source: Path) -> str:
@@ -130,10 +129,9 @@ def notebook(source: Path):
     import jupytext
 
     text = source_text(source)
-    try:
+    # whatever its parsers of YAML, Markdown and JSON schemas raise
+    with explain_errors(f"{source}: not a MyST Markdown notebook", "", Exception):
         book = jupytext.reads(text, fmt="md:myst")
-    except Exception as error:  # whatever its parsers of YAML, Markdown and JSON schemas raise
-        raise CmpError(f"{source}: not a MyST Markdown notebook ({error})") from error
     book.metadata["kernelspec"] = dict(KERNELSPEC)
     seen = Counter()
     for cell in book.cells:
@@ -157,10 +155,9 @@ def declared_parameters(cell: str) -> dict[str, Parameter]:
         SyntaxError: The code is no Python.
     """
     parameters = {}
-    try:
+    what = "parameters cell: Python cannot read it"
+    with explain_errors(what, "", RecursionError, MemoryError):
         body = ast.parse(cell).body
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CmpError(f"parameters cell: Python cannot read it ({error})") from error
     for node in body:
         line = cell.split("\n")[node.end_lineno - 1].encode()  # lines as Python counts them
         try:

@@ -17,7 +17,6 @@ from cmp.embedded.icons import is_visible, read_icon_set
 from cmp.embedded.manifest import EmojiRecipe, FlagRecipe
 from cmp.embedded.packages import archive_member, archive_members
 from cmp.embedded.packed import Samples
-from cmp.errors import CmpError
 from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
 
@@ -117,13 +116,8 @@ def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str,
 
     Returns:
         Code -> {style -> name of the icon or file}, in order of code.
-
-    Raises:
-        CmpError: If a package is missing.
     """
     packages = dict(archives)
-    if missing := {"emojibase", *TEST_STYLES, *OTHER_STYLES} - set(packages):
-        raise CmpError(f"sources: an emoji dataset needs {sorted(missing)[0]!r} as well")
     characters = read_catalogue(packages.pop("emojibase"))
     drawings = {style: find_drawings(style, path, characters) for style, path in packages.items()}
     concepts = {}

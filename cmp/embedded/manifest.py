@@ -213,8 +213,9 @@ class Packages(StrictModel):
     packages: dict[DatasetName, Package]
 
 
+@functools.cache
 def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
-    """Read the pinned packages.
+    """Read the pinned packages, once.
 
     Args:
         folder: The folder of `packages.yaml`.
@@ -228,8 +229,9 @@ def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
     return read_manifest(folder / "packages.yaml", Packages).packages
 
 
-def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
-    """Read the manifests of the embedded datasets.
+@functools.cache
+def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
+    """Read the manifests of the embedded datasets, once.
 
     Args:
         folder: The folder of `packages.yaml` and `embedded/`.
@@ -253,18 +255,6 @@ def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
     if not datasets:
         raise CmpError(f"{folder / 'embedded'}: no manifests found")
     return datasets
-
-
-@functools.cache
-def embedded_manifests() -> dict[str, Dataset]:
-    """Return the datasets that come with this package, read once."""
-    return load_datasets()
-
-
-@functools.cache
-def embedded_packages() -> dict[str, Package]:
-    """Return the packages that come with this package's manifests, read once."""
-    return load_packages()
 
 
 def select_datasets(names: list[str] | None = None) -> list[Dataset]:
@@ -302,7 +292,7 @@ def store_fingerprint(dataset: Dataset) -> str:
     """
     content = dataset.model_dump(mode="json", exclude={"year"})
     content["optional"] = False  # a key of earlier manifests, which stores are known by
-    sources = {name: embedded_packages()[name].sha256 for name in dataset.sources}
+    sources = {name: load_packages()[name].sha256 for name in dataset.sources}
     text = json.dumps([content, sources], sort_keys=True)
     return f"{STORE_FORMAT}:{hashlib.sha256(text.encode()).hexdigest()}"
 

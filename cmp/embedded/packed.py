@@ -24,7 +24,7 @@ from cmp.embedded.manifest import (
 )
 from cmp.errors import CmpError
 from cmp.files import file_digest, parse_record
-from cmp.readers.files import atomic_folder, read_table
+from cmp.readers.files import atomic_folder, explain_errors, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
 
@@ -183,14 +183,13 @@ def read_packed(dataset: Dataset) -> PackedDataset:
             f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
             f"run `cmpt data build`, or `cmpt data build {dataset.name}` for it alone"
         )
-    try:
+    errors = (TypeError, MemoryError, OverflowError, TokenError)
+    with explain_errors(f"{folder}: damaged", f"; {remedy}", *errors):
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         if header.file_sha256 != file_digest(folder / "samples.parquet"):
             raise ValueError("samples.parquet is not what was written")
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
-    except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:
-        raise CmpError(f"{folder}: damaged ({error}); {remedy}") from error
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
     for name, content, written in (

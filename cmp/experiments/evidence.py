@@ -1,7 +1,6 @@
 """What the published studies say of a plan: where runs like it ended, and what each choice does."""
 
 import functools
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +12,8 @@ from cmp.config import STRICT, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import results, store
 from cmp.experiments.claims import AGGREGATES, paired_difference, setting_means
-from cmp.files import parse_record, project_folder
-from cmp.readers.files import read_yaml
+from cmp.files import project_folder
+from cmp.readers.files import check_record, read_yaml
 
 CHOICES_FILE = project_folder() / "book" / "choices.yaml"
 CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
@@ -180,10 +179,8 @@ def load_choices() -> dict[str, tuple[Choice, ...]]:
     Raises:
         CmpError: The file is missing or not well-formed.
     """
-    try:
-        return parse_record(json.dumps(read_yaml(CHOICES_FILE)), dict[str, tuple[Choice, ...]])
-    except ValueError as error:
-        raise CmpError(f"{CHOICES_FILE}: {error}") from error
+    tree = read_yaml(CHOICES_FILE)
+    return check_record(tree, dict[str, tuple[Choice, ...]], f"{CHOICES_FILE}: ")
 
 
 def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:

@@ -19,7 +19,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import listed_file, parse_json, read_yaml
+from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
@@ -180,12 +180,10 @@ def round_scores(scores: evaluation.Scores) -> dict[str, dict[str, float]]:
 
 def read_card(weights: Path) -> Card:
     """Return the card of a weights file; raise `CmpError` if there is none that can be used."""
-    try:
+    with explain_errors(f"{weights}: no readable model card beside it"):
         text = weights.with_suffix(".json").read_text()
         parse_record(text, ModelCard)
         return parse_json(text)
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{weights}: no readable model card beside it ({error})") from error
 
 
 def bases_overview(*folders: Path) -> str:

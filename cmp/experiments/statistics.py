@@ -19,7 +19,7 @@ from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
-from cmp.readers.files import parse_json, read_text
+from cmp.readers.files import explain_errors, parse_json, read_text
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -226,10 +226,8 @@ def read_stream_file(path: Path) -> list[str]:
     Raises:
         CmpError: It is anything else; the message names the entry.
     """
-    try:
+    with explain_errors(f"{path}: cannot be read as a stream"):
         entries = parse_json(read_text(path, MAX_STREAM_BYTES))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
     first: dict[str, int] = {}

@@ -30,8 +30,8 @@ from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Sche
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID, child_path, parse_record, project_folder
-from cmp.readers.files import read_yaml
+from cmp.files import SHORT_ID, child_path, project_folder
+from cmp.readers.files import check_record, read_yaml
 
 STUDIES = project_folder() / "book" / "studies"
 MAX_LIVE = 4
@@ -118,11 +118,8 @@ def load_study(chapter: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
-    try:
-        grid = parse_record(json.dumps(read_yaml(path)), Grid)
-    except ValueError as error:
-        keys = ", ".join(Grid.__dataclass_fields__)
-        raise CmpError(f"{path}: {error}; the keys of a study are {keys}") from error
+    remedy = f"; the keys of a study are {', '.join(Grid.__dataclass_fields__)}"
+    grid = check_record(read_yaml(path), Grid, f"{path}: ", remedy)
     settings = {}
     for name, changes in grid.settings.items():
         source, changes = f"{path}: settings: {name}", grid.common | (changes or {})
