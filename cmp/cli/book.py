@@ -90,7 +90,7 @@ def book(
     if publish:
         if parameter or dry_run:
             raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
-        shared.import_lab("commit_notebooks").commit_notebooks(chapter, jobs)
+        shared.import_lab("run").commit_notebooks(chapter, jobs)
         return
     parameters = {}
     for assignment in parameter or []:

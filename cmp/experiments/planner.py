@@ -1,10 +1,11 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
-import bisect
 import functools
+import itertools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -17,15 +18,15 @@ from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
 from cmp.experiments.evidence import AGGREGATES, Evidence, Place
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
+from cmp.readers.files import read_yaml
 
-KEEP = {
-    "balance": "as much of both as can be had",
-    "most": "retention before accumulation",
-    "all": "nothing that it knows may be lost, however little it learns",
-}
+_WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
+KEEP: dict[str, str] = _WORDS["keep"]
 """What must be kept of the model's zero-shot knowledge."""
-NEW = {"both": "names and looks", "names": "names, of things that look like what it knows"}
+NEW: dict[str, str] = _WORDS["new"]
 """What is new in the updates."""
+NOTES: dict[str, str] = _WORDS["notes"]
+"""What a reader of a plan must know, by the fact in which it arises, see `_notes`."""
 CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
@@ -269,12 +270,9 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    for part in ({}, {"method": {"name": "locked-image"}}):
-        trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
-        fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
-        first = bisect.bisect_left(trees, True, key=fits)
-        if first < len(trees):
-            tree = trees[first]
+    for part, size in itertools.product(({}, {"method": {"name": "locked-image"}}), batches):
+        tree = settings | {"training": {"batch": size, "steps": 1}} | part
+        if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
             tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
             return tree
     raise ImpossibleRequest(
@@ -313,32 +311,22 @@ def _affordable_steps(request: PlanRequest, run: RunConfig) -> int:
 def _notes(request: PlanRequest, run: RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
     _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
-    passes = run.training.steps * update / request.arriving
-    is_real, is_locked = not request.embedded, run.method.name == "locked-image"
-    notes = (
-        (request.pool == 0, "Without the pretraining data much of what the model knew will be "
-         "lost; an average of weights saves a part of it (chapter 03)."),
-        (request.buffer == 0, "Without a buffer of earlier updates the model accumulates little: "
-         "a few hundred images would do (chapter 07)."),
-        (request.keep == "all", "No setting that was measured learns and loses nothing at all. An "
-         "average that takes a tenth of each update came nearest."),
-        (is_real, "FoMo-in-Flux stands for your data: name the folder of their manifests under "
-         "`data` (chapter A1)."),
-        (is_real, f"The peak of {REAL['schedule']['peak']:g} is the paper's for ViT-B/16. Try a "
-         "third and three times of it on a validation split first: the rate moved more than any "
-         "schedule (chapter 04)."),
-        (is_locked and request.new != "names", "Training everything does not fit into "
-         f"{request.device}'s memory, so the image tower stays as it is."),
-        (True, f"In its own update an image is seen {passes:.2g} times; in most stored runs, "
-         "about once."),
-        (run.training.steps < 10, f"{run.training.steps} steps per update are few: warmup and "
-         "cooldown take most of them."),
-        (is_real and request.images is None, "Images of an update are those of FoMo-in-Flux, 1.76 "
-         "million in all."),
-        (request.embedded and request.images is not None, "The embedded stream brings its own "
-         "images; the number given is not used."),
-    )  # fmt: skip
-    return tuple(note for holds, note in notes if holds)
+    steps, is_locked = run.training.steps, run.method.name == "locked-image"
+    numbers = {"passes": steps * update / request.arriving, "steps": steps}
+    numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
+    facts = {
+        "no pool": request.pool == 0,
+        "no buffer": request.buffer == 0,
+        "keep all": request.keep == "all",
+        "real data": not request.embedded,
+        "real peak": not request.embedded,
+        "forced lock": is_locked and request.new != "names",
+        "always": True,
+        "few steps": steps < 10,
+        "real images": not request.embedded and request.images is None,
+        "own images": request.embedded and request.images is not None,
+    }
+    return tuple(text.format(**numbers) for fact, text in NOTES.items() if facts[fact])
 
 
 def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
@@ -391,9 +379,3 @@ def place_sentence(plan: Plan) -> str:
         f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended at "
         f"{scores}: 95% t-intervals over {plan.place.n} replicates.{differs}"
     )
-
-
-def costs_table(plan: Plan) -> pd.DataFrame:
-    """Return what a plan costs as text: columns `what` and `amount`."""
-    amounts = [f"{amount:.3g}" for amount in plan.costs.values()]
-    return pd.DataFrame({"what": list(plan.costs), "amount": amounts})

@@ -23,16 +23,7 @@ COLUMN_NAMES = {
 }
 """Key of the manifest -> names of columns that are recognised."""
 
-TEMPLATE = """name: {name}
-title: {title}  # say what it is
-role: adapt  # what arrives in the stream; pool, eval and transfer are the others
-prompt: {prompt}  # how a caption would name one of the classes
-licence: unknown  # whose pictures are these?
-reader: {reader}
-splits: {{train: 0.7, validation: 0.1, test: 0.2}}  # for images that have none
-faults: refuse  # or skip: leave out what cannot be used
-beside: embedded  # replay for the embedded models; leave out with a pool of your own
-"""
+TEMPLATE = Path(__file__).with_name("manifest_template.yaml").read_text(encoding="utf-8")
 
 Inference = tuple[dict[str, str], str, bool]
 """(the reader's keys, what was found in words, whether there are labels)."""
