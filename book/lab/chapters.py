@@ -202,12 +202,13 @@ def parameters(source: Path) -> dict[str, Parameter]:
     return declared
 
 
-def check_values(values: dict[str, object], valid: dict[str, Parameter]) -> None:
+def check_values(values: dict[str, object], valid: dict[str, Parameter], source: str = "") -> None:
     """Refuse values of parameters that a chapter cannot run with.
 
     Args:
         values: Values by name.
         valid: The chapter's parameters.
+        source: What errors begin with.
 
     Raises:
         CmpError: A name is unknown, or a value of the wrong type or impossible; says what is wrong
@@ -215,7 +216,8 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter]) -> None
     """
     for name, value in values.items():
         if fault := _fault(name, value, valid):
-            raise CmpError(f"{fault}; the parameters are {', '.join(map(str, valid.values()))}")
+            known = ", ".join(map(str, valid.values()))
+            raise CmpError(f"{source}{fault}; the parameters are {known}")
 
 
 def _fault(name: str, value: object, valid: dict[str, Parameter]) -> str:
@@ -258,10 +260,7 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     values = {name: parameter.default for name, parameter in valid.items()}
     for name, text in given.items():
         values[name] = convert_value(text, valid[name].type) if name in valid else text
-    try:
-        check_values(values, valid)
-    except CmpError as error:
-        raise CmpError(f"{source.stem}: {error}") from error
+    check_values(values, valid, f"{source.stem}: ")
     return values
 
 

@@ -12,13 +12,13 @@ import os
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.embedded import drawn, emoji, icons, packed
+from cmp.embedded import drawn, icons, packed
 from cmp.embedded.manifest import Dataset, load_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
 
 RECIPES = {
-    "emoji": emoji.make_emoji,
-    "flags": emoji.make_flags,
+    "emoji": icons.make_emoji,
+    "flags": icons.make_flags,
     "icons": icons.make_icons,
     "icon-set": icons.make_icon_set,
     "digits": drawn.make_digits,

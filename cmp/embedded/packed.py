@@ -14,14 +14,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
-from cmp.embedded.manifest import (
-    STORE_FORMAT,
-    Dataset,
-    embedded_manifests,
-    is_built,
-    store_fingerprint,
-    store_path,
-)
+from cmp.embedded import manifest
+from cmp.embedded.manifest import Dataset
 from cmp.errors import CmpError
 from cmp.files import file_digest, parse_record
 from cmp.readers.files import atomic_folder, explain_errors, read_table
@@ -92,7 +86,7 @@ def load_embedded() -> Corpus:
     Raises:
         CmpError: If a dataset is not built or damaged.
     """
-    return join_packed([read_packed(dataset) for dataset in embedded_manifests().values()])
+    return join_packed([read_packed(dataset) for dataset in manifest.embedded_manifests().values()])
 
 
 def join_packed(datasets: list[PackedDataset]) -> Corpus:
@@ -138,12 +132,12 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
         raise CmpError(
             f"{dataset.name}.yaml: counts: the recipe made {counts}, the manifest says {expected}"
         )
-    with atomic_folder(store_path(dataset.name)) as folder:
+    with atomic_folder(manifest.store_path(dataset.name)) as folder:
         np.save(folder / "images.npy", images)
         table.to_parquet(folder / "samples.parquet", index=False)
         header = StoreHeader(
-            format=STORE_FORMAT,
-            fingerprint=store_fingerprint(dataset),
+            format=manifest.STORE_FORMAT,
+            fingerprint=manifest.store_fingerprint(dataset),
             images_sha256=hashlib.sha256(images).hexdigest(),
             table_sha256=_table_digest(table),
             classes=sorted(table["label"].unique()),
@@ -177,8 +171,8 @@ def read_packed(dataset: Dataset) -> PackedDataset:
     Raises:
         CmpError: If it is missing, made from another manifest, incomplete or damaged.
     """
-    folder, remedy = store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
-    if not is_built(dataset):
+    folder, remedy = manifest.store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
+    if not manifest.is_built(dataset):
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
             f"run `cmpt data build`, or `cmpt data build {dataset.name}` for it alone"

@@ -270,8 +270,7 @@ def load_run(run_id: str) -> StoredRun:
 def _check_file(record: RunRecord, path: Path) -> None:
     """Raise `CmpError` unless a file of a run is what was stored."""
     if file_digest(path) != record.files.get(path.name):
-        error = ValueError(f"{path.name} is damaged: not what was stored")
-        raise _unreadable_run(path.parent, error)
+        raise _unreadable_run(path.parent, f"{path.name} is damaged: not what was stored")
 
 
 def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
@@ -289,7 +288,7 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
     paths = {key: x for key, x in PLACEHOLDERS.items() if key in changes and stored.get(key) == x}
     if json_digest(changes | paths) != json_digest(stored):
         reason = "config: not what the id was made from, or of a version with other defaults"
-        raise _unreadable_run(folder, ValueError(reason))
+        raise _unreadable_run(folder, reason)
     return record, run_config
 
 
@@ -328,8 +327,8 @@ def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool
             )
 
 
-def _unreadable_run(folder: Path, error: Exception) -> CmpError:
-    return CmpError(f"{folder}: no readable run ({error}); delete the folder and rerun")
+def _unreadable_run(folder: Path, reason: object) -> CmpError:
+    return CmpError(f"{folder}: no readable run ({reason}); delete the folder and rerun")
 
 
 def is_stored(run_id: str) -> bool:
