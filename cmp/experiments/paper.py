@@ -89,15 +89,12 @@ def model_catalogue(
     for name in names:
         tree = {"model": {"name": name, "start": "random"}, "training": {"batch": batch}}
         cost = budgets.method_cost(config.parse(tree, "catalogue"))
-        count = int(total * 1e9 / cost.step)
-        rows[name] = {
-            "parameters": sum(p.numel() for p in models.create_on_meta(name).parameters()) / 1e6,
-            "GFLOPs": cost.step / batch / 1e9,
-            "GB": cost.memory / 1e9,
-            "steps": count,
-            "samples": count * batch,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        parameters = sum(p.numel() for p in models.create_on_meta(name).parameters()) / 1e6
+        count = int(total * GIGA / cost.step)
+        sizes = (cost.step / batch / GIGA, cost.memory / GIGA)
+        rows[name] = (parameters, *sizes, count, count * batch)
+    columns = ["parameters", "GFLOPs", "GB", "steps", "samples"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def method_cost(model: str, batch: int, text: str, measured: bool = False) -> Cost:

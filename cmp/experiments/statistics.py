@@ -51,8 +51,7 @@ def measure_classes(
     for dataset in corpus.by_role("adapt"):
         labels, info = corpus.classes[dataset], corpus.datasets[dataset]
         rows = corpus.rows("train", dataset=dataset)
-        numbers = {label: number for number, label in enumerate(labels)}
-        target = torch.tensor([numbers[label] for label in corpus.table["label"].iloc[rows]])
+        target = torch.tensor(pd.Index(labels).get_indexer(corpus.table["label"].iloc[rows]))
         image = evaluation.image_features(model, corpus, rows, PRECISION)
         prompts = [info.prompt.format(label) for label in labels]
         text = evaluation.text_features(model, name, prompts, PRECISION)
