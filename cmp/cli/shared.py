@@ -30,10 +30,10 @@ OptionalArguments = Annotated[list[str] | None, typer.Argument()]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
-_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
-DESCRIPTIONS: dict[str, str] = _WORDS["parameters"]
+WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+DESCRIPTIONS: dict[str, str] = WORDS["parameters"]
 """Help of parameters that several commands have; a command's docstring may say otherwise."""
-ROLE_NAMES: dict[str, str] = _WORDS["roles"]
+ROLE_NAMES: dict[str, str] = WORDS["roles"]
 
 
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:

@@ -22,12 +22,11 @@ from cmp.readers.manifest import (
     Counts,
     DatasetName,
     Prompt,
-    Role,
+    SetManifest,
     Split,
     SplitShare,
     StrictModel,
     Text,
-    Year,
     read_manifest,
 )
 
@@ -166,31 +165,24 @@ Recipe = Annotated[
 ]
 
 
-class Dataset(StrictModel):
+class Dataset(SetManifest):
     """One dataset: where it comes from, what it is for, how it is made.
 
     Attributes:
         name: The dataset's name, and its file's.
-        title: One line on it.
-        role: "pool", "substitute", "adapt", "eval" or "transfer".
         task: "classification" or "retrieval".
         images: What the images look like.
         prompt: Prompt of the zero-shot classifier.
         sources: Short names of packages.
-        year: Year in which the dataset, or the one that it is made after, first came out;
-            time-incremental streams go by it.
         recipe: How packages become images.
         counts: Classes and images that the recipe must arrive at.
     """
 
     name: DatasetName
-    title: Text
-    role: Role
     task: Literal["classification", "retrieval"] = "classification"
     images: Text
     prompt: Prompt = "{}"
     sources: list[DatasetName] = Field(default_factory=list)
-    year: Year | None = None
     recipe: Recipe
     counts: Counts
 

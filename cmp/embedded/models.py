@@ -106,13 +106,10 @@ class ConvTower(Tower):
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, stride=2, padding=1), group_norm(stem), nn.SiLU()
         )
-        stages = [
-            nn.Sequential(
-                nn.Conv2d(before, width, 2, stride=2), *(ResidualBlock(width) for _ in range(depth))
-            )
-            for before, width in itertools.pairwise((stem, *widths))
-        ]
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential()
+        for before, width in itertools.pairwise((stem, *widths)):
+            stage = nn.Sequential(nn.Conv2d(before, width, 2, stride=2))
+            self.stages.append(stage.extend(ResidualBlock(width) for _ in range(depth)))
         self.num_features = 2 * widths[-1]
         self.norm = nn.LayerNorm(self.num_features)
 
@@ -136,15 +133,10 @@ class StemTransformer(Tower):
 
     def __init__(self, width: int, layers: int, heads: int, image_size: int = 32):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 3, stride=2, padding=1),
-            group_norm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
-            group_norm(width // 2),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-        )
+        stem: list[nn.Module] = []
+        for before, after in itertools.pairwise((3, width // 4, width // 2, width)):
+            stem += [nn.Conv2d(before, after, 3, stride=2, padding=1), group_norm(after), nn.GELU()]
+        self.stem = nn.Sequential(*stem[:-2])  # what follows has a norm of its own
         tokens = (image_size // 8) ** 2
         self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)

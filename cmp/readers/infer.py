@@ -10,20 +10,16 @@ import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
 from cmp.files import write_atomic
+from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
 from cmp.readers.tables import read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
 """Files that are looked at."""
-COLUMN_NAMES = {
-    "image": ("filepath", "image", "path", "file_name", "filename", "file", "img"),
-    "caption": ("title", "caption", "text", "captions", "description"),
-    "label": ("label", "class", "category", "label_name"),
-    "split": ("split", "subset"),
-}
+_WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
+COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> names of columns that are recognised."""
-
-TEMPLATE = Path(__file__).with_name("manifest_template.yaml").read_text(encoding="utf-8")
+TEMPLATE: str = _WORDS["template"]
 
 Inference = tuple[dict[str, str], str, bool]
 """(the reader's keys, what was found in words, whether there are labels)."""
