@@ -220,7 +220,7 @@ PROGRESS = {
 }
 PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
 HEADER = {
-    "format": packed.STORE_FORMAT,
+    "format": manifest.STORE_FORMAT,
     "fingerprint": "x",
     "images_sha256": hashlib.sha256(PIXELS).hexdigest(),
     "classes": ["a", "b"],

@@ -22,7 +22,6 @@ import traitlets
 from matplotlib.figure import Figure
 
 from cmp import config, evaluation, models, streams
-from cmp.config import Mixture, RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import claims, evidence, paper, planner, results, statistics, store
@@ -128,7 +127,7 @@ def copyable(assignments: list[str]) -> str:
     return f"{about}{lines}</pre>"
 
 
-def run_arguments(run: RunConfig) -> list[str]:
+def run_arguments(run: config.RunConfig) -> list[str]:
     """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
     profile = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     return [
@@ -188,7 +187,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     return explorer(controls, draw)
 
 
-def schedule_sentence(run: RunConfig, rates: np.ndarray) -> str:
+def schedule_sentence(run: config.RunConfig, rates: np.ndarray) -> str:
     """Say the mean learning rate against the peak, and the path length.
 
     Args:
@@ -205,7 +204,7 @@ def schedule_sentence(run: RunConfig, rates: np.ndarray) -> str:
     )
 
 
-def _nearest(run: RunConfig, stored: pd.DataFrame) -> str:
+def _nearest(run: config.RunConfig, stored: pd.DataFrame) -> str:
     """Return the stored runs whose schedules are nearest, as HTML."""
     near = analyses.nearest_schedules(run, stored)
     if near.empty:
@@ -228,7 +227,7 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     surface = None if published is None else analyses.surface(published, LIKE)
     stored = zip(surface.names, surface.shares.tolist(), strict=True) if surface else ()
     triangle = Triangle(points=[{"name": name, "shares": shares} for name, shares in stored])
-    menus, values = {"policy": option_names("buffer")}, {"policy": Mixture().policy}
+    menus, values = {"policy": option_names("buffer")}, {"policy": config.Mixture().policy}
     controls = {"shares": triangle} | make_controls("mixture", menus, values)
 
     def draw(shares, batch, tasks, steps, replay, policy) -> Drawn:
@@ -238,14 +237,14 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
         mixture = run.mixture
         parts, passes = analyses.mixture_counts(mixture, batch, tasks, steps, mixture.replay)
         details = (_prediction(run, surface) if surface else "") + copyable(run_arguments(run))
-        if policy != Mixture().policy:
+        if policy != config.Mixture().policy:
             details = f"<p>Drawn is a buffer that keeps all, not {policy!r}.</p>{details}"
         return figures.plot_batch(parts, passes), mixture_sentence(mixture, passes), details
 
     return explorer(controls, draw)
 
 
-def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
+def mixture_sentence(mixture: config.Mixture, passes: pd.DataFrame) -> str:
     """Say the shares, and how often images are seen.
 
     Args:
@@ -264,7 +263,7 @@ def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
     )
 
 
-def _prediction(run: RunConfig, surface: analyses.Surface) -> str:
+def _prediction(run: config.RunConfig, surface: analyses.Surface) -> str:
     """Return the scores of a run between stored ones, and the nearest of them, as HTML."""
     own, stored = (dict(config.flat_keys(each.to_dict())) for each in (run, surface.like))
     if differing := [key for key in SIZES if own[key] != stored[key]]:
@@ -328,7 +327,7 @@ def stream_sentence(report: pd.DataFrame) -> str:
     )
 
 
-def _same_stream(run: RunConfig, published: pd.DataFrame) -> str:
+def _same_stream(run: config.RunConfig, published: pd.DataFrame) -> str:
     """Return how the stored settings of a run's stream went, as HTML."""
     configs = results.setting_configs(published)
     names = [name for name, other in configs.items() if other.stream == run.stream]

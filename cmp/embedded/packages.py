@@ -52,15 +52,13 @@ def fetch_package(package: Package) -> Path:
         return path
     with report_disk_errors(f"{path}:"), partial_folder(path.parent) as folder:
         _download(package, folder)
-        files = [file for file in folder.iterdir() if file.is_file()]
-        if len(files) != 1:
-            raise CmpError(f"{_label(package)}: the client left {len(files)} files instead of one")
-        if (digest := file_digest(files[0])) != package.sha256:
+        [archive] = (file for file in folder.iterdir() if file.is_file())
+        if (digest := file_digest(archive)) != package.sha256:
             raise CmpError(
                 f"packages.yaml: sha256 of {_label(package)}: expected {package.sha256}, "
                 f"fetched {digest}; the registry serves another file, do not use it"
             )
-        os.replace(files[0], path)
+        os.replace(archive, path)
     return path
 
 

@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
 from cmp.embedded import manifest
-from cmp.embedded.manifest import Dataset
 from cmp.errors import CmpError
 from cmp.files import file_digest, parse_record
 from cmp.readers.files import atomic_folder, explain_errors, read_table
@@ -68,7 +67,7 @@ class PackedDataset:
         table: One row per image, see `SAMPLE_COLUMNS`.
     """
 
-    dataset: Dataset
+    dataset: manifest.Dataset
     header: StoreHeader
     images: np.ndarray
     table: pd.DataFrame
@@ -115,7 +114,7 @@ def splits_of(packed: PackedDataset) -> pd.Series:
     return split.mask(fresh, "fresh")
 
 
-def write_packed(dataset: Dataset, samples: Samples) -> None:
+def write_packed(dataset: manifest.Dataset, samples: Samples) -> None:
     """Write a dataset to disk, whole or not at all.
 
     Args:
@@ -150,7 +149,7 @@ def _table_digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_json().encode()).hexdigest()
 
 
-def is_intact(dataset: Dataset) -> bool:
+def is_intact(dataset: manifest.Dataset) -> bool:
     """Return whether a dataset is built and can be read; every byte of the images is looked at.
 
     Args:
@@ -162,7 +161,7 @@ def is_intact(dataset: Dataset) -> bool:
         return False
 
 
-def read_packed(dataset: Dataset) -> PackedDataset:
+def read_packed(dataset: manifest.Dataset) -> PackedDataset:
     """Open a packed dataset.
 
     Args:

@@ -16,7 +16,6 @@ from cmp import budgets, config, mixtures, models
 from cmp.config import MAX_COUNT, Method, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
-from cmp.experiments.evidence import AGGREGATES, Evidence, Place
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.readers.files import read_yaml
 
@@ -192,14 +191,14 @@ class Plan:
     tree: dict[str, Any]
     run: RunConfig
     costs: dict[str, float]
-    place: Place | None
+    place: evidence.Place | None
     outside: str
     effects: pd.DataFrame
     rejected: dict[str, str]
     notes: tuple[str, ...]
 
 
-def make_plan(request: PlanRequest, known: Evidence) -> Plan:
+def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
     """Return the run that the studies advise.
 
     Args:
@@ -372,7 +371,7 @@ def place_sentence(plan: Plan) -> str:
         )
     scores = ", ".join(
         f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"
-        for name, row in plan.place.scores.loc[list(AGGREGATES)].iterrows()
+        for name, row in plan.place.scores.loc[list(evidence.AGGREGATES)].iterrows()
     )
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (

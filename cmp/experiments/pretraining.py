@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
-from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
@@ -50,7 +49,7 @@ class ModelCard:
     joint: CardScores | None = None
 
 
-def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
+def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunConfig:
     """Return the pretraining run of a base.
 
     Args:
@@ -70,14 +69,14 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
     return config.parse(tree, f"pretraining of {name}")
 
 
-def joint_config(name: str, seed: int) -> RunConfig:
+def joint_config(name: str, seed: int) -> config.RunConfig:
     """Return the joint upper bound of the `cpu` profile from a base."""
     changes = [f"model.name={name}", "evaluation.subset=null", f"seed={seed}"]
     return joint_training(config.parse(config.override(config.profile("cpu"), changes)))
 
 
 def pretrain(
-    run_config: RunConfig, corpus: Corpus, folder: Path, observer: Observer
+    run_config: config.RunConfig, corpus: Corpus, folder: Path, observer: Observer
 ) -> dict[str, Card]:
     """Run a pretraining and write its checkpoints and their cards.
 
@@ -142,7 +141,7 @@ def measure_joint(
 
 
 def make_card(
-    run_config: RunConfig, corpus: Corpus, weights: Path, steps: int, result: RunResult
+    run_config: config.RunConfig, corpus: Corpus, weights: Path, steps: int, result: RunResult
 ) -> Card:
     """Score stored weights and return their card.
 

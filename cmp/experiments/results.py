@@ -11,7 +11,6 @@ import pandas as pd
 
 import cmp
 from cmp import config
-from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
@@ -85,7 +84,7 @@ def _read_results(chapter: str) -> pd.DataFrame:
     return frame
 
 
-def setting_configs(published: pd.DataFrame) -> dict[str, RunConfig]:
+def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
     """Return the config of one run of each setting; raise `CmpError` where there are none.
 
     Args:
