@@ -10,7 +10,6 @@ import collections
 import functools
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +41,7 @@ REGIONAL_A = 0x1F1E6
 """Codepoint of the regional indicator A; two indicators are a flag."""
 
 
-@dataclass(frozen=True)
-class IconSet:
+class IconSet(NamedTuple):
     """One icon set.
 
     Attributes:

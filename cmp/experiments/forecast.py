@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from cmp import budgets, evaluation, mixtures, models
 from cmp.config import RunConfig
@@ -146,7 +145,7 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 
 
 def _step_seconds(
-    run_config: RunConfig, model: nn.Module, device: str, clock: Callable[[], float]
+    run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at a task's end."""
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, budget=None)

@@ -23,7 +23,6 @@ from open_clip import factory
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 import cmp
 from cmp import budgets, config, mixtures, models, registry, streams
@@ -205,7 +204,7 @@ def make_stored_run(
     return StoredRun(run_id, run_config, provenance, result.metrics, weights, identity, result.hits)
 
 
-def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
+def save_run(run: StoredRun, model: torch.nn.Module | None = None) -> None:
     """Store a finished run, whole or not at all.
 
     Args:
@@ -228,7 +227,7 @@ def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
         (folder / "run.json").write_text(json.dumps(record, indent=1))
 
 
-def final_model(run: StoredRun) -> nn.Module:
+def final_model(run: StoredRun) -> torch.nn.Module:
     """Return the network that a stored run ended in.
 
     Raises:

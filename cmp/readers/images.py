@@ -11,7 +11,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -136,7 +135,7 @@ def random_crop(content: bytes, numbers: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageFiles:
     """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
 
