@@ -270,12 +270,8 @@ def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str,
     concepts = {}
     for code, character in sorted(characters.items()):
         names = {style: codes[code] for style, codes in drawings.items() if code in codes}
-        if (
-            JOINER not in code
-            and not character.name.startswith("japanese")
-            and all(style in names for style in TEST_STYLES)
-            and sum(style in names for style in OTHER_STYLES) >= 3
-        ):
+        drawn = names.keys() >= {*TEST_STYLES} and len(names.keys() & {*OTHER_STYLES}) >= 3
+        if drawn and JOINER not in code and not character.name.startswith("japanese"):
             concepts[code] = names
     return concepts
 

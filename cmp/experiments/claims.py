@@ -266,6 +266,9 @@ class Claim:
             raise ValueError(f"{self.name!r} holds {self.setting!r} against itself")
         if self.kind == "equivalence" and (self.direction == "lower" or self.margin == 0):
             raise ValueError(f"{self.name!r}: equivalence has no direction, and a margin above 0")
+        if self.kind == "ranks" and (self.direction == "lower" or self.margin >= 1 or self.beyond):
+            words = "ranks have no direction, a margin below 1, and nothing beyond"
+            raise ValueError(f"{self.name!r}: {words}")
 
     @property
     def unit(self) -> str:

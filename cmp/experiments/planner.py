@@ -23,6 +23,7 @@ KEEP: dict[str, str] = _WORDS["keep"]
 """What must be kept of the model's zero-shot knowledge."""
 NEW: dict[str, str] = _WORDS["new"]
 """What is new in the updates."""
+NO_PLACE: str = _WORDS["no place"]
 PROBLEMS: dict[str, str] = _WORDS["problems"]
 """Why no run can fulfil a request, where that takes more than a line."""
 NOTES: dict[str, str] = _WORDS["notes"]
@@ -348,10 +349,7 @@ def plan_summary(plan: Plan) -> str:
 def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
-        return (
-            f"No numbers for where it will end: {plan.outside}. The signs of effects in the stored "
-            "runs are given instead, largest first; sizes do not carry over."
-        )
+        return NO_PLACE.format(reason=plan.outside)
     scores = ", ".join(
         f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"
         for name, row in plan.place.scores.loc[list(evidence.AGGREGATES)].iterrows()
