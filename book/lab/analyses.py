@@ -6,9 +6,8 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -342,8 +341,7 @@ def mixture_counts(
     return statistics.expected_counts(mixture, batch, tasks, steps, replay * POOL, ARRIVING / tasks)
 
 
-@dataclass(frozen=True)
-class Surface:
+class Surface(NamedTuple):
     """Stored runs that differ in the shares of their batches alone.
 
     Attributes:

@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cmp.config import PROFILES
 from cmp.errors import CmpError
@@ -37,8 +37,7 @@ RULES = {
 """Parameter -> what its values must be, in words and as a test."""
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A line of a parameters cell: `name: type = default  # help`.
 
     Attributes:
@@ -155,8 +154,7 @@ def declared_parameters(cell: str) -> dict[str, Parameter]:
         SyntaxError: The code is no Python.
     """
     parameters = {}
-    what = "parameters cell: Python cannot read it"
-    with explain_errors(what, "", RecursionError, MemoryError):
+    with explain_errors("parameters cell: Python cannot read it", "", RecursionError, MemoryError):
         body = ast.parse(cell).body
     for node in body:
         line = cell.split("\n")[node.end_lineno - 1].encode()  # lines as Python counts them

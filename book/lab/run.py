@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 from tqdm import tqdm
@@ -38,8 +38,7 @@ VOLATILE = {
 WIDGET_ID = r"[0-9a-f]{32}"
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A chapter to run.
 
     Attributes:

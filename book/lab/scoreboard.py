@@ -112,8 +112,7 @@ def load_guidelines(path: Path = GUIDELINES) -> tuple[Guideline, ...]:
     tree = read_yaml(path)
     if tree.keys() != {"guidelines"}:
         raise CmpError(f"{path}: one key is expected, 'guidelines'; found {', '.join(tree)}")
-    kind = tuple[Guideline, ...]
-    guidelines = check_record(tree["guidelines"], kind, f"{path}: guidelines.")
+    guidelines = check_record(tree["guidelines"], tuple[Guideline, ...], f"{path}: guidelines.")
     grounds = [(g.study, g.claim) for guideline in guidelines for g in guideline.claims]
     if twice := [ground for ground in grounds if grounds.count(ground) > 1]:
         raise CmpError(f"{path}: claim {twice[0][1]!r} of study {twice[0][0]} stands there twice")

@@ -259,9 +259,8 @@ def select_datasets(names: list[str] | None = None) -> list[Dataset]:
         CmpError: If there is no such dataset.
     """
     datasets = embedded_manifests()
-    for name in names or []:
-        if name not in datasets:
-            raise CmpError(f"no dataset is called {name!r}; there are {', '.join(datasets)}")
+    if unknown := [name for name in names or () if name not in datasets]:
+        raise CmpError(f"no dataset is called {unknown[0]!r}; there are {', '.join(datasets)}")
     return [datasets[name] for name in dict.fromkeys(names or datasets)]
 
 

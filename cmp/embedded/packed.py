@@ -4,8 +4,9 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,8 +57,7 @@ class StoreHeader:
     file_sha256: str
 
 
-@dataclass(frozen=True)
-class PackedDataset:
+class PackedDataset(NamedTuple):
     """An opened dataset.
 
     Attributes:

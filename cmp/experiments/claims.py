@@ -163,9 +163,8 @@ def paired_difference(
 
 def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
     known = list(dict.fromkeys(settings))
-    for name in names:
-        if name not in known:
-            raise CmpError(f"{source}: no setting {name!r}; there are {', '.join(known)}")
+    if missing := [name for name in names if name not in known]:
+        raise CmpError(f"{source}: no setting {missing[0]!r}; there are {', '.join(known)}")
 
 
 def _family_members(settings: Iterable[str], family: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 from pydantic import Field
@@ -169,8 +169,7 @@ def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str,
     return expanded
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyPlan:
+class StudyPlan(NamedTuple):
     """What computing a study takes.
 
     Attributes:

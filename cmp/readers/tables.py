@@ -26,9 +26,8 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
         folder: The folder.
         prefix: What the paths start with, beside the folder itself.
     """
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
+    visible = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    for entry in sorted(visible, key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from walk_files(entry.path, f"{prefix}{entry.name}/")
         else:
