@@ -50,7 +50,6 @@ QUESTIONS = {
 }
 CONTROLS = read_yaml(chapters.BOOK / "explorers.yaml")
 
-Controls = dict[str, widgets.ValueWidget]
 Named = Mapping[str, Any] | None
 Drawn = tuple[Figure, str, str]
 """What an explorer shows: the picture, a sentence of plain text, and details as HTML."""
@@ -95,7 +94,7 @@ def explorer(controls: Mapping[str, widgets.Widget], draw: Callable[..., Drawn])
     return widgets.VBox([box, sentence, picture, *([details] if details.value else [])])
 
 
-def make_controls(explorer: str, options: Named = None, values: Named = None) -> Controls:
+def make_controls(explorer: str, options: Named = None, values: Named = None) -> dict[str, Any]:
     """Make the controls that `CONTROLS` lists.
 
     Args:

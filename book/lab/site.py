@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cmp.embedded import packages
-from cmp.embedded.manifest import load_packages
+from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import build_folder, write_atomic
@@ -62,7 +61,7 @@ def vendor_packages() -> None:
     Raises:
         CmpError: A package cannot be fetched, or this Python lacks anywidget.
     """
-    for name, package in load_packages(THEME).items():
+    for name, package in manifest.load_packages(THEME).items():
         copy_parts(packages.fetch_package(package), VENDORED[name], THEME)
     script = Path(sys.prefix, "share", "jupyter", "nbextensions", "anywidget", "index.js")
     if not script.exists():

@@ -178,8 +178,7 @@ def load_choices() -> dict[str, tuple[Choice, ...]]:
     Raises:
         CmpError: The file is missing or not well-formed.
     """
-    tree = read_yaml(CHOICES_FILE)
-    return check_record(tree, dict[str, tuple[Choice, ...]], f"{CHOICES_FILE}: ")
+    return check_record(read_yaml(CHOICES_FILE), dict[str, tuple[Choice, ...]], f"{CHOICES_FILE}: ")
 
 
 def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:

@@ -23,7 +23,6 @@ KEEP: dict[str, str] = _WORDS["keep"]
 """What must be kept of the model's zero-shot knowledge."""
 NEW: dict[str, str] = _WORDS["new"]
 """What is new in the updates."""
-NO_PLACE: str = _WORDS["no place"]
 PROBLEMS: dict[str, str] = _WORDS["problems"]
 """Why no run can fulfil a request, where that takes more than a line."""
 NOTES: dict[str, str] = _WORDS["notes"]
@@ -349,7 +348,7 @@ def plan_summary(plan: Plan) -> str:
 def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
-        return NO_PLACE.format(reason=plan.outside)
+        return _WORDS["no place"].format(reason=plan.outside)
     scores = ", ".join(
         f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"
         for name, row in plan.place.scores.loc[list(evidence.AGGREGATES)].iterrows()

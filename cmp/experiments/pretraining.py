@@ -132,11 +132,8 @@ def measure_joint(
 ) -> dict[str, dict[str, float]]:
     """Return the scores after joint training from a base: an upper bound for streams from it."""
     model, scores = models.load_from_file(name, weights), {}
-
-    def after_task(done: int, evaluated: evaluation.Scores) -> None:
-        scores.update(round_scores(evaluated))
-
-    execute(joint_config(name, seed), corpus, Observer(observer.step, after_task), model)
+    hooks = Observer(observer.step, lambda done, found: scores.update(round_scores(found)))
+    execute(joint_config(name, seed), corpus, hooks, model)
     return scores
 
 

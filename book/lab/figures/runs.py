@@ -21,8 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import results, store
-from cmp.experiments.claims import t_interval
+from cmp.experiments import claims, results, store
 from cmp.registry import option_names
 from lab import analyses, chapters
 from lab.figures import style
@@ -63,7 +62,7 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
     if missing := set(trajectory["setting"]) - set(frame["setting"]):
         raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}")
     groups = frame.groupby(["setting", "task"], sort=False, observed=True)[list(style.AXES)]
-    half = groups.agg(lambda values: t_interval(values.to_numpy())[2])
+    half = groups.agg(lambda values: claims.t_interval(values.to_numpy())[2])
     return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
 
 
