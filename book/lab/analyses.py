@@ -438,9 +438,11 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         The settings, with the replicates that all of them have.
 
     Raises:
-        CmpError: The settings span no triangle.
+        CmpError: There is no such setting, or the settings span no triangle.
     """
     configs = results.setting_configs(published)
+    if like not in configs:
+        raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
     wanted = _changes(configs[like], SHARE_KEYS)
     shares = {
         name: (run.mixture.pretraining, run.mixture.update, run.mixture.buffer)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from PIL.Image import Resampling
 from torch import Tensor
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from cmp.config import Preprocessing
@@ -261,8 +262,8 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
     def check_block(start: int) -> list[tuple[str, str]]:
         return [_check_image(index.read, each) for each in positions[start : start + CHECK_BLOCK]]
 
-    starts, bar = range(0, len(positions), CHECK_BLOCK), {"leave": False, "delay": 1}
-    bar |= {"desc": f"check {index.dataset.name}", "max_workers": os.cpu_count()}
+    starts, bar = range(0, len(positions), CHECK_BLOCK), {"max_workers": os.cpu_count()}
+    bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
     blocks = thread_map(check_block, starts, **bar)  # Pillow frees the lock
     results = [result for block in blocks for result in block]
     images = pd.DataFrame(results, columns=["digest", "fault"])

@@ -181,7 +181,12 @@ def plot_change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        CmpError: The two frames have different datasets.
     """
+    if unpaired := set(before.index) ^ set(after.index):
+        raise CmpError(f"only one of before and after has {', '.join(sorted(unpaired))}")
     gain = (after["score"] - before["score"]).sort_values(ascending=False, kind="stable")
     roles = after["role"][gain.index]
     groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
