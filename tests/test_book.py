@@ -14,7 +14,7 @@ from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments import studies, workers
 from cmp.files import build_folder
-from lab import chapters, commit_notebooks, run
+from lab import chapters, run
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -398,7 +398,7 @@ def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch
     written = []
     for build in ("one", "two"):
         monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
-        [path] = commit_notebooks.commit_notebooks(folder=tmp_path)
+        [path] = run.commit_notebooks(folder=tmp_path)
         written.append(path.read_text())
     assert written[0] == written[1]
     assert path == tmp_path / "00_a.ipynb" and stale_notebooks(tmp_path) == []
@@ -424,7 +424,7 @@ def test_what_is_published_is_stable_paired_and_goes_stale(tmp_path, monkeypatch
 def test_a_source_that_is_not_paired_is_not_published(tmp_path):
     write(tmp_path, "00_a", formats="md:myst")
     with pytest.raises(CmpError, match="formats: ipynb,md:myst"):
-        commit_notebooks.commit_notebooks(folder=tmp_path)
+        run.commit_notebooks(folder=tmp_path)
 
 
 def test_every_chapter_of_the_book_declares_its_parameters():

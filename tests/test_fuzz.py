@@ -220,7 +220,7 @@ PROGRESS = {
 }
 PIXELS = np.zeros((2, 4, 32, 32), np.uint8)
 HEADER = {
-    "format": packed.STORE_FORMAT,
+    "format": manifest.STORE_FORMAT,
     "fingerprint": "x",
     "images_sha256": hashlib.sha256(PIXELS).hexdigest(),
     "classes": ["a", "b"],
@@ -363,7 +363,7 @@ def read_metrics(folder: Path, content: bytes) -> Any:
 
 def read_packed(header: bytes, images: bytes, table: bytes) -> Any:
     dataset = embedded_manifests()["shapes"]
-    place = packed.store_path("shapes")
+    place = manifest.store_path("shapes")
     put(place / "store.json", header)
     put(place / "images.npy", images)
     put(place / "samples.parquet", table)
@@ -372,7 +372,7 @@ def read_packed(header: bytes, images: bytes, table: bytes) -> Any:
 
 
 def read_header(folder: Path, content: bytes) -> Any:
-    packed.is_built(embedded_manifests()["shapes"])
+    manifest.is_built(embedded_manifests()["shapes"])
     return read_packed(content, to_npy(PIXELS), GOOD_SAMPLES)
 
 

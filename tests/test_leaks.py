@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cmp import config, mixtures
-from cmp.embedded import emoji, packed
+from cmp.embedded import icons, packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.experiments.pretraining import PRETRAINING
 
@@ -48,7 +48,7 @@ def test_new_and_unseen_concepts_are_not_in_the_pool(everything):
 
 def test_no_style_of_the_test_side_is_trained_on(everything):
     trained = everything.loc[everything["split"] == "train", "source"].str.split("/").str[0]
-    assert not set(trained) & {*emoji.TEST_STYLES, "fluent-contrast", "circle-flags"}
+    assert not set(trained) & {*icons.TEST_STYLES, "fluent-contrast", "circle-flags"}
 
 
 def test_new_icon_heads_are_no_heads_of_the_pool(everything):

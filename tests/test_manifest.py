@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from cmp.embedded import manifest, packed
-from cmp.embedded.manifest import embedded_manifests, embedded_packages, load_datasets
+from cmp.embedded.manifest import embedded_manifests, load_packages
 from cmp.embedded.sheets import attribution_text
 from cmp.errors import CmpError
 from cmp.files import project_folder
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 def load(folder, text, name="example"):
     (folder / "embedded" / f"{name}.yaml").write_text(text)
-    return load_datasets(folder)
+    return embedded_manifests(folder)
 
 
 def test_the_example_is_good(folder):
@@ -86,28 +86,28 @@ def test_a_bad_package_is_refused_with_file_and_key(folder, key, value):
 
 def test_no_manifests(folder):
     with pytest.raises(CmpError, match="no manifests found"):
-        load_datasets(folder)
+        embedded_manifests(folder)
 
 
 def test_fingerprint_moves_with_the_manifest_and_with_its_sources(monkeypatch):
-    packages = embedded_packages()
+    packages = load_packages()
     dataset = embedded_manifests()["new-digits"]
     before = manifest.store_fingerprint(dataset)
     other = dataset.model_copy(update={"prompt": "digit {}"})
     assert manifest.store_fingerprint(other) != before
     moved = packages | {"mnist": packages["mnist"].model_copy(update={"sha256": "0" * 64})}
-    monkeypatch.setattr(manifest, "embedded_packages", lambda: moved)
+    monkeypatch.setattr(manifest, "load_packages", lambda: moved)
     assert manifest.store_fingerprint(dataset) != before
 
 
 def test_every_source_is_used_and_credited():
     used = {source for d in embedded_manifests().values() for source in d.sources}
-    assert used == set(embedded_packages())
+    assert used == set(load_packages())
 
 
 def test_the_attribution_is_up_to_date():
-    text = attribution_text(embedded_packages(), load_datasets())
-    assert (project_folder() / "ATTRIBUTION.md").read_text() == text
+    page = (project_folder() / "ATTRIBUTION.md").read_text()
+    assert attribution_text(page) == page
 
 
 def test_built_counts_equal_the_manifests():

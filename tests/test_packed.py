@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from cmp.embedded import build, drawn, packed
+from cmp.embedded import build, drawn, manifest, packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
@@ -19,7 +19,7 @@ def dataset(tmp_path, monkeypatch):
 
 def test_what_is_written_is_read(dataset):
     samples = drawn.make_scenes(dataset.recipe, {})
-    assert not packed.is_built(dataset)
+    assert not manifest.is_built(dataset)
     packed.write_packed(dataset, samples)
     opened = packed.read_packed(dataset)
     np.testing.assert_array_equal(opened.images, samples[0])
@@ -40,13 +40,13 @@ def test_other_counts_than_the_manifest_are_refused(dataset):
     wrong = dataset.model_copy(update={"counts": counts})
     with pytest.raises(CmpError, match=r"shapes\.yaml: counts"):
         packed.write_packed(wrong, drawn.make_scenes(dataset.recipe, {}))
-    assert not packed.is_built(dataset)
+    assert not manifest.is_built(dataset)
 
 
 def test_another_manifest_makes_the_store_stale(dataset):
     packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     changed = dataset.model_copy(update={"title": "Other shapes"})
-    assert not packed.is_built(changed)
+    assert not manifest.is_built(changed)
     with pytest.raises(CmpError, match="cmpt data build shapes"):
         packed.read_packed(changed)
 
@@ -64,14 +64,14 @@ def test_an_interrupted_write_leaves_what_was_there(dataset, monkeypatch, failin
     with pytest.raises(CmpError, match="No space left"):
         packed.write_packed(dataset, samples)
     monkeypatch.undo()
-    monkeypatch.setenv("CMP_BUILD", str(packed.store_path("x").parents[1]))
-    assert before.fingerprint == packed.store_fingerprint(dataset)
+    monkeypatch.setenv("CMP_BUILD", str(manifest.store_path("x").parents[1]))
+    assert before.fingerprint == manifest.store_fingerprint(dataset)
 
 
 @pytest.mark.parametrize("damage", ["header", "images", "shorter", "table", "missing"])
 def test_damage_is_named(dataset, damage):
     packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
-    folder = packed.store_path("shapes")
+    folder = manifest.store_path("shapes")
     if damage == "header":
         (folder / "store.json").write_text("{")
     elif damage == "images":
@@ -90,11 +90,11 @@ def test_damage_is_named(dataset, damage):
 
 def test_pixels_that_are_not_what_was_written_are_refused(dataset):
     packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
-    with open(packed.store_path("shapes") / "images.npy", "r+b") as file:
+    with open(manifest.store_path("shapes") / "images.npy", "r+b") as file:
         file.seek(-1000, 2)
         file.write(b"\x17" * 100)
     with pytest.raises(CmpError, match=r"images\.npy is not what was written; run `cmpt data"):
         packed.read_packed(dataset)
-    assert packed.is_built(dataset)
+    assert manifest.is_built(dataset)
     assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
     packed.read_packed(dataset)

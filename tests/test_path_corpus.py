@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from cmp import checkpoints, config, models
 from cmp.cli.runs import read_config
-from cmp.embedded import packages, packed, sheets
+from cmp.embedded import manifest, packages, packed, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
@@ -341,7 +341,7 @@ def test_out_is_tried_before_anything_is_computed(nowhere, monkeypatch, corpus, 
 def test_a_sheet_that_cannot_be_written_is_refused(nowhere, corpus, name):
     dataset = corpus.datasets["shapes"]
     rows = corpus.rows("test", dataset="shapes")[:4]
-    header = packed.StoreHeader(packed.STORE_FORMAT, "", "", "", [], "")
+    header = packed.StoreHeader(manifest.STORE_FORMAT, "", "", "", [], "")
     some = packed.PackedDataset(
         dataset, header, corpus.images[rows].numpy(), corpus.table.iloc[rows].reset_index()
     )

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lab import figures
-from lab.figures import inputs
+from lab.figures import runs
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -55,7 +55,7 @@ def test_gallery():
 
 
 def test_batch_mixture():
-    names = list(inputs.POOLS)
+    names = list(runs.POOLS)
     parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
     passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
     left, right = figures.plot_batch(parts, passes).axes
@@ -78,7 +78,7 @@ def test_batch_mixture():
     ],
 )
 def test_power_of_ten(rates, expected):
-    scale, text = inputs.power_of_ten([np.array(each) for each in rates])
+    scale, text = runs.power_of_ten([np.array(each) for each in rates])
     assert (scale, text) == (pytest.approx(expected[0]), expected[1])
 
 
@@ -91,7 +91,7 @@ def test_learning_rates():
     assert blue.get_ydata() == pytest.approx([1.0, 0.5, 0.4, 0.2])
     assert grey.get_ydata() == pytest.approx([0.3] * 3)
     colours = [to_hex(line.get_color()) for line in (blue, grey)]
-    assert colours == [figures.COLOURS[0], inputs.HELD]
+    assert colours == [figures.COLOURS[0], runs.HELD]
     assert grey.get_linestyle() == "--"
     means, shaded = axes.patches
     assert means.get_data().values == pytest.approx([0.3])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cmp.errors import CmpError
 from lab import figures
-from lab.figures import style, trajectories
+from lab.figures import runs, style
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -57,22 +57,22 @@ def colour_of(axes, points):
 def test_summary_is_the_t_interval_by_hand():
     values = [20.0, 23.0, 25.0]
     frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
-    row = trajectories.summarise(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
+    row = runs.summarise(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
     assert row["A_KA"] == pytest.approx(68 / 3)
     assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
     assert (row["A_ZS half"], row["n"]) == (0, 3)
-    alone = trajectories.summarise(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
+    alone = runs.summarise(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
     assert alone.isna().to_list() == [False, False, True, True, False]
 
 
 def test_summary_keeps_to_one_scope():
     frame = trajectory()
     subset = frame[frame["scope"] == "subset"]
-    pd.testing.assert_frame_equal(trajectories.summarise(frame), trajectories.summarise(subset))
+    pd.testing.assert_frame_equal(runs.summarise(frame), runs.summarise(subset))
     only_full = subset["setting"].eq("joint")
     mixed = subset.assign(scope=subset["scope"].mask(only_full, "full"))
     with pytest.raises(CmpError, match="'subset' rows of joint"):
-        trajectories.summarise(mixed)
+        runs.summarise(mixed)
 
 
 def test_palette():
@@ -103,7 +103,7 @@ def test_plane():
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
     assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
-    rows, bars = trajectories.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
+    rows, bars = runs.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
     assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
 
@@ -131,7 +131,7 @@ def test_colours_hold_over_figures(draw):
     live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
     drawn = [(draw(frame), frame), (draw(live, colours=figures.palette(ENDS)), live)]
     for figure, source in drawn:
-        points = trajectories.summarise(source).loc["update only"].sort_index().reset_index()[axis]
+        points = runs.summarise(source).loc["update only"].sort_index().reset_index()[axis]
         assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
 
 
@@ -139,7 +139,7 @@ def test_what_is_compared_with_is_pale_and_in_the_same_colours():
     live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
     figure = figures.plot_plane(live, frame)
     for source in (live, frame):
-        points = trajectories.summarise(source).loc["update only"].sort_index()[["A_KA", "A_ZS"]]
+        points = runs.summarise(source).loc["update only"].sort_index()[["A_KA", "A_ZS"]]
         assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
     assert "Pale: for comparison." in figure.get_supxlabel()
     assert list(texts(figure)).count("update only") == 1
@@ -153,11 +153,11 @@ def test_over_tasks():
     assert [left.get_ylabel(), right.get_ylabel()] == list(style.AXES.values())
     assert [text.get_text() for text in left.texts] == []
     assert texts(figure) == set(ENDS)
-    joint = trajectories.summarise(frame).loc[("joint", 1), "A_KA"]
+    joint = runs.summarise(frame).loc[("joint", 1), "A_KA"]
     levels = [line for line in left.lines if set(line.get_ydata()) == {joint}]
     assert [line.get_linestyle() for line in levels] == ["--"]
     rows, band = (
-        trajectories.summarise(frame).loc["thirds"],
+        runs.summarise(frame).loc["thirds"],
         left.collections[0].get_paths()[0].vertices,
     )
     for task, row in rows.iterrows():
@@ -169,10 +169,10 @@ def test_over_tasks():
 def test_change_by_dataset():
     figure = figures.plot_change_by_dataset(scores(), scores(6))
     (axes,) = figure.axes
-    titles = trajectories.ROLES.values()
+    titles = runs.ROLES.values()
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert [row for row in rows if row in titles] == list(titles)
-    assert rows.index("b") < rows.index(trajectories.ROLES["eval"]) < rows.index("c")
+    assert rows.index("b") < rows.index(runs.ROLES["eval"]) < rows.index("c")
     assert axes.get_xlabel() == "Score (%)"
     assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
     segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]

@@ -18,7 +18,7 @@ from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import parse_yaml, project_folder
 from lab import analyses, chapters, figures, site
-from lab.figures import trajectories
+from lab.figures import runs
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
 
@@ -185,7 +185,7 @@ def test_figures_have_captions():
 
 def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
     drawn = figures.write_idea(tmp_path / "idea.svg")
-    assert drawn.read_bytes() == trajectories.IDEA.read_bytes(), "run: cmpt site --picture"
+    assert drawn.read_bytes() == runs.IDEA.read_bytes(), "run: cmpt site --picture"
 
 
 def test_the_mixture_table_says_what_the_surface_says():

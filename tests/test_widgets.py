@@ -15,7 +15,7 @@ from cmp.cli.runs import read_config
 from cmp.config import Mixture, Stream
 from cmp.experiments import statistics
 from lab import analyses, explorers, figures
-from lab.figures import inputs
+from lab.figures import runs
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 WEIGHTS = st.integers(0, 20)
@@ -202,10 +202,10 @@ def test_the_sentence_of_a_stream():
 def test_expected_exposures_add_up_to_everything_seen(weights, batch, tasks, steps, pool, size):
     chosen = Mixture(*[weight / sum(weights) for weight in weights])
     parts, passes = statistics.expected_counts(chosen, batch, tasks, steps, pool, size)
-    seen = passes[list(inputs.POOLS)].mul(passes["images"], axis=0).sum()
+    seen = passes[list(runs.POOLS)].mul(passes["images"], axis=0).sum()
     assert seen.sum() == pytest.approx(batch * steps * tasks)
     first, later = (mixtures.batch_counts(chosen, batch, empty) for empty in (True, False))
-    for name, one, other in zip(inputs.POOLS, first, later, strict=True):
+    for name, one, other in zip(runs.POOLS, first, later, strict=True):
         assert seen[name] == pytest.approx(steps * (one + other * (tasks - 1)))
     assert parts.to_numpy().tolist() == [list(first), list(later)][: min(tasks, 2)]
     assert (passes["buffer"].iloc[1:].diff().dropna() <= 1e-12).all()  # early images come back most

@@ -1,4 +1,4 @@
-"""What chapters compute from stored runs: fronts, costs, schedules, mixtures, weights.
+"""What chapters compute from stored runs: fronts, costs, schedules, mixtures.
 
 A trajectory frame is what `cmp.experiments.store.trajectory` returns: a row per (setting,
 replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
@@ -6,15 +6,13 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from cmp import budgets, config, schedules
-from cmp.config import Mixture, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, statistics, store
 from cmp.experiments.studies import Study
@@ -99,7 +97,7 @@ def _undominated(points: np.ndarray) -> np.ndarray:
 # costs
 
 
-def run_compute(run: RunConfig) -> float:
+def run_compute(run: config.RunConfig) -> float:
     """Return the memory-adjusted FLOPs of a run's training (spec 1.2).
 
     Args:
@@ -202,7 +200,7 @@ def schedule_keys(name: str, meta: str) -> set[str]:
 
 def schedule_run(
     name: str, meta: str, peak: float, tasks: int, steps: int, **others: Any
-) -> RunConfig:
+) -> config.RunConfig:
     """Make the run of a schedule.
 
     Args:
@@ -226,13 +224,13 @@ def schedule_run(
     return config.parse(config.overlay(config.profile("cpu"), tree), "this setting")
 
 
-def schedule_label(run: RunConfig) -> str:
+def schedule_label(run: config.RunConfig) -> str:
     """Return the schedule's name and, if it has one, its meta schedule's."""
     name, meta = run.schedule.name, run.schedule.meta
     return name if meta == "none" else f"{name}, meta {meta}"
 
 
-def schedule_rates(run: RunConfig) -> np.ndarray:
+def schedule_rates(run: config.RunConfig) -> np.ndarray:
     """Return the learning rates of a run's stream, [tasks, steps]."""
     return schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
 
@@ -271,12 +269,12 @@ def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
     return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
 
 
-def _changes(run: RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
+def _changes(run: config.RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
     """Return what a run changes besides keys that begin so."""
     return {k: v for k, v in run.changes().items() if not k.startswith(besides)}
 
 
-def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
+def nearest_schedules(run: config.RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
     """Find the stored settings whose tasks have path lengths nearest to a run's.
 
     Args:
@@ -302,7 +300,7 @@ def nearest_schedules(run: RunConfig, stored: pd.DataFrame, count: int = 6) -> p
 
 def mixture_run(
     shares: Sequence[float], batch: int, tasks: int, steps: int, **others: Any
-) -> RunConfig:
+) -> config.RunConfig:
     """Make the run of a mixture.
 
     Args:
@@ -326,7 +324,7 @@ def mixture_run(
 
 
 def mixture_counts(
-    mixture: Mixture, batch: int, tasks: int, steps: int, replay: float
+    mixture: config.Mixture, batch: int, tasks: int, steps: int, replay: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Count what a batch is made of and how often images of the embedded benchmark are seen.
 
@@ -343,8 +341,7 @@ def mixture_counts(
     return statistics.expected_counts(mixture, batch, tasks, steps, replay * POOL, ARRIVING / tasks)
 
 
-@dataclass(frozen=True)
-class Surface:
+class Surface(NamedTuple):
     """Stored runs that differ in the shares of their batches alone.
 
     Attributes:
@@ -357,9 +354,9 @@ class Surface:
     names: list[str]
     shares: np.ndarray
     scores: np.ndarray
-    like: RunConfig
+    like: config.RunConfig
 
-    def weights(self, mixture: Mixture) -> np.ndarray:
+    def weights(self, mixture: config.Mixture) -> np.ndarray:
         """Return the weight of each stored mixture in the linear interpolation of this one.
 
         Args:
@@ -374,11 +371,11 @@ class Surface:
         interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
         return interpolate([[mixture.update, mixture.buffer]])[0]
 
-    def holds(self, mixture: Mixture) -> bool:
+    def holds(self, mixture: config.Mixture) -> bool:
         """Return whether stored mixtures lie around this one."""
         return bool(np.isfinite(self.weights(mixture)).all())
 
-    def predict(self, mixture: Mixture) -> pd.DataFrame:
+    def predict(self, mixture: config.Mixture) -> pd.DataFrame:
         """Interpolate the scores of a mixture.
 
         Args:
@@ -407,11 +404,11 @@ class Surface:
             names = [self.names[other] for other in rest]
             others = Surface(names, self.shares[rest], self.scores[:, rest], self.like)
             if len(rest) > 2:
-                guess = others.weights(Mixture(*map(float, shares))) @ others.scores
+                guess = others.weights(config.Mixture(*map(float, shares))) @ others.scores
                 rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
         return np.sqrt(pd.DataFrame(rows, columns=["A_KA", "A_ZS"], dtype=float).mean())
 
-    def nearest(self, mixture: Mixture, count: int = 5) -> pd.DataFrame:
+    def nearest(self, mixture: config.Mixture, count: int = 5) -> pd.DataFrame:
         """Find the stored mixtures nearest to one.
 
         Args:
@@ -459,6 +456,3 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
     return Surface(names, points, scores, configs[like])
-
-
-# weights

@@ -51,7 +51,8 @@ def _signature(entry: Any, is_dataclass: bool = False) -> str:
     if "property" in entry.labels:
         return f"{entry.name}: {entry.annotation}"
     result = f" -> {entry.returns}" if entry.is_function and entry.returns else ""
-    parameters = list(_fields(entry) if is_dataclass else _parameters(entry))
+    parameters = _fields(entry) if is_dataclass else _parameters(entry)
+    parameters = [text.replace("'", '"') for text in parameters]  # as the package writes literals
     line = f"{entry.name}({', '.join(parameters)}){result}"
     if len(line) <= WIDTH:
         return line
@@ -63,7 +64,7 @@ def _fields(entry: Any) -> Iterator[str]:
     for field in entry.attributes.values():
         if "property" not in field.labels:
             made = field.value and str(field.value).startswith("_section(")
-            default = f" = {'...' if made else _literal(field.value)}" if field.value else ""
+            default = f" = {'...' if made else field.value}" if field.value else ""
             yield f"{field.name}: {field.annotation}{default}"
 
 
@@ -75,14 +76,9 @@ def _parameters(entry: Any) -> Iterator[str]:
         for parameter in parameters:
             stars = {"variadic positional": "*", "variadic keyword": "**"}.get(kind, "")
             annotation = f": {parameter.annotation}" if parameter.annotation else ""
-            default = f" = {_literal(parameter.default)}" if parameter.default and not stars else ""
+            default = f" = {parameter.default}" if parameter.default and not stars else ""
             if parameter.name != "self":
                 yield f"{stars}{parameter.name}{annotation}{default}"
-
-
-def _literal(value: Any) -> str:
-    """Return a default as the package writes it, with double quotes."""
-    return str(value).replace("'", '"')
 
 
 def _description(entry: Any) -> Iterator[str]:

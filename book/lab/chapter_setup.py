@@ -10,7 +10,6 @@ from cmp import config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, results, store, studies
-from cmp.experiments.studies import Study
 from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
@@ -19,7 +18,7 @@ UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
 def begin_chapter(
     scope: dict[str, Any],
-    runs: Study | dict[str, list[str]] | None = None,
+    runs: studies.Study | dict[str, list[str]] | None = None,
     uncached: Iterable[RunConfig] = (),
 ) -> dict[tuple[str, int], RunConfig]:
     """Begin a chapter, in the cell after the parameters cell: `begin_chapter(globals(), study)`.
@@ -44,7 +43,7 @@ def begin_chapter(
     chapters.check_injected(scope)
     torch.set_num_threads(1)
     profile, seeds, jobs, device = (scope[key] for key in ("profile", "seeds", "jobs", "device"))
-    if isinstance(runs, Study):
+    if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
     else:
         base = config.profile(profile)

@@ -11,11 +11,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cmp.config import PROFILES
 from cmp.errors import CmpError
+from cmp.readers.files import explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
 FORMATS = "ipynb,md:myst"
@@ -36,8 +37,7 @@ RULES = {
 """Parameter -> what its values must be, in words and as a test."""
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A line of a parameters cell: `name: type = default  # help`.
 
     Attributes:
@@ -101,10 +101,8 @@ def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Pa
 
 def source_text(source: Path) -> str:
     """Return a chapter's text with line ends as on Unix; `CmpError` if it cannot be read."""
-    try:
+    with explain_errors(f"{source}: cannot be read"):
         return source.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise CmpError(f"{source}: cannot be read ({error})") from error
 
 
 def source_hash(source: Path) -> str:
@@ -130,10 +128,9 @@ def notebook(source: Path):
     import jupytext
 
     text = source_text(source)
-    try:
+    # whatever its parsers of YAML, Markdown and JSON schemas raise
+    with explain_errors(f"{source}: not a MyST Markdown notebook", "", Exception):
         book = jupytext.reads(text, fmt="md:myst")
-    except Exception as error:  # whatever its parsers of YAML, Markdown and JSON schemas raise
-        raise CmpError(f"{source}: not a MyST Markdown notebook ({error})") from error
     book.metadata["kernelspec"] = dict(KERNELSPEC)
     seen = Counter()
     for cell in book.cells:
@@ -157,10 +154,8 @@ def declared_parameters(cell: str) -> dict[str, Parameter]:
         SyntaxError: The code is no Python.
     """
     parameters = {}
-    try:
+    with explain_errors("parameters cell: Python cannot read it", "", RecursionError, MemoryError):
         body = ast.parse(cell).body
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise CmpError(f"parameters cell: Python cannot read it ({error})") from error
     for node in body:
         line = cell.split("\n")[node.end_lineno - 1].encode()  # lines as Python counts them
         try:
@@ -205,12 +200,13 @@ def parameters(source: Path) -> dict[str, Parameter]:
     return declared
 
 
-def check_values(values: dict[str, object], valid: dict[str, Parameter]) -> None:
+def check_values(values: dict[str, object], valid: dict[str, Parameter], source: str = "") -> None:
     """Refuse values of parameters that a chapter cannot run with.
 
     Args:
         values: Values by name.
         valid: The chapter's parameters.
+        source: What errors begin with.
 
     Raises:
         CmpError: A name is unknown, or a value of the wrong type or impossible; says what is wrong
@@ -218,7 +214,8 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter]) -> None
     """
     for name, value in values.items():
         if fault := _fault(name, value, valid):
-            raise CmpError(f"{fault}; the parameters are {', '.join(map(str, valid.values()))}")
+            known = ", ".join(map(str, valid.values()))
+            raise CmpError(f"{source}{fault}; the parameters are {known}")
 
 
 def _fault(name: str, value: object, valid: dict[str, Parameter]) -> str:
@@ -261,10 +258,7 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     values = {name: parameter.default for name, parameter in valid.items()}
     for name, text in given.items():
         values[name] = convert_value(text, valid[name].type) if name in valid else text
-    try:
-        check_values(values, valid)
-    except CmpError as error:
-        raise CmpError(f"{source.stem}: {error}") from error
+    check_values(values, valid, f"{source.stem}: ")
     return values
 
 

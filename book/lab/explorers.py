@@ -22,15 +22,15 @@ import traitlets
 from matplotlib.figure import Figure
 
 from cmp import config, evaluation, models, streams
-from cmp.config import Mixture, RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import claims, evidence, paper, planner, results, statistics, store
 from cmp.experiments.studies import Study
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
+from cmp.readers.files import read_yaml
 from cmp.registry import get_option, option_names
-from lab import analyses, figures
+from lab import analyses, chapters, figures
 
 LIKE = "thirds"
 """The setting of a published study whose neighbours in the triangle predict."""
@@ -48,10 +48,9 @@ QUESTIONS = {
     "Steps of an update": (analyses.step_rows, COMPUTE),
     "Number of updates, for the same compute": (analyses.update_rows, "Updates that share it"),
 }
-MEASURES = {"End of the stream": "end", "Change through the stream": "change"}
-BUFFERS = {"all that arrives": None, "1000 images": 1000, "300 images": 300, "nothing": 0}
-POOLS = {"pretraining data": False, "public data instead": True}
+CONTROLS = read_yaml(chapters.BOOK / "explorers.yaml")
 
+Named = Mapping[str, Any] | None
 Drawn = tuple[Figure, str, str]
 """What an explorer shows: the picture, a sentence of plain text, and details as HTML."""
 
@@ -95,6 +94,24 @@ def explorer(controls: Mapping[str, widgets.Widget], draw: Callable[..., Drawn])
     return widgets.VBox([box, sentence, picture, *([details] if details.value else [])])
 
 
+def make_controls(explorer: str, options: Named = None, values: Named = None) -> dict[str, Any]:
+    """Make the controls that `CONTROLS` lists.
+
+    Args:
+        explorer: The explorer's key there.
+        options: What menus offer, by name, where the list does not say.
+        values: What controls begin with, by name, where the list does not say.
+
+    Returns:
+        Widgets by name.
+    """
+    controls, computed = {}, {"options": options or {}, "value": values or {}}
+    for name, listed in CONTROLS[explorer].items():
+        about = listed | {key: given[name] for key, given in computed.items() if name in given}
+        controls[name] = getattr(widgets, about.pop("widget"))(**about)
+    return controls
+
+
 def html_table(table: pd.DataFrame, index: str = "") -> str:
     """Return a table as HTML: scores with one digit, shares with two; a named index comes first."""
     table = table.rename_axis(index).reset_index() if index else table
@@ -109,7 +126,7 @@ def copyable(assignments: list[str]) -> str:
     return f"{about}{lines}</pre>"
 
 
-def run_arguments(run: RunConfig) -> list[str]:
+def run_arguments(run: config.RunConfig) -> list[str]:
     """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
     profile = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     return [
@@ -144,7 +161,10 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
         The explorer.
     """
     stored = None if published is None else analyses.stored_schedules(published)
-    controls = _schedule_controls()
+    metas = [meta for meta in option_names("meta_schedule") if meta != "free"]
+    defaults = dataclasses.asdict(config.Schedule()) | config.DEFAULT_SHARES
+    menus = {"name": option_names("schedule"), "meta": metas}
+    controls = make_controls("schedule", menus, defaults)
     current: dict[str, np.ndarray] = {}
     held: dict[str, np.ndarray] = {}
 
@@ -166,30 +186,7 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     return explorer(controls, draw)
 
 
-def _schedule_controls() -> dict[str, widgets.ValueWidget]:
-    """Return a control per argument of `analyses.schedule_run`."""
-    default, shares = config.Schedule(), config.DEFAULT_SHARES
-    share = {"min": 0.0, "max": 1.0, "step": 0.05}
-    percent = share | {"readout_format": ".0%"}
-    peak = {"min": -5, "max": -2, "step": 0.05, "readout_format": ".1e"}
-    metas = [meta for meta in option_names("meta_schedule") if meta != "free"]
-    names, number, rate = option_names("schedule"), widgets.IntSlider, widgets.FloatSlider
-    return {
-        "name": widgets.Dropdown(options=names, value=default.name, description="Schedule"),
-        "meta": widgets.Dropdown(options=metas, value=default.meta, description="Meta schedule"),
-        "peak": widgets.FloatLogSlider(default.peak, **peak, description="Peak"),
-        "tasks": number(8, min=1, max=20, description="Tasks T"),
-        "steps": number(40, min=5, max=200, description="Steps a task"),
-        "warmup": rate(shares["warmup"], **percent, description="Warmup, of a task"),
-        "cooldown": rate(shares["cooldown"], **percent, description="Cooldown, of a task"),
-        "shift": number(default.shift, min=0, max=400, description="Shift, steps"),
-        "level": rate(default.level, **share, description="Level, in peaks"),
-        "decay": rate(default.decay, **share, description="Decay, a task"),
-        "hold": widgets.ToggleButton(False, description="Hold this one"),
-    }
-
-
-def schedule_sentence(run: RunConfig, rates: np.ndarray) -> str:
+def schedule_sentence(run: config.RunConfig, rates: np.ndarray) -> str:
     """Say the mean learning rate against the peak, and the path length.
 
     Args:
@@ -206,7 +203,7 @@ def schedule_sentence(run: RunConfig, rates: np.ndarray) -> str:
     )
 
 
-def _nearest(run: RunConfig, stored: pd.DataFrame) -> str:
+def _nearest(run: config.RunConfig, stored: pd.DataFrame) -> str:
     """Return the stored runs whose schedules are nearest, as HTML."""
     near = analyses.nearest_schedules(run, stored)
     if near.empty:
@@ -228,18 +225,9 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     """
     surface = None if published is None else analyses.surface(published, LIKE)
     stored = zip(surface.names, surface.shares.tolist(), strict=True) if surface else ()
-    controls = {
-        "shares": Triangle(points=[{"name": name, "shares": shares} for name, shares in stored]),
-        "batch": widgets.IntSlider(64, min=8, max=512, step=8, description="Batch"),
-        "tasks": widgets.IntSlider(8, min=1, max=20, description="Tasks T"),
-        "steps": widgets.IntSlider(40, min=5, max=200, description="Steps a task"),
-        "replay": widgets.FloatLogSlider(
-            0.1, min=-2, max=0, readout_format=".0%", description="Pool kept for replay"
-        ),
-        "policy": widgets.Dropdown(
-            options=option_names("buffer"), value=Mixture().policy, description="Buffer"
-        ),
-    }
+    triangle = Triangle(points=[{"name": name, "shares": shares} for name, shares in stored])
+    menus, values = {"policy": option_names("buffer")}, {"policy": config.Mixture().policy}
+    controls = {"shares": triangle} | make_controls("mixture", menus, values)
 
     def draw(shares, batch, tasks, steps, replay, policy) -> Drawn:
         needs = get_option("buffer", policy).facts["capacity"] == "required"
@@ -248,14 +236,14 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
         mixture = run.mixture
         parts, passes = analyses.mixture_counts(mixture, batch, tasks, steps, mixture.replay)
         details = (_prediction(run, surface) if surface else "") + copyable(run_arguments(run))
-        if policy != Mixture().policy:
+        if policy != config.Mixture().policy:
             details = f"<p>Drawn is a buffer that keeps all, not {policy!r}.</p>{details}"
         return figures.plot_batch(parts, passes), mixture_sentence(mixture, passes), details
 
     return explorer(controls, draw)
 
 
-def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
+def mixture_sentence(mixture: config.Mixture, passes: pd.DataFrame) -> str:
     """Say the shares, and how often images are seen.
 
     Args:
@@ -274,7 +262,7 @@ def mixture_sentence(mixture: Mixture, passes: pd.DataFrame) -> str:
     )
 
 
-def _prediction(run: RunConfig, surface: analyses.Surface) -> str:
+def _prediction(run: config.RunConfig, surface: analyses.Surface) -> str:
     """Return the scores of a run between stored ones, and the nearest of them, as HTML."""
     own, stored = (dict(config.flat_keys(each.to_dict())) for each in (run, surface.like))
     if differing := [key for key in SIZES if own[key] != stored[key]]:
@@ -306,13 +294,6 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
         The explorer.
     """
     orders = [name for name in option_names("order") if name != "listed"]
-    controls = {
-        "order": widgets.Dropdown(options=orders, description="Order"),
-        "reverse": widgets.Checkbox(False, description="Reversed"),
-        "equal": widgets.ToggleButtons(options=["classes", "images"], description="Equal"),
-        "tasks": widgets.IntSlider(8, min=1, max=20, description="Tasks T"),
-        "seed": widgets.IntSlider(0, min=0, max=4, description="Seed"),
-    }
 
     def draw(seed: int, **stream) -> Drawn:
         run = config.parse(config.profile("cpu") | {"seed": seed, "stream": stream})
@@ -324,7 +305,7 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
         details += copyable([*arguments, f"seed={seed}"])
         return figures.plot_stream(counts, report), stream_sentence(report), details
 
-    return explorer(controls, draw)
+    return explorer(make_controls("stream", {"order": orders}), draw)
 
 
 def stream_sentence(report: pd.DataFrame) -> str:
@@ -345,7 +326,7 @@ def stream_sentence(report: pd.DataFrame) -> str:
     )
 
 
-def _same_stream(run: RunConfig, published: pd.DataFrame) -> str:
+def _same_stream(run: config.RunConfig, published: pd.DataFrame) -> str:
     """Return how the stored settings of a run's stream went, as HTML."""
     configs = results.setting_configs(published)
     names = [name for name, other in configs.items() if other.stream == run.stream]
@@ -371,12 +352,8 @@ def method_explorer(published: pd.DataFrame, shown: list[str]) -> widgets.VBox:
     table = analyses.setting_ends(published)
     columns = [*analyses.AXES.values(), analyses.STEPS]
     colours, score = figures.palette(table.index), analyses.AXES["GM"]
-    names = {"options": list(table.index), "value": shown, "rows": 8, "description": "Settings"}
-    controls = {
-        "names": widgets.SelectMultiple(**names),
-        "x": widgets.Dropdown(options=columns, value=columns[0], description="To the right"),
-        "y": widgets.Dropdown(options=columns, value=columns[1], description="Upwards"),
-    }
+    menus = {"names": list(table.index), "x": columns, "y": columns}
+    values = {"names": shown, "x": columns[0], "y": columns[1]}
 
     def draw(names, x, y) -> Drawn:
         if not names:
@@ -389,7 +366,7 @@ def method_explorer(published: pd.DataFrame, shown: list[str]) -> widgets.VBox:
         details = html_table(chosen[columns], "setting")
         return figures.plot_scatter(chosen, x, y, colours), sentence, details
 
-    return explorer(controls, draw)
+    return explorer(make_controls("method", menus, values), draw)
 
 
 def budget_calculator() -> widgets.VBox:
@@ -399,16 +376,7 @@ def budget_calculator() -> widgets.VBox:
         The explorer.
     """
     names = [*models.family_names(), "ViT-B-32", "ViT-B-16"]  # these two take seconds to count
-    shown = ("full", "locked-image", "bitfit", "lora", "ewc")
-    steps = {"min": 1, "max": 5, "step": 0.05, "readout_format": ".0f"}
-    methods = {"options": option_names("method"), "value": shown, "rows": 6}
-    controls = {
-        "model": widgets.Dropdown(options=names, value="small", description="Model"),
-        "batch": widgets.IntSlider(64, min=16, max=512, step=16, description="Batch"),
-        "tasks": widgets.IntSlider(8, min=1, max=200, description="Updates T"),
-        "total": widgets.FloatLogSlider(320, **steps, description="Budget, in steps of full"),
-        "names": widgets.SelectMultiple(**methods, description="Methods"),
-    }
+    menus = {"model": names, "names": option_names("method")}
 
     def draw(model, batch, tasks, total, names) -> Drawn:
         if not names:
@@ -422,7 +390,7 @@ def budget_calculator() -> widgets.VBox:
         texts = table.map(lambda x: f"{x:,.3g}" if isinstance(x, float) else f"{x:,}")
         return figures.plot_allowed_steps(table), sentence, html_table(texts, "method")
 
-    return explorer(controls, draw)
+    return explorer(make_controls("budget", menus), draw)
 
 
 def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> widgets.VBox:
@@ -455,11 +423,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         sentence = f"{share:.2f} of the fine-tuned weights, by {rule}: {words}."
         return figures.plot_merge_path(between, chosen), sentence, ""
 
-    controls = {
-        "share": widgets.FloatSlider(0.5, max=1, step=0.05, description="Share of fine-tuned"),
-        "rule": widgets.Dropdown(options=rules, description="Rule"),
-    }
-    return explorer(controls, draw)
+    return explorer(make_controls("path", {"rule": rules}), draw)
 
 
 def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
@@ -473,10 +437,6 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
         The explorer.
     """
     costs = analyses.setting_costs(study)
-    controls = {
-        "question": widgets.Dropdown(options=list(QUESTIONS), description="Question"),
-        "measure": widgets.Dropdown(options=list(MEASURES.items()), description="Measure"),
-    }
 
     def draw(question: str, measure: str) -> Drawn:
         select, label = QUESTIONS[question]
@@ -490,7 +450,7 @@ def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
         details = html_table(rows[["updates", "steps", *PANELS]], "setting")
         return figures.plot_curves(rows, "x", panels, label), sentence, details
 
-    return explorer(controls, draw)
+    return explorer(make_controls("scale", {"question": list(QUESTIONS)}), draw)
 
 
 def planner_explorer() -> widgets.VBox:
@@ -500,26 +460,10 @@ def planner_explorer() -> widgets.VBox:
         The explorer.
     """
     known = evidence.gather_evidence()
-    keep, new = (
-        [(f"{name}: {text}", name) for name, text in words.items()]
-        for words in (planner.KEEP, planner.NEW)
-    )
     names = [*models.family_names(), *paper.CATALOGUE_MODELS]
-    hours = {"min": -4, "max": 4, "step": 0.05, "readout_format": ".2g"}
-    share = {"min": 0, "max": 1, "step": 0.05, "readout_format": ".0%"}
-    images = {"min": 1, "max": 10_000_000, "description": "Images of each (real models)"}
-    controls = {
-        "model": widgets.Dropdown(options=names, value="tiny", description="Model"),
-        "device": widgets.Dropdown(options=[*planner.DEVICES], value="core", description="Device"),
-        "hours": widgets.FloatLogSlider(0.0064, **hours, description="Hours on it"),
-        "updates": widgets.IntSlider(8, min=1, max=100, description="Updates"),
-        "images": widgets.BoundedIntText(10_000, **images),
-        "keep": widgets.Dropdown(options=keep, value="balance", description="Must be kept"),
-        "new": widgets.Dropdown(options=new, value="both", description="What is new"),
-        "pool": widgets.FloatSlider(0.1, **share, description="Of them at hand"),
-        "other": widgets.Dropdown(options=list(POOLS.items()), description="To replay"),
-        "buffer": widgets.Dropdown(options=list(BUFFERS.items()), description="Buffer of updates"),
-    }
+    menus = {"model": names, "device": list(planner.DEVICES)}
+    for key, words in (("keep", planner.KEEP), ("new", planner.NEW)):
+        menus[key] = [(f"{name}: {text}", name) for name, text in words.items()]
 
     def draw(hours, images, pool, other, **values) -> Drawn:
         values["images"] = images if values["model"] in paper.CATALOGUE_MODELS else None
@@ -528,17 +472,18 @@ def planner_explorer() -> widgets.VBox:
         plan = planner.make_plan(request, known)
         return figures.plot_plan(plan, known), planner.plan_summary(plan), _plan_details(plan)
 
-    return explorer(controls, draw)
+    return explorer(make_controls("planner", menus), draw)
 
 
 def _plan_details(plan: planner.Plan) -> str:
     """Return costs, place, notes, effects, what was rejected, and the file, as HTML."""
     sentences = [planner.place_sentence(plan), *plan.notes]
     parts = "".join(f"<p>{html.escape(sentence, quote=False)}</p>" for sentence in sentences)
+    costs = pd.Series(plan.costs).map("{:.3g}".format).to_frame("amount")
     rejected = pd.DataFrame(plan.rejected.items(), columns=["rejected", "why"])
     text = html.escape(planner.plan_as_yaml(plan, comments=False))
     return (
-        f"{html_table(planner.costs_table(plan))}{parts}"
+        f"{html_table(costs, 'what')}{parts}"
         f"<b>What each choice did in the stored runs</b>{html_table(plan.effects)}"
         f"<b>What was rejected</b>{html_table(rejected)}"
         "<b>Copy as a file for</b> <code>cmpt run FILE --dry-run</code> (a click marks it all)"

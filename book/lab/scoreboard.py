@@ -5,7 +5,6 @@ and which contrasts study 05-transfer repeats on other networks. Verdicts come f
 studies: another stored score is another verdict.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, store, studies
-from cmp.files import parse_record
-from cmp.readers.files import read_yaml
+from cmp.readers.files import check_record, read_yaml
 from lab import chapters
 
 GUIDELINES = chapters.BOOK / "guidelines.yaml"
@@ -114,10 +112,7 @@ def load_guidelines(path: Path = GUIDELINES) -> tuple[Guideline, ...]:
     tree = read_yaml(path)
     if tree.keys() != {"guidelines"}:
         raise CmpError(f"{path}: one key is expected, 'guidelines'; found {', '.join(tree)}")
-    try:
-        guidelines = parse_record(json.dumps(tree["guidelines"]), tuple[Guideline, ...])
-    except ValueError as error:
-        raise CmpError(f"{path}: guidelines.{error}") from error
+    guidelines = check_record(tree["guidelines"], tuple[Guideline, ...], f"{path}: guidelines.")
     grounds = [(g.study, g.claim) for guideline in guidelines for g in guideline.claims]
     if twice := [ground for ground in grounds if grounds.count(ground) > 1]:
         raise CmpError(f"{path}: claim {twice[0][1]!r} of study {twice[0][0]} stands there twice")

@@ -19,24 +19,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cmp.embedded import packages
-from cmp.embedded.manifest import load_packages
+from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import build_folder, write_atomic
+from cmp.readers.files import read_yaml
 from cmp.registry import option_names
 from lab import analyses, chapters, explorers, figures
 
 THEME = chapters.BOOK / "_theme"
-VENDORED = {
-    "highlight": {"package/es/highlight.min.js": "vendor/highlight.mjs"},
-    "katex": {
-        "package/dist/katex.min.css": "public/vendor/katex/katex.min.css",
-        "package/dist/fonts/": "public/vendor/katex/fonts/",
-    },
-    "require": {"package/require.js": "public/vendor/require.js"},
-    "widgets": {"package/dist/embed-amd.js": "public/vendor/embed-amd.js"},
-}
+VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
 
 PARTS = 20
@@ -69,7 +61,7 @@ def vendor_packages() -> None:
     Raises:
         CmpError: A package cannot be fetched, or this Python lacks anywidget.
     """
-    for name, package in load_packages(THEME).items():
+    for name, package in manifest.load_packages(THEME).items():
         copy_parts(packages.fetch_package(package), VENDORED[name], THEME)
     script = Path(sys.prefix, "share", "jupyter", "nbextensions", "anywidget", "index.js")
     if not script.exists():

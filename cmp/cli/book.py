@@ -90,14 +90,12 @@ def book(
     if publish:
         if parameter or dry_run:
             raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
-        shared.import_lab("commit_notebooks").commit_notebooks(chapter, jobs)
+        shared.import_lab("run").commit_notebooks(chapter, jobs)
         return
-    parameters = {}
-    for assignment in parameter or []:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise CmpError(f"-P {assignment!r}: expected name=value, such as seeds=3")
-        parameters[name] = value
+    given = parameter or []
+    if wrong := [assignment for assignment in given if "=" not in assignment]:
+        raise CmpError(f"-P {wrong[0]!r}: expected name=value, such as seeds=3")
+    parameters = dict(assignment.split("=", 1) for assignment in given)
     shared.import_lab("run").run_book(profile, chapter, parameters, jobs, dry_run)
 
 

@@ -1,6 +1,7 @@
 """`cmpt budget`: what methods and models cost, counted on shapes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import typer
@@ -15,16 +16,7 @@ from cmp.registry import option_names
 MAX_TOTAL = 1e15
 """GFLOPs in all, a thousand times what any model was trained with."""
 
-TABLE4_NOTE = """\
-steps: as printed, by the paper's rule, and with a task's end charged once per task
-
-Why our GFLOPs differ: fused attention, which the paper counts, computes its scores
-again in the backward pass: 404 more per step, 366 of them in the image tower. Its
-adapters are on q, k, v and c_proj, ours on every projection. Its LoRA and VeRA form
-W + BA and take the whole gradient of it, so that rank hardly counts; ours multiply by
-A and B. DoRA needs the whole gradient in both: ours of rank 4 on q, k, v and c_proj
-takes 54,076, and with those 404 the 54,479 of the paper's LoRA. EWC's Fisher
-information is charged to each step there. Memory is the card's peak there."""
+TABLE4_NOTE = Path(__file__).with_name("table4.txt").read_text(encoding="utf-8").rstrip()
 
 
 def budget(

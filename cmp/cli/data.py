@@ -61,7 +61,7 @@ def show(name: str, sheet: Path | None = None) -> None:
     from cmp.embedded import packed, sheets
 
     [dataset] = manifest.select_datasets([name])
-    packages, opened = manifest.embedded_packages(), packed.read_packed(dataset)
+    packages, opened = manifest.load_packages(), packed.read_packed(dataset)
     typer.echo(f"{dataset.name}: {dataset.title}")
     typer.echo(f"role: {shared.ROLE_NAMES[dataset.role]}; task: {dataset.task}")
     typer.echo(f"images: {dataset.images}\nprompt: {dataset.prompt!r}")

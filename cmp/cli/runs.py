@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
 from cmp.cli import shared
-from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, store, workers
@@ -196,7 +195,7 @@ def progress_observer(bar: tqdm) -> Observer:
     return Observer(step, after_task, resumed)
 
 
-def read_config(what: str, settings: list[str]) -> RunConfig:
+def read_config(what: str, settings: list[str]) -> config.RunConfig:
     """Return the config of a profile or a YAML file, with key=value settings on top."""
     path = Path(what)
     tree = read_yaml(path) if path.suffix in (".yaml", ".yml") else config.profile(what)
@@ -204,7 +203,7 @@ def read_config(what: str, settings: list[str]) -> RunConfig:
 
 
 def compute_run(
-    run_config: RunConfig, device: str, execution: ExecutionConfig, keep_weights: bool
+    run_config: config.RunConfig, device: str, execution: ExecutionConfig, keep_weights: bool
 ) -> None:
     """Compute a run, from its last checkpoint on, or look it up, and print its scores.
 
@@ -223,7 +222,7 @@ def compute_run(
         print_run(stored)
 
 
-def print_config(run_config: RunConfig) -> None:
+def print_config(run_config: config.RunConfig) -> None:
     """Print a config, a line per key."""
     for key, value in config.flat_keys(run_config.to_dict()):
         typer.echo(f"{key}: {value}")

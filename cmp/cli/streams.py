@@ -15,10 +15,9 @@ import typer
 from cmp import config, models, streams
 from cmp.cli import shared
 from cmp.data import load_data
-from cmp.errors import CmpError
 from cmp.experiments import statistics
 from cmp.files import atomic_file
-from cmp.readers.files import read_text
+from cmp.readers.files import explain_errors, read_text
 
 
 def show(
@@ -83,11 +82,9 @@ def make(
 
 def read_counts(path: Path) -> dict[str, int]:
     """Return how often a corpus names each class, from a CSV file of `class` and `count`."""
-    try:
+    with explain_errors(f"{path}: expected the columns class,count", "", LookupError):
         table = pd.read_csv(StringIO(read_text(path)), keep_default_na=False)
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
-    except (OSError, ValueError, LookupError) as error:
-        raise CmpError(f"{path}: expected the columns class,count ({error})") from error
 
 
 def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:

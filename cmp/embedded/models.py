@@ -1,12 +1,13 @@
 """The embedded models: image towers, vocabulary, and where pretrained weights are.
 
 The towers are registered with timm, so that open_clip builds them from `model_configs`, by
-`vision_cfg.timm_model_name`; nothing downstream knows the difference.
+`vision_cfg.timm_model_name`; nothing downstream knows the difference. `towers.yaml` there has their
+sizes.
 """
 
 import itertools
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import open_clip
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from cmp.errors import CmpError
 from cmp.files import build_folder, project_folder
-from cmp.readers.files import check_digest
+from cmp.readers.files import check_digest, read_yaml
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -105,13 +106,10 @@ class ConvTower(Tower):
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, stride=2, padding=1), group_norm(stem), nn.SiLU()
         )
-        stages = [
-            nn.Sequential(
-                nn.Conv2d(before, width, 2, stride=2), *(ResidualBlock(width) for _ in range(depth))
-            )
-            for before, width in itertools.pairwise((stem, *widths))
-        ]
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential()
+        for before, width in itertools.pairwise((stem, *widths)):
+            stage = nn.Sequential(nn.Conv2d(before, width, 2, stride=2))
+            self.stages.append(stage.extend(ResidualBlock(width) for _ in range(depth)))
         self.num_features = 2 * widths[-1]
         self.norm = nn.LayerNorm(self.num_features)
 
@@ -135,15 +133,10 @@ class StemTransformer(Tower):
 
     def __init__(self, width: int, layers: int, heads: int, image_size: int = 32):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 4, 3, stride=2, padding=1),
-            group_norm(width // 4),
-            nn.GELU(),
-            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
-            group_norm(width // 2),
-            nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-        )
+        stem: list[nn.Module] = []
+        for before, after in itertools.pairwise((3, width // 4, width // 2, width)):
+            stem += [nn.Conv2d(before, after, 3, stride=2, padding=1), group_norm(after), nn.GELU()]
+        self.stem = nn.Sequential(*stem[:-2])  # what follows has a norm of its own
         tokens = (image_size // 8) ** 2
         self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
@@ -158,40 +151,18 @@ class StemTransformer(Tower):
         return self.ln_post(x.mean(dim=1))
 
 
-@register_model
-def cmp_conv_small(pretrained: bool = False, **_) -> ConvTower:
-    """Return the default tower: 0.2 M parameters, in widths that bf16 kernels like."""
-    return ConvTower(stem=16, widths=(64, 64), depth=1)
+def _register_tower(name: str, sizes: dict[str, Any]) -> None:
+    """Have timm make a tower of some sizes when it is asked for its name."""
+
+    def create(pretrained: bool = False, **_: Any) -> Tower:
+        return StemTransformer(**sizes) if "heads" in sizes else ConvTower(**sizes)
+
+    create.__name__ = name
+    register_model(create)
 
 
-@register_model
-def cmp_conv_half(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with half of the FLOPs of `cmp_conv_tiny`."""
-    return ConvTower(stem=16, widths=(48, 80), depth=1)
-
-
-@register_model
-def cmp_conv_tiny(pretrained: bool = False, **_) -> ConvTower:
-    """Return the default tower of the first edition: 0.4 M parameters."""
-    return ConvTower(stem=32, widths=(64, 128), depth=1)
-
-
-@register_model
-def cmp_conv_double(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with twice the FLOPs of `cmp_conv_tiny`."""
-    return ConvTower(stem=48, widths=(112, 128), depth=1)
-
-
-@register_model
-def cmp_conv_quad(pretrained: bool = False, **_) -> ConvTower:
-    """Return a tower with four times the FLOPs of `cmp_conv_tiny`."""
-    return ConvTower(stem=64, widths=(112, 144), depth=2)
-
-
-@register_model
-def cmp_vit_tiny(pretrained: bool = False, **_) -> StemTransformer:
-    """Return the attention sibling of `cmp_conv_tiny`: 0.9 M parameters."""
-    return StemTransformer(width=128, layers=4, heads=4)
+for _name, _sizes in read_yaml(MODEL_CONFIGS / "towers.yaml").items():
+    _register_tower(_name, _sizes)
 
 
 def tokenizer(name: str) -> SimpleTokenizer:

@@ -16,6 +16,7 @@ from typing import IO
 from cmp.embedded.manifest import Package
 from cmp.errors import CmpError
 from cmp.files import build_folder, file_digest, partial_folder, report_disk_errors
+from cmp.readers.files import explain_errors
 
 MEMBER_CAP = 64 * 2**20
 """Largest size in bytes that a file of an archive may unpack to."""
@@ -23,11 +24,9 @@ ARCHIVE_CAP = 512 * 2**20
 """Largest size in bytes that an archive may unpack to."""
 TIMEOUT = 600
 """Seconds that a registry's client may take."""
-ARCHIVE_ERRORS = (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
-    *(ValueError, RuntimeError),  # names that are no text; a password, an unknown compression
-)
-"""What reading a damaged archive raises."""
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
+                  RuntimeError)  # fmt: skip
+"""What reading a damaged archive raises, the last at a password, or an unknown compression."""
 
 
 def cache_path(package: Package) -> Path:
@@ -53,15 +52,13 @@ def fetch_package(package: Package) -> Path:
         return path
     with report_disk_errors(f"{path}:"), partial_folder(path.parent) as folder:
         _download(package, folder)
-        files = [file for file in folder.iterdir() if file.is_file()]
-        if len(files) != 1:
-            raise CmpError(f"{_label(package)}: the client left {len(files)} files instead of one")
-        if (digest := file_digest(files[0])) != package.sha256:
+        [archive] = (file for file in folder.iterdir() if file.is_file())
+        if (digest := file_digest(archive)) != package.sha256:
             raise CmpError(
                 f"packages.yaml: sha256 of {_label(package)}: expected {package.sha256}, "
                 f"fetched {digest}; the registry serves another file, do not use it"
             )
-        os.replace(files[0], path)
+        os.replace(archive, path)
     return path
 
 
@@ -112,7 +109,7 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
         CmpError: If the archive is damaged, a file unpacks to over 64 MiB, or all to over 512 MiB.
     """
     total = 0
-    try:
+    with explain_errors(f"{archive}: damaged archive", "; delete it and rerun", *ARCHIVE_ERRORS):
         for name, size, open_file in _archive_entries(archive):
             if not name.startswith(prefix):
                 continue
@@ -122,8 +119,6 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
             with open_file() as file:
                 content = file.read(size)  # never more than the size that it states
             yield name, content
-    except ARCHIVE_ERRORS as error:
-        raise CmpError(f"{archive}: damaged archive ({error}); delete it and rerun") from error
 
 
 def _archive_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:

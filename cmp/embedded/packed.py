@@ -4,8 +4,9 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,17 +15,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
-from cmp.embedded.manifest import (
-    STORE_FORMAT,
-    Dataset,
-    embedded_manifests,
-    is_built,
-    store_fingerprint,
-    store_path,
-)
+from cmp.embedded import manifest
 from cmp.errors import CmpError
 from cmp.files import file_digest, parse_record
-from cmp.readers.files import atomic_folder, read_table
+from cmp.readers.files import atomic_folder, explain_errors, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
 
@@ -63,8 +57,7 @@ class StoreHeader:
     file_sha256: str
 
 
-@dataclass(frozen=True)
-class PackedDataset:
+class PackedDataset(NamedTuple):
     """An opened dataset.
 
     Attributes:
@@ -74,7 +67,7 @@ class PackedDataset:
         table: One row per image, see `SAMPLE_COLUMNS`.
     """
 
-    dataset: Dataset
+    dataset: manifest.Dataset
     header: StoreHeader
     images: np.ndarray
     table: pd.DataFrame
@@ -92,7 +85,7 @@ def load_embedded() -> Corpus:
     Raises:
         CmpError: If a dataset is not built or damaged.
     """
-    return join_packed([read_packed(dataset) for dataset in embedded_manifests().values()])
+    return join_packed([read_packed(dataset) for dataset in manifest.embedded_manifests().values()])
 
 
 def join_packed(datasets: list[PackedDataset]) -> Corpus:
@@ -121,7 +114,7 @@ def splits_of(packed: PackedDataset) -> pd.Series:
     return split.mask(fresh, "fresh")
 
 
-def write_packed(dataset: Dataset, samples: Samples) -> None:
+def write_packed(dataset: manifest.Dataset, samples: Samples) -> None:
     """Write a dataset to disk, whole or not at all.
 
     Args:
@@ -138,12 +131,12 @@ def write_packed(dataset: Dataset, samples: Samples) -> None:
         raise CmpError(
             f"{dataset.name}.yaml: counts: the recipe made {counts}, the manifest says {expected}"
         )
-    with atomic_folder(store_path(dataset.name)) as folder:
+    with atomic_folder(manifest.store_path(dataset.name)) as folder:
         np.save(folder / "images.npy", images)
         table.to_parquet(folder / "samples.parquet", index=False)
         header = StoreHeader(
-            format=STORE_FORMAT,
-            fingerprint=store_fingerprint(dataset),
+            format=manifest.STORE_FORMAT,
+            fingerprint=manifest.store_fingerprint(dataset),
             images_sha256=hashlib.sha256(images).hexdigest(),
             table_sha256=_table_digest(table),
             classes=sorted(table["label"].unique()),
@@ -156,7 +149,7 @@ def _table_digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_json().encode()).hexdigest()
 
 
-def is_intact(dataset: Dataset) -> bool:
+def is_intact(dataset: manifest.Dataset) -> bool:
     """Return whether a dataset is built and can be read; every byte of the images is looked at.
 
     Args:
@@ -168,7 +161,7 @@ def is_intact(dataset: Dataset) -> bool:
         return False
 
 
-def read_packed(dataset: Dataset) -> PackedDataset:
+def read_packed(dataset: manifest.Dataset) -> PackedDataset:
     """Open a packed dataset.
 
     Args:
@@ -177,20 +170,19 @@ def read_packed(dataset: Dataset) -> PackedDataset:
     Raises:
         CmpError: If it is missing, made from another manifest, incomplete or damaged.
     """
-    folder, remedy = store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
-    if not is_built(dataset):
+    folder, remedy = manifest.store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
+    if not manifest.is_built(dataset):
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
             f"run `cmpt data build`, or `cmpt data build {dataset.name}` for it alone"
         )
-    try:
+    errors = (TypeError, MemoryError, OverflowError, TokenError)
+    with explain_errors(f"{folder}: damaged", f"; {remedy}", *errors):
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         if header.file_sha256 != file_digest(folder / "samples.parquet"):
             raise ValueError("samples.parquet is not what was written")
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
-    except (OSError, ValueError, TypeError, MemoryError, OverflowError, TokenError) as error:
-        raise CmpError(f"{folder}: damaged ({error}); {remedy}") from error
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
     for name, content, written in (

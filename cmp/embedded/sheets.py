@@ -6,22 +6,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cmp.data import IMAGE_SIZE
-from cmp.embedded.manifest import Dataset, Package, embedded_packages, load_datasets
+from cmp.embedded.manifest import embedded_manifests, load_packages
 from cmp.embedded.packed import PackedDataset
 from cmp.files import atomic_file, project_folder, write_atomic
 from cmp.seeds import numpy_generator
 
 SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 8, 4, 12, 4
-
-ATTRIBUTION_HEAD = """# Attribution of the data
-
-Made by `python -m cmp.embedded.sheets` from `data_manifests/packages.yaml`. The packages are
-fetched when data are built; their content is not part of this repository. The weights in
-`cmp/embedded/weights` and `weights` were trained on the sets below whose role is *pool*.
-
-| source | licence | package | used in |
-|---|---|---|---|
-"""
+TABLE_HEAD = "|---|---|---|---|\n"
+"""What stands between the text of ATTRIBUTION.md and the rows of its table."""
 
 
 def contact_sheet(packed: PackedDataset, path: Path, count: int = 64) -> None:
@@ -53,22 +45,21 @@ def contact_sheet(packed: PackedDataset, path: Path, count: int = 64) -> None:
         sheet.save(partial, "PNG")
 
 
-def attribution_text(packages: dict[str, Package], datasets: dict[str, Dataset]) -> str:
-    """Return the content of ATTRIBUTION.md: one row per package.
+def attribution_text(page: str) -> str:
+    """Return the content of ATTRIBUTION.md, its table written anew: one row per package.
 
     Args:
-        packages: Packages by short name.
-        datasets: Datasets by name.
+        page: What it says now, of which the text above the rows stays.
     """
     rows = []
-    for name, package in packages.items():
-        users = ", ".join(d.name for d in datasets.values() if name in d.sources)
+    for name, package in load_packages().items():
+        users = ", ".join(d.name for d in embedded_manifests().values() if name in d.sources)
         source = f"{package.attribution} ({package.url})"
         version = f"`{package.package}` {package.version}"
         rows.append(f"| {source} | {package.licence} | {version} | {users} |")
-    return ATTRIBUTION_HEAD + "\n".join(rows) + "\n"
+    return page.partition(TABLE_HEAD)[0] + TABLE_HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
     path = project_folder() / "ATTRIBUTION.md"
-    write_atomic(path, attribution_text(embedded_packages(), load_datasets()))
+    write_atomic(path, attribution_text(path.read_text(encoding="utf-8")))

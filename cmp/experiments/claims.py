@@ -1,7 +1,6 @@
 """Claims and their verdicts: what runs came to, paired differences, and Holm's correction."""
 
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ from scipy import stats
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments.studies import Study
-from cmp.files import parse_record
+from cmp.readers.files import check_record
 
 LEVEL = 0.95
 ALPHA = 0.05
@@ -164,9 +163,8 @@ def paired_difference(
 
 def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
     known = list(dict.fromkeys(settings))
-    for name in names:
-        if name not in known:
-            raise CmpError(f"{source}: no setting {name!r}; there are {', '.join(known)}")
+    if missing := [name for name in names if name not in known]:
+        raise CmpError(f"{source}: no setting {missing[0]!r}; there are {', '.join(known)}")
 
 
 def _family_members(settings: Iterable[str], family: str) -> dict[str, str]:
@@ -268,9 +266,8 @@ class Claim:
         if self.kind == "equivalence" and (self.direction == "lower" or self.margin == 0):
             raise ValueError(f"{self.name!r}: equivalence has no direction, and a margin above 0")
         if self.kind == "ranks" and (self.direction == "lower" or self.margin >= 1 or self.beyond):
-            raise ValueError(
-                f"{self.name!r}: ranks have no direction, a margin below 1, and nothing beyond"
-            )
+            words = "ranks have no direction, a margin below 1, and nothing beyond"
+            raise ValueError(f"{self.name!r}: {words}")
 
     @property
     def unit(self) -> str:
@@ -322,11 +319,8 @@ class Claim:
 def claims_of(study: Study) -> tuple[Claim, ...]:
     """Return the claims of a study; raise `CmpError` that names the claim and the key at fault."""
     source = f"study {study.chapter}: claims"
-    try:
-        claims = parse_record(json.dumps(study.claims), tuple[Claim, ...])
-    except (TypeError, ValueError) as error:
-        keys = ", ".join(Claim.__dataclass_fields__)
-        raise CmpError(f"{source}.{error}; the keys of a claim are {keys}") from error
+    remedy = f"; the keys of a claim are {', '.join(Claim.__dataclass_fields__)}"
+    claims = check_record(study.claims, tuple[Claim, ...], f"{source}.", remedy)
     names = [claim.name for claim in claims]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CmpError(f"{source}: two are named {twice[0]!r}")

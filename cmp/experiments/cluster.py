@@ -116,10 +116,8 @@ def _ray_task(ray: ModuleType, device: str) -> Any:
     environment = workers.worker_environment()
     if "CMP_BUILD" in environment:
         environment["CMP_BUILD"] = str(build_folder().absolute())
-    decorate = ray.remote(
-        num_cpus=1, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": environment}
-    )
-    return decorate(_compute_on_node)
+    options = {"num_gpus": gpus, "runtime_env": {"env_vars": environment}}
+    return ray.remote(num_cpus=1, max_retries=0, **options)(_compute_on_node)
 
 
 def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:

@@ -1,7 +1,6 @@
 """What the published studies say of a plan: where runs like it ended, and what each choice does."""
 
 import functools
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +8,11 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
-from cmp.config import STRICT, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import results, store
 from cmp.experiments.claims import AGGREGATES, paired_difference, setting_means
-from cmp.files import parse_record, project_folder
-from cmp.readers.files import read_yaml
+from cmp.files import project_folder
+from cmp.readers.files import check_record, read_yaml
 
 CHOICES_FILE = project_folder() / "book" / "choices.yaml"
 CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
@@ -59,9 +57,9 @@ class Evidence:
     """
 
     trajectories: dict[str, pd.DataFrame]
-    runs: dict[tuple[str, str], RunConfig]
+    runs: dict[tuple[str, str], config.RunConfig]
 
-    def outside(self, run: RunConfig, full_steps: float) -> str:
+    def outside(self, run: config.RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
 
         Args:
@@ -83,7 +81,7 @@ class Evidence:
                 return f"stored runs of {run.model.name} have {span} {words}, this one {own:,.0f}"
         return ""
 
-    def nearest(self, run: RunConfig, full_steps: float) -> Place | None:
+    def nearest(self, run: config.RunConfig, full_steps: float) -> Place | None:
         """Return where the stored setting ended that is most like a run.
 
         Settings are compared by their choices first, then by their size.
@@ -116,14 +114,14 @@ class Evidence:
         return Place(study, setting, scores, rows["replicate"].nunique(), words)
 
 
-def training_choices(run: RunConfig) -> dict[str, object]:
+def training_choices(run: config.RunConfig) -> dict[str, object]:
     """Return how a run trains, by dotted key: all but its model, sizes, seeds and scoring."""
     ignored = ("seeds.", "evaluation.", "model.name", *SIZES)
     leaves = config.flat_keys(run.to_dict())
     return {key: value for key, value in leaves if not key.startswith(ignored)}
 
 
-def _full_samples(run: RunConfig, full_steps: float | None = None) -> float:
+def _full_samples(run: config.RunConfig, full_steps: float | None = None) -> float:
     """Return the samples of full fine-tuning that a run's compute buys."""
     if full_steps is None:  # `budget` is in multiples of full fine-tuning's cost
         full_steps = run.training.steps * (run.training.budget or 1.0)
@@ -152,7 +150,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     return Evidence(trajectories, runs)
 
 
-@checked_dataclass(frozen=True, config=STRICT)
+@checked_dataclass(frozen=True, config=config.STRICT)
 class Choice:
     """A contrast of a study that shows what a choice does.
 
@@ -180,13 +178,10 @@ def load_choices() -> dict[str, tuple[Choice, ...]]:
     Raises:
         CmpError: The file is missing or not well-formed.
     """
-    try:
-        return parse_record(json.dumps(read_yaml(CHOICES_FILE)), dict[str, tuple[Choice, ...]])
-    except ValueError as error:
-        raise CmpError(f"{CHOICES_FILE}: {error}") from error
+    return check_record(read_yaml(CHOICES_FILE), dict[str, tuple[Choice, ...]], f"{CHOICES_FILE}: ")
 
 
-def plan_facts(run: RunConfig, other_pool: bool) -> dict[str, bool]:
+def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:
     """Return whether the facts that choices depend on hold of a plan.
 
     Args:

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
 
 from cmp import budgets, evaluation, mixtures, models
 from cmp.config import RunConfig
@@ -45,15 +46,8 @@ class Device(NamedTuple):
         return self.peak * self.utilisation
 
 
-DEVICES = {
-    "h100": Device(989e12, 0.4, 80e9, "H100 SXM, 989 TFLOP/s and 80 GB by its maker, 40% assumed"),
-    "a100": Device(312e12, 0.4, 80e9, "A100, 312 TFLOP/s and 80 GB by its maker, 40% assumed"),
-    "rtx-4090": Device(165e12, 0.4, 24e9, "165 TFLOP/s and 24 GB by its maker, 40% assumed"),
-    "l4": Device(121e12, 0.3, 24e9, "L4, 121 TFLOP/s and 24 GB by its maker, 30% assumed"),
-    "core": Device(
-        8e10, 1.0, 4e9, "a core of a server: a `cpu` run, 1.85 TFLOPs, takes 23 s with its scores"
-    ),
-}
+_CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
+DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
 """By name. 40% of an H100 is 4e14 FLOP/s, at which spec 1.2 states the paper's budget in hours."""
 
 MEASURED_STEPS = 4
@@ -151,7 +145,7 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 
 
 def _step_seconds(
-    run_config: RunConfig, model: nn.Module, device: str, clock: Callable[[], float]
+    run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at a task's end."""
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, budget=None)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from cmp import budgets, config, models
-from cmp.budgets import Budget, Cost
-from cmp.config import Method, RunConfig
 from cmp.experiments.forecast import GIGA, measured_memory
 
 TABLE4_MODEL, TABLE4_BATCH, TABLE4_TOTAL, TABLE4_TASKS = "ViT-B-16", 512, 1.8e9, 20
@@ -53,23 +51,23 @@ def rule_steps(row: Table4Row, tasks: int = TABLE4_TASKS) -> int:
     return round(TABLE4_TOTAL / (tasks * row.gflops * row.multiplier))
 
 
-def table4_steps(run_config: RunConfig) -> int | None:
+def table4_steps(run_config: config.RunConfig) -> int | None:
     """Return a run's steps per task by the paper's rule, or None if Table 4 has no such run."""
     method, training = run_config.method, run_config.training
     key = (run_config.model.name, training.batch, training.budget, method)
-    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, Method(method.name, rank=method.rank)):
+    if key != (TABLE4_MODEL, TABLE4_BATCH, 1, config.Method(method.name, rank=method.rank)):
         return None
     label = f"{method.name},rank={method.rank}" if method.rank else method.name
     rows = [row for row in TABLE4.values() if row.method.partition(",fisher")[0] == label]
     return rule_steps(rows[0], run_config.stream.tasks) if rows else None
 
 
-def budget_charged_once(row: Table4Row) -> Budget:
+def budget_charged_once(row: Table4Row) -> budgets.Budget:
     """Return a row's budget from the paper's numbers, with a task's end charged once."""
     step = min(row.gflops, TABLE4["full"].gflops)
     end = FISHER_BATCHES * step if row.gflops > step else 0.0
     adjusted = (step * row.multiplier, end * row.multiplier)
-    return Budget(TABLE4_TOTAL / TABLE4_TASKS, *adjusted, row.multiplier)
+    return budgets.Budget(TABLE4_TOTAL / TABLE4_TASKS, *adjusted, row.multiplier)
 
 
 def model_catalogue(
@@ -89,18 +87,15 @@ def model_catalogue(
     for name in names:
         tree = {"model": {"name": name, "start": "random"}, "training": {"batch": batch}}
         cost = budgets.method_cost(config.parse(tree, "catalogue"))
-        count = int(total * 1e9 / cost.step)
-        rows[name] = {
-            "parameters": sum(p.numel() for p in models.create_on_meta(name).parameters()) / 1e6,
-            "GFLOPs": cost.step / batch / 1e9,
-            "GB": cost.memory / 1e9,
-            "steps": count,
-            "samples": count * batch,
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        parameters = sum(p.numel() for p in models.create_on_meta(name).parameters()) / 1e6
+        count = int(total * GIGA / cost.step)
+        sizes = (cost.step / batch / GIGA, cost.memory / GIGA)
+        rows[name] = (parameters, *sizes, count, count * batch)
+    columns = ["parameters", "GFLOPs", "GB", "steps", "samples"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def method_cost(model: str, batch: int, text: str, measured: bool = False) -> Cost:
+def method_cost(model: str, batch: int, text: str, measured: bool = False) -> budgets.Cost:
     """Return the cost of a method.
 
     Args:

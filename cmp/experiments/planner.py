@@ -1,10 +1,11 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
-import bisect
 import functools
+import itertools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -12,20 +13,20 @@ import pandas as pd
 import yaml
 
 from cmp import budgets, config, mixtures, models
-from cmp.config import MAX_COUNT, Method, RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
-from cmp.experiments.evidence import AGGREGATES, Evidence, Place
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
+from cmp.readers.files import read_yaml
 
-KEEP = {
-    "balance": "as much of both as can be had",
-    "most": "retention before accumulation",
-    "all": "nothing that it knows may be lost, however little it learns",
-}
+_WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
+KEEP: dict[str, str] = _WORDS["keep"]
 """What must be kept of the model's zero-shot knowledge."""
-NEW = {"both": "names and looks", "names": "names, of things that look like what it knows"}
+NEW: dict[str, str] = _WORDS["new"]
 """What is new in the updates."""
+PROBLEMS: dict[str, str] = _WORDS["problems"]
+"""Why no run can fulfil a request, where that takes more than a line."""
+NOTES: dict[str, str] = _WORDS["notes"]
+"""What a reader of a plan must know, by the fact in which it arises, see `_notes`."""
 CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
@@ -107,42 +108,29 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
     if not 0 < compute <= MAX_COMPUTE:
         yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
-    if not 1 <= request.updates <= MAX_COUNT:
-        yield f"updates {request.updates}: a stream has one at least, and {MAX_COUNT:,} at most"
+    if not 1 <= request.updates <= config.MAX_COUNT:
+        yield PROBLEMS["updates"].format(updates=request.updates, most=config.MAX_COUNT)
     if not 0 <= request.pool <= 1:
         yield f"pool {request.pool:g}: it is a part of the pretraining data, 0 to 1"
     if request.embedded and request.updates > CLASSES:
-        yield (
-            f"updates {request.updates}: the embedded stream has {CLASSES} classes, and an update "
-            "brings one at least"
-        )
-    if not 1 <= request.arriving <= MAX_COUNT:
-        yield (
-            f"images {request.arriving:.3g} of an update: it brings one at least; with more "
-            "updates than images there is nothing to learn in some of them"
-        )
-    if request.buffer is not None and not 0 <= request.buffer <= MAX_COUNT:
+        yield PROBLEMS["classes"].format(updates=request.updates, classes=CLASSES)
+    if not 1 <= request.arriving <= config.MAX_COUNT:
+        yield PROBLEMS["images"].format(images=request.arriving)
+    if request.buffer is not None and not 0 <= request.buffer <= config.MAX_COUNT:
         yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
     if request.keep == "all" and request.pool == 0:
-        yield (
-            "nothing may be lost, and nothing that the model learned from can be replayed: every "
-            "update that learns something forgets something then. Keep some of the pretraining "
-            "data, or allow some loss (keep: most)"
-        )
+        yield PROBLEMS["keep all"]
     if not request.embedded and not open_clip.list_pretrained_tags_by_model(request.model):
-        yield (
-            f"{request.model}: open_clip has no pretrained weights of it, so there is nothing to "
-            "keep"
-        )
+        yield PROBLEMS["no weights"].format(model=request.model)
 
 
 @functools.cache
-def _memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
+def _memory_account(name: str, batch: int, method: config.Method) -> dict[str, int]:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     return budgets.memory_account(state, batch)
 
 
-def step_memory(run: RunConfig) -> float:
+def step_memory(run: config.RunConfig) -> float:
     """Return the bytes at the peak of a run's step.
 
     In bf16, what is kept for the backward pass takes half of fp32: ViT-B-16 at batch 512 then comes
@@ -153,7 +141,7 @@ def step_memory(run: RunConfig) -> float:
     return sum(parts.values()) - saved
 
 
-def plan_costs(request: PlanRequest, run: RunConfig) -> dict[str, float]:
+def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
     flops, copies = forecast.training_flops(run), 1 + COPIES[run.merging.policy]
     parts = _memory_account(run.model.name, run.training.batch, run.method)
@@ -166,7 +154,7 @@ def plan_costs(request: PlanRequest, run: RunConfig) -> dict[str, float]:
     }
 
 
-def _memory_multiplier(run: RunConfig) -> float:
+def _memory_multiplier(run: config.RunConfig) -> float:
     return budgets.method_cost(run).memory / budgets.full_cost(run).memory
 
 
@@ -189,16 +177,16 @@ class Plan:
 
     request: PlanRequest
     tree: dict[str, Any]
-    run: RunConfig
+    run: config.RunConfig
     costs: dict[str, float]
-    place: Place | None
+    place: evidence.Place | None
     outside: str
     effects: pd.DataFrame
     rejected: dict[str, str]
     notes: tuple[str, ...]
 
 
-def make_plan(request: PlanRequest, known: Evidence) -> Plan:
+def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
     """Return the run that the studies advise.
 
     Args:
@@ -269,28 +257,22 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    for part in ({}, {"method": {"name": "locked-image"}}):
-        trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
-        fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
-        first = bisect.bisect_left(trees, True, key=fits)
-        if first < len(trees):
-            tree = trees[first]
+    for part, size in itertools.product(({}, {"method": {"name": "locked-image"}}), batches):
+        tree = settings | {"training": {"batch": size, "steps": 1}} | part
+        if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
             tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
             return tree
-    raise ImpossibleRequest(
-        f"{request.model} does not fit into {request.device}, {memory / GIGA:.0f} GB, even at "
-        f"batch {BATCHES[-1]} with its image tower locked; choose a smaller model or a larger "
-        "device"
-    )
+    size = {"model": request.model, "device": request.device, "memory": memory / GIGA}
+    raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))
 
 
-def _run_of(tree: dict[str, Any]) -> RunConfig:
+def _run_of(tree: dict[str, Any]) -> config.RunConfig:
     """Return the run of a plan's tree from random weights: its shapes cost the same."""
     model = tree["model"] | ({"start": "random"} if "start" in tree["model"] else {})
     return config.parse(tree | {"model": model}, "plan")
 
 
-def _affordable_steps(request: PlanRequest, run: RunConfig) -> int:
+def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     """Return the steps per update that the compute buys."""
     cost = budgets.method_cost(run)
     if request.gmafs is not None:
@@ -300,45 +282,33 @@ def _affordable_steps(request: PlanRequest, run: RunConfig) -> int:
     budget = budgets.make_budget(total / request.updates, cost, unit)
     if budget.steps < 1:
         most = int(request.updates * budget.allowed / (budget.step + budget.end))
-        raise ImpossibleRequest(
-            f"this compute buys no step in each of {request.updates:,} updates of {request.model} "
-            f"at batch {run.training.batch}: {f'{most:,} at most' if most else 'not even one'}. "
-            "Update less often, or give more compute"
-        )
-    if budget.steps > MAX_COUNT:
+        asked = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
+        most_words = f"{most:,} at most" if most else "not even one"
+        raise ImpossibleRequest(PROBLEMS["no step"].format(most=most_words, **asked))
+    if budget.steps > config.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update: more than a run can count")
     return budget.steps
 
 
-def _notes(request: PlanRequest, run: RunConfig) -> tuple[str, ...]:
+def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
     _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
-    passes = run.training.steps * update / request.arriving
-    is_real, is_locked = not request.embedded, run.method.name == "locked-image"
-    notes = (
-        (request.pool == 0, "Without the pretraining data much of what the model knew will be "
-         "lost; an average of weights saves a part of it (chapter 03)."),
-        (request.buffer == 0, "Without a buffer of earlier updates the model accumulates little: "
-         "a few hundred images would do (chapter 07)."),
-        (request.keep == "all", "No setting that was measured learns and loses nothing at all. An "
-         "average that takes a tenth of each update came nearest."),
-        (is_real, "FoMo-in-Flux stands for your data: name the folder of their manifests under "
-         "`data` (chapter A1)."),
-        (is_real, f"The peak of {REAL['schedule']['peak']:g} is the paper's for ViT-B/16. Try a "
-         "third and three times of it on a validation split first: the rate moved more than any "
-         "schedule (chapter 04)."),
-        (is_locked and request.new != "names", "Training everything does not fit into "
-         f"{request.device}'s memory, so the image tower stays as it is."),
-        (True, f"In its own update an image is seen {passes:.2g} times; in most stored runs, "
-         "about once."),
-        (run.training.steps < 10, f"{run.training.steps} steps per update are few: warmup and "
-         "cooldown take most of them."),
-        (is_real and request.images is None, "Images of an update are those of FoMo-in-Flux, 1.76 "
-         "million in all."),
-        (request.embedded and request.images is not None, "The embedded stream brings its own "
-         "images; the number given is not used."),
-    )  # fmt: skip
-    return tuple(note for holds, note in notes if holds)
+    steps, is_locked = run.training.steps, run.method.name == "locked-image"
+    numbers = {"passes": steps * update / request.arriving, "steps": steps}
+    numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
+    facts = {
+        "no pool": request.pool == 0,
+        "no buffer": request.buffer == 0,
+        "keep all": request.keep == "all",
+        "real data": not request.embedded,
+        "real peak": not request.embedded,
+        "forced lock": is_locked and request.new != "names",
+        "always": True,
+        "few steps": steps < 10,
+        "real images": not request.embedded and request.images is None,
+        "own images": request.embedded and request.images is not None,
+    }
+    return tuple(text.format(**numbers) for fact, text in NOTES.items() if facts[fact])
 
 
 def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
@@ -378,22 +348,13 @@ def plan_summary(plan: Plan) -> str:
 def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
-        return (
-            f"No numbers for where it will end: {plan.outside}. The signs of effects in the stored "
-            "runs are given instead, largest first; sizes do not carry over."
-        )
+        return _WORDS["no place"].format(reason=plan.outside)
     scores = ", ".join(
         f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"
-        for name, row in plan.place.scores.loc[list(AGGREGATES)].iterrows()
+        for name, row in plan.place.scores.loc[list(evidence.AGGREGATES)].iterrows()
     )
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
         f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended at "
         f"{scores}: 95% t-intervals over {plan.place.n} replicates.{differs}"
     )
-
-
-def costs_table(plan: Plan) -> pd.DataFrame:
-    """Return what a plan costs as text: columns `what` and `amount`."""
-    amounts = [f"{amount:.3g}" for amount in plan.costs.values()]
-    return pd.DataFrame({"what": list(plan.costs), "amount": amounts})

@@ -12,14 +12,13 @@ from safetensors.torch import save_file
 
 from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
-from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_record, project_folder, write_atomic
-from cmp.readers.files import listed_file, parse_json, read_yaml
+from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 BASES = project_folder() / "weights"
@@ -50,7 +49,7 @@ class ModelCard:
     joint: CardScores | None = None
 
 
-def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
+def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunConfig:
     """Return the pretraining run of a base.
 
     Args:
@@ -70,14 +69,14 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> RunConfig:
     return config.parse(tree, f"pretraining of {name}")
 
 
-def joint_config(name: str, seed: int) -> RunConfig:
+def joint_config(name: str, seed: int) -> config.RunConfig:
     """Return the joint upper bound of the `cpu` profile from a base."""
     changes = [f"model.name={name}", "evaluation.subset=null", f"seed={seed}"]
     return joint_training(config.parse(config.override(config.profile("cpu"), changes)))
 
 
 def pretrain(
-    run_config: RunConfig, corpus: Corpus, folder: Path, observer: Observer
+    run_config: config.RunConfig, corpus: Corpus, folder: Path, observer: Observer
 ) -> dict[str, Card]:
     """Run a pretraining and write its checkpoints and their cards.
 
@@ -133,16 +132,13 @@ def measure_joint(
 ) -> dict[str, dict[str, float]]:
     """Return the scores after joint training from a base: an upper bound for streams from it."""
     model, scores = models.load_from_file(name, weights), {}
-
-    def after_task(done: int, evaluated: evaluation.Scores) -> None:
-        scores.update(round_scores(evaluated))
-
-    execute(joint_config(name, seed), corpus, Observer(observer.step, after_task), model)
+    hooks = Observer(observer.step, lambda done, found: scores.update(round_scores(found)))
+    execute(joint_config(name, seed), corpus, hooks, model)
     return scores
 
 
 def make_card(
-    run_config: RunConfig, corpus: Corpus, weights: Path, steps: int, result: RunResult
+    run_config: config.RunConfig, corpus: Corpus, weights: Path, steps: int, result: RunResult
 ) -> Card:
     """Score stored weights and return their card.
 
@@ -180,12 +176,10 @@ def round_scores(scores: evaluation.Scores) -> dict[str, dict[str, float]]:
 
 def read_card(weights: Path) -> Card:
     """Return the card of a weights file; raise `CmpError` if there is none that can be used."""
-    try:
+    with explain_errors(f"{weights}: no readable model card beside it"):
         text = weights.with_suffix(".json").read_text()
         parse_record(text, ModelCard)
         return parse_json(text)
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{weights}: no readable model card beside it ({error})") from error
 
 
 def bases_overview(*folders: Path) -> str:

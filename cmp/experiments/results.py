@@ -11,13 +11,12 @@ import pandas as pd
 
 import cmp
 from cmp import config
-from cmp.config import RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import child_path, project_folder
-from cmp.readers.files import check_digest, listed_file, read_table, read_yaml
+from cmp.readers.files import check_digest, explain_errors, listed_file, read_table, read_yaml
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -74,19 +73,18 @@ def _read_results(chapter: str) -> pd.DataFrame:
     if not path.exists():
         raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
     check_digest(path, remedy)
-    try:
+    errors = (LookupError, TypeError, RecursionError)
+    with explain_errors(f"{path}: cannot be read", f"; {remedy}", *errors):
         frame = read_table(path, {"setting": str, "replicate": int} | RUN_COLUMNS | METRIC_COLUMNS)
         for text in frame["provenance"].unique():
             provenance = json.loads(text)
             for key in ("numerics", "threads"):
                 if not isinstance(provenance[key], int):
                     raise ValueError(f"provenance: {key}: must be a number")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CmpError(f"{path}: cannot be read ({error}); {remedy}") from error
     return frame
 
 
-def setting_configs(published: pd.DataFrame) -> dict[str, RunConfig]:
+def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
     """Return the config of one run of each setting; raise `CmpError` where there are none.
 
     Args:

@@ -1,6 +1,5 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from tqdm.auto import tqdm
 
 from cmp import budgets, config, models
 from cmp.checkpoints import Progress, latest_checkpoint
-from cmp.config import MAX_COUNT, Mixture, RunConfig
+from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
@@ -90,23 +89,19 @@ def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
     return config.parse(tree, f"run {profile_name!r}")
 
 
-def joint_training(config: RunConfig) -> RunConfig:
+def joint_training(run_config: RunConfig) -> RunConfig:
     """Return the upper bound of a run: all its classes in one task of as many steps.
 
     Raises:
         CmpError: The task would have too many steps.
     """
-    steps = config.stream.tasks * config.training.steps
-    if steps > MAX_COUNT:
-        raise CmpError(
-            f"training.steps: {steps} in the one task of joint training; at most {MAX_COUNT}"
-        )
-    return dataclasses.replace(
-        config,
-        stream=dataclasses.replace(config.stream, tasks=1),
-        mixture=Mixture(1 / 3, 2 / 3, 0.0, config.mixture.replay),
-        training=dataclasses.replace(config.training, steps=steps),
-    )
+    tree, replay = run_config.to_dict(), run_config.mixture.replay
+    steps, most = run_config.stream.tasks * run_config.training.steps, config.MAX_COUNT
+    if steps > most:
+        raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
+    tree["mixture"] = {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0, "replay": replay}
+    tree["training"]["steps"], tree["stream"]["tasks"] = steps, 1
+    return config.parse(tree, "joint training")
 
 
 def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:

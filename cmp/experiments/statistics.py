@@ -19,7 +19,7 @@ from cmp.data import POOL_DATA_ROLES, Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
-from cmp.readers.files import parse_json, read_text
+from cmp.readers.files import explain_errors, parse_json, read_text
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
@@ -51,8 +51,7 @@ def measure_classes(
     for dataset in corpus.by_role("adapt"):
         labels, info = corpus.classes[dataset], corpus.datasets[dataset]
         rows = corpus.rows("train", dataset=dataset)
-        numbers = {label: number for number, label in enumerate(labels)}
-        target = torch.tensor([numbers[label] for label in corpus.table["label"].iloc[rows]])
+        target = torch.tensor(pd.Index(labels).get_indexer(corpus.table["label"].iloc[rows]))
         image = evaluation.image_features(model, corpus, rows, PRECISION)
         prompts = [info.prompt.format(label) for label in labels]
         text = evaluation.text_features(model, name, prompts, PRECISION)
@@ -226,10 +225,8 @@ def read_stream_file(path: Path) -> list[str]:
     Raises:
         CmpError: It is anything else; the message names the entry.
     """
-    try:
+    with explain_errors(f"{path}: cannot be read as a stream"):
         entries = parse_json(read_text(path, MAX_STREAM_BYTES))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as a stream ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
     first: dict[str, int] = {}

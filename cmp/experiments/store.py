@@ -14,7 +14,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,6 @@ from open_clip import factory
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 import cmp
 from cmp import budgets, config, mixtures, models, registry, streams
@@ -32,7 +31,7 @@ from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.files import SHORT_ID, build_folder, child_path, file_digest, parse_record
-from cmp.readers.files import atomic_folder, parse_json, read_table
+from cmp.readers.files import atomic_folder, explain_errors, parse_json, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
@@ -43,6 +42,7 @@ METRICS, HITS, WEIGHTS = "metrics.parquet", "hits.safetensors", "weights.safeten
 """Files of a run beside its record."""
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """What stands in an id for a path, whose content counts and not where it lies."""
+RERUN = "; delete the folder and rerun"
 TOLERANCE = 3.0
 """Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
 differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
@@ -205,7 +205,7 @@ def make_stored_run(
     return StoredRun(run_id, run_config, provenance, result.metrics, weights, identity, result.hits)
 
 
-def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
+def save_run(run: StoredRun, model: torch.nn.Module | None = None) -> None:
     """Store a finished run, whole or not at all.
 
     Args:
@@ -228,7 +228,7 @@ def save_run(run: StoredRun, model: nn.Module | None = None) -> None:
         (folder / "run.json").write_text(json.dumps(record, indent=1))
 
 
-def final_model(run: StoredRun) -> nn.Module:
+def final_model(run: StoredRun) -> torch.nn.Module:
     """Return the network that a stored run ended in.
 
     Raises:
@@ -240,7 +240,8 @@ def final_model(run: StoredRun) -> nn.Module:
             f"run {run.id[:SHORT_ID]}: its weights were not kept; the same `cmpt run` with "
             "--keep-weights computes it again and keeps them"
         )
-    _check_file(load_record(run.id)[0], path)
+    with explain_errors(f"{path.parent}: no readable run", RERUN):
+        _check_file(load_record(run.id)[0], path)
     model = models.load_from_file(run.config.model.name, path)
     if models.weights_digest(model) != run.weights:
         raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT_ID]} ended in")
@@ -251,7 +252,7 @@ def load_run(run_id: str) -> StoredRun:
     """Return a stored run; raise `CmpError` if it is missing or damaged."""
     record, run_config = load_record(run_id)
     folder, hits = run_folder(run_id), {}
-    try:
+    with explain_errors(f"{folder}: no readable run", RERUN, SafetensorError):
         _check_file(record, folder / METRICS)
         metrics = read_table(folder / METRICS, METRIC_COLUMNS)
         if metrics.empty:
@@ -261,35 +262,30 @@ def load_run(run_id: str) -> StoredRun:
             with safe_open(folder / HITS, framework="np") as file:
                 for name, count in file.metadata().items():
                     hits[name] = np.unpackbits(file.get_tensor(name), count=int(count)) == 1
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable_run(folder, error) from error
     content = (record.provenance, metrics, record.weights_sha256, record.identity, hits)
     return StoredRun(record.id, run_config, *content)
 
 
 def _check_file(record: RunRecord, path: Path) -> None:
-    """Raise `CmpError` unless a file of a run is what was stored."""
+    """Raise `ValueError` unless a file of a run is what was stored."""
     if file_digest(path) != record.files.get(path.name):
-        error = ValueError(f"{path.name} is damaged: not what was stored")
-        raise _unreadable_run(path.parent, error)
+        raise ValueError(f"{path.name} is damaged: not what was stored")
 
 
 def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
     """Return what is stored of a run beside its metrics; raise `CmpError` as `load_run` does."""
     folder = run_folder(run_id)
-    try:
+    with explain_errors(f"{folder}: no readable run", RERUN):
         record = _read_record(folder / "run.json")
-    except (OSError, ValueError) as error:
-        raise _unreadable_run(folder, error) from error
-    if not record.id.startswith(run_id):
-        raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
-    check_sources(record.id, record.provenance.get("options", {}), digests=False)
-    run_config = config.parse(record.config, str(folder))
-    stored, changes = record.identity.get("config", {}), run_config.changes()
-    paths = {key: x for key, x in PLACEHOLDERS.items() if key in changes and stored.get(key) == x}
-    if json_digest(changes | paths) != json_digest(stored):
-        reason = "config: not what the id was made from, or of a version with other defaults"
-        raise _unreadable_run(folder, ValueError(reason))
+        if not record.id.startswith(run_id):
+            raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
+        check_sources(record.id, record.provenance.get("options", {}), digests=False)
+        run_config = config.parse(record.config, str(folder))
+        stored, changes = record.identity.get("config", {}), run_config.changes()
+        paths = {k: x for k, x in PLACEHOLDERS.items() if k in changes and stored.get(k) == x}
+        if json_digest(changes | paths) != json_digest(stored):
+            words = "not what the id was made from, or of a version with other defaults"
+            raise ValueError(f"config: {words}")
     return record, run_config
 
 
@@ -326,10 +322,6 @@ def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool
             raise CmpError(
                 f"{run} was computed with another source of the {words}, which is stored with it"
             )
-
-
-def _unreadable_run(folder: Path, error: Exception) -> CmpError:
-    return CmpError(f"{folder}: no readable run ({error}); delete the folder and rerun")
 
 
 def is_stored(run_id: str) -> bool:
@@ -372,8 +364,7 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How two computations of one run compare.
 
     Attributes:

@@ -14,11 +14,11 @@ settings, see `cmp.experiments.claims`. What a chapter chooses, such as a learni
 of its own, `NN-tuning`, on the validation split.
 """
 
+import dataclasses
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 from pydantic import Field
@@ -30,8 +30,8 @@ from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Sche
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID, child_path, parse_record, project_folder
-from cmp.readers.files import read_yaml
+from cmp.files import SHORT_ID, child_path, project_folder
+from cmp.readers.files import check_record, read_yaml
 
 STUDIES = project_folder() / "book" / "studies"
 MAX_LIVE = 4
@@ -44,35 +44,27 @@ BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 
 
 @checked_dataclass(frozen=True, config=STRICT)
-class Grid:
-    """The keys of a study's file, see the module's docstring.
+class Study:
+    """A chapter's study: the keys of its file, see the module's docstring.
 
     Attributes:
         question: What the study asks.
         replicates: Replicates of a setting that has no number of its own.
         live: The settings that are recomputed in `quick`.
-        settings: Changes to the profile by setting, with `joint` and `replicates`.
+        settings: Changes to the profile by setting, with `joint` and `replicates`; `load_study`
+            writes out `common` and lists of values in them.
         common: Changes that all settings share.
         claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
+        chapter: The chapter's number, or NN-NAME; of a file, its name.
     """
 
     question: str
     replicates: Annotated[int, Field(ge=1, le=MAX_REPLICATES)]
     live: Annotated[tuple[str, ...], Field(max_length=MAX_LIVE)]
     settings: dict[str, dict[str, Any] | None]
-    common: dict[str, Any] = field(default_factory=dict)
-    claims: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study(Grid):
-    """A chapter's study: its file, with `common` and lists of values written out in the settings.
-
-    Attributes:
-        chapter: The chapter's number, or NN-NAME.
-    """
-
-    chapter: str
+    common: dict[str, Any] = dataclasses.field(default_factory=dict)
+    claims: list[Any] = dataclasses.field(default_factory=list)
+    chapter: str = dataclasses.field(kw_only=True)
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
@@ -118,14 +110,12 @@ def load_study(chapter: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
-    try:
-        grid = parse_record(json.dumps(read_yaml(path)), Grid)
-    except ValueError as error:
-        keys = ", ".join(Grid.__dataclass_fields__)
-        raise CmpError(f"{path}: {error}; the keys of a study are {keys}") from error
+    *keys, _ = Study.__dataclass_fields__
+    tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
+    study = check_record(tree | {"chapter": path.stem}, Study, f"{path}: ", remedy)
     settings = {}
-    for name, changes in grid.settings.items():
-        source, changes = f"{path}: settings: {name}", grid.common | (changes or {})
+    for name, changes in study.settings.items():
+        source, changes = f"{path}: settings: {name}", study.common | (changes or {})
         count = changes.get("replicates", 1)
         if type(count) is not int or not 1 <= count <= MAX_REPLICATES:
             raise CmpError(f"{source}: replicates: must be 1 to {MAX_REPLICATES}")
@@ -133,11 +123,11 @@ def load_study(chapter: str) -> Study:
         if twice := settings.keys() & expanded.keys():
             raise CmpError(f"{source}: {min(twice)!r} stands there already")
         settings |= expanded
-    if unknown := [name for name in grid.live if name not in settings]:
+    if unknown := [name for name in study.live if name not in settings]:
         raise CmpError(
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
         )
-    study = Study(**vars(grid) | {"settings": settings}, chapter=path.stem)
+    study = dataclasses.replace(study, settings=settings)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
 
@@ -179,8 +169,7 @@ def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str,
     return expanded
 
 
-@dataclass(frozen=True)
-class StudyPlan:
+class StudyPlan(NamedTuple):
     """What computing a study takes.
 
     Attributes:

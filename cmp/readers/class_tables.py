@@ -13,7 +13,7 @@ import pandas as pd
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import build_folder, child_path
-from cmp.readers.files import read_table
+from cmp.readers.files import explain_errors, read_table
 from cmp.readers.manifest import STATISTICS
 
 CLASS_COLUMNS = {
@@ -77,10 +77,8 @@ def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.D
             f"traits: no table {path.name}; there are {', '.join(names) or 'none'}; `{command}` "
             "makes one"
         )
-    try:
+    with explain_errors(f"{path}: cannot be read", f"; `{command}` makes it again"):
         return read_table(path, columns)
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read ({error}); `{command}` makes it again") from error
 
 
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:

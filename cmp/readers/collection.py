@@ -13,6 +13,7 @@ import torch
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError
 from cmp.readers import fomo, images, tables, tars
+from cmp.readers.files import explain_errors
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_folders
 
@@ -152,10 +153,8 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
     """
     if dataset.reader.kind not in READERS:
         raise CmpError(f"{dataset.name}: reader.kind: {dataset.reader.kind!r} reads no files")
-    try:
+    with explain_errors(f"{dataset.name}: cannot be read"):
         return READERS[dataset.reader.kind](dataset, root)
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{dataset.name}: cannot be read ({error})") from error
 
 
 def check_images(index: ImageIndex) -> ImageIndex:

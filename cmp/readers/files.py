@@ -8,7 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,45 @@ from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 from cmp import files
 from cmp.errors import CmpError
 
+T = TypeVar("T")
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
 
 MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
 """Largest text that is read, such as a list of images, and YAML, which is written by hand."""
+
+
+@contextlib.contextmanager
+def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
+    """Turn what reading raises at a bad file into a `CmpError`.
+
+    Args:
+        what: What is wrong, in words; the error's own follow in brackets.
+        then: What follows those.
+        *errors: What may be raised beside `OSError` and `ValueError`.
+    """
+    try:
+        yield
+    except (OSError, ValueError, *errors) as error:
+        raise CmpError(f"{what} ({error}){then}") from error
+
+
+def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
+    """Return a tree of keys as an instance of a pydantic dataclass, or a tuple or dict of them.
+
+    Args:
+        tree: The tree.
+        kind: What it must fit.
+        source: What errors begin with, before the key.
+        remedy: What they end with.
+
+    Raises:
+        CmpError: It does not fit.
+    """
+    try:
+        return files.parse_record(json.dumps(tree), kind)
+    except (TypeError, ValueError) as error:
+        raise CmpError(f"{source}{error}{remedy}") from error
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -134,11 +168,9 @@ def check_digest(path: Path, remedy: str) -> None:
         path: The file.
         remedy: What to do about it.
     """
-    try:
+    with explain_errors(f"{path}: cannot be checked", f"; {remedy}"):
         lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
         is_known = f"{files.file_digest(path)}  {path.name}" in lines
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be checked ({error}); {remedy}") from error
     if not is_known:
         raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
 

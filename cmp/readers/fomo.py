@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.readers import tars
-from cmp.readers.files import Stamp, file_stamp, parse_json, read_file, read_span, read_text
+from cmp.readers import files, tars
+from cmp.readers.files import Stamp, explain_errors, file_stamp, parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -82,19 +82,17 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
                 caption = about.get("synthetic_merged_caption")
             rows.append(Row(source, stamp, split, label, caption))
             targets.add(target if classes else 0)
-    read = functools.partial(read_file, root, [row.source for row in rows])
+    read = functools.partial(files.read_file, root, [row.source for row in rows])
     if not in_folder:
-        read = functools.partial(read_span, [archive], np.array(spans, np.int64))
+        read = functools.partial(files.read_span, [archive], np.array(spans, np.int64))
     index = build_index(dataset, rows, read, faults)
     names = list(dict.fromkeys(classes)) or index.classes
     return dataclasses.replace(index, classes=names, target_count=len(targets))
 
 
 def _load_info(path: Path, kind: type) -> Any:
-    try:
+    with explain_errors(f"{path}: cannot be read"):
         content = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, kind):
         raise CmpError(f"{path}: must hold a JSON {kind.__name__}")
     return content

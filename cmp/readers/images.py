@@ -1,6 +1,5 @@
 """Image files as arrays: whole, or a random part of them, at the side that a model takes."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -12,7 +11,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -22,12 +20,12 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.Image import Resampling
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cmp.config import Preprocessing
 from cmp.data import IMAGE_SIZE
-from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
-from cmp.readers.files import ReadImage, parse_json, read_text
+from cmp.readers.files import ReadImage, explain_errors, parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex
 from cmp.readers.manifest import Split
 
@@ -138,7 +136,7 @@ def random_crop(content: bytes, numbers: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageFiles:
     """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
 
@@ -207,13 +205,9 @@ class ImageFiles:
         """
         images = []
         for row, *entries in zip(rows, *numbers, strict=True):
-            try:
+            changed = ", though its set was checked; has it changed since?"
+            with explain_errors(f"{self.sources[row]}: cannot be read", changed, *DECODE_ERRORS):
                 images.append(make(self.read(row), *entries))
-            except DECODE_ERRORS as error:
-                raise CmpError(
-                    f"{self.sources[row]}: cannot be read ({error}), though its set was checked; "
-                    "has it changed since?"
-                ) from error
         return torch.from_numpy(np.stack(images))
 
 
@@ -268,11 +262,10 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
     def check_block(start: int) -> list[tuple[str, str]]:
         return [_check_image(index.read, each) for each in positions[start : start + CHECK_BLOCK]]
 
-    starts = range(0, len(positions), CHECK_BLOCK)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow frees the lock
-        checked = pool.map(check_block, starts)
-        bar = tqdm(checked, f"check {index.dataset.name}", len(starts), leave=False, delay=1)
-        results = [result for block in bar for result in block]
+    starts, bar = range(0, len(positions), CHECK_BLOCK), {"max_workers": os.cpu_count()}
+    bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
+    blocks = thread_map(check_block, starts, **bar)  # Pillow frees the lock
+    results = [result for block in blocks for result in block]
     images = pd.DataFrame(results, columns=["digest", "fault"])
     split = index.table["split"].map(list(get_args(Split)).index)
     if index.dataset.reader.kind != "fomo":

@@ -94,9 +94,8 @@ def count_images(table: pd.DataFrame) -> dict[str, int]:
     Returns:
         Counts keyed as `manifest.Counts`.
     """
-    splits = table["split"].value_counts()
-    counts = {split: int(splits.get(split, 0)) for split in get_args(Split)}
-    return {"classes": int(table["label"].nunique()), **counts}
+    counts = table["split"].value_counts().reindex(get_args(Split), fill_value=0)
+    return {"classes": int(table["label"].nunique()), **counts.to_dict()}
 
 
 class Row(NamedTuple):

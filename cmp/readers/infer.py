@@ -10,29 +10,16 @@ import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
 from cmp.files import write_atomic
+from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
 from cmp.readers.tables import read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
 """Files that are looked at."""
-COLUMN_NAMES = {
-    "image": ("filepath", "image", "path", "file_name", "filename", "file", "img"),
-    "caption": ("title", "caption", "text", "captions", "description"),
-    "label": ("label", "class", "category", "label_name"),
-    "split": ("split", "subset"),
-}
+_WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
+COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> names of columns that are recognised."""
-
-TEMPLATE = """name: {name}
-title: {title}  # say what it is
-role: adapt  # what arrives in the stream; pool, eval and transfer are the others
-prompt: {prompt}  # how a caption would name one of the classes
-licence: unknown  # whose pictures are these?
-reader: {reader}
-splits: {{train: 0.7, validation: 0.1, test: 0.2}}  # for images that have none
-faults: refuse  # or skip: leave out what cannot be used
-beside: embedded  # replay for the embedded models; leave out with a pool of your own
-"""
+TEMPLATE: str = _WORDS["template"]
 
 Inference = tuple[dict[str, str], str, bool]
 """(the reader's keys, what was found in words, whether there are labels)."""

@@ -140,18 +140,30 @@ class Counts(StrictModel):
     test: Annotated[int, Field(ge=0)] = 0
 
 
-class FileSet(StrictModel):
+class SetManifest(StrictModel):
+    """What every set says of itself.
+
+    Attributes:
+        title: One line on it.
+        role: "adapt", "eval", "transfer", "pool" or "substitute".
+        year: Year in which the set, or the one that it is made after, first came out;
+            time-incremental streams go by it.
+    """
+
+    title: Text
+    role: Role
+    year: Year | None = None
+
+
+class FileSet(SetManifest):
     """One set of image files: what it is for, and how it is read.
 
     Attributes:
         name: The set's name in results.
-        title: One line on what the images show.
-        role: "adapt", "eval", "transfer", "pool" or "substitute".
         task: By default "classification" if images have labels, else "retrieval".
         images: What the images look like.
         prompt: Prompt of the zero-shot classifier, and caption of an image that has none.
         licence: Whose images these are.
-        year: Year in which the set came out; time-incremental streams go by it.
         reader: Where the images are, and in which layout.
         splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`.
         faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
@@ -161,13 +173,10 @@ class FileSet(StrictModel):
     """
 
     name: SetName
-    title: Text
-    role: Role
     task: Literal["classification", "retrieval"] | None = None
     images: str = ""
     prompt: Prompt = "a photo of a {}"
     licence: Text
-    year: Year | None = None
     reader: Reader
     splits: dict[Split, SplitShare] = Field(default_factory=dict)
     faults: Literal["refuse", "skip"] = "refuse"

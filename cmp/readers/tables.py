@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
-from cmp.readers.files import NO_FILE, ReadImage, Stamp, file_stamp, read_file
+from cmp.readers.files import NO_FILE, ReadImage, Stamp, explain_errors, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -26,9 +26,8 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
         folder: The folder.
         prefix: What the paths start with, beside the folder itself.
     """
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
+    visible = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    for entry in sorted(visible, key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from walk_files(entry.path, f"{prefix}{entry.name}/")
         else:
@@ -112,12 +111,11 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
         CmpError: If no file fits the pattern, or if one cannot be read or lacks a column.
     """
     files = dataset.find_files(root)
-    try:
+    what = f"{dataset.name}: {files[0]}: cannot be read"
+    with explain_errors(what, "", pa.ArrowException, LookupError):
         if dataset.reader.kind == "parquet":
             return _read_parquet(dataset, files, root)
         return read_frame(dataset, pd.concat([read_csv(file) for file in files]), root)
-    except (OSError, ValueError, pa.ArrowException, LookupError) as error:
-        raise CmpError(f"{dataset.name}: {files[0]}: cannot be read ({error})") from error
 
 
 def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:

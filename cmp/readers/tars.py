@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.readers.files import Stamp, parse_json, read_span
+from cmp.readers.files import Stamp, explain_errors, parse_json, read_span
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -61,22 +61,22 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
     """
     if not path.is_file():
         raise CmpError(f"{path}: there is no such tar; pipes and addresses are not taken")
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            end = path.stat().st_size
-            for member in archive:
-                archive.members = []  # or it keeps them all
-                if reason := unsafe_reason(member):
-                    faults.append(Fault(reason, f"{path.name}: {member.name}"))
-                elif member.isreg():
-                    if member.offset_data + member.size > end:
-                        raise tarfile.ReadError(f"{member.name}: it ends too early")
-                    yield member, file
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise CmpError(
-            f"{path}: cannot be read as an uncompressed tar ({error}); images are compressed "
-            "already, so pack them as they are"
-        ) from error
+    what = f"{path}: cannot be read as an uncompressed tar"
+    remedy = "; images are compressed already, so pack them as they are"
+    with (
+        explain_errors(what, remedy, tarfile.TarError, EOFError),
+        path.open("rb") as file,
+        tarfile.open(fileobj=file, mode="r:") as archive,
+    ):
+        end = path.stat().st_size
+        for member in archive:
+            archive.members = []  # or it keeps them all
+            if reason := unsafe_reason(member):
+                faults.append(Fault(reason, f"{path.name}: {member.name}"))
+            elif member.isreg():
+                if member.offset_data + member.size > end:
+                    raise tarfile.ReadError(f"{member.name}: it ends too early")
+                yield member, file
 
 
 def member_bytes(member: tarfile.TarInfo, file: BinaryIO) -> bytes:

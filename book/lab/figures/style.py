@@ -11,6 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from cmp.readers.files import read_yaml
+from lab import chapters
+
 JOINT, CONTROL = "joint", "replay-only control"
 SPECIAL = {JOINT: "#222222", CONTROL: "#858585"}
 """Settings that look the same in every figure: the upper bound and the control."""
@@ -18,12 +21,8 @@ SPECIAL = {JOINT: "#222222", CONTROL: "#858585"}
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
-STYLE = {
-    "font.size": 13, "axes.labelsize": 13, "xtick.labelsize": 12, "ytick.labelsize": 12,
-    "axes.edgecolor": "0.4", "axes.labelcolor": "0.1", "xtick.color": "0.25", "ytick.color": "0.25",
-    "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2.2,
-    "lines.markersize": 5, "figure.dpi": 110, "figure.facecolor": "white",
-}  # fmt: skip
+STYLE = read_yaml(chapters.BOOK / "style.yaml")
+"""Settings of matplotlib."""
 HALO = [withStroke(linewidth=3, foreground="white")]
 
 Colours = Mapping[str, str] | None
