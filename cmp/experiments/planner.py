@@ -1,7 +1,7 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
+import bisect
 import functools
-import itertools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -257,11 +257,15 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    for part, size in itertools.product(({}, {"method": {"name": "locked-image"}}), batches):
-        tree = settings | {"training": {"batch": size, "steps": 1}} | part
-        if step_memory(_run_of(tree)) <= USABLE_MEMORY * memory:
-            tree["training"]["steps"] = _affordable_steps(request, _run_of(tree))
-            return tree
+    fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+    for part in ({}, {"method": {"name": "locked-image"}}):
+        trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
+        first = bisect.bisect_left(
+            trees, True, key=fits
+        )  # an account of memory takes half a second
+        if first < len(trees):
+            trees[first]["training"]["steps"] = _affordable_steps(request, _run_of(trees[first]))
+            return trees[first]
     size = {"model": request.model, "device": request.device, "memory": memory / GIGA}
     raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))
 
