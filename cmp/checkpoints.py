@@ -138,9 +138,8 @@ def restore(
         raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
         if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
-            optimizer.state[parameter] = {
-                key: x.to(parameter.device, copy=True) for key, x in moments.items()
-            }
+            device = parameter.device
+            optimizer.state[parameter] = {k: x.to(device, copy=True) for k, x in moments.items()}
 
 
 def write_checkpoint(state: RunState, folder: Path) -> Path:

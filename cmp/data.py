@@ -28,18 +28,15 @@ it."""
 WHOLE_BATCH = slice(None)
 """All samples of a batch, where a process may want some of them."""
 
-MAX_ROTATION = 0.3  # radians, either way
-SCALE_RANGE = (0.75, 1.25)
-MAX_SHIFT = 0.15  # of half the image's side, either way
-TINT_PROBABILITY, MAX_TINT = 0.6, 0.35  # of a background, and how dark it may be
-MAX_BRIGHTNESS, CONTRAST_RANGE, SATURATION_RANGE = 0.08, (0.85, 1.15), (0.3, 1.4)
 RANDOM_RANGES = (
-    (-MAX_ROTATION, MAX_ROTATION), SCALE_RANGE, (-MAX_SHIFT, MAX_SHIFT), (-MAX_SHIFT, MAX_SHIFT),
-    (0.0, 1.0), *((0.0, MAX_TINT),) * 3, CONTRAST_RANGE, (-MAX_BRIGHTNESS, MAX_BRIGHTNESS),
-    SATURATION_RANGE,
+    (-0.3, 0.3), (0.75, 1.25), (-0.15, 0.15), (-0.15, 0.15),
+    (0.0, 1.0), (0.0, 0.35), (0.0, 0.35), (0.0, 0.35),
+    (0.85, 1.15), (-0.08, 0.08), (0.3, 1.4),
 )  # fmt: skip
-"""Of what `augment` draws for an image: angle, scale, shift to the right and down, whether there is
-a tint, the tint of each channel, contrast, brightness, saturation."""
+"""Of what `augment` draws for an image: angle in radians, scale, shift to the right and down as
+parts of half the side; whether the background has a tint, how much darker each channel is then;
+contrast, brightness, saturation."""
+TINT_PROBABILITY = 0.6
 
 
 class DatasetInfo(Protocol):
@@ -210,13 +207,11 @@ def build_corpus(
         descriptions: Manifest, classes and hash of each dataset, see `Corpus`.
     """
     table = pd.concat(tables, ignore_index=True)
-    captions = table.pop("captions")
+    captions = table["captions"]
     ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
-    for column in ("dataset", "split", "label", "group"):
-        table[column] = table[column].astype("category")
     return Corpus(
         images=images,
-        table=table.loc[:, ["dataset", "split", "label", "group"]],
+        table=table.loc[:, ["dataset", "split", "label", "group"]].astype("category"),
         texts=list(texts),
         caption_ids=ids,
         caption_starts=np.cumsum([0, *captions.map(len)]),

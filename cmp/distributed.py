@@ -41,8 +41,7 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(device)
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
-    backend = "gloo" if device == "cpu" else "nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
 

@@ -181,9 +181,11 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or is of another architecture.
     """
-    fused = create_fused_model(name)
+    fused, names, metadata = create_fused_model(name), set(), {}
     try:
-        names, metadata = _read_header(path)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names, metadata = set(file.keys()), file.metadata() or {}
         is_split = any(  # as this package splits attention
             isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
             for n, layer in fused.named_modules()
@@ -223,11 +225,6 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
         texts: The texts.
     """
     return tokenizer(name)(list(texts))
-
-
-def image_side(model: Network) -> int:
-    """Return the side in pixels of the images that a network takes; raise as `preprocessing`."""
-    return preprocessing(model).size
 
 
 def preprocessing(model: Network) -> Preprocessing:
@@ -391,7 +388,7 @@ def split_attention(model: nn.Module) -> Network:
 def load_weights(
     model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
 ) -> None:
-    """Read a safetensors file of `save_weights` into an fp32 network.
+    """Read a safetensors file of all its tensors into an fp32 network.
 
     Args:
         model: The network.
@@ -406,11 +403,6 @@ def load_weights(
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
         raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
-
-
-def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a network's tensors as safetensors of one dtype."""
-    save_file({n: x.detach().to(dtype).contiguous() for n, x in model.state_dict().items()}, path)
 
 
 def export_weights(model: Network, path: Path) -> None:
@@ -467,7 +459,13 @@ def locate_weights(name: str, start: str) -> Path:
     _check_hub_start(name, start)
     tag = pretrained_tag(name, start)
     if tag:
-        _check_activation(name, start, tag)
+        quick = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+        if tag.get("quick_gelu", False) != quick:
+            other = name.removesuffix("-quickgelu") + ("" if quick else "-quickgelu")
+            raise CmpError(
+                f"model.name: the weights {start!r} are of the other kind of GELU than {name!r}; "
+                f"use model.name={other}"
+            )
     # a file that open_clip downloads by its address is left to it, which compares its sha256
     may_be_cached = tag.get("hf_hub") or not tag
     try:
@@ -502,17 +500,6 @@ def _check_hub_start(name: str, start: str) -> None:
         )
 
 
-def _check_activation(name: str, start: str, tag: dict[str, Any]) -> None:
-    """Raise `CmpError` where a tag's weights were trained with another activation."""
-    quick = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
-    if tag.get("quick_gelu", False) != quick:
-        other = name.removesuffix("-quickgelu") + ("" if quick else "-quickgelu")
-        raise CmpError(
-            f"model.name: the weights {start!r} are of the other kind of GELU than {name!r}; use "
-            f"model.name={other}"
-        )
-
-
 def cached_weights(name: str, start: str) -> Path | None:
     """Return the file of pretrained weights if it is on this machine; nothing is downloaded.
 
@@ -535,14 +522,6 @@ def cached_weights(name: str, start: str) -> Path | None:
         paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
     candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_header(path: Path) -> tuple[set[str], dict[str, str]]:
-    """The names of the tensors of a safetensors file, and its metadata; empty for another file."""
-    if path.suffix != ".safetensors":
-        return set(), {}
-    with safe_open(path, framework="pt") as file:
-        return set(file.keys()), file.metadata() or {}
 
 
 def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:

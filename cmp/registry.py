@@ -134,8 +134,7 @@ def register(
     def decorate(value: T) -> T:
         own = _is_own(module)
         sources = {} if own else _collect_sources(value, module, declared, facts)
-        all_facts = KINDS[kind].facts | facts
-        option = Option(kind, name, value, declared, all_facts, module, sources)
+        option = Option(kind, name, value, declared, KINDS[kind].facts | facts, module, sources)
         if own:
             _options[kind][name] = option
         else:
@@ -194,15 +193,13 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
     return [
         name
         for name, option in options.items()
-        if (setting is None or setting in option.settings)
-        and all(option.facts[key] == value for key, value in facts.items())
+        if setting in (None, *option.settings) and facts.items() <= option.facts.items()
     ]
 
 
 def check_name(kind: str, name: str) -> str:
     """Return a name if it is registered; raise `ValueError` that lists the names otherwise."""
-    if name not in _loaded(kind):
-        raise ValueError(_unknown(name, _loaded(kind), kind.replace("_", " ")))
+    _check_near(name, _loaded(kind), kind.replace("_", " "), ValueError)
     return name
 
 
@@ -271,15 +268,13 @@ def _loaded(kind: str) -> dict[str, Option]:
     return _options[kind]
 
 
-def _check_near(name: str, names: Iterable[str], what: str) -> None:
+def _check_near(
+    name: str, names: Iterable[str], what: str, error: type[Exception] = CmpError
+) -> None:
     if name not in names:
-        raise CmpError(_unknown(name, names, what))
-
-
-def _unknown(name: str, names: Iterable[str], what: str) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
-    return f"no {what} is called {name!r:.60}{hint} {', '.join(names)}"
+        near = difflib.get_close_matches(name, list(names), n=1)
+        hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+        raise error(f"no {what} is called {name!r:.60}{hint} {', '.join(names)}")
 
 
 def _is_redefined(old: Option, new: Option) -> bool:

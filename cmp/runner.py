@@ -3,12 +3,11 @@
 Pretraining and joint training are runs, too.
 """
 
-import contextlib
 import functools
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtures, training
-from cmp.budgets import Budget
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -158,22 +156,25 @@ def execute(
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    given, budget = config, budgets.task_budget(config)
-    config = budgets.apply_budget(config)
-    execution = execution or ExecutionConfig()
+    given, config = config, budgets.apply_budget(config)
     pools = mixtures.task_pools(config, corpus)
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
-        machine = machine_record(device) | execution.record()
-        run = Run(state, observer, manager, stop, machine, given, budget)
+        machine = machine_record(device) | state.execution.record()
+        run = Run(state, observer, manager, stop, machine, given)
         optimizer = create_optimizer(state)
         first_task, first_step = run.begin(optimizer)
         for task in range(first_task, len(pools)):
             if task > first_task and not config.carries_moments:
                 optimizer = create_optimizer(state)
             after_step = functools.partial(run.after_step, task, optimizer)
-            with run.report_divergence():
+            try:
                 train_task(state, pools[task], task, after_step, optimizer, first_step)
+            except Diverged as error:
+                if not manager:
+                    raise
+                path = manager.report(error.report)  # beside the last good state
+                raise Diverged(f"{error}; {path} says more", error.report) from error
             first_step = 0
             run.end_task(task + 1, optimizer)
     return run.result()
@@ -190,7 +191,6 @@ class Run:
         stop: Whether a signal asked to stop.
         machine: Where the run is computed.
         given: The config before its budget was applied.
-        budget: The budget.
         rows: Rows of the metrics so far.
         hits: As in `RunResult`, so far.
         trunk: State that a branch of the schedule left behind.
@@ -205,7 +205,6 @@ class Run:
     stop: StopRequest
     machine: dict[str, Any]
     given: RunConfig
-    budget: Budget | None
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
@@ -241,10 +240,8 @@ class Run:
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, optimizer)
         self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
-        carried = checkpoints.strip_prefix(saved.tensors, "method/")
-        self.state.method_state.update(
-            {n: x.to(self.device, copy=True) for n, x in carried.items()}
-        )
+        for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
+            self.state.method_state[name] = x.to(self.device, copy=True)
         memory = checkpoints.strip_prefix(saved.tensors, "merging/")
         names = {name.partition("/")[0] for name in memory}
         self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") for name in names}
@@ -375,17 +372,6 @@ class Run:
         kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
 
-    @contextlib.contextmanager
-    def report_divergence(self) -> Iterator[None]:
-        """Write a report beside the last good state where a step diverges."""
-        try:
-            yield
-        except Diverged as error:
-            if not self.manager:
-                raise
-            path = self.manager.report(error.report)
-            raise Diverged(f"{error}; {path} says more", error.report) from error
-
     def seconds(self) -> float:
         """Return the computing time so far, of all processes that worked on the run in turn."""
         return self.seconds_before + time.perf_counter() - self.started
@@ -393,7 +379,7 @@ class Run:
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
         model, machine = adapters.merge_and_unload(self.model), self.machine
-        if self.budget:
-            spent = budgets.budget_spent(self.budget, self.config.stream.tasks)
+        if budget := budgets.task_budget(self.given):
+            spent = budgets.budget_spent(budget, self.config.stream.tasks)
             machine = machine | {"budget": spent}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

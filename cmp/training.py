@@ -89,11 +89,9 @@ def check_divisible(model: nn.Module, name: str) -> None:
     """
     for where, layer in model.named_modules():
         kind = type(layer).__name__
-        random = any(
-            word in kind and getattr(layer, rate, 0) for rate, word in _STOCHASTIC_LAYERS.items()
-        )
-        if random or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            what = "draws at random" if random else "normalises over the batch"
+        rates = [getattr(layer, key, 0) for key, word in _STOCHASTIC_LAYERS.items() if word in kind]
+        if any(rates) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            what = "draws at random" if any(rates) else "normalises over the batch"
             raise CmpError(
                 f"model.name: {where} of {name!r} is a {kind}, which {what}: a batch in parts "
                 "would be another batch; leave out --micro-batch and compute in one process"
@@ -159,12 +157,14 @@ class TrainState:
     def loader(self) -> BatchLoader:
         """Where batches come from."""
         device = self.model.logit_scale.device
-        return BatchLoader(self.config, self.corpus, models.image_side(self.model), device)
+        side = models.preprocessing(self.model).size
+        return BatchLoader(self.config, self.corpus, side, device)
 
     @functools.cached_property
     def method(self) -> "UpdateMethod":
         """The update method."""
-        return method_of(self.config)
+        value = get_option("method", self.config.method.name).value
+        return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
 
 
 ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
@@ -204,12 +204,6 @@ class UpdateMethod:
     end_task: Callable[[TrainState, ForwardStep], None] = lambda state, forward_step: None
 
 
-def method_of(config: RunConfig) -> UpdateMethod:
-    """Return the update method that a config names."""
-    value = get_option("method", config.method.name).value
-    return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
-
-
 def make_train_state(
     config: RunConfig,
     corpus: Corpus,
@@ -238,17 +232,16 @@ def make_train_state(
     """
     execution = execution or ExecutionConfig()
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
-    corpus.check_side(models.image_side(model), config.model.name)
-    method = method_of(config)
-    if execution.uses_micro_batches and (why := method.whole_batch_reason(config.method)):
+    corpus.check_side(models.preprocessing(model).size, config.model.name)
+    tokens = models.tokenize(config.model.name, tuple(corpus.texts))
+    state = TrainState(config, corpus, model, tokens, execution=execution)
+    if execution.uses_micro_batches and (why := state.method.whole_batch_reason(config.method)):
         raise CmpError(
             f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
             "one process, or choose another method"
         )
     execution.prepare(model, config.model.name, config.training.batch)
-    tokens = models.tokenize(config.model.name, tuple(corpus.texts))
-    state = TrainState(config, corpus, model, tokens, execution=execution)
-    method.prepare(state)
+    state.method.prepare(state)
     return state
 
 
@@ -341,9 +334,8 @@ def loss_terms(
         text: Unit text features, [B, E].
         output: The forward pass; None where the batch comes in micro-batches.
     """
-    return {"contrastive": model_loss(state.model, image, text)} | state.method.losses(
-        state, output
-    )
+    own = {"contrastive": model_loss(state.model, image, text)}
+    return own | state.method.losses(state, output)
 
 
 def build_adamw(
@@ -538,16 +530,8 @@ def divergence_error(
 # gradient with respect to the features; then each part again, with that gradient sent back.
 
 
-def micro_batches(state: TrainState) -> list[slice]:
-    """Return the parts of a batch that this process sees, one after the other."""
-    local = distributed.local_slice(state.config.training.batch)
-    size = state.execution.micro_batch or local.stop - local.start
-    starts = range(local.start, local.stop, size)
-    return [slice(start, min(start + size, local.stop)) for start in starts]
-
-
 def forward_micro_batch(
-    state: TrainState, batch: Batch, rows: slice, task: int, step: int
+    state: TrainState, batch: Batch, task: int, step: int, rows: slice
 ) -> tuple[Tensor, Tensor]:
     """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
     start = distributed.local_slice(state.config.training.batch).start
@@ -561,9 +545,13 @@ def backward_in_micro_batches(
     state: TrainState, batch: Batch, task: int, step: int
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch to those of the weights, and return the terms of its loss."""
-    model, pieces = state.model, micro_batches(state)
+    model, local = state.model, distributed.local_slice(state.config.training.batch)
+    size = state.execution.micro_batch or local.stop - local.start
+    starts = range(local.start, local.stop, size)
+    pieces = [slice(start, min(start + size, local.stop)) for start in starts]
+    forward_piece = functools.partial(forward_micro_batch, state, batch, task, step)
     with torch.set_grad_enabled(len(pieces) == 1):
-        outputs = [forward_micro_batch(state, batch, rows, task, step) for rows in pieces]
+        outputs = [forward_piece(rows) for rows in pieces]
     features = [
         distributed.all_gather(torch.cat(tower).detach()).requires_grad_()
         for tower in zip(*outputs, strict=True)
@@ -575,14 +563,9 @@ def backward_in_micro_batches(
             if parameter.grad is not None:
                 parameter.grad.zero_()
     for rows in pieces:
-        towers = outputs[0] if len(pieces) == 1 else forward_micro_batch(
-            state, batch, rows, task, step
-        )  # fmt: skip
-        gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
-        pairs = list(zip(towers, gradients, strict=True))
-        training = [pair for pair in pairs if pair[0].requires_grad]  # a tower may be frozen
-        if training:
-            outs, gradients = zip(*training, strict=True)
-            torch.autograd.backward(outs, gradients)
+        towers = outputs[0] if len(pieces) == 1 else forward_piece(rows)
+        for tower, feature in zip(towers, features, strict=True):
+            if tower.requires_grad:  # it may be frozen
+                tower.backward(cast(Tensor, feature.grad)[rows])
     distributed.all_reduce_gradients(p.grad for p in model.parameters() if p.grad is not None)
     return terms

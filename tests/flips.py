@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from forked import small_config, small_corpus
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from cmp import checkpoints, config, models
@@ -119,7 +119,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     merged, model = place / "merged.safetensors", run_config.model.name
     starts = [place / f"{seed}.safetensors" for seed in range(2)]
     for seed, path in enumerate(starts):
-        models.save_weights(models.create_model(model, seed), path)
+        save_file(models.create_model(model, seed).state_dict(), path)
     merge_files("interpolation", starts, merged)
     return [*files, Stored(merged, partial(read_start, merged), shows=True)]
 

@@ -41,7 +41,7 @@ def load_run_data(run_config: RunConfig) -> Corpus:
     """Return the data of a run; raise `CmpError` if its model takes images of another size."""
     corpus, name = load_data(run_config.data), run_config.model.name
     if not corpus.in_files:
-        corpus.check_side(models.image_side(models.create_on_meta(name)), name)
+        corpus.check_side(models.preprocessing(models.create_on_meta(name)).size, name)
     return corpus
 
 

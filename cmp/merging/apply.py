@@ -27,8 +27,6 @@ StateDict = Mapping[str, Tensor]
 ResultCheck = Callable[[str, Tensor, Sequence[Tensor]], None]
 BLOCK_SIZES = {"linear": 1 << 20, "entries": 1 << 16}
 """Entries that are merged together: by the bytes that a rule needs of each in the cache."""
-STATISTICS_SUFFIXES = ("running_mean", "running_var")
-_WEIGHT_SUM_TOLERANCE = 1e-6
 THRESHOLD_BLOCK = 1 << 16
 """Entries of a task vector that are looked at together, so that they stay in the cache."""
 THRESHOLD_SAMPLE = 1 << 20
@@ -152,7 +150,7 @@ def check_merge_weights(rule: Option, count: int, weights: Sequence[float] | Non
         raise CmpError(f"weights {text}: {rule.name!r} has none, only {users}")
     if len(weights) != count:
         raise CmpError(f"weights {text}: {len(weights)} of them for {count} models")
-    if not abs(sum(weights) - 1) <= _WEIGHT_SUM_TOLERANCE:  # also true of NaN
+    if not abs(sum(weights) - 1) <= 1e-6:  # also true of NaN
         raise CmpError(f"weights {text}: must sum to 1, not {sum(weights):g}")
     if rule.facts["count"] == 2 and min(weights) < 0:
         raise CmpError(
@@ -183,7 +181,7 @@ def check_same_tensors(first: str, one: StateDict, second: str, other: StateDict
 
 def is_mergeable(name: str, x: Tensor) -> bool:
     """Return whether a rule applies to a tensor, which it does to parameters."""
-    return x.is_floating_point() and not name.endswith(STATISTICS_SUFFIXES)
+    return x.is_floating_point() and not name.endswith(("running_mean", "running_var"))
 
 
 def iter_merged(
@@ -211,8 +209,7 @@ def iter_merged(
         tensors = [model[name] for model in models]
         start = None if base is None else base[name]
         newest = tensors[0]
-        shape, kind = newest.shape, {"dtype": newest.dtype, "device": newest.device}
-        target = torch.empty(shape, **kind) if out is None else out[name]
+        target = out[name] if out else newest.new_empty(newest.shape)
         if not newest.is_floating_point():
             target.copy_(newest)
         elif not is_mergeable(name, newest):
@@ -248,7 +245,7 @@ def write_weighted_sum(
     """
     sources, target, start, kind = _flatten(tensors, base, out)
     used = [(x, factor) for x, factor in zip(sources, factors, strict=False) if factor]
-    one, size = _unit_tensor(**kind), BLOCK_SIZES["linear"]
+    one, size = torch.ones(1, **kind), BLOCK_SIZES["linear"]
     space = torch.empty(0 if start is None else size, **kind)
     for at in range(0, len(target), size):
         into = target[at : at + size]
@@ -284,11 +281,6 @@ def _flatten(
     flat = [*(x.reshape(-1) for x in tensors), *([] if start is None else [start])]
     kind = {"dtype": rules.compute_dtype(flat), "device": out.device}
     return flat, out.view(-1), start, kind
-
-
-@functools.cache
-def _unit_tensor(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones(1, dtype=dtype, device=device)
 
 
 def write_entries(
@@ -391,7 +383,6 @@ def _rank_selector(
 
 def _magnitudes(name: str, one: Tensor, other: Tensor) -> Iterator[Tensor]:
     """Yield |one - other| in blocks, in fp32 at least; a block is overwritten by the next."""
-    one, other = one.reshape(-1), other.reshape(-1)
     dtype, size = rules.compute_dtype([one, other]), THRESHOLD_BLOCK
     out = torch.empty(min(size, one.numel()), dtype=dtype, device=one.device)
     for at in range(0, one.numel(), size):

@@ -14,7 +14,7 @@ from cmp.errors import CmpError
 from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
 from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
-from cmp.registry import Option, get_option
+from cmp.registry import get_option
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -95,22 +95,23 @@ def merge_files(
         files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]
         models = files[: len(paths)]
-        with _name_faulty_file(models, start):
-            check_mergeable(option, models, start, options, [str(path) for path in parents])
-            hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
-            family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
-            record = {"rule": rule, **family, "settings": _used_settings(option, options)}
-            metadata = {"format": "pt", "merge": json.dumps(record)}
-            tensors = iter_merged(option, models, start, options)
+        check_mergeable(option, models, start, options, [str(path) for path in parents])
+        hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
+        family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
+        settings = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
+        settings |= {"weights": options.weights} if "weight" in option.settings else {}
+        settings |= {"seed": options.draw[0]} if option.facts["draws"] else {}
+        record = {"rule": rule, **family, "settings": settings}
+        metadata = {"format": "pt", "merge": json.dumps(record)}
+        tensors = iter_merged(option, models, start, options)
+        try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
                 write_safetensors(file, models[0], metadata, tensors, progress)
-
-
-def _used_settings(option: Option, options: MergeOptions) -> dict[str, Any]:
-    """Return those of the options that a rule reads."""
-    settings = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
-    settings |= {"weights": options.weights} if "weight" in option.settings else {}
-    return settings | ({"seed": options.draw[0]} if option.facts["draws"] else {})
+        except NotFiniteError as error:
+            for model in files:
+                if not model[error.name].isfinite().all():
+                    raise CmpError(f"{model.path}: {error}") from error
+            raise
 
 
 def write_safetensors(
@@ -150,15 +151,3 @@ def write_safetensors(
     for _, x in tensors:
         file.write(x.cpu().reshape(-1).view(torch.uint8).numpy().data)
         progress(x.numel() * x.element_size())
-
-
-@contextlib.contextmanager
-def _name_faulty_file(models: Sequence[TensorFile], base: TensorFile | None) -> Iterator[None]:
-    """Name the file that holds what is not finite."""
-    try:
-        yield
-    except NotFiniteError as error:
-        for file in [*models, *([base] if base else [])]:
-            if not file[error.name].isfinite().all():
-                raise CmpError(f"{file.path}: {error}") from error
-        raise

@@ -118,10 +118,10 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     other rules and weights the end of each task is remembered.
     """
     count, merging = end.done + end.merging.zero, end.merging
+    weights = tuple(merge_weights(merging, count)) if merging.rule == "interpolation" else None
     # where older models' weights shrink in proportion, their mean stands for all of them
-    in_proportion = merging.shares != "newest" and not merging.reverse
-    if merging.rule == "interpolation" and in_proportion:
-        return running_mean(end, merge_weights(merging, count)[0])
+    if weights and merging.shares != "newest" and not merging.reverse:
+        return running_mean(end, weights[0])
     if end.rule.facts["running"] == "sum":
         memory, mean = running_mean(end, 1 / count)
         scale = (merging.scale or 1 / count) * count
@@ -133,8 +133,6 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     memory = {f"task-{end.done}": copy_weights(end.trained)}
     past = [end.memory[f"task-{task}"] for task in range(end.done - 1, 0, -1)]
     models = [end.trained, *past, *([end.memory["zero"]] if merging.zero else [])]
-    weighs = merging.rule == "interpolation"
-    weights = tuple(merge_weights(merging, count)) if weighs else None
     return memory, end.merge(models, "all", weights=weights)
 
 
@@ -185,31 +183,28 @@ class MergePolicy(NamedTuple):
         return MergedWeights(memory, chosen[self.start], chosen[self.deploy])
 
 
-_PAIR_POLICIES = {
+_POLICIES = {
     "ema": ("average", "average"),
     "zs": ("zero", "average"),
     "ft": ("patched", "patched"),
     "ft-last": ("last", "patched"),
-}
-"""The paper's EMA-, ZS- and FT-Merge. In "ft" training goes on from the merged weights, as in the
-paper's published code, in "ft-last" from those that the task ended in, as its text can be read."""
-_GRID_POLICIES = (
-    "zero-all", "zero-unrolled", "last-all", "last-unrolled", "all-all", "all-last",
-    "all-unrolled", "unrolled-all", "unrolled-last",
-)  # fmt: skip
-"""Points of the grid of "How to merge your models over time", as START-DEPLOY; "zero-all" is what
+} | {
+    name: tuple(name.split("-"))
+    for name in ("zero-all", "zero-unrolled", "last-all", "last-unrolled", "all-all", "all-last",
+                 "all-unrolled", "unrolled-all", "unrolled-last")
+}  # fmt: skip
+"""First the paper's EMA-, ZS- and FT-Merge. In "ft" training goes on from the merged weights, as in
+the paper's published code, in "ft-last" from those that the task ended in, as its text can be read.
+
+Then points of the grid of "How to merge your models over time", as START-DEPLOY; "zero-all" is what
 is called offline merging."""
-_ALL_SETTINGS = ("shares", "power", "reverse", "zero")
+_MERGES = {"average": "two", "patched": "two", "unrolled": "two", "all": "all"}
+"""Whether a choice merges two models or those of all tasks."""
 
 register("merge_policy", "none", merges=())(None)
-for _name, _choices in _PAIR_POLICIES.items():
-    register("merge_policy", _name)(MergePolicy(*_choices))
-for _name in _GRID_POLICIES:
-    _choices = _name.split("-")
-    _merges = tuple(
-        kind for kind, choice in (("two", "unrolled"), ("all", "all")) if choice in _choices
-    )
-    _settings = _ALL_SETTINGS if "all" in _choices else ()
+for _name, _choices in _POLICIES.items():
+    _merges = tuple(dict.fromkeys(_MERGES[choice] for choice in _choices if choice in _MERGES))
+    _settings = ("shares", "power", "reverse", "zero") if "all" in _choices else ()
     register("merge_policy", _name, _settings, merges=_merges)(MergePolicy(*_choices))
 register("merge_policy", "step-ema", ("decay",), merges=())(MergePolicy("steps", "steps"))
 
@@ -244,9 +239,8 @@ def update_step_average(merging: Merging, memory: Memory, weights: Callable[[], 
     if merging.policy != "step-ema":
         return
     current = {name: x.detach() for name, x in weights().items()}
-    averages = memory.get("average") or copy_weights(memory["zero"])
-    averages = {name: averages[name].to(x.device) for name, x in current.items()}
-    memory["average"] = averages
+    before = memory.get("average") or copy_weights(memory["zero"])
+    averages = memory["average"] = {n: before[n].to(x.device) for n, x in current.items()}
     floats = [name for name, x in current.items() if x.is_floating_point()]
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  # it has no public name
         [averages[name] for name in floats], [current[name] for name in floats], 1 - merging.decay
@@ -264,9 +258,8 @@ def check_option(option: Option) -> None:
     zero = {"x": torch.zeros(3)}
     end = TaskEnd(Merging(option.name), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)
     output = option.value(end)
-    if not isinstance(output, MergedWeights) or not (
-        output.start.keys() == output.deployed.keys() == zero.keys()
-    ):
+    is_merged = isinstance(output, MergedWeights)
+    if not is_merged or not output.start.keys() == output.deployed.keys() == zero.keys():
         raise CmpError(
             f"merge_policy {option.name!r}: must return MergedWeights(memory, start, deployed) "
             "with the tensors of the model"

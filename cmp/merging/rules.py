@@ -168,13 +168,18 @@ def model_stock(
 @register("merge_rule", "magmax", ("scale",), base=True, running="maximum")
 def magmax(taus: Tensor, block: BlockContext) -> Tensor:
     """Take each entry from the task vector of largest magnitude; scale 1 by default."""
-    return keep_largest(taus).mul(block.options.scale or 1)
+    best = taus[0]  # among equals the newest
+    for tau in taus[1:]:
+        best = torch.where(tau.abs() > best.abs(), tau, best)
+    return best.mul(block.options.scale or 1)
 
 
 @register("merge_rule", "random", ("scale",), base=True, draws=True)
 def random(taus: Tensor, block: BlockContext) -> Tensor:
     """Take each entry from a task vector at random, as a baseline; scale 1 by default."""
-    return pick_randomly(taus, block.draw()).mul_(block.options.scale or 1)
+    noise = torch_generator("pick", *block.draw())
+    row = torch.randint(len(taus), (1, taus.shape[1]), generator=noise)
+    return taus.gather(0, row.to(taus.device))[0].mul_(block.options.scale or 1)
 
 
 @register("merge_rule", "ties", ("scale", "density"), base=True, trims=True)
@@ -274,21 +279,6 @@ def elect_signs(taus: Tensor) -> Tensor:
     agree = torch.mul(taus, sign).gt_(0)  # 1 or 0; a product with a sign never underflows
     count = agree.sum(0).clamp_(min=1)
     return taus.mul_(agree).sum(0).div_(count)
-
-
-def keep_largest(taus: Tensor) -> Tensor:
-    """Return each entry of largest magnitude, [n]; among equals the newest."""
-    best = taus[0]
-    for tau in taus[1:]:
-        best = torch.where(tau.abs() > best.abs(), tau, best)
-    return best
-
-
-def pick_randomly(taus: Tensor, draw: Draw) -> Tensor:
-    """Return each entry of a model chosen at random, [n]."""
-    noise = torch_generator("pick", *draw)
-    row = torch.randint(len(taus), (1, taus.shape[1]), generator=noise)
-    return taus.gather(0, row.to(taus.device))[0]
 
 
 def check_option(option: Option) -> None:

@@ -78,9 +78,7 @@ ADAPTED = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 @torch.no_grad()
 def init_uniform(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
     """Fill with values within 1 / sqrt(fan_in) of zero, as torch initialises a linear layer."""
-    if not x.is_meta:
-        x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * fan_in**-0.5)
-    return x
+    return x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * fan_in**-0.5)
 
 
 def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -93,9 +91,8 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
     Raises:
         CmpError: No layer has a target in its name.
     """
-    layers: dict[str, Any] = {
-        n: layer for n, layer in model.named_modules() if type(layer) in ADAPTED
-    }
+    named = model.named_modules()
+    layers: dict[str, Any] = {name: layer for name, layer in named if type(layer) in ADAPTED}
     for target in targets:
         if not any(f".{target}." in f".{name}." for name in layers):
             parts = sorted({part for name in layers for part in [name, *name.split(".")]})
@@ -156,11 +153,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_merged(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load weights as `merged_state_dict` gives them; adapters have no effect from then on."""
-    adapters = {
-        f"{name}.adapter.{key}": x
-        for name, layer in adapted_layers(model).items()
-        for key, x in layer.adapter.state_dict().items()
-    }
+    adapters = {name: x for name, x in model.state_dict().items() if ".adapter." in name}
     model.load_state_dict(adapters | weights)
     for layer in adapted_layers(model).values():
         layer.adapter.reset(layer.weight)

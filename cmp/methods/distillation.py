@@ -22,17 +22,6 @@ def prepare(state: TrainState) -> None:
     state.frozen_models["teacher"] = copy.deepcopy(state.model).requires_grad_(False).eval()
 
 
-@torch.no_grad()
-def teacher_features(state: TrainState, output: ForwardOutput) -> tuple[Tensor, Tensor]:
-    """Return the pretrained network's features of the replayed samples, (image, text) [P, E]."""
-    teacher, first = state.frozen_models["teacher"], len(output.pixels) - output.replayed
-    tokens = output.tokens[output.place[first:].to(output.tokens.device)]
-    with autocast(state.config.training.precision, output.pixels.device):
-        image = models.encode_image(teacher, output.pixels[first:])
-        text = models.encode_text(teacher, tokens)
-    return image, text
-
-
 def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
     """Return the mean KL divergence from a teacher's to a student's similarities to some targets.
 
@@ -50,11 +39,13 @@ def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor)
 def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
     """Return how far both towers are from the pretrained network on the replayed samples."""
     assert output is not None, "`whole_batch_reason` keeps batches whole"
-    section = state.config.method
-    image, text = teacher_features(state, output)
-    teacher = state.frozen_models["teacher"]
-    scale = teacher.logit_scale.exp() / section.get("temperature")
+    section, teacher = state.config.method, state.frozen_models["teacher"]
     first = len(output.pixels) - output.replayed
+    tokens = output.tokens[output.place[first:].to(output.tokens.device)]
+    with torch.no_grad(), autocast(state.config.training.precision, output.pixels.device):
+        image = models.encode_image(teacher, output.pixels[first:])  # [P, E]
+        text = models.encode_text(teacher, tokens)  # [P, E]
+    scale = teacher.logit_scale.exp() / section.get("temperature")
     distance = divergence(output.image[first:], image, text, scale)
     distance = distance + divergence(output.text[first:], text, image, scale)
     return {"distillation": section.get("strength") * distance}
