@@ -158,12 +158,11 @@ def kernel_manager() -> type:
     busy take several times as long.
     """
     from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client import AsyncKernelManager, kernelspec
 
     spec = get_kernel_dict(["--log-level=CRITICAL"], ["-Xfrozen_modules=off"])
     spec["env"] = {"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive"}
-    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": KernelSpec(**spec)})
+    return type("ThisPython", (AsyncKernelManager,), {"kernel_spec": kernelspec.KernelSpec(**spec)})
 
 
 def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> CmpError:

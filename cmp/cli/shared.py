@@ -119,19 +119,17 @@ def print_table(
         rows: The cells, text or numbers; None draws a line.
         title: The heading.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from rich import box, console, table
 
     rows = [row and [_cell(value) for value in row] for row in rows]
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    shown = table.Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for number, column in enumerate(columns):
         is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", row[number]) for row in rows if row)
         justify = "right" if is_number else "left"
-        table.add_column(column, justify=justify, no_wrap=is_number or not number)
+        shown.add_column(column, justify=justify, no_wrap=is_number or not number)
     for row in rows:
-        table.add_row(*row) if row else table.add_section()
-    Console(highlight=False, markup=False).print(table)
+        shown.add_row(*row) if row else shown.add_section()
+    console.Console(highlight=False, markup=False).print(shown)
 
 
 def score_text(score: float | None) -> str:

@@ -145,8 +145,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     for study, _ in stamps:
         published = results.published_metrics(study)
         trajectories[study] = store.trajectory(published)
-        for setting, run_config in results.setting_configs(published).items():
-            runs[study, setting] = run_config
+        runs |= {(study, key): run for key, run in results.setting_configs(published).items()}
     return Evidence(trajectories, runs)
 
 

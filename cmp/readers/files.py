@@ -231,10 +231,9 @@ def file_stamp(root: Path, name: str) -> Stamp:
         status = os.stat(os.path.join(root, inside or "."))
     except (OSError, ValueError):  # a NUL in the name, or half a character
         return NO_FILE
-    is_regular = stat.S_ISREG(status.st_mode)
-    return (
-        Stamp(status.st_size, status.st_ctime_ns) if is_regular else Stamp(-1, 0, "no regular file")
-    )
+    if not stat.S_ISREG(status.st_mode):
+        return NO_FILE._replace(problem="no regular file")
+    return Stamp(status.st_size, status.st_ctime_ns)
 
 
 ReadImage = Callable[[int], bytes]
