@@ -104,11 +104,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     shared.print_table(columns, rows)
-    reasons: dict[str, list[str]] = {}
-    for state in states:
-        if state.reason:
-            reasons.setdefault(state.reason, []).append(state.dataset.name)
-    for reason, names in reasons.items():
+    for reason in dict.fromkeys(state.reason for state in states if state.reason):
+        names = [state.dataset.name for state in states if state.reason == reason]
         typer.echo(f"{', '.join(names)}: {reason}")
     present = [s for s in states if s.state == "present"]
     skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]

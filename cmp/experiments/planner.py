@@ -260,9 +260,7 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
     for part in ({}, {"method": {"name": "locked-image"}}):
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
-        first = bisect.bisect_left(
-            trees, True, key=fits
-        )  # an account of memory takes half a second
+        first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
         if first < len(trees):
             trees[first]["training"]["steps"] = _affordable_steps(request, _run_of(trees[first]))
             return trees[first]
