@@ -228,7 +228,7 @@ def count_flops(call: Callable[[], object]) -> int:
 def _optimizer_cost(state: TrainState) -> tuple[float, int]:
     """Return the FLOPs of the optimizer's step and the bytes of its state.
 
-    What it does every `gap` steps is shared out among them.
+    What it does every `optimizer.gap` steps, if it has one, is shared out among them.
     """
     parameters = training.trainable_parameters(state.model).values()
     if state.method.optimizer(state.config.method) is training.ADAMW:
@@ -238,7 +238,7 @@ def _optimizer_cost(state: TrainState) -> tuple[float, int]:
     optimizer = training.create_optimizer(state)
     first, later = count_flops(optimizer.step), count_flops(optimizer.step)
     memory = storage_bytes(x for moments in optimizer.state.values() for x in moments.values())
-    return later + (first - later) / (state.config.method.get("gap") or 1), memory
+    return later + (first - later) / getattr(optimizer, "gap", 1), memory
 
 
 def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:

@@ -18,11 +18,13 @@ from cmp.runner import Observer, execute
 from cmp.training import ExecutionConfig
 
 SMALL = (
-    "model.start=random", "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",
+    "model.name=tiny-vit", "model.start=random",
+    "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",
     "training.steps=3", "training.batch=12", "schedule.peak=2e-4",
     "evaluation.subset=2", "evaluation.full=false",
 )  # fmt: skip
-"""eps: what is zero but for rounding, such as the gradient of a key's bias, stays small."""
+"""eps: what is zero but for rounding, such as the gradient of a key's bias, stays small. The model
+takes no maximum of its features, where rounding would decide between two that are nearly equal."""
 
 RUNS = {
     "full": ((), ExecutionConfig()),

@@ -192,7 +192,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients(corpus):
 
 def test_a_tower_without_it_is_refused_by_name(corpus):
     with pytest.raises(CmpError, match=r"--checkpoint-activations.*'small'"):
-        trained(ExecutionConfig(checkpoint_activations=True))
+        trained(ExecutionConfig(checkpoint_activations=True), "model.name=small")
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,17 @@ def test_an_object_is_replaced_by_the_same_cell(notebook):
     assert get_option("method", "low-spread").settings == {"strength": 0.02}
 
 
+def test_a_method_with_an_optimizer_of_its_own_is_counted(notebook):
+    notebook("""
+        import torch
+        own = cmp.UpdateMethod(optimizer=lambda section: torch.optim.Adamax)
+        cmp.register("method", "own")(own)
+    """)
+    full, own = (cmp.step_cost("small", batch=4, method=name) for name in ("full", "own"))
+    assert own.step == full.step
+    assert own.memory == pytest.approx(full.memory, rel=1e-3)  # two moments as well
+
+
 def test_a_replaced_option_is_at_once_in_use(notebook):
     notebook(SAWTOOTH)
     schedule = cmp.Schedule("sawtooth", peak=1.0)

@@ -89,6 +89,9 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
     with pytest.raises(CmpError, match=r"77\.yaml: common: Input should be an object"):
         studies.load_study("77")
+    (tmp_path / "77.yaml").write_text(json.dumps(grid | {"chapter": "78"}))
+    with pytest.raises(CmpError, match=r"77\.yaml: chapter: is the file's name"):
+        studies.load_study("77")
 
 
 def test_a_product_is_every_combination_named_after_its_values():

@@ -112,6 +112,8 @@ def load_study(chapter: str) -> Study:
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
     *keys, _ = Study.__dataclass_fields__
     tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
+    if "chapter" in tree:
+        raise CmpError(f"{path}: chapter: is the file's name{remedy}")
     study = check_record(tree | {"chapter": path.stem}, Study, f"{path}: ", remedy)
     settings = {}
     for name, changes in study.settings.items():
