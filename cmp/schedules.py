@@ -265,7 +265,7 @@ def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
     for t in range(len(every)):
         warmup = TaskSchedule(schedule, t, every).warmup
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
-        if not any(relative_rate(schedule, every, t, n) for n in probes):
+        if not any(learning_rate(schedule, every, t, n) for n in probes):
             return t
     return None
 

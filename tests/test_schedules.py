@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cmp import config, registry, schedules
@@ -383,6 +383,7 @@ def test_what_makes_no_sense_is_refused_with_the_numbers(assignments, words):
     assert words in str(error.value)
 
 
+@example((Schedule("constant", meta="geometric", decay=5e-324), 1))  # times the peak it is zero
 @given(any_schedule())
 def test_a_task_is_called_idle_where_it_learns_nothing(case):
     schedule, steps = case
