@@ -14,7 +14,14 @@ from cmp import __version__
 from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
 
-PANELS: dict[str, dict[str, str]] = shared.WORDS["panels"]
+PANELS = {
+    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
+            "export": "runs.export", "results": "results.app"},
+    "Book": {"study": "book.study", "book": "book.book", "site": "book.site"},
+    "Data": {"data": "data.app", "stream": "streams.app"},
+    "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
+              "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
+}  # fmt: skip
 """By heading of the help: command -> module of this package, and the function or group in it."""
 COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 

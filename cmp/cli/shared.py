@@ -6,7 +6,6 @@ The package imports nothing heavy here, so that `cmpt --help` is quick.
 import copy
 import importlib
 import inspect
-import json
 import math
 import re
 import sys
@@ -30,10 +29,26 @@ OptionalArguments = Annotated[list[str] | None, typer.Argument()]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
-WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
-DESCRIPTIONS: dict[str, str] = WORDS["parameters"]
+DESCRIPTIONS = {
+    "settings": "Changes, such as schedule.peak=0.0005.",
+    "run_id": "A run's id, or its beginning.",
+    "threads": "Torch threads. Their number moves the last bits of results.",
+    "device": "cpu or cuda; of several processes, a card each. Default: cuda for gpu.",
+    "micro_batch": "Samples at a time, for a batch that exceeds the memory. Default: all.",
+    "checkpoint_activations": "Use less memory, for about a third more time.",
+    "keep_weights": "Store the final weights of an embedded model, too, for `cmpt export`.",
+    "dry_run": "Print the plan and compute nothing.",
+    "seed": "Number of the base.",
+    "data": "Data: embedded, fomo, or a folder of manifests.",
+}
 """Help of parameters that several commands have; a command's docstring may say otherwise."""
-ROLE_NAMES: dict[str, str] = WORDS["roles"]
+ROLE_NAMES = {
+    "pool": "pretraining pool",
+    "substitute": "stand-in for the pool",
+    "adapt": "adaptation (A_KA)",
+    "eval": "retention (A_ZS)",
+    "transfer": "transfer (reported apart)",
+}
 
 
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:

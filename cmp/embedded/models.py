@@ -1,11 +1,11 @@
 """The embedded models: image towers, vocabulary, and where pretrained weights are.
 
 The towers are registered with timm, so that open_clip builds them from `model_configs`, by
-`vision_cfg.timm_model_name`; nothing downstream knows the difference. `towers.yaml` there has their
-sizes.
+`vision_cfg.timm_model_name`; nothing downstream knows the difference.
 """
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cmp.errors import CmpError
 from cmp.files import build_folder, project_folder
-from cmp.readers.files import check_digest, read_yaml
+from cmp.readers.files import check_digest
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -151,18 +151,22 @@ class StemTransformer(Tower):
         return self.ln_post(x.mean(dim=1))
 
 
-def _register_tower(name: str, sizes: dict[str, Any]) -> None:
-    """Have timm make a tower of some sizes when it is asked for its name."""
+def _register_tower(name: str, make: Callable[[], Tower]) -> None:
+    """Have timm make a tower when it is asked for its name."""
 
     def create(pretrained: bool = False, **_: Any) -> Tower:
-        return StemTransformer(**sizes) if "heads" in sizes else ConvTower(**sizes)
+        return make()
 
     create.__name__ = name
     register_model(create)
 
 
-for _name, _sizes in read_yaml(MODEL_CONFIGS / "towers.yaml").items():
-    _register_tower(_name, _sizes)
+_register_tower("cmp_conv_small", lambda: ConvTower(16, (64, 64), 1))  # the default
+_register_tower("cmp_conv_tiny", lambda: ConvTower(32, (64, 128), 1))  # the first edition's
+_register_tower("cmp_conv_half", lambda: ConvTower(16, (48, 80), 1))  # half of its FLOPs
+_register_tower("cmp_conv_double", lambda: ConvTower(48, (112, 128), 1))  # twice
+_register_tower("cmp_conv_quad", lambda: ConvTower(64, (112, 144), 2))  # four times
+_register_tower("cmp_vit_tiny", lambda: StemTransformer(128, 4, 4))  # with attention
 
 
 def tokenizer(name: str) -> SimpleTokenizer:

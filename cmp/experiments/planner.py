@@ -284,9 +284,9 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     budget = budgets.make_budget(total / request.updates, cost, unit)
     if budget.steps < 1:
         most = int(request.updates * budget.allowed / (budget.step + budget.end))
-        asked = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
+        facts = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
         most_words = f"{most:,} at most" if most else "not even one"
-        raise ImpossibleRequest(PROBLEMS["no step"].format(most=most_words, **asked))
+        raise ImpossibleRequest(PROBLEMS["no step"].format(most=most_words, **facts))
     if budget.steps > config.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update: more than a run can count")
     return budget.steps
