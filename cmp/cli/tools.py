@@ -173,8 +173,9 @@ def pretrain(
     torch.set_num_threads(threads)
     run_config = pretraining.pretraining_config(model, seed, *(settings or []))
     folder = out or build_folder() / "models"
-    steps = run_config.training.steps + pretraining.joint_config(model, seed).training.steps
-    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
+    with tqdm(
+        total=run_config.training.steps, desc=f"pretrain {model} {seed}", unit=" steps"
+    ) as bar:
         observer = progress_observer(bar)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
     for start, card in cards.items():

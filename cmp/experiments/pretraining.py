@@ -16,7 +16,6 @@ from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import store
-from cmp.experiments.runs import joint_training
 from cmp.files import make_folder, parse_record, project_folder, write_atomic
 from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
@@ -28,8 +27,8 @@ PRETRAINING: dict[str, Any] = _TREES["recipe"]
 """Pretraining is a run of one task from random weights on the pool alone."""
 PRETRAINING_OF: dict[str, list[str]] = _TREES["models"]
 """Where a model's pretraining differs from `PRETRAINING`, as key=value."""
-TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS | joint A_KA |
-|---|---|---|---|---|---|
+TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS |
+|---|---|---|---|---|
 """
 Card = dict[str, Any]
 CardScore = Annotated[dict[Literal["value", "standard_error"], float], Field(min_length=2)]
@@ -46,7 +45,6 @@ class ModelCard:
     seconds: int
     tolerance: float
     scores: CardScores
-    joint: CardScores | None = None
 
 
 def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunConfig:
@@ -67,12 +65,6 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
     changes = [f"model.name={name}", *PRETRAINING_OF.get(name, ()), *assignments]
     tree = config.override(PRETRAINING | {"seed": seed}, changes)
     return config.parse(tree, f"pretraining of {name}")
-
-
-def joint_config(name: str, seed: int) -> config.RunConfig:
-    """Return the joint upper bound of the `cpu` profile from a base."""
-    changes = [f"model.name={name}", "evaluation.subset=null", f"seed={seed}"]
-    return joint_training(config.parse(config.override(config.profile("cpu"), changes)))
 
 
 def pretrain(
@@ -113,7 +105,6 @@ def pretrain(
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
             cards[start] = make_card(run_config, corpus, path, done, result)
-        cards[starts[0]]["joint"] = measure_joint(name, seed, corpus, paths[starts[0]], observer)
         for start, path in paths.items():
             write_atomic(path.with_suffix(".json"), json.dumps(cards[start], indent=1) + "\n")
         manager.remove()
@@ -125,16 +116,6 @@ def save_base(model: torch.nn.Module, path: Path) -> None:
     """Write a base in 8 bits, and its sha256 beside it."""
     with listed_file(path) as partial:
         save_file(embedded_models.quantize(model.state_dict()), partial)
-
-
-def measure_joint(
-    name: str, seed: int, corpus: Corpus, weights: Path, observer: Observer
-) -> dict[str, dict[str, float]]:
-    """Return the scores after joint training from a base: an upper bound for streams from it."""
-    model, scores = models.load_from_file(name, weights), {}
-    hooks = Observer(observer.step, lambda done, found: scores.update(round_scores(found)))
-    execute(joint_config(name, seed), corpus, hooks, model)
-    return scores
 
 
 def make_card(
@@ -195,8 +176,7 @@ def bases_overview(*folders: Path) -> str:
             card = read_card(path)
             scores = card["scores"].values()
             scores = [f"{x['value']:.1f} ± {x['standard_error']:.1f}" for x in scores]
-            joint = f"{card['joint']['A_KA']['value']:.1f}" if "joint" in card else ""
-            cells = [f"`{card['weights']}`", card["steps"], card["seconds"], *scores, joint]
+            cells = [f"`{card['weights']}`", card["steps"], card["seconds"], *scores]
             rows.append(f"| {' | '.join(map(str, cells))} |\n")
     return text + TABLE_HEAD + "".join(rows)
 
