@@ -311,7 +311,7 @@ class Mixture:
         replay: Part of the pool that is kept for replay.
         pool: Which images are replayed: the pretraining set, fresh images of the same kind that no
             base learned from, or a substitute.
-        select: How the kept part is chosen, see `cmp.mixtures.selection_keys`.
+        select: How the kept part is chosen, see `cmp.mixtures.choose_replay`.
         policy: What the buffer keeps and how evenly it is drawn from.
         capacity: How many images the buffer holds at most.
     """
@@ -321,7 +321,7 @@ class Mixture:
     buffer: Share = 1 / 3
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
     pool: Literal["pretraining", "fresh", "substitute"] = "pretraining"
-    select: Literal["random", "clustered", "aligned"] = "random"
+    select: Literal["random", "concepts", "clustered", "aligned"] = "random"
     policy: BufferName = "unlimited"
     capacity: Count | None = None
 

@@ -6,7 +6,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from cmp.config import Mixture, RunConfig
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, worker_count
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
-from cmp.seeds import numpy_generator
+from cmp.seeds import numpy_generator, unit_interval
 
 
 @dataclass(frozen=True)
@@ -419,20 +419,29 @@ POOL_ROLES = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"
 """By `mixture.pool`: the role of the datasets that are replayed."""
 
 
+def is_kept_concept(labels: Iterable[str], seed: int) -> np.ndarray:
+    """Return whether each class name lies in the half of all names that "concepts" may replay.
+
+    It depends on the name and the seed alone, so that every pool is split alike.
+    """
+    kept = {name: unit_interval("kept concept", seed, name) < 0.5 for name in {*labels}}
+    return np.array([kept[name] for name in labels], bool)
+
+
 def selection_keys(
     select: str, corpus: Corpus, pool: np.ndarray, priority: np.ndarray
 ) -> list[np.ndarray]:
     """Return the keys of `choose_lowest` by which a part of the pool is chosen.
 
     Args:
-        select: "random": any image with the same chance; "clustered": equally many of each cluster
-            of image features, as far as it has them; "aligned": those whose captions a base finds
-            nearest to them.
+        select: "random", "concepts": any image with the same chance; "clustered": equally many of
+            each cluster of image features, as far as it has them; "aligned": those whose captions a
+            base finds nearest to them.
         corpus: The data.
         pool: Positions of the pool's images, [n].
         priority: Their random priorities, [n].
     """
-    if select == "random":
+    if select in ("random", "concepts"):
         return [priority]
     statistics = streams.statistics_tables().pool_statistics(corpus, pool)
     if select == "clustered":
@@ -451,7 +460,11 @@ def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
 
 
 def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corpus positions of the whole pool, and the positions in it that are kept."""
+    """Return the corpus positions of the whole pool, and the positions in it that are kept.
+
+    Selection "concepts" leaves out the images of half of the class names, see `is_kept_concept`;
+    where fewer images remain than `mixture.replay` asks for, it keeps these.
+    """
     rows = corpus.rows("fresh" if mixture.pool == "fresh" else "train")
     replayed = corpus.by_role(POOL_ROLES[mixture.pool])
     pool = rows[corpus.table["dataset"].iloc[rows].isin(replayed).to_numpy()]
@@ -461,4 +474,10 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))
     priority = np.argsort(numpy_generator("replay", seed).permutation(len(pool)))
-    return pool, choose_lowest(selection_keys(mixture.select, corpus, pool, priority), size)
+    keys = selection_keys(mixture.select, corpus, pool, priority)
+    if mixture.select == "concepts":
+        is_kept = is_kept_concept(corpus.table["label"].array[pool], seed)
+        keys, size = [*keys, ~is_kept], min(size, int(is_kept.sum()))
+    if size == 0:
+        raise CmpError("mixture.select: 'concepts': all images of the pool are of one class name")
+    return pool, choose_lowest(keys, size)

@@ -2,8 +2,9 @@
 
 `book/studies/NN.yaml` states a chapter's grid: what each setting changes in the profile (`joint:
 true` makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates), how many
-replicates there are, and which settings are `live`, that is, recomputed in `quick`. Replicate r
-takes base r and stream r, so that settings are paired.
+replicates there are, and which settings are `live`, that is, recomputed in `quick`. Settings are
+paired: replicate r of each takes the same base and stream. A study that `explores` or tunes has
+bases 0 and 1 and streams of its own; all others have bases 2 to 11, in turn.
 
 A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
 them, or for the first values, the second values and so on. Each is named after its values: `full`
@@ -39,6 +40,10 @@ MAX_REPLICATES = 1000
 MAX_RUNS, MAX_CORE_HOURS = 180, 2.5
 """A chapter's budget in the `cpu` profile."""
 
+EXPLORING, CONFIRMING = (0, 2), (2, 10)
+"""The first base of the replicates that explore or confirm, and how many bases they take in turn."""
+FIRST_EXPLORING_SEED = 1000
+"""Of streams, batches and augmentation; those that confirm begin at 0, so that no two meet."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 """Functions of (configs, jobs, device, called after each run) that return why runs failed."""
 
@@ -54,6 +59,7 @@ class Study:
         settings: Changes to the profile by setting, with `joint` and `replicates`; `load_study`
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
+        explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
         claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
         chapter: The chapter's number, or NN-NAME; of a file, its name.
     """
@@ -63,6 +69,7 @@ class Study:
     live: Annotated[tuple[str, ...], Field(max_length=MAX_LIVE)]
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
+    explores: bool = False
     claims: list[Any] = dataclasses.field(default_factory=list)
     chapter: str = dataclasses.field(kw_only=True)
 
@@ -91,11 +98,18 @@ class Study:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
         changes.pop("replicates", None)
-        changes = translate_changes(changes, profile)
+        changes = self._seeds(profile, replicate) | translate_changes(changes, profile)
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-        tree = config.override(config.profile(profile), [*assignments, f"seed={replicate}"])
+        tree = config.override(config.profile(profile), assignments)
         run_config = config.parse(tree, f"study {self.chapter}, setting {name!r}")
         return joint_training(run_config) if joint else run_config
+
+    def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
+        """Return the seeds of a replicate; `quick` starts from the base that every wheel has."""
+        first, count = EXPLORING if self.explores else CONFIRMING
+        seed = replicate + FIRST_EXPLORING_SEED * self.explores
+        base = 0 if profile == "quick" else first + replicate % count
+        return {"seed": seed, "seeds.init": base}
 
 
 def load_study(chapter: str) -> Study:
