@@ -108,6 +108,18 @@ def evaluate(
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 
 
+def list_questions(corpus: Corpus, split: str = "test") -> pd.DataFrame:
+    """Return what an evaluation of a whole split asks of any model.
+
+    Returns:
+        A row per question, in the order of `Scores.hits`, with those of its columns that hold no
+        answer, and the `role` of its dataset.
+    """
+    sets = _make_test_sets(corpus, split, None)
+    parts = [_questions(corpus, each).assign(role=each.dataset.role) for each in sets]
+    return pd.concat(parts, ignore_index=True)
+
+
 def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
     """Return the mean over datasets of their scores, and its cluster-robust standard error.
 
@@ -280,6 +292,21 @@ def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_Tes
     return test_sets
 
 
+def _questions(corpus: Corpus, test_set: _TestSet) -> pd.DataFrame:
+    """Return what a test set asks; retrieval asks both ways, half its weight each."""
+    rows, owner = test_set.rows, test_set.owner
+    parts = [rows] if owner is None else [rows, rows[owner]]
+    row = np.concatenate(parts)
+    weight = [np.full(len(part), 1 / len(parts) / len(part)) for part in parts]
+    columns = {
+        "dataset": test_set.dataset.name,
+        "row": row,
+        "group": corpus.table["group"].array[row],
+        "weight": np.concatenate(weight),
+    }
+    return pd.DataFrame(columns)
+
+
 def _score(
     corpus: Corpus, test_set: _TestSet, image: Tensor, text: Tensor
 ) -> tuple[pd.DataFrame, dict[str, object]]:
@@ -290,22 +317,11 @@ def _score(
         metric, chance = "top-1", 1 / len(test_set.texts)
         nearest = (image @ text.T).argmax(dim=1)
         answer = np.array(corpus.classes[name])[nearest.cpu().numpy()]
-        parts, hits = [rows], [answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)]
+        hits = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
     else:
-        metric, chance = f"R@{RETRIEVAL_K}", chance_of_recall(owner)
-        answer, parts = "", [rows, rows[owner]]
-        hits = retrieval_hits(image, text, torch.from_numpy(owner))
-    row = np.concatenate(parts)
-    weight = [np.full(len(part), 1 / len(parts) / len(part)) for part in parts]
-    questions = {
-        "dataset": name,
-        "row": row,
-        "group": corpus.table["group"].array[row],
-        "answer": answer,
-        "hit": np.concatenate(hits).astype(float),
-        "weight": np.concatenate(weight),
-    }
-    table = pd.DataFrame(questions)
+        metric, chance, answer = f"R@{RETRIEVAL_K}", chance_of_recall(owner), ""
+        hits = np.concatenate(retrieval_hits(image, text, torch.from_numpy(owner)))
+    table = _questions(corpus, test_set).assign(answer=answer, hit=hits.astype(float))
     score, error = aggregate(table, [name])
     return table, {
         "dataset": name,

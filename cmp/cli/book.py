@@ -3,68 +3,86 @@
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
 from cmp import config
 from cmp.cli import shared
 from cmp.errors import CmpError
+from cmp.files import write_atomic
 
 
 def study(
-    chapter: str,
+    chapters: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...")] = None,
     profile: str = "cpu",
     jobs: shared.Positive = 2,
     backend: str = "local",
     device: str | None = None,
     shard: str | None = None,
     dry_run: bool = False,
-    force: bool = False,
     publish: bool = False,
+    pause: bool = False,
+    resume: bool = False,
 ) -> None:
-    """Compute the runs of a chapter's study that are not stored.
+    """Compute the runs of some studies that are not stored, in the order that is given.
 
     Stopped or killed, the same command goes on where it was.
 
     Args:
-        chapter: The study's number, such as 01.
+        chapters: Studies, such as 01 or front.
         profile: Size of the runs: quick, cpu or gpu.
         jobs: Runs at a time, each on one thread.
         backend: local, or ray for the cluster at RAY_ADDRESS.
         shard: i/n, to compute the i-th of n parts only. Default: all runs.
-        force: Compute more than a chapter's budget allows.
-        publish: Write the metrics to book/results at the end.
+        publish: Write the metrics of each study to book/results as soon as it is computed.
+        pause: Let all studies of this build folder wait, once the runs in progress are done.
+        resume: Let them go on.
 
     Example:
-        cmpt study 01 --jobs 4
+        cmpt study front 03 --jobs 2 --publish
     """
-    from cmp.experiments import preflight, results, studies
-    from cmp.experiments.claims import claims_of
+    from cmp.experiments import preflight, results, studies, workers
 
+    if pause or resume:
+        if pause:
+            write_atomic(workers.pause_file(), "")
+        else:
+            workers.pause_file().unlink(missing_ok=True)
+        return
+    if not chapters:
+        raise CmpError("study: name one or more, such as 01")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
     if publish and profile != "cpu":
         raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
     if publish and shard:
         raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
-    device, grid = shared.default_device(profile, device), studies.load_study(chapter)
-    claims_of(grid)  # a wrong claim is refused now, not after hours of runs
+    device, grids = shared.default_device(profile, device), [*map(studies.load_study, chapters)]
     # a full run takes hours: of a model that is not embedded, the live settings once each
     is_foreign = profile in config.FOREIGN_MODEL_PROFILES
-    runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
-    if dry_run and is_foreign:
-        typer.echo("\n".join(preflight.describe_study(runs, device)))
-        return
-    configs = list(runs.values())
-    if shard:
-        configs = studies.shard_runs(configs, shard)
-    plan = studies.plan_study(configs, device)
-    typer.echo(f"{grid.question}\nstudy {chapter}, {profile}: {plan}")
+    blocks = []
+    for grid in grids:
+        runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
+        if dry_run and is_foreign:
+            typer.echo("\n".join(preflight.describe_study(runs, device)))
+            continue
+        configs = list(runs.values())
+        blocks.append(studies.shard_runs(configs, shard) if shard else configs)
+        plan = studies.plan_study(blocks[-1], device)
+        typer.echo(f"{grid.question}\nstudy {grid.chapter}, {profile}: {plan}")
     if dry_run:
         return
-    if profile == "cpu" and not force:
-        plan.check_budget()
-    studies.compute_runs(configs, jobs, device, backend)
-    if publish:
-        typer.echo(f"published: {results.publish_study(grid, profile)}")
+    plan = studies.plan_study([run for configs in blocks for run in configs], device)
+    if workers.pause_file().exists():
+        typer.echo("studies are paused; `cmpt study --resume` lets them go on")
+    form = "{desc}: {percentage:.0f}%|{bar}| {n:.0f} of {total:.0f} min, {elapsed}<{remaining}"
+    with tqdm(total=plan.seconds / 60, bar_format=form) as bar:
+        for grid, configs in zip(grids, blocks, strict=True):
+            bar.set_description(f"study {grid.chapter}")
+            studies.compute_runs(
+                configs, jobs, device, backend, lambda run: bar.update(plan.todo[run] / 60)
+            )
+            if publish:
+                bar.write(f"published: {results.publish_study(grid, profile)}")
 
 
 def book(

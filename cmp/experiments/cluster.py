@@ -27,7 +27,7 @@ STOP_SECONDS = 20
 
 
 def run_on_ray(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
+    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
 ) -> workers.Failures:
     """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
 
@@ -38,7 +38,7 @@ def run_on_ray(
         todo: The runs.
         jobs: How many are computed at a time.
         device: "cpu" or "cuda".
-        finished: Called after each run that did not fail.
+        finished: Called with each run that did not fail.
 
     Returns:
         Why runs failed.

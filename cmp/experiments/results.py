@@ -1,21 +1,29 @@
 """Published results: one Parquet file per study, a row per (run, task, scope, dataset).
 
+Rows of scope "full" at both ends of a stream hold, as packed bits, which questions were answered
+right, in the order of `cmp.evaluation.list_questions`. From these come rows of two more scopes:
+A_ZS on the class names that replay "kept", and on those that it was "lacking".
+
 Chapters argue from these. Each run's config, weights' hash and provenance stand beside its rows, so
 anyone can compute it again and compare.
 """
 
+import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import cmp
 from cmp import config
 from cmp.data import load_data
 from cmp.errors import CmpError
+from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import child_path, project_folder
+from cmp.mixtures import is_kept_concept
 from cmp.readers.files import check_digest, explain_errors, listed_file, read_table, read_yaml
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
@@ -23,6 +31,7 @@ from cmp.seeds import numpy_generator
 RESULTS = project_folder() / "book" / "results"
 MAX_BYTES = 2_000_000
 RESULT_KEYS = ["setting", "replicate", *METRIC_KEYS]
+KEPT, LACKING = "kept", "lacking"
 RUN_COLUMNS = {"run": str, "weights": str, "config": str, "provenance": str}
 """What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
 
@@ -49,7 +58,8 @@ def published_metrics(chapter: str) -> pd.DataFrame:
     """Return the published metrics of a study, settings in the order of its grid.
 
     Returns:
-        The metrics, with `setting`, `replicate`, `run` (the id) and `config` (a JSON text).
+        The metrics, with `setting`, `replicate`, `run` (the id) and `config` (a JSON text); see the
+        module's docstring for `hits` and for what `scope` may be.
 
     Raises:
         CmpError: There are none, or they are of another `NUMERICS` and so stale; those that
@@ -124,12 +134,12 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         raise CmpError(
             f"study {study.chapter}: {len(missing)} runs are missing; compute them first"
         )
-    frames = []
+    tables, frames = {run_id: _metrics_with_hits(run) for run_id, run in runs.items()}, []
     for (setting, replicate), run_id in grid.items():
         run = runs[run_id]
         texts = json.dumps(run.config.to_dict()), json.dumps(run.provenance)
         columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
-        frames.append(run.metrics.assign(setting=setting, replicate=replicate, **columns))
+        frames.append(tables[run_id].assign(setting=setting, replicate=replicate, **columns))
     table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
     with listed_file(path) as partial:
         table.to_parquet(partial, index=False)
@@ -140,6 +150,48 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     return path
 
 
+def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
+    """Return a run's metrics with a column `hits` and, where the replayed half of the pool is of
+    some names only, the scores on these names and on the others."""
+    ends = {f"{task}/" for task in (0, run.config.stream.tasks)}
+    hits = {name: x for name, x in run.hits.items() if name.startswith(tuple(ends))}
+    if not hits or run.config.evaluation.split != "test":
+        return run.metrics
+    keys = run.metrics["task"].astype(str) + "/" + run.metrics["dataset"]
+    packed = {name: np.packbits(x).tobytes() for name, x in hits.items()}
+    is_full = run.metrics["scope"] == "full"
+    metrics = run.metrics.assign(hits=keys.map(packed).where(is_full, None))
+    if run.config.mixture.select != "concepts":
+        return metrics
+    questions, labels = named_questions(run.config.data)
+    is_kept = is_kept_concept(labels, run.config.seeds.data)
+    parts = [metrics]
+    for scope, chosen in ((KEPT, is_kept), (LACKING, ~is_kept)):
+        rows = metrics[is_full & (metrics["role"] == ROLES["A_ZS"]) & keys.isin(hits)]
+        scores = []
+        for key, name in zip(keys[rows.index], rows["dataset"], strict=True):
+            here = (questions["dataset"] == name).to_numpy()
+            asked = questions["weight"].to_numpy()[here] * chosen[here]
+            scores.append(100 * float(asked @ hits[key] / asked.sum()))
+        columns = ["task", "dataset", "role", "metric", "chance"]
+        parts.append(rows[columns].assign(scope=scope, score=scores))
+    return pd.concat(parts, ignore_index=True)
+
+
+@functools.cache
+def named_questions(data: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the questions of the test of some data, and the class name that each is about."""
+    corpus = load_data(data)
+    questions = list_questions(corpus)
+    return questions, corpus.table["label"].to_numpy()[questions["row"]]
+
+
+def unpack_hits(packed: bytes, dataset: str, data: str) -> np.ndarray:
+    """Return the hits of a dataset, bool, from the bits of a row of published metrics."""
+    count = int((named_questions(data)[0]["dataset"] == dataset).sum())
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
+
+
 def published_runs(chapter: str) -> list[StoredRun]:
     """Return the published runs of a study, by setting and replicate."""
     runs = []
@@ -147,9 +199,17 @@ def published_runs(chapter: str) -> list[StoredRun]:
         weights, tree, provenance = rows.iloc[0][["weights", "config", "provenance"]]
         run_config = config.parse(json.loads(tree), f"results of chapter {chapter}")
         # two settings that come to the same config are one run, with rows for each
+        rows = rows[~rows["scope"].isin([KEPT, LACKING])]
         metrics = rows.drop(columns=["setting", "replicate", *RUN_COLUMNS])
         metrics = metrics.drop_duplicates(METRIC_KEYS, ignore_index=True)
-        runs.append(StoredRun(run_id, run_config, json.loads(provenance), metrics, weights))
+        rows = metrics.dropna(subset="hits") if "hits" in metrics else metrics[:0]
+        hits = {
+            f"{row.task}/{row.dataset}": unpack_hits(row.hits, row.dataset, run_config.data)
+            for row in rows.itertuples()
+        }
+        metrics = metrics.drop(columns="hits", errors="ignore")
+        content = (run_config, json.loads(provenance), metrics, weights)
+        runs.append(StoredRun(run_id, *content, hits=hits))
     return runs
 
 

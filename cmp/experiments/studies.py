@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -37,15 +38,12 @@ from cmp.readers.files import check_record, read_yaml
 STUDIES = project_folder() / "book" / "studies"
 MAX_LIVE = 4
 MAX_REPLICATES = 1000
-MAX_RUNS, MAX_CORE_HOURS = 180, 2.5
-"""A chapter's budget in the `cpu` profile."""
-
 EXPLORING, CONFIRMING = (0, 2), (2, 10)
-"""The first base of the replicates that explore or confirm, and how many bases they take in turn."""
+"""The first base of replicates that explore or confirm, and how many bases they take in turn."""
 FIRST_EXPLORING_SEED = 1000
 """Of streams, batches and augmentation; those that confirm begin at 0, so that no two meet."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
-"""Functions of (configs, jobs, device, called after each run) that return why runs failed."""
+"""Functions of (configs, jobs, device, called with each run) that return why runs failed."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -190,33 +188,29 @@ class StudyPlan(NamedTuple):
 
     Attributes:
         runs: Number of runs of the grid.
-        todo: The configs of the runs that are not stored.
-        seconds: Forecast for those, on one core.
+        todo: The runs that are not stored, each with its forecast in seconds of one core.
     """
 
     runs: int
-    todo: list[RunConfig]
-    seconds: float
+    todo: dict[RunConfig, float]
+
+    @property
+    def seconds(self) -> float:
+        """The forecast of all, in seconds of one core."""
+        return sum(self.todo.values())
 
     def __str__(self) -> str:
         todo, hours = len(self.todo), self.seconds / 3600
         stored = self.runs - todo
         return f"{self.runs} runs, {stored} stored, {todo} to compute: {hours:.2f} core-hours"
 
-    def check_budget(self) -> None:
-        """Raise `CmpError` if the study is more than a chapter may take."""
-        if self.runs > MAX_RUNS or self.seconds > 3600 * MAX_CORE_HOURS:
-            raise CmpError(
-                f"{self}; a chapter may take {MAX_RUNS} runs and {MAX_CORE_HOURS} core-hours: cut "
-                f"the grid, not the replicates, or force it"
-            )
-
 
 def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
     """Return what computing some runs takes; raise `CmpError` for a device that is not here."""
     forecast.check_device(device)
     todo = missing_runs(configs)
-    return StudyPlan(len(set(configs)), todo, sum(forecast.forecast_seconds(todo, device)))
+    seconds = forecast.forecast_seconds(todo, device)
+    return StudyPlan(len(set(configs)), dict(zip(todo, seconds, strict=True)))
 
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
@@ -225,7 +219,11 @@ def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
 
 
 def compute_runs(
-    configs: list[RunConfig], jobs: int = 1, device: str = "cpu", backend: str = "local"
+    configs: list[RunConfig],
+    jobs: int = 1,
+    device: str = "cpu",
+    backend: str = "local",
+    finished: Callable[[RunConfig], Any] | None = None,
 ) -> None:
     """Compute the runs that are missing, with a progress bar.
 
@@ -237,6 +235,7 @@ def compute_runs(
         jobs: How many are computed at a time.
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
+        finished: Called with each run that is done, in place of a bar over these runs.
 
     Raises:
         CmpError: At the end, if runs failed; says which and why.
@@ -244,8 +243,8 @@ def compute_runs(
     todo = missing_runs(configs)
     if not todo:
         return
-    with tqdm(total=len(todo), desc="runs", unit=" runs") as bar:
-        failures = BACKENDS[backend](todo, jobs, device, bar.update)
+    with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
+        failures = BACKENDS[backend](todo, jobs, device, finished or (lambda _: bar.update()))
     if failures:
         reasons = failures.items()
         lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]

@@ -96,7 +96,7 @@ def is_kept(run_id: str, weights: bool) -> bool:
 
 
 def run_locally(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[], None]
+    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
 ) -> Failures:
     """Compute runs in worker processes.
 
@@ -106,7 +106,7 @@ def run_locally(
         todo: The runs.
         jobs: Number of workers.
         device: "cpu" or "cuda".
-        finished: Called after each run that did not fail.
+        finished: Called with each run that did not fail.
 
     Returns:
         Why runs failed.
@@ -151,17 +151,19 @@ def compute_all(
     jobs: int,
     start: Callable[[RunConfig], Any],
     wait: Callable[[Iterable[Any]], Iterable[tuple[Any, Outcome]]],
-    finished: Callable[[], None],
+    finished: Callable[[RunConfig], None],
     stop: StopRequest,
 ) -> Failures:
     """Compute runs by whatever means; a run that is lost starts again, `ATTEMPTS` times in all.
+
+    While studies are paused (`pause_file`), runs in progress go on to their end and none is begun.
 
     Args:
         todo: The runs.
         jobs: How many are computed at a time.
         start: Starts a run and returns a handle.
         wait: Waits a little for some handles and yields those that have ended, with their outcome.
-        finished: Called after each run that did not fail.
+        finished: Called with each run that did not fail.
         stop: Whether a signal came.
 
     Returns:
@@ -173,14 +175,17 @@ def compute_all(
     queue, attempts, failures = list(reversed(todo)), Counter(), {}
     running: dict[Any, RunConfig] = {}
     while queue or running:
-        while queue and len(running) < jobs:
+        is_paused = pause_file().exists()
+        if is_paused and not running:
+            time.sleep(0.2)
+        while queue and len(running) < jobs and not is_paused:
             run_config = queue.pop()
             running[start(run_config)] = run_config
         for handle, outcome in wait(running):
             run_config = running.pop(handle)
             attempts[run_config] += isinstance(outcome, LostRun)
             if outcome is None:
-                finished()
+                finished(run_config)
             elif isinstance(outcome, str) or attempts[run_config] == ATTEMPTS:
                 failures[run_config] = str(outcome)
             else:
@@ -189,6 +194,11 @@ def compute_all(
             message = f"stopped with {len(queue) + len(running)} runs to go"
             raise Interrupted(f"{message}; the same command goes on", stop.signal)
     return failures
+
+
+def pause_file() -> Path:
+    """Return the file that pauses all studies of a build folder for as long as it exists."""
+    return build_folder() / "paused"
 
 
 def failure_reason(error: BaseException) -> str:

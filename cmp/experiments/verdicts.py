@@ -1,0 +1,481 @@
+"""The primary claims of the book and what their runs came to.
+
+`book/claims.yaml` was committed before the runs that it speaks of. All its claims are one family:
+each has one interval, a t-interval over the ten bases that tuned nothing, at a level that
+Bonferroni's correction gives, and the same on every page. `read_interval` says how it is read.
+
+Two intervals stand beside it: that of the paired differences over all replicates, and a crossed one
+that counts the concepts of the test as a sample, too. The verdict is about this test set; what is
+said of other concepts rests on the crossed one.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from scipy import stats
+
+from cmp.config import STRICT
+from cmp.errors import CmpError
+from cmp.evaluation import ROLES
+from cmp.experiments import fronts, results, store, studies
+from cmp.files import project_folder
+from cmp.mixtures import is_kept_concept
+from cmp.readers.files import check_record, read_yaml
+
+CLAIMS = project_folder() / "book" / "claims.yaml"
+ALPHA = 0.05
+REPLICATES = 20
+"""What each setting of a claim must have."""
+MATTERS = 1.0
+"""Points that a reader would care about, in A_KA, in A_ZS and in a gain alike."""
+HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
+HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
+NOT_COMPUTED, NOT_COVERED = "not computed yet", "outside the front"
+SPREAD_SETTINGS = 3
+
+Text = Annotated[str, Field(min_length=1)]
+Settings = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class FrontOf:
+    """A front of plain fine-tuning.
+
+    Attributes:
+        study: The study.
+        settings: Its settings, one per peak.
+        check: Another peak between them, whose gain must be 0 within the noise.
+    """
+
+    study: Text
+    settings: Settings
+    check: str = ""
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Term:
+    """One side of a contrast.
+
+    Attributes:
+        of: A setting; for a spread several, whose standard deviation counts.
+        times: Its coefficient.
+        at: The "end" of the stream, or the mean over the middle half of its updates, on the "way".
+        front: The front that a gain is measured from.
+    """
+
+    of: Settings
+    times: float = 1.0
+    at: Literal["end", "way"] = "end"
+    front: Text = "plain"
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Claim:
+    """A claim that was made before its runs.
+
+    Attributes:
+        name: A short name.
+        guideline: The guideline that it speaks of.
+        study: The study with its settings.
+        sentence: The claim in words.
+        measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", or "spread": the standard
+            deviation of A_KA over settings.
+        terms: What is added up.
+        expected: The sign that is claimed, or that nothing that matters differs.
+        half_width: Half the interval's width as planned from exploration, in points.
+        why: Why the plan is wider than `MATTERS`, where it is.
+        names: The class names whose A_ZS counts: all of pretraining's, or those that replay kept or
+            was lacking.
+    """
+
+    name: Text
+    guideline: Text
+    study: Text
+    sentence: Text
+    measure: Literal["gain", "A_KA", "A_ZS", "spread"]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+    expected: Literal["above 0", "below 0", "no difference"]
+    half_width: Annotated[float, Field(gt=0)]
+    why: str = ""
+    names: Literal["all", "kept", "lacking"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.half_width > MATTERS and not self.why:
+            raise ValueError(f"{self.name!r}: half_width: above {MATTERS:g}, and no `why`")
+        if self.names != "all" and self.measure not in ("gain", "A_ZS"):
+            raise ValueError(f"{self.name!r}: names: {self.measure} is not measured by names")
+        for term in self.terms:
+            if (len(term.of) >= SPREAD_SETTINGS) != (self.measure == "spread"):
+                raise ValueError(
+                    f"{self.name!r}: of: a spread takes {SPREAD_SETTINGS} settings or more, all "
+                    "else takes one"
+                )
+            if term.at == "way" and self.measure == "gain":
+                raise ValueError(f"{self.name!r}: at: a gain is measured at the end of the stream")
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class ClaimsFile:
+    """The fronts and the claims of the book."""
+
+    fronts: dict[str, FrontOf]
+    claims: tuple[Claim, ...]
+
+
+def load_claims(path: Path = CLAIMS) -> ClaimsFile:
+    """Return the fronts and primary claims; raise `CmpError` that names the key at fault."""
+    found = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
+    names = [claim.name for claim in found.claims]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise CmpError(f"{path}: claims: two are named {twice[0]!r}")
+    for each in found.fronts.values():
+        _check_settings(each.study, [*each.settings, *filter(None, [each.check])], str(path))
+    for claim in found.claims:
+        source = f"{path}: claim {claim.name!r}"
+        for term in claim.terms:
+            _check_settings(claim.study, term.of, source)
+            if claim.measure == "gain" and term.front not in found.fronts:
+                raise CmpError(f"{source}: no front {term.front!r}")
+    return found
+
+
+def _check_settings(study: str, names: Sequence[str], source: str) -> None:
+    """Raise `CmpError` unless a study that confirms has settings, with replicates enough."""
+    grid = studies.load_study(study)
+    if grid.explores:
+        raise CmpError(f"{source}: study {study!r} explores: its runs tuned what is claimed")
+    for name in names:
+        if name not in grid.settings:
+            raise CmpError(f"{source}: study {study!r} has no setting {name!r}")
+        count = grid.settings[name].get("replicates", grid.replicates)
+        if count < REPLICATES:
+            raise CmpError(
+                f"{source}: {name!r} of study {study!r} has {count} replicates; a claim takes "
+                f"{REPLICATES}"
+            )
+
+
+def read_interval(low: float, high: float) -> str:
+    """Return what an interval says, in the order in which it is asked: beyond a point, within a
+    point, beyond zero, or nothing yet."""
+    if low > MATTERS or high < -MATTERS:
+        return HELPS if low > 0 else HURTS
+    if low >= -MATTERS and high <= MATTERS:
+        return SAME
+    if low > 0 or high < 0:
+        return HELPS_OPEN if low > 0 else HURTS_OPEN
+    return OPEN
+
+
+def run_scores(published: pd.DataFrame) -> pd.DataFrame:
+    """Return what each run of a study came to.
+
+    Args:
+        published: As `cmp.experiments.results.published_metrics` returns it.
+
+    Returns:
+        A row per (setting, replicate): `A_KA` and `A_ZS` at the end, on the whole test; A_ZS on the
+        names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half of the
+        updates, NaN where the whole test was scored at the ends alone; `peak` and `base`.
+    """
+    keys = ["setting", "replicate"]
+    table = store.trajectory(published).set_index([*keys, "scope"])
+    last = table.groupby(keys)["task"].max()
+    ends = table[table["task"] == last.reindex(table.index.droplevel("scope")).to_numpy()]
+    full = ends.xs("full", level="scope")
+    scores = full[["A_KA", "A_ZS"]].copy()
+    for scope in (results.KEPT, results.LACKING):
+        if scope in ends.index.get_level_values("scope"):
+            scores[scope] = ends.xs(scope, level="scope")["A_ZS"]
+    whole = table.xs("full", level="scope")
+    part = whole["task"] / last.reindex(whole.index)
+    middle = whole[part.between(0.25, 0.75)].groupby(keys)["A_KA"]
+    scores["way"] = middle.mean()[middle.size() > 1]
+    trees = published.groupby(keys)["config"].first().map(json.loads)
+    scores["base"] = trees.map(lambda tree: tree["seeds"]["init"])
+    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
+    return scores
+
+
+@functools.lru_cache(maxsize=32)
+def _published(study: str, stamp: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the published metrics of a study and what its runs came to."""
+    published = results.published_metrics(study)
+    return published, run_scores(published)
+
+
+def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the published metrics of a study and its `run_scores`, read again if it changed."""
+    return _published(study, results.results_file(study).stat().st_mtime_ns)
+
+
+def gain_of(
+    study: str, setting: str, front: FrontOf, names: str = "all", shift: float = 0.0
+) -> fronts.Gain:
+    """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
+
+    Args:
+        study: The study.
+        setting: The setting.
+        front: The front.
+        names: Whose A_ZS counts, see `Claim`.
+        shift: Points that are added to the front's A_ZS.
+    """
+    own = _by_names(published_scores(study)[1].loc[setting], names)
+    scores = published_scores(front.study)[1]
+    tables = {each: _by_names(scores.loc[each], names) for each in front.settings}
+    tables = {each: table.assign(A_ZS=table["A_ZS"] + shift) for each, table in tables.items()}
+    peaks = {each: float(scores.loc[each, "peak"].iloc[0]) for each in front.settings}
+    return fronts.measure_gain(own, tables, peaks, setting)
+
+
+def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
+    column = "A_ZS" if names == "all" else names
+    return pd.DataFrame({"A_KA": scores["A_KA"], "A_ZS": scores[column], "base": scores["base"]})
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a contrast came to.
+
+    Attributes:
+        values: Per replicate.
+        pseudo: Per base, independent of each other.
+        is_bound: Whether a gain in it is a lower bound.
+        parts: Of each setting in it, by (study, setting): its weight in A_ZS and in A_KA.
+    """
+
+    values: pd.Series
+    pseudo: pd.Series
+    is_bound: bool
+    parts: dict[tuple[str, str], tuple[float, float]]
+
+
+def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Values:
+    values, pseudo, is_bound, parts = 0.0, 0.0, False, {}
+
+    def add(study: str, setting: str, retention: float, accumulation: float) -> None:
+        one, other = parts.get((study, setting), (0.0, 0.0))
+        parts[study, setting] = one + retention, other + accumulation
+
+    for term in claim.terms:
+        if claim.measure == "gain":
+            front = known.fronts[term.front]
+            gain = gain_of(claim.study, term.of[0], front, claim.names, shift)
+            own, bases, is_bound = gain.values, gain.pseudo, is_bound or gain.is_bound
+            add(claim.study, term.of[0], term.times, -term.times * gain.slope)
+            add(front.study, gain.nearest, -term.times, term.times * gain.slope)
+        else:
+            scores = published_scores(claim.study)[1].loc[[*term.of]]
+            column = {"end": claim.measure, "way": "way"}[term.at]
+            column = "A_KA" if column == "spread" else column
+            if claim.names != "all":
+                column = claim.names
+            table = scores[column].unstack("setting")
+            own = table.std(axis=1) if claim.measure == "spread" else table.iloc[:, 0]
+            bases = own.groupby(scores.loc[term.of[0], "base"]).mean()
+            if claim.measure != "spread":
+                is_retention = claim.measure == "A_ZS"
+                add(
+                    claim.study,
+                    term.of[0],
+                    term.times * is_retention,
+                    term.times * (not is_retention),
+                )
+        values, pseudo = values + term.times * own, pseudo + term.times * bases
+    return _Values(values, pseudo, is_bound, parts)
+
+
+def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:
+    """Return the verdict of every primary claim, from the published results.
+
+    Args:
+        known: The claims.
+        shift: Points that are added to the A_ZS of all fronts, to see which verdicts hang on them.
+
+    Returns:
+        A row per claim, by name: `guideline`, `study`, `claimed` (its sentence), `measure`,
+        `expected`, `reading`, `agrees` (whether the reading is the one that was expected; empty
+        where it is open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`,
+        `low paired`, `high paired`, `low crossed`, `high crossed` (at the same level), `planned`
+        and `half` (of the interval's width), `is_bound`, and `sentence`.
+
+    Raises:
+        CmpError: Published runs are fewer than the claim takes, or of bases that tuned it.
+    """
+    tail = ALPHA / 2 / max(1, len(known.claims))
+    rows = {claim.name: _judge(claim, known, tail, shift) for claim in known.claims}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+
+
+def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "guideline": claim.guideline,
+        "study": claim.study,
+        "claimed": claim.sentence,
+        "measure": claim.measure,
+        "expected": claim.expected,
+        "planned": claim.half_width,
+        "level": 1 - 2 * tail,
+    }
+    used = {claim.study} | {known.fronts[t.front].study for t in claim.terms} * (
+        claim.measure == "gain"
+    )
+    if missing := sorted(each for each in used if not results.is_published(each)):
+        words = f"study {missing[0]} is not published"
+        return row | {
+            "reading": NOT_COMPUTED,
+            "agrees": "",
+            "sentence": f"Not computed yet: {words}.",
+        }
+    _check_runs(claim)
+    try:
+        found = _measure(claim, known, shift)
+    except CmpError as error:
+        return row | {"reading": NOT_COVERED, "agrees": "", "sentence": f"Not measured: {error}."}
+    estimate = float(found.values.mean())
+    row |= {"n": len(found.values), "estimate": estimate, "is_bound": found.is_bound}
+    error = float(found.pseudo.std() / np.sqrt(len(found.pseudo)))
+    factor = stats.t.isf(tail, len(found.pseudo) - 1)
+    paired = float(found.values.std() / np.sqrt(row["n"]) * stats.t.isf(tail, row["n"] - 1))
+    crossed = np.nan
+    if found.parts:
+        crossed = float(np.hypot(error, concept_error(found.parts, claim.names)) * factor)
+    for name, half in (("", error * factor), (" paired", paired), (" crossed", crossed)):
+        row |= {f"low{name}": estimate - half, f"high{name}": estimate + half}
+    row["half"] = error * factor
+    low, high = row["low"], np.inf if found.is_bound else row["high"]
+    row["reading"] = read_interval(low, high)
+    row["agrees"] = _agrees(row["reading"], claim.expected)
+    return row | {"sentence": _sentence(row, claim)}
+
+
+def _check_runs(claim: Claim) -> None:
+    """Raise `CmpError` unless the published runs of a claim can confirm it."""
+    first, count = studies.CONFIRMING
+    for setting in dict.fromkeys(name for term in claim.terms for name in term.of):
+        scores = published_scores(claim.study)[1]
+        rows = scores.loc[[setting]] if setting in scores.index else scores[:0]
+        source = f"claim {claim.name!r}: {setting!r} of study {claim.study}"
+        if len(rows) < REPLICATES:
+            raise CmpError(f"{source}: {len(rows)} published replicates; it takes {REPLICATES}")
+        if not rows["base"].between(first, first + count - 1).all():
+            raise CmpError(f"{source}: runs of bases that tuned the setting cannot confirm it")
+
+
+def _agrees(reading: str, expected: str) -> str:
+    if reading == OPEN:
+        return ""
+    signs = {HELPS: "above 0", HELPS_OPEN: "above 0", HURTS: "below 0", HURTS_OPEN: "below 0"}
+    return "yes" if signs.get(reading, "no difference") == expected else "no"
+
+
+def _sentence(row: dict[str, Any], claim: Claim) -> str:
+    """Return a verdict in words."""
+    what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
+    unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
+    if claim.names != "all":
+        words = {"kept": "that replay kept", "lacking": "that replay lacked"}
+        unit += f", on names {words[claim.names]}"
+    if row["is_bound"]:
+        at_least = " at least, as the front does not reach that A_KA"
+    size = others = ""
+    if row["reading"] == SAME and (row["low"] > 0 or row["high"] < 0):
+        size = ", a small gain" if row["low"] > 0 else ", a small loss"
+    if np.isfinite(row["low crossed"]):
+        others = f"; on other concepts {row['low crossed']:.1f} to {row['high crossed']:.1f}"
+    return (
+        f"{row['reading'].capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
+        f"({100 * row['level']:.2f}% interval {row['low']:.1f} to {row['high']:.1f}{others}; "
+        f"n = {row['n']})."
+    )
+
+
+def concept_error(parts: dict[tuple[str, str], tuple[float, float]], names: str = "all") -> float:
+    """Return the standard error that concepts add to a contrast, if they are a sample.
+
+    Each concept's influence is the sum of its questions' weighted differences, less their dataset's
+    mean, averaged over replicates; the error is the root of the sum of squared influences.
+
+    Args:
+        parts: The weight of each (study, setting) in A_ZS and in A_KA.
+        names: Whose A_ZS counts, see `Claim`.
+    """
+    total, weights = 0.0, 0.0
+    for (study, setting), (retention, accumulation) in parts.items():
+        data, hits, seeds = _final_hits(study, setting)
+        asked = _question_weights(data, seeds, names)
+        factors = np.where(asked["is_retention"], retention, accumulation)
+        total = total + factors * (asked["weights"] * hits).mean(axis=0)
+        weights = asked["weights"].mean(axis=0)
+    dataset, group = asked["dataset"], asked["group"]
+    means = np.bincount(dataset, total) / np.maximum(np.bincount(dataset, weights), 1e-12)
+    return 100 * float(np.linalg.norm(np.bincount(group, total - weights * means[dataset])))
+
+
+def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
+    """Return the data, the hits at the end [replicates, questions] and the data seeds of a
+    setting."""
+    published = published_scores(study)[0]
+    rows = published[(published["setting"] == setting) & (published["scope"] == "full")]
+    rows = rows[rows["task"] == rows.groupby("replicate")["task"].transform("max")]
+    tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
+    data, bits = tree[0]["data"], []
+    names = results.named_questions(data)[0]["dataset"].unique()
+    for _, row in rows.pivot(index="replicate", columns="dataset", values="hits").iterrows():
+        bits.append(np.concatenate([results.unpack_hits(row[n], n, data) for n in names]))
+    return data, np.array(bits), tuple(each["seeds"]["data"] for each in tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
+    """Return of each question its dataset's and group's number, whether it counts in A_ZS, and its
+    `weights` in the aggregates, [seeds, questions]."""
+    questions, labels = results.named_questions(data)
+    dataset, group = (pd.factorize(questions[key])[0] for key in ("dataset", "group"))
+    is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
+    is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()
+    weight = questions["weight"].to_numpy() * is_scored
+    for role in ROLES.values():
+        here = (questions["role"] == role).to_numpy()
+        weight[here] /= questions.loc[here, "dataset"].nunique()
+    rows = []
+    for seed in seeds:
+        own = weight.copy()
+        if names != "all":
+            chosen = is_kept_concept(labels, seed) == (names == results.KEPT)
+            part = np.where(is_retention, own * chosen, own)
+            scale = np.bincount(dataset, own) / np.maximum(np.bincount(dataset, part), 1e-12)
+            own = part * scale[dataset]
+        rows.append(own)
+    return {"dataset": dataset, "group": group, "is_retention": is_retention,
+            "weights": np.array(rows)}  # fmt: skip
+
+
+def front_error(front: FrontOf) -> float:
+    """Return the standard error of a point of a front, without what replicates share."""
+    scores = published_scores(front.study)[1].loc[[*front.settings], "A_ZS"].unstack("setting")
+    apart = scores.sub(scores.mean(axis=1), axis=0)
+    return float((apart.std() / np.sqrt(len(apart))).mean())
+
+
+def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
+    """Return how the estimates of claims on gains err together, as they share a front."""
+    pseudo = {}
+    for claim in known.claims:
+        with_runs = results.is_published(claim.study) and claim.measure == "gain"
+        if with_runs:
+            pseudo[claim.name] = _measure(claim, known, 0.0).pseudo
+    return pd.DataFrame(pseudo).corr()
