@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import torch
 from forked import small_config, small_corpus
@@ -50,6 +51,8 @@ def text_of(value: Any) -> str:
     """A value as text that differs if it does."""
     if isinstance(value, dict) and all(isinstance(x, torch.Tensor) for x in value.values()):
         return models.tensors_digest(value)
+    if isinstance(value, pd.DataFrame) and "hits" in value:  # bytes, or nothing
+        value = value.assign(hits=value["hits"].map(repr))
     return value.to_json(double_precision=15) if hasattr(value, "to_json") else repr(value)
 
 

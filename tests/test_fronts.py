@@ -1,6 +1,4 @@
-"""Fronts: who dominates whom, and shares that agree with the paired t-distribution."""
-
-import itertools
+"""Fronts: they fall, settings on them gain nothing, and intervals cover what they say."""
 
 import numpy as np
 import pandas as pd
@@ -10,81 +8,126 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cmp.errors import CmpError
-from lab.analyses import pareto_front
+from cmp.experiments import fronts
+from cmp.experiments.fronts import fit_front, measure_gain
+
+PEAKS = 1e-4 * 1.6 ** np.arange(7)
+A_KA = np.array([30.0, 36, 42, 46, 49, 51, 50])
+A_ZS = np.array([52.0, 51.6, 51, 50.3, 49.2, 47.3, 44])
+BASES = np.tile(np.arange(2, 12), 2)
+NAMES = [f"peak {peak:.2g}" for peak in PEAKS]
 
 
-def trajectory(**settings):
-    """setting -> (A_KA, A_ZS) a replicate."""
-    return pd.DataFrame(
-        [
-            {"setting": name, "replicate": r, "task": 1, "scope": "full", "A_KA": ka, "A_ZS": zs,
-             "GM": np.sqrt(ka * zs)}
-            for name, points in settings.items()
-            for r, (ka, zs) in enumerate(points)
-        ]
-    )  # fmt: skip
+def runs(accumulation, retention, noise=None, shared=(0.0, 0.0)):
+    """Twenty replicates around a mean; `shared` moves what replicates have in common."""
+    own = np.zeros((2, 20)) if noise is None else noise.normal(0, 0.8, (2, 20))
+    gained, kept = accumulation + own[0] + shared[0], retention + own[1] + shared[1]
+    return pd.DataFrame({"A_KA": gained, "A_ZS": kept, "base": BASES})
 
 
-def around(ka, zs):
-    return [(ka + x, zs - x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)]
+def front_runs(**more):
+    return {name: runs(a, z, **more) for name, a, z in zip(NAMES, A_KA, A_ZS, strict=True)}
 
 
-def test_the_front_of_what_is_clear():
-    frame = trajectory(worst=around(20, 15), learns=around(36, 20), keeps=around(20, 33))
-    found = pareto_front(frame)
-    assert found.index.tolist() == ["learns", "keeps", "worst"]
-    assert found["on_front"].tolist() == [True, True, False]
-    assert found["share"].to_list() == pytest.approx([1, 1, 0], abs=0.005)
-    assert found.loc["keeps", ["A_KA", "A_ZS", "n"]].tolist() == pytest.approx([20, 33, 5])
+def gain(own, front=None):
+    return measure_gain(own, front or front_runs(), dict(zip(NAMES, PEAKS, strict=True)), "mine")
 
 
-def test_equal_settings_are_both_on_the_front():
-    found = pareto_front(trajectory(a=around(20, 30), b=around(20, 30), c=[(20.0, 29.0)] * 5))
-    assert found["on_front"].to_dict() == {"a": True, "b": True, "c": False}
-    assert found.loc[["a", "b"], "share"].tolist() == [1, 1]
+def test_a_front_goes_through_its_peaks_up_to_the_highest_accumulation():
+    front = fit_front(PEAKS, A_KA, A_ZS)
+    assert [front.retention_at(a) for a in A_KA[:6]] == pytest.approx(A_ZS[:6])
+    assert len(front.accumulation) == 6  # what descends is cut
+    assert front.retention_at(60) == pytest.approx(A_ZS[5])
+    assert front.slope_at(60) == 0
+    assert front.slope_at(47) < 0
+    assert front.accumulation_at(50.3) == pytest.approx(46)
+    assert np.isnan(front.accumulation_at(53))
 
 
-@pytest.mark.parametrize("count", [3, 5])
-def test_a_share_is_that_of_the_paired_t_distribution(count):
-    """`b` keeps less for certain, so it is on the front exactly where it learns more than `a`.
-    Base and stream move both by 10 points, which pairing takes away."""
-    shared, own = np.array([-10.0, 0, 10, 5, -5])[:count], np.array([1.0, -1, 2, 0, 1])[:count]
-    a = [(40 + x, 30.0) for x in shared]
-    b = [(40 + x + d, 10.0) for x, d in zip(shared, own, strict=True)]
-    error = own.std(ddof=1) / np.sqrt(count)
-    expected = stats.t.cdf(own.mean() / error, count - 1)
-    assert 0.6 < expected < 0.95
-    assert pareto_front(trajectory(a=a, b=b)).loc["b", "share"] == pytest.approx(
-        expected, abs=0.015
-    )
+scores = st.floats(10, 60, allow_nan=False)
 
 
-@given(st.permutations(range(15)))
-def test_the_front_does_not_depend_on_the_order_of_rows(order):
-    random = np.random.default_rng(0)
-    frame = trajectory(**{name: random.normal(30, 1, (5, 2)) for name in "abc"})
-    pd.testing.assert_frame_equal(
-        pareto_front(frame.iloc[order]), pareto_front(frame), check_exact=True
-    )
+@given(st.lists(st.tuples(scores, scores), min_size=6, max_size=9))
+def test_a_front_falls_whatever_the_scores(points):
+    peaks = 1e-4 * 1.5 ** np.arange(len(points))
+    try:
+        front = fit_front(peaks, *np.array(points).T)
+    except CmpError as error:
+        assert "does not rise" in str(error)
+        return
+    grid = np.linspace(front.accumulation[0], front.accumulation[-1], 50)
+    retention = np.array([front.retention_at(x) for x in grid])
+    assert (np.diff(retention) <= 1e-9).all()
+    assert all(front.slope_at(x) <= 1e-9 for x in grid)
+    middle = retention[25]
+    assert front.retention_at(front.accumulation_at(middle)) == pytest.approx(middle, abs=1e-6)
 
 
-def test_only_replicates_that_hold_every_setting_count():
-    frame = trajectory(a=around(20, 30), b=around(30, 20)[:4])
-    assert pareto_front(frame)["n"].tolist() == [4, 4]
-    assert pareto_front(frame).loc["a", "A_KA"] == pytest.approx(np.mean([19.8, 19.9, 20, 20.1]))
-    alone = pareto_front(frame[frame["replicate"] == 0])
-    assert alone["on_front"].all() and alone["share"].isna().all()
-    apart = frame[(frame["setting"] == "a") == (frame["replicate"] > 1)]
-    with pytest.raises(CmpError, match="no replicate holds every setting"):
-        pareto_front(apart)
+def test_fronts_that_cannot_be_trusted_are_refused():
+    with pytest.raises(CmpError, match="at least 6"):
+        fit_front(PEAKS[:5], A_KA[:5], A_ZS[:5])
+    with pytest.raises(CmpError, match=r"1\.6 apart"):
+        fit_front(np.delete(PEAKS, 3), np.delete(A_KA, 3), np.delete(A_ZS, 3))
+    with pytest.raises(CmpError, match="lower peaks are needed"):
+        fit_front(PEAKS, -np.arange(7.0), A_ZS)
 
 
-def test_no_setting_of_the_front_is_dominated():
-    random = np.random.default_rng(1)
-    frame = trajectory(**{name: random.normal(30, 5, (5, 2)) for name in "abcdefgh"})
-    found = pareto_front(frame)
-    best = found[found["on_front"]]
-    for (_, one), (_, other) in itertools.permutations(best.iterrows(), 2):
-        assert one["A_KA"] > other["A_KA"] or one["A_ZS"] > other["A_ZS"]
-    for _, one in found[~found["on_front"]].iterrows():
-        assert ((best["A_KA"] > one["A_KA"]) & (best["A_ZS"] > one["A_ZS"])).any()
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_setting_on_the_front_gains_nothing_and_one_above_it_what_it_is_above(place):
+    on = gain(runs(A_KA[place], A_ZS[place]))
+    assert on.values.to_numpy() == pytest.approx(np.zeros(20))
+    assert on.nearest == NAMES[place]
+    above = gain(runs(A_KA[place], A_ZS[place] + 1.5))
+    assert above.values.mean() == pytest.approx(1.5)
+    assert above.pseudo.to_numpy() == pytest.approx(np.full(10, 1.5))
+    assert not above.is_bound
+
+
+def test_a_mirror_is_the_accumulation_beyond_the_front():
+    assert gain(runs(46, 50.3)).mirror == pytest.approx(0)
+    assert gain(runs(48, 50.3)).mirror == pytest.approx(2)
+    assert np.isnan(gain(runs(48, 58)).mirror)
+
+
+def test_what_all_settings_of_a_replicate_share_moves_nothing():
+    noise = np.random.default_rng(0).normal(0, 2, 20)
+    quiet = gain(runs(46, 51.3))
+    moved = gain(runs(46, 51.3, shared=(0, noise)), front_runs(shared=(0, noise)))
+    assert moved.values.to_numpy() == pytest.approx(quiet.values.to_numpy())
+
+
+def test_beyond_the_front_a_gain_is_a_bound_and_below_it_there_is_none():
+    beyond = gain(runs(55, 49))
+    assert beyond.is_bound
+    assert beyond.values.mean() == pytest.approx(49 - 47.3)
+    with pytest.raises(CmpError, match=r"'mine': its A_KA of 20\.0 is below the front"):
+        gain(runs(20, 53))
+
+
+def test_a_front_without_the_setting_s_replicates_is_refused():
+    front = front_runs() | {NAMES[2]: runs(A_KA[2], A_ZS[2])[:10]}
+    with pytest.raises(CmpError, match=r"'peak 0\.00026' lacks some of its replicates"):
+        gain(runs(46, 50), front)
+
+
+def test_intervals_over_bases_cover_the_true_gain():
+    noise, true, covered = np.random.default_rng(0), 2.0, 0
+    place = fit_front(PEAKS, A_KA, A_ZS).retention_at(47.5)
+    for _ in range(120):
+        base = noise.normal(0, 1.5, (2, 12))[:, BASES]
+        shared = tuple(base + noise.normal(0, 1.0, (2, 20)))
+        own = runs(47.5, place + true, noise, shared)
+        pseudo = gain(own, front_runs(noise=noise, shared=shared)).pseudo
+        half = stats.t.isf(0.025, 9) * pseudo.std() / np.sqrt(10)
+        covered += abs(pseudo.mean() - true) < half
+    assert 0.89 <= covered / 120 <= 0.995
+
+
+def test_the_jackknife_leaves_out_one_base_at_a_time():
+    own = runs(46, 50.3)
+    own.loc[own["base"] == 4, "A_ZS"] += 10
+    found = gain(own)
+    assert found.values.mean() == pytest.approx(1.0)
+    assert found.pseudo.idxmax() == 4
+    assert found.pseudo.drop(4).to_numpy() == pytest.approx(np.zeros(9))
+    assert fronts.MIN_PEAKS == 6

@@ -23,6 +23,7 @@ from cmp.mixtures import (
     batch_counts,
     batch_rows,
     choose_lowest,
+    is_kept_concept,
     largest_batch,
     rank_within_groups,
     replay_pool,
@@ -368,9 +369,36 @@ def test_a_part_of_the_pool_is_kept(share, seed):
         whole = np.concatenate([corpus.rows(split, dataset=d) for d in corpus.by_role(role)])
         for select in options.choices()["mixture.select"]:
             kept = replay_pool(corpus, Mixture(pool=pool, replay=share, select=select), seed)
-            assert len(kept) == len(set(kept)) == max(1, round(share * len(whole)))
+            most = max(1, round(share * len(whole)))
+            if select == "concepts":
+                labels = corpus.table["label"].array[whole]
+                most = min(most, is_kept_concept(labels, seed).sum())
+            assert len(kept) == len(set(kept)) == most
             assert set(kept) <= set(whole)
             assert (np.diff(kept) > 0).all()
+
+
+def test_half_of_the_concepts_are_replayed_and_every_pool_is_split_alike(corpus):
+    labels = {}
+    for pool in POOL_ROLES:
+        rows = replay_pool(corpus, Mixture(pool=pool, replay=1.0, select="concepts"), 3)
+        labels[pool] = set(corpus.table["label"].array[rows])
+        whole = replay_pool(corpus, Mixture(pool=pool, replay=1.0), 3)
+        assert 0.45 < len(rows) / len(whole) < 0.55
+    known = sorted(set(corpus.table["label"]))
+    kept = {name for name, is_kept in zip(known, is_kept_concept(known, 3), strict=True) if is_kept}
+    assert all(names <= kept for names in labels.values())
+    assert not labels["pretraining"] & labels["substitute"] - kept
+    other = replay_pool(corpus, Mixture(replay=1.0, select="concepts"), 4)
+    assert set(corpus.table["label"].array[other]) != labels["pretraining"]
+
+
+def test_a_pool_of_one_class_name_that_is_left_out_is_refused(corpus):
+    mixture = Mixture(pretraining=1.0, update=0.0, buffer=0.0, replay=1.0, select="concepts")
+    one = corpus.table.assign(label="one name")
+    seed = next(seed for seed in range(20) if not is_kept_concept(["one name"], seed)[0])
+    with pytest.raises(CmpError, match=r"mixture\.select: 'concepts'"):
+        replay_pool(dataclasses.replace(corpus, table=one), mixture, seed)
 
 
 def test_a_random_part_depends_on_the_seed_and_the_best_aligned_hardly_does():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pandas as pd
@@ -22,7 +23,7 @@ from cmp import cli, config, schedules
 from cmp.checkpoints import CheckpointManager
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import forecast, store, studies, workers
+from cmp.experiments import forecast, results, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, build_folder, project_folder
 from cmp.runner import execute
@@ -202,30 +203,69 @@ def test_without_such_runs_a_few_steps_are_measured(build):
     assert 10 * few < more < float("inf")
 
 
-def test_a_study_over_budget_is_refused_and_can_be_forced(build, write, monkeypatch):
+def test_several_studies_are_one_programme_and_published_one_by_one(build, write, monkeypatch):
     write({"a": {}}, replicates=3)
-    began = []
-    monkeypatch.setitem(studies.BACKENDS, "local", lambda *todo: began.append(todo) or {})
-    monkeypatch.setattr(forecast, "forecast_seconds", lambda todo, device: [3601.0] * len(todo))
-    invoke = CliRunner().invoke
-    refused = invoke(cli.app, ["study", "77"])
-    assert "3 to compute: 3.00 core-hours; a chapter may take" in str(refused.exception)
-    assert began == []
-    assert invoke(cli.app, ["study", "77", "--force"]).exit_code == 0
-    assert invoke(cli.app, ["study", "77", "--profile", "quick"]).exit_code == 0
-    assert [len(todo) for todo, *_ in began] == [3, 3]
+    text = (build.parent / "77.yaml").read_text()
+    (build.parent / "88.yaml").write_text(text.replace('"a": {', '"a": {"schedule.peak": 0.5, '))
+    began, told = [], []
+
+    def compute(todo, jobs, device, finished):
+        began.append(todo)
+        for run_config in todo:
+            finished(run_config)
+        return {}
+
+    monkeypatch.setitem(studies.BACKENDS, "local", compute)
+    monkeypatch.setattr(results, "publish_study", lambda grid, _: told.append(len(began)))
+    result = CliRunner().invoke(cli.app, ["study", "77", "88", "--publish"])
+    assert result.exit_code == 0, result.exception
+    assert "study 77, cpu: 3 runs, 0 stored" in result.output
+    assert [len(todo) for todo in began] == [3, 3]
+    assert told == [1, 2]
+    nothing = CliRunner().invoke(cli.app, ["study"])
+    assert "name one or more" in str(nothing.exception)
 
 
-@pytest.mark.parametrize(
-    ("count", "seconds", "over"), [(180, 8999, False), (181, 0, True), (1, 9001, True)]
-)
-def test_the_budget(count, seconds, over):
-    plan = studies.StudyPlan(count, [], seconds)
-    if over:
-        with pytest.raises(CmpError, match=r"180 runs and 2\.5 core-hours"):
-            plan.check_budget()
-    else:
-        plan.check_budget()
+def test_a_paused_study_begins_no_run_until_it_is_resumed(build, monkeypatch):
+    assert CliRunner().invoke(cli.app, ["study", "--pause"]).exit_code == 0
+    begun, waited = [], []
+
+    def sleep(_):
+        waited.append(len(begun))
+        if len(waited) == 3:
+            CliRunner().invoke(cli.app, ["study", "--resume"])
+
+    monkeypatch.setattr(workers.time, "sleep", sleep)
+
+    def start(run_config):
+        begun.append(run_config)
+        return len(begun)
+
+    def wait(handles):
+        return [(handle, None) for handle in list(handles)]
+
+    runs = [small_config(f"seeds.data={n}") for n in range(3)]
+    stop = SimpleNamespace(signal=None)
+    assert workers.compute_all(runs, 2, start, wait, lambda run: None, stop) == {}
+    assert waited == [0, 0, 0]
+    assert begun == runs
+
+
+def test_replicates_that_confirm_share_no_base_and_no_stream_with_those_that_explore():
+    def seeds(**more):
+        tree = {"question": "Why?", "replicates": 20, "live": ["a"], "settings": {"a": {}}}
+        grid = studies.check_record(tree | more | {"chapter": "topic"}, studies.Study, "grid: ")
+        return grid, [each.seeds for each in grid.configs("cpu").values()]
+
+    grid, confirming = seeds()
+    _, exploring = seeds(explores=True)
+    assert [each.init for each in confirming] == [2 + r % 10 for r in range(20)]
+    assert {each.init for each in exploring} == {0, 1}
+    for kind in ("stream", "data", "augment"):
+        first, second = ({getattr(x, kind) for x in each} for each in (confirming, exploring))
+        assert len(first) == len(second) == 20
+        assert not first & second
+    assert {each.seeds.init for each in grid.configs("quick", 3, live_only=True).values()} == {0}
 
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatch):

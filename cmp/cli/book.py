@@ -41,6 +41,7 @@ def study(
         cmpt study front 03 --jobs 2 --publish
     """
     from cmp.experiments import preflight, results, studies, workers
+    from cmp.experiments.claims import claims_of
 
     if pause or resume:
         if pause:
@@ -61,6 +62,7 @@ def study(
     is_foreign = profile in config.FOREIGN_MODEL_PROFILES
     blocks = []
     for grid in grids:
+        claims_of(grid)  # a wrong claim is refused now, not after hours of runs
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
@@ -74,12 +76,13 @@ def study(
     plan = studies.plan_study([run for configs in blocks for run in configs], device)
     if workers.pause_file().exists():
         typer.echo("studies are paused; `cmpt study --resume` lets them go on")
-    form = "{desc}: {percentage:.0f}%|{bar}| {n:.0f} of {total:.0f} min, {elapsed}<{remaining}"
-    with tqdm(total=plan.seconds / 60, bar_format=form) as bar:
+    weights = {run: max(1, round(seconds)) for run, seconds in plan.todo.items()}
+    form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
+    with tqdm(total=sum(weights.values()), bar_format=form) as bar:
         for grid, configs in zip(grids, blocks, strict=True):
             bar.set_description(f"study {grid.chapter}")
             studies.compute_runs(
-                configs, jobs, device, backend, lambda run: bar.update(plan.todo[run] / 60)
+                configs, jobs, device, backend, lambda run: bar.update(weights[run])
             )
             if publish:
                 bar.write(f"published: {results.publish_study(grid, profile)}")

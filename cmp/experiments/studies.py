@@ -104,6 +104,8 @@ class Study:
 
     def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
         """Return the seeds of a replicate; `quick` starts from the base that every wheel has."""
+        if self.chapter[:2].isdigit():  # of the first edition
+            return {"seed": replicate}
         first, count = EXPLORING if self.explores else CONFIRMING
         seed = replicate + FIRST_EXPLORING_SEED * self.explores
         base = 0 if profile == "quick" else first + replicate % count
