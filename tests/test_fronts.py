@@ -104,6 +104,18 @@ def test_beyond_the_front_a_gain_is_a_bound_and_below_it_there_is_none():
         gain(runs(20, 53))
 
 
+def test_a_local_front_says_nothing_beyond_its_ends():
+    few = {name: table for name, table in front_runs().items() if name in NAMES[2:4]}
+    peaks = dict(zip(NAMES, PEAKS, strict=True))
+    inside = measure_gain(runs(44, 51.65), few, peaks, "mine", is_local=True)
+    assert inside.values.mean() == pytest.approx(1.0)
+    for accumulation, words in ((41, "below the front"), (47, "beyond the local front")):
+        with pytest.raises(CmpError, match=words):
+            measure_gain(runs(accumulation, 50), few, peaks, "mine", is_local=True)
+    with pytest.raises(CmpError, match="at least 6"):
+        measure_gain(runs(44, 50), few, peaks, "mine")
+
+
 def test_a_front_without_the_setting_s_replicates_is_refused():
     front = front_runs() | {NAMES[2]: runs(A_KA[2], A_ZS[2])[:10]}
     with pytest.raises(CmpError, match=r"'peak 0\.00026' lacks some of its replicates"):

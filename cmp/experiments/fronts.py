@@ -18,8 +18,9 @@ from scipy.optimize import isotonic_regression
 
 from cmp.errors import CmpError
 
-MIN_PEAKS, MAX_RATIO = 6, 1.61
-"""Peaks that a front has at least, and the largest factor between neighbours; 1.6 and rounding."""
+MIN_PEAKS, MIN_LOCAL, MAX_RATIO = 6, 2, 1.61
+"""Peaks that a front has at least, those of a local one, which serves between its own ends only,
+and the largest factor between neighbours: 1.6 and rounding."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Front:
         return PchipInterpolator(self.accumulation, self.retention)
 
 
-def fit_front(peaks: np.ndarray, accumulation: np.ndarray, retention: np.ndarray) -> Front:
+def fit_front(
+    peaks: np.ndarray, accumulation: np.ndarray, retention: np.ndarray, is_local: bool = False
+) -> Front:
     """Fit a front to the mean scores of plain fine-tuning at several peaks.
 
     What lies beyond the peak of the highest A_KA is cut. Up to there A_KA is made to rise and A_ZS
@@ -66,13 +69,15 @@ def fit_front(peaks: np.ndarray, accumulation: np.ndarray, retention: np.ndarray
         peaks: Learning rates, rising, [n].
         accumulation: Mean A_KA at each, [n].
         retention: Mean A_ZS at each, [n].
+        is_local: Whether `MIN_LOCAL` peaks will do.
 
     Raises:
         CmpError: There are too few peaks, they are too far apart, or A_KA rises nowhere.
     """
-    if len(peaks) < MIN_PEAKS or np.max(peaks[1:] / peaks[:-1]) > MAX_RATIO:
+    least = MIN_LOCAL if is_local else MIN_PEAKS
+    if len(peaks) < least or np.max(peaks[1:] / peaks[:-1]) > MAX_RATIO:
         raise CmpError(
-            f"front: peaks {', '.join(f'{peak:g}' for peak in peaks)}: at least {MIN_PEAKS} are "
+            f"front: peaks {', '.join(f'{peak:g}' for peak in peaks)}: at least {least} are "
             f"needed, neighbours at most a factor of {MAX_RATIO:.1f} apart"
         )
     last = int(np.argmax(accumulation)) + 1
@@ -108,7 +113,11 @@ class Gain:
 
 
 def measure_gain(
-    own: pd.DataFrame, front: dict[str, pd.DataFrame], peaks: dict[str, float], name: str
+    own: pd.DataFrame,
+    front: dict[str, pd.DataFrame],
+    peaks: dict[str, float],
+    name: str,
+    is_local: bool = False,
 ) -> Gain:
     """Return what a setting keeps beyond the front.
 
@@ -120,20 +129,21 @@ def measure_gain(
         front: The same of each of the front's settings.
         peaks: The peak of each of those.
         name: What errors call the setting.
+        is_local: Whether the front is local: beyond its ends it says nothing.
 
     Raises:
-        CmpError: The front has no such low A_KA, lacks replicates, or cannot be fitted.
+        CmpError: The front does not cover the A_KA, lacks replicates, or cannot be fitted.
     """
     if missing := [each for each in front if not own.index.isin(front[each].index).all()]:
         raise CmpError(f"{name!r}: the front's {missing[0]!r} lacks some of its replicates")
     ordered = sorted(front, key=lambda each: peaks[each])
     front = {each: front[each].loc[own.index] for each in ordered}
-    values, mirror, slope, nearest, is_bound = _gain(own, front, peaks, name)
+    values, mirror, slope, nearest, is_bound = _gain(own, front, peaks, name, is_local)
     estimate, bases, pseudo = float(values.mean()), own["base"].unique(), {}
     for base in bases if len(bases) > 1 else []:
         keep = own["base"] != base
         part = {each: table[keep] for each, table in front.items()}
-        without = float(_gain(own[keep], part, peaks, name, nearest)[0].mean())
+        without = float(_gain(own[keep], part, peaks, name, is_local, nearest)[0].mean())
         pseudo[base] = len(bases) * estimate - (len(bases) - 1) * without
     return Gain(values, pd.Series(pseudo, dtype=float), mirror, slope, nearest, is_bound)
 
@@ -143,13 +153,19 @@ def _gain(
     front: dict[str, pd.DataFrame],
     peaks: dict[str, float],
     name: str,
+    is_local: bool,
     nearest: str | None = None,
 ) -> tuple[pd.Series, float, float, str, bool]:
     """Return the gain per replicate, its mirror, the slope, the nearest peak and whether it is a
     bound; `nearest` pairs with that peak."""
     means = pd.DataFrame({each: table[["A_KA", "A_ZS"]].mean() for each, table in front.items()}).T
-    curve = fit_front(np.array([peaks[each] for each in front]), *means.to_numpy().T)
-    mean = own[["A_KA", "A_ZS"]].mean()
+    curve = fit_front(np.array([peaks[each] for each in front]), *means.to_numpy().T, is_local)
+    mean, last = own[["A_KA", "A_ZS"]].mean(), curve.accumulation[-1]
+    if is_local and mean["A_KA"] > last:
+        raise CmpError(
+            f"{name!r}: its A_KA of {mean['A_KA']:.1f} is beyond the local front, which ends at "
+            f"{last:.1f}: a higher peak of the front or a lower one of the setting"
+        )
     if mean["A_KA"] < curve.accumulation[0]:
         raise CmpError(
             f"{name!r}: its A_KA of {mean['A_KA']:.1f} is below the front, which begins at "
@@ -163,4 +179,4 @@ def _gain(
     values = apart["A_ZS"] - slope * apart["A_KA"]
     values += gain - values.mean()
     mirror = float(mean["A_KA"] - curve.accumulation_at(mean["A_ZS"]))
-    return values, mirror, slope, nearest, bool(mean["A_KA"] > curve.accumulation[-1])
+    return values, mirror, slope, nearest, bool(mean["A_KA"] > last)

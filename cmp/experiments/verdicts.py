@@ -44,7 +44,7 @@ SPREAD_SETTINGS = 3
 Text = Annotated[str, Field(min_length=1)]
 Settings = Annotated[
     tuple[Text, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else tuple(value)),
     Field(min_length=1),
 ]
 
@@ -57,11 +57,13 @@ class FrontOf:
         study: The study.
         settings: Its settings, one per peak.
         check: Another peak between them, whose gain must be 0 within the noise.
+        local: Whether a few peaks around what is measured will do, see `cmp.experiments.fronts`.
     """
 
     study: Text
     settings: Settings
     check: str = ""
+    local: bool = False
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -238,7 +240,7 @@ def gain_of(
     tables = {each: _by_names(scores.loc[each], names) for each in front.settings}
     tables = {each: table.assign(A_ZS=table["A_ZS"] + shift) for each, table in tables.items()}
     peaks = {each: float(scores.loc[each, "peak"].iloc[0]) for each in front.settings}
-    return fronts.measure_gain(own, tables, peaks, setting)
+    return fronts.measure_gain(own, tables, peaks, setting, front.local)
 
 
 def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
@@ -275,6 +277,10 @@ def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Values:
             front = known.fronts[term.front]
             gain = gain_of(claim.study, term.of[0], front, claim.names, shift)
             own, bases, is_bound = gain.values, gain.pseudo, is_bound or gain.is_bound
+            if gain.is_bound and term.times < 0:
+                raise CmpError(
+                    f"{term.of[0]!r}: at least this gain is known, so it takes none away"
+                )
             add(claim.study, term.of[0], term.times, -term.times * gain.slope)
             add(front.study, gain.nearest, -term.times, term.times * gain.slope)
         else:
@@ -330,9 +336,9 @@ def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[s
         "planned": claim.half_width,
         "level": 1 - 2 * tail,
     }
-    used = {claim.study} | {known.fronts[t.front].study for t in claim.terms} * (
-        claim.measure == "gain"
-    )
+    used = {claim.study}
+    if claim.measure == "gain":
+        used |= {known.fronts[term.front].study for term in claim.terms}
     if missing := sorted(each for each in used if not results.is_published(each)):
         words = f"study {missing[0]} is not published"
         return row | {

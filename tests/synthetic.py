@@ -1,0 +1,87 @@
+"""Published studies with made-up hits: settings that end where a test wants them to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import cmp
+from cmp.evaluation import ROLES
+from cmp.experiments import results, studies
+from cmp.mixtures import is_kept_concept
+from cmp.readers.files import listed_file
+
+REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
+
+
+def write_study(name: str, settings: dict[str, dict], **more: object) -> None:
+    """Write the file of a study of twenty replicates."""
+    tree = {"question": "Why?", "replicates": 20, "live": [], "common": REGIME}
+    studies.STUDIES.mkdir(exist_ok=True)
+    (studies.STUDIES / f"{name}.yaml").write_text(json.dumps(tree | {"settings": settings} | more))
+
+
+def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Path:
+    """Publish a study whose settings end, on average, at given scores.
+
+    Args:
+        name: The study, whose file is written.
+        ends: (A_KA, A_ZS) of each setting, and A_ZS on the names that replay lacks if it differs.
+        seed: Of the noise: a share of it is that of the base, a share that of the replicate, both
+            the same in every setting, and the rest is of single questions.
+    """
+    questions, labels = results.named_questions("embedded")
+    is_new = (questions["role"] == ROLES["A_KA"]).to_numpy()
+    easiness = np.random.default_rng(7).normal(0, 0.25, len(questions))
+    rows = []
+    for (setting, replicate), run_config in studies.load_study(name).configs("cpu").items():
+        base, own = run_config.seeds.init, np.random.default_rng([seed, replicate])
+        shared = np.random.default_rng([seed, 99, base]).normal(0, 0.02) + own.normal(0, 0.01)
+        kept = is_kept_concept(labels, run_config.seeds.data)
+        accumulation, retention, *lacking = ends[setting]
+        chance = np.where(is_new, accumulation, np.where(kept, retention, [*lacking, retention][0]))
+        draws = np.random.default_rng([seed, replicate, list(ends).index(setting)])
+        luck = 0.7 * own.random(len(questions)) + 0.3 * draws.random(len(questions))
+        luck = np.argsort(np.argsort(luck)) / len(luck)  # uniform again
+        hits = luck < np.clip(chance / 100 + shared + easiness * 0.2, 0, 1)
+        about = {"numerics": cmp.NUMERICS, "threads": 1, "seconds": 1.0}
+        columns = {
+            "setting": setting, "replicate": replicate, "run": f"{name}-{setting}-{replicate}",
+            "weights": "0", "config": json.dumps(run_config.to_dict()),
+            "provenance": json.dumps(about), "task": run_config.stream.tasks,
+        }  # fmt: skip
+        for dataset, part in questions.groupby("dataset"):
+            own_hits, weight = hits[part.index], part["weight"].to_numpy()
+            packed = np.packbits(own_hits).tobytes()
+            role, score = part["role"].iloc[0], 100 * float(weight @ own_hits)
+            row = columns | {"dataset": dataset, "role": role}
+            rows.append(row | {"scope": "full", "score": score, "hits": packed})
+            for scope, chosen in (("kept", kept), ("lacking", ~kept)):
+                if role == ROLES["A_ZS"]:
+                    asked = weight * chosen[part.index]
+                    score = 100 * float(asked @ own_hits / asked.sum())
+                    rows.append(row | {"scope": scope, "score": score})
+    path = results.results_file(name)
+    path.parent.mkdir(exist_ok=True)
+    with listed_file(path) as partial:
+        pd.DataFrame(rows).to_parquet(partial, index=False)
+    return path
+
+
+def place(patch, folder: Path) -> None:
+    """Let studies and results lie in a folder."""
+    patch.setattr(studies, "STUDIES", folder / "studies")
+    patch.setattr(results, "RESULTS", folder / "results")
+
+
+PEAKS = (1e-4, 1.6e-4, 2.5e-4, 4e-4, 6.3e-4, 1e-3, 1.6e-3)
+FRONT = {f"plain, peak {x}": {"schedule.name": "wsd", "schedule.peak": x} for x in PEAKS}
+ENDS = dict(
+    zip(
+        FRONT,
+        [(30, 52), (36, 51.5), (42, 51), (46, 50), (49, 48.5), (51, 46), (50, 42)],
+        strict=True,
+    )
+)
+"""Where a front of seven peaks ends."""

@@ -1,0 +1,206 @@
+"""Primary claims: what may confirm them, how intervals are read, and the same by another hand."""
+
+import json
+
+import independent
+import numpy as np
+import pytest
+import synthetic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmp import evaluation
+from cmp.errors import CmpError
+from cmp.experiments import results, studies, verdicts
+
+ORDERS = ["order a", "order b", "order c"]
+SETTINGS = {
+    "above": {"schedule.peak": 0.001}, "on": {"schedule.peak": 0.0011},
+    "beyond": {"schedule.peak": 0.0012}, "low": {"schedule.peak": 0.0013},
+    "no pool": {"mixture.pretraining": 0.0, "mixture.update": 0.5, "mixture.buffer": 0.5},
+    **{name: {"schedule.peak": 0.002 + i / 1000} for i, name in enumerate(ORDERS)},
+}  # fmt: skip
+ENDS = {
+    "above": (45, 54), "on": (45, 50.2), "beyond": (58, 50), "low": (20, 52),
+    "no pool": (45, 50.2, 44), "order a": (40, 50), "order b": (45, 50), "order c": (50, 50),
+}  # fmt: skip
+CLAIM = {
+    "name": "above", "guideline": "methods", "study": "methods", "sentence": "It is above.",
+    "measure": "gain", "terms": [{"of": "above"}], "expected": "above 0", "half_width": 0.8,
+}  # fmt: skip
+CLAIMS = [
+    CLAIM,
+    CLAIM | {"name": "on", "terms": [{"of": "on"}], "expected": "no difference"},
+    CLAIM | {"name": "beyond", "terms": [{"of": "beyond"}]},
+    CLAIM | {"name": "low", "terms": [{"of": "low"}]},
+    CLAIM | {"name": "both", "terms": [{"of": "above"}, {"of": "on", "times": -1.0}]},
+    CLAIM | {"name": "lacking", "terms": [{"of": "no pool"}], "names": "lacking"},
+    CLAIM | {"name": "A_KA", "measure": "A_KA",
+             "terms": [{"of": "order a"}, {"of": "order c", "times": -1.0}], "expected": "below 0"},
+    CLAIM | {"name": "A_ZS kept", "measure": "A_ZS", "names": "kept",
+             "terms": [{"of": "above"}, {"of": "no pool", "times": -1.0}]},
+    CLAIM | {"name": "spread", "measure": "spread", "terms": [{"of": ORDERS}]},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Studies and results of a made-up book."""
+    folder = tmp_path_factory.mktemp("book")
+    with pytest.MonkeyPatch.context() as patch:
+        synthetic.place(patch, folder)
+        synthetic.write_study("front", synthetic.FRONT)
+        synthetic.write_study("methods", SETTINGS)
+        synthetic.write_study("early", {"above": {}}, explores=True)
+        synthetic.write_study("few", {"above": {"replicates": 5}})
+        synthetic.write_study("later", {"above": {}})
+        synthetic.publish("front", synthetic.ENDS)
+        synthetic.publish("methods", ENDS)
+    return folder
+
+
+@pytest.fixture
+def load(folder, monkeypatch):
+    """Write claims to a file and read them."""
+    synthetic.place(monkeypatch, folder)
+
+    def loaded(*claims, **more):
+        front = {"study": "front", "settings": list(synthetic.FRONT)} | more
+        tree = {"fronts": {"plain": front}, "claims": list(claims)}
+        (folder / "claims.yaml").write_text(json.dumps(tree))
+        return verdicts.load_claims(folder / "claims.yaml")
+
+    return loaded
+
+
+def test_intervals_are_read_in_one_order():
+    cases = {
+        (1.2, 3.0): "helps", (-3.0, -1.2): "hurts", (-0.5, 0.6): "no difference that matters",
+        (0.2, 0.8): "no difference that matters", (0.2, 1.8): "helps, size open",
+        (-1.8, -0.2): "hurts, size open", (-0.5, 1.5): "open", (-2.0, 2.0): "open",
+        (0.5, np.inf): "helps, size open", (1.5, np.inf): "helps", (-0.5, np.inf): "open",
+    }  # fmt: skip
+    assert {case: verdicts.read_interval(*case) for case in cases} == cases
+
+
+@given(st.floats(-5, 5), st.floats(0, 5))
+def test_another_hand_reads_them_alike_and_signs_mirror(centre, half):
+    low, high = centre - half, centre + half
+    said = verdicts.read_interval(low, high)
+    assert independent.reading(low, high) == said
+    mirrored = {"helps": "hurts", "hurts": "helps", "helps, size open": "hurts, size open",
+                "hurts, size open": "helps, size open"}  # fmt: skip
+    assert verdicts.read_interval(-high, -low) == mirrored.get(said, said)
+
+
+def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
+    found = verdicts.judge_claims(load(*CLAIMS))
+    readings = found["reading"].to_dict()
+    assert readings["above"] == "helps"
+    assert readings["low"] == verdicts.NOT_COVERED
+    assert readings["A_KA"] == "hurts"
+    assert readings["spread"] == "helps"
+    assert readings["lacking"] == "hurts"
+    assert found.loc["on", "estimate"] == pytest.approx(0, abs=0.6)
+    assert found.loc["beyond", "is_bound"]
+    assert "at least" in found.loc["beyond", "sentence"]
+    assert "below the front" in found.loc["low", "sentence"]
+    assert found.loc["spread", "estimate"] == pytest.approx(5, abs=0.7)
+    assert found.loc["above", "agrees"] == "yes"
+    assert (found["level"] == 1 - 0.05 / len(CLAIMS)).all()
+    again = independent.verdicts(folder / "claims.yaml", folder / "results")
+    assert again.keys() == set(found.index) - {"low"}
+    for name, numbers in again.items():
+        own = found.loc[name, ["estimate", "low", "high"]].astype(float)
+        assert own.to_numpy() == pytest.approx(numbers[:3], abs=1e-8), name
+        assert found.loc[name, "reading"] == numbers[3]
+
+
+def test_a_gain_against_shifted_fronts_moves_by_as_much(load):
+    known = load(CLAIM)
+    moved = [verdicts.judge_claims(known, shift).loc["above", "estimate"] for shift in (0, 0.5)]
+    assert moved[0] - moved[1] == pytest.approx(0.5)
+    assert 0.01 < verdicts.front_error(known.fronts["plain"]) < 0.5
+
+
+def test_claims_on_one_front_err_together(load):
+    known = load(CLAIM, CLAIM | {"name": "on", "terms": [{"of": "on"}]})
+    table = verdicts.claim_correlations(known)
+    assert table.shape == (2, 2)
+    assert -1 <= table.loc["above", "on"] <= 1
+
+
+def test_the_error_over_concepts_is_that_of_one_evaluation_where_replicates_agree(
+    load, monkeypatch, corpus
+):
+    load(CLAIM)
+    _, hits, seeds = verdicts._final_hits("methods", "above")
+    one = np.repeat(hits[:1], len(hits), axis=0)
+    monkeypatch.setattr(verdicts, "_final_hits", lambda *_: ("embedded", one, seeds))
+    questions = evaluation.list_questions(corpus)
+    expected = [
+        evaluation.aggregate(
+            questions.assign(hit=one[0].astype(float)), corpus.by_role(evaluation.ROLES[name])
+        )[1]
+        for name in ("A_KA", "A_ZS")
+    ]
+    assert verdicts.concept_error({("s", "a"): (0.0, 1.0)}) == pytest.approx(expected[0])
+    assert verdicts.concept_error({("s", "a"): (1.0, 0.0)}) == pytest.approx(expected[1])
+    assert verdicts.concept_error({("s", "a"): (1.0, 0.0), ("s", "b"): (-1.0, 0.0)}) == 0
+    assert verdicts.concept_error({("s", "a"): (1.0, 0.0)}, "kept") > expected[1]
+
+
+def test_a_crossed_interval_is_wider(load):
+    row = verdicts.judge_claims(load(CLAIM)).loc["above"]
+    assert row["low crossed"] < row["low"] < row["low paired"] + 2
+    assert row["high"] < row["high crossed"]
+
+
+def test_what_is_not_published_is_said(load):
+    row = verdicts.judge_claims(load(CLAIM | {"study": "later"})).loc["above"]
+    assert row["reading"] == verdicts.NOT_COMPUTED
+    assert row["sentence"] == "Not computed yet: study later is not published."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"study": "early"}, "'early' explores: its runs tuned what is claimed"),
+        ({"study": "few"}, "'above' of study 'few' has 5 replicates; a claim takes 20"),
+        ({"terms": [{"of": "nothing"}]}, "study 'methods' has no setting 'nothing'"),
+        ({"terms": [{"of": "above", "front": "other"}]}, "no front 'other'"),
+        ({"terms": [{"of": ORDERS}]}, "a spread takes 3 settings"),
+        ({"terms": [{"of": "above", "at": "way"}]}, "measured at the end of the stream"),
+        ({"half_width": 1.4}, "above 1, and no `why`"),
+        ({"measure": "A_KA", "names": "kept"}, "A_KA is not measured by names"),
+        ({"expected": "higher"}, "expected"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_claims_that_could_not_be_confirmed_are_refused(load, change, words):
+    with pytest.raises(CmpError, match=words):
+        load(CLAIM | change)
+
+
+def test_two_claims_of_one_name_are_refused(load):
+    with pytest.raises(CmpError, match="two are named 'above'"):
+        load(CLAIM, CLAIM)
+
+
+def test_published_runs_that_tuned_or_are_too_few_confirm_nothing(load, monkeypatch):
+    known = load(CLAIM)
+    published, scores = verdicts.published_scores("methods")
+    for changed, words in (
+        (scores.assign(base=0), "bases that tuned"),
+        (scores.drop(index=("above", 3)), "19 published replicates; it takes 20"),
+    ):
+        monkeypatch.setattr(verdicts, "published_scores", lambda study, x=changed: (published, x))
+        with pytest.raises(CmpError, match=words):
+            verdicts.judge_claims(known)
+
+
+def test_the_book_s_claims_can_be_read():
+    if verdicts.CLAIMS.exists():
+        assert verdicts.load_claims().claims
+    assert studies.CONFIRMING == (2, 10)
+    assert results.KEPT == "kept"
