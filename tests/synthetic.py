@@ -9,7 +9,6 @@ import pandas as pd
 import cmp
 from cmp.evaluation import ROLES
 from cmp.experiments import results, studies
-from cmp.mixtures import is_kept_concept
 from cmp.readers.files import listed_file
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
@@ -31,16 +30,18 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         seed: Of the noise: a share of it is that of the base, a share that of the replicate, both
             the same in every setting, and the rest is of single questions.
     """
-    questions, labels = results.named_questions("embedded")
+    questions = results.test_of("embedded")
     is_new = (questions["role"] == ROLES["A_KA"]).to_numpy()
     easiness = np.random.default_rng(7).normal(0, 0.25, len(questions))
     rows = []
     for (setting, replicate), run_config in studies.load_study(name).configs("cpu").items():
         base, own = run_config.seeds.init, np.random.default_rng([seed, replicate])
         shared = np.random.default_rng([seed, 99, base]).normal(0, 0.02) + own.normal(0, 0.01)
-        kept = is_kept_concept(labels, run_config.seeds.data)
+        groups = results.name_groups("embedded", run_config.seeds.data)
         accumulation, retention, *lacking = ends[setting]
-        chance = np.where(is_new, accumulation, np.where(kept, retention, [*lacking, retention][0]))
+        chance = np.where(
+            is_new, accumulation, np.where(groups["lacking"], [*lacking, retention][0], retention)
+        )
         draws = np.random.default_rng([seed, replicate, list(ends).index(setting)])
         luck = 0.7 * own.random(len(questions)) + 0.3 * draws.random(len(questions))
         luck = np.argsort(np.argsort(luck)) / len(luck)  # uniform again
@@ -57,7 +58,7 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
             role, score = part["role"].iloc[0], 100 * float(weight @ own_hits)
             row = columns | {"dataset": dataset, "role": role}
             rows.append(row | {"scope": "full", "score": score, "hits": packed})
-            for scope, chosen in (("kept", kept), ("lacking", ~kept)):
+            for scope, chosen in groups.items():
                 if role == ROLES["A_ZS"]:
                     asked = weight * chosen[part.index]
                     score = 100 * float(asked @ own_hits / asked.sum())

@@ -9,6 +9,7 @@ import pytest
 from cmp import config, mixtures
 from cmp.embedded import icons, packed
 from cmp.embedded.manifest import embedded_manifests
+from cmp.experiments import results
 from cmp.experiments.pretraining import PRETRAINING
 
 
@@ -97,3 +98,42 @@ def test_fresh_images_are_of_the_pool_and_in_no_batch_of_a_base(corpus):
         fresh
     )
     assert not set(whole) & set(fresh)
+
+
+POOL_SIZES = {"pretraining": 0.11366, "fresh": 0.473, "substitute": 0.20316}
+"""Parts of the three pools that hold equally many images."""
+
+
+@pytest.mark.parametrize("pool", POOL_SIZES)
+@pytest.mark.parametrize("seed", [*range(20), 1000, 1001])
+def test_no_batch_holds_a_name_that_replay_lacks(corpus, pool, seed):
+    """Of all images that are replayed; and the three pools are of one size for every seed."""
+    mixture = config.Mixture(pool=pool, select="concepts", replay=POOL_SIZES[pool])
+    rows = mixtures.replay_pool(corpus, mixture, seed)
+    assert len(rows) == 540
+    replayed = set(corpus.table["label"].array[rows])
+    labels = corpus.table["label"].array[results.test_of("embedded")["row"]]
+    groups = results.name_groups("embedded", seed)
+    lacking, kept = (set(labels[groups[name]]) for name in ("lacking", "kept"))
+    assert not replayed & lacking
+    assert not lacking & kept
+    if pool != "substitute":
+        assert len(replayed & kept) / len(kept) > 0.25
+    new = {name for each in corpus.by_role("adapt") for name in corpus.classes[each]}
+    assert not new & (lacking | kept)
+    assert min(len(lacking), len(kept)) > 350
+
+
+def test_the_replay_only_control_is_nested_in_the_mixture(corpus):
+    """It draws from the pool what the mixture draws, in the same order, and nothing else."""
+    tree = {"mixture": {"replay": 0.5, "select": "concepts"}, "stream": {"tasks": 3}}
+    whole = config.parse(tree)
+    alone = {"pretraining": 1.0, "update": 0.0, "buffer": 0.0}
+    control = config.parse(tree | {"mixture": tree["mixture"] | alone, "training": {"batch": 22}})
+    for task in (1, 2):
+        drawn = []
+        for one in (whole, control):
+            pools = mixtures.task_pools(one, corpus)[task]
+            rows = mixtures.batch_rows(pools, one.mixture, one.training.batch, 0, task, 5)
+            drawn.append(rows[-22:])
+        assert (drawn[0] == drawn[1]).all()

@@ -163,10 +163,8 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
     metrics = run.metrics.assign(hits=keys.map(packed).where(is_full, None))
     if run.config.mixture.select != "concepts":
         return metrics
-    questions, labels = named_questions(run.config.data)
-    is_kept = is_kept_concept(labels, run.config.seeds.data)
-    parts = [metrics]
-    for scope, chosen in ((KEPT, is_kept), (LACKING, ~is_kept)):
+    questions, parts = test_of(run.config.data), [metrics]
+    for scope, chosen in name_groups(run.config.data, run.config.seeds.data).items():
         rows = metrics[is_full & (metrics["role"] == ROLES["A_ZS"]) & keys.isin(hits)]
         scores = []
         for key, name in zip(keys[rows.index], rows["dataset"], strict=True):
@@ -179,16 +177,33 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
 
 
 @functools.cache
-def named_questions(data: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the questions of the test of some data, and the class name that each is about."""
-    corpus = load_data(data)
-    questions = list_questions(corpus)
-    return questions, corpus.table["label"].to_numpy()[questions["row"]]
+def test_of(data: str) -> pd.DataFrame:
+    """Return the questions of the test of some data."""
+    return list_questions(load_data(data))
+
+
+@functools.lru_cache(maxsize=64)
+def name_groups(data: str, seed: int) -> dict[str, np.ndarray]:
+    """Return which questions of a test are about class names that replay "kept" or was "lacking".
+
+    Names that an update brings, too, are in neither group.
+
+    Args:
+        data: The data.
+        seed: The data seed of a run, see `cmp.mixtures.is_kept_concept`.
+    """
+    corpus, rows = load_data(data), test_of(data)["row"]
+    labels = corpus.table["label"].array[rows]
+    is_new = np.isin(
+        labels, [name for each in corpus.by_role("adapt") for name in corpus.classes[each]]
+    )
+    is_kept = is_kept_concept(labels, seed)
+    return {KEPT: is_kept & ~is_new, LACKING: ~is_kept & ~is_new}
 
 
 def unpack_hits(packed: bytes, dataset: str, data: str) -> np.ndarray:
     """Return the hits of a dataset, bool, from the bits of a row of published metrics."""
-    count = int((named_questions(data)[0]["dataset"] == dataset).sum())
+    count = int((test_of(data)["dataset"] == dataset).sum())
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
 
 

@@ -27,7 +27,6 @@ from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
 from cmp.files import project_folder
-from cmp.mixtures import is_kept_concept
 from cmp.readers.files import check_record, read_yaml
 
 CLAIMS = project_folder() / "book" / "claims.yaml"
@@ -439,7 +438,7 @@ def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, .
     rows = rows[rows["task"] == rows.groupby("replicate")["task"].transform("max")]
     tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
     data, bits = tree[0]["data"], []
-    names = results.named_questions(data)[0]["dataset"].unique()
+    names = results.test_of(data)["dataset"].unique()
     for _, row in rows.pivot(index="replicate", columns="dataset", values="hits").iterrows():
         bits.append(np.concatenate([results.unpack_hits(row[n], n, data) for n in names]))
     return data, np.array(bits), tuple(each["seeds"]["data"] for each in tree)
@@ -449,7 +448,7 @@ def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, .
 def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
     """Return of each question its dataset's and group's number, whether it counts in A_ZS, and its
     `weights` in the aggregates, [seeds, questions]."""
-    questions, labels = results.named_questions(data)
+    questions = results.test_of(data)
     dataset, group = (pd.factorize(questions[key])[0] for key in ("dataset", "group"))
     is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
     is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()
@@ -461,8 +460,7 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
     for seed in seeds:
         own = weight.copy()
         if names != "all":
-            chosen = is_kept_concept(labels, seed) == (names == results.KEPT)
-            part = np.where(is_retention, own * chosen, own)
+            part = np.where(is_retention, own * results.name_groups(data, seed)[names], own)
             scale = np.bincount(dataset, own) / np.maximum(np.bincount(dataset, part), 1e-12)
             own = part * scale[dataset]
         rows.append(own)
