@@ -119,6 +119,35 @@ def test_published_runs_that_are_not_in_the_store_are_taken_over(place, lost):
     assert publish().read_bytes() == content
 
 
+def test_replicates_are_published_once_all_settings_have_them(place):
+    whole = publish().read_bytes()
+    grid = studies.load_study("77").configs("quick")
+    shutil.rmtree(place / "results")
+    last = store.load_run(store.run_id_of(grid["a", 1]))
+    shutil.rmtree(store.run_folder(last.id))
+    publish()
+    assert set(results.published_metrics("77")["replicate"]) == {0}
+    for key in (("a", 0), ("z", 0)):  # on another machine these are published only
+        shutil.rmtree(store.run_folder(store.run_id_of(grid[key])))
+    store.save_run(last)
+    assert publish().read_bytes() == whole
+
+
+def test_what_was_published_elsewhere_need_not_be_computed_here(place):
+    before = {run.id: run for run in stored_runs()}
+    publish()
+    shutil.rmtree(place / "build" / "runs")
+    results.restore_runs(studies.load_study("77"))
+    assert set(store.stored_ids()) == {run_id[:SHORT_ID] for run_id in before}
+    for run in stored_runs():
+        assert store.compare_runs(before[run.id], run).answer == "bitwise equal"
+        assert run.identity == before[run.id].identity
+    configs = list(studies.load_study("77").configs("quick").values())
+    assert studies.missing_runs(configs) == []
+    (place / "results" / "77.parquet").write_bytes(b"damaged")
+    results.restore_runs(studies.load_study("77"))
+
+
 def test_missing_runs_are_counted_and_nothing_is_written(place):
     for run in stored_runs()[:3]:
         shutil.rmtree(store.run_folder(run.id))

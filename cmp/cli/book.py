@@ -62,6 +62,7 @@ def study(
     is_foreign = profile in config.FOREIGN_MODEL_PROFILES
     blocks = []
     for grid in grids:
+        results.restore_runs(grid)
         claims_of(grid)  # a wrong claim is refused now, not after hours of runs
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:

@@ -8,6 +8,7 @@ Chapters argue from these. Each run's config, weights' hash and provenance stand
 anyone can compute it again and compare.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -109,31 +110,33 @@ def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
 
 
 def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
-    """Write a study's metrics to `book/results/NN.parquet`, sorted.
+    """Write a study's metrics to `book/results/NAME.parquet`, sorted.
 
-    Runs that are not in the store are taken from the file that was published before, if they are
-    the same.
+    Replicates are published as soon as all settings have them. Runs that are not in the store are
+    taken from the file that was published before, if they are the same.
 
     Raises:
-        CmpError: A run is missing, the study mixes a validation split with others or claims
-            something of it, or the file is too large.
+        CmpError: Every replicate lacks runs, the study mixes a validation split with others or
+            claims something of it, or the file is too large.
     """
     path, configs = results_file(study.chapter), study.configs(profile)
     grid = {key: store.run_id_of(each) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():
-        runs = {run.id: run for run in published_runs(study.chapter)} | runs
+        runs = {run.id: run for run in published_runs(study.chapter) if run.id in ids} | runs
     splits = {run_config.evaluation.split for run_config in configs.values()}
     if "validation" in splits and (len(splits) > 1 or study.claims):
         raise CmpError(
             f"study {study.chapter}: scores of a validation split are published by themselves, as "
             "the grounds of a choice, and bear no claims"
         )
-    if missing := ids - runs.keys():
-        raise CmpError(
-            f"study {study.chapter}: {len(missing)} runs are missing; compute them first"
-        )
+    missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
+    partial = {replicate for _, replicate in missing}
+    grid = {key: run_id for key, run_id in grid.items() if key[1] not in partial}
+    if not grid:
+        count = len(set(missing.values()))
+        raise CmpError(f"study {study.chapter}: {count} runs are missing; compute them first")
     tables, frames = {run_id: _metrics_with_hits(run) for run_id, run in runs.items()}, []
     for (setting, replicate), run_id in grid.items():
         run = runs[run_id]
@@ -226,6 +229,20 @@ def published_runs(chapter: str) -> list[StoredRun]:
         content = (run_config, json.loads(provenance), metrics, weights)
         runs.append(StoredRun(run_id, *content, hits=hits))
     return runs
+
+
+def restore_runs(study: studies.Study) -> None:
+    """Store the published runs of a study that are not in the store, if they are not stale: what
+    was published elsewhere need not be computed here. A damaged file has none."""
+    try:
+        published = published_runs(study.chapter)
+    except CmpError:
+        return
+    for run in published:
+        if not store.is_stored(run.id):
+            identity = store.run_identity(run.config)
+            if store.json_digest(identity) == run.id:
+                store.save_run(dataclasses.replace(run, identity=identity))
 
 
 def all_published_runs() -> list[StoredRun]:
