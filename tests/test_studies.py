@@ -266,6 +266,11 @@ def test_replicates_that_confirm_share_no_base_and_no_stream_with_those_that_exp
         assert len(first) == len(second) == 20
         assert not first & second
     assert {each.seeds.init for each in grid.configs("quick", 3, live_only=True).values()} == {0}
+    _, other = seeds(settings={"a": {"draw": 2}})
+    assert not {each.stream for each in other} & {each.stream for each in confirming + exploring}
+    assert [dataclasses.replace(x, stream=0) for x in other] == [
+        dataclasses.replace(x, stream=0) for x in confirming
+    ]
 
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatch):

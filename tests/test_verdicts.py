@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cmp import evaluation
 from cmp.errors import CmpError
 from cmp.experiments import results, studies, verdicts
+from lab import figures
 
 ORDERS = ["order a", "order b", "order c"]
 SETTINGS = {
@@ -114,6 +115,31 @@ def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
         own = found.loc[name, ["estimate", "low", "high"]].astype(float)
         assert own.to_numpy() == pytest.approx(numbers[:3], abs=1e-8), name
         assert found.loc[name, "reading"] == numbers[3]
+
+
+def test_what_each_setting_buys_is_tabulated_and_drawn(load):
+    known = load(*CLAIMS)
+    table = verdicts.gains_table(known.fronts["plain"], {"methods": list(SETTINGS)})
+    gains = table.set_index("setting")
+    assert gains["gain"].dropna().is_monotonic_decreasing
+    assert gains.loc["above", "low"] < gains.loc["above", "gain"] < gains.loc["above", "high"]
+    assert gains.loc["beyond", "is_bound"]
+    assert "below the front" in gains.loc["low", "reason"]
+    assert np.isnan(gains.loc["low", "gain"])
+    drawn = figures.plot_technique_gains(table)
+    [axes] = drawn.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == list(table["setting"])[:-1]
+    assert "Outside the front: low." in drawn.get_supxlabel()
+    scores = verdicts.published_scores("front")[1].groupby("setting")[["peak", "A_KA", "A_ZS"]]
+    plane = figures.plot_front(table, scores.mean().sort_values("peak"))
+    assert {"above", "low", "0.001"} <= {text.get_text() for text in plane.axes[0].texts}
+    later = CLAIM | {"name": "later one", "study": "later", "guideline": "rates"}
+    rows = verdicts.judge_claims(load(*CLAIMS, later))
+    [axes] = figures.plot_verdicts(rows).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["methods", *rows.index[:-1], "rates", "later one"]
+    assert [text.get_text() for text in axes.texts] == list(rows["reading"])
 
 
 def test_a_gain_against_shifted_fronts_moves_by_as_much(load):

@@ -1,10 +1,11 @@
 """A study: a grid of settings and replicates, each run computed once and then looked up.
 
-`book/studies/NN.yaml` states a chapter's grid: what each setting changes in the profile (`joint:
-true` makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates), how many
-replicates there are, and which settings are `live`, that is, recomputed in `quick`. Settings are
-paired: replicate r of each takes the same base and stream. A study that `explores` or tunes has
-bases 0 and 1 and streams of its own; all others have bases 2 to 11, in turn.
+`book/studies/NAME.yaml` states its grid: what each setting changes in the profile (`joint: true`
+makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates, `draw: k` takes
+another stream of the same data), how many replicates there are, and which settings are `live`, that
+is, recomputed in `quick`. Settings are paired: replicate r of each takes the same base and stream.
+A study that `explores` or tunes has bases 0 and 1 and streams of its own; all others have bases 2
+to 11, in turn.
 
 A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
 them, or for the first values, the second values and so on. Each is named after its values: `full`
@@ -42,6 +43,8 @@ EXPLORING, CONFIRMING = (0, 2), (2, 10)
 """The first base of replicates that explore or confirm, and how many bases they take in turn."""
 FIRST_EXPLORING_SEED = 1000
 """Of streams, batches and augmentation; those that confirm begin at 0, so that no two meet."""
+DRAW = 10_000
+"""What `draw: 1` adds to a stream's seed: other streams than those of any replicate."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 """Functions of (configs, jobs, device, called with each run) that return why runs failed."""
 
@@ -54,7 +57,7 @@ class Study:
         question: What the study asks.
         replicates: Replicates of a setting that has no number of its own.
         live: The settings that are recomputed in `quick`.
-        settings: Changes to the profile by setting, with `joint` and `replicates`; `load_study`
+        settings: Changes to the profile by setting, with `joint` and the like; `load_study`
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
         explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
@@ -96,7 +99,10 @@ class Study:
         changes = dict(self.settings[name])
         joint = changes.pop("joint", False)
         changes.pop("replicates", None)
-        changes = self._seeds(profile, replicate) | translate_changes(changes, profile)
+        seeds = self._seeds(profile, replicate)
+        if draw := changes.pop("draw", 0):
+            seeds["seeds.stream"] = seeds["seed"] + DRAW * draw
+        changes = seeds | translate_changes(changes, profile)
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(config.profile(profile), assignments)
         run_config = config.parse(tree, f"study {self.chapter}, setting {name!r}")

@@ -397,12 +397,15 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     if row["is_bound"]:
         at_least = " at least, as the front does not reach that A_KA"
     size = others = ""
-    if row["reading"] == SAME and (row["low"] > 0 or row["high"] < 0):
+    reading = row["reading"]
+    if claim.measure == "spread":
+        reading = reading.replace("helps", "larger").replace("hurts", "smaller")
+    if reading == SAME and (row["low"] > 0 or row["high"] < 0):
         size = ", a small gain" if row["low"] > 0 else ", a small loss"
     if np.isfinite(row["low crossed"]):
         others = f"; on other concepts {row['low crossed']:.1f} to {row['high crossed']:.1f}"
     return (
-        f"{row['reading'].capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
+        f"{reading.capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
         f"({100 * row['level']:.2f}% interval {row['low']:.1f} to {row['high']:.1f}{others}; "
         f"n = {row['n']})."
     )
@@ -466,6 +469,45 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
         rows.append(own)
     return {"dataset": dataset, "group": group, "is_retention": is_retention,
             "weights": np.array(rows)}  # fmt: skip
+
+
+def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFrame:
+    """Return what each of some published settings buys.
+
+    Their intervals are of 95 % each and know of no other comparison: of verdicts there are only
+    those of `judge_claims`.
+
+    Args:
+        front: The front.
+        settings: The settings of each study.
+
+    Returns:
+        A row per setting, the largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
+        `low` and `high` (over bases; NaN for a single one), `mirror`, `is_bound`, `n`, and `reason`
+        where there is no gain.
+    """
+    rows = []
+    for study, names in settings.items():
+        for name in names:
+            scores = published_scores(study)[1].loc[name]
+            row = {
+                "study": study,
+                "setting": name,
+                "n": len(scores),
+                "is_bound": False,
+                "reason": "",
+            }
+            row |= scores[["A_KA", "A_ZS"]].mean().to_dict()
+            try:
+                gain = gain_of(study, name, front)
+            except CmpError as error:
+                rows.append(row | {"reason": str(error)})
+                continue
+            count, estimate = len(gain.pseudo), float(gain.values.mean())
+            half = gain.pseudo.std() / np.sqrt(count) * stats.t.isf(0.025, max(1, count - 1))
+            row |= {"gain": estimate, "low": estimate - half, "high": estimate + half}
+            rows.append(row | {"mirror": gain.mirror, "is_bound": gain.is_bound})
+    return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
 
 
 def front_error(front: FrontOf) -> float:

@@ -12,6 +12,9 @@ from .comparisons import plot_scatter as plot_scatter
 from .comparisons import plot_scoreboard as plot_scoreboard
 from .comparisons import plot_triangles as plot_triangles
 from .comparisons import plot_weight_drift as plot_weight_drift
+from .gains import plot_front as plot_front
+from .gains import plot_technique_gains as plot_technique_gains
+from .gains import plot_verdicts as plot_verdicts
 from .runs import FREE_PEAKS as FREE_PEAKS
 from .runs import POOLS as POOLS
 from .runs import plot_batch as plot_batch
