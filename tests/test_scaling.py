@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import budgets, config, models
+from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
 from cmp.experiments import pretraining, studies
 from cmp.experiments.claims import AGGREGATES, setting_means
 from cmp.experiments.paper import model_catalogue
-from lab import analyses, explorers, figures
+from cmp.readers.files import read_yaml
+from lab import analyses, chapters, explorers, figures
 from tests import chapter_code
 from tests.test_widgets import parts_of
 
@@ -190,3 +191,33 @@ def test_the_scale_explorer_answers_each_question(invented):
     before = bytes(picture.value)
     controls["Measure"].value = "change"
     assert bytes(picture.value) != before
+
+
+def test_the_regime_of_a_run_is_computed_by_every_measure_of_the_paper_s(corpus):
+    paper = read_yaml(chapters.BOOK / "regime.yaml")
+    run = config.parse(config.override({}, ["stream.tasks=3", "mixture.replay=0.5"]))
+    joined = config.override(run.to_dict(), ["optimizer.carry=false"])
+    table = analyses.regime_table({"a": run, "b": config.parse(joined)}, corpus)
+    assert list(table.index) == list(paper)
+    assert list(table["the paper"]) == list(paper.values())
+    assert table.loc["moments", "a"] == "carried"
+    assert table.loc["moments", "b"] == "begun anew"
+    column = table["a"]
+    assert column["updates"] == "3"
+    # a third of 40 batches of 64, and half of the first batches, where there is no buffer
+    pools = mixtures.task_pools(run, corpus)
+    drawn = [40 * 32, 40 * 21, 40 * 21]
+    passes = [count / len(each.update) for count, each in zip(drawn, pools, strict=True)]
+    assert float(column["passes over an update's images"]) == pytest.approx(
+        np.median(passes), rel=0.1
+    )
+    draws = 40 * (32 + 22 + 22) / len(pools[0].pretraining)
+    assert float(column["draws of a replayed pool image"]) == pytest.approx(draws, rel=0.01)
+
+
+def test_the_paper_s_sum_of_learning_rates_is_that_of_its_profile():
+    run = config.parse(config.profile("gpu"))
+    rates = schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
+    paper = read_yaml(chapters.BOOK / "regime.yaml")
+    assert rates.sum() == pytest.approx(paper["sum of learning rates"], rel=0.02)
+    assert run.training.steps == pytest.approx(paper["steps of an update"], rel=0.01)

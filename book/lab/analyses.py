@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cmp import budgets, config, schedules
+from cmp import budgets, config, mixtures, schedules
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import claims, results, statistics, store
+from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.studies import Study
+from cmp.readers.files import read_yaml
 from cmp.registry import get_option
 from cmp.seeds import numpy_generator
+from lab import chapters
 
 FRONT_DRAWS = 10_000
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
@@ -176,6 +180,42 @@ def update_rows(costs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = costs[(costs["model"] == "tiny") & costs["compute"].between(0.9, 1.1)]
     return rows.assign(group=rows["method"], x=rows["updates"])
+
+
+def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:
+    """Tabulate in which regime runs train, beside the paper's (`book/regime.yaml`).
+
+    Args:
+        runs: Runs of embedded models, by the name of their column.
+        corpus: The embedded benchmark.
+
+    Returns:
+        A row per measure.
+    """
+    columns = {"the paper": read_yaml(chapters.BOOK / "regime.yaml")}
+    for name, run in runs.items():
+        pretraining = pretraining_config(run.model.name, 0)
+        rates, before = (
+            schedules.learning_rates(each.schedule, each.stream.tasks, each.training.steps)
+            for each in (run, pretraining)
+        )
+        pools, counts = mixtures.task_pools(run, corpus), statistics.sample_counts(run, corpus)
+        own = [counts[task, pool.update].mean() for task, pool in enumerate(pools)]
+        pool = len(mixtures.replay_pool(corpus, pretraining.mixture, 0))
+        seen = pretraining.training.steps * pretraining.training.batch / pool
+        numbers = {
+            "updates": run.stream.tasks,
+            "steps of an update": run.training.steps,
+            "sum of learning rates": rates.sum(),
+            "the same, per cent of pretraining's": 100 * rates.sum() / before.sum(),
+            "peak, per cent of pretraining's": 100 * run.schedule.peak / pretraining.schedule.peak,
+            "passes over an update's images": np.median(own),
+            "draws of a replayed pool image": counts.sum(axis=0)[pools[0].pretraining].mean(),
+            "passes of pretraining over its data": seen,
+        }
+        columns[name] = {key: f"{value:.3g}" for key, value in numbers.items()}
+        columns[name]["moments"] = "carried" if run.carries_moments else "begun anew"
+    return pd.DataFrame(columns)
 
 
 def _nominal(compute: pd.Series) -> pd.Series:
