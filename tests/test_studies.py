@@ -282,6 +282,25 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatc
     assert not build.exists()
 
 
+def test_a_band_holds_the_runs_that_readers_compute_in_quick(write, monkeypatch):
+    tree = {"question": "Why?", "replicates": 20, "live": ["a"], "explores": True}
+    tree["settings"] = {"a": {"schedule.peak": 0.5, "replicates": 3}, "b": {}}
+    write({})
+    (studies.STUDIES / "topic.yaml").write_text(json.dumps(tree | {"explores": False}))
+    own = studies.load_study("topic").configs("quick", 2, live_only=True)
+    band = studies.load_study("quick-topic")
+    runs = band.configs("cpu")
+    assert list(runs) == [("a", replicate) for replicate in range(10)]
+    for key, run_config in own.items():
+        band_run = runs[key]
+        assert dataclasses.replace(
+            run_config, model=band_run.model, optimizer=band_run.optimizer
+        ) == (band_run)
+    assert band.claims == []
+    with pytest.raises(CmpError, match="no such study"):
+        studies.load_study("quick-nothing")
+
+
 # workers
 
 

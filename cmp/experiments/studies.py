@@ -45,6 +45,8 @@ FIRST_EXPLORING_SEED = 1000
 """Of streams, batches and augmentation; those that confirm begin at 0, so that no two meet."""
 DRAW = 10_000
 """What `draw: 1` adds to a stream's seed: other streams than those of any replicate."""
+BAND, BAND_RUNS = "quick-", 10
+"""What the name of a `band_of` a study begins with, and the runs of each of its settings."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 """Functions of (configs, jobs, device, called with each run) that return why runs failed."""
 
@@ -119,11 +121,13 @@ class Study:
 
 
 def load_study(chapter: str) -> Study:
-    """Return a chapter's study.
+    """Return a study; "quick-NAME" is the band of study NAME, see `band_of`.
 
     Raises:
         CmpError: There is no such study, or its file is not well-formed; names file and key.
     """
+    if chapter.startswith(BAND):
+        return band_of(load_study(chapter.removeprefix(BAND)))
     path = child_path(STUDIES, chapter, ".yaml").with_stem(chapter.zfill(2))
     if not STUDIES.is_dir():
         raise CmpError(f"{STUDIES}: no such folder; studies need a checkout of the project")
@@ -152,6 +156,17 @@ def load_study(chapter: str) -> Study:
     study = dataclasses.replace(study, settings=settings)
     study.configs("quick", 1)  # refuses impossible settings now
     return study
+
+
+def band_of(study: Study) -> Study:
+    """Return the study of what readers compute in `quick`, with more seeds: among these runs, a
+    reader's own is compared with runs of its size."""
+    sizes = dict(config.flat_keys(PROFILES["quick"])) | {"seeds.init": 0}
+    settings = {
+        name: sizes | study.settings[name] | {"replicates": BAND_RUNS} for name in study.live
+    }
+    name = f"{BAND}{study.chapter}"
+    return dataclasses.replace(study, settings=settings, explores=False, claims=[], chapter=name)
 
 
 def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
