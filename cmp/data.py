@@ -1,11 +1,12 @@
 """The data of a run: datasets side by side, their images as training and evaluation see them, and
 images that other processes decode ahead."""
 
+import contextlib
 import functools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -37,6 +38,8 @@ RANDOM_RANGES = (
 parts of half the side; whether the background has a tint, how much darker each channel is then;
 contrast, brightness, saturation."""
 TINT_PROBABILITY = 0.6
+JOBS = "CMP_JOBS"
+"""The environment variable that tells a study's workers how many they are."""
 
 
 class DatasetInfo(Protocol):
@@ -339,12 +342,20 @@ def stored_images(
     return prefetch(corpus.images.at(how).__getitem__, blocks, worker_count(device), device)
 
 
+def usable_cores() -> float:
+    """Return how many cores this job may use: of its affinity and its control group, the fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores or 1, int(quota) / int(period))
+    return cores or 1
+
+
 def worker_count(device: torch.device) -> int:
     """Return how many processes decode images: `$CMP_WORKERS`, if it is set.
 
     By default there are none beside training on a CPU; for a GPU there are as many as cores but
-    one, of this process's share of the cores where several train on a machine. The workers of a
-    study, which may have no children, decode by themselves.
+    one, of this process's share of the job's cores where several train on a machine.
 
     Args:
         device: Where the images are used.
@@ -352,12 +363,10 @@ def worker_count(device: torch.device) -> int:
     Raises:
         CmpError: `$CMP_WORKERS` is no number from 0 to 1024.
     """
-    if multiprocessing.current_process().daemon:
-        return 0
     setting = os.environ.get("CMP_WORKERS")
     if setting is None:
-        cores = (os.cpu_count() or 1) // distributed.local_world_size()
-        return max(1, cores - 1) if device.type == "cuda" else 0
+        sharing = max(distributed.local_world_size(), int(os.environ.get(JOBS, 1)))
+        return max(1, int(usable_cores() / sharing) - 1) if device.type == "cuda" else 0
     if not setting.isdecimal() or int(setting) > 1024:
         raise CmpError(f"CMP_WORKERS: {setting!r}: expected a number of processes, 0 to 1024")
     return int(setting)

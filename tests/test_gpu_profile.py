@@ -1,6 +1,9 @@
 """The `gpu` profile: its plan without data, weights or card; and `cmpt doctor`."""
 
 import importlib.metadata
+import multiprocessing
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,8 +11,9 @@ from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
+from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, preflight, studies
+from cmp.experiments import forecast, paper, preflight, studies, workers
 from lab import chapter_setup, chapters
 
 GPU = config.parse(config.profile("gpu"))
@@ -72,7 +76,7 @@ def test_doctor_says_what_of_it_is_missing():
 def test_doctor_finds_the_embedded_set_up(corpus):
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 0, result.output
-    assert "2 of small" in result.output
+    assert f"{len(base_seeds('small'))} of small" in result.output
     result = CliRunner().invoke(cli.app, ["doctor", "--profile", "quick"])
     assert result.exit_code == 0, result.output
 
@@ -111,6 +115,22 @@ def test_the_forecast_is_flops_over_a_stated_rate():
     assert f"{hours:.2g} hours of training on one H100: an estimate" in forecast.forecast_sentence(
         GPU
     )
+
+
+@pytest.mark.parametrize(
+    ("card", "speed"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12 * 0.4),
+        ("NVIDIA A100-SXM4-80GB", 312e12 * 0.4),
+        ("NVIDIA GeForce RTX 4090", 165e12 * 0.4),
+        ("a card of another kind", 989e12 * 0.4),
+    ],
+)
+def test_a_full_run_is_forecast_without_computing(monkeypatch, card, speed):
+    monkeypatch.setattr(forecast, "device_name", lambda device: card)
+    monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))
+    [seconds] = forecast.forecast_seconds([GPU], "cuda")
+    assert seconds == pytest.approx(forecast.training_flops(GPU) / speed)
 
 
 @pytest.mark.parametrize("chapter", ["01", "02", "03", "04", "05", "06", "07"])
@@ -153,3 +173,45 @@ def test_every_chapter_with_a_study_can_plan():
         [source] = chapters.select([number])
         assert chapters.parameters(source)["dry_run"].default is False
         assert "live = chapter_setup.begin_chapter(globals(), study)" in source.read_text()
+
+
+class PretendedWorker:
+    """A worker without a process; it answers as soon as it is asked, or dies once on card 2."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, device, jobs):
+        self.device, self.jobs, self.process = device, jobs, SimpleNamespace()
+        self.process.is_alive = lambda: False
+        self.process.kill = lambda: None
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.pipe.send, is_first = self.ask, device not in {w.device for w in self.made}
+        self.theirs, self.dies = theirs, device == "cuda:2" and is_first
+        self.made.append(self)
+
+    def ask(self, run_config):
+        if self.dies:
+            self.theirs.close()
+        else:
+            self.theirs.send(None)
+
+    def death(self):
+        return "killed"
+
+
+def test_a_study_s_runs_are_placed_on_all_cards(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(workers, "_Worker", PretendedWorker)
+    PretendedWorker.made = []
+    runs = [config.parse(config.override(GPU.to_dict(), [f"seed={n}"])) for n in range(4)]
+    assert workers.default_jobs("cuda") == 4
+    done = []
+    assert workers.run_locally(runs, 4, "cuda", done.append) == {}
+    assert sorted(done, key=lambda run: run.seeds.init) == runs
+    assert [worker.device for worker in PretendedWorker.made[:4]] == [
+        "cuda:0", "cuda:1", "cuda:2", "cuda:3",
+    ]  # fmt: skip
+    assert [worker.device for worker in PretendedWorker.made[4:]] in ([], ["cuda:2"])
+    assert {worker.jobs for worker in PretendedWorker.made} == {4}
+    assert workers.default_jobs("cpu") == 2
+    assert workers.list_devices("cpu") == ["cpu"]

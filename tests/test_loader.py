@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from pictures import classes, fileset, picture, tree
 from PIL import Image
 
-from cmp import config, mixtures, models
+from cmp import config, data, mixtures, models
 from cmp.checkpoints import CheckpointManager
 from cmp.config import Model, Preprocessing
 from cmp.data import load_data, stored_images, worker_count
@@ -133,11 +134,26 @@ def watched(read, rows):
 
 def test_processes_on_a_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(data, "usable_cores", lambda: 16)
     assert worker_count(torch.device("cuda")) == 15
+    monkeypatch.setenv(data.JOBS, "2")  # a study of two runs at a time
+    assert worker_count(torch.device("cuda")) == 7
     monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert worker_count(torch.device("cuda")) == 3 and worker_count(CPU) == 0
+    monkeypatch.setattr(data, "usable_cores", lambda: 1.5)
+    assert worker_count(torch.device("cuda")) == 1
+
+
+def test_cores_are_those_of_the_job_and_not_of_the_machine(monkeypatch):
+    """A job of four cores on a machine of 128 starts three processes, not 127."""
+    monkeypatch.setattr(data.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 128)
+    for content, cores in (("max 100000", 4), ("250000 100000", 2.5), ("900000 100000", 4)):
+        monkeypatch.setattr(Path, "read_text", lambda path, x=content: x)
+        assert data.usable_cores() == cores
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(OSError))
+    assert data.usable_cores() == 4
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -14,7 +14,7 @@ from cmp.files import write_atomic
 def study(
     chapters: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...")] = None,
     profile: str = "cpu",
-    jobs: shared.Positive = 2,
+    jobs: shared.OptionalPositive = None,
     backend: str = "local",
     device: str | None = None,
     shard: str | None = None,
@@ -30,7 +30,7 @@ def study(
     Args:
         chapters: Studies, such as 01 or front.
         profile: Size of the runs: quick, cpu or gpu.
-        jobs: Runs at a time, each on one thread.
+        jobs: Runs at a time, each on one thread. Default: 2, or one per card.
         backend: local, or ray for the cluster at RAY_ADDRESS.
         shard: i/n, to compute the i-th of n parts only. Default: all runs.
         publish: Write the metrics of each study to book/results as soon as it is computed.
@@ -57,7 +57,8 @@ def study(
         raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
     if publish and shard:
         raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
-    device, grids = shared.default_device(profile, device), [*map(studies.load_study, chapters)]
+    device = device or ("cuda" if profile in config.FOREIGN_MODEL_PROFILES else "cpu")
+    jobs, grids = jobs or workers.default_jobs(device), [*map(studies.load_study, chapters)]
     # a full run takes hours: of a model that is not embedded, the live settings once each
     is_foreign = profile in config.FOREIGN_MODEL_PROFILES
     blocks = []

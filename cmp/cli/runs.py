@@ -43,7 +43,7 @@ def run(
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    device = shared.default_device(what, device)
+    device = shared.default_device(run_config, device)
     is_foreign = run_config.model.name not in models.family_names()
     if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
         print_config(run_config)
@@ -70,7 +70,7 @@ def run(
 def resume(
     run_id: str,
     threads: Annotated[int | None, typer.Option(min=1, max=1024)] = None,
-    device: str = "cpu",
+    device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
     keep_weights: bool = False,
@@ -79,7 +79,7 @@ def resume(
 
     Args:
         threads: Torch threads. Default: as many as the run began with.
-        device: cpu or cuda; of several processes, a card each.
+        device: cpu or cuda; of several processes, a card each. Default: where the run began.
 
     Example:
         cmpt resume 3f2a
@@ -97,6 +97,8 @@ def resume(
             "package; `cmpt run` begins it anew"
         )
     execution = ExecutionConfig(micro_batch, checkpoint_activations)
+    device = device or ("cpu" if progress.machine.get("device") == "cpu" else "cuda")
+    forecast.check_device(device)
     with distributed.init_distributed(device) as local_device:
         compute_run(run_config, local_device, execution, keep_weights)
 

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, get_args, get_origin
 
 import typer
 
 from cmp.errors import CmpError
+
+if TYPE_CHECKING:
+    from cmp.config import RunConfig
 
 Positive = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
@@ -98,11 +101,9 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     return text, {name: " ".join(words.split()) for name, words in descriptions}
 
 
-def default_device(profile: str, device: str | None) -> str:
-    """Return the device of a run: the one that was given, or the usual one of its profile."""
-    from cmp.config import FOREIGN_MODEL_PROFILES
-
-    return device or ("cuda" if profile in FOREIGN_MODEL_PROFILES else "cpu")
+def default_device(run_config: "RunConfig", device: str | None) -> str:
+    """Return the device of a run: the one that was given, or a card for the paper's data."""
+    return device or ("cuda" if run_config.data == "fomo" else "cpu")
 
 
 def import_lab(name: str) -> ModuleType:

@@ -72,6 +72,20 @@ def training_flops(run_config: RunConfig) -> float:
     return run_config.stream.tasks * (run_config.training.steps * cost.step + cost.end)
 
 
+def device_name(device: str) -> str:
+    """Return what a run's provenance calls a device: "cpu", or the card's name."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def device_facts(device: str) -> Device:
+    """Return what is assumed of a device: of a core, or of the card that has its name; of a card
+    that is not listed what is assumed of an H100."""
+    if device == "cpu":
+        return DEVICES["core"]
+    name = device_name(device).lower().replace(" ", "-")
+    return next((facts for key, facts in DEVICES.items() if key in name), DEVICES["h100"])
+
+
 def forecast_sentence(run_config: RunConfig) -> str:
     """Return how long a run's training may take on an H100; nothing is measured."""
     card = DEVICES["h100"]
@@ -84,11 +98,16 @@ def forecast_sentence(run_config: RunConfig) -> str:
 
 
 def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:
-    """Return the forecast of each run, in seconds of one core, or of a device that is no CPU."""
-    seconds = _stored_step_seconds(device)
+    """Return the forecast of each run, in seconds of one core, or of a device that is no CPU.
+
+    It comes from stored runs of the same kind. Where there are none, a few steps of an embedded
+    model are measured; of another model they would take minutes, so FLOPs have to do.
+    """
+    seconds, families = _stored_step_seconds(device), models.family_names()
     for run_config in configs:
         if (key := _timing_key(run_config)) not in seconds:
-            seconds[key] = _measure_step(run_config, device)
+            is_embedded = run_config.model.name in families
+            seconds[key] = (_measure_step if is_embedded else _estimate_step)(run_config, device)
     return [seconds[_timing_key(each)] * _total_steps(each) for each in configs]
 
 
@@ -112,11 +131,15 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
         except CmpError:  # damaged or of an older format: it says nothing about time
             continue
         provenance = record.provenance
-        same_device = (provenance.get("device") == "cpu") == (device == "cpu")
-        if provenance["threads"] == 1 and same_device:
+        if provenance["threads"] == 1 and provenance.get("device") == device_name(device):
             per_step = provenance["seconds"] / _total_steps(run_config)
             seconds.setdefault(_timing_key(run_config), []).append(per_step)
     return {key: float(np.median(values)) for key, values in seconds.items()}
+
+
+def _estimate_step(run_config: RunConfig, device: str) -> float:
+    """Return the seconds of a step by its FLOPs; nothing is computed, and scoring comes on top."""
+    return training_flops(run_config) / device_facts(device).speed / _total_steps(run_config)
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:

@@ -20,7 +20,7 @@ import torch
 from cmp import distributed, models
 from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest
 from cmp.config import RunConfig
-from cmp.data import load_data
+from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
 from cmp.files import build_folder, delete_leftovers
@@ -95,12 +95,24 @@ def is_kept(run_id: str, weights: bool) -> bool:
     return store.is_stored(run_id) and (not weights or store.weights_path(run_id).exists())
 
 
+def list_devices(device: str) -> list[str]:
+    """Return the devices that workers share out: of "cuda" every card that is visible."""
+    cards = torch.cuda.device_count() if device == "cuda" else 0
+    return [f"cuda:{number}" for number in range(cards)] or [device]
+
+
+def default_jobs(device: str) -> int:
+    """Return how many runs are computed at a time: two on a CPU, or one per card."""
+    return 2 if device == "cpu" else len(list_devices(device))
+
+
 def run_locally(
     todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
 ) -> Failures:
     """Compute runs in worker processes.
 
     A worker that dies (out of memory, killed) is replaced and its run goes on from its checkpoint.
+    Workers spread evenly over the cards of "cuda".
 
     Args:
         todo: The runs.
@@ -114,13 +126,15 @@ def run_locally(
     Raises:
         Interrupted: SIGINT or SIGTERM came; the workers have saved their runs.
     """
+    devices = list_devices(device)
     with StopRequest() as stop, _worker_pool() as pool:
         busy: dict[Connection, _Worker] = {}
 
         def start(run_config: RunConfig) -> Connection:
             worker = next((idle for idle in pool if idle not in busy.values()), None)
             if worker is None:
-                pool.append(worker := _Worker(device))
+                counts = Counter(other.device for other in pool)
+                pool.append(worker := _Worker(min(devices, key=lambda d: counts[d]), jobs))
             with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
                 worker.pipe.send(run_config)
             busy[worker.pipe] = worker
@@ -230,12 +244,13 @@ class _Worker:
     this process go on.
     """
 
-    def __init__(self, device: str):
-        context = _context(device)
+    def __init__(self, device: str, jobs: int):
+        self.device, context = device, _context(device)
         self.pipe, theirs = context.Pipe()
         environment = worker_environment() | {"CMP_BUILD": str(build_folder().absolute())}
-        arguments = (theirs, device, environment)
-        self.process = context.Process(target=_worker_main, args=arguments, daemon=True)
+        arguments = (theirs, device, environment | {JOBS: str(jobs)})
+        # it may have children of its own, which decode images; `_worker_pool` ends it
+        self.process = context.Process(target=_worker_main, args=arguments, daemon=False)
         self.process.start()
         theirs.close()
 
@@ -292,6 +307,8 @@ def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> 
     os.environ.update(environment)
     load_plugins()
     torch.set_num_threads(1)
+    if device != "cpu":
+        torch.cuda.set_device(device)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
         while True:
