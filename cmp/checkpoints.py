@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -31,8 +32,9 @@ from cmp.errors import CmpError, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
-DEFAULT_EVERY = 50
-"""Steps between two checkpoints within a task."""
+INTERVAL, MAX_SHARE = 120.0, 0.02
+"""Seconds between two checkpoints within a task, and the largest part of the time that they may
+take: where a save takes long, the next one comes later."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 
 
@@ -227,21 +229,30 @@ def latest(manager: "CheckpointManager | None", device: torch.device) -> RunStat
 
 
 class CheckpointManager:
-    """The checkpoints of one run, held by one process at a time; used as a context."""
+    """The checkpoints of one run, held by one process at a time; used as a context.
 
-    def __init__(self, run_id: str, every: int = DEFAULT_EVERY, wait: bool = False):
+    Attributes:
+        last: The checkpoint that was read or written last.
+        in_background: Whether `save` returns once the state is copied; a thread writes it.
+    """
+
+    def __init__(self, run_id: str, interval: float = INTERVAL, wait: bool = False):
         """Prepare the manager.
 
         Args:
             run_id: The run's id.
-            every: Steps between two checkpoints within a task; one is also written at its end.
+            interval: Seconds between two checkpoints within a task; one is also written at its end.
             wait: Whether entering waits for another process that computes the same run, instead
                 of raising `CmpError`.
         """
-        self.run_id, self.every, self.wait = run_id, every, wait
+        self.run_id, self.interval, self.wait = run_id, interval, wait
         self.folder = checkpoint_folder(run_id)
         self.last: Path | None = None
+        self.in_background = False
         self._lock: int | None = None
+        self._due = time.monotonic() + interval
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         if self.folder.is_symlink():
@@ -272,13 +283,14 @@ class CheckpointManager:
         raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
 
     def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()  # what is being written gets its name
         if self._lock is not None:
             os.close(self._lock)  # which gives up the lock
             self._lock = None
 
     def is_due(self, done: int, steps: int) -> bool:
         """Return whether a checkpoint is due after `done` of a task's steps."""
-        return done % self.every == 0 and done < steps
+        return done < steps and time.monotonic() >= self._due
 
     def load(self) -> RunState | None:
         """Return the state that the run goes on from, None at its start."""
@@ -291,7 +303,29 @@ class CheckpointManager:
         return state
 
     def save(self, state: RunState) -> None:
-        """Write a state; of the others only the one before it is kept."""
+        """Write a state; of the others only the one before it is kept.
+
+        Raises:
+            CmpError: The disk refuses this state, or refused the one before in the background.
+        """
+        started = time.monotonic()
+        self.finish()
+        if self.in_background:
+            copies = {name: x.detach().to("cpu", copy=True) for name, x in state.tensors.items()}
+            state = dataclasses.replace(state, tensors=copies)
+            self._writing = self._writer.submit(self._write, state)
+        else:
+            self._write(state)
+        now = time.monotonic()
+        self._due = now + max(self.interval, (now - started) / MAX_SHARE * (self.interval > 0))
+
+    def finish(self) -> None:
+        """Wait until the last state is written; raise `CmpError` if the disk refused it."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, state: RunState) -> None:
         path = write_checkpoint(state, self.folder)
         keep = {path, self.last, self.folder / "lock"}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
@@ -308,4 +342,5 @@ class CheckpointManager:
 
     def remove(self) -> None:
         """Delete the checkpoints of a run that is finished and stored."""
+        self.finish()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -215,6 +215,8 @@ class Run:
     def __post_init__(self) -> None:
         self.config, self.model = self.state.config, self.state.model
         self.device = self.model.logit_scale.device
+        if self.manager:
+            self.manager.in_background = self.device.type == "cuda"
         self.branch = branch_step(self.config.schedule, self.config.training.steps)
         if self.config.merging.policy != "none":
             self.memory = {"zero": self.weights()}
@@ -367,6 +369,8 @@ class Run:
             return
         if unsaved:
             self.save(task, step, unsaved)
+        if self.manager:
+            self.manager.finish()
         distributed.barrier()  # until the first process has saved
         run_id = self.manager and self.manager.run_id[:SHORT_ID]
         kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"

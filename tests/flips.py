@@ -103,7 +103,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     folder, files = store.run_folder(run.id), []
     for path in folder.iterdir():
         files.append(Stored(path, partial(read_run, run.id)))
-    with CheckpointManager("c" * 64, every=1) as manager:
+    with CheckpointManager("c" * 64, interval=0.0) as manager:
         execute(run_config, corpus, manager=manager)
         [path, *_] = checkpoints.checkpoint_files(manager.folder)
         files.append(Stored(path, partial(read_checkpoint, path)))

@@ -185,7 +185,7 @@ def compute(
 ) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
     `save` on, the first being 1; family: settings of another run, whose weights are stored, too."""
-    workers.CheckpointManager = functools.partial(CheckpointManager, every=1)
+    workers.CheckpointManager = functools.partial(CheckpointManager, interval=0.0)
     if trouble:
         _before_save(save, TROUBLES[trouble])
     steps_done: list[int] = []

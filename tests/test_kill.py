@@ -233,7 +233,7 @@ def run_until(count, *settings, model=None):
             raise Stop
 
     config = small_config(*settings)
-    with CheckpointManager(store.run_id_of(config, small_corpus()), every=1) as manager:
+    with CheckpointManager(store.run_id_of(config, small_corpus()), interval=0.0) as manager:
         return execute(config, small_corpus(), Observer(step), model, manager=manager)
 
 

@@ -172,7 +172,7 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
             if counts["seen"] == stop:
                 raise Interrupted("here", 15)
 
-        with CheckpointManager(run_id, every=1) as manager:
+        with CheckpointManager(run_id, interval=0.0) as manager:
             with pytest.raises(Interrupted):
                 execute(run_config, corpus, Observer(step), manager=manager)
             again = execute(run_config, corpus, manager=manager)

@@ -26,7 +26,7 @@ FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 class MemoryManager:
     """A manager that keeps every state of a run, and goes on from the one that it is given."""
 
-    run_id = "memory"
+    run_id, in_background = "memory", False
 
     def __init__(self, start: RunState | None = None):
         self.start, self.states = start, {}
@@ -36,6 +36,9 @@ class MemoryManager:
 
     def is_due(self, done: int, steps: int) -> bool:
         return done < steps
+
+    def finish(self) -> None:
+        pass
 
     def save(self, state: RunState) -> None:
         places = [x.data_ptr() for x in state.tensors.values() if x.numel()]
@@ -211,7 +214,7 @@ def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
 
 def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with CheckpointManager("e" * 64, every=1) as manager:
+    with CheckpointManager("e" * 64, interval=0.0) as manager:
         execute(small(), corpus, manager=manager)
         places = [
             path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(manager.folder)
@@ -298,3 +301,56 @@ def test_where_two_processes_differ():
     assert machine_differences(machine, machine) == ""
     differences = machine_differences(machine | {"threads": 7}, machine)
     assert differences == f"threads 7 and {machine['threads']}"
+
+
+class Slow(CheckpointManager):
+    """A manager whose clock goes on by a second a step, and by a while for each save."""
+
+    def __init__(self, takes, **more):
+        super().__init__("f" * 64, **more)
+        self.takes, self.saves = takes, 0
+
+    def _write(self, state):
+        CLOCK["now"] += self.takes
+        self.saves += 1
+
+
+CLOCK = {"now": 0.0}
+
+
+@pytest.mark.parametrize("takes", [0.001, 1.0, 10.0, 100.0])
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, takes):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    CLOCK["now"] = 0.0
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: CLOCK["now"])
+    manager, waits, last = Slow(takes), [], 0.0
+    for step in range(1, 50_001):
+        CLOCK["now"] += 1.0
+        if manager.is_due(step, 100_000):
+            waits.append(CLOCK["now"] - last)
+            manager.save(None)
+            last = CLOCK["now"]
+    assert manager.saves >= 5
+    assert manager.saves * takes <= 0.021 * CLOCK["now"]
+    assert max(waits) <= max(checkpoints.INTERVAL, 50 * takes) + 2
+    assert not manager.is_due(100_000, 100_000)  # the task's end is saved anyway
+
+
+def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    states = MemoryManager()
+    execute(small(), corpus, manager=states)
+    weights = {name: x.clone() for name, x in states.states[MIDDLE].tensors.items()}
+    given = dataclasses.replace(states.states[MIDDLE], tensors=weights)
+    with CheckpointManager(given.progress.run) as manager:
+        manager.in_background = True
+        manager.save(given)
+        for x in weights.values():
+            x.zero_()  # training goes on
+        manager.finish()
+        assert equal(checkpoints.read_checkpoint(manager.last), states.states[MIDDLE])
+        manager.folder = tmp_path / "a file"
+        manager.folder.write_text("")
+        manager.save(given)
+        with pytest.raises(CmpError, match="a file"):
+            manager.finish()

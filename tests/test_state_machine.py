@@ -77,7 +77,7 @@ class Life(RuleBasedStateMachine):
     def sit(self, after_step=lambda done: None):
         """Go on from the last checkpoint; `after_step` gets the number of steps done."""
         observer = Observer(lambda task, step, *_: after_step(count((task, step + 1))))
-        with CheckpointManager(small_id(), every=1) as manager, warnings.catch_warnings():
+        with CheckpointManager(small_id(), interval=0.0) as manager, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage, which `latest` below counts
             return execute(small_config(), small_corpus(), observer, manager=manager)
 

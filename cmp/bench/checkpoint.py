@@ -1,4 +1,4 @@
-"""What a checkpoint costs, against the steps between two of them."""
+"""What a checkpoint costs, against the time between two of them."""
 
 import tempfile
 import time
@@ -14,65 +14,71 @@ from cmp import checkpoints
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK
 from cmp.bench.report import Report
-from cmp.checkpoints import DEFAULT_EVERY, SCHEMA, CheckpointManager, Progress, RunState
+from cmp.checkpoints import INTERVAL, SCHEMA, CheckpointManager, Progress, RunState
 from cmp.data import Corpus
 from cmp.runner import machine_record
 from cmp.training import build_adamw, train_task
 
-COLUMNS = ("model", "% of the time", "10-90 %", "ms", "MB", f"ms of {DEFAULT_EVERY} steps")
-BATCH = 64
-"""Samples per batch, as in profile `cpu`: the shorter the steps, the more a checkpoint weighs."""
+COLUMNS = ("model", "% of the time", "ms", "10-90 %", "ms until it goes on", "MB")
 
 
 def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure a checkpoint within a task, on this disk, and the steps that come between two."""
+    """Measure a checkpoint within a task, on this disk: whole, and how long training waits where
+    a thread writes it."""
     rows = []
     for name in names:
-        setting = networks.setting(name, corpus, batch or BATCH, DEFAULT_EVERY)
+        setting = networks.setting(name, corpus, batch, steps=1)
         state = networks.train_state(setting, BF16)
         optimizer = build_adamw(state.model, setting.config.optimizer)
+        train_task(state, setting.pools, TASK, optimizer=optimizer)  # so that there are moments
+        with (
+            tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder,
+            CheckpointManager("benchmark") as manager,
+        ):
+            manager.folder, tree = Path(folder), setting.config.to_dict()
+            save = make_save(manager, tree, state.model, optimizer)
 
-        def steps(setting=setting, state=state, optimizer=optimizer) -> None:
-            train_task(state, setting.pools, TASK, optimizer=optimizer)
+            def go_on(manager=manager, save=save) -> None:
+                manager.in_background = True
+                save()
+                manager.in_background = False
 
-        with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
-            save = make_save(Path(folder), setting.config.to_dict(), state.model, optimizer)
             seconds = timing.interleaved(
-                {"steps": steps, "save": save}, rounds, clock=time.perf_counter
+                {"whole": save, "waits": go_on}, rounds, clock=time.perf_counter
             )
-            megabytes = checkpoints.checkpoint_files(Path(folder))[0].stat().st_size / 1e6
-        low, middle, high = 100 * np.quantile(seconds["save"] / seconds["steps"], [0.1, 0.5, 0.9])
+            manager.finish()
+            megabytes = checkpoints.checkpoint_files(manager.folder)[0].stat().st_size / 1e6
+        low, middle, high = 1e3 * np.quantile(seconds["whole"], [0.1, 0.5, 0.9])
         rows.append(
             {
                 "model": name,
-                "% of the time": float(middle),
-                "10-90 %": f"{low:.2f}-{high:.2f}",
-                "ms": 1e3 * float(np.median(seconds["save"])),
+                "% of the time": 100 * float(middle) / 1e3 / (INTERVAL + float(middle) / 1e3),
+                "ms": float(middle),
+                "10-90 %": f"{low:.1f}-{high:.1f}",
+                "ms until it goes on": 1e3 * float(np.median(seconds["waits"])),
                 "MB": megabytes,
-                f"ms of {DEFAULT_EVERY} steps": 1e3 * float(np.median(seconds["steps"])),
             }
         )
-    return Report("checkpoint", f"a checkpoint every {DEFAULT_EVERY} steps", COLUMNS, rows)
+    return Report("checkpoint", f"a checkpoint every {INTERVAL:.0f} s", COLUMNS, rows)
 
 
 def make_save(
-    folder: Path, tree: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+    manager: CheckpointManager,
+    tree: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> Callable[[], None]:
     """Return a function that saves the state as a run does, with two checkpoints kept.
 
     Args:
-        folder: Where checkpoints go.
+        manager: Keeps the checkpoints.
         tree: The run's config.
         model: The network.
         optimizer: Its optimizer.
     """
-    manager = CheckpointManager("benchmark")
-    manager.folder = folder
 
     def save() -> None:
-        progress = Progress(
-            SCHEMA, "benchmark", tree, TASK, DEFAULT_EVERY, [], 0.0, machine_record()
-        )
+        progress = Progress(SCHEMA, "benchmark", tree, TASK, 1, [], 0.0, machine_record())
         manager.save(RunState(progress, checkpoints.state_tensors(model, optimizer)))
 
     return save
