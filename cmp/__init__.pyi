@@ -25,6 +25,7 @@ from .schedules import TaskSchedule as TaskSchedule
 from .schedules import learning_rate as learning_rate
 from .schedules import lr_scheduler as lr_scheduler
 from .training import ForwardOutput as ForwardOutput
+from .training import StepResult as StepResult
 from .training import TrainState as TrainState
 from .training import UpdateMethod as UpdateMethod
 from .training import create_optimizer as create_optimizer

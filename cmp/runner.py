@@ -29,7 +29,14 @@ from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
-from cmp.training import ExecutionConfig, TrainState, create_optimizer, make_train_state, train_task
+from cmp.training import (
+    ExecutionConfig,
+    StepResult,
+    TrainState,
+    create_optimizer,
+    make_train_state,
+    train_task,
+)
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
@@ -43,11 +50,13 @@ class Observer:
         task: (tasks done, scores), after each evaluation, with 0 for the one before the stream; of
             the subset if there is one, so that scores can be compared.
         resumed: (steps done), first of all, when a run goes on from a checkpoint.
+        record: (task, step, result), after each step, see `cmp.training.StepResult`.
     """
 
     step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
     task: Callable[[int, Scores], None] = lambda done, scores: None
     resumed: Callable[[int], None] = lambda steps: None
+    record: Callable[[int, int, StepResult], None] = lambda task, step, result: None
 
 
 NO_OBSERVER = Observer()
@@ -300,11 +309,12 @@ class Run:
         self.observer.task(done, scored[0])
 
     def after_step(
-        self, task: int, optimizer: torch.optim.Optimizer, step: int, loss: Tensor
+        self, task: int, optimizer: torch.optim.Optimizer, step: int, result: StepResult
     ) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
-        self.observer.step(task, step, loss, self.model)
+        self.observer.step(task, step, result.loss, self.model)
+        self.observer.record(task, step, result)
         done = step + 1
         if done == self.branch:
             tensors = checkpoints.state_tensors(self.model, optimizer)

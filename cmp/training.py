@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,20 @@ class TrainState:
         """The update method."""
         value = get_option("method", self.config.method.name).value
         return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
+
+
+class StepResult(NamedTuple):
+    """What a step came to; numbers on the device, so that nothing waits for it.
+
+    Attributes:
+        loss: Before the step.
+        gradient_norm: Before clipping.
+        rate: The learning rate.
+    """
+
+    loss: Tensor
+    gradient_norm: Tensor
+    rate: float
 
 
 ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
@@ -387,8 +401,8 @@ def train_step(
     task: int,
     step: int,
     rate: float,
-) -> Tensor:
-    """Take one optimisation step and return its loss.
+) -> StepResult:
+    """Take one optimisation step and return what it came to.
 
     Args:
         state: The network and all that belongs to it, changed in place.
@@ -405,7 +419,9 @@ def train_step(
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
         >>> pools = cmp.task_pools(state.config, state.corpus)
         >>> batch, optimizer = state.loader.batch(pools[0], 0, 0), cmp.create_optimizer(state)
-        >>> loss = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
+        >>> result = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
+        >>> result.rate
+        0.001
     """
     if state.execution.uses_micro_batches:
         optimizer.zero_grad()
@@ -421,7 +437,7 @@ def train_step(
         group["lr"] = rate
     state.method.step(state, optimizer)
     clamp_logit_scale(state.model)
-    return loss.detach()
+    return StepResult(loss.detach(), norm, rate)
 
 
 def backward(
@@ -439,7 +455,7 @@ def train_task(
     state: TrainState,
     pools: Pools,
     task: int,
-    after_step: Callable[[int, Tensor], None] = lambda step, loss: None,
+    after_step: Callable[[int, StepResult], None] = lambda step, result: None,
     optimizer: torch.optim.Optimizer | None = None,
     first: int = 0,
 ) -> None:
@@ -449,7 +465,7 @@ def train_task(
         state: The network and all that belongs to it.
         pools: What the task may draw from.
         task: The task's number, from 0.
-        after_step: Called with (step, loss) after each step.
+        after_step: Called with (step, what it came to) after each step.
         optimizer: The optimizer to go on with; a fresh one where None.
         first: The step to go on from.
 

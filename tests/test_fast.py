@@ -35,7 +35,7 @@ def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, to
     state, losses = networks.train_state(setting, FP32), []
     if double:
         state.model.double()
-    train_task(state, setting.pools, TASK, lambda _, loss: losses.append(loss))
+    train_task(state, setting.pools, TASK, lambda _, result: losses.append(result.loss))
     return state.model, torch.stack(losses)
 
 

@@ -144,7 +144,7 @@ def test_a_training_step_is_a_function_of_config_task_and_step(corpus):
     for _ in range(2):
         state = make_train_state(run_config, corpus, models.create_model("tiny", 0))
         values = []
-        train_task(state, pools, 1, lambda step, loss, f=values: f.append(loss))
+        train_task(state, pools, 1, lambda step, result, f=values: f.append(result.loss))
         losses.append(torch.stack(values))
         torch.rand(5)
     assert torch.equal(*losses)

@@ -46,7 +46,7 @@ def trained(execution, *settings):
     run_config, losses = ranks.small(*settings), []
     state = make_train_state(run_config, packed.load_embedded(), execution=execution)
     for task, pools in enumerate(mixtures.task_pools(run_config, state.corpus)):
-        train_task(state, pools, task, lambda step, loss: losses.append(loss.item()))
+        train_task(state, pools, task, lambda step, result: losses.append(result.loss.item()))
     return losses, state.model.state_dict()
 
 

@@ -11,7 +11,7 @@ from cmp import budgets
 from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
-from cmp.experiments import results, runs, store
+from cmp.experiments import logs, results, runs, store
 from cmp.files import SHORT_ID
 
 
@@ -53,6 +53,11 @@ def show(run_id: str) -> None:
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")
     print_run(run)
+    log = logs.read_log(run.id)
+    for name in ("loss", "gradient_norm", "rate", "samples_per_second", "memory"):
+        if name in log:
+            first, last = log[name].dropna().iloc[[0, -1]]
+            typer.echo(f"{name:18} {first:.4g} {logs.sparkline(log[name])} {last:.4g}")
 
 
 def verify(

@@ -29,6 +29,7 @@ def run(
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
     keep_weights: bool = False,
+    tensorboard: Path | None = None,
 ) -> None:
     """Take a model through a stream of updates: train, evaluate, store.
 
@@ -37,6 +38,7 @@ def run(
 
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
+        tensorboard: A folder for TensorBoard's own files, beside the log that every run has.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
@@ -56,7 +58,7 @@ def run(
         pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
         if not dry_run:
             execution = ExecutionConfig(micro_batch, checkpoint_activations)
-            return compute_run(run_config, local_device, execution, keep_weights)
+            return compute_run(run_config, local_device, execution, keep_weights, tensorboard)
         make_train_state(run_config, corpus)
     run_id = store.run_id_of(run_config, corpus)
     begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
@@ -205,7 +207,11 @@ def read_config(what: str, settings: list[str]) -> config.RunConfig:
 
 
 def compute_run(
-    run_config: config.RunConfig, device: str, execution: ExecutionConfig, keep_weights: bool
+    run_config: config.RunConfig,
+    device: str,
+    execution: ExecutionConfig,
+    keep_weights: bool,
+    board: Path | None = None,
 ) -> None:
     """Compute a run, from its last checkpoint on, or look it up, and print its scores.
 
@@ -218,7 +224,12 @@ def compute_run(
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         stored = workers.run_one(
-            run_config, progress_observer(bar), device, execution=execution, keep=keep_weights
+            run_config,
+            progress_observer(bar),
+            device,
+            execution=execution,
+            keep=keep_weights,
+            board=board,
         )
     if is_first:
         print_run(stored)

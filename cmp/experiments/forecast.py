@@ -18,7 +18,7 @@ from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.registry import get_option
 from cmp.runner import evaluation_sizes
-from cmp.training import create_optimizer, make_train_state, train_task
+from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
 USABLE_MEMORY = 0.9
@@ -176,8 +176,8 @@ def _step_seconds(
     state = make_train_state(short, load_data(run_config.data), model, device)
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
-    def after_step(step: int, loss: torch.Tensor) -> None:
-        loss.item()  # waits for the device
+    def after_step(step: int, result: StepResult) -> None:
+        result.loss.item()  # waits for the device
         ends.append(clock())
 
     train_task(state, pools[-1], len(pools) - 1, after_step=after_step)

@@ -23,6 +23,7 @@ from cmp.config import RunConfig
 from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
+from cmp.experiments.logs import RunLog
 from cmp.files import build_folder, delete_leftovers
 from cmp.registry import load_plugin
 from cmp.runner import NO_OBSERVER, Observer, execute
@@ -45,6 +46,7 @@ def run_one(
     wait: bool = False,
     execution: ExecutionConfig | None = None,
     keep: bool = False,
+    board: Path | None = None,
 ) -> store.StoredRun:
     """Return the stored run of a config; compute it in this process if it is missing.
 
@@ -59,6 +61,7 @@ def run_one(
         execution: How a step is computed.
         keep: Whether to store the final weights, as is always done for models that are not
             embedded; a run that is stored without them is computed again.
+        board: A folder for TensorBoard.
 
     Raises:
         CmpError: The run cannot be computed, or another process computes it.
@@ -79,9 +82,11 @@ def run_one(
             stored = is_kept(run_id, keep)  # another process may have been faster
             distributed.broadcast(_IS_STORED if stored else "", device)
             if not stored:
-                result = execute(
-                    run_config, corpus, observer, None, device, manager, execution=execution
-                )
+                with RunLog(run_id, run_config, device, board) as log:
+                    watch = log.observe(observer)
+                    result = execute(
+                        run_config, corpus, watch, None, device, manager, execution=execution
+                    )
                 keep = keep or run_config.model.name not in models.family_names()
                 run = store.make_stored_run(run_config, result, identity)
                 store.save_run(run, result.model if keep else None)

@@ -1,0 +1,149 @@
+"""The log of a run: every step once, whatever happened in between, and shown as a line of bars."""
+
+import functools
+import json
+import sys
+
+import pandas as pd
+import pytest
+from forked import small_config, small_corpus
+from typer.testing import CliRunner
+
+from cmp import checkpoints, cli
+from cmp.embedded import packed
+from cmp.errors import CmpError, Interrupted
+from cmp.experiments import logs, store, workers
+from cmp.runner import Observer
+
+RUN = ("model.start=random", "evaluation.full=false")
+TASKS, STEPS = 3, 4
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    corpus = small_corpus()  # from where the data are
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: corpus)
+    return tmp_path / "build"
+
+
+def every_step(table: pd.DataFrame) -> bool:
+    steps = table.dropna(subset="step")[["task", "step"]].astype(int)
+    return [*map(tuple, steps.to_numpy())] == [(t, s) for t in range(TASKS) for s in range(STEPS)]
+
+
+def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
+    losses = []
+    watch = Observer(lambda task, step, loss, model: losses.append(loss.item()))
+    run = workers.run_one(small_config(*RUN), watch)
+    table = logs.read_log(run.id)
+    assert every_step(table)
+    steps, scores = table.dropna(subset="step"), table.dropna(subset="done")
+    assert list(steps["loss"]) == losses
+    assert (steps["gradient_norm"] > 0).all()
+    assert (steps["samples_per_second"] > 0).all()
+    assert steps["time"].is_monotonic_increasing
+    assert steps["rate"].max() == pytest.approx(run.config.schedule.peak)
+    assert list(scores["done"]) == [0, 1, 2, 3]
+    last = store.trajectory(run.metrics).iloc[-1]
+    assert scores["A_KA"].iloc[-1] == pytest.approx(last["A_KA"])
+    assert logs.log_path(run.id).parent == store.run_folder(run.id).parent
+    assert store.stored_ids() == [run.id[:12]]
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+@pytest.mark.parametrize("interval", [0.0, 1e6])
+def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interval):
+    """Stopped after some steps; what it saved is either each of them, or the last task's end."""
+    run_config, count = small_config(*RUN), {"seen": 0}
+
+    def step(*_):
+        count["seen"] += 1
+        if count["seen"] == stop:
+            raise Interrupted("here", 15)
+
+    make = functools.partial(checkpoints.CheckpointManager, interval=interval)
+    monkeypatch.setattr(workers, "CheckpointManager", make)
+    with pytest.raises(Interrupted):
+        workers.run_one(run_config, Observer(step))
+    run = workers.run_one(run_config)
+    table = logs.read_log(run.id)
+    assert every_step(table)
+    assert list(table["done"].dropna()) == [0, 1, 2, 3]
+
+
+def test_a_log_can_be_read_while_it_is_written(build):
+    assert logs.read_log("a" * 64).empty
+    path = logs.log_path("a" * 64)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"task": 0, "step": 0, "loss": 2.0}) + '\n{"task": 0, "st')
+    assert list(logs.read_log("a" * 64)["loss"]) == [2.0]
+
+
+def test_a_run_that_is_refused_leaves_no_log(build):
+    with pytest.raises(CmpError, match="no annealed base 99"):
+        workers.run_one(small_config("seeds.init=99"))
+    assert not list(build.rglob("*.jsonl"))
+
+
+def test_steps_are_written_every_few_seconds(build, monkeypatch):
+    now, seen = {"seconds": 0.0}, []
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
+    run_config = small_config(*RUN)
+    path = logs.log_path(store.run_id_of(run_config))
+
+    def step(*_):
+        now["seconds"] += 2.0
+        seen.append(path.read_text().count('"step"'))
+
+    workers.run_one(run_config, Observer(step))
+    assert seen[:4] == [0, 0, 0, 3]  # three steps make more than five seconds
+
+
+def test_numbers_are_shown_as_bars():
+    assert logs.sparkline(pd.Series([0.0, 1.0, 2.0, 3.0])) == "▁▃▆█"
+    assert logs.sparkline(pd.Series([5.0, 5.0])) == "▁▁"
+    assert logs.sparkline(pd.Series([None, 1.0, None, 2.0])) == "▁█"
+    assert len(logs.sparkline(pd.Series(range(1000)))) == 40
+
+
+def test_results_show_the_course_of_a_run(build):
+    run = workers.run_one(small_config(*RUN))
+    shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if "█" in line}
+    assert {"loss", "gradient_norm", "rate"} <= lines.keys()
+    losses = logs.read_log(run.id)["loss"].dropna()
+    assert lines["loss"][1] == f"{losses.iloc[0]:.4g}"
+    assert lines["loss"][3] == f"{losses.iloc[-1]:.4g}"
+
+
+def test_a_board_that_is_not_installed_is_said(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(CmpError, match="pip install tensorboard"):
+        workers.run_one(small_config(*RUN), board=build / "board")
+
+
+def test_a_board_gets_every_number(build, monkeypatch):
+    told = []
+
+    class Writer:
+        def __init__(self, folder):
+            told.append(folder)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            told.append("closed")
+
+        def add_scalar(self, name, value, place):
+            told.append((name, place))
+
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", type("M", (), {"SummaryWriter": Writer})
+    )
+    workers.run_one(small_config(*RUN), board=build / "board")
+    assert told[0] == str(build / "board")
+    assert told[-1] == "closed"
+    assert [place for name, place in told[1:-1] if name == "loss"] == list(range(TASKS * STEPS))
+    assert [place for name, place in told[1:-1] if name == "A_ZS"] == [0, 4, 8, 12]
