@@ -174,6 +174,10 @@ class StepResult(NamedTuple):
         loss: Before the step.
         gradient_norm: Before clipping.
         rate: The learning rate.
+
+    Example:
+        >>> cmp.StepResult(torch.tensor(2.0), torch.tensor(0.5), rate=1e-3).rate
+        0.001
     """
 
     loss: Tensor
@@ -420,8 +424,6 @@ def train_step(
         >>> pools = cmp.task_pools(state.config, state.corpus)
         >>> batch, optimizer = state.loader.batch(pools[0], 0, 0), cmp.create_optimizer(state)
         >>> result = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
-        >>> result.rate
-        0.001
     """
     if state.execution.uses_micro_batches:
         optimizer.zero_grad()

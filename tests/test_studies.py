@@ -217,7 +217,7 @@ def test_several_studies_are_one_programme_and_published_one_by_one(build, write
         return {}
 
     monkeypatch.setitem(studies.BACKENDS, "local", compute)
-    monkeypatch.setattr(results, "publish_study", lambda grid, _: told.append(len(began)))
+    monkeypatch.setattr(results, "publish_study", lambda grid: told.append(len(began)))
     result = CliRunner().invoke(cli.app, ["study", "77", "88", "--publish"])
     assert result.exit_code == 0, result.exception
     assert "study 77, cpu: 3 runs, 0 stored" in result.output

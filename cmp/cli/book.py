@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from cmp import config
 from cmp.cli import shared
+from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.files import write_atomic
 
 
 def study(
@@ -44,50 +44,59 @@ def study(
     from cmp.experiments.claims import claims_of
 
     if pause or resume:
-        if pause:
-            write_atomic(workers.pause_file(), "")
-        else:
-            workers.pause_file().unlink(missing_ok=True)
+        workers.pause_studies(pause)
         return
     if not chapters:
         raise CmpError("study: name one or more, such as 01")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
-    if publish and profile != "cpu":
-        raise CmpError(f"--publish: the book argues from the cpu profile, not from {profile!r}")
-    if publish and shard:
-        raise CmpError("--publish: a shard is not the whole study; publish when all are computed")
+    if publish and (profile != "cpu" or shard):
+        why = f"the book argues from the cpu profile, not from {profile!r}"
+        raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
     device = device or ("cuda" if profile in config.FOREIGN_MODEL_PROFILES else "cpu")
-    jobs, grids = jobs or workers.default_jobs(device), [*map(studies.load_study, chapters)]
     # a full run takes hours: of a model that is not embedded, the live settings once each
-    is_foreign = profile in config.FOREIGN_MODEL_PROFILES
-    blocks = []
-    for grid in grids:
+    is_foreign, blocks = profile in config.FOREIGN_MODEL_PROFILES, {}
+    for grid in map(studies.load_study, chapters):
         results.restore_runs(grid)
         claims_of(grid)  # a wrong claim is refused now, not after hours of runs
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
             continue
-        configs = list(runs.values())
-        blocks.append(studies.shard_runs(configs, shard) if shard else configs)
-        plan = studies.plan_study(blocks[-1], device)
+        blocks[grid.chapter] = studies.shard_runs([*runs.values()], shard or "1/1")
+        plan = studies.plan_study(blocks[grid.chapter], device)
         typer.echo(f"{grid.question}\nstudy {grid.chapter}, {profile}: {plan}")
-    if dry_run:
-        return
-    plan = studies.plan_study([run for configs in blocks for run in configs], device)
+    if not dry_run:
+        compute_programme(blocks, jobs or workers.default_jobs(device), device, backend, publish)
+
+
+def compute_programme(
+    blocks: dict[str, list[RunConfig]], jobs: int, device: str, backend: str, publish: bool
+) -> None:
+    """Compute the runs of several studies, with one progress bar.
+
+    Args:
+        blocks: The runs of each study.
+        jobs: Runs at a time.
+        device: "cpu" or "cuda".
+        backend: One of `cmp.experiments.studies.BACKENDS`.
+        publish: Whether each study is published as soon as it is computed.
+    """
+    from cmp.experiments import results, studies, workers
+
+    plan = studies.plan_study([run for configs in blocks.values() for run in configs], device)
     if workers.pause_file().exists():
         typer.echo("studies are paused; `cmpt study --resume` lets them go on")
     weights = {run: max(1, round(seconds)) for run, seconds in plan.todo.items()}
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
-        for grid, configs in zip(grids, blocks, strict=True):
-            bar.set_description(f"study {grid.chapter}")
+        for chapter, configs in blocks.items():
+            bar.set_description(f"study {chapter}")
             studies.compute_runs(
                 configs, jobs, device, backend, lambda run: bar.update(weights[run])
             )
             if publish:
-                bar.write(f"published: {results.publish_study(grid, profile)}")
+                bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
 
 
 def book(

@@ -24,7 +24,7 @@ from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store
 from cmp.experiments.logs import RunLog
-from cmp.files import build_folder, delete_leftovers
+from cmp.files import build_folder, delete_leftovers, write_atomic
 from cmp.registry import load_plugin
 from cmp.runner import NO_OBSERVER, Observer, execute
 from cmp.training import ExecutionConfig
@@ -218,6 +218,14 @@ def compute_all(
 def pause_file() -> Path:
     """Return the file that pauses all studies of a build folder for as long as it exists."""
     return build_folder() / "paused"
+
+
+def pause_studies(pause: bool) -> None:
+    """Let all studies of this build folder wait, or go on."""
+    if pause:
+        write_atomic(pause_file(), "")
+    else:
+        pause_file().unlink(missing_ok=True)
 
 
 def failure_reason(error: BaseException) -> str:
