@@ -1,5 +1,6 @@
 """The `gpu` profile: its plan without data, weights or card; and `cmpt doctor`."""
 
+import dataclasses
 import importlib.metadata
 import multiprocessing
 from types import SimpleNamespace
@@ -70,7 +71,47 @@ def test_doctor_says_what_of_it_is_missing():
     result = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu"])
     assert result.exit_code == 1
     assert result.output.count("missing") == 3
-    assert "--micro-batch 256" in " ".join(result.output.split())
+    assert "a step holds 47 GB at once in bf16, an H100 has 80 GB" in result.output
+    large = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", "training.batch=1024"])
+    assert "--micro-batch 512 holds 47 GB" in large.output
+
+
+def test_shared_memory_that_is_too_small_is_missing_and_what_fits_is_said(monkeypatch):
+    free = {"free": 1e9}
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(**free))
+    monkeypatch.setattr(preflight, "worker_count", lambda device: 15)
+    found = preflight._check_shared_memory(GPU, "cuda")
+    assert found.state == preflight.MISSING
+    assert found.sentence == (
+        "15 processes decode ahead, 2.3 GB in /dev/shm, where 1.0 are free: CMP_WORKERS=6"
+    )
+    free["free"] = 8e9
+    assert preflight._check_shared_memory(GPU, "cuda").state == preflight.PRESENT
+
+
+def test_cards_of_different_kinds_are_named(monkeypatch):
+    names = ["NVIDIA H100", "NVIDIA A100"]
+    card = SimpleNamespace(name=names[0], total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: names[number])
+    found = preflight._check_card("cuda")
+    assert found.state == preflight.OPTIONAL
+    assert "NVIDIA A100, NVIDIA H100" in found.sentence
+    names[1] = names[0]
+    assert preflight._check_card("cuda").sentence == "2 times NVIDIA H100, 80 GB"
+
+
+def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):
+    few = {name: each for name, each in corpus.datasets.items() if each.role != "substitute"}
+    monkeypatch.setattr(
+        preflight, "load_run_data", lambda run: dataclasses.replace(corpus, datasets=few)
+    )
+    tree = config.override({}, ["mixture.pool=substitute"])
+    found = preflight._check_data(config.parse(tree))
+    assert (found.state, "there is no such pool" in found.sentence) == (preflight.MISSING, True)
+    assert preflight._check_data(config.parse({})).state == preflight.PRESENT
 
 
 def test_doctor_finds_the_embedded_set_up(corpus):

@@ -15,7 +15,7 @@ from cmp import budgets, cli, config, models, streams
 from cmp.config import Merging
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import evidence, paper, planner, results, statistics, studies
+from cmp.experiments import evidence, forecast, paper, planner, results, statistics, studies
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import apply_policy
 from lab import explorers
@@ -222,7 +222,7 @@ def test_memory_in_bf16_is_that_of_table_4():
             "training": {"batch": paper.TABLE4_BATCH},
         }
     )
-    assert planner.step_memory(run) / GIGA == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
+    assert forecast.step_memory(run) / GIGA == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
 
 
 @pytest.mark.parametrize("policy", planner.COPIES)

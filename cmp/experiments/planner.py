@@ -1,7 +1,6 @@
 """`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
 
 import bisect
-import functools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,32 +123,15 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         yield PROBLEMS["no weights"].format(model=request.model)
 
 
-@functools.cache
-def _memory_account(name: str, batch: int, method: config.Method) -> dict[str, int]:
-    state = budgets.shape_state(name, method, models.create_on_meta(name))
-    return budgets.memory_account(state, batch)
-
-
-def step_memory(run: config.RunConfig) -> float:
-    """Return the bytes at the peak of a run's step.
-
-    In bf16, what is kept for the backward pass takes half of fp32: ViT-B-16 at batch 512 then comes
-    to 46.9 GB, and Table 4 has 46.6.
-    """
-    parts = _memory_account(run.model.name, run.training.batch, run.method)
-    saved = parts["activations"] / 2 if run.training.precision == "bf16" else 0.0
-    return sum(parts.values()) - saved
-
-
 def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
     flops, copies = forecast.training_flops(run), 1 + COPIES[run.merging.policy]
-    parts = _memory_account(run.model.name, run.training.batch, run.method)
+    parts = forecast.memory_account(run.model.name, run.training.batch, run.method)
     return {
         "FLOPs": flops,
         "memory-adjusted GFLOPs": flops / GIGA * _memory_multiplier(run),
         f"hours on {request.device}": flops / DEVICES[request.device].speed / 3600,
-        "GB of memory": step_memory(run) / GIGA,
+        "GB of memory": forecast.step_memory(run) / GIGA,
         "GB of disk": SAVES * (copies * parts["weights"] + parts["optimizer"]) / GIGA,
     }
 
@@ -257,7 +239,7 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    fits = lambda tree: step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+    fits = lambda tree: forecast.step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
     for part in ({}, {"method": {"name": "locked-image"}}):
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
         first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second

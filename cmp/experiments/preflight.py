@@ -1,6 +1,7 @@
 """What is said before a run starts: whether all it needs is here, and what it would do."""
 
 import importlib.metadata
+import math
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -11,15 +12,23 @@ from packaging.requirements import Requirement
 
 from cmp import budgets, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
-from cmp.data import Corpus, load_data
+from cmp.data import Corpus, load_data, worker_count
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
-from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY, forecast_sentence
+from cmp.experiments.forecast import (
+    DEVICES,
+    GIGA,
+    USABLE_MEMORY,
+    forecast_sentence,
+    step_memory,
+)
 from cmp.files import build_folder
 
 DISTRIBUTION = "continual-multimodal-pretraining"
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
+SHARED_MEMORY, AHEAD = Path("/dev/shm"), 2
+"""Where decoding processes hand images over, and the batches that each has ready."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -57,7 +66,10 @@ def check_setup() -> list[Check]:
 def check_run(run_config: RunConfig, device: str) -> list[Check]:
     """Check what a run needs, whether a step fits the card, and how long the run may take."""
     memory, time = _check_memory(run_config, device), forecast_sentence(run_config)
-    return [*check_needs(run_config, device), memory, Check("time", PRESENT, time)]
+    checks = [*check_needs(run_config, device), memory]
+    if run_config.model.name not in models.family_names():
+        checks.append(_check_shared_memory(run_config, device))
+    return [*checks, Check("time", PRESENT, time)]
 
 
 def check_needs(run_config: RunConfig, device: str) -> list[Check]:
@@ -78,6 +90,8 @@ def _check_data(run_config: RunConfig | None) -> Check:
         from cmp.embedded import packed  # which takes the packages of an extra
 
         corpus = load_run_data(run_config) if run_config else packed.load_embedded()
+        if run_config:
+            mixtures.replay_pool(corpus, run_config.mixture, run_config.seeds.data)
     except (CmpError, ImportError) as error:
         return Check("data", MISSING, str(error).removeprefix("data: "))
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
@@ -105,30 +119,54 @@ def _check_card(device: str) -> Check:
         return Check("device", PRESENT, f"the CPU, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         return Check("device", MISSING, "torch finds no CUDA card, or is built without CUDA")
-    card = torch.cuda.get_device_properties(device)
-    return Check("device", PRESENT, f"{card.name}, {card.total_memory / GIGA:.0f} GB")
+    count, card = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
+    kinds = {torch.cuda.get_device_name(number) for number in range(count)}
+    if len(kinds) > 1:
+        words = f"cards of different kinds, {', '.join(sorted(kinds))}: CUDA_VISIBLE_DEVICES"
+        return Check(
+            "device", OPTIONAL, f"{words} chooses, as their results differ in the last bits"
+        )
+    many = f"{count} times " if count > 1 else ""
+    return Check("device", PRESENT, f"{many}{card.name}, {card.total_memory / GIGA:.0f} GB")
 
 
 def _check_memory(run_config: RunConfig, device: str) -> Check:
-    """Compare what a step holds, as accounted for in fp32, with the card; find a micro-batch."""
+    """Compare what a step holds with the card; find what would fit."""
     card, memory = "an H100", DEVICES["h100"].memory
     if device != "cpu" and torch.cuda.is_available():
         card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
     batch = size = run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2
-    needed = _step_bytes(run_config, batch) / GIGA
-    sentence = f"a step holds {needed:.0f} GB at once in fp32, {card} has {memory / GIGA:.0f} GB"
+    words = f"a step holds {_step_bytes(run_config, batch) / GIGA:.0f} GB at once"
+    sentence = f"{words} in {run_config.training.precision}, {card} has {memory / GIGA:.0f} GB"
     if size == batch:
         return Check("memory", PRESENT, sentence)
     part = f"--micro-batch {size} holds {_step_bytes(run_config, size) / GIGA:.0f} GB"
-    return Check("memory", OPTIONAL, f"{sentence}; in bf16 activations take about half, and {part}")
+    remedy = "--checkpoint-activations keeps less for a backward pass"
+    return Check("memory", OPTIONAL, f"{sentence}; {part}, and {remedy}")
 
 
 def _step_bytes(run_config: RunConfig, batch: int) -> float:
     tree = run_config.to_dict()
     tree["training"] |= {"batch": batch, "budget": None}
-    return budgets.method_cost(parse(tree, "memory")).memory
+    return step_memory(parse(tree, "memory"))
+
+
+def _check_shared_memory(run_config: RunConfig, device: str) -> Check:
+    """Check that the images which processes decode ahead fit where they hand them over."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else math.inf
+    side = models.preprocessing(models.create_on_meta(run_config.model.name)).size
+    batch = 3 * side * side * run_config.training.batch
+    workers = worker_count(torch.device(device))
+    needed = AHEAD * workers * batch
+    words = f"{workers} processes decode ahead, {needed / GIGA:.1f} GB in {SHARED_MEMORY}"
+    if needed < free:
+        return Check("decoding", PRESENT, words)
+    most = int(free / AHEAD / batch)
+    return Check(
+        "decoding", MISSING, f"{words}, where {free / GIGA:.1f} are free: CMP_WORKERS={most}"
+    )
 
 
 def _check_packages() -> Check:
