@@ -214,6 +214,42 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
 
 
+@pytest.mark.parametrize("name", [NANO, "small"])
+def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch, name):
+    """It loads by its folder alone, with the same features, and its card says what was done."""
+    build(tmp_path, monkeypatch)
+    given = [*SMALL, f"model.name={name}", "merging.policy=ema", "evaluation.full=true"]
+    given += [f"model.start={theirs[0] / 'epoch_3.pt'}"] * (name == NANO)
+    invoke = CliRunner().invoke
+    assert invoke(cli.app, ["run", "quick", *given, "--keep-weights"]).exit_code == 0
+    run_config = config.parse(config.override(config.profile("quick"), given))
+    run = store.load_run(store.run_id_of(run_config, corpus))
+    out = tmp_path / "updated"
+    done = invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out), "--to", "hf"])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "open_clip_config.json", "open_clip_model.safetensors",
+    }  # fmt: skip
+    again, prepare = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+    stored, x = store.final_model(run).eval(), torch.randn(4, 3, 32, 32)
+    tokens = models.tokenizer(name)(["a red cat", "one object"])
+    with torch.no_grad():
+        expected = models.encode_image(stored, x), models.encode_text(stored, tokens)
+        found = (
+            again.eval().encode_image(x, normalize=True),
+            again.encode_text(tokens, normalize=True),
+        )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert prepare.transforms[0].size == 32
+    card = (out / "README.md").read_text()
+    assert f"# {name}, after 2 updates" in card
+    assert "| merging.policy | ema |" in card
+    last = store.trajectory(run.metrics).query("scope == 'full'")["A_ZS"].round(1)
+    assert f"| A_ZS |  | {last.iloc[0]} | {last.iloc[-1]} |" in card
+    assert "| new-animals | adapt | MIT |" in card
+    assert ("cmp.models.tokenizer" in card) == (name == "small")
+
+
 def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path, monkeypatch):
     build(tmp_path, monkeypatch)
     invoke = CliRunner().invoke

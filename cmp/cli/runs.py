@@ -12,7 +12,7 @@ from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures,
 from cmp.cli import shared
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, store, workers
+from cmp.experiments import forecast, hub, preflight, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
@@ -150,22 +150,29 @@ def evaluate(
     shared.print_table(columns, rows, title)
 
 
-def export(run_id: str, out: shared.OutFile) -> None:
+def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "open_clip") -> None:
     """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
 
     Args:
-        out: The file to write, NAME.safetensors.
+        out: The file to write, NAME.safetensors; with --to hf a folder.
+        to: open_clip, or hf for a folder as the Hugging Face hub has them, with a model card.
 
     Example:
         cmpt export 3f2a -o new.safetensors
     """
-    if out.suffix != ".safetensors":
-        raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
     stored = store.find_run(run_id)
-    model, name = store.final_model(stored), stored.config.model.name
-    with atomic_file(out) as partial:
-        models.export_weights(model, partial)
-    typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
+    name = stored.config.model.name
+    if to == "hf":
+        hub.write_hub_folder(stored, load_data(stored.config.data), out)
+        loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
+        typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
+    else:
+        if out.suffix != ".safetensors":
+            raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
+        model = store.final_model(stored)
+        with atomic_file(out) as partial:
+            models.export_weights(model, partial)
+        typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
     if name in models.family_names():
         typer.echo("open_clip knows that name once cmp.embedded.models is imported")
 

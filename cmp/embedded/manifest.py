@@ -194,6 +194,12 @@ class Dataset(SetManifest):
             raise ValueError("recipe.splits: a held-out set cannot have a train split")
         return self
 
+    @property
+    def licence(self) -> str:
+        """The licences of the packages that its images come from."""
+        licences = {load_packages()[source].licence for source in self.sources}
+        return ", ".join(sorted(licences)) or "our own drawings"
+
 
 class Packages(StrictModel):
     """The content of `packages.yaml`.

@@ -1,0 +1,121 @@
+"""A run's model as a folder for the Hugging Face hub, in the layout that open_clip writes.
+
+`open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads it, and from the hub
+"hf-hub:ORG/NAME" once the folder is uploaded. The model card is made of what is stored of the run.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import open_clip
+import pandas as pd
+
+from cmp import models
+from cmp.data import Corpus
+from cmp.experiments import store
+from cmp.readers.files import atomic_folder
+
+WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+CARD = """---
+library_name: open_clip
+pipeline_tag: zero-shot-image-classification
+tags: [clip, continual-pretraining]
+---
+
+# {name}, after {tasks} updates
+
+`{name}` from the weights {start}, updated by continual pretraining with the package `cmp`: {tasks}
+updates of {steps} steps at batch {batch}, method `{method}`, merging `{merging}`.
+
+```python
+import open_clip
+{tokenizer}
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
+```
+
+## Scores
+
+Zero-shot, in percent, on the {scope} test: accuracy, and R@5 of retrieval. A_KA is the mean of the
+datasets that the updates taught, A_ZS of those that the model knew before.
+
+{scores}
+
+## Data
+
+{data}
+
+## How it was made
+
+Run `{run}`, {seconds:.0f} s on {device} with torch {torch} and open_clip {open_clip}. Settings
+that differ from the defaults:
+
+{settings}
+"""
+
+
+def write_hub_folder(run: store.StoredRun, corpus: Corpus, folder: Path) -> None:
+    """Write a run's final model, its config and its card, whole or not at all.
+
+    Args:
+        run: A run whose weights were kept.
+        corpus: Its data, for their licences.
+        folder: The folder; one that is there is replaced.
+
+    Raises:
+        CmpError: The weights were not kept, or the disk refuses.
+    """
+    model = store.final_model(run)
+    about = {
+        "model_cfg": open_clip.get_model_config(run.config.model.name),
+        "preprocess_cfg": asdict(models.preprocessing(model)),
+    }
+    with atomic_folder(folder) as partial:
+        models.export_weights(model, partial / WEIGHTS_FILE)
+        (partial / CONFIG_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        card = model_card(run, corpus, folder.name)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
+    """Return the model card of a run, in Markdown.
+
+    Args:
+        run: The run.
+        corpus: Its data.
+        folder: What the model's folder is called.
+    """
+    about, scope = run.config, "full" if (run.metrics["scope"] == "full").any() else "subset"
+    roles = {name: each.role for name, each in corpus.datasets.items()}
+    data = pd.DataFrame({"role": roles})
+    data["licence"] = [getattr(each, "licence", "unknown") for each in corpus.datasets.values()]
+    name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
+    if name in models.family_names():  # whose networks and tokens are the package's own
+        tokenizer = "import cmp.embedded.models\n\n"
+        tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
+    changes = pd.DataFrame({"value": {key: str(x) for key, x in about.changes().items()}})
+    return CARD.format(
+        name=name, tokenizer=tokenizer, start=f"`{about.model.start}`", tasks=about.stream.tasks,
+        steps=about.training.steps, batch=about.training.batch, method=about.method.name,
+        merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
+        scores=_markdown(_scores(run.metrics[run.metrics["scope"] == scope])),
+        data=_markdown(data), settings=_markdown(changes),
+        **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
+    )  # fmt: skip
+
+
+def _scores(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores before and after the stream, a row per dataset and aggregate."""
+    ends = metrics[metrics["task"].isin([0, metrics["task"].max()])]
+    columns = {0: "before", metrics["task"].max(): "after"}
+    table = ends.pivot(index=["role", "dataset"], columns="task", values="score")
+    table = table.rename(columns=columns).reset_index("role")
+    means = store.trajectory(ends).set_index("task")[["A_KA", "A_ZS"]].T.rename(columns=columns)
+    return pd.concat([means.assign(role=""), table])[["role", "before", "after"]].round(1)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """Return a table in Markdown."""
+    rows = [["", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows += [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
