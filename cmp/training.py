@@ -7,6 +7,7 @@ it. A batch that is too large to be seen at once, or that several processes shar
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -26,6 +27,8 @@ from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
+BACKEND = "inductor"
+"""What compiles the graphs of `compile_towers`."""
 _STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
 """Where layers that draw at random while they train keep their rate."""
 
@@ -39,10 +42,12 @@ class ExecutionConfig:
             batch. All of them where None.
         checkpoint_activations: Whether activations are computed again for the backward pass
             instead of kept.
+        compile_towers: Whether torch compiles both towers, see `compile_towers`.
     """
 
     micro_batch: int | None = None
     checkpoint_activations: bool = False
+    compile_towers: bool = False
 
     @property
     def uses_micro_batches(self) -> bool:
@@ -55,6 +60,7 @@ class ExecutionConfig:
         words = [f"{processes} processes"] * (processes > 1)
         words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
         words += ["activations recomputed"] * self.checkpoint_activations
+        words += ["compiled"] * self.compile_towers
         return {"execution": ", ".join(words)} if words else {}
 
     def prepare(self, model: Network, name: str, batch: int) -> None:
@@ -79,6 +85,43 @@ class ExecutionConfig:
         if self.uses_micro_batches:
             distributed.local_slice(batch)
             check_divisible(model, name)
+        if self.compile_towers:
+            compile_towers(model)
+
+
+def compile_towers(model: Network) -> None:
+    """Let torch compile both towers whole, at their first batch; names of weights stay.
+
+    A tower that cannot be traced as one graph is left as it is, with a warning that says why.
+
+    Args:
+        model: The network, changed in place.
+
+    Raises:
+        CmpError: It is on a CPU, where compiled convolutions in bf16 have had gradients that are
+            not finite (torch 2.13).
+    """
+    if model.logit_scale.device.type == "cpu" and BACKEND == "inductor":
+        raise CmpError("--compile: on a CPU its gradients cannot be trusted; it is for a CUDA card")
+    device, side = model.logit_scale.device, models.preprocessing(model).size
+    pixels = torch.zeros(2, 3, side, side, device=device)
+    tokens = torch.ones(2, model.context_length, dtype=torch.long)
+    towers = {"image": (model.visual, lambda: models.encode_image(model, pixels))}
+    text = getattr(model, "transformer", None) or getattr(model, "text", None)
+    if text is not None:  # texts come in all lengths
+        towers["text"] = (text, lambda: models.encode_text(model, tokens))
+    for kind, (tower, call) in towers.items():
+        try:
+            tower.compile(fullgraph=True, backend="eager")  # traces, and compiles nothing
+            with torch.no_grad():
+                call()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            tower._compiled_call_impl = None
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"--compile: the {kind} tower stays as it is ({reason})", stacklevel=2)
+        else:
+            torch._dynamo.reset()
+            tower.compile(fullgraph=True, backend=BACKEND, dynamic=kind == "text")
 
 
 def check_divisible(model: nn.Module, name: str) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import cmp
-from cmp import merging, mixtures, registry
-from cmp.training import create_optimizer, make_train_state, train_step
+from cmp import config, merging, mixtures, models, registry, training
+from cmp.errors import CmpError
+from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
 from tests import forked, options
 
 PACKAGE = Path(cmp.__file__).parent
@@ -62,3 +63,46 @@ def test_a_merge_enters_three_files(rule):
     files = files_entered(lambda: merging.apply.merge(rule, models, base))
     assert "merging/apply.py" in files
     assert len(files) <= 3 + facts["draws"], files
+
+
+@pytest.mark.parametrize("name", ["small", "tiny-vit"])
+def test_compiled_towers_train_alike_and_keep_their_names(corpus, monkeypatch, name):
+    """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
+    monkeypatch.setattr(training, "BACKEND", "eager")
+    settings = [f"model.name={name}", "training.batch=12", "training.precision=fp32"]
+    run_config = config.parse(config.override({}, [*settings, "method.name=lora"]))
+    pools, found = mixtures.task_pools(run_config, corpus), []
+    for execution in (ExecutionConfig(), ExecutionConfig(compile_towers=True)):
+        state = make_train_state(run_config, corpus, execution=execution)
+        optimizer, losses = create_optimizer(state), []
+        state.model.train()
+        for step in range(3):
+            batch = state.loader.batch(pools[0], 0, step)
+            losses.append(train_step(state, optimizer, batch, 0, step, 1e-3).loss.item())
+        found.append((losses, list(state.model.state_dict()), models.weights_digest(state.model)))
+    assert found[0] == found[1]
+    assert ExecutionConfig(compile_towers=True).record() == {"execution": "compiled"}
+
+
+def test_on_a_cpu_nothing_is_compiled(corpus):
+    with pytest.raises(CmpError, match="--compile: on a CPU"):
+        make_train_state(DEFAULT, corpus, execution=ExecutionConfig(compile_towers=True))
+
+
+def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatch):
+    monkeypatch.setattr(training, "BACKEND", "eager")
+    run_config = config.parse(config.override({}, ["training.batch=12"]))
+    model = models.load_model(run_config.model, 0)
+    forward = type(model.visual).forward
+
+    def broken(self, x):
+        torch._dynamo.graph_break()
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model.visual), "forward", broken)
+    with pytest.warns(UserWarning, match="--compile: the image tower stays as it is"):
+        state = make_train_state(
+            run_config, corpus, model, execution=ExecutionConfig(compile_towers=True)
+        )
+    batch = state.loader.batch(mixtures.task_pools(run_config, corpus)[0], 0, 0)
+    assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()

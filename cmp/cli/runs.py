@@ -28,6 +28,7 @@ def run(
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
+    compile: bool = False,
     keep_weights: bool = False,
     tensorboard: Path | None = None,
 ) -> None:
@@ -57,7 +58,7 @@ def run(
         # impossible runs are refused before anything starts
         pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
         if not dry_run:
-            execution = ExecutionConfig(micro_batch, checkpoint_activations)
+            execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
             return compute_run(run_config, local_device, execution, keep_weights, tensorboard)
         make_train_state(run_config, corpus)
     run_id = store.run_id_of(run_config, corpus)
@@ -75,6 +76,7 @@ def resume(
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
+    compile: bool = False,
     keep_weights: bool = False,
 ) -> None:
     """Go on with a run that was stopped or killed, as `cmpt run` with its config does.
@@ -98,7 +100,7 @@ def resume(
             f"{name} was begun with other data, other starting weights or another version of this "
             "package; `cmpt run` begins it anew"
         )
-    execution = ExecutionConfig(micro_batch, checkpoint_activations)
+    execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     device = device or ("cpu" if progress.machine.get("device") == "cpu" else "cuda")
     forecast.check_device(device)
     with distributed.init_distributed(device) as local_device:

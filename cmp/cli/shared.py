@@ -39,6 +39,7 @@ DESCRIPTIONS = {
     "device": "cpu or cuda; of several processes, a card each. Default: cuda for gpu.",
     "micro_batch": "Samples at a time, for a batch that exceeds the memory. Default: all.",
     "checkpoint_activations": "Use less memory, for about a third more time.",
+    "compile": "Let torch compile both towers, on a card; the first steps take a minute.",
     "keep_weights": "Store the final weights of an embedded model, too, for `cmpt export`.",
     "dry_run": "Print the plan and compute nothing.",
     "seed": "Number of the base.",
