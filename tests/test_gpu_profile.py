@@ -209,6 +209,16 @@ def test_a_chapter_that_only_plans_ends_there(capsys):
     assert said.count("absent: data") == 1
 
 
+@no_card
+def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    scope = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
+    with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
+        chapter_setup.begin_chapter(scope, studies.load_study("04"))
+    assert (scope["device"], scope["jobs"]) == ("cuda", 4)
+    assert capsys.readouterr().out == ""
+
+
 def test_every_chapter_with_a_study_can_plan():
     for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
         [source] = chapters.select([number])

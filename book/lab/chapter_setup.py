@@ -9,7 +9,7 @@ import torch
 from cmp import config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, results, store, studies
+from cmp.experiments import forecast, preflight, results, store, studies, workers
 from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
@@ -25,7 +25,8 @@ def begin_chapter(
 
     Checks the parameters, prints `run_status`, and has this process compute on one thread: small
     networks gain nothing from more, and where a core is busy, such as with runs of other processes,
-    two threads made the same steps take ten times as long. With the parameter `dry_run` it prints
+    two threads made the same steps take ten times as long. A profile with a model of its own sets
+    `device` and `jobs`: every card that is visible, a run on each. With the parameter `dry_run` it prints
     what the runs would compute instead and ends the notebook, which papermill takes for its end.
 
     Args:
@@ -42,7 +43,11 @@ def begin_chapter(
     """
     chapters.check_injected(scope)
     torch.set_num_threads(1)
-    profile, seeds, jobs, device = (scope[key] for key in ("profile", "seeds", "jobs", "device"))
+    profile, seeds = scope["profile"], scope["seeds"]
+    if profile in config.FOREIGN_MODEL_PROFILES:  # a CPU would take months
+        scope["device"] = "cuda"
+        scope["jobs"] = workers.default_jobs("cuda")
+    jobs, device = scope["jobs"], scope["device"]
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
     else:
