@@ -26,8 +26,9 @@ def begin_chapter(
     Checks the parameters, prints `run_status`, and has this process compute on one thread: small
     networks gain nothing from more, and where a core is busy, such as with runs of other processes,
     two threads made the same steps take ten times as long. A profile with a model of its own sets
-    `device` and `jobs`: every card that is visible, a run on each. With the parameter `dry_run` it prints
-    what the runs would compute instead and ends the notebook, which papermill takes for its end.
+    `device` and `jobs`: every card that is visible, a run on each. With the parameter `dry_run` it
+    prints what the runs would compute instead and ends the notebook, which papermill takes for its
+    end.
 
     Args:
         scope: The chapter's `globals()`.
