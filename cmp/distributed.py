@@ -8,21 +8,26 @@ up, so that the result is what one process computes.
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from cmp.errors import CmpError
 
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that are sent at once."""
 PATIENCE = datetime.timedelta(hours=12)
-"""How long processes wait for one another: the first alone evaluates and saves."""
+"""How long processes wait for one another: the first alone saves."""
 
 
 @contextlib.contextmanager
 def init_distributed(device: str = "cpu") -> Iterator[str]:
-    """Connect the processes that torchrun started, if it did.
+    """Connect the processes that torchrun or srun started, if they did.
 
     Args:
         device: "cpu", or "cuda" for a card per process.
@@ -33,17 +38,34 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     Raises:
         CmpError: Several processes cannot share this device.
     """
+    _follow_slurm()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
     if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        torch.cuda.set_device(device)
+        number, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= cards:
+            raise CmpError(f"--device cuda: process {number} of this machine has no card: {cards}")
+        device = f"cuda:{number}"
+        torch.cuda.set_device(device)  # before anything else could begin on the first card
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
     dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
+
+
+def _follow_slurm() -> None:
+    """Take over what `srun` says of this process, where torchrun has said nothing."""
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
+        return
+    if int(os.environ["SLURM_NTASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
+        raise CmpError(
+            "srun: MASTER_ADDR is not set: `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show "
+            "hostnames | head -n 1)` before it"
+        )
+    os.environ.update({name: os.environ[other] for name, other in names.items()})
 
 
 def world_size() -> int:
@@ -57,7 +79,7 @@ def local_world_size() -> int:
 
 
 def rank() -> int:
-    """Return this process's number; process 0 evaluates, saves and reports for all."""
+    """Return this process's number; process 0 saves and reports for all."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -80,16 +102,68 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def all_reduce_gradients(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by the sum over all processes, in place, in the same bits on each."""
+def share_rows(count: int, compute: Callable[[slice], Tensor]) -> Tensor:
+    """Return rows that all processes computed together, on each of them, [count, E].
+
+    Args:
+        count: How many rows.
+        compute: Returns those of a slice, [n, E].
+    """
     if world_size() == 1:
-        return
-    pairs = [(x, x.contiguous()) for x in tensors]
-    for work in filter(None, [dist.all_reduce(dense, async_op=True) for _, dense in pairs]):
-        work.wait()
-    for x, dense in pairs:
-        if dense is not x:
-            x.copy_(dense)
+        return compute(slice(0, count))
+    size = -(-count // world_size())
+    start = min(rank() * size, count - 1)  # where rows are too few, the last one once more
+    own = compute(slice(start, min(start + size, count)))
+    return all_gather(F.pad(own, (0, 0, 0, size - len(own))))[:count]
+
+
+class GradientBuckets:
+    """Adds gradients up over all processes while a backward pass goes on; used as a context around
+    the last one of a step.
+
+    Gradients are sent in buckets as soon as they are there. What this pass does not reach is sent
+    at the end. The sums are the same bits on every process.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.waiting: list[nn.Parameter] = []
+        self.sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        if world_size() > 1:
+            add = self._add
+            self._hooks = [p.register_post_accumulate_grad_hook(add) for p in self.parameters]
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        if world_size() == 1 or kind:
+            return
+        reached = {id(p) for *_, bucket in self.sent for p in bucket} | {*map(id, self.waiting)}
+        for p in self.parameters:
+            if p.grad is not None and id(p) not in reached:
+                self.waiting.append(p)
+        self._send()
+        for work, flat, bucket in self.sent:
+            work.wait()
+            parts = flat.split([p.numel() for p in bucket])
+            for p, part in zip(bucket, parts, strict=True):
+                p.grad.copy_(part.view_as(p))
+
+    def _add(self, parameter: nn.Parameter) -> None:
+        self.waiting.append(parameter)
+        if sum(p.grad.nbytes for p in self.waiting) >= BUCKET_BYTES:
+            self._send()
+
+    def _send(self) -> None:
+        if self.waiting:
+            flat = torch.cat([p.grad.flatten() for p in self.waiting])
+            work = dist.all_reduce(flat, async_op=True)
+            self.sent.append((work, flat, self.waiting))
+            self.waiting = []
 
 
 def all_reduce_max(number: int, device: torch.device) -> int:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cmp import models
+from cmp import distributed, models
 from cmp.data import POOL_DATA_ROLES, Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
 from cmp.models import Network
@@ -66,8 +66,8 @@ def evaluate(
 ) -> Scores:
     """Score a network on every dataset of a corpus that has images in a split.
 
-    Each distinct text is encoded once, and so is each image. The network's training mode is left
-    as it was.
+    Each distinct text is encoded once, and so is each image; of several processes each encodes its
+    share, and all call this. The network's training mode is left as it was.
 
     Args:
         model: The network.
@@ -92,9 +92,13 @@ def evaluate(
     place = {text: index for index, text in enumerate(texts)}
     was_training = model.training
     model.eval()
-    text = text_features(model, name, texts, precision)
     rows = np.concatenate([test_set.rows for test_set in test_sets])
-    image = image_features(model, corpus, rows, precision)
+    image = distributed.share_rows(
+        len(rows), lambda part: image_features(model, corpus, rows[part], precision)
+    )
+    text = distributed.share_rows(
+        len(texts), lambda part: text_features(model, name, texts[part], precision)
+    )
     model.train(was_training)
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError("evaluation: features are not finite: are the weights those of this model?")

@@ -291,8 +291,6 @@ class Run:
 
     def evaluate(self, done: int) -> None:
         """Score the model after some tasks: the subset, and at both ends the full test."""
-        if distributed.rank():
-            return
         scored: list[Scores] = []
         for size in evaluation_sizes(self.config, done):
             with adapters.merged(self.model):
@@ -306,7 +304,8 @@ class Run:
                 for name, hits in scores.hits.groupby("dataset")["hit"]:
                     self.hits[f"{done}/{name}"] = hits.to_numpy(bool)
             scored.append(scores)
-        self.observer.task(done, scored[0])
+        if distributed.rank() == 0:
+            self.observer.task(done, scored[0])
 
     def after_step(
         self, task: int, optimizer: torch.optim.Optimizer, step: int, result: StepResult

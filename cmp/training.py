@@ -625,8 +625,10 @@ def backward_in_micro_batches(
                 parameter.grad.zero_()
     for rows in pieces:
         towers = outputs[0] if len(pieces) == 1 else forward_piece(rows)
-        for tower, feature in zip(towers, features, strict=True):
-            if tower.requires_grad:  # it may be frozen
-                tower.backward(cast(Tensor, feature.grad)[rows])
-    distributed.all_reduce_gradients(p.grad for p in model.parameters() if p.grad is not None)
+        gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
+        trained = [pair for pair in zip(towers, gradients, strict=True) if pair[0].requires_grad]
+        is_last = rows is pieces[-1]
+        with distributed.GradientBuckets(model.parameters() if is_last else ()):
+            if trained:  # both towers may be frozen
+                torch.autograd.backward(*map(list, zip(*trained, strict=True)))
     return terms

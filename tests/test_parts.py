@@ -15,7 +15,7 @@ import torch
 from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
-from cmp import config, mixtures, models, training
+from cmp import config, distributed, mixtures, models, training
 from cmp.bench import networks
 from cmp.data import Batch
 from cmp.embedded import packed
@@ -251,3 +251,42 @@ def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
     monkeypatch.setattr("cmp.distributed.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
         ExecutionConfig().prepare(models.create_model("tiny"), "tiny", 12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
+def test_rows_are_shared_whatever_their_number(monkeypatch, count):
+    rows, parts = torch.arange(2.0 * count).view(count, 2), []
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda n=number: n)
+        monkeypatch.setattr(distributed, "all_gather", lambda x: parts.append(x) or x)
+        distributed.share_rows(count, lambda part: rows[part])
+    assert len({len(part) for part in parts}) == 1  # as a gather needs it
+    assert torch.equal(torch.cat(parts)[:count], rows)
+
+
+def test_processes_of_slurm_find_each_other(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")  # so that it is gone again after the test
+        monkeypatch.delenv(name)
+    for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
+        distributed._follow_slurm()
+    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    distributed._follow_slurm()
+    found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    assert found == ["3", "8", "1"]
+    monkeypatch.setenv("SLURM_PROCID", "5")
+    distributed._follow_slurm()
+    assert os.environ["RANK"] == "3"  # what torchrun says stays
+
+
+def test_more_processes_than_cards_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused = distributed.init_distributed("cuda")
+    with pytest.raises(CmpError, match="process 2 of this machine has no card: 2"), refused:
+        pass

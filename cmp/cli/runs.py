@@ -52,8 +52,8 @@ def run(
         print_config(run_config)
         typer.echo("\n".join([*preflight.describe_run(run_config), *missing]))
         return
-    forecast.check_device(device)
     with distributed.init_distributed(device) as local_device:
+        forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
         # impossible runs are refused before anything starts
         pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
@@ -102,8 +102,8 @@ def resume(
         )
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     device = device or ("cpu" if progress.machine.get("device") == "cpu" else "cuda")
-    forecast.check_device(device)
     with distributed.init_distributed(device) as local_device:
+        forecast.check_device(local_device)
         compute_run(run_config, local_device, execution, keep_weights)
 
 
