@@ -408,4 +408,4 @@ def leftovers(build: Path, run_id: str | None = None) -> list[str]:
     files = ("run.json", store.METRICS, store.HITS, store.WEIGHTS)
     run = {"runs", f"runs/{name}", *(f"runs/{name}/{file}" for file in files)}
     paths = {str(path.relative_to(build)) for path in build.rglob("*")}
-    return sorted(paths - run - {"checkpoints"})
+    return sorted(paths - run - {"checkpoints", "logs", f"logs/{name}.jsonl"})

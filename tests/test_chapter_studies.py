@@ -41,8 +41,8 @@ def test_a_chapter_s_studies_are_within_its_budget():
         chapter: set(studies.load_study(chapter).configs("cpu").values())
         for chapter in ("02", "02-tuning", "03", "06", "07")
     }
-    assert len(runs["02"] | runs["02-tuning"]) <= studies.MAX_RUNS
-    assert all(len(each) <= studies.MAX_RUNS for each in runs.values())
+    assert len(runs["02"] | runs["02-tuning"]) <= 180
+    assert all(len(each) <= 180 for each in runs.values())
 
 
 def test_the_orders_of_chapter_06_are_all_there_are():
@@ -126,8 +126,7 @@ def test_chapter_05_took_no_more_than_it_may():
     runs = {run.id: run for name in CHAPTER_05 for run in results.published_runs(name)}
     assert sum(run.provenance["seconds"] for run in runs.values()) <= 3.5 * 3600
     assert all(
-        len(set(studies.load_study(name).configs("cpu").values())) <= studies.MAX_RUNS
-        for name in CHAPTER_05
+        len(set(studies.load_study(name).configs("cpu").values())) <= 180 for name in CHAPTER_05
     )
 
 

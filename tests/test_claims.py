@@ -346,9 +346,11 @@ def test_a_bad_claim_is_refused_with_study_and_key(trees, words):
         claims_of(study(*trees))
 
 
-@pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(studies.STUDIES.glob("0*.yaml")), ids=lambda path: path.stem
+)
 def test_the_claims_of_the_book_are_well_formed(path):
-    bears_none = path.stem.endswith("-tuning") or path.stem == "short"
+    bears_none = path.stem.endswith("-tuning")
     assert bool(claims_of(studies.load_study(path.stem))) != bears_none
 
 

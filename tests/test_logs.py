@@ -47,7 +47,7 @@ def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     assert list(scores["done"]) == [0, 1, 2, 3]
     last = store.trajectory(run.metrics).iloc[-1]
     assert scores["A_KA"].iloc[-1] == pytest.approx(last["A_KA"])
-    assert logs.log_path(run.id).parent == store.run_folder(run.id).parent
+    assert logs.log_path(run.id) == build / "logs" / f"{run.id[:12]}.jsonl"
     assert store.stored_ids() == [run.id[:12]]
 
 

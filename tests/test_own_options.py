@@ -66,7 +66,7 @@ def test_five_options_run_by_name_survive_a_kill_and_resume(tmp_path, make_build
     killed, whole = make_build("killed"), make_build("whole")
     process = start(tmp_path, killed)
     deadline = time.monotonic() + 200
-    while not list(killed.glob("checkpoints/*/task-0-step-50-*")):
+    while not list(killed.glob("checkpoints/*/task-1-step-0-*")):
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.05)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
     environment = os.environ | {"CMP_BUILD": str(build)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not (begun := list(build.glob("checkpoints/*/task-0-step-50-*"))):
+    while not (begun := list(build.glob("checkpoints/*/task-1-step-0-*"))):
         assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.05)
     process.kill()

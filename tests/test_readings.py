@@ -107,8 +107,8 @@ studies.compute_runs(grid)"""
 
 
 async def interrupted(folder):
-    """A kernel that computes a run, is interrupted after 50 steps, and asked again: what both cells
-    sent, and the checkpoint between them."""
+    """A kernel that computes a run, is interrupted in it, and asked again: what both cells sent,
+    and the checkpoint between them."""
     manager = run.kernel_manager()()
     await manager.start_kernel()
     client = manager.client()
@@ -118,7 +118,7 @@ async def interrupted(folder):
 
         async def stop():
             end = time.monotonic() + SECONDS
-            while not list(folder.glob("*/task-0-step-50-*")) and time.monotonic() < end:
+            while not list(folder.glob("*/task-0-step-0-*")) and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             await manager.interrupt_kernel()
 
@@ -146,7 +146,7 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     assert [each["traceback"] for each in errors] == [
         ["stopped with 1 runs to go; the same command goes on; in a notebook, run the cell again"]
     ]
-    assert (state.progress.task, state.progress.step >= 50) == (0, True)
+    assert (state.progress.task, 0 <= state.progress.step < 120) == (0, True)
     assert reply["content"]["status"] == "ok"
     assert [each for each in again if each["msg_type"] == "error"] == []
     assert [store.load_run(run_id).id for run_id in store.stored_ids()] == [state.progress.run]

@@ -1,4 +1,4 @@
-"""What each step of a run came to: lines of JSON beside the run, written while it goes on.
+"""What each step of a run came to: lines of JSON, written while it goes on.
 
 A line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping), `rate`, `time` (Unix
 seconds), `samples_per_second`, and on a card `memory`, the most bytes so far. A line of an
@@ -19,8 +19,7 @@ from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
-from cmp.experiments import store
-from cmp.files import make_folder
+from cmp.files import SHORT_ID, build_folder, child_path, make_folder
 from cmp.runner import Observer
 from cmp.training import StepResult
 
@@ -32,7 +31,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def log_path(run_id: str) -> Path:
     """Return the file of a run's log, whether it exists or not."""
-    return store.run_folder(run_id).with_suffix(".jsonl")
+    return child_path(build_folder() / "logs", run_id[:SHORT_ID], ".jsonl")
 
 
 def read_log(run_id: str) -> pd.DataFrame:
