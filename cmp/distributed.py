@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,17 +151,17 @@ class GradientBuckets:
             work.wait()
             parts = flat.split([p.numel() for p in bucket])
             for p, part in zip(bucket, parts, strict=True):
-                p.grad.copy_(part.view_as(p))
+                cast(Tensor, p.grad).copy_(part.view_as(p))
 
     def _add(self, parameter: nn.Parameter) -> None:
         self.waiting.append(parameter)
-        if sum(p.grad.nbytes for p in self.waiting) >= BUCKET_BYTES:
+        if sum(p.nbytes for p in self.waiting) >= BUCKET_BYTES:
             self._send()
 
     def _send(self) -> None:
         if self.waiting:
-            flat = torch.cat([p.grad.flatten() for p in self.waiting])
-            work = dist.all_reduce(flat, async_op=True)
+            flat = torch.cat([cast(Tensor, p.grad).flatten() for p in self.waiting])
+            work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
             self.sent.append((work, flat, self.waiting))
             self.waiting = []
 

@@ -103,6 +103,8 @@ def compile_towers(model: Network) -> None:
     """
     if model.logit_scale.device.type == "cpu" and BACKEND == "inductor":
         raise CmpError("--compile: on a CPU its gradients cannot be trusted; it is for a CUDA card")
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
     device, side = model.logit_scale.device, models.preprocessing(model).size
     pixels = torch.zeros(2, 3, side, side, device=device)
     tokens = torch.ones(2, model.context_length, dtype=torch.long)
@@ -115,7 +117,7 @@ def compile_towers(model: Network) -> None:
             tower.compile(fullgraph=True, backend="eager")  # traces, and compiles nothing
             with torch.no_grad():
                 call()
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             tower._compiled_call_impl = None
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"--compile: the {kind} tower stays as it is ({reason})", stacklevel=2)
@@ -630,5 +632,5 @@ def backward_in_micro_batches(
         is_last = rows is pieces[-1]
         with distributed.GradientBuckets(model.parameters() if is_last else ()):
             if trained:  # both towers may be frozen
-                torch.autograd.backward(*map(list, zip(*trained, strict=True)))
+                torch.autograd.backward([x for x, _ in trained], [x for _, x in trained])
     return terms
