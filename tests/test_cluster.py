@@ -146,7 +146,7 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
     configs = [small(f"seed={seed}") for seed in SEEDS]
     node, before = patiently(lambda: nodes.add_node(env_vars={"DOOMED": "1"})), {}
 
-    def finished():
+    def finished(run_config):
         if len(stamps(build)) >= 3 and not before:
             wait_for((build / "hangs").exists)
             before.update(stamps(build))
@@ -178,7 +178,7 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
     monkeypatch.setattr(
         cluster, "_compute_on_node", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     )
-    [why] = cluster.run_on_ray([small()], 1, "cpu", lambda: None).values()
+    [why] = cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None).values()
     assert why.startswith("lost 2 times")
     assert "\n" not in why
 
@@ -192,7 +192,7 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     configs = [small("seed=0", steps=1), small("seed=1", steps=10_000), small("seed=2")]
     handler = signal.getsignal(signal.SIGTERM)
 
-    def finished():
+    def finished(run_config):
         wait_for(unfinished_runs)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -205,19 +205,19 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
 
 def test_no_gpu_is_a_sentence(nodes, build, corpus):
     with pytest.raises(CmpError, match="no node of the Ray cluster has a GPU"):
-        cluster.run_on_ray([small()], 1, "cuda", lambda: None)
+        cluster.run_on_ray([small()], 1, "cuda", lambda run_config: None)
 
 
 def test_an_address_where_nothing_is_is_a_sentence(nodes, build, corpus, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(CmpError, match=r"backend ray: 127.0.0.1:9: .*refused"):
-        cluster.run_on_ray([small()], 1, "cpu", lambda: None)
+        cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None)
 
 
 def test_without_ray_its_installation_is_named(corpus, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CmpError, match=r'pip install "ray>=2.40,<3"'):
-        cluster.run_on_ray([small()], 1, "cpu", lambda: None)
+        cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None)
 
 
 @given(count=st.integers(0, 60), parts=st.integers(1, 70))
