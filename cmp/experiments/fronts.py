@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
+from scipy.optimize import brentq, isotonic_regression
 
 from cmp.errors import CmpError
 
@@ -50,7 +50,10 @@ class Front:
         """Return the A_KA at an A_ZS; NaN where the front has no such A_ZS."""
         if not self.retention[-1] <= retention <= self.retention[0]:
             return float("nan")
-        return float(self._curve.solve(retention, extrapolate=False)[0])
+        curve, (low, *_, high) = self._curve, self.accumulation
+        if curve(low) <= retention or curve(high) >= retention:  # an end, but for rounding
+            return float(low if curve(low) <= retention else high)
+        return float(brentq(lambda x: curve(x) - retention, low, high))
 
     @property
     def _curve(self) -> PchipInterpolator:
