@@ -170,10 +170,10 @@ def test_the_error_over_concepts_is_that_of_one_evaluation_where_replicates_agre
         )[1]
         for name in ("A_KA", "A_ZS")
     ]
-    assert verdicts.concept_error({("s", "a"): (0.0, 1.0)}) == pytest.approx(expected[0])
-    assert verdicts.concept_error({("s", "a"): (1.0, 0.0)}) == pytest.approx(expected[1])
-    assert verdicts.concept_error({("s", "a"): (1.0, 0.0), ("s", "b"): (-1.0, 0.0)}) == 0
-    assert verdicts.concept_error({("s", "a"): (1.0, 0.0)}, "kept") > expected[1]
+    assert verdicts.concept_error([("s", "a", 0.0, 1.0)]) == pytest.approx(expected[0])
+    assert verdicts.concept_error([("s", "a", 1.0, 0.0)]) == pytest.approx(expected[1])
+    assert verdicts.concept_error([("s", "a", 1.0, 0.0), ("s", "b", -1.0, 0.0)]) == 0
+    assert verdicts.concept_error([("s", "a", 1.0, 0.0)], "kept") > expected[1]
 
 
 def test_a_crossed_interval_is_wider(load):

@@ -171,9 +171,9 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
         rows = metrics[is_full & (metrics["role"] == ROLES["A_ZS"]) & keys.isin(hits)]
         scores = []
         for key, name in zip(keys[rows.index], rows["dataset"], strict=True):
-            here = (questions["dataset"] == name).to_numpy()
-            asked = questions["weight"].to_numpy()[here] * chosen[here]
-            scores.append(100 * float(asked @ hits[key] / asked.sum()))
+            of_dataset = (questions["dataset"] == name).to_numpy()
+            weights = questions["weight"].to_numpy()[of_dataset] * chosen[of_dataset]
+            scores.append(100 * float(weights @ hits[key] / weights.sum()))
         columns = ["task", "dataset", "role", "metric", "chance"]
         parts.append(rows[columns].assign(scope=scope, score=scores))
     return pd.concat(parts, ignore_index=True)
@@ -206,8 +206,14 @@ def name_groups(data: str, seed: int) -> dict[str, np.ndarray]:
 
 def unpack_hits(packed: bytes, dataset: str, data: str) -> np.ndarray:
     """Return the hits of a dataset, bool, from the bits of a row of published metrics."""
-    count = int((test_of(data)["dataset"] == dataset).sum())
+    count = question_counts(data)[dataset]
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
+
+
+@functools.cache
+def question_counts(data: str) -> dict[str, int]:
+    """Return how many questions each dataset of a test asks, in the order of `test_of`."""
+    return test_of(data).groupby("dataset", sort=False).size().to_dict()
 
 
 def published_runs(chapter: str) -> list[StoredRun]:

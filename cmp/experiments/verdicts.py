@@ -11,6 +11,7 @@ said of other concepts rests on the crossed one.
 
 import functools
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,19 +138,20 @@ class ClaimsFile:
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Return the fronts and primary claims; raise `CmpError` that names the key at fault."""
-    found = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
-    names = [claim.name for claim in found.claims]
+    known = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
+    names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CmpError(f"{path}: claims: two are named {twice[0]!r}")
-    for each in found.fronts.values():
-        _check_settings(each.study, [*each.settings, *filter(None, [each.check])], str(path))
-    for claim in found.claims:
+    for front in known.fronts.values():
+        settings = [*front.settings, *filter(None, [front.check])]
+        _check_settings(front.study, settings, str(path))
+    for claim in known.claims:
         source = f"{path}: claim {claim.name!r}"
         for term in claim.terms:
             _check_settings(claim.study, term.of, source)
-            if claim.measure == "gain" and term.front not in found.fronts:
+            if claim.measure == "gain" and term.front not in known.fronts:
                 raise CmpError(f"{source}: no front {term.front!r}")
-    return found
+    return known
 
 
 def _check_settings(study: str, names: Sequence[str], source: str) -> None:
@@ -200,9 +202,9 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     for scope in (results.KEPT, results.LACKING):
         if scope in ends.index.get_level_values("scope"):
             scores[scope] = ends.xs(scope, level="scope")["A_ZS"]
-    whole = table.xs("full", level="scope")
-    part = whole["task"] / last.reindex(whole.index)
-    middle = whole[part.between(0.25, 0.75)].groupby(keys)["A_KA"]
+    on_way = table.xs("full", level="scope")
+    progress = on_way["task"] / last.reindex(on_way.index)
+    middle = on_way[progress.between(0.25, 0.75)].groupby(keys)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
     trees = published.groupby(keys)["config"].first().map(json.loads)
     scores["base"] = trees.map(lambda tree: tree["seeds"]["init"])
@@ -248,59 +250,63 @@ def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Values:
-    """What a contrast came to.
+class _Contrast:
+    """What a contrast, or a term of one, came to.
 
     Attributes:
         values: Per replicate.
         pseudo: Per base, independent of each other.
         is_bound: Whether a gain in it is a lower bound.
-        parts: Of each setting in it, by (study, setting): its weight in A_ZS and in A_KA.
+        parts: Settings in it: (study, setting, weight in A_ZS, weight in A_KA).
     """
 
     values: pd.Series
     pseudo: pd.Series
     is_bound: bool
-    parts: dict[tuple[str, str], tuple[float, float]]
+    parts: list[tuple[str, str, float, float]]
 
 
-def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Values:
-    values, pseudo, is_bound, parts = 0.0, 0.0, False, {}
+def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Contrast:
+    """Return the sum of a claim's terms."""
+    terms = [
+        _measure_gain(claim, term, known.fronts[term.front], shift)
+        if claim.measure == "gain"
+        else _measure_scores(claim, term)
+        for term in claim.terms
+    ]
+    return _Contrast(
+        functools.reduce(operator.add, (term.values for term in terms)),
+        functools.reduce(operator.add, (term.pseudo for term in terms)),
+        any(term.is_bound for term in terms),
+        [part for term in terms for part in term.parts],
+    )
 
-    def add(study: str, setting: str, retention: float, accumulation: float) -> None:
-        one, other = parts.get((study, setting), (0.0, 0.0))
-        parts[study, setting] = one + retention, other + accumulation
 
-    for term in claim.terms:
-        if claim.measure == "gain":
-            front = known.fronts[term.front]
-            gain = gain_of(claim.study, term.of[0], front, claim.names, shift)
-            own, bases, is_bound = gain.values, gain.pseudo, is_bound or gain.is_bound
-            if gain.is_bound and term.times < 0:
-                raise CmpError(
-                    f"{term.of[0]!r}: at least this gain is known, so it takes none away"
-                )
-            add(claim.study, term.of[0], term.times, -term.times * gain.slope)
-            add(front.study, gain.nearest, -term.times, term.times * gain.slope)
-        else:
-            scores = published_scores(claim.study)[1].loc[[*term.of]]
-            column = {"end": claim.measure, "way": "way"}[term.at]
-            column = "A_KA" if column == "spread" else column
-            if claim.names != "all":
-                column = claim.names
-            table = scores[column].unstack("setting")
-            own = table.std(axis=1) if claim.measure == "spread" else table.iloc[:, 0]
-            bases = own.groupby(scores.loc[term.of[0], "base"]).mean()
-            if claim.measure != "spread":
-                is_retention = claim.measure == "A_ZS"
-                add(
-                    claim.study,
-                    term.of[0],
-                    term.times * is_retention,
-                    term.times * (not is_retention),
-                )
-        values, pseudo = values + term.times * own, pseudo + term.times * bases
-    return _Values(values, pseudo, is_bound, parts)
+def _measure_gain(claim: Claim, term: Term, front: FrontOf, shift: float) -> _Contrast:
+    """Return a gain; concepts count in it as in the setting and in the front's nearest peak."""
+    [setting], times = term.of, term.times
+    gain = gain_of(claim.study, setting, front, claim.names, shift)
+    if gain.is_bound and times < 0:
+        raise CmpError(f"{setting!r}: its gain is a lower bound, which cannot be subtracted")
+    parts = [
+        (claim.study, setting, times, -times * gain.slope),
+        (front.study, gain.nearest, -times, times * gain.slope),
+    ]
+    return _Contrast(times * gain.values, times * gain.pseudo, gain.is_bound, parts)
+
+
+def _measure_scores(claim: Claim, term: Term) -> _Contrast:
+    """Return a score, or the spread of A_KA over settings, in which concepts are not counted."""
+    scores, times = published_scores(claim.study)[1].loc[[*term.of]], term.times
+    is_spread, is_retention = claim.measure == "spread", claim.measure == "A_ZS"
+    column = "way" if term.at == "way" else "A_KA"
+    if is_retention:
+        column = "A_ZS" if claim.names == "all" else claim.names
+    table = scores[column].unstack("setting")
+    values = table.std(axis=1) if is_spread else table.iloc[:, 0]
+    bases = values.groupby(scores.loc[term.of[0], "base"]).mean()
+    part = (claim.study, term.of[0], times * is_retention, times * (not is_retention))
+    return _Contrast(times * values, times * bases, False, [] if is_spread else [part])
 
 
 def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:
@@ -347,21 +353,21 @@ def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[s
         }
     _check_runs(claim)
     try:
-        found = _measure(claim, known, shift)
+        contrast = _measure(claim, known, shift)
     except CmpError as error:
         return row | {"reading": NOT_COVERED, "agrees": "", "sentence": f"Not measured: {error}."}
-    estimate = float(found.values.mean())
-    row |= {"n": len(found.values), "estimate": estimate, "is_bound": found.is_bound}
-    error = float(found.pseudo.std() / np.sqrt(len(found.pseudo)))
-    factor = stats.t.isf(tail, len(found.pseudo) - 1)
-    paired = float(found.values.std() / np.sqrt(row["n"]) * stats.t.isf(tail, row["n"] - 1))
+    estimate = float(contrast.values.mean())
+    row |= {"n": len(contrast.values), "estimate": estimate, "is_bound": contrast.is_bound}
+    error = float(contrast.pseudo.std() / np.sqrt(len(contrast.pseudo)))
+    factor = stats.t.isf(tail, len(contrast.pseudo) - 1)
+    paired = float(contrast.values.std() / np.sqrt(row["n"]) * stats.t.isf(tail, row["n"] - 1))
     crossed = np.nan
-    if found.parts:
-        crossed = float(np.hypot(error, concept_error(found.parts, claim.names)) * factor)
+    if contrast.parts:
+        crossed = float(np.hypot(error, concept_error(contrast.parts, claim.names)) * factor)
     for name, half in (("", error * factor), (" paired", paired), (" crossed", crossed)):
         row |= {f"low{name}": estimate - half, f"high{name}": estimate + half}
     row["half"] = error * factor
-    low, high = row["low"], np.inf if found.is_bound else row["high"]
+    low, high = row["low"], np.inf if contrast.is_bound else row["high"]
     row["reading"] = read_interval(low, high)
     row["agrees"] = _agrees(row["reading"], claim.expected)
     return row | {"sentence": _sentence(row, claim)}
@@ -411,24 +417,24 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     )
 
 
-def concept_error(parts: dict[tuple[str, str], tuple[float, float]], names: str = "all") -> float:
+def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all") -> float:
     """Return the standard error that concepts add to a contrast, if they are a sample.
 
     Each concept's influence is the sum of its questions' weighted differences, less their dataset's
     mean, averaged over replicates; the error is the root of the sum of squared influences.
 
     Args:
-        parts: The weight of each (study, setting) in A_ZS and in A_KA.
+        parts: Settings: (study, setting, weight in A_ZS, weight in A_KA).
         names: Whose A_ZS counts, see `Claim`.
     """
     total, weights = 0.0, 0.0
-    for (study, setting), (retention, accumulation) in parts.items():
+    for study, setting, retention, accumulation in parts:
         data, hits, seeds = _final_hits(study, setting)
-        asked = _question_weights(data, seeds, names)
-        factors = np.where(asked["is_retention"], retention, accumulation)
-        total = total + factors * (asked["weights"] * hits).mean(axis=0)
-        weights = asked["weights"].mean(axis=0)
-    dataset, group = asked["dataset"], asked["group"]
+        questions = _question_weights(data, seeds, names)
+        factors = np.where(questions["is_retention"], retention, accumulation)
+        total = total + factors * (questions["weights"] * hits).mean(axis=0)
+        weights = questions["weights"].mean(axis=0)
+    dataset, group = questions["dataset"], questions["group"]
     means = np.bincount(dataset, total) / np.maximum(np.bincount(dataset, weights), 1e-12)
     return 100 * float(np.linalg.norm(np.bincount(group, total - weights * means[dataset])))
 
@@ -441,7 +447,7 @@ def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, .
     rows = rows[rows["task"] == rows.groupby("replicate")["task"].transform("max")]
     tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
     data, bits = tree[0]["data"], []
-    names = results.test_of(data)["dataset"].unique()
+    names = results.question_counts(data)
     for _, row in rows.pivot(index="replicate", columns="dataset", values="hits").iterrows():
         bits.append(np.concatenate([results.unpack_hits(row[n], n, data) for n in names]))
     return data, np.array(bits), tuple(each["seeds"]["data"] for each in tree)
@@ -457,8 +463,8 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
     is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()
     weight = questions["weight"].to_numpy() * is_scored
     for role in ROLES.values():
-        here = (questions["role"] == role).to_numpy()
-        weight[here] /= questions.loc[here, "dataset"].nunique()
+        of_role = (questions["role"] == role).to_numpy()
+        weight[of_role] /= questions.loc[of_role, "dataset"].nunique()
     rows = []
     for seed in seeds:
         own = weight.copy()
@@ -521,7 +527,6 @@ def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
     """Return how the estimates of claims on gains err together, as they share a front."""
     pseudo = {}
     for claim in known.claims:
-        with_runs = results.is_published(claim.study) and claim.measure == "gain"
-        if with_runs:
+        if claim.measure == "gain" and results.is_published(claim.study):
             pseudo[claim.name] = _measure(claim, known, 0.0).pseudo
     return pd.DataFrame(pseudo).corr()
