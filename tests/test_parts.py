@@ -20,6 +20,7 @@ from cmp.bench import networks
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError
+from cmp.execution import check_divisible
 from cmp.files import build_folder, project_folder
 from cmp.runner import machine_differences, machine_record
 from cmp.seeds import torch_generator
@@ -27,7 +28,6 @@ from cmp.training import (
     ExecutionConfig,
     backward,
     backward_in_micro_batches,
-    check_divisible,
     clamp_logit_scale,
     create_optimizer,
     forward,

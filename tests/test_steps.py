@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, merging, mixtures, models, registry, training
+from cmp import config, execution, merging, mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
 from tests import forked, options
@@ -68,12 +68,12 @@ def test_a_merge_enters_three_files(rule):
 @pytest.mark.parametrize("name", ["small", "tiny-vit"])
 def test_compiled_towers_train_alike_and_keep_their_names(corpus, monkeypatch, name):
     """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
-    monkeypatch.setattr(training, "BACKEND", "eager")
+    monkeypatch.setattr(execution, "BACKEND", "eager")
     settings = [f"model.name={name}", "training.batch=12", "training.precision=fp32"]
     run_config = config.parse(config.override({}, [*settings, "method.name=lora"]))
     pools, found = mixtures.task_pools(run_config, corpus), []
-    for execution in (ExecutionConfig(), ExecutionConfig(compile_towers=True)):
-        state = make_train_state(run_config, corpus, execution=execution)
+    for how in (ExecutionConfig(), ExecutionConfig(compile_towers=True)):
+        state = make_train_state(run_config, corpus, execution=how)
         optimizer, losses = create_optimizer(state), []
         state.model.train()
         for step in range(3):
@@ -90,7 +90,7 @@ def test_on_a_cpu_nothing_is_compiled(corpus):
 
 
 def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatch):
-    monkeypatch.setattr(training, "BACKEND", "eager")
+    monkeypatch.setattr(execution, "BACKEND", "eager")
     run_config = config.parse(config.override({}, ["training.batch=12"]))
     model = models.load_model(run_config.model, 0)
     forward = type(model.visual).forward
