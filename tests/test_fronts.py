@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -48,6 +48,7 @@ scores = st.integers(100, 600).map(lambda tenths: tenths / 10)
 
 
 @given(st.lists(st.tuples(scores, scores), min_size=6, max_size=9))
+@example([(10.0, 25.2), (10.0, 10.0), (10.1, 10.0), (10.0, 10.0), (10.0, 48.0), (10.2, 47.6)])
 def test_a_front_falls_whatever_the_scores(points):
     peaks = 1e-4 * 1.5 ** np.arange(len(points))
     try:

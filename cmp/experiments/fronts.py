@@ -87,7 +87,8 @@ def fit_front(
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
     # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
-    points = pd.DataFrame({0: rising, 1: falling}).groupby(0, as_index=False).mean()
+    points = pd.DataFrame({0: rising, 1: falling}).round(9)  # equal means differ by rounding
+    points = points.groupby(0, as_index=False).mean().round(9)
     points = points.groupby(1, as_index=False, sort=False).mean().to_numpy()[:, ::-1]
     if len(points) < 2:
         raise CmpError("front: A_KA does not rise with the peak: lower peaks are needed")
