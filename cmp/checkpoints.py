@@ -215,7 +215,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
     return None
 
 
-def latest(manager: "CheckpointManager | None", device: torch.device) -> RunState | None:
+def latest(manager: "CheckpointManager | None") -> RunState | None:
     """Return the state that a run goes on from, None at its start.
 
     Of several processes the first has the manager; each of them reads the file that it found, on a
@@ -224,7 +224,7 @@ def latest(manager: "CheckpointManager | None", device: torch.device) -> RunStat
     state = manager.load() if manager else None
     if distributed.world_size() == 1:
         return state
-    path = distributed.broadcast(str(manager.last or "") if manager else "", device)
+    path = distributed.broadcast(str(manager.last or "") if manager else "")
     return read_checkpoint(Path(path)) if path else None
 
 

@@ -2,6 +2,7 @@
 images that other processes decode ahead."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -132,6 +133,12 @@ class Corpus:
         """Whether images are decoded when they are asked for."""
         return not isinstance(self.images, Tensor)
 
+    def on(self, device: torch.device | str) -> "Corpus":
+        """Return the corpus with its images on a card, if they are in memory at all."""
+        if self.in_files or torch.device(device).type != "cuda":
+            return self
+        return dataclasses.replace(self, images=cast(Tensor, self.images).to(device))
+
     def check_side(self, side: int, model: str) -> None:
         """Check that a model takes images of this size; images in files fit any model.
 
@@ -224,6 +231,16 @@ def build_corpus(
     )
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, for which the host does not wait.
+
+    A copy from memory that is not pinned would wait for all that a card has to do before it.
+    """
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def to_rgb(images: Tensor) -> Tensor:
     """Return images as RGB in [0, 1], [B, 3, H, W], what is transparent over white.
 
@@ -253,7 +270,7 @@ def augment(
     first, count = part or (0, len(images))
     noise = torch.rand(count, len(RANDOM_RANGES), generator=generator)[first : first + len(images)]
     low, high = torch.tensor(RANDOM_RANGES).T
-    values = (low + (high - low) * noise).to(images.device, non_blocking=True)
+    values = to_device(low + (high - low) * noise, images.device)
     angle, scale, right, down, tinted, *_ = values.T
     cosine, sine = angle.cos() * scale, angle.sin() * scale
     maps = torch.stack([cosine, -sine, right, sine, cosine, down], 1).view(-1, 2, 3)

@@ -50,17 +50,23 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(device)  # before anything else could begin on the first card
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
-    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+    dist.init_process_group(  # words between processes go by gloo, and wait for no card
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE
+    )
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
 
 
 def _follow_slurm() -> None:
     """Take over what `srun` says of this process, where torchrun has said nothing."""
-    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    names = {
+        "RANK": "SLURM_PROCID",
+        "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # a batch script's own commands have NTASKS, too
+        "LOCAL_RANK": "SLURM_LOCALID",
+    }
     if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
         return
-    if int(os.environ["SLURM_NTASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
+    if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
         raise CmpError(
             "srun: MASTER_ADDR is not set: `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show "
             "hostnames | head -n 1)` before it"
@@ -166,27 +172,37 @@ class GradientBuckets:
             self.waiting = []
 
 
-def all_reduce_max(number: int, device: torch.device) -> int:
+def all_reduce_max(number: int) -> int:
     """Return the largest number of all processes, such as of a signal that reached only some."""
     if world_size() == 1:
         return number
-    largest = torch.tensor(number, device=device)
+    largest = torch.tensor(number)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
-def broadcast(text: str, device: torch.device | str) -> str:
+def broadcast(text: str) -> str:
     """Return the text of process 0."""
     if world_size() == 1:
         return text
-    content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
-    length = torch.tensor(len(content), device=device)
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    length = torch.tensor(len(content))
     dist.broadcast(length, 0)
     if rank():
-        content = torch.empty(int(length), dtype=torch.uint8, device=device)
+        content = torch.empty(int(length), dtype=torch.uint8)
     if int(length):
         dist.broadcast(content, 0)
     return bytes(content.tolist()).decode()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the others wait for the first process; they find what it left in the build folder."""
+    if rank():
+        barrier()
+    yield
+    if not rank():
+        barrier()
 
 
 def barrier() -> None:

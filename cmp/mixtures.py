@@ -17,7 +17,15 @@ from torch.utils.data import Sampler
 
 from cmp import streams
 from cmp.config import Mixture, RunConfig
-from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, worker_count
+from cmp.data import (
+    IMAGE_SIZE,
+    WHOLE_BATCH,
+    Batch,
+    Corpus,
+    prefetch,
+    to_device,
+    worker_count,
+)
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
@@ -105,7 +113,8 @@ def make_batch(
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
     if isinstance(corpus.images, Tensor):
         # index_select copies whole rows, five times as fast as indexing
-        images = corpus.images.index_select(0, torch.from_numpy(rows[local]))
+        places = to_device(torch.from_numpy(rows[local]), corpus.images.device)
+        images = corpus.images.index_select(0, places)
     else:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)

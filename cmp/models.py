@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,9 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmp import files
 from cmp.config import STARTS, Model, Preprocessing
+from cmp.data import to_device
 from cmp.errors import CmpError
-from cmp.files import parse_record
 from cmp.registry import plugins
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -39,6 +41,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
 _SHOWN_TENSORS = 3  # tensors that an error names
 _TEXT_MULTIPLE = 16  # numbers of texts that `pack_texts` packs: a CPU compiles kernels per shape
+
+
+MANY_TEXTS = 50_000
+"""Texts that take seconds to tokenize."""
 
 
 class Network(nn.Module):
@@ -218,13 +224,27 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     """Return the tokens of n texts, int64 [n, context_length].
 
-    They are kept for the next call and must not be changed.
+    They are kept for the next call and must not be changed. Those of `MANY_TEXTS` or more are kept
+    in the build folder, too, as int32.
 
     Args:
         name: The model.
         texts: The texts.
     """
-    return tokenizer(name)(list(texts))
+    if len(texts) < MANY_TEXTS:
+        return tokenizer(name)(list(texts))
+    digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
+    folder = files.build_folder() / "tokens"
+    for path in folder.glob(f"{digest}-*.safetensors"):
+        if path.stem.endswith(files.file_digest(path)):
+            return load_file(path)["tokens"]
+    tokens = tokenizer(name)(list(texts)).int()
+    files.make_folder(folder)
+    with files.partial_folder(folder) as place:
+        partial = place / "tokens"
+        save_file({"tokens": tokens}, partial)
+        os.replace(partial, folder / f"{digest}-{files.file_digest(partial)}.safetensors")
+    return tokens
 
 
 def preprocessing(model: Network) -> Preprocessing:
@@ -237,7 +257,9 @@ def preprocessing(model: Network) -> Preprocessing:
     if side != width:
         raise CmpError(f"model.name: takes images of {side} x {width}, which are not square")
     try:
-        return parse_record(json.dumps(model.visual.preprocess_cfg | {"size": side}), Preprocessing)
+        return files.parse_record(
+            json.dumps(model.visual.preprocess_cfg | {"size": side}), Preprocessing
+        )
     except (TypeError, ValueError) as error:
         raise CmpError(f"model.name: preprocess_cfg: {error}; it cannot be followed") from error
 
@@ -262,6 +284,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
         model: The network.
         tokens: [N, L], best on the CPU, where they are packed.
     """
+    tokens = tokens.long()
     device = model.logit_scale.device
     clip: Any = model
     can_pack = (
@@ -272,7 +295,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     )
     if not can_pack or device.type == "meta":  # lengths are values, which meta tensors lack
         return encode_text_unpacked(model, tokens)
-    rows, position, mask, ends = (x.to(device, non_blocking=True) for x in pack_texts(tokens.cpu()))
+    rows, position, mask, ends = (to_device(x, device) for x in pack_texts(tokens.cpu()))
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
     return _unit_length(clip.ln_final(x) @ clip.text_projection)
@@ -280,7 +303,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
 
 def encode_text_unpacked(model: Network, tokens: Tensor) -> Tensor:
     """Return what `encode_text` returns, with one padded text per row."""
-    return _unit_length(model.encode_text(tokens.to(model.logit_scale.device)))
+    return _unit_length(model.encode_text(to_device(tokens, model.logit_scale.device)))
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -102,7 +102,13 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
-    }
+    } | (float32_record() if device != "cpu" else {})
+
+
+def float32_record() -> dict[str, str]:
+    """Return which products in fp32 a card computes in TF32, as torch was told; bf16 ones never."""
+    backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+    return {"tf32": ", ".join(name for name, part in backends.items() if part.allow_tf32)}
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -112,7 +118,7 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     the processor's name its maker counts, by which linear algebra libraries choose their kernels
     beside the flags; its model does not.
     """
-    keys = (machine_record().keys() | {"execution"}) - {"cmp"}
+    keys = (machine_record().keys() | {"execution", "tf32"}) - {"cmp"}
     pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
@@ -242,7 +248,7 @@ class Run:
         Returns:
             The task and step that come next.
         """
-        saved = checkpoints.latest(self.manager, self.device)
+        saved = checkpoints.latest(self.manager)
         if saved is None:
             self.evaluate(0)
             self.save(0, 0)
@@ -328,8 +334,9 @@ class Run:
         start: Weights = {}
         if self.config.merging.policy != "none":
             self.memory, start, deployed = apply_policy(
-                self.config.merging, self.memory, self.weights(), done, self.config.seeds.data
-            )
+                self.config.merging, self.memory, self.weights(), done,
+                self.config.seeds.data, self.device,
+            )  # fmt: skip
             adapters.load_merged(self.model, deployed)
         self.evaluate(done)
         if done < self.config.stream.tasks:
@@ -344,7 +351,7 @@ class Run:
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
         if step:  # at a task's end `train_task` has checked them
-            training.check_weights_finite(self.model, task, step)
+            training.check_weights_finite(self.state, task, step)
         if not self.manager:
             return
         machine = self.machine.get("began", self.machine)
@@ -373,7 +380,7 @@ class Run:
         Raises:
             Interrupted: The run stops; its state is saved.
         """
-        signal = distributed.all_reduce_max(self.stop.signal or 0, self.device)
+        signal = distributed.all_reduce_max(self.stop.signal or 0)
         if not signal:
             return
         if unsaved:

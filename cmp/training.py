@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cmp import config as configs
 from cmp import distributed, models, schedules
 from cmp.config import Optimizer, RunConfig
-from cmp.data import Batch, Corpus, augment, normalise
+from cmp.data import Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.execution import check_divisible, compile_towers
 from cmp.mixtures import BatchLoader, Pools
@@ -27,6 +27,8 @@ from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
+DEFERRED = {"cuda"}
+"""Devices that the host does not wait for to learn whether a step was finite."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class TrainState:
         frozen_models: Other networks that the method looks at. They are functions of the weights
             that the run starts from, and so not saved.
         execution: How a step is computed.
+        unchecked: The last step, where nobody has waited yet for whether it was finite.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -139,6 +142,7 @@ class TrainState:
     method_state: dict[str, Tensor] = field(default_factory=dict)
     frozen_models: dict[str, Network] = field(default_factory=dict)
     execution: ExecutionConfig = ExecutionConfig()
+    unchecked: "list[UncheckedStep]" = field(default_factory=list)
 
     @functools.cached_property
     def loader(self) -> BatchLoader:
@@ -239,7 +243,7 @@ def make_train_state(
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
     corpus.check_side(models.preprocessing(model).size, config.model.name)
     tokens = models.tokenize(config.model.name, tuple(corpus.texts))
-    state = TrainState(config, corpus, model, tokens, execution=execution)
+    state = TrainState(config, corpus.on(device), model, tokens, execution=execution)
     if execution.uses_micro_batches and (why := state.method.whole_batch_reason(config.method)):
         raise CmpError(
             f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
@@ -309,10 +313,10 @@ def forward(
         part: Where these samples are some of a batch: (number of the first, number in all).
     """
     device = model.logit_scale.device
-    pixels = augment(batch.images.to(device, non_blocking=True), generator, part)
+    pixels = augment(to_device(batch.images, device), generator, part)
     pixels = normalise(pixels, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
-    distinct, place = tokens[distinct], place.to(device, non_blocking=True)
+    distinct, place = tokens[distinct], to_device(place, device)
     with autocast(precision, device):
         image = models.encode_image(model, pixels)  # [B, E]
         text = models.encode_text(model, distinct)[place]  # [D, E] -> [B, E]
@@ -404,7 +408,8 @@ def train_step(
         rate: The learning rate.
 
     Raises:
-        Diverged: The loss or the gradient is not finite; the weights are as before.
+        Diverged: The loss or the gradient is not finite, on a card perhaps those of the step
+            before, see `check_step`; the weights are as before it.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -420,13 +425,70 @@ def train_step(
     state.method.after_backward(state)
     loss = add_up(terms.values())
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.config.optimizer.clip)
-    if not (loss.isfinite() and norm.isfinite()):
-        raise divergence_error(batch, task, step, terms, norm, rate)
+    terms = {name: term.detach() for name, term in terms.items()}
+    error = functools.partial(divergence_error, batch, task, step, terms, norm, rate)
+    check_step(state, optimizer, loss.isfinite() & norm.isfinite(), error)
     for group in optimizer.param_groups:
         group["lr"] = rate
     state.method.step(state, optimizer)
     clamp_logit_scale(state.model)
     return StepResult(loss.detach(), norm, rate)
+
+
+UncheckedStep = tuple[Callable[[], bool], Callable[[], Diverged]]
+"""Of a step: what waits until the host knows whether it was finite, and the error if it was not."""
+
+
+def check_step(
+    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    finite: Tensor,
+    error: Callable[[], Diverged],
+) -> None:
+    """Check a step before its weights change, without waiting for a card.
+
+    There the optimizer is told to leave weights and moments as they are if the step is not finite,
+    and the host looks at the answer during the next step, while the card is busy with that one.
+
+    Args:
+        state: The network and all that belongs to it.
+        optimizer: What takes the step; it is waited for one that cannot be told.
+        finite: Whether the step is finite, bool [].
+        error: Makes the error.
+
+    Raises:
+        Diverged: This step, or the one before, is not finite.
+    """
+    check_last_step(state)
+    can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # as mixed precision does
+    if not (can_skip and finite.device.type in DEFERRED):
+        state.unchecked.append((lambda: bool(finite), error))
+        return check_last_step(state)
+    cast(Any, optimizer).found_inf = (~finite).float()
+    state.unchecked.append((copy_to_host(finite), error))
+
+
+def check_last_step(state: TrainState) -> None:
+    """Wait until the host knows whether the last step was finite; raise `Diverged` if not."""
+    while state.unchecked:
+        is_finite, error = state.unchecked.pop()
+        if not is_finite():
+            raise error()
+
+
+def copy_to_host(flag: Tensor) -> Callable[[], bool]:
+    """Begin to copy a flag from a card; return what waits for it, and for nothing that the card is
+    given to do afterwards."""
+    copy = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
+    copy.copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(flag.device))
+
+    def wait() -> bool:
+        event.synchronize()
+        return bool(copy)
+
+    return wait
 
 
 def backward(
@@ -480,27 +542,30 @@ def train_task(
         batch = state.loader.batch(pools, task, step, local)
         after_step(step, train_step(state, optimizer, batch, task, step, rates[step]))
 
+    check_last_step(state)
+
     def forward_step(step: int) -> tuple[Batch, ForwardOutput]:
         batch = state.loader.batch(pools, task, step)
         return batch, forward_batch(state, batch, task, step)
 
     method.end_task(state, forward_step)
-    check_weights_finite(state.model, task, steps)
+    check_weights_finite(state, task, steps)
 
 
-def check_weights_finite(model: nn.Module, task: int, steps: int) -> None:
-    """Check weights that are kept or scored; elsewhere the next loss tells.
+def check_weights_finite(state: TrainState, task: int, steps: int) -> None:
+    """Check the last step, and weights that are kept or scored; elsewhere the next loss tells.
 
     Args:
-        model: The network.
+        state: The network and all that belongs to it.
         task: The task's number.
         steps: Steps of the task that are done.
 
     Raises:
         Diverged: They are not finite.
     """
+    check_last_step(state)
     with torch.no_grad():
-        if nn.utils.get_total_norm(model.parameters()).isfinite():
+        if nn.utils.get_total_norm(state.model.parameters()).isfinite():
             return
     raise Diverged(
         f"training diverged: weights are not finite after {steps} steps of task {task}; lower "

@@ -271,6 +271,9 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
         monkeypatch.setenv(f"SLURM_{name}", value)
+    distributed._follow_slurm()  # a command of a batch script, which is no step of eight tasks
+    assert "RANK" not in os.environ
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
         distributed._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")

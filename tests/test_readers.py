@@ -638,3 +638,19 @@ def test_what_is_transparent_lies_over_white():
     file = io.BytesIO()
     Image.fromarray(clear, "RGBA").save(file, "PNG")
     assert (images.prepare_image(file.getvalue(), Preprocessing(8)) == 255).all()
+
+
+def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    path = tar(
+        tmp_path / "a.tar",
+        [("1.png", picture(1)), ("1.txt", b"one"), ("bad.pkl", b"x"), ("2.png", b"no")],
+    )
+    first = tars.tar_samples(path)
+    assert [sample[0] for sample in first[0]] == ["1", "2"]
+    assert first[1] == [["member is a pickle", "a.tar: bad.pkl"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(tars, "tar_members", lambda *_: pytest.fail("the tar was read again"))
+        assert tars.tar_samples(path) == first
+    tar(path, [("3.png", picture(3)), ("3.txt", b"three")])
+    assert [sample[0] for sample in tars.tar_samples(path)[0]] == ["3"]

@@ -1,5 +1,6 @@
 """How many files of the package one reads to follow what happens over and over."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, execution, merging, mixtures, models, registry
-from cmp.errors import CmpError
+from cmp import config, execution, merging, mixtures, models, registry, training
+from cmp.errors import CmpError, Diverged
 from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
 from tests import forked, options
 
@@ -106,3 +107,75 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
         )
     batch = state.loader.batch(mixtures.task_pools(run_config, corpus)[0], 0, 0)
     assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """The CPU is treated as a card: nobody waits for whether a step was finite."""
+    copy_later = lambda flag: functools.partial(bool, flag.clone())  # noqa: E731
+    monkeypatch.setattr(training, "DEFERRED", {"cpu", "meta"})
+    monkeypatch.setattr(training, "copy_to_host", copy_later)
+
+
+def train(poisoned=None):
+    """Five steps of task 1; the losses of some are not finite. Returns the weights before each
+    step, and the step that an error names."""
+    state = make_train_state(DEFAULT, forked.small_corpus())
+    pools, weights = mixtures.task_pools(DEFAULT, state.corpus)[1], []
+    optimizer = create_optimizer(state)
+    try:
+        for step in range(5):
+            weights.append(models.weights_digest(state.model))
+            batch = state.loader.batch(pools, 1, step)
+            if step == poisoned:
+                batch = batch._replace(images=batch.images.float().fill_(torch.nan))
+            train_step(state, optimizer, batch, 1, step, 1e-3)
+        training.check_weights_finite(state, 1, 5)
+    except Diverged as error:
+        return [*weights, models.weights_digest(state.model)], error.report["step"]
+    return [*weights, models.weights_digest(state.model)], None
+
+
+def test_a_deferred_check_changes_no_bit(deferred, monkeypatch):
+    later = train()
+    monkeypatch.undo()
+    assert later == train()
+    assert len(set(later[0])) == 6
+
+
+@pytest.mark.parametrize(("poisoned", "started"), [(0, 2), (2, 4), (4, 5)])
+def test_a_deferred_check_finds_the_step_and_leaves_its_weights(deferred, poisoned, started):
+    weights, step = train(poisoned)
+    assert step == poisoned
+    assert weights[-1] == weights[poisoned]
+    assert len(weights) == started + 1  # one step more was begun, unless it was the last
+
+
+def test_an_optimizer_that_cannot_skip_a_step_is_waited_for(deferred):
+    state = make_train_state(DEFAULT, forked.small_corpus())
+    optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
+    bad = torch.tensor(False)
+    with pytest.raises(Diverged):
+        training.check_step(state, optimizer, bad, lambda: Diverged("now", {}))
+
+
+class Skipping(torch.optim.SGD):
+    """An optimizer that can be told to skip a step, as the fused one, which meta does not have."""
+
+    _step_supports_amp_scaling = True
+
+    def step(self):
+        assert self.found_inf.is_meta
+
+
+def test_nothing_in_a_step_waits_for_the_device(deferred, monkeypatch):
+    """Numbers on the device `meta` cannot be had at all."""
+    monkeypatch.setattr(training, "copy_to_host", lambda flag: lambda: True)
+    state = make_train_state(DEFAULT, forked.small_corpus(), device="meta")
+    optimizer = Skipping(state.model.parameters(), lr=0.1)
+    batch = state.loader.batch(mixtures.task_pools(DEFAULT, state.corpus)[1], 1, 0)
+    for step in range(2):
+        result = train_step(state, optimizer, batch, 1, step, 1e-3)
+    assert result.loss.is_meta
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        result.loss.item()

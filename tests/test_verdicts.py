@@ -214,15 +214,21 @@ def test_two_claims_of_one_name_are_refused(load):
 
 
 def test_published_runs_that_tuned_or_are_too_few_confirm_nothing(load, monkeypatch):
-    known = load(CLAIM)
-    published, scores = verdicts.published_scores("methods")
-    for changed, words in (
-        (scores.assign(base=0), "bases that tuned"),
-        (scores.drop(index=("above", 3)), "19 published replicates; it takes 20"),
-    ):
-        monkeypatch.setattr(verdicts, "published_scores", lambda study, x=changed: (published, x))
-        with pytest.raises(CmpError, match=words):
-            verdicts.judge_claims(known)
+    known, real = load(CLAIM), verdicts.published_scores
+    published, scores = real("methods")
+
+    def change(changed):
+        answer = {"methods": (published, changed)}
+        monkeypatch.setattr(verdicts, "published_scores", lambda s: answer.get(s) or real(s))
+
+    change(scores.assign(base=0))
+    with pytest.raises(CmpError, match="bases that tuned"):
+        verdicts.judge_claims(known)
+    for dropped, count in ((("above", 3), 19), ("above", 0)):
+        change(scores.sort_index().drop(index=dropped))
+        [row] = verdicts.judge_claims(known).to_dict("records")
+        assert row["reading"] == verdicts.NOT_COMPUTED
+        assert f"{count} of 20 replicates of 'above' are published" in row["sentence"]
 
 
 def test_the_book_s_claims_can_be_read():

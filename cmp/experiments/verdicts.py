@@ -324,7 +324,7 @@ def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:
         and `half` (of the interval's width), `is_bound`, and `sentence`.
 
     Raises:
-        CmpError: Published runs are fewer than the claim takes, or of bases that tuned it.
+        CmpError: Published runs are of bases that tuned what is claimed.
     """
     tail = ALPHA / 2 / max(1, len(known.claims))
     rows = {claim.name: _judge(claim, known, tail, shift) for claim in known.claims}
@@ -341,17 +341,9 @@ def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[s
         "planned": claim.half_width,
         "level": 1 - 2 * tail,
     }
-    used = {claim.study}
-    if claim.measure == "gain":
-        used |= {known.fronts[term.front].study for term in claim.terms}
-    if missing := sorted(each for each in used if not results.is_published(each)):
-        words = f"study {missing[0]} is not published"
-        return row | {
-            "reading": NOT_COMPUTED,
-            "agrees": "",
-            "sentence": f"Not computed yet: {words}.",
-        }
-    _check_runs(claim)
+    if words := _missing_runs(claim, known):
+        sentence = f"Not computed yet: {words}."
+        return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
     try:
         contrast = _measure(claim, known, shift)
     except CmpError as error:
@@ -373,17 +365,30 @@ def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[s
     return row | {"sentence": _sentence(row, claim)}
 
 
-def _check_runs(claim: Claim) -> None:
-    """Raise `CmpError` unless the published runs of a claim can confirm it."""
+def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
+    """Return which runs of a claim are not published yet, in words, or "".
+
+    Raises:
+        CmpError: What is published cannot confirm it.
+    """
+    used = [(claim.study, setting) for term in claim.terms for setting in term.of]
+    if claim.measure == "gain":
+        lines = [known.fronts[term.front] for term in claim.terms]
+        used += [(front.study, setting) for front in lines for setting in front.settings]
     first, count = studies.CONFIRMING
-    for setting in dict.fromkeys(name for term in claim.terms for name in term.of):
-        scores = published_scores(claim.study)[1]
-        rows = scores.loc[[setting]] if setting in scores.index else scores[:0]
-        source = f"claim {claim.name!r}: {setting!r} of study {claim.study}"
-        if len(rows) < REPLICATES:
-            raise CmpError(f"{source}: {len(rows)} published replicates; it takes {REPLICATES}")
+    for study, setting in dict.fromkeys(used):
+        if not results.is_published(study):
+            return f"study {study} is not published"
+        scores = published_scores(study)[1]
+        rows = scores.loc[[setting]] if setting in scores.index.unique("setting") else scores[:0]
         if not rows["base"].between(first, first + count - 1).all():
-            raise CmpError(f"{source}: runs of bases that tuned the setting cannot confirm it")
+            raise CmpError(
+                f"claim {claim.name!r}: {setting!r} of study {study}: runs of bases that tuned the "
+                "setting cannot confirm it"
+            )
+        if len(rows) < REPLICATES:
+            return f"{len(rows)} of {REPLICATES} replicates of {setting!r} are published"
+    return ""
 
 
 def _agrees(reading: str, expected: str) -> str:

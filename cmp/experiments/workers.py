@@ -67,20 +67,22 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
-    corpus = load_data(run_config.data)
+    with distributed.first_process_first():
+        corpus = load_data(run_config.data)
+        models.tokenize(run_config.model.name, tuple(corpus.texts))
     identity = store.run_identity(run_config, corpus)
     run_id = store.json_digest(identity)
     delete_leftovers(store.run_folder(run_id).parent)
     if distributed.rank():
-        if distributed.broadcast("", device) != _IS_STORED:
+        if distributed.broadcast("") != _IS_STORED:
             execute(run_config, corpus, observer, device=device, execution=execution)
     elif is_kept(run_id, keep):
-        distributed.broadcast(_IS_STORED, device)
+        distributed.broadcast(_IS_STORED)
         CheckpointManager(run_id).remove()  # a kill may have come between the last two lines below
     else:
         with CheckpointManager(run_id, wait=wait) as manager:
             stored = is_kept(run_id, keep)  # another process may have been faster
-            distributed.broadcast(_IS_STORED if stored else "", device)
+            distributed.broadcast(_IS_STORED if stored else "")
             if not stored:
                 with RunLog(run_id, run_config, device, board) as log:
                     watch = log.observe(observer)

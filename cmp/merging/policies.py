@@ -2,18 +2,20 @@
 
 A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own are pairs of
 choices: where training goes on, and what is deployed. Weights live on the CPU, except for a
-per-step average, which lives where the network does.
+per-step average, which lives where the network does; they are merged there, too, one tensor at a
+time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.apply import merge
+from cmp.merging.apply import StateDict, check_mergeable, iter_merged, merge
 from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
@@ -49,6 +51,7 @@ class TaskEnd:
         trained: The weights that the task ended in.
         done: How many tasks are done, at least one.
         seed: Seed of rules that draw at random; `done` and the choice's name enter, too.
+        device: Where models are merged.
 
     Example:
         >>> @cmp.register("merge_policy", "halfway", merges=("two",))
@@ -62,6 +65,7 @@ class TaskEnd:
     trained: Weights
     done: int
     seed: int
+    device: torch.device | str = "cpu"
 
     @property
     def rule(self) -> Option:
@@ -78,13 +82,34 @@ class TaskEnd:
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
         base = self.memory["zero"] if self.rule.facts["base"] else None
-        return merge(self.rule, models, base, options, finite=True)
+        check_mergeable(self.rule, models, base, options)
+        moved = [MovedWeights(model, self.device) for model in models]
+        start = MovedWeights(base, self.device) if base else None
+        merged = iter_merged(self.rule, moved, start, options, finite=True)
+        return {name: x.cpu() for name, x in merged}
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
         """Merge two models; `merging.weight` is the newer one's."""
         weight = self.merging.weight
         weights = (weight, 1 - weight) if "weight" in self.rule.settings else None
         return self.merge([newer, older], choice, weights=weights)
+
+
+@dataclass(frozen=True)
+class MovedWeights(Mapping[str, Tensor]):
+    """Weights whose tensors are copied to a device when they are asked for."""
+
+    weights: StateDict
+    device: torch.device | str
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weights[name].to(self.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 ChoiceOutput = tuple[Memory, Weights]
@@ -210,7 +235,12 @@ register("merge_policy", "step-ema", ("decay",), merges=())(MergePolicy("steps",
 
 
 def apply_policy(
-    merging: Merging, memory: Memory, trained: Weights, done: int, seed: int = 0
+    merging: Merging,
+    memory: Memory,
+    trained: Weights,
+    done: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> MergedWeights:
     """Apply the policy and the rule that a config names after a task.
 
@@ -220,8 +250,9 @@ def apply_policy(
         trained: The weights that the task ended in.
         done: How many tasks are done, at least one.
         seed: Seed of rules that draw at random.
+        device: Where models are merged.
     """
-    end = TaskEnd(merging, memory, trained, done, seed)
+    end = TaskEnd(merging, memory, trained, done, seed, device)
     return get_option("merge_policy", merging.policy).value(end)
 
 

@@ -1,11 +1,15 @@
 """Tars of images as webdataset writes them, read as streams and never unpacked.
 
 The members of one sample follow each other and share what stands before the first dot of their
-name. A tar is read once to learn where its images lie; each image is then read from its place.
+name. A tar is read once to learn where its images lie, and again when it has changed; each image is
+then read from its place.
 """
 
+import contextlib
 import functools
+import hashlib
 import itertools
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError
-from cmp.readers.files import Stamp, explain_errors, parse_json, read_span
+from cmp.files import build_folder, write_atomic
+from cmp.readers.files import Stamp, explain_errors, parse_json, read_span, read_text
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -122,27 +127,55 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     files = dataset.find_files(root)
     rows, faults, spans = [], [], []
     for number, path in enumerate(files):
-        changed = path.stat().st_ctime_ns if path.exists() else 0
-        members = tar_members(path, faults)
-        for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
-            image, texts = None, {}
-            for member, file in sample:
-                suffix = member.name[len(key) :].lower()
-                if suffix.endswith(IMAGE_SUFFIXES):
-                    image = member
-                elif suffix in (".txt", ".cls", ".json"):
-                    short = member.size <= MAX_TEXT_BYTES
-                    texts[suffix] = _decode_text(member_bytes(member, file)) if short else ""
-            if image:
-                about = _parse_object(texts[".json"]) if ".json" in texts else {}
-                label = texts.get(".cls", about.get("label"))
-                label = label.strip() if isinstance(label, str) else label and ""
-                caption = texts.get(".txt", about.get("caption"))
-                stamp = Stamp(image.size, changed)
-                rows.append(Row(f"{path.name}/{key}", stamp, "", label, caption))
-                spans.append((number, image.offset_data, image.size))
-    read = functools.partial(read_span, files, np.array(spans, np.int64))
+        samples, bad = tar_samples(path)
+        faults += [Fault(*fault) for fault in bad]
+        changed = path.stat().st_ctime_ns
+        for key, offset, size, label, caption in samples:
+            rows.append(Row(f"{path.name}/{key}", Stamp(size, changed), "", label, caption))
+            spans.append((number, offset, size))
+    read = functools.partial(read_span, files, np.array(spans, np.int64).reshape(-1, 3))
     return build_index(dataset, rows, read, faults)
+
+
+def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
+    """Return what a tar holds; the result is kept in the build folder until the tar changes.
+
+    Args:
+        path: The tar.
+
+    Returns:
+        Per sample with an image [key, offset, size, label, caption], see `read_tars`, and per
+        fault [kind, where].
+
+    Raises:
+        CmpError: It cannot be read.
+    """
+    status = path.stat() if path.is_file() else None
+    about = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    kept = build_folder() / "checked" / f"tar-{digest}.json"
+    with contextlib.suppress(OSError, ValueError):  # there is no result
+        samples, bad = parse_json(read_text(kept))
+        return samples, bad
+    samples, faults = [], []
+    members = tar_members(path, faults)
+    for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
+        image, texts = None, {}
+        for member, file in sample:
+            suffix = member.name[len(key) :].lower()
+            if suffix.endswith(IMAGE_SUFFIXES):
+                image = member
+            elif suffix in (".txt", ".cls", ".json"):
+                short = member.size <= MAX_TEXT_BYTES
+                texts[suffix] = _decode_text(member_bytes(member, file)) if short else ""
+        if image:
+            about = _parse_object(texts[".json"]) if ".json" in texts else {}
+            label = texts.get(".cls", about.get("label"))
+            label = label.strip() if isinstance(label, str) else label and ""
+            caption = texts.get(".txt", about.get("caption"))
+            samples.append([key, image.offset_data, image.size, label, caption])
+    write_atomic(kept, json.dumps([samples, faults]))
+    return samples, [list(fault) for fault in faults]
 
 
 def _decode_text(content: bytes) -> str:
