@@ -142,6 +142,10 @@ def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float
                     if measure == "A_ZS":
                         values[r] = study.end(settings[0], r, EVAL, scope)
                         continue
+                    if measure == "GM":
+                        both = study.end(settings[0], r, ADAPT) * study.end(settings[0], r, EVAL)
+                        values[r] = math.sqrt(both)
+                        continue
                     scores = [
                         study.way(s, r) if term.get("at") == "way" else study.end(s, r, ADAPT)
                         for s in settings

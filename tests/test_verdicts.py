@@ -40,6 +40,8 @@ CLAIMS = [
              "terms": [{"of": "order a"}, {"of": "order c", "times": -1.0}], "expected": "below 0"},
     CLAIM | {"name": "A_ZS kept", "measure": "A_ZS", "names": "kept",
              "terms": [{"of": "above"}, {"of": "no pool", "times": -1.0}]},
+    CLAIM | {"name": "GM", "measure": "GM",
+             "terms": [{"of": "above"}, {"of": "order a", "times": -1.0}]},
     CLAIM | {"name": "spread", "measure": "spread", "terms": [{"of": ORDERS}]},
 ]  # fmt: skip
 
@@ -199,6 +201,7 @@ def test_what_is_not_published_is_said(load):
         ({"terms": [{"of": "above", "at": "way"}]}, "measured at the end of the stream"),
         ({"half_width": 1.4}, "above 1, and no `why`"),
         ({"measure": "A_KA", "names": "kept"}, "A_KA is not measured by names"),
+        ({"measure": "GM", "terms": [{"of": "above", "at": "way"}]}, "GM is measured at the end"),
         ({"expected": "higher"}, "expected"),
         ({"colour": "red"}, "colour"),
     ],

@@ -92,8 +92,9 @@ class Claim:
         guideline: The guideline that it speaks of.
         study: The study with its settings.
         sentence: The claim in words.
-        measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", or "spread": the standard
-            deviation of A_KA over settings.
+        measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", "GM" (the geometric mean of
+            both, for settings so far from the front that it says nothing of them), or "spread": the
+            standard deviation of A_KA over settings.
         terms: What is added up.
         expected: The sign that is claimed, or that nothing that matters differs.
         half_width: Half the interval's width as planned from exploration, in points.
@@ -106,7 +107,7 @@ class Claim:
     guideline: Text
     study: Text
     sentence: Text
-    measure: Literal["gain", "A_KA", "A_ZS", "spread"]
+    measure: Literal["gain", "A_KA", "A_ZS", "GM", "spread"]
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
     expected: Literal["above 0", "below 0", "no difference"]
     half_width: Annotated[float, Field(gt=0)]
@@ -124,8 +125,10 @@ class Claim:
                     f"{self.name!r}: of: a spread takes {SPREAD_SETTINGS} settings or more, all "
                     "else takes one"
                 )
-            if term.at == "way" and self.measure == "gain":
-                raise ValueError(f"{self.name!r}: at: a gain is measured at the end of the stream")
+            if term.at == "way" and self.measure not in ("A_KA", "spread"):
+                raise ValueError(
+                    f"{self.name!r}: at: {self.measure} is measured at the end of the stream"
+                )
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -298,15 +301,20 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf, shift: float) -> _Co
 def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     """Return a score, or the spread of A_KA over settings, in which concepts are not counted."""
     scores, times = published_scores(claim.study)[1].loc[[*term.of]], term.times
-    is_spread, is_retention = claim.measure == "spread", claim.measure == "A_ZS"
-    column = "way" if term.at == "way" else "A_KA"
-    if is_retention:
-        column = "A_ZS" if claim.names == "all" else claim.names
+    scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
+    column = {"spread": "A_KA"}.get(claim.measure, claim.measure)
+    if term.at == "way":
+        column = "way"
+    elif claim.names != "all":
+        column = claim.names
     table = scores[column].unstack("setting")
-    values = table.std(axis=1) if is_spread else table.iloc[:, 0]
+    values = table.std(axis=1) if claim.measure == "spread" else table.iloc[:, 0]
     bases = values.groupby(scores.loc[term.of[0], "base"]).mean()
-    part = (claim.study, term.of[0], times * is_retention, times * (not is_retention))
-    return _Contrast(times * values, times * bases, False, [] if is_spread else [part])
+    slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
+    weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
+    parts = [(claim.study, term.of[0], times * retention, times * accumulation)
+             for retention, accumulation in filter(None, [weights.get(claim.measure)])]  # fmt: skip
+    return _Contrast(times * values, times * bases, False, parts)
 
 
 def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:
