@@ -94,7 +94,7 @@ def front_at(points: list[tuple[float, float]], accumulation: float) -> float:
     return float(pchip_interpolate(x, y, min(accumulation, x[-1])))
 
 
-def gain(own: Study, setting: str, front: Study, names: list[str], scope: str, without=None):
+def gain(own: Study, setting: str, front: Study, spec: dict, scope: str, without=None):
     """The distance of a setting's mean scores from the front, without a base."""
     kept = [r for r in own.replicates(setting) if own.base(setting, r) != without]
 
@@ -102,9 +102,13 @@ def gain(own: Study, setting: str, front: Study, names: list[str], scope: str, w
         gained = mean(study.end(name, r, ADAPT) for r in kept)
         return gained, mean(study.end(name, r, EVAL, scope) for r in kept)
 
-    points = [centre(front, name) for name in sorted(names, key=front.peak)]
+    points = [centre(front, name) for name in sorted(spec["settings"], key=front.peak)]
+    is_local = spec.get("local", False)
     gained, retained = centre(own, setting)
-    return retained - front_at(points, gained), gained > max(a for a, _ in points)
+    most = max(a for a, _ in points)
+    if is_local and gained > most == points[-1][0]:  # a higher peak may gain more
+        return math.nan, True
+    return retained - front_at(points, gained), gained > most
 
 
 def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float, str]]:
@@ -128,7 +132,7 @@ def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float
             numbers = sorted(set(base_of.values()))
             if measure == "gain":
                 front = studies[spec["study"]]
-                arguments = (study, settings[0], front, spec["settings"], scope)
+                arguments = (study, settings[0], front, spec, scope)
                 whole, beyond = gain(*arguments)
                 if math.isnan(whole):
                     break

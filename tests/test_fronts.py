@@ -117,6 +117,14 @@ def test_a_local_front_says_nothing_beyond_its_ends():
         measure_gain(runs(44, 50), few, peaks, "mine")
 
 
+def test_a_local_front_that_has_seen_its_maximum_bounds_what_is_beyond():
+    few = {name: table for name, table in front_runs().items() if name in NAMES[4:7]}
+    peaks = dict(zip(NAMES, PEAKS, strict=True))
+    beyond = measure_gain(runs(53, 50), few, peaks, "mine", is_local=True)
+    assert beyond.is_bound
+    assert beyond.values.mean() == pytest.approx(50 - 47.3)
+
+
 def test_a_front_without_the_setting_s_replicates_is_refused():
     front = front_runs() | {NAMES[2]: runs(A_KA[2], A_ZS[2])[:10]}
     with pytest.raises(CmpError, match=r"'peak 0\.00026' lacks some of its replicates"):

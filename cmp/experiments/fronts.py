@@ -19,8 +19,9 @@ from scipy.optimize import brentq, isotonic_regression
 from cmp.errors import CmpError
 
 MIN_PEAKS, MIN_LOCAL, MAX_RATIO = 6, 2, 1.61
-"""Peaks that a front has at least, those of a local one, which serves between its own ends only,
-and the largest factor between neighbours: 1.6 and rounding."""
+"""Peaks that a front has at least, those of a local one, and the largest factor between neighbours:
+1.6 and rounding. A local front serves between its own ends, and beyond its last one only where a
+higher peak has been seen to gain less."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _gain(
     means = pd.DataFrame({each: table[["A_KA", "A_ZS"]].mean() for each, table in front.items()}).T
     curve = fit_front(np.array([peaks[each] for each in front]), *means.to_numpy().T, is_local)
     mean, last = own[["A_KA", "A_ZS"]].mean(), curve.accumulation[-1]
-    if is_local and mean["A_KA"] > last:
+    has_maximum = means["A_KA"].idxmax() != means.index[-1]
+    if is_local and mean["A_KA"] > last and not has_maximum:
         raise CmpError(
             f"{name!r}: its A_KA of {mean['A_KA']:.1f} is beyond the local front, which ends at "
             f"{last:.1f}: a higher peak of the front or a lower one of the setting"

@@ -1,0 +1,110 @@
+"""Measured values in the text of chapters, filled in from published results.
+
+A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)". So no value
+that was measured is ever typed, and a value that changes changes in the text, too.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cmp.errors import CmpError
+from cmp.experiments import guidelines, results, verdicts
+
+MARK = re.compile(r"\{\{(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
+NOT_YET = "(not computed yet)"
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "verdict", "reading")
+
+
+def fill_values(text: str, source: str = "") -> str:
+    """Return a text with its measured values filled in.
+
+    `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
+    `{{n study/setting}}` is their number, `{{gain study/setting}}` is the gain from the front of
+    plain fine-tuning, `{{difference A_KA study/setting - study/setting}}` is paired; both have
+    their 95 % interval over bases. `{{verdict claim}}` is the sentence of a primary claim, and
+    `{{reading claim}}` its first words. What is not published yet is said to be so.
+
+    Args:
+        text: The text.
+        source: What errors begin with.
+
+    Raises:
+        CmpError: A mark names nothing.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return _value(match["kind"], match["what"].strip())
+        except CmpError as error:
+            raise CmpError(f"{source}{match[0]}: {error}") from error
+
+    return MARK.sub(value, text)
+
+
+def _value(kind: str, what: str) -> str:
+    if kind in ("verdict", "reading"):
+        judged = guidelines.judged_claims()
+        if what not in judged.index:
+            raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
+        return str(judged.loc[what, "sentence" if kind == "verdict" else "reading"])
+    if kind == "difference":
+        measure, _, pair = what.partition(" ")
+        one, minus, other = pair.partition(" - ")
+        if not minus:
+            raise CmpError("expected `difference MEASURE study/setting - study/setting`")
+        tables = [_scores(part) for part in (one, other)]
+        if any(table.empty for table in tables):
+            return NOT_YET
+        values = (_measure(tables[0], measure) - _measure(tables[1], measure)).dropna()
+        return with_interval(values.groupby(tables[0]["base"]).mean(), float(values.mean()))
+    if kind not in KINDS:
+        raise CmpError(f"no such value; there are {', '.join(KINDS)}")
+    table = _scores(what)
+    if table.empty:
+        return NOT_YET
+    if kind == "n":
+        return str(len(table))
+    if kind == "gain":
+        study, _, setting = what.partition("/")
+        front = verdicts.load_claims().fronts["plain"]
+        if not results.is_published(front.study):
+            return NOT_YET
+        gain = verdicts.gain_of(study, setting, front)
+        at_least = "at least " * gain.is_bound
+        return at_least + with_interval(gain.pseudo, float(gain.values.mean()))
+    return f"{_measure(table, kind).mean():.1f}"
+
+
+def _scores(what: str) -> pd.DataFrame:
+    """Return the rows of `verdicts.run_scores` of "study/setting"; none if not published."""
+    study, slash, setting = what.strip().partition("/")
+    if not slash:
+        raise CmpError(f"{what!r}: expected study/setting")
+    if not results.is_published(study):
+        return pd.DataFrame()
+    scores = verdicts.published_scores(study)[1]
+    names = scores.index.unique("setting")
+    if setting not in names:
+        raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(names)}")
+    return scores.loc[setting]
+
+
+def _measure(table: pd.DataFrame, name: str) -> pd.Series:
+    if name == "GM":
+        return (table["A_KA"] * table["A_ZS"]).pow(0.5)
+    if name not in table.columns:
+        raise CmpError(f"no measure {name!r}")
+    return table[name]
+
+
+def with_interval(bases: pd.Series, estimate: float) -> str:
+    """Return an estimate with its 95 % t-interval over bases, such as "+4.9 (3.1 to 6.7)"."""
+    count = len(bases)
+    half = bases.std() / np.sqrt(count) * stats.t.isf(0.025, max(1, count - 1))
+    words = f"{estimate:+.1f}"
+    if np.isfinite(half):
+        words += f" ({estimate - half:.1f} to {estimate + half:.1f})"
+    return words.replace("-", "−")

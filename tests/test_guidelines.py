@@ -1,0 +1,73 @@
+"""Guidelines: what their boxes say follows from what is published."""
+
+import pandas as pd
+import pytest
+import synthetic
+
+from cmp.experiments import guidelines, verdicts
+from cmp.experiments.guidelines import Guideline, guideline_box, measure_guideline
+from cmp.readers.files import check_record
+
+LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006)}
+ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (50, 48), "up": (45, 53),
+        "down": (45, 46), "beyond": (58, 46)}  # fmt: skip
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    synthetic.place(monkeypatch, tmp_path)
+    settings = LOCAL | {name: {"schedule.peak": 0.001 + i / 1e4} for i, name in enumerate(ENDS)}
+    synthetic.write_study("more", LOCAL | {n: settings[n] for n in ("up", "down", "beyond")})
+    synthetic.publish("more", ENDS)
+
+
+def guideline(*settings, **more):
+    networks = [
+        {"network": f"net-{place}", "technique": "merging", "study": "more", "setting": name,
+         "front": list(LOCAL)} | more
+        for place, name in enumerate(settings)
+    ]  # fmt: skip
+    tree = {
+        "name": "merging", "chapter": "03", "paper": "It helps.", "scale": "large",
+        "advice": "Do it.", "follows": "both", "open": "all else.", "networks": networks,
+    }  # fmt: skip
+    return check_record(tree, Guideline, "test: ")
+
+
+def judged(agrees):
+    row = {"guideline": "merging", "claimed": "It keeps.", "sentence": "Helps.", "agrees": agrees}
+    return pd.DataFrame([row, row | {"guideline": "another", "agrees": "no"}])
+
+
+def test_networks_of_one_sign_agree_and_of_two_do_not(published):
+    same = measure_guideline(guideline("up", "up"), judged("yes"))
+    assert same.sentences == ("It keeps. Helps.",)
+    assert not same.disagrees
+    assert all(": merging: +" in words and "(n = 20)" in words for words in same.networks)
+    assert measure_guideline(guideline("up", "down"), judged("yes")).disagrees
+    assert measure_guideline(guideline("up"), judged("no")).disagrees
+
+
+def test_what_cannot_be_measured_is_said(published):
+    [words] = measure_guideline(guideline("beyond"), judged("")).networks
+    assert "net-0: merging: not measured" in words
+    [words] = measure_guideline(guideline("up", study="later"), judged("")).networks
+    assert words == "net-0: merging: not computed yet."
+
+
+def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
+    names = guidelines.load_guidelines()
+    known = verdicts.load_claims()
+    assert {claim.guideline for claim in known.claims} == set(names)
+    verdict_rows = guidelines.judged_claims()
+    for name, each in names.items():
+        box = guideline_box(name)
+        assert tuple(box) == guidelines.ROWS
+        assert all(box.values())
+        if measure_guideline(each, verdict_rows).disagrees:
+            assert each.follows == "paper", name
+
+
+def test_without_the_studies_a_box_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(verdicts, "CLAIMS", tmp_path / "claims.yaml")
+    assert guideline_box("order")["We measured"] == guidelines.NOT_HERE
