@@ -272,23 +272,26 @@ def test_misuse_is_refused(arguments, words, corpus):
     assert all(word in str(error) for word in words)
 
 
-@pytest.mark.parametrize("name", ["tiny", "bench-nano"])
-def test_the_gpu_benchmark_without_a_gpu(name, corpus, monkeypatch, tmp_path):
+def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     """Everything but the device itself, on embedded images and on JPEGs."""
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "STEPS", 1)
-    monkeypatch.setattr(gpu, "RUN_STEPS", 2)
+    for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():
+        monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(execution, "BACKEND", "eager")
+    monkeypatch.setattr(networks, "LARGE", "bench-nano")
     monkeypatch.setitem(timing.SIDE, "cpu", 64)
-    run_config, data = gpu.prepare(name, corpus, 12, tmp_path)
-    assert data.in_files == (name == "bench-nano")
-    rows = gpu.measure(run_config, data, rounds=1)
-    assert [row["path"] for row in rows] == [f"{name} {path}" for path in gpu.PATHS]
-    assert {row["waits at"] for row in rows} == {"never"}
-    assert all(row["% of peak"] > 0 for row in rows)
-    row = gpu.whole_task(run_config, data, "bf16")
-    assert row["path"] == f"{name} bf16, a run"
-    assert row["samples/s"] == pytest.approx(12e3 / row["ms a step"])
+    rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)
+    steps, tasks = rows[:5], rows[5:]
+    assert [row["path"] for row in steps] == [
+        "tiny fp32", "tiny bf16", "tiny bf16, compiled", "bench-nano bf16",
+        "bench-nano bf16, compiled",
+    ]  # fmt: skip
+    assert {row["waits at"] for row in steps} == {"never"}
+    assert all(row["% of peak"] > 0 for row in steps)
+    assert [row["path"] for row in tasks] == [f"{row['path']}, a run" for row in steps[3:]]
+    assert all(row["samples/s"] == pytest.approx(12e3 / row["ms a step"]) for row in rows)
+    for name in ("tiny", "bench-nano"):
+        _, data = gpu.prepare(name, corpus, 4, tmp_path)
+        assert data.in_files == (name == "bench-nano")
 
 
 def test_a_real_model_is_measured_in_bf16_and_a_wait_is_placed(corpus, monkeypatch, tmp_path):

@@ -66,14 +66,7 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
             "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an "
             "NVIDIA GPU and a CUDA build of torch; cmpt bench step measures the CPU"
         )
-    rows: list[dict[str, object]] = []
-    with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
-        for name in names:
-            run_config, data = prepare(name, corpus, batch, Path(folder))
-            rows += measure(run_config, data, rounds)
-            if name == networks.LARGE:
-                for path in paths_of(name):
-                    rows.append(whole_task(run_config, data, path))
+    rows = measure_all(names, corpus, rounds, batch)
     notes = [
         "% of peak: of the products per second of one large matrix product on this card, in the "
         "same arithmetic; torch's settings of precision are left as they are, as runs leave them",
@@ -83,6 +76,20 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
         "waits at: where the host first waits for the device within a step; it never should",
     ]
     return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
+
+
+def measure_all(
+    names: list[str], corpus: Corpus, rounds: int, batch: int | None
+) -> list[dict[str, object]]:
+    """Return the rows of some models; the arguments are those of a benchmark."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
+        for name in names:
+            run_config, data = prepare(name, corpus, batch, Path(folder))
+            rows += measure(run_config, data, rounds)
+            if name == networks.LARGE:
+                rows += [whole_task(run_config, data, path) for path in paths_of(name)]
+    return rows
 
 
 def prepare(
