@@ -16,7 +16,7 @@ from tests import options
 
 SLOW = (
     "test_explorers.py", "test_own_options.py", "test_studies.py", "test_kill.py",
-    "test_budgets.py", "test_cli.py", "test_site.py",
+    "test_budgets.py", "test_cli.py", "test_site.py", "test_h100.py",
 )  # fmt: skip
 """Files of tests that start browsers, kernels or processes."""
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, mixtures, models, schedules, training
-from cmp.bench import compact, evaluate, gpu, networks, step, timing
-from cmp.bench.networks import BF16, FP32, PLAIN, TASK
+from cmp import cli, evaluation, execution, mixtures, models, schedules, training
+from cmp.bench import compact, evaluate, gpu, networks, pictures, step, timing
+from cmp.bench.networks import FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
 from cmp.seeds import torch_generator
@@ -272,28 +272,44 @@ def test_misuse_is_refused(arguments, words, corpus):
     assert all(word in str(error) for word in words)
 
 
-def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch):
-    """Everything but the device itself."""
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "STEPS", 1)
+def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
+    """Everything but the device itself, on embedded images and on JPEGs."""
+    for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(execution, "BACKEND", "eager")
+    monkeypatch.setattr(networks, "LARGE", "bench-nano")
     monkeypatch.setitem(timing.SIDE, "cpu", 64)
-    for name in ("synchronize", "reset_peak_memory_stats", "set_sync_debug_mode"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    for name in ("memory_allocated", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    rows = gpu.measure(networks.setting("tiny", corpus, 4), rounds=1)
-    assert [row["path"] for row in rows] == [f"tiny {path}" for path in gpu.PATHS]
-    assert {row["waits at"] for row in rows} == {"never"}
-    row = gpu.short_run(networks.setting("bench-nano", corpus, 12))
-    assert row["path"] == "bench-nano run"
-    assert row["samples/s"] == pytest.approx(12e3 / row["ms a step"])
-    large = networks.setting(networks.LARGE, corpus)
-    assert (large.config.training.batch, large.side) == (512, 224)
-    assert all(pieces.bf16 for pieces, _ in gpu.paths_of(large).values())
+    rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)
+    steps, tasks = rows[:5], rows[5:]
+    assert [row["path"] for row in steps] == [
+        "tiny fp32", "tiny bf16", "tiny bf16, compiled", "bench-nano bf16",
+        "bench-nano bf16, compiled",
+    ]  # fmt: skip
+    assert {row["waits at"] for row in steps} == {"never"}
+    assert all(row["% of peak"] > 0 for row in steps)
+    assert [row["path"] for row in tasks] == [f"{row['path']}, a run" for row in steps[3:]]
+    assert all(row["samples/s"] == pytest.approx(12e3 / row["ms a step"]) for row in rows)
+    for name in ("tiny", "bench-nano"):
+        _, data = gpu.prepare(name, corpus, 4, tmp_path)
+        assert data.in_files == (name == "bench-nano")
+
+
+def test_a_real_model_is_measured_in_bf16_and_a_wait_is_placed(corpus, monkeypatch, tmp_path):
+    assert gpu.paths_of(networks.LARGE) == ["bf16", "bf16, compiled"]
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    step = gpu.make_stepper(gpu.make_state(*gpu.prepare("tiny", corpus, 4, tmp_path), "bf16"))
 
     def waiting(*_):
         raise RuntimeError("called a synchronizing CUDA operation")
 
     monkeypatch.setattr(training, "normalise", waiting)
-    stepper = networks.stepper(networks.setting("tiny", corpus, 4), BF16)
-    assert gpu.first_wait(stepper).startswith("training.py:")
+    assert gpu.first_wait(step).startswith("training.py:")
+
+
+def test_captions_are_as_long_as_they_say(tmp_path):
+    for captions, mean in (("short", 24), ("long", 77)):
+        data = pictures.load_collection(tmp_path / captions, 48, captions)
+        lengths = models.tokenizer("ViT-B-16")(data.texts).argmax(1) + 1
+        assert lengths.float().mean() == pytest.approx(mean, abs=2)
+        assert len(data.texts) == 48
+        assert sorted(set(data.table["dataset"])) == sorted(pictures.SETS)

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "study": ("study", ("small",)),
     "merge": ("merge", ("ViT-B-16",)),
     "data": ("data", ()),
+    "trace": ("trace", ("ViT-B-16",)),
     "gpu": ("gpu", ("small", "bench-mid", "ViT-B-16")),
 }
 """Name -> (module of this room, which has a function of that name; models by default)."""

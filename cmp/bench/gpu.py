@@ -1,9 +1,11 @@
-"""A training step on a GPU: its time and memory, and whether it ever waits for the device; and a
-short run of the default recipe.
+"""A training step as runs take it on a GPU: its time and memory, whether the host ever waits for
+the device within it, and how fast whole tasks go on JPEG files.
 """
 
 import contextlib
 import dataclasses
+import itertools
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,34 +13,50 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import bench, config
-from cmp.bench import networks, timing
-from cmp.bench.networks import BF16, FP32, Pieces, Setting
+from cmp import bench, config, mixtures, models
+from cmp.bench import networks, pictures, timing
+from cmp.bench.networks import TASK
 from cmp.bench.report import Report
+from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.runner import Observer, execute
+from cmp.mixtures import Pools
+from cmp.training import (
+    ExecutionConfig,
+    StepResult,
+    TrainState,
+    create_optimizer,
+    make_train_state,
+    train_step,
+    train_task,
+)
 
 DEVICE = "cuda"
 STEPS = 10
 """Steps that are timed together, so that the device's queue is full."""
-TASKS, RUN_STEPS = 2, 20
-BLOCK = 256
-"""Images that are enlarged together."""
+TASKS, RUN_STEPS = 2, 40
+"""Of a run; the first half of a task's steps is not timed."""
+READY = 2
+"""Batches that are decoded beforehand and used in turn, where the step alone is timed."""
+IMAGES_PER_SAMPLE = 6
+"""Pictures that are written for each sample of a batch, so that every pool holds enough."""
 PACKAGE = Path(bench.__file__).parents[1]
 COLUMNS = (
     "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
 )  # fmt: skip
+COMPILED = ExecutionConfig(compile_towers=True)
 PATHS = {
-    "TF32": (FP32, torch.contiguous_format),
-    "bf16": (BF16, torch.contiguous_format),
-    "bf16, channels_last": (BF16, torch.channels_last),
+    "fp32": ("fp32", ExecutionConfig()),
+    "bf16": ("bf16", ExecutionConfig()),
+    "bf16, compiled": ("bf16", COMPILED),
 }
+"""Name -> `training.precision`, and how a step is computed."""
 
 
 def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure TF32, bf16 and channels_last, all with torch's fused attention.
+    """Measure the steps of runs in fp32, in bf16, and in bf16 with compiled towers.
 
     Raises:
         CmpError: There is no GPU.
@@ -48,115 +66,201 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
             "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an "
             "NVIDIA GPU and a CUDA build of torch; cmpt bench step measures the CPU"
         )
-    torch.set_float32_matmul_precision("high")  # TF32 in products; convolutions have it by default
-    settings = [networks.setting(name, corpus, batch) for name in names]
-    rows = [row for setting in settings for row in measure(setting, rounds)]
-    rows += [short_run(setting) for setting in settings if setting.name == networks.LARGE]
+    rows = measure_all(names, corpus, rounds, batch)
     notes = [
-        "% of peak: of the products per second of one large matrix product on this card, in bf16",
-        f"images of 32 pixels are enlarged; a run is {TASKS} tasks of {RUN_STEPS} steps by the "
-        "gpu profile, random weights, with its evaluations left out of ms a step",
+        "% of peak: of the products per second of one large matrix product on this card, in the "
+        "same arithmetic; torch's settings of precision are left as they are, as runs leave them",
+        "models that are not embedded: 298 x 224 JPEGs, a caption of 24 tokens on average for each",
+        f"a run: {RUN_STEPS // 2} steps of a task, the run's own loader decoding; the other rows "
+        "have their images decoded beforehand, on the host",
         "waits at: where the host first waits for the device within a step; it never should",
-        "a run itself waits twice a step, so that nothing that is not finite is ever kept",
     ]
     return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
 
 
-def measure(setting: Setting, rounds: int) -> list[dict[str, object]]:
+def measure_all(
+    names: list[str], corpus: Corpus, rounds: int, batch: int | None
+) -> list[dict[str, object]]:
+    """Return the rows of some models; the arguments are those of a benchmark."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
+        for name in names:
+            run_config, data = prepare(name, corpus, batch, Path(folder))
+            rows += measure(run_config, data, rounds)
+            if name == networks.LARGE:
+                rows += [whole_task(run_config, data, path) for path in paths_of(name)]
+    return rows
+
+
+def prepare(
+    name: str, corpus: Corpus, batch: int | None, folder: Path, captions: str = "short"
+) -> tuple[RunConfig, Corpus]:
+    """Return the config and the data of a model's runs.
+
+    Args:
+        name: One of `networks.MODELS`, or any other model of open_clip.
+        corpus: The embedded benchmark, for embedded models.
+        batch: Samples per batch; as `networks.SIZES` says where None.
+        folder: Where JPEGs for any other model are written.
+        captions: A key of `pictures.LENGTHS`.
+    """
+    size = batch or networks.SIZES.get(name, networks.SIZE)
+    settings = [f"model.name={name}", "model.start=random", f"training.batch={size}"]
+    settings += [f"training.steps={RUN_STEPS}", "training.budget=null", f"stream.tasks={TASKS}"]
+    profile = "cpu"
+    if name not in models.family_names():
+        count = IMAGES_PER_SAMPLE * size
+        corpus = pictures.load_collection(folder / f"{captions}-{count}", count, captions)
+        profile = "gpu"
+        settings += [f"data={folder / f'{captions}-{count}'}", "mixture.replay=1.0"]
+    return config.parse(config.override(config.profile(profile), settings), "benchmark"), corpus
+
+
+def make_state(run_config: RunConfig, corpus: Corpus, path: str) -> TrainState:
+    """Return the state of a run that computes its steps by one of `PATHS`."""
+    precision, execution = PATHS[path]
+    training = dataclasses.replace(run_config.training, precision=precision)
+    run_config = dataclasses.replace(run_config, training=training)
+    return make_train_state(run_config, corpus, device=DEVICE, execution=execution)
+
+
+def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str, object]]:
     """Return a row per path of one model; the first is what the others are compared with."""
-    steppers, memory = {}, {}
-    paths = paths_of(setting)
-    for path, (pieces, layout) in paths.items():
-        steppers[path], memory[path] = measure_memory(setting, pieces, layout)
+    steppers, memory, flops = {}, {}, {}
+    name, batch = run_config.model.name, run_config.training.batch
+    for path in paths_of(name):
+        before = allocated_bytes()
+        steppers[path] = make_stepper(make_state(run_config, corpus, path))
+        memory[path] = peak_bytes(steppers[path]) - before
+        if not PATHS[path][1].compile_towers:
+            with FlopCounterMode(display=False) as counter:
+                steppers[path]()
+            flops[PATHS[path][0]] = counter.get_total_flops()
     blocks = {path: make_block(step) for path, step in steppers.items()}
     seconds = timing.interleaved(blocks, rounds)
     base, *_ = seconds.values()
     rows = []
-    for path, (pieces, _) in paths.items():
-        middle = float(np.median(seconds[path])) / STEPS
-        peak = timing.matmul_peak(torch.bfloat16 if pieces.bf16 else torch.float32, DEVICE)
+    for path, times in seconds.items():
+        middle, precision = float(np.median(times)) / STEPS, PATHS[path][0]
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        peak = timing.matmul_peak(dtype, DEVICE)
         rows.append(
             {
-                "path": f"{setting.name} {path}",
-                "times as fast": timing.times_faster(base, seconds[path]),
+                "path": f"{name} {path}",
+                "times as fast": timing.times_faster(base, times),
                 "ms a step": 1e3 * middle,
-                "samples/s": setting.config.training.batch / middle,
+                "samples/s": batch / middle,
                 "peak MB": memory[path] / 1e6,
-                "% of peak": 100 * networks.step_flops(setting, pieces, DEVICE) / middle / peak,
+                "% of peak": 100 * flops[precision] / middle / peak,
                 "waits at": first_wait(steppers[path]) or "never",
             }
         )
     return rows
 
 
-def paths_of(setting: Setting) -> dict[str, tuple[Pieces, torch.memory_format]]:
+def paths_of(name: str) -> list[str]:
     """Return those of `PATHS` that fit a card; a real model at its batch does in bf16 only."""
-    if setting.name != networks.LARGE:
-        return PATHS
-    return {path: pieces for path, pieces in PATHS.items() if pieces[0].bf16}
+    return [path for path in PATHS if name != networks.LARGE or PATHS[path][0] == "bf16"]
 
 
-def short_run(setting: Setting) -> dict[str, object]:
-    """Return a row for a run of the `gpu` profile on the packaged images, cut to a few steps."""
-    batch = setting.config.training.batch
-    settings = [
-        f"model.name={setting.name}", "model.start=random", f"stream.tasks={TASKS}",
-        f"training.steps={RUN_STEPS}", f"training.batch={batch}", "training.budget=null",
-        "mixture.replay=1.0", "evaluation.subset=8", "evaluation.full=false",
-    ]  # fmt: skip
-    tree = config.override(config.profile("gpu"), settings)
-    blocks = setting.corpus.images.split(BLOCK)
-    images = torch.cat([networks.enlarge(block, setting.side) for block in blocks])
-    corpus = dataclasses.replace(setting.corpus, images=images)
-    ends: list[float] = []
-    observer = Observer(lambda task, step, loss, model: ends.append(time.perf_counter()))
-    torch.cuda.reset_peak_memory_stats()
-    execute(config.parse(tree, "benchmark"), corpus, observer, device=DEVICE)
-    middle = float(np.median(np.diff(ends)))
+def make_stepper(state: TrainState) -> Callable[[], StepResult]:
+    """Return a function that takes a step of a run on one of `READY` batches in host memory."""
+    run_config, pools = state.config, mixtures.task_pools(state.config, state.corpus)[TASK]
+    side, optimizer = models.preprocessing(state.model).size, create_optimizer(state)
+    batches = [
+        mixtures.make_batch(run_config, state.corpus, pools, TASK, step, side=side)
+        for step in range(READY)
+    ]
+    numbers = itertools.count()
+    state.model.train()
+
+    def step() -> StepResult:
+        number = next(numbers)
+        batch = batches[number % READY]
+        return train_step(state, optimizer, batch, TASK, number, run_config.schedule.peak)
+
+    return step
+
+
+def whole_task(run_config: RunConfig, corpus: Corpus, path: str) -> dict[str, object]:
+    """Return a row for a task of a run, whose loader decodes its images."""
+    state = make_state(run_config, corpus, path)
+    pools = mixtures.task_pools(run_config, corpus)[TASK]
+    seconds: list[float] = []
+    peak = peak_bytes(lambda: seconds.append(task_step_seconds(state, pools)), times=1)
     return {
-        "path": f"{setting.name} run",
-        "ms a step": 1e3 * middle,
-        "samples/s": batch / middle,
-        "peak MB": torch.cuda.max_memory_allocated() / 1e6,
+        "path": f"{run_config.model.name} {path}, a run",
+        "ms a step": 1e3 * seconds[0],
+        "samples/s": run_config.training.batch / seconds[0],
+        "peak MB": peak / 1e6,
     }
 
 
-def measure_memory(
-    setting: Setting, pieces: Pieces, layout: torch.memory_format
-) -> tuple[Callable[[], None], int]:
-    """Return a function that takes a step, and the bytes at the peak of two.
+def task_step_seconds(
+    state: TrainState,
+    pools: Pools,
+    after_step: Callable[[int, StepResult], None] = lambda step, result: None,
+) -> float:
+    """Train one task of a run, its data from the run's own loader.
 
     Args:
-        setting: The model and its batches.
-        pieces: The pieces of the fast path.
-        layout: The memory format of the weights.
+        state: The network and all that belongs to it, changed in place.
+        pools: What the task may draw from.
+        after_step: Called after each step.
+
+    Returns:
+        The seconds per step of the second half of its steps.
     """
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step = networks.stepper(setting, pieces, DEVICE, layout)
-    for _ in range(2):
-        step()
-    torch.cuda.synchronize()
-    return step, torch.cuda.max_memory_allocated() - before
+    steps, ends = state.config.training.steps, []
+
+    def watch(step: int, result: StepResult) -> None:
+        after_step(step, result)
+        if step + 1 in (steps // 2, steps):
+            synchronize()
+            ends.append(time.perf_counter())
+
+    train_task(state, pools, TASK, watch)
+    return (ends[-1] - ends[0]) / (steps - steps // 2)
 
 
-def make_block(step: Callable[[], None]) -> Callable[[], None]:
+def synchronize() -> None:
+    """Wait until the device has done all that it was given, if it is a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def allocated_bytes() -> int:
+    """Return the bytes of all tensors on the GPU; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def peak_bytes(call: Callable[[], object], times: int = 2) -> int:
+    """Return the most bytes that tensors on the GPU took during some calls; 0 without one."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(times):
+        call()
+    synchronize()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def make_block(step: Callable[[], object]) -> Callable[[], None]:
     """Return a function that takes `STEPS` steps and returns when the device is done."""
 
     def steps() -> None:
         for _ in range(STEPS):
             step()
-        torch.cuda.synchronize()
+        synchronize()
 
     return steps
 
 
-def first_wait(step: Callable[[], None]) -> str | None:
+def first_wait(step: Callable[[], object]) -> str | None:
     """Return where in the package a step makes the host wait, as `file.py:line`; None if nowhere.
 
     torch raises at the first operation that synchronises; whatever comes behind is not seen.
     """
-    torch.cuda.synchronize()
+    synchronize()
     with forbid_waits():
         try:
             step()
@@ -171,9 +275,10 @@ def first_wait(step: Callable[[], None]) -> str | None:
 
 @contextlib.contextmanager
 def forbid_waits() -> Iterator[None]:
-    """Within, an operation that makes the host wait for the device raises."""
-    torch.cuda.set_sync_debug_mode("error")
+    """Within, an operation that makes the host wait for the GPU raises."""
+    switch = torch.cuda.set_sync_debug_mode if torch.cuda.is_available() else lambda mode: None
+    switch("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        switch("default")

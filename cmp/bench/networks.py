@@ -185,12 +185,7 @@ def loss_of(
     )
 
 
-def stepper(
-    setting: Setting,
-    pieces: Pieces,
-    device: str = "cpu",
-    layout: torch.memory_format = torch.contiguous_format,
-) -> Callable[[], None]:
+def stepper(setting: Setting, pieces: Pieces) -> Callable[[], None]:
     """Return a function that takes the next training step.
 
     A step makes and augments a batch, computes its loss and gradients, clips them, and takes a step
@@ -199,11 +194,9 @@ def stepper(
     Args:
         setting: The model and its batches.
         pieces: The pieces of the fast path.
-        device: Where the network lives.
-        layout: The memory format of the weights.
     """
     model, tokens = network(setting, pieces)
-    model.to(device, memory_format=layout).train()
+    model.train()
     parameters = list(model.parameters())
     if pieces.fused:
         optimizer = build_adamw(model, setting.config.optimizer)
@@ -227,15 +220,13 @@ def stepper(
     return step
 
 
-def step_flops(setting: Setting, pieces: Pieces, device: str = "cpu") -> int:
+def step_flops(setting: Setting, pieces: Pieces) -> int:
     """Return the FLOPs of one step's products and convolutions, forward and backward.
 
     Counted with split attention in any case: torch's counter does not see the fused one on a CPU.
     """
-    bf16 = pieces.bf16 and device != "cpu"
-    pieces = dataclasses.replace(pieces, split=True, bf16=bf16)
+    pieces = dataclasses.replace(pieces, split=True, bf16=False)
     model, tokens = network(setting, pieces)
-    model.to(device)
     generator = torch_generator("augment", 0, TASK, 0)
     with FlopCounterMode(display=False) as counter:
         loss_of(model, next(setting.batches()), tokens, generator, pieces).backward()

@@ -203,7 +203,7 @@ def bench(
     Each number is the median over rounds, with the 10-90 % range of the rounds.
 
     Args:
-        name: step, pieces, loop, evaluate, checkpoint, study, merge, data or gpu.
+        name: step, pieces, loop, evaluate, checkpoint, study, merge, data, gpu or trace.
         model: A model; repeat it for more. Default: those of the benchmark.
         rounds: Times that each alternative runs.
         batch: Samples per step, at least 2. Default: 128; bench-mid 64, ViT-B-16 512.

@@ -1,0 +1,299 @@
+"""What a training step launches on a card, counted without one, and how long that may take.
+
+A whole step of a run is traced on the meta device: both towers, the loss and the backward pass in
+bf16 as CUDA's autocast has them, then clipping and AdamW. Each operation that launches a kernel is
+kept with the bytes that it reads and writes, and with its FLOPs by torch's own counter. The
+compiled step is estimated from the same operations: within a tower, and in the backward pass,
+operations between two products become one kernel, which reads what comes from outside of it and
+writes what is wanted outside of it. Nothing is measured, and kernels are taken to reach the rates
+below; `cmpt bench gpu` measures.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from cmp import models
+from cmp.bench import networks
+from cmp.bench.report import Report
+from cmp.data import Corpus, augment, normalise
+from cmp.models import Network
+from cmp.training import model_loss
+
+PEAK = 989e12
+"""FLOP/s of dense bf16 products of an H100, by its maker."""
+PRODUCT_RATE = 0.8 * 798e12
+"""FLOP/s that a step's products are taken to reach: most of what one large product was seen at."""
+BANDWIDTH = 3.0e12
+"""Bytes/s read and written, as a copy was seen to reach."""
+LAUNCH, HOST = 2e-6, 6e-6
+"""Seconds that a kernel takes at least; and those that the host needs for one."""
+CHUNK = 320 * 65536
+"""Entries of many tensors that one launch of a fused optimizer works on."""
+CAPTIONS = (24, 77)
+"""Tokens of a caption, on average, that are traced; at most the context's."""
+COLUMNS = ("step", "ms", "products", "samples/s", "% of peak", "kernels", "GB", "host")
+aten = torch.ops.aten
+ALLOCATIONS = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.lift_fresh}
+LOW = {F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+FULL = {F.layer_norm, F.softmax, F.log_softmax, F.cross_entropy, F.group_norm, torch.exp}
+"""What CUDA's autocast computes in bf16 and in fp32; anything else in the types that come."""
+
+Value = tuple[int, int]
+"""A tensor's content: its storage, and how often that was written to."""
+
+
+@dataclass
+class Kernel:
+    """An operation that launches a kernel, or several that are fused into one.
+
+    Attributes:
+        reads: Bytes by value that goes in.
+        writes: Bytes by value that comes out.
+        flops: FLOPs of products; 0 for other operations.
+        is_fusible: Whether a compiler may join it with others.
+        region: The compiled part of the step that it belongs to, "" if to none.
+    """
+
+    reads: dict[Value, int]
+    writes: dict[Value, int]
+    flops: int = 0
+    is_fusible: bool = False
+    region: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return sum(self.reads.values()) + sum(self.writes.values())
+
+    @property
+    def seconds(self) -> float:
+        """How long it is taken to last."""
+        return max(self.flops / PRODUCT_RATE, self.bytes / BANDWIDTH, LAUNCH)
+
+    def joins(self, other: "Kernel") -> bool:
+        """Return whether a compiler may make one kernel of both."""
+        return self.is_fusible and other.is_fusible and self.region == other.region != ""
+
+
+class CudaAutocast(TorchFunctionMode):
+    """CUDA's autocast to bf16 for meta tensors, which have none of their own, and its attention."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function with its arguments in the type that autocast gives it."""
+        kwargs = kwargs or {}
+        is_attention = func is F.scaled_dot_product_attention
+        dtype = torch.bfloat16 if func in LOW or is_attention else torch.float32
+        if func in LOW or func in FULL or is_attention:
+            args, kwargs = tree_map_only(
+                Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+            )
+        if not is_attention:
+            return func(*args, **kwargs)
+        q, k, v, mask = *args[:3], kwargs.get("attn_mask")
+        if mask is None:
+            return aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        mask = mask.expand(len(q), q.shape[1], q.shape[2], k.shape[2])
+        return aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)[0]
+
+
+@dataclass
+class Recorder(TorchDispatchMode):
+    """Keeps each kernel of what is computed within it.
+
+    Attributes:
+        kernels: In the order in which they are launched.
+        casts: Of a value that is another one in a wider type: that other one.
+        region: The compiled part of the step that is being computed, "" for none.
+    """
+
+    kernels: list[Kernel] = field(default_factory=list)
+    casts: dict[Value, Value] = field(default_factory=dict)
+    region: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._versions: dict[int, int] = defaultdict(int)
+        self._alive: list[Any] = []  # storages, so that no address is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute an operation on shapes, and keep it if it launches a kernel."""
+        kwargs = kwargs or {}
+        inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        reads = {self._value(x): touched_bytes(x) for x in inputs}
+        result = func(*args, **kwargs)
+        outputs = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
+        packet, storages = func.overloadpacket, {storage for storage, _ in reads}
+        is_view = {self._value(x)[0] for x in outputs} <= storages and not func._schema.is_mutable
+        if is_view or packet in ALLOCATIONS:
+            return result
+        if func._schema.is_mutable:
+            self._versions[self._value(outputs[0])[0]] += 1
+        flops = 0
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **kwargs, out_val=result)
+        writes = {self._value(x): touched_bytes(x) for x in outputs}
+        if packet is aten._to_copy and sum(reads.values()) <= sum(writes.values()):
+            self.casts[next(iter(writes))] = next(iter(reads))
+        columns = packet is aten.sum and outputs[0].shape[-1:] == inputs[0].shape[-1:]
+        is_fusible = not (flops or columns or packet is aten.embedding_dense_backward)
+        kernels = [Kernel(reads, writes, flops, is_fusible, self.region)]
+        if packet is aten.native_layer_norm_backward:  # sums over rows take a kernel of their own
+            of_rows, *of_columns = writes.items()
+            kernels = [
+                Kernel(reads, dict([of_rows]), 0, True, self.region),
+                Kernel(reads, dict(of_columns), 0, False, self.region),
+            ]
+        self.kernels += kernels
+        return result
+
+    def _value(self, x: Tensor) -> Value:
+        storage = x.untyped_storage()
+        self._alive.append(storage)
+        return storage._cdata, self._versions[storage._cdata]
+
+
+def touched_bytes(x: Tensor) -> int:
+    """Return the bytes of a tensor's entries, those that it repeats by a stride of 0 once."""
+    sizes = [size for size, stride in zip(x.shape, x.stride(), strict=True) if stride]
+    return math.prod(sizes) * x.element_size()
+
+
+def group_kernels(kernels: list[Kernel]) -> list[int]:
+    """Return the number of the group of each kernel: fusible ones of one region that hang together
+    with no product in between are in the same."""
+    level, group, made = [0] * len(kernels), list(range(len(kernels))), {}
+    for number, kernel in enumerate(kernels):
+        sources = [made[value] for value in kernel.reads if value in made]
+        near = [s for s in sources if kernel.joins(kernels[s])]
+        steps = [level[s] + (s not in near) for s in sources]
+        level[number] = max(steps, default=0)  # what goes through a product is a level further
+        same = {group[s] for s in near if level[s] == level[number]}
+        group = [number if other in same else other for other in group]
+        made |= dict.fromkeys(kernel.writes, number)
+    return group
+
+
+def fuse(kernels: list[Kernel], casts: dict[Value, Value]) -> list[Kernel]:
+    """Return the kernels that a compiler may make of some, one for each of `group_kernels`.
+
+    Args:
+        kernels: In the order in which they are launched.
+        casts: See `Recorder`; a fused kernel reads the narrower type and casts by itself.
+    """
+    group = group_kernels(kernels)
+    made = {value: number for number, kernel in enumerate(kernels) for value in kernel.writes}
+    fused = {number: Kernel({}, {}) for number in group}
+    for number, kernel in zip(group, kernels, strict=True):
+        fused[number].flops += kernel.flops
+        for value, size in kernel.reads.items():
+            if value in made and group[made[value]] == number:
+                continue
+            if kernel.region and not kernel.flops and value in casts:
+                size = kernels[made[value]].reads[casts[value]]
+                value = casts[value]
+            fused[number].reads[value] = size
+    wanted = {value for kernel in fused.values() for value in kernel.reads}
+    inner = {value for kernel in kernels for value in kernel.reads} - wanted
+    for number, kernel in zip(group, kernels, strict=True):
+        kept = {v: size for v, size in kernel.writes.items() if kernel.flops or v not in inner}
+        fused[number].writes |= kept
+    return [kernel for kernel in fused.values() if kernel.writes]
+
+
+def trace_step(model: Network, batch: int, caption: int) -> Recorder:
+    """Return the kernels of one training step of a network on the meta device.
+
+    Args:
+        model: The network.
+        batch: Samples, each with a caption of its own.
+        caption: Tokens of a caption on average; lengths are spread evenly from half of it to one
+            and a half, as far as the context goes.
+    """
+    clip, side = cast(Any, model), models.preprocessing(model).size
+    spread = min(caption // 2, model.context_length - caption)
+    lengths = torch.linspace(caption - spread, caption + spread, batch).round().long()
+    tokens = torch.where(torch.arange(model.context_length) == lengths[:, None] - 1, 2, 1)
+    recorder = Recorder()
+    for tower, name in ((clip.visual, "image"), (clip.transformer, "text")):
+        tower.register_forward_pre_hook(lambda *_, name=name: setattr(recorder, "region", name))
+        tower.register_forward_hook(lambda *_: setattr(recorder, "region", ""))
+    packed = [x.to("meta") for x in models.pack_texts(tokens)]
+    images = torch.empty(batch, 3, side, side, dtype=torch.uint8, device="meta")
+    with recorder:
+        pixels = augment(images, torch.Generator())
+        pixels = normalise(pixels, clip.visual.image_mean, clip.visual.image_std)
+        with CudaAutocast():
+            image, text = models.encode_image(model, pixels), encode_packed(model, packed)
+        loss = model_loss(model, image, text)
+        recorder.region = "backward"
+        loss.backward()
+    recorder.kernels += update_kernels(model)
+    return recorder
+
+
+def encode_packed(model: Network, packed: list[Tensor]) -> Tensor:
+    """Return what `models.encode_text` does with texts that are packed already, see `pack_texts`;
+    it cannot pack on the meta device, where lengths are unknown."""
+    clip, (rows, position, mask, ends) = cast(Any, model), packed
+    x = clip.token_embedding(rows) + clip.positional_embedding[position]
+    x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]
+    return F.normalize((clip.ln_final(x) @ clip.text_projection).float(), dim=-1)
+
+
+def update_kernels(model: nn.Module) -> list[Kernel]:
+    """Return the kernels that clip gradients and take a step of fused AdamW."""
+    entries = sum(x.numel() for x in model.parameters())
+    launches = math.ceil(entries / CHUNK)
+    size = 4 * entries // launches
+    passes = {"norm": (1, 0), "scale": (1, 1), "AdamW": (4, 3)}  # tensors read, written
+    return [
+        Kernel({(0, 0): reads * size}, {(0, 1): writes * size})
+        for reads, writes in passes.values()
+        for _ in range(launches)
+    ]
+
+
+def table_row(name: str, kernels: list[Kernel], batch: int) -> dict[str, Any]:
+    """Return a row of the table: what a step's kernels come to."""
+    seconds, flops = sum(k.seconds for k in kernels), sum(k.flops for k in kernels)
+    products = sum(k.seconds for k in kernels if k.flops)
+    size, host = sum(k.bytes for k in kernels if not k.flops), HOST * len(kernels)
+    cells = (1e3 * seconds, 1e3 * products, batch / seconds, 100 * flops / seconds / PEAK)
+    values = (name, *cells, len(kernels), size / 1e9, 1e3 * host)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+    """Predict a training step on an H100, eager and with compiled towers, in bf16."""
+    rows, flops = [], []
+    for name in names:
+        size = batch or networks.SIZES.get(name, networks.SIZE)
+        longest = models.create_on_meta(name).context_length
+        for caption in sorted({min(caption, longest) for caption in CAPTIONS}):
+            recorder = trace_step(models.create_on_meta(name), size, caption)
+            title = f"{name} {caption}"
+            rows.append(table_row(title, recorder.kernels, size))
+            fused = fuse(recorder.kernels, recorder.casts)
+            rows.append(table_row(f"{title} compiled", fused, size))
+            total = sum(kernel.flops for kernel in recorder.kernels)
+            flops.append(
+                f"{title}: captions of {caption} tokens, batch {size}, {total / 1e12:.3g} TFLOP"
+            )
+    notes = [
+        *flops,
+        f"assumed of an H100: products at {PRODUCT_RATE / 1e12:.0f} TFLOP/s, {BANDWIDTH / 1e12} "
+        f"TB/s, {LAUNCH * 1e6:.0f} us a kernel at least; % of peak: of {PEAK / 1e12:.0f} TFLOP/s",
+        "products: ms of them; GB: read and written outside of them; host: ms of launching at "
+        f"{HOST * 1e6:.0f} us a kernel, while the card works; nothing is measured",
+    ]
+    return Report("trace", "a training step on an H100, predicted", COLUMNS, rows, notes)

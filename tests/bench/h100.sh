@@ -1,0 +1,39 @@
+#!/bin/bash
+# What one H100 has to show of the package, in three stages of less than ten minutes each:
+#
+#     bash tests/bench/h100.sh 1      # then 2, then 3; OUT=FOLDER is where results go
+#     bash tests/bench/h100.sh --small    # all three on a CPU, with tiny networks, in a minute
+#
+# Without a network, BUNDLE names a folder (the one that the checkout is in, if it is not set) with
+# `wheels/`, all packages of the core and of `experiments` in pyproject.toml and what they need, but
+# torch and torchvision, which the machine has; and the embedded data: `data.tar.xz`, or `data/`,
+# which is `_build/data` of a checkout in which `cmpt data build` has run.
+set -eu -o pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+export H100_WORK=${H100_WORK:-${TMPDIR:-/tmp}/cmp-h100} OUT=${OUT:-$PWD/h100} OMP_NUM_THREADS=1
+export CMP_BUILD=${CMP_BUILD:-$H100_WORK/build} PYTHONUNBUFFERED=1 PYTHONPATH=$root
+mkdir -p "$H100_WORK" "$OUT" "$CMP_BUILD"
+
+python=${PYTHON:-python3}
+[ -n "${PYTHON:-}" ] || [ ! -x "$root/.venv/bin/python" ] || python=$root/.venv/bin/python
+bundle=${BUNDLE:-$root/..}
+if [ -d "$bundle/wheels" ]; then
+  site=$H100_WORK/site
+  [ -d "$site" ] || "$python" -m pip install -q --no-index --no-deps --target "$site" \
+    "$bundle"/wheels/*.whl
+  PYTHONPATH=$site:$root
+fi
+if [ ! -e "$CMP_BUILD/data" ]; then
+  if [ -e "$bundle/data.tar.xz" ]; then
+    tar -xJf "$bundle/data.tar.xz" -C "$CMP_BUILD" # the folder data
+  elif [ -d "$bundle/data" ]; then
+    ln -s "$(cd "$bundle/data" && pwd)" "$CMP_BUILD/data"
+  elif [ -d "$root/_build/data" ]; then
+    ln -s "$root/_build/data" "$CMP_BUILD/data"
+  fi
+fi
+
+if [ "${1:-}" = --small ]; then
+  exec "$python" "$root/tests/bench/h100.py" 1 2 3 --small
+fi
+exec timeout 570 "$python" "$root/tests/bench/h100.py" "${1:?name a stage: 1, 2 or 3, or --small}"

@@ -1,0 +1,42 @@
+"""The validation on a card, made small: all of it runs on a CPU, so that it will run there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cmp.files import build_folder
+
+SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
+SECTIONS = {
+    1: [
+        "machine", "ceilings", "gradients", "loader", "short captions", "short captions, compiled",
+        "long captions", "long captions, compiled", "waits",
+    ],
+    2: [
+        "open_clip", "open_clip, compiled", "large model", "checkpoint", "merging", "evaluation",
+        "methods",
+    ],
+    3: ["killed and resumed", "export", "cmpt bench gpu", "small runs"],
+}  # fmt: skip
+
+
+def test_all_stages_run_whole_on_a_cpu(tmp_path):
+    build = tmp_path / "build"
+    build.mkdir()
+    (build / "data").symlink_to(build_folder().absolute() / "data")
+    folders = {"CMP_BUILD": build, "H100_WORK": tmp_path / "work", "OUT": tmp_path / "out"}
+    variables = os.environ | {name: str(path) for name, path in folders.items()}
+    result = subprocess.run(
+        ["bash", str(SCRIPT), "--small"], env=variables | {"PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    for stage, names in SECTIONS.items():
+        results = json.loads((tmp_path / "out" / f"stage-{stage}.json").read_text())
+        assert list(results) == names
+        assert not [name for name in names if "error" in results[name]]
+        assert all(results[name]["values"] for name in names)
+    assert results["export"]["values"]["the same weights"] is True
+    assert "predicted 168" in result.stdout

@@ -1,0 +1,73 @@
+"""The trace of a training step: what a card would launch, counted without one."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from cmp import cli, models
+from cmp.bench import networks, trace
+from cmp.bench.trace import Kernel
+
+NANO, BATCH = "bench-nano", 8
+
+
+def test_flops_and_bytes_are_those_of_the_step():
+    model = models.create_on_meta(NANO)
+    with FlopCounterMode(display=False) as counter:
+        recorder = trace.trace_step(model, BATCH, 16)
+    assert sum(kernel.flops for kernel in recorder.kernels) == counter.get_total_flops() > 0
+    entries = sum(x.numel() for x in model.parameters())
+    update = sum(kernel.bytes for kernel in trace.update_kernels(model))
+    assert update == pytest.approx(4 * (1 + 2 + 7) * entries, rel=1e-6)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    linear = [k for k in recorder.kernels if k.flops and k.region == "image"][1]
+    assert {size % 2 for size in linear.writes.values()} == {0}  # bf16
+    assert {kernel.region for kernel in recorder.kernels} == {"", "image", "text", "backward"}
+
+
+def test_packed_texts_are_encoded_as_a_run_encodes_them():
+    model, names = models.create_model(NANO), ["a red fox", "an owl on a wall", "x"]
+    tokens = models.tokenizer(NANO)(names)
+    packed = list(models.pack_texts(tokens))
+    torch.testing.assert_close(
+        trace.encode_packed(model, packed), models.encode_text(model, tokens)
+    )
+
+
+def test_operations_between_products_become_one_kernel():
+    """A product of x, then y + 1 in fp32, its cast, and a product of that; 8 bytes a value."""
+    x, y, wide, more, narrow, z = ((number, 0) for number in range(6))
+    kernels = [
+        Kernel({x: 8}, {y: 8}, flops=5, region="image"),
+        Kernel({y: 8}, {wide: 16}, 0, True, "image"),
+        Kernel({wide: 16}, {more: 16}, 0, True, "image"),
+        Kernel({more: 16}, {narrow: 8}, 0, True, "image"),
+        Kernel({narrow: 8}, {z: 8}, flops=5, region="image"),
+        Kernel({wide: 16}, {(6, 0): 8}, 0, True, "backward"),
+    ]
+    fused = trace.fuse(kernels, {wide: y})
+    assert [kernel.bytes for kernel in fused] == [16, 16, 16, 16]
+    assert fused[1].reads == {y: 8}
+    assert fused[1].writes == {narrow: 8}
+    assert fused[3].reads == {y: 8}  # what is saved for the backward pass is the narrow one
+    plain = trace.fuse(kernels, {})
+    assert plain[1].writes == {wide: 16, narrow: 8}
+    outside = [Kernel(k.reads, k.writes, k.flops, k.is_fusible) for k in kernels]
+    assert len(trace.fuse(outside, {})) == len(kernels)
+
+
+def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    monkeypatch.setitem(networks.SIZES, NANO, BATCH)
+    result = CliRunner().invoke(cli.app, ["bench", "trace", "--model", NANO])
+    assert result.exception is None, result.output
+    assert "nothing is measured" in result.stdout
+    rows = json.loads((tmp_path / "bench" / "trace.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == [f"{NANO} 16", f"{NANO} 16 compiled"]
+    eager, compiled = rows
+    assert eager["kernels"] > compiled["kernels"] > 100
+    assert eager["GB"] > compiled["GB"]
+    assert eager["products"] == compiled["products"] < compiled["ms"] < eager["ms"]
