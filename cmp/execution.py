@@ -18,7 +18,8 @@ _STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDro
 def compile_towers(model: Network) -> None:
     """Let torch compile both towers whole, at their first batch; names of weights stay.
 
-    A tower that cannot be traced as one graph is left as it is, with a warning that says why.
+    A tower that cannot be traced as one graph is left as it is, with a warning that says why. Call
+    it as a step calls the towers, with gradients and within `autocast`.
 
     Args:
         model: The network, changed in place.
@@ -41,8 +42,7 @@ def compile_towers(model: Network) -> None:
     for kind, (tower, call) in towers.items():
         try:
             tower.compile(fullgraph=True, backend="eager")  # traces, and compiles nothing
-            with torch.no_grad():
-                call()
+            call()
         except TorchDynamoException as error:
             tower._compiled_call_impl = None
             reason = str(error).strip().splitlines()[0]

@@ -299,7 +299,7 @@ class Run:
         """Score the model after some tasks: the subset, and at both ends the full test."""
         scored: list[Scores] = []
         for size in evaluation_sizes(self.config, done):
-            with adapters.merged(self.model):
+            with adapters.merged(self.model), self.state.execution.outside_steps():
                 scores = evaluate(
                     self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,

@@ -61,13 +61,22 @@ class ExecutionConfig:
         words += ["compiled"] * self.compile_towers
         return {"execution": ", ".join(words)} if words else {}
 
-    def prepare(self, model: Network, name: str, batch: int) -> None:
+    def outside_steps(self) -> contextlib.AbstractContextManager:
+        """Return the context of all but training steps: no tower is compiled anew for the batches
+        there, which have many sizes."""
+        return (
+            torch.compiler.set_stance("force_eager")
+            if self.compile_towers
+            else contextlib.nullcontext()
+        )
+
+    def prepare(self, model: Network, name: str, section: configs.Training) -> None:
         """Make a network ready.
 
         Args:
             model: The network, changed in place.
             name: Its name, for errors.
-            batch: Samples per batch.
+            section: The config section.
 
         Raises:
             CmpError: The network or the batch cannot be computed in this way.
@@ -81,10 +90,11 @@ class ExecutionConfig:
                 )
             model.set_grad_checkpointing(True)
         if self.uses_micro_batches:
-            distributed.local_slice(batch)
+            distributed.local_slice(section.batch)
             check_divisible(model, name)
         if self.compile_towers:
-            compile_towers(model)
+            with autocast(section.precision, model.logit_scale.device):
+                compile_towers(model)
 
 
 @dataclass(frozen=True)
@@ -249,7 +259,7 @@ def make_train_state(
             f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
             "one process, or choose another method"
         )
-    execution.prepare(model, config.model.name, config.training.batch)
+    execution.prepare(model, config.model.name, config.training)
     state.method.prepare(state)
     return state
 
@@ -537,7 +547,8 @@ def train_task(
     state.model.train()
     optimizer = optimizer or create_optimizer(state)
     if first == 0:
-        method.begin_task(state, task)
+        with state.execution.outside_steps():
+            method.begin_task(state, task)
     for step in range(first, steps):
         batch = state.loader.batch(pools, task, step, local)
         after_step(step, train_step(state, optimizer, batch, task, step, rates[step]))
@@ -548,7 +559,8 @@ def train_task(
         batch = state.loader.batch(pools, task, step)
         return batch, forward_batch(state, batch, task, step)
 
-    method.end_task(state, forward_step)
+    with state.execution.outside_steps():
+        method.end_task(state, forward_step)
     check_weights_finite(state, task, steps)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from cmp import config, distributed, mixtures, models, training
 from cmp.bench import networks
+from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError
@@ -250,7 +251,7 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
     monkeypatch.setattr("cmp.distributed.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
-        ExecutionConfig().prepare(models.create_model("tiny"), "tiny", 12)
+        ExecutionConfig().prepare(models.create_model("tiny"), "tiny", Training(batch=12))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])

@@ -10,6 +10,7 @@ import torch
 import cmp
 from cmp import config, execution, merging, mixtures, models, registry, training
 from cmp.errors import CmpError, Diverged
+from cmp.runner import execute
 from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
 from tests import forked, options
 
@@ -107,6 +108,20 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
         )
     batch = state.loader.batch(mixtures.task_pools(run_config, corpus)[0], 0, 0)
     assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()
+
+
+def test_only_steps_are_compiled(corpus, monkeypatch):
+    """Evaluations and what methods do between tasks have batches of many sizes."""
+    monkeypatch.setattr(execution, "BACKEND", "eager")
+    settings = [
+        "stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=1",
+        "evaluation.full=false", "method.name=ewc", "method.batches=1",
+    ]  # fmt: skip
+    run_config = config.parse(config.override({}, settings))
+    torch._dynamo.utils.counters.clear()
+    execute(run_config, corpus, execution=ExecutionConfig(compile_towers=True))
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs <= 5  # of each tower: traced to see whether it can be, then of a size or two
 
 
 @pytest.fixture
