@@ -9,6 +9,7 @@ that counts the concepts of the test as a sample, too. The verdict is about this
 said of other concepts rests on the crossed one.
 """
 
+import contextlib
 import functools
 import json
 import operator
@@ -540,6 +541,7 @@ def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
     """Return how the estimates of claims on gains err together, as they share a front."""
     pseudo = {}
     for claim in known.claims:
-        if claim.measure == "gain" and results.is_published(claim.study):
-            pseudo[claim.name] = _measure(claim, known, 0.0).pseudo
+        if claim.measure == "gain" and not _missing_runs(claim, known):
+            with contextlib.suppress(CmpError):  # it is outside the front
+                pseudo[claim.name] = _measure(claim, known, 0.0).pseudo
     return pd.DataFrame(pseudo).corr()
