@@ -1,5 +1,6 @@
 """Runs of several processes: `torchrun ranks.py FOLDER` computes them and writes what the first
-process finds; `tests/test_parts.py` compares it with what one process finds."""
+process finds; `tests/test_parts.py` compares it with what one process finds. `torchrun ranks.py
+FOLDER killed` is a run in which the last process is killed the first time."""
 
 import json
 import os
@@ -39,15 +40,21 @@ def small(*settings: str):
     return config.parse(config.override({}, [*SMALL, *settings]))
 
 
-def noted(run_config, execution=ExecutionConfig(), manager=None, stop_at=None):  # noqa: B008
-    """(losses, final weights, metrics) of a run; stop_at: the step at which the last process is
-    asked to stop."""
+def noted(
+    run_config,
+    execution=ExecutionConfig(),  # noqa: B008
+    manager=None,
+    stop_at=None,
+    number=signal.SIGTERM,
+):
+    """(losses, final weights, metrics) of a run; stop_at: the step at which the last process gets
+    a signal of this number."""
     losses = []
 
-    def step(task, number, loss, model):
+    def step(task, step, loss, model):
         losses.append(loss.item())
         if len(losses) == stop_at and distributed.rank() == distributed.world_size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     result = execute(
         run_config, packed.load_embedded(), Observer(step), execution=execution, manager=manager
@@ -86,5 +93,26 @@ def stop_and_go_on() -> dict:
     return weights
 
 
+def be_killed_or_go_on(folder: Path) -> None:
+    """The first of `RUNS`, saved after each step; one process is killed unless one was before."""
+    torch.set_num_threads(1)
+    marker = folder / "killed"
+    first = not marker.exists()
+    with distributed.init_distributed():
+        distributed.barrier()  # both have looked
+        manager = None
+        if distributed.rank() == 0:
+            marker.touch()
+            manager = CheckpointManager("cd" * 32, interval=0).__enter__()
+        stop = {"stop_at": 4, "number": signal.SIGKILL} if first else {}
+        losses, weights, _ = noted(small(), manager=manager, **stop)
+        if distributed.rank() == 0:
+            assert 0 < len(losses) < 6, "it went on from a checkpoint"
+            save_file(weights, folder / "after.safetensors")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[2:] == ["killed"]:
+        be_killed_or_go_on(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]))

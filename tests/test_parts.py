@@ -115,21 +115,26 @@ def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "build").mkdir()
     (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
+    done = launch(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def launch(folder, *arguments):
+    """Run `ranks.py` in two processes."""
     own = {
         "CMP_BUILD": str(folder / "build"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [sys.executable, *launch, Path(ranks.__file__), folder],
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.run(
+        [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.mark.parametrize("name", ranks.RUNS)
@@ -143,6 +148,16 @@ def test_two_processes_are_the_same_run_as_one(corpus, together, name):
 
 def test_processes_stop_together_and_go_on_in_the_same_bits(together):
     one, other = (load_file(together / f"{name}.safetensors") for name in ("full", "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_whose_process_was_killed_goes_on_in_the_same_bits(together):
+    killed = launch(together, "killed")
+    assert killed.returncode != 0
+    assert not (together / "after.safetensors").exists()
+    done = launch(together, "killed")
+    assert done.returncode == 0, done.stderr
+    one, other = (load_file(together / f"{name}.safetensors") for name in ("full", "after"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
