@@ -20,7 +20,7 @@ from cmp.cli import runs
 from cmp.config import Model
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import store
+from cmp.experiments import logs, store
 from cmp.files import SHORT_ID, build_folder
 
 SMALL = (
@@ -446,3 +446,40 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     save_file(tensors, tmp_path / "bad.safetensors", {"preprocess_cfg": "[not json"})
     with pytest.raises(CmpError, match=r"bad\.safetensors"):
         models.load_from_file(NANO, tmp_path / "bad.safetensors")
+
+
+def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):
+    """The full route at its real size, on a CPU: two updates of a step, logged, exported, loaded
+    by open_clip alone with equal features."""
+    build(tmp_path, monkeypatch)
+    folder = tmp_path / "pictures"
+    for place, role in enumerate(("adapt", "pool", "eval")):
+        for name in ("oak", "red fox"):
+            files = {f"{n}.jpg": picture(100 * place + n, (298, 224), "JPEG") for n in range(16)}
+            tree(folder / role / name, files)
+        dataset = fileset(name=role, role=role, reader={"path": role})
+        (folder / f"{role}.yaml").write_text(dataset.model_dump_json(exclude_none=True))
+    given = [
+        f"data={folder}", "model.start=random", "stream.tasks=2", "training.steps=1",
+        "training.batch=8", "training.budget=null", "mixture.replay=1.0", "merging.policy=ema",
+        "evaluation.subset=2", "evaluation.full=false",
+    ]  # fmt: skip
+    invoke = CliRunner().invoke
+    done = invoke(cli.app, ["run", "gpu", "--device", "cpu", *given])
+    assert done.exit_code == 0, (done.output, done.exception)
+    [run_id] = store.stored_ids()
+    log = logs.read_log(run_id)
+    assert log["loss"].notna().sum() == 2
+    assert log["done"].dropna().tolist() == [0, 1, 2]
+    out = tmp_path / "hub"
+    done = invoke(cli.app, ["export", run_id[:SHORT_ID], "-o", str(out), "--to", "hf"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    again, _ = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+    stored = store.final_model(store.load_run(run_id)).eval()
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    tokens = models.tokenizer("ViT-B-16")(["an oak", "a red fox"])
+    with torch.no_grad():
+        expected = models.encode_image(stored, x), models.encode_text(stored, tokens)
+        again.eval()
+        found = again.encode_image(x, normalize=True), again.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
