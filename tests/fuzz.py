@@ -268,7 +268,7 @@ WORDS = [
     "", " ", "0", "-1", "-5", "1", "2", "1e300", "inf", "nan", "99999999999999999999", "2147483647",
     "100000", "../..", "/dev/zero", "/dev/null/x", "/", ".", "~nobody", "FIFO", "TEXT", "FOLDER",
     "a" * 300, "a/" * 3000, "é\u202e", "\udcff", "{:>9999999999}", "{!x}", "tiny", "ViT-B-16",
-    "quick", "embedded", "fomo", "01", "99", "hf-hub:///", "local-dir:/no", "None", "true", "[1",
+    "quick", "embedded", "fomo", "front", "99", "hf-hub:///", "local-dir:/no", "None", "true", "[1",
     "seed=1", "seed=-1", "data=FIFO", "data=/", "model.name=hf-hub:a", "model.start=/dev/zero",
     "model.name=local-dir:FOLDER", "training.batch=2147483647", "training.steps=99999999999",
     "training.budget=1e300", "training.budget=1e-300", "stream.tasks=2147483647", "foo=1",

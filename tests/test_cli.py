@@ -85,9 +85,9 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
         (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no such regular file"]),
-        (["study", "99"], ["99.yaml", "no such study", "01"]),
-        (["study", "1", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
-        (["study", "01", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
+        (["study", "99"], ["99.yaml", "no such study", "front"]),
+        (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
+        (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -208,7 +208,7 @@ def test_the_help_is_grouped_and_names_every_command_once():
 def test_outside_a_checkout_the_book_s_commands_say_what_they_need(tmp_path):
     """As from a wheel: no book, no results, no folder `_build`; in one process, for it starts
     slowly."""
-    commands = ["study 01 --dry-run", "book --dry-run", "site", "plan --gpu-hours 1"]
+    commands = ["study front --dry-run", "book --dry-run", "site", "plan --gpu-hours 1"]
     commands += ["results verify"]
     code = "import sys; from cmp.cli import main\nfor command in sys.argv[1:]:\n"
     code += "    sys.argv = ['cmpt', *command.split()]\n    try:\n        main()\n"

@@ -31,7 +31,9 @@ SETTINGS = {
 
 
 def small(*settings, steps=4):
-    tree = config.override(config.profile("quick"), [*SMALL, f"training.steps={steps}", *settings])
+    tree = config.override(
+        {"evaluation": {"full": False}}, [*SMALL, f"training.steps={steps}", *settings]
+    )
     return config.parse(tree)
 
 

@@ -43,7 +43,7 @@ def computed(tmp_path_factory):
 
 def prepare(patch, place):
     """Chapter 77 in a folder of its own, with small runs on the small corpus."""
-    tree = config.override(config.profile("quick"), [*SETTINGS, "model.start=random"])
+    tree = config.override({"evaluation": {"full": False}}, [*SETTINGS, "model.start=random"])
     patch.setitem(config.PROFILES, "quick", tree)
     patch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
     patch.setattr(studies, "STUDIES", place)

@@ -21,7 +21,7 @@ SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.
 
 
 def small(*settings):
-    tree = config.override(config.profile("quick"), [*SMALL, *settings])
+    tree = config.override({"evaluation": {"full": False}}, [*SMALL, *settings])
     return config.parse(tree)
 
 

@@ -15,7 +15,6 @@ import sample_book
 
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.experiments import results
 from cmp.files import parse_yaml, project_folder
 from lab import analyses, chapters, figures, site
 from lab.figures import runs
@@ -190,7 +189,7 @@ def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
 
 def test_the_mixture_table_says_what_the_surface_says():
     table = site.mixture_table()
-    found = analyses.surface(results.published_metrics("07"), "thirds")
+    found = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
     expected = found.predict(Mixture(0.25, 0.5, 0.25)).round(1)
     assert table["points"]["0.250/0.500/0.250"]["scores"] == expected.to_numpy().tolist()
     for pool in range(21):
@@ -213,7 +212,7 @@ def test_the_schedule_table_says_what_the_schedules_say():
         analyses.schedule_rates(run).ravel(), rel=1e-3
     )
     near = analyses.nearest_schedules(
-        run, analyses.stored_schedules(results.published_metrics("04")), 5
+        run, analyses.stored_schedules(analyses.published_settings(*analyses.SCHEDULES)), 5
     )
     names = [table["stored"][place]["name"] for place, _ in curves["rsqrt", "rsqrt"]["near"][peak]]
     assert names == list(near["setting"])

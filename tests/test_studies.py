@@ -557,16 +557,10 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("lower", "schedule"),
-    [
-        ("lower cosine", "meta-cosine"),
-        ("unannealed lower cosine", "unannealed meta-cosine"),
-        ("control lower cosine", "control meta-cosine"),
-        ("lower rsqrt", "meta-rsqrt"),
-        ("wsd of cosine's mean", "cosine"),
-    ],
+    [("constant twin", "meta-rsqrt")],
 )
 def test_lower_peaks_have_the_mean_rate_of_what_they_stand_beside(lower, schedule):
-    grid = studies.load_study("04").configs("cpu", 1)
+    grid = studies.load_study("rates").configs("cpu", 1)
     means = [
         schedules.learning_rates(one.schedule, one.stream.tasks, one.training.steps).mean()
         for one in (grid[lower, 0], grid[schedule, 0])
@@ -575,8 +569,9 @@ def test_lower_peaks_have_the_mean_rate_of_what_they_stand_beside(lower, schedul
 
 
 def test_a_sweep_may_have_fewer_replicates():
-    grid = studies.load_study("04").configs("cpu")
+    study = studies.load_study("scaling-more")
+    grid = study.configs("cpu")
     count = {name: sum(each == name for each, _ in grid) for name, _ in grid}
-    assert count["cosine"] == 5
-    assert count["infinite"] == 3
-    assert len({name for name, _ in studies.load_study("04").configs("quick", 1)}) == len(count)
+    assert count["joint"] == 5
+    assert count["joint, 160 steps"] == 3
+    assert len({name for name, _ in study.configs("quick", 1)}) == len(count)

@@ -1,39 +1,128 @@
-"""What chapters compute from stored runs: fronts, costs, schedules, mixtures.
+"""What chapters compute from stored runs: where settings end, schedules, mixtures.
 
 A trajectory frame is what `cmp.experiments.store.trajectory` returns: a row per (setting,
 replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
 `cmp.experiments.results.published_metrics` returns.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import open_clip
 import pandas as pd
 
-from cmp import budgets, config, mixtures, schedules
+from cmp import budgets, config, evaluation, mixtures, models, schedules
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import claims, results, statistics, store
+from cmp.experiments import forecast, paper, results, statistics, store, verdicts
 from cmp.experiments.pretraining import pretraining_config
-from cmp.experiments.studies import Study
+from cmp.experiments.scores import by_replicate, setting_means, t_interval
+from cmp.experiments.studies import BAND
+from cmp.files import project_folder
+from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
 from cmp.registry import get_option
-from cmp.seeds import numpy_generator
 from lab import chapters
 
-FRONT_DRAWS = 10_000
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
+MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
 STEPS = "Steps per task"
-POOL, ARRIVING = 5893, 6375
-"""Images of the embedded benchmark: the pretraining set, and all updates together."""
+POOL, ARRIVING = 4751, 6375
+"""Images of the embedded benchmark: those that bases learned from, and all updates together."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
 """What differs on a surface, and what tells replicates apart."""
 SCHEDULE_KEYS = ("schedule.", "seeds.", "stream.tasks", "training.steps")
 """What the schedule explorer sets, and what tells replicates apart."""
+SCHEDULES = ("front", "rates", "rates-more")
+MIXTURES = ("mixtures", "mixtures-more")
+"""The studies whose settings the explorers of schedules and mixtures show."""
 SHORTEST = 1e-9
 """A shorter path counts as this long, because zero has no logarithm."""
+
+
+def published_settings(*names: str) -> pd.DataFrame:
+    """Return the published metrics of some studies in one table; a study that is not published yet
+    is left out, and so is a setting that stands in an earlier one."""
+    tables, seen = [], set[str]()
+    for name in filter(results.is_published, names):
+        table = results.published_metrics(name)
+        tables.append(table[~table["setting"].isin(seen)])
+        seen |= {*table["setting"].unique()}
+    if not tables:
+        raise CmpError(f"none of the studies {', '.join(names)} is published")
+    return pd.concat(tables, ignore_index=True)
+
+
+def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
+    """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by rising peak."""
+    scores = verdicts.published_scores(front.study)[1].loc[[*front.settings]]
+    return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
+
+
+def runs_of_size(profile: str, study: str) -> pd.DataFrame:
+    """Return where published runs of a profile's size ended, a row per run: `setting`, `A_KA` and
+    `A_ZS` on the fixed subset. There are none where the profile's runs are not published.
+
+    Args:
+        profile: "quick", "cpu" or "gpu".
+        study: The study; of `quick` its band, see `cmp.experiments.studies.band_of`.
+    """
+    name = {"quick": f"{BAND}{study}", "cpu": study}.get(profile, "")
+    if not name or not results.is_published(name):
+        return pd.DataFrame(columns=["setting", "A_KA", "A_ZS"])
+    return ends_on_subset(results.published_metrics(name))
+
+
+def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return where runs ended on the fixed subset, or on the whole test where they have no subset:
+    `setting`, `A_KA` and `A_ZS`, a row per run."""
+    table = store.trajectory(metrics)
+    scope = "subset" if "subset" in set(table["scope"]) else "full"
+    table = table[table["scope"] == scope]
+    last = table.groupby(["setting", "replicate"])["task"].transform("max")
+    return table.loc[table["task"] == last, ["setting", "A_KA", "A_ZS"]].reset_index(drop=True)
+
+
+def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS) -> pd.DataFrame:
+    """Return what published settings came to, in the mean over their replicates.
+
+    Args:
+        settings: What each is called here -> its study/setting.
+        columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
+
+    Returns:
+        A row per setting: the means, and "NAME half", half the width of their 95% t-intervals.
+    """
+    rows = {}
+    for words, place in settings.items():
+        study, _, setting = place.partition("/")
+        scores = verdicts.published_scores(study)[1].loc[setting]
+        found = {name: t_interval(scores[key].to_numpy()) for key, name in columns.items()}
+        means = {name: mean for name, (mean, _, _) in found.items()}
+        rows[words] = means | {f"{name} half": half for name, (_, _, half) in found.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return how far the settings of a group lie apart after each update.
+
+    Args:
+        study: A published study that scored the whole test after every update.
+        groups: What a group is called -> its settings.
+
+    Returns:
+        Index task, a column per group: the standard deviation of A_KA over the group's settings,
+        in points, in the mean over replicates.
+    """
+    table = store.trajectory(results.published_metrics(study)).query("scope == 'full'")
+    spreads = {}
+    for words, names in groups.items():
+        rows = table[table["setting"].isin(names)]
+        spreads[words] = rows.groupby(["task", "replicate"])["A_KA"].std().groupby("task").mean()
+    return pd.DataFrame(spreads)
 
 
 def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
@@ -47,139 +136,10 @@ def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
         width of its 95% t-interval, and `STEPS`.
     """
     halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
-    table = claims.setting_means(store.trajectory(published)).rename(columns=AXES | halves)
+    table = setting_means(store.trajectory(published)).rename(columns=AXES | halves)
     configs = results.setting_configs(published)
     steps = [budgets.apply_budget(configs[name]).training.steps for name in table.index]
     return table.assign(**{STEPS: steps})
-
-
-# fronts
-
-
-def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Find the settings that no other beats on both A_KA and A_ZS, and how sure that is.
-
-    A draw moves all means together, by the replicates' deviations with normal weights over a
-    chi-square, so that every difference of two means has the t-distribution of its paired interval.
-    Resampling five replicates with replacement would not do: there are only 126 ways, and their
-    spread is a tenth too small even before the tails of t are missed.
-
-    Args:
-        trajectory: A trajectory frame. Only replicates that hold every setting count.
-
-    Returns:
-        A row per setting, by falling A_KA: the means `A_KA` and `A_ZS` at the end of the stream,
-        `on_front` (of the means), `share` (of draws in which the setting is on the front; NaN with
-        one replicate) and `n`, the number of replicates.
-
-    Raises:
-        CmpError: No replicate holds every setting.
-    """
-    table = claims.by_replicate(trajectory)[["A_KA", "A_ZS"]].dropna()
-    count, settings = len(table), table.columns.unique(1)
-    if not count:
-        raise CmpError("front: no replicate holds every setting; leave some settings out")
-    values = table.to_numpy().reshape(count, 2, -1).swapaxes(1, 2)  # [replicate, setting, 2]
-    means, share = values.mean(axis=0), np.full(len(settings), np.nan)
-    if count > 1:
-        random = numpy_generator("front", 0)
-        weights = random.normal(size=(FRONT_DRAWS, count)) / np.sqrt(count * (count - 1))
-        weights /= np.sqrt(random.chisquare(count - 1, size=(FRONT_DRAWS, 1)) / (count - 1))
-        draws = means + np.einsum("dr,rsa->dsa", weights, values - means)
-        share = _undominated(draws).mean(axis=0)
-    columns = {"A_KA": means[:, 0], "A_ZS": means[:, 1], "on_front": _undominated(means)}
-    frame = pd.DataFrame(columns | {"share": share, "n": count}, settings.rename("setting"))
-    return frame.sort_values("A_KA", ascending=False, kind="stable")
-
-
-def _undominated(points: np.ndarray) -> np.ndarray:
-    """[..., settings, 2] -> [..., settings]: no other is as good on both axes and better on one."""
-    own, other = points[..., :, None, :], points[..., None, :, :]
-    return ~((other >= own).all(-1) & (other > own).any(-1)).any(-1)
-
-
-# costs
-
-
-def run_compute(run: config.RunConfig) -> float:
-    """Return the memory-adjusted FLOPs of a run's training (spec 1.2).
-
-    Args:
-        run: A run; of a method under a budget, what the method uses of it counts.
-
-    Returns:
-        FLOPs of all tasks together.
-    """
-    budget, tasks = budgets.task_budget(run), run.stream.tasks
-    if budget is not None:
-        return budget.used(tasks)
-    return tasks * run.training.steps * budgets.full_cost(run).step
-
-
-def compute_unit() -> float:
-    """Return the FLOPs of the `cpu` profile's own run, the unit in which compute is given."""
-    return run_compute(config.parse(config.profile("cpu")))
-
-
-def setting_costs(study: Study) -> pd.DataFrame:
-    """Tabulate what the settings of a study cost with the `cpu` profile.
-
-    Args:
-        study: A study.
-
-    Returns:
-        A row per setting that learns anything: `model`, `method` (what trains, or the merging
-        policy), `updates`, `steps` per update, and `compute` in multiples of `compute_unit`.
-    """
-    unit, rows = compute_unit(), {}
-    for (name, _), run in study.configs("cpu", 1).items():
-        if run.mixture.update > 0:
-            policy, steps = run.merging.policy, budgets.apply_budget(run).training.steps
-            method = run.method.name if policy == "none" else policy
-            compute = run_compute(run) / unit
-            rows[name] = (run.model.name, method, run.stream.tasks, steps, compute)
-    columns = ["model", "method", "updates", "steps", "compute"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-
-
-def size_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select the family's members by compute; `group` is the model, `x` the compute.
-
-    Args:
-        costs: As `setting_costs` returns it, with any other columns.
-
-    Returns:
-        The rows with the columns `group` and `x`.
-    """
-    rows = costs[(costs["model"] != "tiny") & (costs["method"] == "full")]
-    return rows.assign(group=rows["model"], x=_nominal(rows["compute"]))
-
-
-def step_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select `tiny` in the profile's number of updates; `group` is the method, `x` the compute.
-
-    Args:
-        costs: As `setting_costs` returns it, with any other columns.
-
-    Returns:
-        The rows with the columns `group` and `x`.
-    """
-    updates = config.profile("cpu")["stream"]["tasks"]
-    rows = costs[(costs["model"] == "tiny") & (costs["updates"] == updates)]
-    return rows.assign(group=rows["method"], x=_nominal(rows["compute"]))
-
-
-def update_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select `tiny` at the compute of the profile's run; `group` is the method, `x` the updates.
-
-    Args:
-        costs: As `setting_costs` returns it, with any other columns.
-
-    Returns:
-        The rows with the columns `group` and `x`.
-    """
-    rows = costs[(costs["model"] == "tiny") & costs["compute"].between(0.9, 1.1)]
-    return rows.assign(group=rows["method"], x=rows["updates"])
 
 
 def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:
@@ -216,11 +176,6 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
         columns[name] = {key: f"{value:.3g}" for key, value in numbers.items()}
         columns[name]["moments"] = "carried" if run.carries_moments else "begun anew"
     return pd.DataFrame(columns)
-
-
-def _nominal(compute: pd.Series) -> pd.Series:
-    """Return the power of two that is meant: whole steps cost a few hundredths more or less."""
-    return 2.0 ** np.log2(compute).round()
 
 
 # schedules
@@ -300,12 +255,14 @@ def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row per setting: `A_KA` and `A_ZS` after the stream (percent, means over replicates),
         `path` (sums of the learning rates of each task, [tasks]) and `also` (what the setting
-        changes beside its schedule, as texts key=value).
+        changes beside its schedule in the profile of the book's studies, as texts key=value).
     """
     configs = results.setting_configs(published)
-    means = claims.setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
+    means = setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
     runs = [configs[name] for name in means.index]
-    others = [[f"{k}={v}" for k, v in _changes(run, SCHEDULE_KEYS).items()] for run in runs]
+    usual = dict(config.flat_keys(config.profile("cpu")))
+    changes = [_changes(run, SCHEDULE_KEYS).items() for run in runs]
+    others = [[f"{k}={v}" for k, v in each if usual.get(k) != v] for each in changes]
     return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
 
 
@@ -427,7 +384,7 @@ class Surface(NamedTuple):
             interpolated values; `misses` says what that adds.
         """
         values = self.weights(mixture) @ self.scores  # [replicates, 2]
-        means, _, halves = np.transpose([claims.t_interval(column) for column in values.T])
+        means, _, halves = np.transpose([t_interval(column) for column in values.T])
         columns = {"mean": means, "low": means - halves, "high": means + halves}
         return pd.DataFrame(columns, index=["A_KA", "A_ZS"])
 
@@ -490,9 +447,174 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         if _changes(run, SHARE_KEYS) == wanted
     }
     names, points = list(shares), np.array(list(shares.values()))
-    table = claims.by_replicate(store.trajectory(published))
+    table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
     return Surface(names, points, scores, configs[like])
+
+
+# names, costs and sizes: the first chapters
+
+
+def names_by_update(
+    ends: Sequence[Weights], name: str, corpus: Corpus, subset: int = 64
+) -> pd.DataFrame:
+    """Return what a model calls the retention images before a stream and after each update.
+
+    Args:
+        ends: Its weights at those moments.
+        name: The model's name.
+        corpus: The embedded benchmark.
+        subset: Images per dataset.
+
+    Returns:
+        A row per image, index its corpus position: `truth` and the answers in columns 0, 1, ...
+    """
+    network, columns = models.create_model(name), dict[Any, pd.Series]()
+    for update, weights in enumerate(ends):
+        network.load_state_dict(weights)
+        scores = evaluation.evaluate(network, name, corpus, subset=subset)
+        retention = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES["A_ZS"]]
+        hits = scores.hits[scores.hits["dataset"].isin(retention) & (scores.hits["answer"] != "")]
+        columns[update] = hits.set_index("row")["answer"]
+    table = pd.DataFrame(columns)
+    table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
+    return table
+
+
+RETRAINED = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+"""Models whose pretraining is priced: the larger ones take long to count."""
+
+
+def retraining_costs(names: Sequence[str] = RETRAINED) -> pd.DataFrame:
+    """Price pretraining of real models beside the paper's stream of updates, on one H100.
+
+    Samples are those that the names of open_clip's LAION-2B weights state; FLOPs are counted on
+    shapes, and the speed is assumed, see `cmp.experiments.forecast.DEVICES`.
+
+    Args:
+        names: open_clip's names.
+
+    Returns:
+        A row per model.
+    """
+    card, rows = forecast.DEVICES["h100"], {}
+    updates = paper.TABLE4["full"].steps * paper.TABLE4_TASKS * paper.TABLE4_BATCH
+    for name, about in paper.model_catalogue(tuple(names)).iterrows():
+        tags = " ".join(open_clip.list_pretrained_tags_by_model(str(name)))
+        samples = 1e9 * max(map(int, re.findall(r"laion2b_s(\d+)b_", tags)))
+        hours = about["GFLOPs"] * forecast.GIGA / card.speed / 3600
+        rows[name] = {
+            "million parameters": f"{about['parameters']:.0f}",
+            "samples of pretraining": f"{samples / 1e9:.0f} billion",
+            "pretraining": f"{samples * hours / 24:,.0f} days",
+            "samples of 20 updates": f"{updates / 1e6:.1f} million",
+            "20 updates": f"{updates * hours:.1f} hours",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+DOMAINS = {
+    "photographs": ("natural", "adversarial, natural"),
+    "fine-grained photographs": ("finegrained, natural", "finegrained, object"),
+    "small photographs, digits": ("natural, low-res", "b&w, low-res"),
+    "sketches, paintings, diagrams": (
+        "sketch", "paintings", "diagrams", "illustrations", "renditions (sketch, paintings)",
+    ),
+    "satellite images": ("remote sensing",),
+    "rendered scenes": ("synthetic",),
+    "images from a generator": ("generative",),
+    "traffic signs": ("traffic signs", "finegrained, traffic signs"),
+    "medical images": ("medical",),
+    "industrial parts": ("high-resolution, industrial",),
+    "textures": ("textural",),
+}  # fmt: skip
+"""Domain -> what the manifests of FoMo-in-Flux say of the images."""
+
+
+def fomo_table() -> pd.DataFrame:
+    """Tabulate the datasets of FoMo-in-Flux, from their manifests.
+
+    Returns:
+        A row per dataset: `title`, `domain`, `role`, `task`, `concepts` (none where a set has
+        captions alone), `train` and `test`, numbers of images; of datasets to evaluate on, only
+        those to test with are counted.
+    """
+    domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
+    rows = []
+    for path in sorted((project_folder() / "data_manifests" / "fomo").glob("*.yaml")):
+        about = read_yaml(path)
+        row = {key: about[key] for key in ("title", "role", "task")}
+        counts = about["counts"]
+        row["domain"] = domain[about["images"]]
+        row["concepts"] = counts["classes"] if counts["classes"] > 1 else 0
+        row["train"] = counts["train"] if about["role"] == "adapt" else 0
+        rows.append(row | {"test": counts["test"]})
+    return pd.DataFrame(rows)
+
+
+def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
+    """Count datasets, concepts and samples by domain.
+
+    Args:
+        datasets: As `fomo_table` returns it.
+
+    Returns:
+        A row per domain, and one for all.
+    """
+    table = datasets.assign(samples=datasets["train"] + datasets["test"])
+    groups = table.groupby("domain")
+    counts = pd.crosstab(table["domain"], table["role"]).rename(
+        columns={"adapt": "to adapt to", "eval": "to evaluate on"}
+    )
+    counts = counts.join(groups[["concepts", "samples"]].sum()).reindex([*DOMAINS])
+    counts.loc["all"] = counts.sum()
+    first = groups["title"].agg(lambda titles: ", ".join(sorted(titles, key=str.lower)[:3]))
+    return counts.join(first.rename("such as")).fillna({"such as": ""})
+
+
+STEP_STUDIES = {40: ("front", "plain, "), 80: ("scaling-more", "80 steps, peak"),
+                160: ("scaling", "160 steps, peak")}  # fmt: skip
+"""Steps per update -> the study of plain fine-tuning, and how its settings begin."""
+JOINT_SETTINGS = {40: "joint", 80: "joint, 80 steps", 160: "joint, 160 steps"}
+
+
+def steps_table() -> pd.DataFrame:
+    """Tabulate what more steps buy: plain fine-tuning at its best peak, and joint training.
+
+    Returns:
+        A row per number of steps per update: A_KA and A_ZS of both in percent, NaN for what is
+        not published.
+    """
+    rows = {}
+    for steps, (study, begin) in STEP_STUDIES.items():
+        kinds = {"plain": (study, begin), "joint": ("scaling-more", JOINT_SETTINGS[steps])}
+        rows[steps] = {}
+        for kind, (source, name) in kinds.items():
+            means = pd.DataFrame(columns=["A_KA", "A_ZS"], dtype=float)
+            if results.is_published(source):
+                means = verdicts.published_scores(source)[1].groupby("setting")[["A_KA", "A_ZS"]]
+                means = means.mean()
+            exact = kind == "joint"
+            chosen = means[[one == name if exact else one.startswith(name) for one in means.index]]
+            best = (chosen["A_KA"] * chosen["A_ZS"]).idxmax() if len(chosen) else None
+            for key in ("A_KA", "A_ZS"):
+                rows[steps][f"{kind}, {key}"] = np.nan if best is None else chosen.loc[best, key]
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps per update")
+    table.insert(1, "rise of A_KA", table["plain, A_KA"].diff())
+    return table.round(1)
+
+
+def best_rates(gains: pd.DataFrame) -> pd.DataFrame:
+    """Keep of each technique that stands at several peaks the one with the largest gain.
+
+    Args:
+        gains: As `cmp.experiments.verdicts.gains_table` returns it.
+
+    Returns:
+        Its rows, the largest gain first.
+    """
+    technique = gains["setting"].str.replace(r", peak [\d.e-]+$", "", regex=True)
+    return gains[~technique.duplicated()].reset_index(drop=True)

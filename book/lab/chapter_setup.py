@@ -9,7 +9,7 @@ import torch
 from cmp import config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, results, store, studies, workers
+from cmp.experiments import forecast, preflight, store, studies, workers
 from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
@@ -63,8 +63,6 @@ def begin_chapter(
         raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
-    if results.earlier_studies():
-        print("Published results are those of the first edition.")
     return live
 
 

@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 from cmp import config, evaluation, models, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import claims, evidence, paper, planner, results, statistics, store
-from cmp.experiments.studies import Study
+from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
@@ -40,14 +39,6 @@ CAPACITY = 1000
 """Images that a buffer holds that needs a number."""
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
-COMPUTE = "Compute, in runs of the cpu profile"
-PANELS = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "Geometric mean (%)"}
-CHANGES = {name: f"Change of {label}".replace("(%)", "(points)") for name, label in PANELS.items()}
-QUESTIONS = {
-    "Size, for the same compute": (analyses.size_rows, COMPUTE),
-    "Steps of an update": (analyses.step_rows, COMPUTE),
-    "Number of updates, for the same compute": (analyses.update_rows, "Updates that share it"),
-}
 CONTROLS = read_yaml(chapters.BOOK / "explorers.yaml")
 
 Named = Mapping[str, Any] | None
@@ -112,6 +103,16 @@ def make_controls(explorer: str, options: Named = None, values: Named = None) ->
     return controls
 
 
+def _sizes(published: pd.DataFrame | None, setting: str = "") -> dict[str, Any]:
+    """Return the sizes of a published setting, by default the first, by the names of controls."""
+    if published is None:
+        return {}
+    configs = results.setting_configs(published)
+    run = configs[setting or next(iter(configs))]
+    sizes = {"tasks": run.stream.tasks, "steps": run.training.steps, "batch": run.training.batch}
+    return sizes | {"replay": run.mixture.replay}
+
+
 def html_table(table: pd.DataFrame, index: str = "") -> str:
     """Return a table as HTML: scores with one digit, shares with two; a named index comes first."""
     table = table.rename_axis(index).reset_index() if index else table
@@ -155,14 +156,15 @@ def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     "Hold this one" keeps a setting in grey, to compare with, until it is pressed again.
 
     Args:
-        published: Published metrics, of which the nearest settings are listed.
+        published: Published metrics, of which the nearest settings are listed, and whose sizes it
+            begins with.
 
     Returns:
         The explorer.
     """
     stored = None if published is None else analyses.stored_schedules(published)
     metas = [meta for meta in option_names("meta_schedule") if meta != "free"]
-    defaults = dataclasses.asdict(config.Schedule()) | config.DEFAULT_SHARES
+    defaults = dataclasses.asdict(config.Schedule()) | config.DEFAULT_SHARES | _sizes(published)
     menus = {"name": option_names("schedule"), "meta": metas}
     controls = make_controls("schedule", menus, defaults)
     current: dict[str, np.ndarray] = {}
@@ -218,7 +220,8 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     """Explore what a batch is made of, how often an image is seen, and what such runs scored.
 
     Args:
-        published: Published metrics with a setting `LIKE`, which predict.
+        published: Published metrics with a setting `LIKE`, which predict, and whose sizes it
+            begins with.
 
     Returns:
         The explorer.
@@ -226,7 +229,8 @@ def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
     surface = None if published is None else analyses.surface(published, LIKE)
     stored = zip(surface.names, surface.shares.tolist(), strict=True) if surface else ()
     triangle = Triangle(points=[{"name": name, "shares": shares} for name, shares in stored])
-    menus, values = {"policy": option_names("buffer")}, {"policy": config.Mixture().policy}
+    menus = {"policy": option_names("buffer")}
+    values = {"policy": config.Mixture().policy} | _sizes(published, LIKE)
     controls = {"shares": triangle} | make_controls("mixture", menus, values)
 
     def draw(shares, batch, tasks, steps, replay, policy) -> Drawn:
@@ -271,12 +275,12 @@ def _prediction(run: config.RunConfig, surface: analyses.Surface) -> str:
     if not surface.holds(run.mixture):
         return "<p>No prediction: no stored mixtures lie around this one.</p>"
     misses, near = surface.misses(), surface.nearest(run.mixture)
-    scores = " and ".join(
+    ends = " and ".join(
         f"<b>{name} {row['mean']:.1f}%</b> ({row['low']:.1f} to {row['high']:.1f})"
         for name, row in surface.predict(run.mixture).iterrows()
     )
     return (
-        f"<p>Between the stored runs: {scores}, 95% t-intervals over {len(surface.scores)} "
+        f"<p>Between the stored runs: {ends}, 95% t-intervals over {len(surface.scores)} "
         f"replicates. Interpolation adds to them: where a stored mixture is left out, it misses by "
         f"{misses['A_KA']:.1f} and {misses['A_ZS']:.1f} points.</p>"
         f"<b>The nearest stored runs</b>, by the share of a batch that differs{html_table(near)}"
@@ -288,7 +292,8 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
 
     Args:
         corpus: The embedded benchmark.
-        published: Published metrics, of which settings of the same stream are listed.
+        published: Published metrics, of which settings of the same stream are listed, and whose
+            sizes it begins with.
 
     Returns:
         The explorer.
@@ -305,7 +310,7 @@ def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> wi
         details += copyable([*arguments, f"seed={seed}"])
         return figures.plot_stream(counts, report), stream_sentence(report), details
 
-    return explorer(make_controls("stream", {"order": orders}), draw)
+    return explorer(make_controls("stream", {"order": orders}, _sizes(published)), draw)
 
 
 def stream_sentence(report: pd.DataFrame) -> str:
@@ -332,41 +337,12 @@ def _same_stream(run: config.RunConfig, published: pd.DataFrame) -> str:
     names = [name for name, other in configs.items() if other.stream == run.stream]
     if not names:
         return "<p>No stored run follows this stream.</p>"
-    trajectory = store.trajectory(published[published["setting"].isin(names)])
-    way, end = (claims.setting_means(trajectory, at)[["A_KA", "A_ZS"]] for at in ("area", "end"))
-    columns = way.add_suffix(" on the way (%)").join(end.add_suffix(" at the end (%)"))
+    runs = verdicts.run_scores(published[published["setting"].isin(names)])
+    means = runs.groupby("setting")[["way", "A_KA", "A_ZS"]].mean()
+    words = ("A_KA on the way (%)", "A_KA at the end (%)", "A_ZS at the end (%)")
+    columns = means.set_axis(words, axis="columns")
     table = html_table(columns.loc[names], "setting")
     return f"<b>Stored runs of this stream</b>, means over replicates{table}"
-
-
-def method_explorer(published: pd.DataFrame, shown: list[str]) -> widgets.VBox:
-    """Explore any two numbers of the stored runs against each other.
-
-    Args:
-        published: Published metrics.
-        shown: The settings to begin with.
-
-    Returns:
-        The explorer.
-    """
-    table = analyses.setting_ends(published)
-    columns = [*analyses.AXES.values(), analyses.STEPS]
-    colours, score = figures.palette(table.index), analyses.AXES["GM"]
-    menus = {"names": list(table.index), "x": columns, "y": columns}
-    values = {"names": shown, "x": columns[0], "y": columns[1]}
-
-    def draw(names, x, y) -> Drawn:
-        if not names:
-            raise CmpError("choose a setting at least (Ctrl or Cmd with a click takes several)")
-        if x == y:
-            raise CmpError("choose two different axes")
-        chosen = table.loc[list(names)]
-        best = chosen[score].idxmax()
-        sentence = f"Of these, {best} ends highest in GM: {chosen.loc[best, score]:.1f}%."
-        details = html_table(chosen[columns], "setting")
-        return figures.plot_scatter(chosen, x, y, colours), sentence, details
-
-    return explorer(make_controls("method", menus, values), draw)
 
 
 def budget_calculator() -> widgets.VBox:
@@ -424,33 +400,6 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         return figures.plot_merge_path(between, chosen), sentence, ""
 
     return explorer(make_controls("path", {"rule": rules}), draw)
-
-
-def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
-    """Explore what size, steps and updates come to, at the end of the stream or as changes.
-
-    Args:
-        study: The study of chapter 05.
-        trajectory: Of its published runs.
-
-    Returns:
-        The explorer.
-    """
-    costs = analyses.setting_costs(study)
-
-    def draw(question: str, measure: str) -> Drawn:
-        select, label = QUESTIONS[question]
-        rows = select(costs.join(claims.setting_means(trajectory, measure)))
-        best = rows.loc[rows["GM"].idxmax()]
-        sentence = (
-            f"Highest in the geometric mean: {best.name}, {best['steps']} steps in each of "
-            f"{best['updates']} updates."
-        )
-        panels = PANELS if measure == "end" else CHANGES
-        details = html_table(rows[["updates", "steps", *PANELS]], "setting")
-        return figures.plot_curves(rows, "x", panels, label), sentence, details
-
-    return explorer(make_controls("scale", {"question": list(QUESTIONS)}), draw)
 
 
 def planner_explorer() -> widgets.VBox:

@@ -24,7 +24,7 @@ from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from cmp.readers.files import parse_json
-from lab import chapters
+from lab import chapters, values
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")
 """What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""
@@ -123,6 +123,7 @@ def execute_chapter(task: Task) -> None:
         raise _failure(source, failed, started, error) from error
     finally:
         part.unlink(missing_ok=True)
+    values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
     write_atomic(target, nbformat.writes(executed))
@@ -316,8 +317,7 @@ def stable_notebook(executed, source: Path):
     """Return an executed notebook as it is committed: another run of the chapter changes nothing.
 
     Times, paths of this machine, addresses, random ids of cells and widgets, and versions are left
-    out. Outputs, widget state, the source's hash, and what makes jupytext see the same inputs in
-    both files stay (it refuses to open a pair whose notebook is newer and differs).
+    out. Outputs, widget state and the source's hash stay.
 
     Args:
         executed: An nbformat notebook.
@@ -340,12 +340,12 @@ def stable_notebook(executed, source: Path):
 
     page = chapters.notebook(source)
     for cell, ran in zip(page.cells, executed.cells, strict=True):
+        cell.source = ran.source
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
     about, ran = page.metadata, executed.metadata["cmp"]
-    lexer = about.get("jupytext", {}).get("default_lexer", "ipython3")
     about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
-    about["jupytext"] = {"default_lexer": lexer, "formats": chapters.FORMATS}
+    about.pop("jupytext", None)  # values are filled in: the text is no longer that of the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
     if state:
         about["widgets"] = scrub(state)
@@ -366,16 +366,9 @@ def commit_notebooks(
         The written notebooks.
 
     Raises:
-        CmpError: A source does not pair itself with its notebook in its header; or chapters failed,
-            whose committed notebooks stay as they were.
+        CmpError: Chapters failed, whose committed notebooks stay as they were.
     """
     sources = chapters.select(numbers, folder)
-    for source in sources:
-        pairing = chapters.notebook(source).metadata.get("jupytext", {})
-        if pairing.get("formats") != chapters.FORMATS:
-            raise CmpError(
-                f"{source}: add to the header:\njupytext:\n  formats: {chapters.FORMATS}"
-            )
     tasks, failures = run_chapters(sources, build_folder() / "published", {}, jobs)
     written = []
     for task in tasks:

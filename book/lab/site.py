@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.experiments import results
 from cmp.files import build_folder, write_atomic
 from cmp.readers.files import read_yaml
 from cmp.registry import option_names
@@ -99,7 +98,7 @@ def mixture_table() -> dict[str, Any]:
         `points`: "P/D/B" -> sentence, command, scores, and the nearest stored mixtures;
         `stored`: those; `replicates`; `misses`: what interpolation adds to the intervals.
     """
-    surface = analyses.surface(results.published_metrics("07"), explorers.LIKE)
+    surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), explorers.LIKE)
     means = surface.scores.mean(axis=0).round(1).tolist()
     stored = zip(surface.names, surface.shares.tolist(), means, strict=True)
     grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
@@ -145,7 +144,7 @@ def schedule_table() -> dict[str, Any]:
         -> rates in multiples of the peak, for tasks of `steps` steps), and for each of `peaks` the
         nearest of `stored`.
     """
-    known = analyses.stored_schedules(results.published_metrics("04"))
+    known = analyses.stored_schedules(analyses.published_settings(*analyses.SCHEDULES))
     scores = known[["A_KA", "A_ZS"]].round(1).to_numpy().tolist()
     rows = zip(known.index, scores, known["also"].str.join(" "), strict=True)
     stored = [{"name": name, "scores": pair, "besides": also} for name, pair, also in rows]

@@ -1,10 +1,11 @@
-"""Measured values in the text of chapters, filled in from published results.
+"""What the text of chapters leaves out: measured values, diagrams, and the numbers of figures.
 
 A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)". So no value
 that was measured is ever typed, and a value that changes changes in the text, too.
 """
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,60 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import guidelines, results, verdicts
+from cmp.readers.files import read_yaml
+from lab import chapters
 
-MARK = re.compile(r"\{\{(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
+DIAGRAMS = chapters.BOOK / "diagrams"
+FIGURE = re.compile(
+    r"\{\{(?P<kind>diagram|caption|ref) (?P<label>[\w-]+)(?:: (?P<text>[^{}]+))?\}\}"
+)
+LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
+REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
+MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET = "(not computed yet)"
 KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "verdict", "reading")
+
+
+def fill_notebook(notebook: Any, number: str) -> None:
+    """Fill in what the Markdown cells of a chapter leave out, in place.
+
+    Beside the values of `fill_values` that is `{{diagram NAME}}`, a picture of `diagrams` with its
+    caption; `{{caption LABEL: TEXT}}`, the caption of a figure that a cell draws; and
+    `{{ref LABEL}}`, the number of either. Figures are numbered as they come.
+
+    Args:
+        notebook: An nbformat notebook.
+        number: The chapter's number, such as "03".
+
+    Raises:
+        CmpError: A mark names nothing, or two figures have one label.
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    labels: dict[str, str] = {}
+    for cell in cells:
+        cell.source = fill_values(cell.source, f"chapter {number}: ")
+        for match in LABEL.finditer(cell.source):
+            if match[1] in labels:
+                raise CmpError(f"chapter {number}: {match[0]}: the label stands there twice")
+            labels[match[1]] = f"Figure {number.lstrip('0') or '0'}.{len(labels) + 1}"
+    captions = read_yaml(DIAGRAMS / "captions.yaml")
+
+    def figure(match: re.Match[str]) -> str:
+        label, kind = match["label"], match["kind"]
+        if label not in labels or (kind == "diagram" and label not in captions):
+            known = captions if kind == "diagram" else labels
+            raise CmpError(f"chapter {number}: {match[0]}: there are {', '.join(known)}")
+        if kind == "ref":
+            return labels[label]
+        text, picture = match["text"], ""
+        if kind == "diagram":
+            about = captions[label]
+            text, picture = about["caption"], f"![{about['alt']}](diagrams/{label}.svg)\n\n"
+        return f"{picture}**{labels[label]}.** {text}"
+
+    for cell in cells:  # a caption may refer to another figure
+        cell.source = REFERENCE.sub(figure, cell.source)
+        cell.source = FIGURE.sub(figure, cell.source)
 
 
 def fill_values(text: str, source: str = "") -> str:

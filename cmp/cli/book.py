@@ -1,4 +1,4 @@
-"""`cmpt study`, `book` and `site`: the runs, the notebooks and the pages of the book."""
+"""`cmpt study`, `book` and `site`: compute the runs, notebooks and pages of the book."""
 
 from typing import Annotated
 
@@ -23,25 +23,25 @@ def study(
     pause: bool = False,
     resume: bool = False,
 ) -> None:
-    """Compute the runs of some studies that are not stored, in the order that is given.
+    """Compute the missing runs of one or more studies, in the given order.
 
-    Stopped or killed, the same command goes on where it was.
+    If the command is stopped or killed, repeat it to continue.
 
     Args:
-        chapters: Studies, such as 01 or front.
+        chapters: Names of studies, such as 01 or front.
         profile: Size of the runs: quick, cpu or gpu.
-        jobs: Runs at a time, each on one thread. Default: 2, or one per card.
-        backend: local, or ray for the cluster at RAY_ADDRESS.
-        shard: i/n, to compute the i-th of n parts only. Default: all runs.
-        publish: Write the metrics of each study to book/results as soon as it is computed.
-        pause: Let all studies of this build folder wait, once the runs in progress are done.
-        resume: Let them go on.
+        jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
+        backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
+        device: Device: cpu or cuda. Default: cuda for profile gpu, otherwise cpu.
+        shard: Compute only the i-th of n parts of the runs, written i/n. Default: all runs.
+        publish: Write the metrics of each study to book/results once all its runs are computed.
+        pause: Pause all studies of this build folder after the runs in progress.
+        resume: Continue the studies that --pause stopped.
 
     Example:
         cmpt study front 03 --jobs 2 --publish
     """
     from cmp.experiments import preflight, results, studies, workers
-    from cmp.experiments.claims import claims_of
 
     if pause or resume:
         workers.pause_studies(pause)
@@ -58,7 +58,6 @@ def study(
     is_foreign, blocks = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in map(studies.load_study, chapters):
         results.restore_runs(grid)
-        claims_of(grid)  # a wrong claim is refused now, not after hours of runs
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
@@ -107,14 +106,14 @@ def book(
     dry_run: bool = False,
     publish: bool = False,
 ) -> None:
-    """Run the chapters through papermill; notebooks that are up to date are skipped.
+    """Execute the chapters with papermill, except for notebooks that are up to date.
 
     Args:
         profile: Size of the runs: quick, cpu or gpu.
-        chapter: A chapter's number, such as 01; repeat it for more. Default: all.
-        parameter: name=value for the chapters; repeat it for more.
-        jobs: Chapters at a time.
-        publish: Write the committed notebooks instead.
+        chapter: Number of a chapter, such as 01; repeat for more. Default: all chapters.
+        parameter: Set a parameter of the chapters, as name=value; repeat for more.
+        jobs: Number of chapters at a time.
+        publish: Write the notebooks that are committed, with the default parameters.
 
     Example:
         cmpt book --chapter 01 -P seeds=2
@@ -132,10 +131,10 @@ def book(
 
 
 def site(picture: bool = False) -> None:
-    """Build the book's pages; offline, once the packages of the theme are fetched.
+    """Build the book as static pages; the first build fetches the theme's packages.
 
     Args:
-        picture: Draw the picture of the first page again instead.
+        picture: Draw the picture of the first page and build nothing.
 
     Example:
         cmpt site

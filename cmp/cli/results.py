@@ -16,7 +16,7 @@ from cmp.files import SHORT_ID
 
 
 def ls() -> None:
-    """List every stored run, oldest first, with what differs from the `cpu` profile.
+    """List every stored run, oldest first, with its differences from the `cpu` profile.
 
     Example:
         cmpt results ls
@@ -43,7 +43,7 @@ def ls() -> None:
 
 
 def show(run_id: str) -> None:
-    """Show one run: its config, where it was computed, and its scores over the stream.
+    """Show a run: its config, the machine that computed it, and its scores over the stream.
 
     Example:
         cmpt results show 3f2a
@@ -65,12 +65,14 @@ def verify(
     sample: shared.Positive = 1,
     seed: shared.NotNegative = 0,
 ) -> None:
-    """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1).
+    """Compute a run again and compare it with the stored one.
+
+    The result is "bitwise equal", "within tolerance", or "different", with exit status 1.
 
     Args:
-        run_id: A stored run's id, or its beginning. Default: a sample of the published runs.
-        sample: How many published runs, drawn at random.
-        seed: Seed of the sample.
+        run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.
+        sample: Number of published runs to draw at random, if no id is given.
+        seed: Seed of that draw.
 
     Example:
         cmpt results verify --sample 3 --seed 7
@@ -81,8 +83,6 @@ def verify(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study by `cmpt study NN --publish`"
         )
-    if not run_id and (earlier := results.earlier_studies()):
-        typer.echo(f"left out: the {len(earlier)} studies of the first edition")
     answers = set()
     for run in chosen:
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps

@@ -1,4 +1,4 @@
-"""`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
+"""`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -34,12 +34,12 @@ def run(
 ) -> None:
     """Take a model through a stream of updates: train, evaluate, store.
 
-    A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
+    A stored run is looked up, and a stopped run continues from its last checkpoint.
     `torchrun -m cmp run ...` shares each batch between processes.
 
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
-        tensorboard: A folder for TensorBoard's own files, beside the log that every run has.
+        tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
@@ -79,11 +79,12 @@ def resume(
     compile: bool = False,
     keep_weights: bool = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, as `cmpt run` with its config does.
+    """Continue a run that was stopped or killed, from its last checkpoint.
 
     Args:
-        threads: Torch threads. Default: as many as the run began with.
-        device: cpu or cuda; of several processes, a card each. Default: where the run began.
+        threads: Number of torch threads. Default: as many as the run began with.
+        device: Device: cpu or cuda. Each of several processes takes one card. Default: the device
+            on which the run began.
 
     Example:
         cmpt resume 3f2a
@@ -119,10 +120,10 @@ def evaluate(
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
     Args:
-        model: An embedded model, or any of open_clip's.
-        start: Which weights of the base: annealed or unannealed.
-        weights: A file of open_clip or of a run to score. Default: the base.
-        split: test, or validation for choices.
+        model: Name of an embedded model, or of any model of open_clip.
+        start: Which weights of the base to score: annealed or unannealed.
+        weights: Score this file, of open_clip or of a run. Default: the base.
+        split: Images to score: test, or validation for choosing settings.
 
     Example:
         cmpt eval small --seed 3 --start unannealed
@@ -153,11 +154,11 @@ def evaluate(
 
 
 def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "open_clip") -> None:
-    """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
+    """Write a run's final weights to a file that open_clip loads.
 
     Args:
-        out: The file to write, NAME.safetensors; with --to hf a folder.
-        to: open_clip, or hf for a folder as the Hugging Face hub has them, with a model card.
+        out: File to write, NAME.safetensors; with --to hf, a folder.
+        to: Format: open_clip, or hf for a folder of the Hugging Face hub with a model card.
 
     Example:
         cmpt export 3f2a -o new.safetensors

@@ -1,6 +1,6 @@
-"""What commands share: options, help from docstrings, tables, and the way to the book's package.
+"""What commands share: options, help from docstrings, tables, and access to the book's package.
 
-The package imports nothing heavy here, so that `cmpt --help` is quick.
+This module imports nothing heavy, so that `cmpt --help` is quick.
 """
 
 import copy
@@ -33,17 +33,19 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
 DESCRIPTIONS = {
-    "settings": "Changes, such as schedule.peak=0.0005.",
-    "run_id": "A run's id, or its beginning.",
-    "threads": "Torch threads. Their number moves the last bits of results.",
-    "device": "cpu or cuda; of several processes, a card each. Default: cuda for gpu.",
-    "micro_batch": "Samples at a time, for a batch that exceeds the memory. Default: all.",
-    "checkpoint_activations": "Use less memory, for about a third more time.",
-    "compile": "Let torch compile both towers, on a card; the first steps take a minute.",
-    "keep_weights": "Store the final weights of an embedded model, too, for `cmpt export`.",
-    "dry_run": "Print the plan and compute nothing.",
-    "seed": "Number of the base.",
-    "data": "Data: embedded, fomo, or a folder of manifests.",
+    "settings": "Config keys to change, such as schedule.peak=0.0005.",
+    "run_id": "Id of a run, or its first digits.",
+    "threads": "Number of torch threads. Another number changes the last bits of results.",
+    "device": "Device: cpu or cuda. Each of several processes takes one card. Default: cuda for "
+    "FoMo-in-Flux, otherwise cpu.",
+    "micro_batch": "Samples to process at a time, if a whole batch exceeds the memory. "
+    "Default: the whole batch.",
+    "checkpoint_activations": "Recompute activations: less memory, about a third more time.",
+    "compile": "Compile both towers with torch, on a card. The first steps take about a minute.",
+    "keep_weights": "Store the final weights also of an embedded model, for `cmpt export`.",
+    "dry_run": "Print the plan without computing anything.",
+    "seed": "Number of the base model.",
+    "data": "Source of the data: embedded, fomo, or a folder of manifests.",
 }
 """Help of parameters that several commands have; a command's docstring may say otherwise."""
 ROLE_NAMES = {

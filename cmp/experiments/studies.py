@@ -11,9 +11,9 @@ A setting may hold `product` or `zip`, keys with lists of values: it stands for 
 them, or for the first values, the second values and so on. Each is named after its values: `full`
 with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and "full, peak 0.002".
 
-`common` holds changes that all settings share, and `claims` what the chapter claims of its
-settings, see `cmp.experiments.claims`. What a chapter chooses, such as a learning rate, is a study
-of its own, `NN-tuning`, on the validation split.
+`common` holds changes that all settings share. Choices, such as of a learning rate, are studies of
+their own that explore, on the validation split; what is claimed of settings stands in
+`book/claims.yaml`, see `cmp.experiments.verdicts`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config
-from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stream, Training
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
@@ -63,7 +63,6 @@ class Study:
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
         explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
-        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
         chapter: The chapter's number, or NN-NAME; of a file, its name.
     """
 
@@ -73,7 +72,6 @@ class Study:
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     explores: bool = False
-    claims: list[Any] = dataclasses.field(default_factory=list)
     chapter: str = dataclasses.field(kw_only=True)
 
     def configs(
@@ -112,8 +110,6 @@ class Study:
 
     def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
         """Return the seeds of a replicate; `quick` starts from the base that every wheel has."""
-        if self.chapter[:2].isdigit():  # of the first edition
-            return {"seed": replicate}
         first, count = EXPLORING if self.explores else CONFIRMING
         seed = replicate + FIRST_EXPLORING_SEED * self.explores
         base = 0 if profile == "quick" else first + replicate % count
@@ -128,7 +124,7 @@ def load_study(chapter: str) -> Study:
     """
     if chapter.startswith(BAND):
         return band_of(load_study(chapter.removeprefix(BAND)))
-    path = child_path(STUDIES, chapter, ".yaml").with_stem(chapter.zfill(2))
+    path = child_path(STUDIES, chapter, ".yaml")
     if not STUDIES.is_dir():
         raise CmpError(f"{STUDIES}: no such folder; studies need a checkout of the project")
     if not path.exists():
@@ -166,7 +162,7 @@ def band_of(study: Study) -> Study:
         name: sizes | study.settings[name] | {"replicates": BAND_RUNS} for name in study.live
     }
     name = f"{BAND}{study.chapter}"
-    return dataclasses.replace(study, settings=settings, explores=False, claims=[], chapter=name)
+    return dataclasses.replace(study, settings=settings, explores=False, chapter=name)
 
 
 def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
@@ -315,8 +311,8 @@ def is_translatable(changes: dict[str, Any], name: str) -> bool:
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a study's changes in a profile's own terms.
 
-    Studies are written for `cpu`. For a profile with a model of its own, a peak stays the same
-    multiple of the model's default peak, and steps and tasks of the profile's.
+    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks stay
+    the same multiples of the profile's.
 
     Args:
         changes: Values by dotted key.
@@ -326,10 +322,11 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
         return changes
     translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
     if "schedule.peak" in translated:
-        peak = translated["schedule.peak"] / Schedule.peak * own["schedule"]["peak"]
+        peak = translated["schedule.peak"] / cpu["schedule"]["peak"] * own["schedule"]["peak"]
         translated["schedule.peak"] = float(f"{peak:.3g}")
-    for key in ("training.steps", "stream.tasks"):
+    for key, default in (("training.steps", Training.steps), ("stream.tasks", Stream.tasks)):
         if key in translated:
             section, leaf = key.split(".")
-            translated[key] = round(translated[key] * own[section][leaf] / cpu[section][leaf])
+            usual = cpu.get(section, {}).get(leaf, default)
+            translated[key] = round(translated[key] * own[section][leaf] / usual)
     return translated

@@ -516,7 +516,7 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
                 "n": len(scores),
                 "is_bound": False,
                 "reason": "",
-            }
+            } | dict.fromkeys(("gain", "low", "high", "mirror"), np.nan)
             row |= scores[["A_KA", "A_ZS"]].mean().to_dict()
             try:
                 gain = gain_of(study, name, front)

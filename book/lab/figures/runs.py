@@ -17,24 +17,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import claims, results, store
+from cmp.experiments import results, scores, store
+from cmp.experiments.store import StoredRun
 from cmp.registry import option_names
 from lab import analyses, chapters
 from lab.figures import style
 
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = chapters.BOOK / "idea.svg"
-IDEA_NAMES = {
-    "update only": "new data alone",
-    "pool only": "new + pretraining data",
-    "buffer only": "new + earlier updates",
-    "thirds": "new + both",
-}
-"""Settings of study 01 that the first page's picture shows -> what they train on."""
 POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict=False))
 """Part of a batch -> colour."""
 HELD = "#7a7a7a"
@@ -62,7 +57,7 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
     if missing := set(trajectory["setting"]) - set(frame["setting"]):
         raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}")
     groups = frame.groupby(["setting", "task"], sort=False, observed=True)[list(style.AXES)]
-    half = groups.agg(lambda values: claims.t_interval(values.to_numpy())[2])
+    half = groups.agg(lambda values: scores.t_interval(values.to_numpy())[2])
     return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
 
 
@@ -140,6 +135,37 @@ def plot_plane(
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         style.label_points(axes, labels)
         _contours(axes)
+    return figure
+
+
+def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figure:
+    """Your own runs where they ended, among published runs of the same size.
+
+    Args:
+        own: Runs by the words for them.
+        others: As `lab.analyses.runs_of_size` returns them; their settings are named at their
+            means.
+
+    Returns:
+        The figure.
+    """
+    note = "Small dots: published runs of this size, other streams and batches."
+    if others.empty:
+        note = "No runs of this size are published."
+    colours = style.palette(others["setting"].unique())
+    with style.canvas(9, 5.4, note) as (figure, axes):
+        labels = []
+        for name, rows in others.groupby("setting", sort=False):
+            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colours[name], alpha=0.5, markersize=5)
+            labels.append((*rows[["A_KA", "A_ZS"]].mean(), name, style.bold(colours[name])))
+        for words, run in own.items():
+            metrics = run.metrics.assign(setting=words, replicate=0)
+            place = analyses.ends_on_subset(metrics)[["A_KA", "A_ZS"]].iloc[0]
+            axes.plot(*place, "*", color="0.1", markersize=16)
+            labels.append((*place, words, style.bold("0.1")))
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        axes.margins(0.15)
+        style.label_points(axes, labels)
     return figure
 
 
@@ -248,9 +274,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    trajectory = store.trajectory(results.published_metrics("01"))
-    chosen = trajectory[trajectory["setting"].isin([*IDEA_NAMES, *style.SPECIAL])]
-    figure = plot_plane(chosen.replace({"setting": IDEA_NAMES}))
+    figure = plot_plane(store.trajectory(results.published_metrics("recipe")))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
@@ -427,4 +451,38 @@ def plot_batch(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
         entries = left.get_legend_handles_labels()
         figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
         figure.get_layout_engine().set(wspace=0.06)
+    return figure
+
+
+def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]) -> Figure:
+    """What a model calls the same images before a stream and after each of its updates.
+
+    Args:
+        images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
+        answers: The predicted name of each image, a row per image and a column per update.
+        truth: The right name of each image.
+
+    Returns:
+        The figure.
+    """
+    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
+    pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
+    count, width = len(pixels), answers.shape[1]
+    fills = {True: "#dbe9f5", False: "#f8dcc6"}
+    with style.canvas(1.5 * width + 1.2, 0.78 * count + 0.7) as (figure, axes):
+        for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
+            box = (-0.72, -0.28, place + 0.42, place - 0.42)  # a square, in inches
+            axes.imshow(picture, extent=box, interpolation="nearest", aspect="auto")
+            for column, answer in enumerate(answers.iloc[place]):
+                cell = (column + 0.02, place - 0.46)
+                axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
+                words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
+                middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
+                axes.text(column + 0.5, place, words, **middle)
+        heads = ["image", *("before" if not n else f"update {n}" for n in range(width))]
+        axes.set_xticks([-0.5, *np.arange(width) + 0.5], heads)
+        axes.set(xlim=(-1, width), ylim=(count - 0.5, -0.5), yticks=[])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return figure

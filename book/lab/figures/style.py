@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from cmp.readers.files import read_yaml
@@ -112,6 +114,21 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     return result
 
 
+def with_title(figure: Figure, finding: str) -> Figure:
+    """Write what a figure shows above it, and return the figure.
+
+    Args:
+        figure: The figure.
+        finding: A sentence.
+    """
+    width = int(figure.get_figwidth() * 9.5)
+    figure.axes[0].set_title("")
+    figure.suptitle(
+        textwrap.fill(finding, width), x=0.01, ha="left", fontsize=13, fontweight="bold"
+    )
+    return figure
+
+
 def label_ends(axes: Axes, weight: str = "bold") -> None:
     """Write the labels of lines at their right ends, each tied to its own and none on another."""
     axes.figure.draw_without_rendering()
@@ -141,7 +158,7 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
     paths = [line.get_xydata() for line in axes.lines]
     paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
     pairs = [pair for path in paths for pair in itertools.pairwise(axes.transData.transform(path))]
-    drawn = np.concatenate([np.linspace(*pair, 40) for pair in pairs])
+    drawn = np.concatenate([np.empty((0, 2)), *(np.linspace(*pair, 40) for pair in pairs)])
     inside, boxes = axes.bbox, []
     centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
     tie = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 7}
