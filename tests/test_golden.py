@@ -53,8 +53,10 @@ def test_published_runs_keep_their_ids(chapter):
         pytest.skip("its published results are of another NUMERICS")
     found, left_out = golden.recomputed(chapter)
     assert left_out in (0, LEFT_OUT.get(chapter, 0))
-    filled = {
-        name: [run_id or one for run_id, one in zip(ids, known[name], strict=True)]
+    filled = {  # of a study that is still computed, the first replicates are published
+        name: [
+            run_id or one for run_id, one in zip(ids[: len(known[name])], known[name], strict=True)
+        ]
         for name, ids in found.items()
     }
     assert filled == known
