@@ -32,6 +32,7 @@ RUNS = {
     "parts": ((), ExecutionConfig(micro_batch=4)),
     "ewc": (("method.name=ewc", "method.batches=1"), ExecutionConfig()),
     "lora": (("method.name=lora",), ExecutionConfig(micro_batch=5)),
+    "ema": (("merging.policy=ema",), ExecutionConfig()),
 }
 
 

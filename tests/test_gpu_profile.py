@@ -1,13 +1,16 @@
 """The `gpu` profile: its plan without data, weights or card; and `cmpt doctor`."""
 
+import ast
 import dataclasses
 import importlib.metadata
+import json
 import multiprocessing
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+from pictures import classes
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, mixtures
@@ -15,7 +18,8 @@ from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, preflight, studies, workers
-from lab import chapter_setup, chapters
+from cmp.files import build_folder
+from lab import chapter_setup, chapters, run
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -267,3 +271,73 @@ def test_a_study_s_runs_are_placed_on_all_cards(monkeypatch):
     assert {worker.jobs for worker in PretendedWorker.made} == {4}
     assert workers.default_jobs("cpu") == 2
     assert workers.list_devices("cpu") == ["cpu"]
+
+
+FOUR_CARDS = '''
+import multiprocessing
+from types import SimpleNamespace
+import torch
+from cmp import config, training
+from cmp.experiments import forecast, workers
+
+made = []
+
+
+class Worker:
+    """It has no process, notes its runs, and says at once that they are done."""
+
+    def __init__(self, device, jobs):
+        self.device, self.runs = device, []
+        self.process = SimpleNamespace(is_alive=lambda: False, kill=lambda: None)
+        self.pipe, self.theirs = multiprocessing.Pipe()
+        self.pipe.send = lambda run: (self.runs.append(run), self.theirs.send(None))
+        made.append(self)
+
+
+def forbidden(*arguments, **named):
+    raise AssertionError("computed in the notebook's own process")
+
+
+workers._Worker = Worker
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 4
+torch.cuda.get_device_name = lambda *_: "NVIDIA H100 80GB HBM3"
+forecast.check_device = lambda device: None
+training.train_step = forecast._measure_step = forbidden
+config.PROFILES["gpu"] |= {"data": DATA}
+config.PROFILES["gpu"]["model"] = {"name": "ViT-B-16", "start": "random"}
+config.PROFILES["gpu"]["stream"] = {"tasks": 2}
+'''
+
+
+def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
+    """Through papermill: four replicates of each setting, a worker per card, nothing computed."""
+    import nbformat
+    import papermill
+
+    for place, role in enumerate(("adapt", "pool", "eval")):
+        names = [f"{word} {place}" for word in ("fox", "owl", "oak", "elm")]
+        classes(tmp_path / role, names, 400 if role == "pool" else 150)
+        about = {"name": role, "title": role, "role": role, "licence": "own",
+                 "reader": {"kind": "folder", "path": role}}  # fmt: skip
+        (tmp_path / f"{role}.yaml").write_text(json.dumps(about))
+    [source] = chapters.select(["04"])
+    notebook = chapters.notebook(source)
+    last = next(n for n, c in enumerate(notebook.cells) if "studies.compute_runs(" in c.source)
+    cells = [c for c in notebook.cells[: last + 1] if c.cell_type == "code"]
+    cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_runs(" in x)
+    mocked = nbformat.v4.new_code_cell(FOUR_CARDS.replace("DATA", repr(str(tmp_path))))
+    placed = nbformat.v4.new_code_cell("print(sorted((w.device, len(w.runs)) for w in made))")
+    notebook.cells = [cells[0], mocked, *cells[1:], placed]
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(notebook, path)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "data").symlink_to((build_folder() / "data").resolve())
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    given = {"profile": "gpu", "seeds": 4, "jobs": 2, "device": "cpu"}
+    done = papermill.execute_notebook(
+        str(path), str(path), given, progress_bar=False, kernel_manager_class=run.kernel_manager(),
+        resources={"metadata": {"path": str(source.parent)}},
+    )  # fmt: skip
+    said = done.cells[-1].outputs[-1]["text"]
+    assert [device for device, _ in ast.literal_eval(said)] == [f"cuda:{n}" for n in range(4)]
+    assert sum(count for _, count in ast.literal_eval(said)) == 12

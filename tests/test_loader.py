@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pictures import classes, fileset, picture, tree
+from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
 
 from cmp import config, data, mixtures, models
@@ -20,6 +23,7 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
 from cmp.experiments import store
+from cmp.files import project_folder
 from cmp.readers import collection, tables
 from cmp.runner import Observer, execute
 from cmp.training import make_train_state, train_task
@@ -272,3 +276,57 @@ def test_packed_pictures_as_files_are_the_same_pictures(tmp_path):
     first = mine.table["group"].iloc[held[0]]
     row = int(first.rpartition("/")[2].removesuffix(".png"))
     assert (mine.images[held[0]].numpy() == icons.images[row]).all()
+
+
+SHARDED = """import hashlib, resource, sys
+from pathlib import Path
+import numpy as np
+from cmp import config, data, mixtures
+run_config = config.parse(config.override({}, sys.argv[2:]))
+corpus = data.load_data(run_config.data)
+pools = mixtures.task_pools(run_config, corpus)
+digest = hashlib.sha256()
+for step in map(int, sys.argv[1].split(",")):
+    batch = mixtures.make_batch(run_config, corpus, pools[1], 1, step, side=32)
+    for part in (batch.rows, batch.images.numpy(), batch.texts.numpy()):
+        digest.update(part.tobytes())
+print(len(corpus.table), digest.hexdigest(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_shards_of_a_hundred_thousand_samples_go_on_at_any_step(tmp_path):
+    """Tars of webdataset's layout: each process reads what its steps ask for, and no more."""
+    files = [picture(n, (40, 30), "JPEG") for n in range(16)]
+    for shard in range(10):
+        numbers = range(shard * 10_000, (shard + 1) * 10_000)
+        members = [
+            (f"{n}{suffix}", content)
+            for n in numbers
+            for suffix, content in ((".jpg", files[n % 16] + bytes(str(n), "ascii")),
+                                    (".txt", bytes(f"picture {n}", "ascii")))
+        ]  # fmt: skip
+        tar(tmp_path / "web" / f"{shard:04}.tar", members)
+    about = {"title": "web", "licence": "own"}
+    reader = {"kind": "tars", "path": "web/*.tar"}
+    web = about | {"name": "web", "role": "pool", "prompt": "a {}", "reader": reader}
+    (tmp_path / "web.yaml").write_text(json.dumps(web))
+    classes(tmp_path / "mine", ("fox", "owl"), 20)
+    mine = about | {"name": "mine", "role": "adapt", "reader": {"kind": "folder", "path": "mine"}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(mine))
+    settings = [f"data={tmp_path}", "stream.tasks=2", "training.steps=4000", "training.batch=12",
+                "mixture.replay=1.0"]  # fmt: skip
+    environment = os.environ | {"CMP_BUILD": str(tmp_path / "build"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(project_folder())
+
+    def batches(steps):
+        command = [sys.executable, "-c", SHARDED, ",".join(map(str, steps)), *settings]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        count, digest, kilobytes = done.stdout.split()
+        assert int(count) == 100_040
+        return digest, int(kilobytes)
+
+    first, memory = batches((0, 1, 3999))
+    assert batches((0, 1, 3999))[0] == first  # another process, from the kept index
+    assert batches((3998,))[0] != first
+    assert memory < 1_200_000  # in kB: a kilobyte per sample beside what torch takes
