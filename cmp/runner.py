@@ -106,7 +106,7 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
 
 
 def float32_record() -> dict[str, str]:
-    """Return which products in fp32 a card computes in TF32, as torch was told; bf16 ones never."""
+    """Return which fp32 operations torch computes in TF32 on a card."""
     backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
     return {"tf32": ", ".join(name for name, part in backends.items() if part.allow_tf32)}
 

@@ -472,8 +472,9 @@ def check_step(
     check_last_step(state)
     can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # as mixed precision does
     if not (can_skip and finite.device.type in DEFERRED):
-        state.unchecked.append((lambda: bool(finite), error))
-        return check_last_step(state)
+        if not finite:
+            raise error()
+        return
     cast(Any, optimizer).found_inf = (~finite).float()
     state.unchecked.append((copy_to_host(finite), error))
 

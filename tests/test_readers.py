@@ -652,5 +652,8 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tars, "tar_members", lambda *_: pytest.fail("the tar was read again"))
         assert tars.tar_samples(path) == first
+    [kept] = (tmp_path / "build" / "checked").glob("tar-*.json")
+    kept.write_text(kept.read_text().replace("one", "two"))  # what is damaged is read again, too
+    assert tars.tar_samples(path) == first
     tar(path, [("3.png", picture(3)), ("3.txt", b"three")])
     assert [sample[0] for sample in tars.tar_samples(path)[0]] == ["3"]

@@ -312,10 +312,12 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     values = table.std(axis=1) if claim.measure == "spread" else table.iloc[:, 0]
     bases = values.groupby(scores.loc[term.of[0], "base"]).mean()
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
+    if claim.measure == "spread":
+        return _Contrast(times * values, times * bases, False, [])
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
-    parts = [(claim.study, term.of[0], times * retention, times * accumulation)
-             for retention, accumulation in filter(None, [weights.get(claim.measure)])]  # fmt: skip
-    return _Contrast(times * values, times * bases, False, parts)
+    retention, accumulation = weights[claim.measure]
+    part = (claim.study, term.of[0], times * retention, times * accumulation)
+    return _Contrast(times * values, times * bases, False, [part])
 
 
 def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.apply import StateDict, check_mergeable, iter_merged, merge
+from cmp.merging.apply import StateDict, check_mergeable, iter_merged
 from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
@@ -82,11 +82,7 @@ class TaskEnd:
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
         base = self.memory["zero"] if self.rule.facts["base"] else None
-        check_mergeable(self.rule, models, base, options)
-        moved = [MovedWeights(model, self.device) for model in models]
-        start = MovedWeights(base, self.device) if base else None
-        merged = iter_merged(self.rule, moved, start, options, finite=True)
-        return {name: x.cpu() for name, x in merged}
+        return merge_on(self.device, self.rule, models, base, options)
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
         """Merge two models; `merging.weight` is the newer one's."""
@@ -110,6 +106,21 @@ class MovedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.weights)
+
+
+def merge_on(
+    device: torch.device | str,
+    rule: Option,
+    models: list[Weights],
+    base: Weights | None,
+    options: MergeOptions,
+) -> Weights:
+    """Merge models on a device, one tensor at a time; they and the result are on the CPU."""
+    check_mergeable(rule, models, base, options)
+    moved = [MovedWeights(model, device) for model in models]
+    start = MovedWeights(base, device) if base else None
+    merged = iter_merged(rule, moved, start, options, finite=True)
+    return {name: x.cpu() for name, x in merged}
 
 
 ChoiceOutput = tuple[Memory, Weights]
@@ -172,7 +183,8 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
         return {"all": copy_weights(end.trained)}, end.trained
     before = end.memory.get("all", end.memory["zero"])
     options = MergeOptions(weights=(share, 1 - share))
-    mean = merge("interpolation", [end.trained, before], options=options, finite=True)
+    rule = get_option("merge_rule", "interpolation")
+    mean = merge_on(end.device, rule, [end.trained, before], None, options)
     return {"all": mean}, mean
 
 

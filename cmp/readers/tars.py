@@ -151,12 +151,12 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
         CmpError: It cannot be read.
     """
     status = path.stat() if path.is_file() else None
-    about = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    kept = build_folder() / "checked" / f"tar-{digest}.json"
+    version = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
+    kept = build_folder() / "checked" / f"tar-{_sha256(json.dumps(version))}.json"
     with contextlib.suppress(OSError, ValueError):  # there is no result
-        samples, bad = parse_json(read_text(kept))
-        return samples, bad
+        digest, _, content = read_text(kept).partition("\n")
+        if digest == _sha256(content):
+            return tuple(parse_json(content))
     samples, faults = [], []
     members = tar_members(path, faults)
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
@@ -174,8 +174,13 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
             label = label.strip() if isinstance(label, str) else label and ""
             caption = texts.get(".txt", about.get("caption"))
             samples.append([key, image.offset_data, image.size, label, caption])
-    write_atomic(kept, json.dumps([samples, faults]))
+    content = json.dumps([samples, faults])
+    write_atomic(kept, f"{_sha256(content)}\n{content}")
     return samples, [list(fault) for fault in faults]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _decode_text(content: bytes) -> str:
