@@ -344,3 +344,17 @@ class CheckpointManager:
         """Delete the checkpoints of a run that is finished and stored."""
         self.finish()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def runs_in_progress() -> int:
+    """Return how many runs of this build folder are being computed, by whatever process."""
+    count = 0
+    for path in (files.build_folder() / "checkpoints").glob("*/lock"):
+        try:
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            count += 1
+        except OSError:  # the run has just ended
+            continue
+    return count
