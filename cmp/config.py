@@ -308,6 +308,7 @@ class Mixture:
         pretraining: Share of the pretraining pool.
         update: Share of the current update.
         buffer: Share of the buffer, which holds images of earlier updates.
+        last: The three shares in the last task, if they change, along a line from task to task.
         replay: Part of the pool that is kept for replay.
         pool: Which images are replayed: the pretraining set, fresh images of the same kind that no
             base learned from, or a substitute.
@@ -319,6 +320,7 @@ class Mixture:
     pretraining: Share = 1 / 3
     update: Share = 1 / 3
     buffer: Share = 1 / 3
+    last: tuple[Share, Share, Share] | None = None
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
     pool: Literal["pretraining", "fresh", "substitute"] = "pretraining"
     select: Literal["random", "concepts", "clustered", "aligned"] = "random"
@@ -326,9 +328,9 @@ class Mixture:
     capacity: Count | None = None
 
     def __post_init__(self) -> None:
-        total = self.pretraining + self.update + self.buffer
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"pretraining + update + buffer must be 1, not {total:g}")
+        for words, shares in (("pretraining + update + buffer", self.shares), ("the sum of last", self.last)):
+            if shares is not None and abs(sum(shares) - 1) > 1e-6:
+                raise ValueError(f"{words} must be 1, not {sum(shares):g}")
         capacity = registry.get_option("buffer", self.policy).facts["capacity"]
         if capacity == "required" and self.capacity is None:
             raise ValueError(f"policy {self.policy!r} needs a capacity: how many images it holds")
@@ -336,6 +338,21 @@ class Mixture:
             raise ValueError(
                 f"capacity {self.capacity}: {self.policy!r} has none; 'reservoir' is of fixed size"
             )
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The shares of pool, update and buffer in the first task."""
+        return self.pretraining, self.update, self.buffer
+
+    def at(self, task: int, tasks: int) -> "Mixture":
+        """Return the mixture of a task, whose shares do not change any more."""
+        if self.last is None:
+            return self
+        passed = task / max(tasks - 1, 1)
+        ways = zip(self.shares, self.last, strict=True)
+        pretraining, update, buffer = ((1 - passed) * a + passed * b for a, b in ways)
+        now = {"pretraining": pretraining, "update": update, "buffer": buffer, "last": None}
+        return dataclasses.replace(self, **now)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -504,7 +521,8 @@ def _check_method(config: RunConfig) -> None:
             "so there are no moments to go on from; set method.fold=false"
         )
     needs_pool = registry.get_option("method", method.name).facts["needs_pool"]
-    if needs_pool and config.mixture.pretraining == 0:
+    mixture = config.mixture
+    if needs_pool and 0 in (mixture.pretraining, (mixture.last or mixture.shares)[0]):
         raise ValueError(
             f"mixture.pretraining 0: {method.name!r} works on replayed images of the "
             "pretraining pool, and there are none in a batch"

@@ -107,7 +107,8 @@ def make_batch(
         local: The samples whose images are wanted, such as those of one process.
     """
     seed, size = config.seeds.data, config.training.batch
-    rows = batch_rows(pools, config.mixture, size, seed, task, step)
+    mixture = config.mixture.at(task, config.stream.tasks)
+    rows = batch_rows(pools, mixture, size, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
@@ -118,7 +119,7 @@ def make_batch(
     else:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
-    replayed, _, _ = batch_counts(config.mixture, size, empty_buffer=len(pools.buffer) == 0)
+    replayed, _, _ = batch_counts(mixture, size, empty_buffer=len(pools.buffer) == 0)
     return Batch(rows, images, torch.from_numpy(texts), replayed)
 
 
@@ -234,7 +235,7 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     """
     mixture, seed = config.mixture, config.seeds.data
     replayed = replay_pool(corpus, mixture, seed)
-    if mixture.update + mixture.buffer == 0:
+    if mixture.update + mixture.buffer == 0 and mixture.last is None:
         updates = [replayed[:0]] * config.stream.tasks
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
@@ -245,7 +246,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         kept, groups = keep(history, mixture.capacity, seed)
         pools.append(Pools(replayed, update, history.rows[kept], groups))
     batch = config.training.batch
-    largest = min(largest_batch(task_pool, mixture, batch) for task_pool in pools)
+    shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
+    largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
         raise CmpError(
             f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
@@ -478,7 +480,7 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
     replayed = corpus.by_role(POOL_ROLES[mixture.pool])
     pool = rows[corpus.table["dataset"].iloc[rows].isin(replayed).to_numpy()]
     if len(pool) == 0:
-        if mixture.pretraining > 0:
+        if mixture.pretraining > 0 or (mixture.last and mixture.last[0] > 0):
             raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))

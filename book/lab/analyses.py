@@ -34,13 +34,9 @@ POOL, ARRIVING = 4751, 6375
 """Images of the embedded benchmark: those that bases learned from, and all updates together."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
 """What differs on a surface, and what tells replicates apart."""
-SCHEDULE_KEYS = ("schedule.", "seeds.", "stream.tasks", "training.steps")
-"""What the schedule explorer sets, and what tells replicates apart."""
 SCHEDULES = ("front", "rates", "rates-more")
 MIXTURES = ("mixtures", "mixtures-more")
 """The studies whose settings the explorers of schedules and mixtures show."""
-SHORTEST = 1e-9
-"""A shorter path counts as this long, because zero has no logarithm."""
 
 
 def published_settings(*names: str) -> pd.DataFrame:
@@ -230,112 +226,12 @@ def schedule_rates(run: config.RunConfig) -> np.ndarray:
     return schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
 
 
-def schedule_distance(path: np.ndarray, other: np.ndarray) -> float:
-    """Measure how far two streams are apart by the path lengths of their tasks.
-
-    Args:
-        path, other: Sums of the learning rates of each task, [tasks].
-
-    Returns:
-        The root of the mean square, over tasks, of the difference of natural logarithms: 0.69 is a
-        factor of two in each task. Infinite for different numbers of tasks.
-    """
-    if len(path) != len(other):
-        return np.inf
-    logarithms = [np.log(np.maximum(lengths, SHORTEST)) for lengths in (path, other)]
-    return float(np.sqrt(np.mean(np.subtract(*logarithms) ** 2)))
-
-
-def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the schedules of stored runs.
-
-    Args:
-        published: Published metrics.
-
-    Returns:
-        A row per setting: `A_KA` and `A_ZS` after the stream (percent, means over replicates),
-        `path` (sums of the learning rates of each task, [tasks]) and `also` (what the setting
-        changes beside its schedule in the profile of the book's studies, as texts key=value).
-    """
-    configs = results.setting_configs(published)
-    means = setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
-    runs = [configs[name] for name in means.index]
-    usual = dict(config.flat_keys(config.profile("cpu")))
-    changes = [_changes(run, SCHEDULE_KEYS).items() for run in runs]
-    others = [[f"{k}={v}" for k, v in each if usual.get(k) != v] for each in changes]
-    return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
-
-
 def _changes(run: config.RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
     """Return what a run changes besides keys that begin so."""
     return {k: v for k, v in run.changes().items() if not k.startswith(besides)}
 
 
-def nearest_schedules(run: config.RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
-    """Find the stored settings whose tasks have path lengths nearest to a run's.
-
-    Args:
-        run: A run.
-        stored: As `stored_schedules` returns it.
-        count: How many settings at most.
-
-    Returns:
-        A row per setting, the nearest first and of equally near ones those that differ least in
-        other keys: `setting`, `distance`, "A_KA (%)", "A_ZS (%)", "differs also in".
-    """
-    path = schedule_rates(run).sum(axis=1)
-    distance = [round(schedule_distance(path, other), 3) for other in stored["path"]]
-    table = stored.assign(distance=distance, keys=stored["also"].str.len())
-    table = table[np.isfinite(distance)].sort_values(["distance", "keys"], kind="stable")[:count]
-    names = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "also": "differs also in"}
-    table = table.assign(also=table["also"].str.join(" ")).rename(columns=names)
-    return table[["distance", *names.values()]].rename_axis("setting").reset_index()
-
-
 # mixtures
-
-
-def mixture_run(
-    shares: Sequence[float], batch: int, tasks: int, steps: int, **others: Any
-) -> config.RunConfig:
-    """Make the run of a mixture.
-
-    Args:
-        shares: Of pool, update and buffer; taken as fractions, without a slider's stray digits.
-        batch: Samples per step.
-        tasks: Tasks of the stream.
-        steps: Steps per task.
-        **others: Other keys of `Mixture`.
-
-    Returns:
-        The run.
-
-    Raises:
-        CmpError: There is no such run.
-    """
-    names = ("pretraining", "update", "buffer")
-    tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
-    tree = {"mixture": dict(zip(names, tidy, strict=True)) | others}
-    tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
-    return config.parse(tree, "mixture_explorer")
-
-
-def mixture_counts(
-    mixture: config.Mixture, batch: int, tasks: int, steps: int, replay: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Count what a batch is made of and how often images of the embedded benchmark are seen.
-
-    Args:
-        mixture: Shares of a batch.
-        batch: Samples per step.
-        tasks: Tasks of the stream, of equally many images.
-        steps: Steps per task.
-        replay: Share of the pool that is kept for replay.
-
-    Returns:
-        See `cmp.experiments.statistics.expected_counts`.
-    """
-    return statistics.expected_counts(mixture, batch, tasks, steps, replay * POOL, ARRIVING / tasks)
 
 
 class Surface(NamedTuple):
@@ -345,48 +241,26 @@ class Surface(NamedTuple):
         names: Of n settings.
         shares: [n, 3]: of pool P, update D and buffer B.
         scores: [replicates, n, 2]: A_KA and A_ZS after the stream, in percent.
-        like: The run that they all are but for shares and seeds.
     """
 
     names: list[str]
     shares: np.ndarray
     scores: np.ndarray
-    like: config.RunConfig
 
-    def weights(self, mixture: config.Mixture) -> np.ndarray:
-        """Return the weight of each stored mixture in the linear interpolation of this one.
+    def weights(self, shares: np.ndarray) -> np.ndarray:
+        """Return the weight of each stored mixture in the linear interpolation of others.
 
         Args:
-            mixture: Shares of a batch.
+            shares: Of pool, update and buffer, [m, 3].
 
         Returns:
-            [n], of which at most three are not 0; NaN where no stored mixtures lie around this one.
+            [m, n], of which at most three in a row are not 0; NaN where no stored mixtures lie
+            around one.
         """
         from scipy.interpolate import LinearNDInterpolator
 
         # P is what D and B leave
-        interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
-        return interpolate([[mixture.update, mixture.buffer]])[0]
-
-    def holds(self, mixture: config.Mixture) -> bool:
-        """Return whether stored mixtures lie around this one."""
-        return bool(np.isfinite(self.weights(mixture)).all())
-
-    def predict(self, mixture: config.Mixture) -> pd.DataFrame:
-        """Interpolate the scores of a mixture.
-
-        Args:
-            mixture: Shares of a batch.
-
-        Returns:
-            A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates) in
-            percent, NaN where no stored mixtures lie around this one. The interval is of
-            interpolated values; `misses` says what that adds.
-        """
-        values = self.weights(mixture) @ self.scores  # [replicates, 2]
-        means, _, halves = np.transpose([t_interval(column) for column in values.T])
-        columns = {"mean": means, "low": means - halves, "high": means + halves}
-        return pd.DataFrame(columns, index=["A_KA", "A_ZS"])
+        return LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))(shares[:, 1:])
 
     def misses(self) -> pd.Series:
         """Return how far interpolation is from stored mixtures that are left out, in points.
@@ -396,32 +270,14 @@ class Surface(NamedTuple):
             NaN if there are none.
         """
         rows = []
-        for place, shares in enumerate(self.shares):
+        for place in range(len(self.names)):
             rest = [other for other in range(len(self.names)) if other != place]
             names = [self.names[other] for other in rest]
-            others = Surface(names, self.shares[rest], self.scores[:, rest], self.like)
+            others = Surface(names, self.shares[rest], self.scores[:, rest])
             if len(rest) > 2:
-                guess = others.weights(config.Mixture(*map(float, shares))) @ others.scores
+                guess = (others.weights(self.shares[[place]]) @ others.scores)[:, 0]
                 rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
         return np.sqrt(pd.DataFrame(rows, columns=["A_KA", "A_ZS"], dtype=float).mean())
-
-    def nearest(self, mixture: config.Mixture, count: int = 5) -> pd.DataFrame:
-        """Find the stored mixtures nearest to one.
-
-        Args:
-            mixture: Shares of a batch.
-            count: How many at most.
-
-        Returns:
-            A row per mixture, the nearest first: `setting`, P, D, B, `distance` (the share of a
-            batch that differs) and the mean scores.
-        """
-        shares = [mixture.pretraining, mixture.update, mixture.buffer]
-        table = pd.DataFrame(self.shares, columns=list("PDB"))
-        table.insert(0, "setting", self.names)
-        table["distance"] = np.abs(self.shares - shares).sum(axis=1) / 2
-        table[["A_KA", "A_ZS"]] = self.scores.mean(axis=0)
-        return table.sort_values("distance", kind="stable")[:count].reset_index(drop=True)
 
 
 def surface(published: pd.DataFrame, like: str) -> Surface:
@@ -452,7 +308,7 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
-    return Surface(names, points, scores, configs[like])
+    return Surface(names, points, scores)
 
 
 # names, costs and sizes: the first chapters

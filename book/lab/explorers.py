@@ -24,7 +24,7 @@ from scipy import stats
 from cmp import config
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies, verdicts
+from cmp.experiments import fronts, results, verdicts
 from cmp.experiments.scores import LEVEL, t_interval
 from cmp.readers.files import read_yaml
 from cmp.registry import get_option, option_names
@@ -257,3 +257,66 @@ def schedule_explorer(**state: Any) -> Explorer:
     )
     still = draw_still("schedule", figures.plot_learning_rates(curves), words)
     return Explorer("schedule", table, still, state)
+
+
+PARTS = 40
+"""Steps from one corner of the triangle of mixtures to the next."""
+
+
+def mixture_table() -> dict[str, Any]:
+    """Return the table of the explorer of mixtures.
+
+    `grid` has a row per point of the triangle: `at` in parts of `parts`; `value`, the A_KA and A_ZS
+    interpolated there and the A_ZS beyond plain fine-tuning's front at that A_KA; `half` the widths
+    of the first two's intervals. `passes` is how often an image is seen per share: one of the pool,
+    one in its own update, and one of the first update in the buffer.
+    """
+    published = analyses.published_settings(*analyses.MIXTURES)
+    table = common_table("mixture", "mixtures", "07", published)
+    surface = analyses.surface(published, "thirds")
+    places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
+    for row in table["runs"]:
+        row["shares"] = places.get(row["label"])
+    grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
+    shares = np.vstack([np.divide(grid, PARTS), np.full(3, 1 / 3)])
+    scores = surface.weights(shares) @ surface.scores  # [replicates, points, 2]
+    means = analyses.front_points(verdicts.load_claims().fronts["plain"])
+    front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
+    rows = []
+    for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
+        found = [t_interval(values[:, axis]) for axis in range(2)]
+        if np.isnan(values).any():
+            rows.append({"at": at, "value": None, "half": None})
+            continue
+        (gained, _, _), (kept, _, _) = found
+        value, half = np.round([gained, kept], 2).tolist(), [round(half, 2) for _, _, half in found]
+        covered = gained >= front.accumulation[0]
+        value.append(round(kept - front.retention_at(gained), 2) if covered else None)
+        rows.append({"at": at, "value": value, "half": half})
+    run = config.parse(config.profile("cpu"), "cpu")
+    shown = run.training.steps * run.training.batch
+    update = analyses.ARRIVING / run.stream.tasks
+    earlier = sum(1 / task for task in range(1, run.stream.tasks))
+    passes = [shown * run.stream.tasks / (run.mixture.replay * analyses.POOL), shown / update]
+    return table | {
+        "parts": PARTS,
+        "grid": rows[:-1],
+        "third": rows[-1],
+        "misses": surface.misses().round(2).tolist(),
+        "passes": [*passes, shown / update * earlier],
+    }
+
+
+def mixture_explorer(**state: Any) -> Explorer:
+    """Explore what a batch is made of, how often an image is seen, and where such runs ended.
+
+    Args:
+        **state: What it begins with, such as `shares=[0.2, 0.4, 0.4]`.
+
+    Returns:
+        The explorer.
+    """
+    surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
+    words = "Where runs of each mixture of pool, update and buffer ended."
+    still = draw_still("mixture", figures.plot_triangles(surface), words)
+    return Explorer("mixture", mixture_table(), still, state)

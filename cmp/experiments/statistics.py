@@ -145,7 +145,8 @@ def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
         for step in range(training.steps):
-            rows = mixtures.batch_rows(pools, mixture, training.batch, seed, task, step)
+            now = mixture.at(task, config.stream.tasks)
+            rows = mixtures.batch_rows(pools, now, training.batch, seed, task, step)
             np.add.at(counts[task], rows, 1)
     return counts
 
@@ -159,9 +160,11 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
     """
     rows = []
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
-    for block, pools in zip(blocks, mixtures.task_pools(config, corpus), strict=True):
+    pools_of = mixtures.task_pools(config, corpus)
+    for task, (block, pools) in enumerate(zip(blocks, pools_of, strict=True)):
         batch, is_first = config.training.batch, len(pools.buffer) == 0
-        _, update, _ = mixtures.batch_counts(config.mixture, batch, empty_buffer=is_first)
+        mixture = config.mixture.at(task, config.stream.tasks)
+        _, update, _ = mixtures.batch_counts(mixture, batch, empty_buffer=is_first)
         passes = config.training.steps * update / max(len(pools.update), 1)
         datasets = len({entry.partition("+++")[0] for entry in block})
         rows.append((len(block), datasets, len(pools.update), len(pools.buffer), passes))
