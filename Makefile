@@ -71,4 +71,4 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/data public/vendor)
+	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/explorers public/vendor)

@@ -47,19 +47,8 @@ function bibliography({ references }) {
 
 function scripts(context, base) {
   const found = [`<script src="${base}/book.js" defer></script>`];
-  if (context.answers) found.push(`<script type="module" src="${base}/explorers.js"></script>`);
-  if (!context.live) return found.join("\n");
-  const kind = "application/vnd.jupyter.widget-state+json";
-  const state = JSON.stringify(context.page.widgets[kind]).replaceAll("<", "\\u003c");
-  // anywidget would be asked of a content network; here it is a file of the site.
-  const paths = JSON.stringify({ paths: { anywidget: `${base}/vendor/anywidget` } });
-  return [
-    ...found,
-    `<script src="${base}/vendor/require.js"></script>`,
-    `<script>require.config(${paths})</script>`,
-    `<script type="${kind}">${state}</script>`,
-    `<script src="${base}/vendor/embed-amd.js"></script>`,
-  ].join("\n");
+  if (context.answers) found.push(`<script type="module" src="${base}/explorers/page.js"></script>`);
+  return found.join("\n");
 }
 
 function head(page, project, base) {

@@ -188,7 +188,6 @@ def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -
         "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
         "quantiles": quantiles,
         "chapter": chapter,
-        "address": "",
     }
 
 
@@ -320,3 +319,7 @@ def mixture_explorer(**state: Any) -> Explorer:
     words = "Where runs of each mixture of pool, update and buffer ended."
     still = draw_still("mixture", figures.plot_triangles(surface), words)
     return Explorer("mixture", mixture_table(), still, state)
+
+
+TABLES = {"schedule": schedule_table, "mixture": mixture_table}
+"""What makes the table of each explorer that a page of the site answers by itself."""

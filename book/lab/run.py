@@ -35,7 +35,7 @@ VOLATILE = {
     r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]": "[time]",
 } | {re.escape(place) + r"(?![\w.-])": name for place, name in PLACES.items()}
 """What differs between two runs of a chapter -> what stands for it."""
-WIDGET_ID = r"[0-9a-f]{32}"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Task(NamedTuple):
@@ -123,11 +123,29 @@ def execute_chapter(task: Task) -> None:
         raise _failure(source, failed, started, error) from error
     finally:
         part.unlink(missing_ok=True)
+    drop_widgets(executed)
     values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
     write_atomic(target, nbformat.writes(executed))
     failed.unlink(missing_ok=True)
+
+
+def drop_widgets(executed) -> None:
+    """Leave the stills of explorers in an executed notebook, and nothing of progress bars.
+
+    Without a kernel, a widget could only say that it is missing.
+    """
+    executed.metadata.pop("widgets", None)
+    for cell in executed.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            is_widget = data.pop(WIDGET, None) is not None
+            if not is_widget or "text/html" in data:
+                kept.append(output)
+        if "outputs" in cell:
+            cell.outputs = kept
 
 
 def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
@@ -289,35 +307,11 @@ def run_book(
     return [task.target for task in tasks]
 
 
-def widget_names(outputs: list, states: dict[str, dict]) -> dict[str, str]:
-    """Number widgets in the order in which the outputs show them, each followed by what it holds.
-
-    Args:
-        outputs: Of all cells.
-        states: A widget's random id -> its state. Widgets that nothing holds (links) come last, in
-            the order of their states.
-
-    Returns:
-        Random id -> number.
-    """
-    names: dict[str, str] = {}
-
-    def visit(node) -> None:
-        for name in re.findall(WIDGET_ID, json.dumps(node, sort_keys=True)):
-            if name in states and name not in names:
-                names[name] = f"{len(names):032x}"
-                visit(states[name])
-
-    visit(outputs)
-    visit(sorted(states, key=lambda name: re.sub(WIDGET_ID, "", json.dumps(states[name]))))
-    return names
-
-
 def stable_notebook(executed, source: Path):
     """Return an executed notebook as it is committed: another run of the chapter changes nothing.
 
-    Times, paths of this machine, addresses, random ids of cells and widgets, and versions are left
-    out. Outputs, widget state and the source's hash stay.
+    Times, paths of this machine, addresses, random ids of cells, and versions are left out. Outputs
+    and the source's hash stay.
 
     Args:
         executed: An nbformat notebook.
@@ -326,14 +320,8 @@ def stable_notebook(executed, source: Path):
     Returns:
         Another nbformat notebook.
     """
-    state = executed.metadata.get("widgets", {})
-    states = {name: model for kind in state.values() for name, model in kind["state"].items()}
-    widgets = widget_names([cell.get("outputs") for cell in executed.cells], states)
-
     def scrub(node):
         text = json.dumps(node)
-        for name, number in widgets.items():
-            text = text.replace(name, number)
         for pattern, replacement in VOLATILE.items():
             text = re.sub(pattern, replacement, text)
         return nbformat.from_dict(json.loads(text))
@@ -347,8 +335,6 @@ def stable_notebook(executed, source: Path):
     about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
     about.pop("jupytext", None)  # values are filled in: the text is no longer that of the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
-    if state:
-        about["widgets"] = scrub(state)
     return page
 
 

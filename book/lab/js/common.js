@@ -259,10 +259,11 @@ const FORMS = {
     `cmpt book --chapter ${chapter}` + Object.entries(parameters).map(([key, value]) => ` -P ${key}=${value}`).join(""),
   link: ({ link }) => link,
 };
+const keywords = (state) => Object.entries(state).map(([key, value]) => `${key}=${python(value)}`).join(", ");
 const python = (value) => (value === true ? "True" : value === false ? "False" : value === null ? "None" : JSON.stringify(value));
 
 function takeAway(place) {
-  const kind = element("select", { "aria-label": "Copy as" }, ...Object.keys(FORMS).map((each) => element("option", {}, each)));
+  const kind = element("select", { "aria-label": "Copy as" }, ...Object.keys(FORMS).map((each) => element("option", { value: each }, each)));
   const text = element("pre", { tabindex: 0 });
   const copy = element("button", { type: "button" }, "Copy");
   let given = null;
@@ -273,7 +274,7 @@ function takeAway(place) {
     copy.textContent = "Copied";
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
-  place.append(element("div", { class: "bar" }, element("span", {}, "Take it away as"), kind, copy), text);
+  place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);
   return (next) => {
     given = next;
     show();
@@ -383,7 +384,7 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
   const sizes = element("select", { "aria-label": "Size of a run", oninput: refresh }, ...Object.entries(data.sizes).map(([key, words]) => element("option", { value: key }, words)));
   const buttons = element(
     "div",
-    { class: "bar" },
+    { class: "tools" },
     kernel && sizes,
     kernel && element("button", { type: "button", class: "go", onclick: () => launch([describe(state)]) }, "Run this"),
     kernel && element("button", { type: "button", class: "both", onclick: () => launch(pins.slice(0, 2)) }, "Run the first two pins"),
@@ -447,7 +448,7 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     list.replaceChildren(...runs.all().map((run) => runRow(run, runs, colour(run.label))));
     drawPins();
-    draw.away({ profile: "cpu", ...about, chapter: data.chapter, link: linkTo(name, state, data.address) });
+    draw.away({ profile: "cpu", ...about, chapter: data.chapter, link: kernel ? `explorers.${name}_explorer(${keywords(state)})` : linkTo(name, state) });
   }
 
   new ResizeObserver(refresh).observe(el);
@@ -461,13 +462,11 @@ const same = (one, other) => {
 };
 
 // The state of an explorer in an address.
-export function linkTo(name, state, address) {
-  const here = location.protocol === "http:" || location.protocol === "https:" ? location.href.split("#")[0] : "";
-  const words = new URLSearchParams({ explorer: name, state: JSON.stringify(state) });
-  return `${address || here}#${words}`;
+function linkTo(name, state) {
+  return `${location.href.split("#")[0]}#${new URLSearchParams({ explorer: name, state: JSON.stringify(state) })}`;
 }
 
-export function linked(name) {
+function linked(name) {
   try {
     const words = new URLSearchParams(location.hash.slice(1));
     return words.get("explorer") === name ? JSON.parse(words.get("state")) : {};

@@ -103,7 +103,7 @@ export function explore(el, { table, kernel, start }) {
   }
 
   function picture(place, state, change, pins) {
-    const svg = drawing(place, 400, "The triangle of mixtures, and how often an image is seen", 560);
+    const svg = drawing(place, 425, "The triangle of mixtures, and how often an image is seen", 560);
     const [width] = svg.property("extent");
     const side = Math.min(width - 60, 340);
     const corners = [[width / 2, 34], [width / 2 - side / 2, 34 + side * 0.866], [width / 2 + side / 2, 34 + side * 0.866]];

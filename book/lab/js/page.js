@@ -1,0 +1,15 @@
+// What a page of the site does: it puts each explorer in the place of its still.
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = new URL("explorers.css", import.meta.url);
+document.head.append(style);
+
+for (const place of document.querySelectorAll("[data-explorer]")) {
+  const { explorer: name, script = name } = place.dataset;
+  const found = await fetch(new URL(`data/${name}.json`, import.meta.url));
+  if (!found.ok) continue; // the still stays
+  const [table, { explore }] = await Promise.all([found.json(), import(`./${script}.js`)]);
+  const made = document.createElement("div");
+  place.replaceChildren(made);
+  explore(made, { table, kernel: null, start: {} });
+}
