@@ -60,7 +60,7 @@ class Explorer(anywidget.AnyWidget):
         self,
         name: str,
         table: Mapping[str, Any],
-        still: str,
+        still: Mapping[str, str],
         state: Mapping[str, Any] | None = None,
         answer: Answer | None = None,
     ):
@@ -69,7 +69,7 @@ class Explorer(anywidget.AnyWidget):
         Args:
             name: Its script.
             table: What the script shows, as JSON has it.
-            still: HTML that stands in its place without a kernel.
+            still: What stands in its place without a kernel, by MIME type, see `draw_still`.
             state: What it begins with, beside the table's defaults.
             answer: Answers the script's questions, in a thread of its own.
         """
@@ -85,7 +85,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        return data | {"text/html": self.still}, metadata
+        return data | self.still, metadata
 
     def _hear(self, _: Any, message: dict[str, Any], __: Any) -> None:
         verb, identity = message.get("verb"), message.get("id")
@@ -127,24 +127,23 @@ class Explorer(anywidget.AnyWidget):
         self.send({"kind": "answer", "id": identity} | content)
 
 
-def draw_still(name: str, figure: Figure, words: str, height: str = "") -> str:
-    """Return what stands in an explorer's place without a kernel, as HTML.
+def draw_still(name: str, figure: Figure, words: str) -> dict[str, str]:
+    """Return what stands in an explorer's place without a kernel.
 
     Args:
         name: The explorer's name; a page with a table of that name puts the explorer there.
         figure: The picture.
         words: What it shows.
+
+    Returns:
+        HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
-    picture = base64.b64encode(file.getvalue()).decode()
-    sentence = html.escape(words)
-    how = "This picture stands still. Run the cell in JupyterLab to move the controls."
-    return (
-        f'<div class="answering" data-explorer="{name}"><p>{sentence}</p>'
-        f'<img alt="{sentence}" src="data:image/png;base64,{picture}" style="max-width:100%">'
-        f'<p class="how">{how}</p></div>'
-    )
+    how = "This picture stands still: run the cell in JupyterLab to move its controls."
+    text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
+    place = f'<div class="answering" data-explorer="{name}">{text}</div>'
+    return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 
 def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:

@@ -141,9 +141,12 @@ def drop_widgets(executed) -> None:
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            is_widget = data.pop(WIDGET, None) is not None
-            if not is_widget or "text/html" in data:
+            if WIDGET not in data:
                 kept.append(output)
+                continue
+            for kind in ("text/html", "image/png"):  # a viewer shows one kind of an output only
+                if kind in data:
+                    kept.append(nbformat.v4.new_output("display_data", {kind: data[kind]}))
         if "outputs" in cell:
             cell.outputs = kept
 
