@@ -13,8 +13,7 @@ study: $(READY)
 
 lab: $(READY)
 	$(BIN)/cmpt data build
-	JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-	  $(BIN)/jupyter lab book
+	$(BIN)/cmpt lab
 
 site: $(READY)
 	$(BIN)/cmpt site

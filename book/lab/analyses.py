@@ -7,7 +7,6 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np

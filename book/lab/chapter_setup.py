@@ -1,5 +1,6 @@
 """The second cell of a chapter: its parameters checked, and what is stored of its runs printed."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -99,6 +100,20 @@ def round_time(seconds: float) -> str:
     """Return the nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
     ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
     return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
+
+
+def print_ends(scope: dict[str, Any]) -> None:
+    """Print where the runs of a chapter's own variables ended, as JSON: name -> [A_KA, A_ZS].
+
+    Args:
+        scope: The chapter's `globals()`; runs, and dicts of them by name, are taken.
+    """
+    runs = {}
+    for name, value in scope.items():
+        named = value.items() if isinstance(value, dict) else [(name, value)]
+        runs |= {str(key): run for key, run in named if isinstance(run, store.StoredRun)}
+    ends = {name: store.scores_on_way(run).iloc[-1] for name, run in runs.items()}
+    print(json.dumps({name: end[["A_KA", "A_ZS"]].round(3).tolist() for name, end in ends.items()}))
 
 
 def refusal_message(call: Callable[[], object]) -> str:

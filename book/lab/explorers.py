@@ -48,7 +48,9 @@ def script(name: str) -> str:
     archive = packages.fetch_package(package)
     text = packages.archive_member(archive, "package/dist/d3.min.js").decode()
     # beside another loader of scripts, d3 would hand itself to that
-    return f"const define = undefined, exports = undefined;\n{text}\nexport default globalThis.d3;\n"
+    return (
+        f"const define = undefined, exports = undefined;\n{text}\nexport default globalThis.d3;\n"
+    )
 
 
 class Explorer(anywidget.AnyWidget):
@@ -169,7 +171,9 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
             if value != usual[key] and not key.startswith(("seed", "evaluation"))
         }
         about = {"label": name, "changes": changes}
-        about["ends"] = {str(n): row.tolist() for n, row in zip(ends.index, ends.to_numpy())}
+        about["ends"] = {
+            str(n): row.tolist() for n, row in zip(ends.index, ends.to_numpy(), strict=True)
+        }
         about["at"] = [round(mean, 2) for mean, _, _ in means]
         rows.append(about | {"half": [round(half, 2) for _, _, half in means]})
     return rows

@@ -49,18 +49,12 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
             async for message in _computed(run_config, run_id, stop):
                 yield message
     if store.is_stored(run_id):
-        yield {"trail": _stored_trail(run_id)}
+        scores = store.scores_on_way(store.load_run(run_id))
+        yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         ended = {"state": "done", "done": True, "run": run_id[:SHORT_ID]}
         yield ended | {"progress": 1.0, "over": True}
     elif stop.is_set():
         yield {"state": "stopped; run it again to go on", "over": True}
-
-
-def _stored_trail(run_id: str) -> list[list[float]]:
-    """Return (A_KA, A_ZS) of a stored run after each task, on the widest test that was scored."""
-    table = store.trajectory(store.load_run(run_id).metrics)
-    rows = table.sort_values("scope").drop_duplicates("task").sort_values("task")
-    return rows[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()
 
 
 async def _computed(

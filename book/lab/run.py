@@ -35,6 +35,8 @@ VOLATILE = {
     r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]": "[time]",
 } | {re.escape(place) + r"(?![\w.-])": name for place, name in PLACES.items()}
 """What differs between two runs of a chapter -> what stands for it."""
+ENDS = "from lab import chapter_setup\n\nchapter_setup.print_ends(globals())"
+"""A last cell that is executed and taken out again."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -124,6 +126,8 @@ def execute_chapter(task: Task) -> None:
     finally:
         part.unlink(missing_ok=True)
     drop_widgets(executed)
+    ends = executed.cells.pop()["outputs"]
+    record["ends"] = parse_json(ends[0]["text"]) if ends else {}
     values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
@@ -156,7 +160,9 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    write_atomic(part, nbformat.writes(chapters.notebook(source)))
+    notebook = chapters.notebook(source)
+    notebook.cells.append(nbformat.v4.new_code_cell(ENDS, id="ends"))
+    write_atomic(part, nbformat.writes(notebook))
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     return papermill.execute_notebook(
         path,
@@ -198,46 +204,50 @@ def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> 
     return CmpError(f"{what}\n  the notebook so far: {kept}")
 
 
-def run_chapters(
-    sources: list[Path], folder: Path, given: dict[str, str], jobs: int = 1, dry_run: bool = False
-) -> tuple[list[Task], list[CmpError]]:
-    """Run those of some chapters that are not current, after all parameters are checked.
+def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> list[Task]:
+    """Return a task for each of some chapters; raise `CmpError` for a wrong parameter.
 
     Args:
         sources: Chapters.
         folder: Where the executed notebooks go.
         given: Parameter -> text of a value.
-        jobs: Chapters at the same time.
-        dry_run: Print the plan only.
-
-    Returns:
-        What there was to do, and what failed, in the book's order.
-
-    Raises:
-        CmpError: A parameter is wrong.
     """
     fingerprint, tasks = package_fingerprint(), []
     for source in sources:
         values = chapters.check_parameters(source, given)
         tasks.append(Task(source, folder / f"{source.stem}.ipynb", values, fingerprint))
+    return tasks
+
+
+def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
+    """Run those of some tasks that are not current.
+
+    Args:
+        tasks: What there is to run.
+        jobs: Chapters at the same time.
+        dry_run: Print the plan only.
+
+    Returns:
+        Target -> why it failed, in the order of the tasks.
+    """
     todo = [task for task in tasks if not task.is_current()]
     for task in tasks:
         forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
-        tqdm.write(f"{task.source.stem}: {forecast if task in todo else 'current, skipped'}")
+        tqdm.write(f"{task.target.stem}: {forecast if task in todo else 'current, skipped'}")
     known = [task.seconds for task in todo if task.seconds]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
     tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
-    if dry_run:
-        return tasks, []
     failures = {}
+    if dry_run:
+        return failures
     for task, error in tqdm(_finished(todo, jobs), "book", len(todo), disable=None):
         if isinstance(error, CmpError):
-            failures[task.source] = error
+            failures[task.target] = error
         elif error:
             raise error
-        tqdm.write(f"{task.source.stem}: {'failed' if error else f'{task.seconds} s'}")
-    return tasks, [failures[task.source] for task in todo if task.source in failures]
+        tqdm.write(f"{task.target.stem}: {'failed' if error else f'{task.seconds} s'}")
+    return {task.target: failures[task.target] for task in todo if task.target in failures}
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
@@ -263,10 +273,10 @@ def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | 
         yield finished.get()
 
 
-def raise_failures(failures: list[CmpError]) -> None:
+def raise_failures(failures: dict[Path, CmpError]) -> None:
     """Raise one `CmpError` for the chapters that failed, if any did."""
     if failures:
-        parts = "\n".join(map(str, failures))
+        parts = "\n".join(map(str, failures.values()))
         raise CmpError(f"{len(failures)} of the chapters failed\n{parts}")
 
 
@@ -303,7 +313,8 @@ def run_book(
         raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
     target = target or build_folder() / profile
     sources = chapters.select(numbers, folder)
-    tasks, failures = run_chapters(sources, target, given | {"profile": profile}, jobs, dry_run)
+    tasks = plan_chapters(sources, target, given | {"profile": profile})
+    failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
         print(f"notebooks: {target}")
     raise_failures(failures)
@@ -323,6 +334,7 @@ def stable_notebook(executed, source: Path):
     Returns:
         Another nbformat notebook.
     """
+
     def scrub(node):
         text = json.dumps(node)
         for pattern, replacement in VOLATILE.items():
@@ -358,7 +370,8 @@ def commit_notebooks(
         CmpError: Chapters failed, whose committed notebooks stay as they were.
     """
     sources = chapters.select(numbers, folder)
-    tasks, failures = run_chapters(sources, build_folder() / "published", {}, jobs)
+    tasks = plan_chapters(sources, build_folder() / "published", {})
+    failures = run_tasks(tasks, jobs)
     written = []
     for task in tasks:
         if task.is_current():

@@ -24,6 +24,7 @@ THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
 
+
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
     """Copy parts of a package into the theme; of fonts, those that browsers read now.
 

@@ -17,7 +17,7 @@ from cmp.errors import CmpError, Interrupted
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "export": "runs.export", "results": "results.app"},
-    "Book": {"study": "book.study", "book": "book.book", "site": "book.site"},
+    "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
               "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},

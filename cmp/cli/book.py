@@ -102,6 +102,7 @@ def book(
     profile: str = "quick",
     chapter: list[str] | None = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P")] = None,
+    seeds: shared.Positive = 1,
     jobs: shared.Positive = 1,
     dry_run: bool = False,
     publish: bool = False,
@@ -111,12 +112,14 @@ def book(
     Args:
         profile: Size of the runs: quick, cpu or gpu.
         chapter: Number of a chapter, such as 01; repeat for more. Default: all chapters.
-        parameter: Set a parameter of the chapters, as name=value; repeat for more.
+        parameter: Set a parameter of the chapters, as name=value; repeat for more. Several values,
+            as name=value,value, make a grid of one chapter: a notebook per point, and an index.
+        seeds: Streams of each point of a grid.
         jobs: Number of chapters at a time.
         publish: Write the notebooks that are committed, with the default parameters.
 
     Example:
-        cmpt book --chapter 01 -P seeds=2
+        cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
         if parameter or dry_run:
@@ -127,6 +130,12 @@ def book(
     if wrong := [assignment for assignment in given if "=" not in assignment]:
         raise CmpError(f"-P {wrong[0]!r}: expected name=value, such as seeds=3")
     parameters = dict(assignment.split("=", 1) for assignment in given)
+    if seeds > 1 or any("," in text for text in parameters.values()):
+        if len(chapter or []) != 1:
+            raise CmpError("a grid is of one chapter: add --chapter, such as --chapter 04")
+        grids = shared.import_lab("grids")
+        grids.run_grid(profile, *chapter, parameters, seeds, jobs, dry_run)
+        return
     shared.import_lab("run").run_book(profile, chapter, parameters, jobs, dry_run)
 
 
@@ -144,3 +153,36 @@ def site(picture: bool = False) -> None:
         return
     typer.echo(f"the book: {shared.import_lab('site').make_site()}")
     typer.echo("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")
+
+
+def lab(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTION]...")] = None,
+    diff: str | None = None,
+    reset: str | None = None,
+    prepare: bool = False,
+) -> None:
+    """Open the chapters in JupyterLab, as copies of your own that updates of the book leave alone.
+
+    Args:
+        arguments: Options of JupyterLab, after --, such as -- --port 9000.
+        diff: Show how your copy of a chapter, such as 04, differs from the book's.
+        reset: Take the book's version of a chapter, and keep yours beside it.
+        prepare: Make the copies and open nothing.
+
+    Example:
+        cmpt lab --diff 04
+    """
+    reader = shared.import_lab("reader")
+    if diff:
+        typer.echo(reader.diff_chapter(diff) or "your copy is the book's")
+        return
+    if reset:
+        typer.echo(f"your version, if you had one: {reader.reset_chapter(reset)}")
+        return
+    for name, note in reader.prepare_copies().items():
+        if note:
+            typer.echo(f"{name}: {note}")
+    if prepare:
+        typer.echo(f"the copies: {reader.copies_folder()}")
+        return
+    raise typer.Exit(reader.open_lab(arguments or []))

@@ -364,6 +364,14 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
+def scores_on_way(run: StoredRun) -> pd.DataFrame:
+    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, on the widest
+    test that was scored then; index task."""
+    table = trajectory(run.metrics)
+    widest = table.sort_values("scope").drop_duplicates("task")  # "full" comes before "subset"
+    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
+
+
 class Verdict(NamedTuple):
     """How two computations of one run compare.
 

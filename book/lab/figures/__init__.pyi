@@ -19,6 +19,7 @@ from .runs import plot_batch as plot_batch
 from .runs import plot_change_by_dataset as plot_change_by_dataset
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery
+from .runs import plot_grid as plot_grid
 from .runs import plot_learning_rates as plot_learning_rates
 from .runs import plot_loss_drift as plot_loss_drift
 from .runs import plot_over_tasks as plot_over_tasks

@@ -169,6 +169,32 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     return figure
 
 
+def plot_grid(ends: pd.DataFrame) -> Figure:
+    """Where the runs of each point of a grid ended, streams as dots around their mean.
+
+    Args:
+        ends: A row per run: the point's parameters, `run`, `A_KA` and `A_ZS`.
+
+    Returns:
+        The figure.
+    """
+    keys = [key for key in ends.columns if key not in ("stream_seed", "A_KA", "A_ZS")]
+    with style.canvas(9, 5.4, "Small dots: single runs. Large dots: means over streams.") as (
+        figure, axes,
+    ):  # fmt: skip
+        labels, groups = [], list(ends.groupby(keys, sort=False))
+        colours = style.palette([str(point) for point, _ in groups])
+        for point, rows in groups:
+            colour, mean = colours[str(point)], rows[["A_KA", "A_ZS"]].mean()
+            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, alpha=0.5, markersize=4)
+            axes.plot(*mean, "o", color=colour, markersize=9)
+            labels.append((*mean, ", ".join(map(str, point)), style.bold(colour)))
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        axes.margins(0.15)
+        style.label_points(axes, labels)
+    return figure
+
+
 def plot_over_tasks(trajectory: pd.DataFrame, colours: style.Colours = None) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side.
 
