@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 from cmp import config, mixtures, streams
-from cmp.config import Mixture
-from cmp.errors import CmpError
 from cmp.experiments import statistics
 from tests import chapter_code
 
@@ -21,21 +19,6 @@ def test_counts_are_those_of_the_batches_that_training_makes():
                 by_hand[task, row] += 1
     assert (found == by_hand).all()
     assert found.sum() == 3 * 4 * 4
-
-
-def test_expected_exposures_are_the_mean_of_the_counted_ones(corpus):
-    tree = config.override(config.profile("cpu"), ["stream.equal=images"])
-    chosen = config.parse(tree)
-    found, pools = statistics.sample_counts(chosen, corpus), mixtures.task_pools(chosen, corpus)
-    sizes = [len(pool.update) for pool in pools]
-    mixture, training = chosen.mixture, chosen.training
-    _, passes = statistics.expected_counts(
-        mixture, training.batch, 8, training.steps, len(pools[0].pretraining), np.mean(sizes)
-    )
-    mean = passes[list(statistics.BATCH_PARTS)].sum(axis=1)
-    assert found[:, pools[0].pretraining].sum(axis=0).mean() == pytest.approx(mean[0], rel=1e-6)
-    for task, pool in enumerate(pools, start=1):
-        assert found[:, pool.update].sum(axis=0).mean() == pytest.approx(mean[task], rel=0.1)
 
 
 def test_report(corpus):
@@ -68,13 +51,3 @@ def test_replay_brings_batches_nearer_to_the_union(corpus):
     assert update.min() > 0.8
     assert thirds[0] > thirds[-1]
     assert buffer[-1] < thirds[-1] < update[-1]
-
-
-def test_exposure_by_hand():
-    """Thirds of 6 (3, 3, 0 then 2, 2, 2), 3 tasks x 10 steps, 20 images a task, 10 in the pool."""
-    _, passes = statistics.expected_counts(Mixture(), 6, 3, 10, pool_size=10, task_size=20)
-    assert passes["pretraining pool"].tolist() == [7, 0, 0, 0]
-    assert passes["update"].tolist() == [0, 1.5, 1, 1]
-    assert passes["buffer"].tolist() == [0, 1.5, 0.5, 0]
-    with pytest.raises(CmpError, match="positive"):
-        statistics.expected_counts(Mixture(), 6, 3, 10, 0, 20)

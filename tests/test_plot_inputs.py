@@ -54,19 +54,6 @@ def test_gallery():
     assert texts(figure) == {*"abcde", "x"}
 
 
-def test_batch_mixture():
-    names = list(runs.POOLS)
-    parts = pd.DataFrame([(32, 32, 0), (22, 21, 21)], ["first task", "later tasks"], names)
-    passes = pd.DataFrame([(12.6, 0, 0), (0, 1.6, 2.7), (0, 1.1, 0)], columns=names)
-    left, right = figures.plot_batch(parts, passes).axes
-    assert left.get_xlabel() == "Samples in a batch"
-    assert right.get_ylabel() == "Times an image is seen"
-    assert [text.get_text() for text in right.texts] == ["13", "4.3", "1.1"]
-    assert [label.get_text() for label in right.get_xticklabels()] == ["pool", "1", "2"]
-    widths = [[bar.get_width() for bar in bars] for bars in left.containers]
-    assert np.array(widths).T.tolist() == parts.to_numpy().tolist()
-
-
 @pytest.mark.parametrize(
     ("rates", "expected"),
     [

@@ -1,20 +1,53 @@
 """Between stored mixtures: linear functions come back, and what is not known is said."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp.config import Mixture, RunConfig
+from cmp import config
 from cmp.errors import CmpError
 from cmp.experiments import store
 from lab import analyses, figures
 from lab.analyses import Surface
 from lab.figures import comparisons
-from tests.test_widgets import TRIANGLE, published, shares
 
+PROFILE = {"training": {"batch": 64, "steps": 40}, "stream": {"tasks": 8}}
 GRID = [(p / 4, d / 4, (4 - p - d) / 4) for p in range(5) for d in range(5 - p)]
+
+
+def published(settings, replicates=3, **scores):
+    """A study's metrics: A_KA 10 + 40 B + 20 D + replicate, A_ZS 20 + 30 P at the end, half of
+    both on the way; of settings name -> tree."""
+    rows = []
+    for name, tree in settings.items():
+        run = config.parse(PROFILE | tree)
+        p, d, b = run.mixture.pretraining, run.mixture.update, run.mixture.buffer
+        text = json.dumps(run.to_dict())
+        for replicate in range(replicates):
+            ends = {"adapt": 10 + 40 * b + 20 * d + replicate, "eval": 20 + 30 * p}
+            for task, scope in ((1, "subset"), (8, "subset"), (8, "full")):
+                for role, score in ends.items():
+                    value = score * (0.5 if task == 1 else 1)
+                    rows.append((name, replicate, task, scope, role, value, text))
+    columns = ["setting", "replicate", "task", "scope", "role", "score", "config"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def shares(p, d, b, **more):
+    return {"mixture": {"pretraining": p, "update": d, "buffer": b, **more}}
+
+
+TRIANGLE = {
+    "thirds": {},
+    "pool": shares(1.0, 0.0, 0.0),
+    "update": shares(0.0, 1.0, 0.0),
+    "buffer": shares(0.0, 0.0, 1.0),
+    "whole pool": shares(0.5, 0.5, 0.0, replay=1.0),
+}
 
 
 def linear(points):
@@ -22,36 +55,31 @@ def linear(points):
     points = np.array(points)
     values = np.stack([points @ [10, 20, 30], points @ [40, 0, 8]], axis=-1)
     names = [str(place) for place in range(len(points))]
-    return Surface(names, points, np.stack([values, values + 1]), RunConfig())
+    return Surface(names, points, np.stack([values, values + 1]))
 
 
 @given(st.lists(st.integers(0, 30), min_size=3, max_size=3).filter(any))
 def test_a_linear_function_is_interpolated_exactly(weights):
     p, d, b = (weight / sum(weights) for weight in weights)
     found = linear(GRID)
-    used = found.weights(Mixture(p, d, b))
+    [used] = found.weights(np.array([[p, d, b]]))
     assert (used > 0).sum() <= 3
     assert used.sum() == pytest.approx(1)
     assert used @ found.shares == pytest.approx([p, d, b], abs=1e-6)
-    rows = found.predict(Mixture(p, d, b))
-    assert rows.loc["A_KA", "mean"] == pytest.approx(10 * p + 20 * d + 30 * b + 0.5)
-    assert rows.loc["A_ZS", "mean"] == pytest.approx(40 * p + 8 * b + 0.5)
-    half = 12.706 * 0.5  # t of one degree of freedom, times the standard error
-    assert (rows["high"] - rows["mean"]).to_numpy() == pytest.approx(half, rel=1e-3)
+    scores = used @ found.scores
+    assert scores[:, 0] == pytest.approx(10 * p + 20 * d + 30 * b + np.array([0, 1]))
+    assert scores[:, 1] == pytest.approx(40 * p + 8 * b + np.array([0, 1]))
 
 
 def test_a_stored_mixture_is_itself():
     found = linear(GRID)
-    for place, point in enumerate(GRID):
-        expected = np.zeros(len(GRID))
-        expected[place] = 1
-        assert found.weights(Mixture(*point)) == pytest.approx(expected, abs=1e-6)
+    assert found.weights(np.array(GRID)) == pytest.approx(np.eye(len(GRID)), abs=1e-6)
 
 
 def test_misses_are_zero_where_all_is_linear_and_not_where_it_is_not():
     found = linear(GRID)
     assert found.misses().to_numpy() == pytest.approx(0, abs=1e-6)
-    bent = Surface(found.names, found.shares, found.scores + 0, RunConfig())
+    bent = Surface(found.names, found.shares, found.scores + 0)
     bent.scores[:, GRID.index((0.25, 0.5, 0.25)), 0] += 6
     assert bent.misses()["A_KA"] > 1
     assert bent.misses()["A_ZS"] == pytest.approx(0, abs=1e-6)
@@ -60,15 +88,7 @@ def test_misses_are_zero_where_all_is_linear_and_not_where_it_is_not():
 
 def test_outside_of_the_stored_mixtures_nothing_is_known():
     found = linear([(1, 0, 0), (0, 1, 0), (1 / 3, 1 / 3, 1 / 3)])
-    assert not found.holds(Mixture(0, 0, 1))
-    assert found.predict(Mixture(0, 0, 1)).isna().all(axis=None)
-
-
-def test_the_nearest_differ_least():
-    near = linear(GRID).nearest(Mixture(0.5, 0.3, 0.2), 3)
-    assert near[["P", "D", "B"]].to_numpy().tolist()[0] == [0.5, 0.25, 0.25]
-    assert near["distance"].tolist() == pytest.approx([0.05, 0.2, 0.25])
-    assert near["A_KA"][0] == pytest.approx(5 + 5 + 7.5 + 0.5)
+    assert np.isnan(found.weights(np.array([[0, 0, 1]]))).all()
 
 
 def test_a_surface_takes_the_settings_that_differ_in_shares_alone():

@@ -23,7 +23,6 @@ from cmp.experiments.studies import BAND
 from cmp.files import project_folder
 from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
-from cmp.registry import get_option
 from lab import chapters
 
 AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
@@ -171,58 +170,6 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
         columns[name] = {key: f"{value:.3g}" for key, value in numbers.items()}
         columns[name]["moments"] = "carried" if run.carries_moments else "begun anew"
     return pd.DataFrame(columns)
-
-
-# schedules
-
-
-def schedule_keys(name: str, meta: str) -> set[str]:
-    """Return the keys of a schedule that a curve and a meta schedule use, beyond the peak.
-
-    Args:
-        name, meta: Names of the two.
-
-    Returns:
-        Keys of `Schedule`.
-    """
-    return {*get_option("schedule", name).settings, *get_option("meta_schedule", meta).settings}
-
-
-def schedule_run(
-    name: str, meta: str, peak: float, tasks: int, steps: int, **others: Any
-) -> config.RunConfig:
-    """Make the run of a schedule.
-
-    Args:
-        name, meta: Names of curve and meta schedule.
-        peak: The highest learning rate.
-        tasks: Tasks of the stream.
-        steps: Steps per task.
-        **others: Keys of `Schedule`; those that the schedule does not use are left out, and so are
-            shares of a task that are the default.
-
-    Returns:
-        The run.
-
-    Raises:
-        CmpError: There is no such run.
-    """
-    used = {key: others[key] for key in sorted(schedule_keys(name, meta) & others.keys())}
-    used = {key: value for key, value in used.items() if value != config.DEFAULT_SHARES.get(key)}
-    tree = {"schedule": {"name": name, "meta": meta, "peak": peak} | used}
-    tree |= {"stream": {"tasks": tasks}, "training": {"steps": steps}}
-    return config.parse(config.overlay(config.profile("cpu"), tree), "this setting")
-
-
-def schedule_label(run: config.RunConfig) -> str:
-    """Return the schedule's name and, if it has one, its meta schedule's."""
-    name, meta = run.schedule.name, run.schedule.meta
-    return name if meta == "none" else f"{name}, meta {meta}"
-
-
-def schedule_rates(run: config.RunConfig) -> np.ndarray:
-    """Return the learning rates of a run's stream, [tasks, steps]."""
-    return schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
 
 
 def _changes(run: config.RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:

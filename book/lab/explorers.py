@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from cmp import config
+from cmp import config, schedules
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.experiments import fronts, results, verdicts
@@ -250,10 +250,10 @@ def schedule_explorer(**state: Any) -> Explorer:
     runs = [run for run in table["runs"] if run["label"] in SHEET["schedule"]["still"]]
     curves = {}
     for run in runs:
-        tree = config.override(
-            config.profile("cpu"), [f"{k}={json.dumps(v)}" for k, v in run["changes"].items()]
-        )
-        curves[run["label"]] = analyses.schedule_rates(config.parse(tree, "schedule"))
+        assignments = [f"{key}={json.dumps(value)}" for key, value in run["changes"].items()]
+        tree = config.override(config.profile("cpu"), assignments)
+        schedule = config.parse(tree, "schedule").schedule
+        curves[run["label"]] = schedules.learning_rates(schedule, table["tasks"], table["steps"])
     words = "The learning rates of " + " and ".join(
         f"{run['label']} (A_KA {run['at'][0]:.1f}%, A_ZS {run['at'][1]:.1f}%)" for run in runs
     )

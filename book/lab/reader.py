@@ -51,7 +51,7 @@ def is_edited(copy) -> bool:
 
 
 def make_copy(source: Path, names: list[str]):
-    """Return a chapter as a reader gets it: its committed notebook in Markdown that JupyterLab shows.
+    """Return a chapter as a reader gets it: its committed notebook, in plain Markdown.
 
     Args:
         source: The chapter.

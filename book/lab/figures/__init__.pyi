@@ -15,7 +15,6 @@ from .gains import plot_verdicts as plot_verdicts
 from .runs import FREE_PEAKS as FREE_PEAKS
 from .runs import POOLS as POOLS
 from .runs import plot_among_runs as plot_among_runs
-from .runs import plot_batch as plot_batch
 from .runs import plot_change_by_dataset as plot_change_by_dataset
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
 from cmp.experiments import results, scores, store
@@ -30,8 +31,6 @@ from lab.figures import style
 
 ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = chapters.BOOK / "idea.svg"
-POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict=False))
-"""Part of a batch -> colour."""
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -442,41 +441,13 @@ def plot_schedules(tasks: int = 8, steps: int = 40, columns: int = 4) -> Figure:
         for panel in axes.flat[len(pairs) :]:
             panel.set_axis_off()
         for panel, (name, meta) in zip(axes.flat, pairs, strict=False):
-            run = analyses.schedule_run(name, meta, 1.0, tasks, steps, peaks=FREE_PEAKS[:tasks])
-            _draw_rates(panel, analyses.schedule_rates(run), style.COLOURS[0])
-            panel.set_title(analyses.schedule_label(run), fontsize=12)
+            peaks = FREE_PEAKS[:tasks] if meta == "free" else ()
+            rates = schedules.learning_rates(Schedule(name, meta, 1.0, peaks=peaks), tasks, steps)
+            _draw_rates(panel, rates, style.COLOURS[0])
+            panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:
             panel.set_xlabel("Optimizer step", fontsize=11)
         figure.supylabel("Learning rate, in peaks", fontsize=12)
-    return figure
-
-
-def plot_batch(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
-    """What a batch is made of, and how often an image is seen over the stream.
-
-    Args:
-        parts: A row per kind of batch (index: its name), a column per part: samples.
-        passes: A row per task in which an image arrives (0: images of the pretraining pool), a
-            column per part: how often such an image is seen as a sample of it, on average.
-
-    Returns:
-        The figure.
-    """
-    names, bold = list(POOLS), {"color": "white", "fontweight": "bold"}
-    shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
-    with style.canvas(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
-        parts[names].plot.barh(ax=left, **shared)
-        for bars in left.containers:
-            counts = [f"{count:g}" if count else "" for count in bars.datavalues]
-            left.bar_label(bars, counts, label_type="center", **bold)
-        left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
-        passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)
-        total = [f"{seen:.{int(seen < 9.95)}f}" for seen in passes[names].sum(axis=1)]
-        right.bar_label(right.containers[-1], total, padding=2, fontsize=10, color="0.3")
-        right.set(xlabel="Update in which the image arrives", ylabel="Times an image is seen")
-        entries = left.get_legend_handles_labels()
-        figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
-        figure.get_layout_engine().set(wspace=0.06)
     return figure
 
 
