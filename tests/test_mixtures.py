@@ -430,3 +430,31 @@ def test_a_pool_that_is_not_there_is_refused():
     run_config = forked.small_config("mixture.pool=substitute")
     with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
         mixtures.task_pools(run_config, without)
+
+
+@given(shares(), shares(), st.integers(2, 30))
+def test_a_mixture_changes_along_a_line(first, last, tasks):
+    mixture = dataclasses.replace(first, last=last.shares)
+    assert mixture.at(0, tasks).shares == pytest.approx(first.shares)
+    assert mixture.at(tasks - 1, tasks).shares == pytest.approx(last.shares)
+    way = np.array([mixture.at(task, tasks).shares for task in range(tasks)])
+    assert np.diff(way, n=2, axis=0) == pytest.approx(0, abs=1e-12)
+    assert first.at(tasks - 1, tasks) is first
+
+
+def test_a_run_follows_a_mixture_that_changes(corpus):
+    changes = ["mixture.pretraining=0.0", "mixture.update=1.0", "mixture.buffer=0.0"]
+    tree = config.override(config.profile("quick"), [*changes, "mixture.last=[0.5,0.25,0.25]"])
+    run = config.parse(tree)
+    pools = mixtures.task_pools(run, corpus)
+    batches = [mixtures.make_batch(run, corpus, pool, task, 0) for task, pool in enumerate(pools)]
+    assert [batch.replayed for batch in batches] == [0, 8, 16, 24, 32]
+    assert np.isin(batches[0].rows, pools[0].update).all()
+
+
+def test_a_mixture_that_changes_is_checked():
+    with pytest.raises(CmpError, match=r"sum of last must be 1, not 1\.5"):
+        config.parse({"mixture": {"last": [0.5, 0.5, 0.5]}})
+    tree = {"method": {"name": "distillation"}, "mixture": {"last": [0.0, 0.5, 0.5]}}
+    with pytest.raises(CmpError, match="works on replayed images"):
+        config.parse(tree)

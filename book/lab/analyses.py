@@ -208,6 +208,10 @@ class Surface(NamedTuple):
         # P is what D and B leave
         return LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))(shares[:, 1:])
 
+    def spans_triangle(self) -> bool:
+        """Return whether the mixtures lie on more than one line."""
+        return bool(np.linalg.matrix_rank(self.shares - self.shares[:1]) == 2)
+
     def misses(self) -> pd.Series:
         """Return how far interpolation is from stored mixtures that are left out, in points.
 
@@ -220,7 +224,7 @@ class Surface(NamedTuple):
             rest = [other for other in range(len(self.names)) if other != place]
             names = [self.names[other] for other in rest]
             others = Surface(names, self.shares[rest], self.scores[:, rest])
-            if len(rest) > 2:
+            if others.spans_triangle():
                 guess = (others.weights(self.shares[[place]]) @ others.scores)[:, 0]
                 rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
         return np.sqrt(pd.DataFrame(rows, columns=["A_KA", "A_ZS"], dtype=float).mean())
@@ -252,9 +256,10 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
-    if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
+    found = Surface(names, points, scores)
+    if not found.spans_triangle() or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
-    return Surface(names, points, scores)
+    return found
 
 
 # names, costs and sizes: the first chapters

@@ -27,7 +27,7 @@ from cmp.errors import CmpError
 from cmp.experiments import fronts, results, verdicts
 from cmp.experiments.scores import LEVEL, t_interval
 from cmp.readers.files import read_yaml
-from cmp.registry import get_option, option_names
+from cmp.registry import Option, get_option, option_names
 from lab import analyses, chapters, figures, live_runs
 
 SCRIPTS = Path(__file__).with_name("js")
@@ -205,25 +205,29 @@ def schedule_table() -> dict[str, Any]:
         row["schedule"] = _schedule_state(run)
         row["besides"] = any(not key.startswith("schedule.") for key in row["changes"])
     cpu = config.parse(config.profile("cpu"), "cpu")
-    curves, metas = ({name: get_option(kind, name) for name in option_names(kind)}
-                     for kind in ("schedule", "meta_schedule"))  # fmt: skip
     return table | {
         "tasks": cpu.stream.tasks,
         "steps": cpu.training.steps,
         "usual": (usual := _schedule_state(cpu)),
         "defaults": usual | {"lock": False},
         "curves": {
-            name: {"settings": _numbers(each), "overStream": each.facts["over_stream"]}
-            for name, each in curves.items()
+            name: {"settings": option_keys(each), "overStream": each.facts["over_stream"]}
+            for name, each in options("schedule").items()
         },
         "metas": {
-            name: {"settings": _numbers(each), "curve": each.facts["curve"]}
-            for name, each in metas.items()
+            name: {"settings": option_keys(each), "curve": each.facts["curve"]}
+            for name, each in options("meta_schedule").items()
         },
     }
 
 
-def _numbers(option: Any) -> list[str]:
+def options(kind: str) -> dict[str, Option]:
+    """Return the options of a kind by name."""
+    return {name: get_option(kind, name) for name in option_names(kind)}
+
+
+def option_keys(option: Option) -> list[str]:
+    """Return the keys of a config that a script knows of an option: shares, not steps."""
     return [key for key in option.settings if not key.endswith("_steps")]
 
 
