@@ -82,6 +82,8 @@ export function document({ project, page, slug, base, assets }) {
   const body = render(page.mdast, context);
   const { title, subtitle, content_includes_title: titled } = page.frontmatter ?? {};
   const heading = titled || !title ? "" : `<h1>${escape(title)}</h1>`;
+  const file = page.location?.split("/").at(-1) ?? "";
+  const notebook = file.endsWith(".ipynb") ? `<p class="notebook"><a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
   const under = subtitle ? `<p class="subtitle">${escape(subtitle)}</p>` : "";
   return `<!doctype html>
 <html lang="en">
@@ -94,7 +96,7 @@ ${bar(project, base)}
 <div class="columns">
 ${chapters(project, slug, base)}
 <main id="text" tabindex="-1">
-<article>${heading}${under}${body}${bibliography(page)}</article>
+<article>${heading}${under}${notebook}${body}${bibliography(page)}</article>
 ${neighbours(project, slug, base)}
 </main>
 ${outline(page)}

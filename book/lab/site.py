@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.files import build_folder, write_atomic
+from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
 from lab import chapters, explorers, figures
 
@@ -138,6 +138,10 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
     lines = (done.stdout + done.stderr).splitlines()
+    for path in (root / "book").glob("*.ipynb"):
+        if html.is_dir():  # for who wants to run a page
+            make_folder(html / "notebooks")
+            shutil.copy(path, html / "notebooks")
     faults = []
     if done.returncode or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]
