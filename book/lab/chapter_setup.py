@@ -1,13 +1,15 @@
 """The second cell of a chapter: its parameters checked, and what is stored of its runs printed."""
 
+import asyncio
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from cmp import config
+from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, store, studies, workers
@@ -65,6 +67,22 @@ def begin_chapter(
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
     return live
+
+
+async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str = "cpu") -> None:
+    """Compute runs while the kernel hears of other things, such as of an explorer's buttons.
+
+    Args:
+        live: Runs, as `begin_chapter` returns them.
+        jobs: Runs at the same time.
+        device: "cpu" or "cuda".
+
+    Raises:
+        CmpError: Runs failed.
+        Interrupted: The cell was interrupted; unfinished runs are saved.
+    """
+    with StopRequest() as stop:
+        await asyncio.to_thread(studies.compute_runs, [*live.values()], jobs, device, stop=stop)
 
 
 def run_status(

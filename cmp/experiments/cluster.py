@@ -27,7 +27,11 @@ STOP_SECONDS = 20
 
 
 def run_on_ray(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
+    todo: list[RunConfig],
+    jobs: int,
+    device: str,
+    finished: Callable[[RunConfig], None],
+    stop: StopRequest,
 ) -> workers.Failures:
     """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
 
@@ -39,15 +43,16 @@ def run_on_ray(
         jobs: How many are computed at a time.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
+        stop: Whether a signal came.
 
     Returns:
         Why runs failed.
 
     Raises:
         CmpError: Ray is not installed, or no cluster can be reached.
-        Interrupted: SIGINT or SIGTERM came; the runs are saved.
+        Interrupted: A signal came; the runs are saved.
     """
-    with StopRequest() as stop, _connected(jobs) as ray:
+    with _connected(jobs) as ray:
         task, references = _ray_task(ray, device), set()
 
         def start(run_config: RunConfig) -> Any:

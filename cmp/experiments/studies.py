@@ -16,6 +16,7 @@ their own that explore, on the validation split; what is claimed of settings sta
 `book/claims.yaml`, see `cmp.experiments.verdicts`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,6 +30,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config
+from cmp.checkpoints import StopRequest
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stream, Training
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
@@ -48,7 +50,8 @@ DRAW = 10_000
 BAND, BAND_RUNS = "quick-", 10
 """What the name of a `band_of` a study begins with, and the runs of each of its settings."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
-"""Functions of (configs, jobs, device, called with each run) that return why runs failed."""
+"""Functions of (configs, jobs, device, called with each run, noted signals) that return why runs
+failed."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -243,6 +246,7 @@ def compute_runs(
     device: str = "cpu",
     backend: str = "local",
     finished: Callable[[RunConfig], Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Compute the runs that are missing, with a progress bar.
 
@@ -255,15 +259,19 @@ def compute_runs(
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
         finished: Called with each run that is done, in place of a bar over these runs.
+        stop: Notes signals; by default they are noted here, which only the main thread can.
 
     Raises:
+        Interrupted: A signal came; unfinished runs are saved.
         CmpError: At the end, if runs failed; says which and why.
     """
     todo = missing_runs(configs)
     if not todo:
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
-        failures = BACKENDS[backend](todo, jobs, device, finished or (lambda _: bar.update()))
+        told = finished or (lambda _: bar.update())
+        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
+            failures = BACKENDS[backend](todo, jobs, device, told, noted)
     if failures:
         reasons = failures.items()
         lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]
@@ -311,8 +319,8 @@ def is_translatable(changes: dict[str, Any], name: str) -> bool:
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a study's changes in a profile's own terms.
 
-    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks stay
-    the same multiples of the profile's.
+    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks
+    stay the same multiples of the profile's.
 
     Args:
         changes: Values by dotted key.

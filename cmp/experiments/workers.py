@@ -114,7 +114,11 @@ def default_jobs(device: str) -> int:
 
 
 def run_locally(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
+    todo: list[RunConfig],
+    jobs: int,
+    device: str,
+    finished: Callable[[RunConfig], None],
+    stop: StopRequest,
 ) -> Failures:
     """Compute runs in worker processes.
 
@@ -126,15 +130,16 @@ def run_locally(
         jobs: Number of workers.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
+        stop: Whether a signal came.
 
     Returns:
         Why runs failed.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the workers have saved their runs.
+        Interrupted: A signal came; the workers have saved their runs.
     """
     devices = list_devices(device)
-    with StopRequest() as stop, _worker_pool() as pool:
+    with _worker_pool() as pool:
         busy: dict[Connection, _Worker] = {}
 
         def start(run_config: RunConfig) -> Connection:
