@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import ipywidgets as widgets
 import torch
+from IPython.display import display
 
 from cmp import config
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, store, studies, workers
+from cmp.experiments import forecast, preflight, results, store, studies, workers
 from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
@@ -45,7 +47,7 @@ def begin_chapter(
     Raises:
         CmpError: A parameter is wrong, or the device is not there.
     """
-    chapters.check_injected(scope)
+    declared = chapters.check_injected(scope)
     torch.set_num_threads(1)
     profile, seeds = scope["profile"], scope["seeds"]
     if profile in config.FOREIGN_MODEL_PROFILES:  # a CPU would take months
@@ -66,7 +68,42 @@ def begin_chapter(
         raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
+    own = [f"{name}={scope[name]}" for name in declared if name not in SHARED_PARAMETERS]
+    print(f"Live: {', '.join([profile, *own])}. {published_words(runs)}".strip())
+    if declared:
+        display(profile_control(scope))
     return live
+
+
+SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "dry_run", "stream_seed")
+"""The parameters that all chapters have."""
+
+
+def published_words(runs: object) -> str:
+    """Return of which runs the published figures of a chapter are, if it has a study."""
+    if not isinstance(runs, studies.Study) or not results.is_published(runs.chapter):
+        return ""
+    count = results.published_metrics(runs.chapter)["replicate"].nunique()
+    return f"Published: cpu, {count} replicates of study {runs.chapter}."
+
+
+def profile_control(scope: dict[str, Any]) -> widgets.Widget:
+    """Return a control that sets a chapter's profile, for the cells that are run after it.
+
+    Args:
+        scope: The chapter's `globals()`.
+    """
+    names = [name for name in config.PROFILES if name not in config.FOREIGN_MODEL_PROFILES]
+    names += [scope["profile"]] * (scope["profile"] not in names)
+    choice = widgets.Dropdown(options=names, value=scope["profile"], description="Profile")
+    said = widgets.Label()
+
+    def choose(change: dict[str, Any]) -> None:
+        scope["profile"] = change["new"]
+        said.value = "Run this cell and those below again: its first line says what that takes."
+
+    choice.observe(choose, names="value")
+    return widgets.HBox([choice, said])
 
 
 async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str = "cpu") -> None:

@@ -262,7 +262,7 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     return values
 
 
-def check_injected(scope: dict[str, object]) -> None:
+def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
     """Check the parameters of the chapter that runs, in the cell after the parameters cell.
 
     papermill itself only warns about an unknown `-p name`, takes any type, and hands `-p dry_run
@@ -274,11 +274,14 @@ def check_injected(scope: dict[str, object]) -> None:
     Args:
         scope: The chapter's `globals()`.
 
+    Returns:
+        The parameters that the chapter declares, by name; none outside IPython.
+
     Raises:
         CmpError: A name is not declared, or a value is not of its type; lists the parameters.
     """
     if "In" not in scope:
-        return
+        return {}
     valid: dict[str, Parameter] = {}
     injected: set[str] = set()
     for cell in scope["In"]:
@@ -294,3 +297,4 @@ def check_injected(scope: dict[str, object]) -> None:
         if isinstance(scope[name], str):
             scope[name] = convert_value(scope[name], valid[name].type)
     check_values({name: scope[name] for name in [*valid, *sorted(injected - {*valid})]}, valid)
+    return valid
