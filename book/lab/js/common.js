@@ -300,7 +300,7 @@ function runner(kernel, changed) {
       runs.set(id, run);
       kernel.send({ verb: "run", id, profile: run.profile, changes: run.changes });
       setTimeout(() => {
-        if (!run.heard) Object.assign(run, { state: "kernel busy: queued" });
+        if (!run.heard) Object.assign(run, { state: "kernel busy or gone: queued" });
         changed();
       }, PATIENCE);
       changed();

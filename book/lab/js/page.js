@@ -13,4 +13,5 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
   place.replaceChildren(made);
   place.closest(".outputs")?.querySelector("figure")?.remove();
   explore(made, { table, kernel: null, start: {} });
+  place.dataset.ready = "";
 }
