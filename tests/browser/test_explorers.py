@@ -1,5 +1,5 @@
 """JupyterLab in a real browser: explorers that are dragged, typed into, pinned and run, beside cells
-that are busy, that await and that are interrupted, and beside a kernel that is gone."""
+that are busy, that await or are interrupted, and without a kernel."""
 
 import os
 import re
@@ -21,14 +21,14 @@ from cmp import config
 from cmp.experiments import studies
 changes = ["stream.tasks=1", "training.steps=600", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]"""
-SMALL = """import os, time, asyncio
+BEGIN = """import os, time, asyncio
 os.environ["CMP_BUILD"] = {build!r}
 from cmp.config import PROFILES
-PROFILES["quick"] |= {{"stream": {{"tasks": 2}}, "training": {{"steps": 4, "batch": 8}},
-                      "evaluation": {{"full": False, "subset": 2}}}}
-PROFILES["cpu"] = PROFILES["cpu"] | {{"training": {{"steps": 4000, "batch": 8}}}}
 from lab import explorers"""
-"""Runs of the sizes that tests can wait for: `quick` takes seconds, `cpu` does not end by itself."""
+SMALL = """PROFILES["quick"] |= {"stream": {"tasks": 2}, "training": {"steps": 4, "batch": 8},
+                      "evaluation": {"full": False, "subset": 2}}
+PROFILES["cpu"] |= {"training": {"steps": 4000, "batch": 8}}"""
+"""Sizes of runs that tests can wait for: `quick` takes seconds, `cpu` does not end by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,10 @@ def served(browser, build, tmp_path_factory):
             (folder / "book" / path.name).symlink_to(path)
     for number, source in chapters.chapters().items():
         nbformat.write(cut.notebook(source), folder / "book" / f"{number}.ipynb")
-    shown = [SMALL.format(build=str(build)), "explorers.schedule_explorer()"]
+    shown = [BEGIN.format(build=str(build)), "explorers.schedule_explorer()", SMALL]
+    runs = "studies.compute_runs(grid)\nprint(len(grid), 'done')"
     notebooks = {
-        "long": [
-            LONG.format(build=str(build)),
-            "studies.compute_runs(grid)\nprint(len(grid), 'done')",
-        ],
+        "long": [LONG.format(build=str(build)), runs],
         "small": shown,
         "busy": [*shown, "time.sleep(6)\nprint('awake')"],
         "await": [*shown, "await asyncio.sleep(6)\nprint('awake')"],
@@ -125,7 +123,7 @@ def test_the_book_has_its_explorers():
 
 @pytest.mark.parametrize("number", [number for number, names in SHOWN.items() if names])
 def test_the_explorers_of_a_chapter(served, number):
-    """They are there, and again when all cells are run a second time, without a word of complaint."""
+    """They are there, and again when all cells are run a second time, and nothing complains."""
     with lab.opened(*served, f"{number}.ipynb") as watched:
         page = watched.page
         for _ in range(2):
@@ -205,10 +203,21 @@ def test_a_run_stops_and_a_third_waits(small):
     expect(explorer.runs.locator(".run")).to_have_count(2)
 
 
+def beside_last_cell(watched):
+    """The explorer, once the cell after it runs."""
+    watched.page.locator(".jp-CodeCell").last.locator(".cm-content").click()
+    watched.command("notebook:run-all-above")
+    explorer = Explorer(watched.page, "schedule_explorer")
+    watched.begin("notebook:run-cell")
+    prompt = watched.page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
+    expect(prompt).to_have_text("[*]:")
+    watched.page.wait_for_timeout(500)  # the kernel has it by now
+    return explorer
+
+
 def test_a_busy_kernel_is_said_and_a_run_can_be_cancelled(served):
     with lab.opened(*served, "busy.ipynb") as watched:
-        watched.begin("notebook:run-all-cells")
-        explorer = Explorer(watched.page, "schedule_explorer")
+        explorer = beside_last_cell(watched)
         explorer.run()
         explorer.shows("kernel busy or gone: queued", 3)
         before = explorer.said.text_content()
@@ -224,8 +233,7 @@ def test_a_busy_kernel_is_said_and_a_run_can_be_cancelled(served):
 
 def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(served):
     with lab.opened(*served, "await.ipynb") as watched:
-        watched.begin("notebook:run-all-cells")
-        explorer = Explorer(watched.page, "schedule_explorer")
+        explorer = beside_last_cell(watched)
         explorer.press("meta rsqrt, tuned")
         explorer.run()
         explorer.shows(re.compile("starting|step|done"), 3)

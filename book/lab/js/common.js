@@ -285,6 +285,13 @@ function takeAway(place) {
 // that the kernel is busy; it can be withdrawn until the kernel hears of it.
 function runner(kernel, changed) {
   const runs = new Map();
+  const send = (message) => {
+    try {
+      kernel.send(message);
+    } catch {
+      // the kernel is gone, as its silence will say
+    }
+  };
   kernel?.listen((message) => {
     const run = runs.get(message.id);
     if (!run) return;
@@ -298,7 +305,7 @@ function runner(kernel, changed) {
       const id = `${Date.now().toString(36)}-${runs.size}`;
       const run = { ...about, id, trail: [], state: "asked", progress: 0, heard: false };
       runs.set(id, run);
-      kernel.send({ verb: "run", id, profile: run.profile, changes: run.changes });
+      send({ verb: "run", id, profile: run.profile, changes: run.changes });
       setTimeout(() => {
         if (!run.heard) Object.assign(run, { state: "kernel busy or gone: queued" });
         changed();
@@ -306,7 +313,7 @@ function runner(kernel, changed) {
       changed();
     },
     stop(run) {
-      kernel.send({ verb: "stop", id: run.id });
+      send({ verb: "stop", id: run.id });
       if (!run.heard) Object.assign(run, { state: "cancelled", over: true });
       changed();
     },

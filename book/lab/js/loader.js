@@ -28,6 +28,7 @@ function kernelOf(model) {
 
 function render({ model, el }) {
   const kernel = kernelOf(model);
+  el.setAttribute("data-lm-suppress-shortcuts", "true"); // keys are the explorer's, not JupyterLab's
   el.textContent = "The explorer starts …";
   const late = setTimeout(() => {
     el.textContent = "The kernel is busy: the explorer starts when the running cell ends.";
