@@ -70,8 +70,8 @@ def served(browser, build, tmp_path_factory):
     notebooks = {
         "long": [LONG.format(build=str(build)), runs],
         "small": shown,
-        "busy": [*shown, "time.sleep(6)\nprint('awake')"],
-        "await": [*shown, "await asyncio.sleep(6)\nprint('awake')"],
+        "busy": [*shown, "time.sleep(15)\nprint('awake')"],
+        "await": [*shown, "await asyncio.sleep(15)\nprint('awake')"],
     }
     for name, cells in notebooks.items():
         made = [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -219,12 +219,12 @@ def test_a_busy_kernel_is_said_and_a_run_can_be_cancelled(served):
     with lab.opened(*served, "busy.ipynb") as watched:
         explorer = beside_last_cell(watched)
         explorer.run()
-        explorer.shows("kernel busy or gone: queued", 3)
+        explorer.shows("kernel busy or gone: queued", 12)
         before = explorer.said.text_content()
         explorer.press("infinite")  # what needs no kernel goes on
         expect(explorer.said).not_to_have_text(before, timeout=1000)
         explorer.runs.get_by_role("button", name="Cancel").click()
-        explorer.shows("cancelled", 3)
+        explorer.shows("cancelled", 12)
         expect(watched.page.get_by_text("awake", exact=True)).to_be_visible(timeout=1000 * SECONDS)
         watched.page.wait_for_timeout(2000)
         assert explorer.runs.locator(".run", has_text="cancelled").count() == 1
@@ -236,7 +236,7 @@ def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(se
         explorer = beside_last_cell(watched)
         explorer.press("meta rsqrt, tuned")
         explorer.run()
-        explorer.shows(re.compile("starting|step|done"), 3)
+        explorer.shows(re.compile("starting|step|done"), 12)
         watched.command("notebook:interrupt-kernel")
         explorer.shows("done", 2 * SECONDS)
 

@@ -116,6 +116,11 @@ export function form(place, change, warn) {
     const typed = element("input", { type: "text", inputmode: "decimal", "aria-label": `${label}, as a number` });
     slider.setAttribute("aria-label", label);
     slider.addEventListener("input", () => change({ [key]: from(Number(slider.value)) }));
+    typed.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return; // which JupyterLab would keep for itself
+      event.preventDefault();
+      typed.dispatchEvent(new Event("change"));
+    });
     typed.addEventListener("change", () => {
       const asked = Number(typed.value);
       const value = Math.min(high, Math.max(low, Number.isFinite(asked) ? asked : low));
