@@ -145,9 +145,9 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
         The explorer.
     """
     table = atlas_table(own=True)
-    about = pd.DataFrame(table["settings"])[["study", "split"]]
+    about = pd.DataFrame(table["settings"])[["study", "split", "merging"]]
     runs = pd.DataFrame(table["runs"], columns=["place", "replicate", *AXES])
     runs = runs.join(about, on="place").query("split == 'test' and study != @OWN")
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
-    figure = figures.plot_among_runs({}, runs.rename(columns={"study": "setting"}))
+    figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
     return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)
