@@ -109,6 +109,12 @@ function citations(node, context) {
   return node.kind === "narrative" ? parts.join("; ") : `(${parts.join("; ")})`;
 }
 
+// A place on a page that no cell draws.
+function explorer({ name }, context) {
+  context.answers = true;
+  return `<div class="answering" data-explorer="${escape(name)}"><p>This explorer needs JavaScript.</p></div>`;
+}
+
 const footnote = (node) => escape(node.identifier);
 
 const kinds = {
@@ -135,6 +141,7 @@ const kinds = {
   details: element("details", ' class="box"'),
   emphasis: element("em"),
   exercise: box("exercise", "Exercise"),
+  explorer,
   footer: element("footer"),
   footnoteDefinition: (node, context) =>
     `<div class="footnote" id="fn-${footnote(node)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,

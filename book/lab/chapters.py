@@ -21,8 +21,8 @@ from cmp.readers.files import explain_errors
 BOOK = Path(__file__).resolve().parents[1]
 FORMATS = "ipynb,md:myst"
 PAGES = (
-    "STYLE.md", "api.md", "architecture.md", "choices_beside_peers.md", "glossary.md", "index.md",
-    "literature.md",
+    "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
+    "index.md", "literature.md",
 )  # fmt: skip
 """Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")

@@ -129,13 +129,16 @@ class Explorer(anywidget.AnyWidget):
         self.send({"kind": "answer", "id": identity} | content)
 
 
-def draw_still(name: str, figure: Figure, words: str) -> dict[str, str]:
+def draw_still(
+    name: str, figure: Figure, words: str, table: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Return what stands in an explorer's place without a kernel.
 
     Args:
         name: The explorer's name; a page with a table of that name puts the explorer there.
         figure: The picture.
         words: What it shows.
+        table: The explorer's table, where only the notebook has it.
 
     Returns:
         HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
@@ -144,6 +147,9 @@ def draw_still(name: str, figure: Figure, words: str) -> dict[str, str]:
     figure.savefig(file, format="png", dpi=110)
     how = "This picture stands still: run the cell in JupyterLab to move its controls."
     text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
+    if table is not None:
+        data = json.dumps(table).replace("</", "<\\/")  # which would end the script
+        text += f'<script type="application/json">{data}</script>'
     place = f'<div class="answering" data-explorer="{name}">{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
@@ -159,16 +165,14 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         (A_KA, A_ZS) on the whole test; their means `at`, and `half` the width of their intervals.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
-    usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
     rows = []
     for name, run in configs.items():
         ends = scores.loc[name, AXES].round(2)
         means = [t_interval(ends[axis].to_numpy()) for axis in AXES]
-        keys = dict(config.flat_keys(run.to_dict())).items()
         changes = {
             key: value
-            for key, value in keys
-            if value != usual[key] and not key.startswith(("seed", "evaluation"))
+            for key, value in changes_to_cpu(run).items()
+            if not key.startswith(("seed", "evaluation"))
         }
         about = {"label": name, "changes": changes}
         about["ends"] = {
@@ -177,6 +181,12 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         about["at"] = [round(mean, 2) for mean, _, _ in means]
         rows.append(about | {"half": [round(half, 2) for _, _, half in means]})
     return rows
+
+
+def changes_to_cpu(run: config.RunConfig) -> dict[str, Any]:
+    """Return what a run changes in the profile `cpu`, by dotted key."""
+    usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
+    return {k: value for k, value in config.flat_keys(run.to_dict()) if value != usual[k]}
 
 
 def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from lab import chapters, explorers, figures
+from lab import atlas, chapters, explorers, figures
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
+TABLES = explorers.TABLES | {"atlas": atlas.atlas_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
@@ -72,7 +73,7 @@ def write_lookups() -> None:
     for path in explorers.SCRIPTS.iterdir():
         write_atomic(scripts / path.name, path.read_text(encoding="utf-8"))
     write_atomic(scripts / "d3.js", explorers.script("d3"))
-    for name, make_table in explorers.TABLES.items():
+    for name, make_table in TABLES.items():
         text = json.dumps(make_table(), separators=(",", ":"))
         write_atomic(scripts / "data" / f"{name}.json", text)
 

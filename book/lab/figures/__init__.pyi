@@ -2,6 +2,7 @@ from .comparisons import plot_against as plot_against
 from .comparisons import plot_allowed_steps as plot_allowed_steps
 from .comparisons import plot_along as plot_along
 from .comparisons import plot_curves as plot_curves
+from .comparisons import plot_ends as plot_ends
 from .comparisons import plot_gains as plot_gains
 from .comparisons import plot_merge_path as plot_merge_path
 from .comparisons import plot_plan as plot_plan

@@ -49,6 +49,25 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: style.Colours = 
     return figure
 
 
+def plot_ends(ends: pd.DataFrame) -> Figure:
+    """Where published runs ended, a dot per run.
+
+    Args:
+        ends: Columns `A_KA`, `A_ZS`, and `merges`: whether a run merges the weights of updates.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(9, 5.4) as (figure, axes):
+        for merges, words in enumerate(("without merging", "with merging")):
+            rows, look = ends[ends["merges"] == bool(merges)], {"alpha": 0.4, "markersize": 4}
+            colour = style.COLOURS[merges]
+            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, label=words, **look)
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        axes.legend(frameon=False)
+    return figure
+
+
 def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
     """Both aggregates against another number of each setting, a labelled point per setting.
 

@@ -3,7 +3,7 @@ import d3 from "./d3.js";
 
 export { d3 };
 
-const PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc"];
+export const PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc"];
 const MOST_PINS = PALETTE.length;
 const PATIENCE = 500; // milliseconds after which a kernel that does not answer is busy
 
@@ -65,7 +65,7 @@ export function axes(svg, x, y, [xLabel, yLabel], ticks = 6) {
 
 // Lets an element be dragged by a pointer and moved by arrow keys: `move` gets the pointer's place in
 // the drawing, `nudge` the two directions of a key.
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+export const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 export function draggable(handle, move, nudge) {
   const drag = d3.drag().container(function () {
     return this.ownerSVGElement;
@@ -264,11 +264,11 @@ const FORMS = {
     `cmpt book --chapter ${chapter}` + Object.entries(parameters).map(([key, value]) => ` -P ${key}=${value}`).join(""),
   link: ({ link }) => link,
 };
-const keywords = (state) => Object.entries(state).map(([key, value]) => `${key}=${python(value)}`).join(", ");
+export const keywords = (state) => Object.entries(state).map(([key, value]) => `${key}=${python(value)}`).join(", ");
 const python = (value) => (value === true ? "True" : value === false ? "False" : value === null ? "None" : JSON.stringify(value));
 
-function takeAway(place) {
-  const kind = element("select", { "aria-label": "Copy as" }, ...Object.keys(FORMS).map((each) => element("option", { value: each }, each)));
+export function takeAway(place, forms = Object.keys(FORMS)) {
+  const kind = element("select", { "aria-label": "Copy as" }, ...forms.map((each) => element("option", { value: each }, each)));
   const text = element("pre", { tabindex: 0 });
   const copy = element("button", { type: "button" }, "Copy");
   let given = null;
@@ -474,11 +474,11 @@ const same = (one, other) => {
 };
 
 // The state of an explorer in an address.
-function linkTo(name, state) {
+export function linkTo(name, state) {
   return `${location.href.split("#")[0]}#${new URLSearchParams({ explorer: name, state: JSON.stringify(state) })}`;
 }
 
-function linked(name) {
+export function linked(name) {
   try {
     const words = new URLSearchParams(location.hash.slice(1));
     return words.get("explorer") === name ? JSON.parse(words.get("state")) : {};
