@@ -99,6 +99,7 @@ class Explorer(anywidget.AnyWidget):
         elif verb == "stop" and identity in self._stops:
             self._stops[identity].set()
         elif verb == "ask" and self._answer:
+            self.send({"kind": "heard", "id": identity})
             self._begin(self._reply(identity, message["request"]))
 
     def _begin(self, coroutine: Any) -> None:
@@ -126,6 +127,8 @@ class Explorer(anywidget.AnyWidget):
             content = {"answer": await asyncio.to_thread(self._answer, request)}
         except CmpError as error:
             content = {"refused": str(error)}
+        except Exception as error:  # else the script would wait for ever
+            content = {"refused": f"{type(error).__name__}: {error}"}
         self.send({"kind": "answer", "id": identity} | content)
 
 
