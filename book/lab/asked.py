@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 import cmp
 from cmp import budgets, config, evaluation, models, streams
@@ -67,7 +68,7 @@ def _make_table(
         for preset in sheet["presets"]
         if not with_answers or all(state in values[key] for key, state in preset["state"].items())
     ]
-    table = {"kind": kind, "fields": fields, "each": each, "presets": presets, "address": ""}
+    table = {"kind": kind, "fields": fields, "each": each, "presets": presets}
     table |= {key: sheet[key] for key in ("chapter", "defaults")} | {"answers": {}} | facts
     for request in _questions(table, values):
         key = json.dumps([*request.values()], separators=(",", ":"))
@@ -105,6 +106,12 @@ def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, A
             and all(state[key] in names for key, names in field.get("when", {}).items())
         ]
         yield {key: state[key] for key in dict.fromkeys([*keys, *table["each"]])}
+
+
+def _explorer(table: Table, figure: Figure, words: str, answer: Answer) -> Explorer:
+    """Return the explorer of a table, with what stands in its place without a kernel."""
+    still = draw_still(table["kind"], figure, words, "asked")
+    return Explorer("asked", table, still, answer=answer)
 
 
 def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Table:
@@ -178,8 +185,8 @@ def stream_explorer(corpus: Corpus) -> Explorer:
     """
     table = stream_table(corpus=corpus)
     counts, report, _ = _stream_facts(corpus, table["defaults"])
-    still = draw_still("stream", figures.plot_stream(counts, report), stream_sentence(report))
-    return Explorer("asked", table, still, None, functools.partial(_stream_answer, corpus))
+    figure, answer = figures.plot_stream(counts, report), functools.partial(_stream_answer, corpus)
+    return _explorer(table, figure, stream_sentence(report), answer)
 
 
 def budget_table(with_answers: bool = False) -> Table:
@@ -211,8 +218,7 @@ def budget_calculator() -> Explorer:
     costs = paper.budget_table(state["model"], state["batch"], steps, methods)
     allowed = ", ".join(f"{name} {count:,}" for name, count in costs["steps"].items())
     words = f"Steps per update for the cost of {steps:g} steps of full fine-tuning: {allowed}."
-    still = draw_still("budget", figures.plot_allowed_steps(costs), words)
-    return Explorer("asked", table, still, None, _budget_answer)
+    return _explorer(table, figures.plot_allowed_steps(costs), words, _budget_answer)
 
 
 def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> Explorer:
@@ -243,8 +249,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
     between = pd.DataFrame([score(rule, each) for each in shares], shares)
     scores = ", ".join(f"{key} {value:.1f}%" for key, value in between.loc[share].items())
     words = f"{share:.2f} of the fine-tuned weights, by {rule}: {scores}."
-    still = draw_still("path", figures.plot_merge_path(between, between.loc[share]), words)
-    return Explorer("asked", table, still, None, answer)
+    return _explorer(table, figures.plot_merge_path(between, between.loc[share]), words, answer)
 
 
 def planner_table(with_answers: bool = False) -> Table:
@@ -322,4 +327,12 @@ def planner_explorer() -> Explorer:
     plan = _make_plan(request)
     words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
     figure = figures.plot_plan(plan, evidence.gather_evidence())
-    return Explorer("asked", table, draw_still("planner", figure, words), None, _planner_answer)
+    return _explorer(table, figure, words, _planner_answer)
+
+
+TABLES = {
+    "stream": functools.partial(stream_table, True),
+    "budget": functools.partial(budget_table, True),
+    "planner": functools.partial(planner_table, True),
+}
+"""What makes the table of each explorer that a page of the site answers by itself."""

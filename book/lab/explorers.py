@@ -132,13 +132,14 @@ class Explorer(anywidget.AnyWidget):
         self.send({"kind": "answer", "id": identity} | content)
 
 
-def draw_still(name: str, figure: Figure, words: str) -> dict[str, str]:
+def draw_still(name: str, figure: Figure, words: str, script: str = "") -> dict[str, str]:
     """Return what stands in an explorer's place without a kernel.
 
     Args:
         name: The explorer's name; a page with a table of that name puts the explorer there.
         figure: The picture.
         words: What it shows.
+        script: Its script, where that has another name.
 
     Returns:
         HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
@@ -147,7 +148,8 @@ def draw_still(name: str, figure: Figure, words: str) -> dict[str, str]:
     figure.savefig(file, format="png", dpi=110)
     how = "This picture stands still: run the cell in JupyterLab to move its controls."
     text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
-    place = f'<div class="answering" data-explorer="{name}">{text}</div>'
+    found = f'data-explorer="{name}" data-script="{script or name}"'
+    place = f'<div class="answering" {found}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 

@@ -18,7 +18,7 @@ from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from lab import chapters, explorers, figures
+from lab import asked, chapters, explorers, figures
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
@@ -72,7 +72,7 @@ def write_lookups() -> None:
     for path in explorers.SCRIPTS.iterdir():
         write_atomic(scripts / path.name, path.read_text(encoding="utf-8"))
     write_atomic(scripts / "d3.js", explorers.script("d3"))
-    for name, make_table in explorers.TABLES.items():
+    for name, make_table in (explorers.TABLES | asked.TABLES).items():
         text = json.dumps(make_table(), separators=(",", ":"))
         write_atomic(scripts / "data" / f"{name}.json", text)
 

@@ -1,5 +1,5 @@
 // Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
-import { axes, d3, draggable, drawing, element, form, linked, linkTo, PATIENCE, plane, points, short, table, takeAway } from "./common.js";
+import { axes, d3, draggable, drawing, element, form, FORMS, linked, linkTo, PATIENCE, plane, points, short, table, takeAway } from "./common.js";
 
 const SLOW = 150; // milliseconds after which an answer is said to be on its way
 const [BLUE, ORANGE] = ["#0173b2", "#de8f05"];
@@ -43,7 +43,7 @@ function asker(kernel, stored, changed) {
       const waited = asked ? performance.now() - asked.since : 0;
       if (!kernel && count) return "This page has no answer to this setting; in JupyterLab there is one.";
       if (!count || waited < SLOW) return "";
-      if (!asked.heard && waited > PATIENCE) return "kernel busy: queued";
+      if (!asked.heard && waited > PATIENCE) return "kernel busy or gone: queued";
       return `computing …${wanted.length > 1 ? ` ${wanted.length - count} of ${wanted.length}` : ""}`;
     },
   };
@@ -65,7 +65,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   bars.selectAll("rect").data(images).join("rect").attr("x", (_, n) => x(n)).attr("width", x.bandwidth()).attr("y", up).attr("height", (d) => 90 - up(d));
   write(bars, [[168, 88, "images", "end"], ...images.map((d, n) => [middle(n), up(d) - 4, n % every ? "" : d])]);
   const most = d3.max(counts, (row) => d3.max(row));
-  const rows = group(svg, "heat").selectAll("g").data(counts).join("g").attr("role", "img");
+  const rows = group(svg, "counts").selectAll("g").data(counts).join("g").attr("role", "img");
   rows.attr("aria-label", (row, k) => `Classes of ${data.datasets[k]} per update: ${row.join(", ")}`).attr("transform", (_, k) => `translate(0,${y(data.datasets[k])})`);
   const cells = rows.selectAll("rect").data((row) => row).join("rect").attr("x", (_, n) => x(n)).attr("width", x.bandwidth()).attr("height", y.bandwidth());
   cells.attr("fill-opacity", (d) => (d ? 0.15 + (0.85 * d) / most : 0.03));
@@ -169,7 +169,7 @@ function planner({ picture, drawPlane, more }, data, state, [[, plan]]) {
   return { sentence: plan.sentence, away: { YAML: plan.YAML, command: plan.command } };
 }
 
-const KINDS = { stream: [stream], budget: [budget, "command"], path: [path, "command", "Python"], planner: [planner, "command", "YAML"] };
+const KINDS = { stream: [stream, "command", "YAML", "Python", "papermill"], budget: [budget, "command"], path: [path, "command", "Python"], planner: [planner, "command", "YAML"] };
 
 export function explore(el, { table: data, kernel, start }) {
   const [chart, ...forms] = KINDS[data.kind];
@@ -188,7 +188,7 @@ export function explore(el, { table: data, kernel, start }) {
   const draw = {
     form: form(place.controls, change, (words) => (warning = words)),
     plane: plane(place.plane, { preview() {}, choose: (run) => run.state && change(run.state) }),
-    away: takeAway(place.away, forms.length ? Object.fromEntries([...forms, "link"].map((name) => [name, (given) => given[name]])) : undefined),
+    away: takeAway(place.away, Object.fromEntries([...forms, ...(kernel ? [] : ["link"])].map((name) => [name, (given) => given[name] ?? FORMS[name](given)]))),
   };
   let state = data.defaults;
   let warning = "";
@@ -234,7 +234,7 @@ export function explore(el, { table: data, kernel, start }) {
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
     if (!said) return;
     place.said.textContent = said.sentence;
-    draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state, data.address) });
+    draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state) });
   }
 
   place.plane.hidden = true;

@@ -250,7 +250,7 @@ function comparison(place, one, other, quantiles) {
 }
 
 // The ways in which a setting leaves the page.
-const FORMS = {
+export const FORMS = {
   command: ({ profile, changes }) =>
     ["cmpt run " + profile, ...Object.entries(changes).map(([key, value]) => `${key}=${JSON.stringify(value).replaceAll('"', "")}`)].join(" \\\n    "),
   YAML: ({ profile, changes }) =>
@@ -466,11 +466,11 @@ const same = (one, other) => {
 };
 
 // The state of an explorer in an address.
-function linkTo(name, state) {
+export function linkTo(name, state) {
   return `${location.href.split("#")[0]}#${new URLSearchParams({ explorer: name, state: JSON.stringify(state) })}`;
 }
 
-function linked(name) {
+export function linked(name) {
   try {
     const words = new URLSearchParams(location.hash.slice(1));
     return words.get("explorer") === name ? JSON.parse(words.get("state")) : {};
