@@ -18,7 +18,7 @@ from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast, paper, planner, results, statistics, studies
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import apply_policy
-from lab import explorers
+from lab import asked
 
 invoke = CliRunner().invoke
 HOURS = 0.0064
@@ -266,26 +266,15 @@ def test_tags_of_the_paper_are_open_clip_s():
 
 
 @pytest.mark.usefixtures("clean_drawing")
-def test_the_widget_is_a_view_of_the_plan(known):
-    box, sentence, picture, below = explorers.planner_explorer().children
-    controls = {each.description: each for each in box.children}
-    plan = planner.make_plan(core(), known)
-    assert sentence.value == planner.plan_summary(plan).replace("&", "&amp;")
-    assert f'<pre style="user-select: all">{planner.plan_as_yaml(plan, comments=False)}</pre>' in (
-        below.value
-    )
-    before = bytes(picture.value)
-    controls["Updates"].value = 4
-    assert "4 updates of" in sentence.value
-    controls["Must be kept"].value = "all"
-    assert "EMA-Merge" in sentence.value
-    assert bytes(picture.value) != before
-    before = bytes(picture.value)
-    controls["Of them at hand"].value = 0.0
-    assert sentence.value.startswith("<b>Refused:</b> nothing may be lost")
-    assert bytes(picture.value) == before
-    controls["Must be kept"].value = "balance"
-    assert "0% pretraining" in sentence.value
+def test_the_explorer_is_a_view_of_the_plan(known):
+    [answer] = asked.planner_table()["answers"].values()
+    plan = planner.make_plan(core(model="small", gpu_hours=0.4 / 60), known)
+    assert answer["sentence"] == planner.plan_summary(plan)
+    assert answer["YAML"] == planner.plan_as_yaml(plan, comments=False)
+    command = answer["command"].split()
+    printed = invoke(cli.app, command[1:])
+    assert printed.exit_code == 0
+    assert printed.stdout.endswith(answer["YAML"])
 
 
 def test_effects_are_told_with_the_largest_first(known):

@@ -99,6 +99,7 @@ class Explorer(anywidget.AnyWidget):
         elif verb == "stop" and identity in self._stops:
             self._stops[identity].set()
         elif verb == "ask" and self._answer:
+            self.send({"kind": "heard", "id": identity})
             self._begin(self._reply(identity, message["request"]))
 
     def _begin(self, coroutine: Any) -> None:
@@ -126,11 +127,17 @@ class Explorer(anywidget.AnyWidget):
             content = {"answer": await asyncio.to_thread(self._answer, request)}
         except CmpError as error:
             content = {"refused": str(error)}
+        except Exception as error:  # else the script would wait for ever
+            content = {"refused": f"{type(error).__name__}: {error}"}
         self.send({"kind": "answer", "id": identity} | content)
 
 
 def draw_still(
-    name: str, figure: Figure, words: str, table: Mapping[str, Any] | None = None
+    name: str,
+    figure: Figure,
+    words: str,
+    table: Mapping[str, Any] | None = None,
+    script: str = "",
 ) -> dict[str, str]:
     """Return what stands in an explorer's place without a kernel.
 
@@ -139,6 +146,7 @@ def draw_still(
         figure: The picture.
         words: What it shows.
         table: The explorer's table, where only the notebook has it.
+        script: Its script, where that has another name.
 
     Returns:
         HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
@@ -150,7 +158,8 @@ def draw_still(
     if table is not None:
         data = json.dumps(table).replace("</", "<\\/")  # which would end the script
         text += f'<script type="application/json">{data}</script>'
-    place = f'<div class="answering" data-explorer="{name}">{text}</div>'
+    found = f'data-explorer="{name}" data-script="{script or name}"'
+    place = f'<div class="answering" {found}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 

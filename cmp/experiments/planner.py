@@ -224,7 +224,7 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     tree["stream"] = {"tasks": request.updates}
     parts = 1 + (request.buffer != 0) + (request.pool > 0)  # equal ones, of what there is
     buffer, pool = (request.buffer != 0) / parts, (request.pool > 0) / parts
-    tree["mixture"] = {"pretraining": pool, "update": 1 - pool - buffer, "buffer": buffer}
+    tree["mixture"] = {"pretraining": pool, "update": 1 / parts, "buffer": buffer}
     if request.pool > 0:
         tree["mixture"]["replay"] = float(request.pool)
         if request.embedded and request.pool <= 0.5:  # as in the studies
@@ -288,7 +288,8 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
     _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
     steps, is_locked = run.training.steps, run.method.name == "locked-image"
-    numbers = {"passes": steps * update / request.arriving, "steps": steps}
+    passes = float(f"{steps * update / request.arriving:.2g}")
+    numbers = {"passes": f"{passes:,g}", "steps": steps}
     numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
     facts = {
         "no pool": request.pool == 0,

@@ -1,5 +1,5 @@
 // The atlas: every run as a dot in the plane of A_KA and A_ZS, and the settings of those in a box.
-import { ARROWS, axes, d3, drawing, element, form, keywords, linked, linkTo, PALETTE, points, table, takeAway } from "./common.js";
+import { ARROWS, axes, d3, drawing, element, form, FORMS, keywords, linked, linkTo, PALETTE, points, table, takeAway } from "./common.js";
 
 const ALL = "all";
 const CLASSES = 2 * PALETTE.length; // numbered from 1: each colour as a disc, then as a ring
@@ -176,7 +176,8 @@ export function explore(el, { table: data, kernel, start }) {
   place.atlas.append(canvas);
   el.classList.add("explorer");
   el.append(...Object.values(place));
-  const take = takeAway(place.away, ["command", "YAML", "Python", "link"]);
+  const { command, YAML, Python, link } = FORMS;
+  const take = takeAway(place.away, { command, YAML, Python, link });
   const draw = form(place.controls, change);
   new ResizeObserver(() => change({})).observe(place.controls); // whose size the list does not change
   look();

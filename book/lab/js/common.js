@@ -5,7 +5,7 @@ export { d3 };
 
 export const PALETTE = ["#0173b2", "#de8f05", "#029e73", "#cc78bc"];
 const MOST_PINS = PALETTE.length;
-const PATIENCE = 500; // milliseconds after which a kernel that does not answer is busy
+export const PATIENCE = 500; // milliseconds after which a kernel that does not answer is busy
 
 export function element(tag, attributes = {}, ...inner) {
   const made = document.createElement(tag);
@@ -88,19 +88,19 @@ export function table(head, rows) {
   return element("div", { class: "wide" }, element("table", {}, element("thead", {}, row(head, "th")), body));
 }
 
-// Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, format};
-// what does not matter for a state is left out by the explorer.
+// Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, format,
+// unit}; what does not matter for a state is left out by the explorer.
 export function form(place, change, warn) {
   let drawn = "";
   const shown = new Map();
 
   function choice({ key, label, options }) {
-    const select = element("select", { oninput: () => change({ [key]: select.value }) });
+    const select = element("select", { oninput: () => change({ [key]: JSON.parse(select.value) }) });
     for (const each of options) {
       const [value, words] = Array.isArray(each) ? each : [each, each];
-      select.append(element("option", { value }, String(words)));
+      select.append(element("option", { value: JSON.stringify(value) }, String(words)));
     }
-    shown.set(key, (value) => (select.value = value));
+    shown.set(key, (value) => (select.value = JSON.stringify(value)));
     return element("label", {}, element("span", {}, label), select);
   }
 
@@ -110,30 +110,29 @@ export function form(place, change, warn) {
     return element("label", { class: "check" }, box, element("span", {}, label));
   }
 
-  function number({ key, label, range: [low, high], step, log, format = short }) {
+  function number({ key, label, range: [low, high], step, log, format = short, unit = () => "" }) {
     const [to, from] = log ? [Math.log10, (x) => Number((10 ** x).toPrecision(3))] : [Number, Number];
     const slider = element("input", { type: "range", min: to(low), max: to(high), step: step ?? 0.01 });
     const typed = element("input", { type: "text", inputmode: "decimal", "aria-label": `${label}, as a number` });
     slider.setAttribute("aria-label", label);
     slider.addEventListener("input", () => change({ [key]: from(Number(slider.value)) }));
-    typed.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter") return; // which JupyterLab would keep for itself
-      event.preventDefault();
-      typed.dispatchEvent(new Event("change"));
-    });
-    typed.addEventListener("change", () => {
+    typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
+    typed.addEventListener("change", commit);
+    function commit() {
       const asked = Number(typed.value);
       const value = Math.min(high, Math.max(low, Number.isFinite(asked) ? asked : low));
       change({ [key]: log ? value : Math.round(value / step) * step });
       if (value !== asked) warn(`${label}: ${typed.value || "nothing"} became ${format(value)}; it goes from ${format(low)} to ${format(high)}.`);
       typed.value = format(value);
-    });
+    }
+    const after = element("span");
     shown.set(key, (value) => {
       slider.value = to(value);
-      slider.setAttribute("aria-valuetext", format(value));
+      after.textContent = unit(value);
+      slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
       if (document.activeElement !== typed) typed.value = format(value);
     });
-    return element("div", { class: "number" }, element("span", {}, label), slider, typed);
+    return element("div", { class: "number" }, element("span", {}, label), slider, typed, after);
   }
 
   return (fields, state) => {
@@ -251,7 +250,7 @@ function comparison(place, one, other, quantiles) {
 }
 
 // The ways in which a setting leaves the page.
-const FORMS = {
+export const FORMS = {
   command: ({ profile, changes }) =>
     ["cmpt run " + profile, ...Object.entries(changes).map(([key, value]) => `${key}=${JSON.stringify(value).replaceAll('"', "")}`)].join(" \\\n    "),
   YAML: ({ profile, changes }) =>
@@ -267,12 +266,12 @@ const FORMS = {
 export const keywords = (state) => Object.entries(state).map(([key, value]) => `${key}=${python(value)}`).join(", ");
 const python = (value) => (value === true ? "True" : value === false ? "False" : value === null ? "None" : JSON.stringify(value));
 
-export function takeAway(place, forms = Object.keys(FORMS)) {
-  const kind = element("select", { "aria-label": "Copy as" }, ...forms.map((each) => element("option", { value: each }, each)));
+export function takeAway(place, forms = FORMS) {
+  const kind = element("select", { "aria-label": "Copy as" }, ...Object.keys(forms).map((each) => element("option", { value: each }, each)));
   const text = element("pre", { tabindex: 0 });
   const copy = element("button", { type: "button" }, "Copy");
   let given = null;
-  const show = () => (text.textContent = given ? FORMS[kind.value](given) : "");
+  const show = () => (text.textContent = given ? forms[kind.value](given) : "");
   kind.addEventListener("input", show);
   copy.addEventListener("click", async () => {
     await navigator.clipboard.writeText(text.textContent);

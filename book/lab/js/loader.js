@@ -28,7 +28,8 @@ function kernelOf(model) {
 
 function render({ model, el }) {
   const kernel = kernelOf(model);
-  el.setAttribute("data-lm-suppress-shortcuts", "true"); // keys are the explorer's, not JupyterLab's
+  // else JupyterLab takes the arrow keys of sliders and handles
+  el.addEventListener("focusin", ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", ""));
   el.textContent = "The explorer starts …";
   const late = setTimeout(() => {
     el.textContent = "The kernel is busy: the explorer starts when the running cell ends.";
