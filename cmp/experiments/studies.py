@@ -311,8 +311,8 @@ def is_translatable(changes: dict[str, Any], name: str) -> bool:
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a study's changes in a profile's own terms.
 
-    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks stay
-    the same multiples of the profile's.
+    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks
+    stay the same multiples of the profile's.
 
     Args:
         changes: Values by dotted key.
