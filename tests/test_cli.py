@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.cli import runs
+from cmp.cli import runs, shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
@@ -195,6 +195,11 @@ def test_every_command_has_an_example_that_it_takes_and_explains_its_options(wor
     command.make_context(words, arguments)  # refuses what it does not take
     for parameter in command.params:
         assert parameter.name == "help" or parameter.help.endswith("."), parameter.name
+
+
+def test_the_only_option_of_a_command_may_have_a_long_description():
+    text, words = shared.split_docstring("Do it.\n\nArgs:\n    way: One that\n        is long.")
+    assert (text, words) == ("Do it.", {"way": "One that is long."})
 
 
 def test_the_help_is_grouped_and_names_every_command_once():

@@ -16,10 +16,9 @@ import pandas as pd
 from cmp import budgets, config, evaluation, mixtures, models, schedules
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, results, statistics, store, verdicts
+from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, setting_means, t_interval
-from cmp.experiments.studies import BAND
 from cmp.files import project_folder
 from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
@@ -56,18 +55,24 @@ def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
-def runs_of_size(profile: str, study: str) -> pd.DataFrame:
-    """Return where published runs of a profile's size ended, a row per run: `setting`, `A_KA` and
-    `A_ZS` on the fixed subset. There are none where the profile's runs are not published.
+def runs_of_size(
+    profile: str, study: str, live: Mapping[tuple[str, int], config.RunConfig] | None = None
+) -> pd.DataFrame:
+    """Return where runs of a profile's size ended, a row per run: `setting`, `A_KA` and `A_ZS` on
+    the fixed subset.
 
     Args:
         profile: "quick", "cpu" or "gpu".
-        study: The study; of `quick` its band, see `cmp.experiments.studies.band_of`.
+        study: The study whose published runs count; of `quick` its band, see
+            `cmp.experiments.studies.band_of`.
+        live: Computed runs by (setting, replicate), which count where none are published.
     """
-    name = {"quick": f"{BAND}{study}", "cpu": study}.get(profile, "")
-    if not name or not results.is_published(name):
-        return pd.DataFrame(columns=["setting", "A_KA", "A_ZS"])
-    return ends_on_subset(results.published_metrics(name))
+    name = {"quick": f"{studies.BAND}{study}", "cpu": study}.get(profile, "")
+    if name and results.is_published(name):
+        return ends_on_subset(results.published_metrics(name))
+    if live:
+        return ends_on_subset(studies.collect_metrics(live))
+    return pd.DataFrame(columns=["setting", "A_KA", "A_ZS"])
 
 
 def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,8 @@ def begin_chapter(
 ) -> dict[tuple[str, int], RunConfig]:
     """Begin a chapter, in the cell after the parameters cell: `begin_chapter(globals(), study)`.
 
-    Checks the parameters, prints `run_status`, and has this process compute on one thread: small
+    Checks the parameters, stores runs of the study that are published at this size, so that they
+    need not be computed, prints `run_status`, and has this process compute on one thread: small
     networks gain nothing from more, and where a core is busy, such as with runs of other processes,
     two threads made the same steps take ten times as long. A profile with a model of its own sets
     `device` and `jobs`: every card that is visible, a run on each. With the parameter `dry_run` it
@@ -56,6 +57,9 @@ def begin_chapter(
     jobs, device = scope["jobs"], scope["device"]
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
+        published = {"quick": studies.band_of(runs), "cpu": runs}
+        if profile in published:
+            results.restore_runs(published[profile])
     else:
         base = config.profile(profile)
         live = {

@@ -19,7 +19,6 @@ from cmp.errors import CmpError
 from cmp.readers.files import explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
-FORMATS = "ipynb,md:myst"
 PAGES = (
     "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
     "index.md", "literature.md",

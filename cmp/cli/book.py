@@ -28,7 +28,7 @@ def study(
     If the command is stopped or killed, repeat it to continue.
 
     Args:
-        chapters: Names of studies, such as 01 or front.
+        chapters: Names of studies, such as front.
         profile: Size of the runs: quick, cpu or gpu.
         jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
         backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
@@ -39,7 +39,7 @@ def study(
         resume: Continue the studies that --pause stopped.
 
     Example:
-        cmpt study front 03 --jobs 2 --publish
+        cmpt study front merging --jobs 2 --publish
     """
     from cmp.experiments import preflight, results, studies, workers
 
@@ -47,7 +47,7 @@ def study(
         workers.pause_studies(pause)
         return
     if not chapters:
-        raise CmpError("study: name one or more, such as 01")
+        raise CmpError("study: name one or more, such as front")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
     if publish and (profile != "cpu" or shard):

@@ -9,6 +9,7 @@ import inspect
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -97,7 +98,7 @@ def take_help(function: Callable) -> str:
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Return the text of a Google docstring, with its example, and what it says of parameters."""
     text, *parts = re.split(r"\n\n(Args|Example):\n", docstring)
-    sections = dict(zip(parts[::2], map(inspect.cleandoc, parts[1::2]), strict=True))
+    sections = dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
     if "Example" in sections:
         text += f"\n\nExample: {sections['Example']}"
     descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)

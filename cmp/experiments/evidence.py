@@ -137,7 +137,7 @@ def gather_evidence() -> Evidence:
 def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     tables, runs = [], {}
     for study, _ in stamps:
-        if studies.load_study(study).explores:
+        if study.startswith(studies.BAND) or studies.load_study(study).explores:
             continue
         published = results.published_metrics(study)
         table = store.trajectory(published)

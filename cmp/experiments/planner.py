@@ -222,9 +222,9 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
         start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
         tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
     tree["stream"] = {"tasks": request.updates}
-    parts = 1 + (request.buffer != 0) + (request.pool > 0)  # equal ones, of what there is
-    buffer, pool = (request.buffer != 0) / parts, (request.pool > 0) / parts
-    tree["mixture"] = {"pretraining": pool, "update": 1 / parts, "buffer": buffer}
+    sources = {"pretraining": request.pool > 0, "update": True, "buffer": request.buffer != 0}
+    parts = sum(sources.values())  # equal ones, of what there is
+    tree["mixture"] = {name: is_there / parts for name, is_there in sources.items()}
     if request.pool > 0:
         tree["mixture"]["replay"] = float(request.pool)
         if request.embedded and request.pool <= 0.5:  # as in the studies

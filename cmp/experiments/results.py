@@ -243,7 +243,7 @@ def restore_runs(study: studies.Study) -> None:
 
 
 def all_published_runs() -> list[StoredRun]:
-    """Return every published run of the book but those of the first edition."""
+    """Return every published run of the book."""
     chapters = sorted({path.stem for path in RESULTS.glob("*.parquet")})
     return [run for chapter in chapters for run in published_runs(chapter)]
 

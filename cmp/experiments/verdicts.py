@@ -13,7 +13,7 @@ import contextlib
 import functools
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,6 +184,14 @@ def read_interval(low: float, high: float) -> str:
     if low > 0 or high < 0:
         return HELPS_OPEN if low > 0 else HURTS_OPEN
     return OPEN
+
+
+def reading_in_words(row: Mapping[str, Any]) -> str:
+    """Return the reading of a row of `judge_claims`; a spread, which neither helps nor hurts, is
+    larger or smaller."""
+    if row["measure"] != "spread":
+        return row["reading"]
+    return row["reading"].replace(HELPS, "larger").replace(HURTS, "smaller")
 
 
 def run_scores(published: pd.DataFrame) -> pd.DataFrame:
@@ -419,9 +427,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     if row["is_bound"]:
         at_least = " at least, as the front does not reach that A_KA"
     size = others = ""
-    reading = row["reading"]
-    if claim.measure == "spread":
-        reading = reading.replace("helps", "larger").replace("hurts", "smaller")
+    reading = reading_in_words(row)
     if reading == SAME and (row["low"] > 0 or row["high"] < 0):
         size = ", a small gain" if row["low"] > 0 else ", a small loss"
     if np.isfinite(row["low crossed"]):

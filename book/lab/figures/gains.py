@@ -110,7 +110,8 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
                     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
                     axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
                 beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
-                axes.text(1.01, place, _reading_in_words(line), color=colour, **beside)
+                words = verdicts.reading_in_words(line)
+                axes.text(1.01, place, words, color=colour, **beside)
         names = [line if isinstance(line, str) else line["claim"] for line in lines]
         axes.set_yticks(range(len(names)), names)
         for label, line in zip(axes.get_yticklabels(), lines, strict=True):
@@ -118,10 +119,3 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
         axes.set(xlabel="Points", ylim=(len(lines) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
     return figure
-
-
-def _reading_in_words(line: dict) -> str:
-    """Return the reading of a claim; a larger or smaller spread is neither help nor harm."""
-    if line["measure"] != "spread":
-        return line["reading"]
-    return line["reading"].replace("helps", "larger").replace("hurts", "smaller")

@@ -138,7 +138,7 @@ def plot_plane(
 
 
 def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figure:
-    """Your own runs where they ended, among published runs of the same size.
+    """Your own runs where they ended, among other runs of the same size.
 
     Args:
         own: Runs by the words for them.
@@ -148,9 +148,9 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     Returns:
         The figure.
     """
-    note = "Small dots: published runs of this size, other streams and batches."
+    note = "Small dots: other runs of this size, on other streams and with other batches."
     if others.empty:
-        note = "No runs of this size are published."
+        note = "No other runs of this size are published."
     colours = style.palette(others["setting"].unique())
     with style.canvas(9, 5.4, note) as (figure, axes):
         labels = []
