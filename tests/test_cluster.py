@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmp import checkpoints, config
+from cmp.checkpoints import StopRequest
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import cluster, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
@@ -28,6 +29,12 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps it to 127.0.0.1
 }
+
+
+def run_on_ray(configs, jobs, device, finished):
+    """As a study computes runs, which notes signals."""
+    with StopRequest() as stop:
+        return cluster.run_on_ray(configs, jobs, device, finished, stop)
 
 
 def small(*settings, steps=4):
@@ -154,7 +161,7 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
             before.update(stamps(build))
             kill(nodes, node)
 
-    assert cluster.run_on_ray(configs, 3, "cpu", finished) == {}
+    assert run_on_ray(configs, 3, "cpu", finished) == {}
     assert before.items() <= stamps(build).items()
     assert len(before) < len(stamps(build)) == len(configs)
     begun = [line.split() for line in noted()]
@@ -180,7 +187,7 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
     monkeypatch.setattr(
         cluster, "_compute_on_node", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     )
-    [why] = cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None).values()
+    [why] = run_on_ray([small()], 1, "cpu", lambda run_config: None).values()
     assert why.startswith("lost 2 times")
     assert "\n" not in why
 
@@ -199,7 +206,7 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
-        cluster.run_on_ray(configs, 2, "cpu", finished)
+        run_on_ray(configs, 2, "cpu", finished)
     assert signal.getsignal(signal.SIGTERM) is handler
     [steps] = re.findall(r"stopped after 0 tasks and (\d+) steps; all is saved", "\n".join(noted()))
     assert [progress.step for progress in unfinished_runs()] == [int(steps)]
@@ -207,19 +214,19 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
 
 def test_no_gpu_is_a_sentence(nodes, build, corpus):
     with pytest.raises(CmpError, match="no node of the Ray cluster has a GPU"):
-        cluster.run_on_ray([small()], 1, "cuda", lambda run_config: None)
+        run_on_ray([small()], 1, "cuda", lambda run_config: None)
 
 
 def test_an_address_where_nothing_is_is_a_sentence(nodes, build, corpus, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(CmpError, match=r"backend ray: 127.0.0.1:9: .*refused"):
-        cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None)
+        run_on_ray([small()], 1, "cpu", lambda run_config: None)
 
 
 def test_without_ray_its_installation_is_named(corpus, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CmpError, match=r'pip install "ray>=2.40,<3"'):
-        cluster.run_on_ray([small()], 1, "cpu", lambda run_config: None)
+        run_on_ray([small()], 1, "cpu", lambda run_config: None)
 
 
 @given(count=st.integers(0, 60), parts=st.integers(1, 70))

@@ -14,6 +14,7 @@ from pictures import classes
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, mixtures
+from cmp.checkpoints import StopRequest
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
@@ -264,7 +265,7 @@ def test_a_study_s_runs_are_placed_on_all_cards(monkeypatch):
     runs = [config.parse(config.override(GPU.to_dict(), [f"seed={n}"])) for n in range(4)]
     assert workers.default_jobs("cuda") == 4
     done = []
-    assert workers.run_locally(runs, 4, "cuda", done.append) == {}
+    assert workers.run_locally(runs, 4, "cuda", done.append, StopRequest()) == {}
     assert sorted(done, key=lambda run: run.seeds.init) == runs
     assert [worker.device for worker in PretendedWorker.made[:4]] == [
         "cuda:0", "cuda:1", "cuda:2", "cuda:3",
@@ -324,9 +325,9 @@ def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
         (tmp_path / f"{role}.yaml").write_text(json.dumps(about))
     [source] = chapters.select(["04"])
     notebook = chapters.notebook(source)
-    last = next(n for n, c in enumerate(notebook.cells) if "studies.compute_runs(" in c.source)
+    last = next(n for n, c in enumerate(notebook.cells) if "compute_live(" in c.source)
     cells = [c for c in notebook.cells[: last + 1] if c.cell_type == "code"]
-    cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_runs(" in x)
+    cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_live(" in x)
     mocked = nbformat.v4.new_code_cell(FOUR_CARDS.replace("DATA", repr(str(tmp_path))))
     placed = nbformat.v4.new_code_cell("print(sorted((w.device, len(w.runs)) for w in made))")
     notebook.cells = [cells[0], mocked, *cells[1:], placed]

@@ -210,7 +210,7 @@ def test_several_studies_are_one_programme_and_published_one_by_one(build, write
     (build.parent / "88.yaml").write_text(text.replace('"a": {', '"a": {"schedule.peak": 0.5, '))
     began, told = [], []
 
-    def compute(todo, jobs, device, finished):
+    def compute(todo, jobs, device, finished, stop):
         began.append(todo)
         for run_config in todo:
             finished(run_config)

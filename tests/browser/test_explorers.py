@@ -1,5 +1,5 @@
-"""JupyterLab in a real browser: explorers that are dragged, typed into, pinned and run, beside cells
-that are busy, that await or are interrupted, and without a kernel."""
+"""JupyterLab in a real browser: explorers that are dragged, typed into, pinned and run; beside
+cells that are busy, that await or are interrupted; without a kernel."""
 
 import os
 import re
