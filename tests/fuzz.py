@@ -41,7 +41,6 @@ from cmp.cli.runs import read_config  # noqa: E402
 from cmp.config import Model  # noqa: E402
 from cmp.errors import CmpError  # noqa: E402
 from cmp.experiments import statistics, studies  # noqa: E402
-from cmp.experiments.claims import claims_of  # noqa: E402
 from cmp.files import build_folder  # noqa: E402
 from cmp.readers import collection  # noqa: E402
 from cmp.readers.manifest import load_manifests  # noqa: E402
@@ -252,7 +251,6 @@ def read_study(path: Path) -> None:
     studies.STUDIES = path.parent
     path.rename(path.with_name("77.yaml"))
     grid = studies.load_study("77")
-    claims_of(grid)
     grid.configs("quick")
 
 
