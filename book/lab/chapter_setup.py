@@ -1,14 +1,13 @@
 """The second cell of a chapter: its parameters checked, and what is stored of its runs printed."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from cmp import config
 from cmp.config import RunConfig
-from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, results, store, studies, workers
 from lab import chapters
 
@@ -103,12 +102,3 @@ def round_time(seconds: float) -> str:
     """Return the nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
     ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
     return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
-
-
-def refusal_message(call: Callable[[], object]) -> str:
-    """Return the sentence with which a call is refused, empty where it is not."""
-    try:
-        call()
-    except CmpError as error:
-        return str(error)
-    return ""

@@ -1,14 +1,10 @@
-from .comparisons import plot_against as plot_against
 from .comparisons import plot_allowed_steps as plot_allowed_steps
-from .comparisons import plot_along as plot_along
 from .comparisons import plot_curves as plot_curves
-from .comparisons import plot_gains as plot_gains
 from .comparisons import plot_merge_path as plot_merge_path
 from .comparisons import plot_plan as plot_plan
 from .comparisons import plot_scatter as plot_scatter
 from .comparisons import plot_spread as plot_spread
 from .comparisons import plot_triangles as plot_triangles
-from .comparisons import plot_weight_drift as plot_weight_drift
 from .gains import plot_front as plot_front
 from .gains import plot_technique_gains as plot_technique_gains
 from .gains import plot_verdicts as plot_verdicts
@@ -16,7 +12,6 @@ from .runs import FREE_PEAKS as FREE_PEAKS
 from .runs import POOLS as POOLS
 from .runs import plot_among_runs as plot_among_runs
 from .runs import plot_batch as plot_batch
-from .runs import plot_change_by_dataset as plot_change_by_dataset
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery
 from .runs import plot_learning_rates as plot_learning_rates
