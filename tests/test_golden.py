@@ -53,11 +53,11 @@ def test_published_runs_keep_their_ids(chapter):
         pytest.skip("its published results are of another NUMERICS")
     found, left_out = golden.recomputed(chapter)
     assert left_out in (0, LEFT_OUT.get(chapter, 0))
-    filled = {  # of a study that is still computed, the first replicates are published
-        name: [
-            run_id or one for run_id, one in zip(ids[: len(known[name])], known[name], strict=True)
-        ]
-        for name, ids in found.items()
+    # a study whose runs are still being computed has published its first replicates
+    first = {name: ids[: len(known[name])] for name, ids in found.items()}
+    filled = {
+        name: [run_id or one for run_id, one in zip(ids, known[name], strict=True)]
+        for name, ids in first.items()
     }
     assert filled == known
 
