@@ -1,9 +1,6 @@
-"""Geometry of a stream, and the path between two models: what is shown is what was computed."""
-
-import math
+"""The path between two models: what is shown is what was computed."""
 
 import forked
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,22 +9,8 @@ from cmp import config, evaluation, models
 from cmp.experiments.runs import task_end_weights
 from cmp.runner import execute
 from lab import asked, figures
-from tests import chapter_code
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
-
-
-def test_drift_by_hand():
-    """Three weights (3, 4, 0) go one step along the third axis, then one back along the second."""
-    ends = [
-        {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([x]), "count": torch.tensor(step)}
-        for step, x in enumerate((0.0, 1.0))
-    ]
-    ends.append(ends[-1] | {"a": torch.tensor([3.0, 3.0])})
-    table, cosines = chapter_code.definitions("03")["weight_drift"](ends)
-    assert table["step"].tolist() == pytest.approx([20, 20])
-    assert table["away"].tolist() == pytest.approx([20, 20 * math.sqrt(2)])
-    assert cosines == pytest.approx(np.eye(2))
 
 
 def test_ends_are_the_weights_that_tasks_end_in():
@@ -58,7 +41,7 @@ def test_the_path_is_scored_where_it_is_asked(monkeypatch):
     assert explorer._answer({"rule": "slerp", "share": 0.0}).keys() == expected.keys()
 
 
-def test_path_and_drift_are_drawn():
+def test_a_path_is_drawn():
     between = pd.DataFrame(
         {"A_KA": [10.0, 16.0, 15.0], "A_ZS": [44.0, 42.0, 33.0]}, [0.0, 0.5, 1.0]
     )
@@ -66,8 +49,3 @@ def test_path_and_drift_are_drawn():
     assert axes.lines[0].get_xdata().tolist() == [10, 16, 15]
     assert axes.lines[1].get_ydata().tolist() == [44, 33]
     assert {text.get_text() for text in axes.texts} == {"before", "fine-tuned", "share 0.50"}
-    table = pd.DataFrame({"step": [4.0, 3.0], "away": [4.0, 5.0]}, pd.RangeIndex(1, 3, name="task"))
-    left, right = figures.plot_weight_drift(table, np.array([[1, 0.1], [0.1, 1]])).axes
-    assert [bar.get_height() for bar in left.patches] == [4, 3]
-    assert left.lines[0].get_ydata().tolist() == [4, 5]
-    assert [text.get_text() for text in right.texts] == ["1.00", "0.10", "0.10", "1.00"]

@@ -126,23 +126,10 @@ def test_one_replicate_has_no_interval(draw):
 
 
 @pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
-def test_colours_hold_over_figures(draw):
-    axis = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"]
-    live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
-    drawn = [(draw(frame), frame), (draw(live, colours=figures.palette(ENDS)), live)]
-    for figure, source in drawn:
-        points = runs.summarise(source).loc["update only"].sort_index().reset_index()[axis]
-        assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
-
-
-def test_what_is_compared_with_is_pale_and_in_the_same_colours():
-    live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
-    figure = figures.plot_plane(live, frame)
-    for source in (live, frame):
-        points = runs.summarise(source).loc["update only"].sort_index()[["A_KA", "A_ZS"]]
-        assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
-    assert "Pale: for comparison." in figure.get_supxlabel()
-    assert list(texts(figure)).count("update only") == 1
+def test_settings_have_the_colours_of_the_palette(draw):
+    axis, frame = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"], trajectory()
+    points = runs.summarise(frame).loc["update only"].sort_index().reset_index()[axis]
+    assert colour_of(draw(frame).axes[0], points.to_numpy()) == figures.palette(ENDS)["update only"]
 
 
 def test_over_tasks():
@@ -166,23 +153,6 @@ def test_over_tasks():
         assert heights.min() == pytest.approx(row["A_KA"] - row["A_KA half"])
 
 
-def test_change_by_dataset():
-    figure = figures.plot_change_by_dataset(scores(), scores(6))
-    (axes,) = figure.axes
-    titles = runs.ROLES.values()
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert [row for row in rows if row in titles] == list(titles)
-    assert rows.index("b") < rows.index(runs.ROLES["eval"]) < rows.index("c")
-    assert axes.get_xlabel() == "Score (%)"
-    assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
-    segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
-    assert len(segments) == 2 * 4
-    for segment in segments:
-        assert np.ptp(segment) == pytest.approx(2 * 1.96 * 1.5)
-    with pytest.raises(CmpError, match="has d"):
-        figures.plot_change_by_dataset(scores(), scores().drop(index="d"))
-
-
 def test_drift_keeps_equal_losses_on_the_floor():
     losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
     (axes,) = figures.plot_loss_drift(losses, reference="a").axes
@@ -191,6 +161,14 @@ def test_drift_keeps_equal_losses_on_the_floor():
     assert drawn == {(floor, -3, floor), (-1, floor, -2)}
     assert floor < -3
     assert {"b", "c"} <= texts(axes.figure)
+
+
+def test_a_long_note_is_wrapped():
+    with style.canvas(9, 3, ", ".join(["the name of a setting"] * 12)) as (figure, _):
+        pass
+    note = figure._supxlabel.get_window_extent()
+    assert "\n" in figure.get_supxlabel()
+    assert note.x1 < figure.bbox.x1
 
 
 def test_an_error_leaves_no_figure_open():

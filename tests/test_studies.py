@@ -146,7 +146,7 @@ def test_swept_settings_can_be_live_and_are_paired(write):
     assert key == ("a, peak 0.2", 0)
     assert live.schedule.peak == 0.2
     seeds = {each.seeds for each in configs_of(grid)}
-    assert seeds == {config.Seeds(r, r, r, r) for r in (0, 1)}
+    assert seeds == {config.Seeds(r, 0, r, r) for r in (0, 1)}  # one base has to do in quick
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -297,7 +297,6 @@ def test_a_band_holds_the_runs_that_readers_compute_in_quick(write, monkeypatch)
         assert dataclasses.replace(
             run_config, model=band_run.model, optimizer=band_run.optimizer
         ) == (band_run)
-    assert band.claims == []
     with pytest.raises(CmpError, match="no such study"):
         studies.load_study("quick-nothing")
 

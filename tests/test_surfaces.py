@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import store
 from lab import analyses, figures
 from lab.analyses import Surface
 from lab.figures import comparisons
@@ -123,23 +122,11 @@ def test_triangles_show_every_stored_mixture_at_its_place():
 
 
 @pytest.mark.usefixtures("clean_drawing")
-def test_along_is_in_the_order_of_the_quantity():
-    names = {"a": shares(0.5, 0.5, 0.0), "b": {}, "c": shares(0.0, 0.5, 0.5)}
-    trajectory = store.trajectory(published(names))
-    figure = figures.plot_along(trajectory, {"b": 100, "a": 10}, "Images", {"c": "all"})
-    left, right = figure.axes
-    line = left.lines[0]
-    assert line.get_xdata().tolist() == [10, 100]
-    assert line.get_ydata().tolist() == pytest.approx([21, 10 + 60 / 3 + 1])
-    assert left.get_xscale() == "log"
-    assert [text.get_text() for text in right.texts] == ["all"]
-    assert right.get_xlabel() == "Images"
-
-
-@pytest.mark.usefixtures("clean_drawing")
-def test_against_labels_every_setting():
-    points = pd.DataFrame({"x": [1, 2], "A_KA": [3, 4], "A_ZS": [5, 6]}, index=["one", "two"])
-    figure = figures.plot_against(points, "x", "Distance")
-    for axes in figure.axes:
-        assert {text.get_text() for text in axes.texts} == {"one", "two"}
-        assert axes.get_xlabel() == "Distance"
+def test_curves_are_in_the_order_of_the_quantity():
+    points = pd.DataFrame({"group": ["a", "a", "b"], "steps": [100, 10, 10], "A_KA": [30, 20, 5]})
+    [axes] = figures.plot_curves(points, "steps", {"A_KA": "A_KA (%)"}, "Steps").axes
+    lines = [bars.lines[0].get_xydata().tolist() for bars in axes.containers]
+    assert lines == [[[10, 20], [100, 30]], [[10, 5]]]
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Steps", "A_KA (%)")
+    assert {text.get_text() for text in axes.texts} == {"a", "b"}

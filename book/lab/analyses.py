@@ -13,20 +13,18 @@ import numpy as np
 import open_clip
 import pandas as pd
 
-from cmp import budgets, config, evaluation, mixtures, models, schedules
+from cmp import config, evaluation, mixtures, models, schedules
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
-from cmp.experiments.scores import by_replicate, setting_means, t_interval
+from cmp.experiments.scores import by_replicate, t_interval
 from cmp.files import project_folder
 from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
 from lab import chapters
 
-AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
-STEPS = "Steps per task"
 POOL, ARRIVING = 4751, 6375
 """Images of the embedded benchmark: those that bases learned from, and all updates together."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
@@ -122,23 +120,6 @@ def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.Dat
         rows = table[table["setting"].isin(names)]
         spreads[words] = rows.groupby(["task", "replicate"])["A_KA"].std().groupby("task").mean()
     return pd.DataFrame(spreads)
-
-
-def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate where settings end.
-
-    Args:
-        published: Published metrics.
-
-    Returns:
-        A row per setting: the mean of each of `AXES` after the stream with "... half", half the
-        width of its 95% t-interval, and `STEPS`.
-    """
-    halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
-    table = setting_means(store.trajectory(published)).rename(columns=AXES | halves)
-    configs = results.setting_configs(published)
-    steps = [budgets.apply_budget(configs[name]).training.steps for name in table.index]
-    return table.assign(**{STEPS: steps})
 
 
 def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:

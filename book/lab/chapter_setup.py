@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -13,7 +13,6 @@ from IPython.display import display
 from cmp import config
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight, results, store, studies, workers
 from lab import chapters
 
@@ -173,12 +172,3 @@ def print_ends(scope: dict[str, Any]) -> None:
         runs |= {str(key): run for key, run in named if isinstance(run, store.StoredRun)}
     ends = {name: store.scores_on_way(run).iloc[-1] for name, run in runs.items()}
     print(json.dumps({name: end[["A_KA", "A_ZS"]].round(3).tolist() for name, end in ends.items()}))
-
-
-def refusal_message(call: Callable[[], object]) -> str:
-    """Return the sentence with which a call is refused, empty where it is not."""
-    try:
-        call()
-    except CmpError as error:
-        return str(error)
-    return ""

@@ -55,17 +55,6 @@ def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().join(half.add_suffix(" half"))
 
 
-def end_table(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the aggregates at the end as "mean ± half the 95% interval", a row per setting."""
-
-    def as_text(values: pd.Series) -> str:
-        mean, _, half = t_interval(values.to_numpy())
-        return f"{mean:.1f} ± {half:.1f}"
-
-    groups = final_scores(trajectory).groupby("setting", sort=False)
-    return groups[list(AGGREGATES)].agg(as_text).assign(replicates=groups.size())
-
-
 def by_replicate(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Return what all runs came to at the end, a row per replicate.
 

@@ -1,9 +1,7 @@
 """Figures that compare settings: scores against each other, along a quantity, over mixtures."""
 
-import itertools
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,7 +12,6 @@ from cmp.experiments.planner import Plan
 from cmp.experiments.scores import setting_means
 from lab.analyses import Surface
 from lab.figures import style
-from lab.figures.runs import ROLES
 
 CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}
 """Where the mixtures of a single part lie."""
@@ -22,19 +19,18 @@ MEANS_NOTE = "Means with 95% t-intervals over replicates"
 LOG_NOTE = f"{MEANS_NOTE}. The horizontal axis is logarithmic."
 
 
-def plot_scatter(points: pd.DataFrame, x: str, y: str, colours: style.Colours = None) -> Figure:
+def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
     """Two numbers of each setting against each other, with intervals where there are some.
 
     Args:
         points: Index setting; columns `x` and `y`, whose names are also the axes' labels, and if
             they are there "`x` half" and "`y` half", the half widths of intervals.
         x, y: Columns.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    colours, labels = colours or style.palette(points.index), []
+    colours, labels = style.palette(points.index), []
     dot = {"markersize": 10, "markeredgecolor": "white", "linestyle": ""}
     dot |= {"capsize": 3, "elinewidth": 1.3}
     with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
@@ -65,49 +61,6 @@ def plot_ends(ends: pd.DataFrame) -> Figure:
             axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, label=words, **look)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.legend(frameon=False)
-    return figure
-
-
-def plot_against(points: pd.DataFrame, x: str, label: str) -> Figure:
-    """Both aggregates against another number of each setting, a labelled point per setting.
-
-    Args:
-        points: Index setting; columns `x`, "A_KA" and "A_ZS".
-        x: A column.
-        label: What it measures, with its unit.
-
-    Returns:
-        The figure.
-    """
-    with style.canvas(12, 4.8, ncols=2) as (figure, panels):
-        for axes, column, colour in zip(panels, style.AXES, style.COLOURS, strict=False):
-            axes.plot(points[x], points[column], "o", color=colour, markersize=8)
-            axes.margins(0.12)
-            axes.set(xlabel=label, ylabel=style.AXES[column])
-            rows, small = points[[x, column]].itertuples(), {"color": "0.25", "fontsize": 10}
-            style.label_points(axes, [(*place, name, small) for name, *place in rows])
-    return figure
-
-
-def plot_gains(change: pd.DataFrame, roles: Mapping[str, str]) -> Figure:
-    """How much each dataset gained or lost in each setting, as a heat map.
-
-    Args:
-        change: A row per dataset, a column per setting, in points.
-        roles: Dataset -> role; rows are grouped by it, with a line between groups.
-
-    Returns:
-        The figure.
-    """
-    order = [name for role in ROLES for name in change.index if roles[name] == role]
-    table, largest = change.loc[order], np.abs(change.to_numpy()).max()
-    borders = [roles[one] != roles[other] for one, other in itertools.pairwise(order)]
-    shade = {"cmap": "PuOr", "vmin": -largest, "vmax": largest, "annot": True, "fmt": ".0f"}
-    with style.canvas(2.6 + 0.78 * table.shape[1], 1.6 + 0.36 * len(table)) as (figure, axes):
-        style.heatmap(axes, table, **shade, cbar_kws={"label": "Points", "shrink": 0.6})
-        for place in np.flatnonzero(borders):
-            axes.axhline(place + 1, color="0.15", linewidth=2)
-        plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
 
@@ -159,30 +112,6 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     return figure
 
 
-def plot_weight_drift(table: pd.DataFrame, cosines: np.ndarray) -> Figure:
-    """How far each task moved the weights, how far they are from the start, and cosines of moves.
-
-    Args:
-        table, cosines: As `analyses.weight_drift` returns them.
-
-    Returns:
-        The figure.
-    """
-    with style.canvas(11.5, 4.4, ncols=2, width_ratios=[1.25, 1]) as (figure, (left, right)):
-        left.bar(table.index, table["step"], color=style.COLOURS[0], width=0.6)
-        left.plot(table.index, table["away"], color=style.COLOURS[1], marker="o")
-        text = {"textcoords": "offset points", "va": "bottom", "ha": "right"}
-        for column, words, up in (("away", "from the start", 8), ("step", "this task", 3)):
-            left.annotate(words, (table.index[-1], table[column].iloc[-1]), (0, up), **text)
-        left.set(xlabel="Update", ylabel="Distance (% of the length of all weights)")
-        left.set(ylim=(0, 1.15 * table["away"].max()), xticks=table.index)
-        frame = pd.DataFrame(cosines, table.index, table.index)
-        shade = {"annot": True, "fmt": ".2f", "cmap": "Blues", "vmin": 0, "vmax": 1, "cbar": False}
-        style.heatmap(right, frame, **shade)
-        right.set_title("Cosine between the steps of two updates", fontsize=13)
-    return figure
-
-
 def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     """Where the stored setting nearest to a plan ended, among all other stored settings.
 
@@ -210,10 +139,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     return figure
 
 
-def plot_curves(
-    points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str, note: str = LOG_NOTE,
-    colours: style.Colours = None,
-) -> Figure:  # fmt: skip
+def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str) -> Figure:
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
     Args:
@@ -222,16 +148,14 @@ def plot_curves(
         x: The column of the quantity.
         panels: Column -> title of its axis.
         label: Of the horizontal axis.
-        note: A line below the panels.
-        colours: Group -> colour.
 
     Returns:
         The figure.
     """
     groups = points.groupby("group", sort=False)
-    colours = colours or style.palette(points["group"])
+    colours = style.palette(points["group"])
     size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
-    with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
+    with style.canvas(*size, LOG_NOTE, ncols=len(panels), squeeze=False) as (figure, [grid]):
         for axes, (column, title) in zip(grid, panels.items(), strict=True):
             for place, (name, rows) in enumerate(groups):
                 rows = rows.sort_values(x)
@@ -244,32 +168,6 @@ def plot_curves(
             axes.set(xlabel=label, ylabel=title)
         style.label_ends(grid[-1])
         figure.get_layout_engine().set(wspace=0.05)
-    return figure
-
-
-def plot_along(
-    trajectory: pd.DataFrame, values: Mapping[str, float], label: str, levels: Mapping[str, str]
-) -> Figure:
-    """Both aggregates at the end of the stream along a quantity, with 95% t-intervals.
-
-    Args:
-        trajectory: A trajectory frame.
-        values: Setting -> its quantity.
-        label: The quantity's name and unit.
-        levels: Settings without a quantity, drawn as dashed levels -> what they are called.
-
-    Returns:
-        The figure.
-    """
-    means = setting_means(trajectory)
-    points = means.loc[list(values)].assign(group="", x=list(values.values()))
-    colours = {"": style.COLOURS[0]}
-    figure = plot_curves(points, "x", style.AXES, label, MEANS_NOTE, colours)
-    for axes, column in zip(figure.axes, style.AXES, strict=True):
-        for colour, (name, words) in zip(style.COLOURS[1:], levels.items(), strict=False):
-            axes.axhline(means.loc[name, column], color=colour, linestyle="--", linewidth=1.6)
-            at = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            axes.text(0.995, means.loc[name, column], words, color=colour, fontsize=11, **at)
     return figure
 
 

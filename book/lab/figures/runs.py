@@ -29,7 +29,6 @@ from cmp.registry import option_names
 from lab import analyses, chapters
 from lab.figures import style
 
-ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = chapters.BOOK / "idea.svg"
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
@@ -60,30 +59,21 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
 
 
-def _layers(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: style.Colours
-) -> tuple[list[tuple], str]:
-    """Return (setting, rows by task, line style, label style or None) per line, and the note."""
-    frames = [summarise(frame) for frame in (background, trajectory) if frame is not None]
-    names = [(frame, name) for frame in frames for name in frame.index.unique("setting")]
-    colours = colours or style.palette(name for _, name in names)
-    layers = []
-    for frame, name in names:
-        look = style.line_style(list(colours).index(name), colours[name])
-        label = style.bold(colours[name])
-        if name in style.SPECIAL:
-            look |= {"linestyle": "--", "marker": "X", "markersize": 4}
-        if frame is not frames[-1]:
-            look |= {"alpha": 0.35, "linewidth": 1.3, "markersize": 3.5}
-            shown = name in frames[-1].index
-            label = None if shown else {"color": colours[name], "alpha": 0.6}
-        layers.append((name, frame.loc[name].sort_index(), look, label))
-    counts = sorted(set(frames[-1]["n"]))
+def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
+    """Return (setting, rows by task, line style) per line, and the note."""
+    frame, layers = summarise(trajectory), []
+    for place, (name, colour) in enumerate(style.palette(frame.index.unique("setting")).items()):
+        if name in frame.index:
+            look = style.line_style(place, colour)
+            if name in style.SPECIAL:
+                look |= {"linestyle": "--", "marker": "X", "markersize": 4}
+            layers.append((name, frame.loc[name].sort_index(), look))
+    counts = sorted(set(frame["n"]))
     note = f"Replicates: {', '.join(map(str, counts))}."
     if counts[-1] > 1:
         note += f" Means with 95% t-intervals{' where there are several' * (counts[0] == 1)}."
     note += " On fixed subsets of the tests." if "subset" in set(trajectory["scope"]) else ""
-    return layers, note + (" Pale: for comparison." if background is not None else "")
+    return layers, note
 
 
 def _contours(axes: Axes) -> None:
@@ -99,32 +89,27 @@ def _contours(axes: Axes) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def plot_plane(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
-) -> Figure:
+def plot_plane(trajectory: pd.DataFrame) -> Figure:
     """A_KA against A_ZS of each setting: a marker per evaluation, the one at the end large.
 
     The joint upper bound is a star at its end, because it sees all tasks at once.
 
     Args:
         trajectory: A trajectory frame.
-        background: Another one, drawn pale.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    layers, note = _layers(trajectory, background, colours)
+    layers, note = _layers(trajectory)
     labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
     with style.canvas(9, 6.2, note) as (figure, axes):
-        for name, rows, look, label in layers:
-            path, pale = rows[list(style.AXES)].to_numpy(), "alpha" in look
-            end = {"markersize": 7 if pale else 11, "zorder": 3 if pale else 5}
-            end |= {"marker": "*", "markersize": 12 if pale else 17} if name == style.JOINT else {}
+        for name, rows, look in layers:
+            path, end = rows[list(style.AXES)].to_numpy(), {"markersize": 11, "zorder": 5}
+            end |= {"marker": "*", "markersize": 17} if name == style.JOINT else {}
             half = rows[["A_ZS half", "A_KA half"]].iloc[-1]
             axes.errorbar(*path[-1], *half, **look | bars | end)
-            labels += [(*path[-1], textwrap.fill(name, 18), label)] if label else []
+            labels.append((*path[-1], textwrap.fill(name, 18), style.bold(look["color"])))
             if name != style.JOINT:
                 axes.plot(*path.T, **look)
                 axes.plot(*path[0], "o", **circle)
@@ -194,23 +179,22 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_over_tasks(trajectory: pd.DataFrame, colours: style.Colours = None) -> Figure:
+def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side.
 
     The joint upper bound is a level: its score after its last task.
 
     Args:
         trajectory: A trajectory frame.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    layers, note = _layers(trajectory, None, colours)
-    last = max(rows.index[-1] for _, rows, _, _ in layers)
+    layers, note = _layers(trajectory)
+    last = max(rows.index[-1] for _, rows, _ in layers)
     with style.canvas(12, 5, note, ncols=2) as (figure, panels):
         for axes, (column, title) in zip(panels, style.AXES.items(), strict=True):
-            for name, rows, look, _ in layers:
+            for name, rows, look in layers:
                 if name == style.JOINT:
                     rows, look = rows.iloc[[-1, -1]].set_axis([0, last]), look | {"marker": ""}
                 tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
@@ -221,46 +205,6 @@ def plot_over_tasks(trajectory: pd.DataFrame, colours: style.Colours = None) -> 
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.label_ends(panels[1])
         figure.get_layout_engine().set(wspace=0.05)
-    return figure
-
-
-def plot_change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
-    """Scores before and after by dataset, in groups by role, the largest gain first.
-
-    Args:
-        before, after: Index dataset; columns `role`, `score`, `standard_error`, `chance` (percent).
-
-    Returns:
-        The figure.
-
-    Raises:
-        CmpError: The two frames have different datasets.
-    """
-    if unpaired := set(before.index) ^ set(after.index):
-        raise CmpError(f"only one of before and after has {', '.join(sorted(unpaired))}")
-    gain = (after["score"] - before["score"]).sort_values(ascending=False, kind="stable")
-    roles = after["role"][gain.index]
-    groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
-    rows = [row for title, names in groups if len(names) for row in (title, *names)]
-    note = "Hollow: before, filled: after, with 95% intervals over concepts. Grey tick: chance"
-    with style.canvas(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
-        axes.set_yticks(range(len(rows)), rows)
-        for y, (name, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
-            if name not in gain.index:
-                label.set_fontweight("bold")
-                continue
-            colour = style.COLOURS[0 if gain[name] >= 0 else 3]
-            old, new, places = before.loc[name], after.loc[name], [y - 0.13, y + 0.13]
-            axes.plot([old["score"], new["score"]], places, color=colour, linewidth=3, alpha=0.35)
-            for row, place, fill in zip((old, new), places, ("white", colour), strict=True):
-                dot = {"fmt": "o", "color": colour, "markerfacecolor": fill, "elinewidth": 1.4}
-                axes.errorbar(row["score"], place, xerr=1.96 * row["standard_error"], ms=8, **dot)
-            axes.vlines(new["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
-            right = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour}
-            axes.text(1.02, y, style.signed(gain[name]), **right)
-        axes.tick_params(axis="y", length=0)
-        axes.set(xlabel="Score (%)", ylim=(len(rows) - 0.4, -0.6))
-        axes.grid(axis="x", color="0.92", zorder=-1)
     return figure
 
 

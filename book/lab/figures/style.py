@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -27,9 +27,6 @@ STYLE = read_yaml(chapters.BOOK / "style.yaml")
 """Settings of matplotlib."""
 HALO = [withStroke(linewidth=3, foreground="white")]
 
-Colours = Mapping[str, str] | None
-"""A `palette`, or none for one of the figure's own."""
-
 
 @contextlib.contextmanager
 def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
@@ -37,7 +34,7 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
 
     Args:
         width, height: In inches.
-        note: A line below the axes.
+        note: What stands below the axes.
         **grid: Arguments of `plt.subplots`.
 
     Yields:
@@ -46,6 +43,7 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
         try:
+            note = textwrap.fill(note, int(width * 13))
             figure.supxlabel(note, x=0.01, ha="left", fontsize=10.5, color="0.4")
             yield figure, axes
             figure.draw_without_rendering()  # makes the ticks while the style holds
@@ -55,8 +53,6 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
 
 def palette(settings: Iterable[str]) -> dict[str, str]:
     """Give each setting a colour by its first appearance; `SPECIAL` ones keep theirs.
-
-    Hand one palette to all figures of a chapter where they show different settings.
 
     Args:
         settings: Names; repeated names count once.
