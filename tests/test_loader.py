@@ -290,7 +290,7 @@ for step in map(int, sys.argv[1].split(",")):
     batch = mixtures.make_batch(run_config, corpus, pools[1], 1, step, side=32)
     for part in (batch.rows, batch.images.numpy(), batch.texts.numpy()):
         digest.update(part.tobytes())
-# Of this process alone: ru_maxrss begins at what the process that started it held.
+# ru_maxrss would begin with the memory of the process that started this one
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")).split()[1]
 print(len(corpus.table), digest.hexdigest(), peak)
 """

@@ -141,7 +141,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     cells = (folder / "cells" / "index.html").read_text()
     for part in (
         '<pre class="stream">printed', '<pre class="stream error">ValueError: no', 'href="/"',
-        "vendor/embed-amd.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
+        "explorers/page.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
     ):  # fmt: skip
         assert part in cells, part
     assert "hidden = 1" not in cells
