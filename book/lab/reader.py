@@ -34,9 +34,7 @@ def copies_folder() -> Path:
 
 def read_copy(path: Path):
     """Return a notebook; raise `CmpError` if it is damaged."""
-    with explain_errors(
-        f"{path}: no notebook", "", Exception
-    ):  # whatever the schema's parser raises
+    with explain_errors(f"{path}: no notebook", "", Exception):  # whatever nbformat raises
         return nbformat.read(path, as_version=4)
 
 
@@ -149,12 +147,18 @@ def start_page(notes: dict[str, str]) -> str:
     )
 
 
-def diff_chapter(number: str) -> str:
-    """Return how a reader's copy of a chapter differs from the book's, line by line."""
+def find_copy(number: str) -> tuple[Path, Path]:
+    """Return a chapter and a reader's copy of it; raise `CmpError` if there is no copy."""
     [source] = chapters.select([number])
     target = copies_folder() / f"{source.stem}.ipynb"
     if not target.exists():
         raise CmpError(f"{target}: you have no copy of this chapter; `cmpt lab` makes it")
+    return source, target
+
+
+def diff_chapter(number: str) -> str:
+    """Return how a reader's copy of a chapter differs from the book's, line by line."""
+    source, target = find_copy(number)
     names = [each.stem for each in chapters.chapters().values()]
     texts = [
         "\n\n".join(cell.source for cell in book.cells).splitlines()
@@ -169,15 +173,13 @@ def reset_chapter(number: str) -> Path:
     Returns:
         Where the reader's version is now.
     """
-    [source] = chapters.select([number])
-    target = copies_folder() / f"{source.stem}.ipynb"
+    _, target = find_copy(number)
     kept = target.with_name(f"{target.stem}{MINE}.ipynb")
     for more in range(2, 1000):
         if not kept.exists():
             break
         kept = target.with_name(f"{target.stem}{MINE} {more}.ipynb")
-    if target.exists():
-        os.replace(target, kept)
+    os.replace(target, kept)
     prepare_copies()
     return kept
 

@@ -42,8 +42,16 @@ export function axes(svg, x, y, [xLabel, yLabel], ticks = 6) {
   const [left, right] = x.range();
   const [bottom, top] = y.range();
   const group = svg.selectAll("g.axes").data([0]).join("g").attr("class", "axes").lower();
-  const across = d3.axisBottom(x).ticks(ticks).tickSize(top - bottom).tickPadding(8);
-  const up = d3.axisLeft(y).ticks(5).tickSize(left - right).tickPadding(6);
+  const across = d3
+    .axisBottom(x)
+    .ticks(ticks)
+    .tickSize(top - bottom)
+    .tickPadding(8);
+  const up = d3
+    .axisLeft(y)
+    .ticks(5)
+    .tickSize(left - right)
+    .tickPadding(6);
   const place = (name, axis, shift) =>
     group.selectAll(`g.${name}`).data([0]).join("g").attr("class", name).attr("transform", shift).call(axis);
   place("x", across, `translate(0,${bottom})`);
@@ -83,12 +91,16 @@ export function draggable(handle, move, nudge) {
 
 export function table(head, rows) {
   const row = (cells, tag) =>
-    element("tr", {}, ...cells.map((cell) => element(tag, {}, ...(cell?.nodeType ? [cell] : [String(cell)]))));
+    element(
+      "tr",
+      {},
+      ...cells.map((cell) => element(tag, {}, ...(cell?.nodeType ? [cell] : [String(cell)]))),
+    );
   const body = element("tbody", {}, ...rows.map((cells) => row(cells, "td")));
   return element("div", { class: "wide" }, element("table", {}, element("thead", {}, row(head, "th")), body));
 }
 
-// Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, format,
+// Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, percent,
 // unit}; what does not matter for a state is left out by the explorer.
 export function form(place, change, warn) {
   let drawn = "";
@@ -110,23 +122,35 @@ export function form(place, change, warn) {
     return element("label", { class: "check" }, box, element("span", {}, label));
   }
 
-  function number({ key, label, range: [low, high], step, log, format = short, unit = () => "" }) {
+  // With `percent`, a share is shown and typed as per cent: 30, or 30 %, is 0.3.
+  function number({ key, label, range: [low, high], step, log, percent, unit = () => "" }) {
+    const format = (value) => (percent ? `${short(100 * value)} %` : short(value));
+    let current = low;
     const [to, from] = log ? [Math.log10, (x) => Number((10 ** x).toPrecision(3))] : [Number, Number];
     const slider = element("input", { type: "range", min: to(low), max: to(high), step: step ?? 0.01 });
-    const typed = element("input", { type: "text", inputmode: "decimal", "aria-label": `${label}, as a number` });
+    const typed = element("input", {
+      type: "text",
+      inputmode: "decimal",
+      "aria-label": `${label}, as a number`,
+    });
     slider.setAttribute("aria-label", label);
     slider.addEventListener("input", () => change({ [key]: from(Number(slider.value)) }));
     typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
     typed.addEventListener("change", commit);
     function commit() {
-      const asked = Number(typed.value);
-      const value = Math.min(high, Math.max(low, Number.isFinite(asked) ? asked : low));
+      const words = typed.value.replace(percent ? /[%\s]/g : /\s/g, "");
+      const asked = Number(words) / (percent ? 100 : 1);
+      const known = words !== "" && Number.isFinite(asked);
+      const value = known ? Math.min(high, Math.max(low, asked)) : current;
       change({ [key]: log ? value : Math.round(value / step) * step });
-      if (value !== asked) warn(`${label}: ${typed.value || "nothing"} became ${format(value)}; it goes from ${format(low)} to ${format(high)}.`);
+      const became = `${typed.value || "nothing"} became ${format(value)}`;
+      if (!known || value !== asked)
+        warn(`${label}: ${became}; it goes from ${format(low)} to ${format(high)}.`);
       typed.value = format(value);
     }
     const after = element("span");
     shown.set(key, (value) => {
+      current = value;
       slider.value = to(value);
       after.textContent = unit(value);
       slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
@@ -172,7 +196,17 @@ export function plane(place, { preview, choose }) {
     axes(svg, x, y, ["A_KA (%), what is new", "A_ZS (%), what was known"]);
     const at = (d) => `translate(${x(d[0])},${y(d[1])})`;
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    group("front").selectAll("path").data([front]).join("path").attr("d", d3.line((d) => x(d[0]), (d) => y(d[1])));
+    group("front")
+      .selectAll("path")
+      .data([front])
+      .join("path")
+      .attr(
+        "d",
+        d3.line(
+          (d) => x(d[0]),
+          (d) => y(d[1]),
+        ),
+      );
     group("dots").selectAll("circle").data(dots).join("circle").attr("r", 2.5).attr("transform", at);
     const bars = (selection, half) =>
       selection.attr("d", (d) => {
@@ -198,12 +232,43 @@ export function plane(place, { preview, choose }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("pinned").selectAll("circle").data(pinned).join("circle").attr("r", 8).attr("transform", (d) => at(d.at)).attr("stroke", (d) => d.colour);
+    group("pinned")
+      .selectAll("circle")
+      .data(pinned)
+      .join("circle")
+      .attr("r", 8)
+      .attr("transform", (d) => at(d.at))
+      .attr("stroke", (d) => d.colour);
     const guess = group("predicted").attr("opacity", predicted?.weight ?? 1);
-    bars(guess.selectAll("path").data(predicted ? [predicted] : []).join("path"), (d) => d.half);
-    guess.selectAll("circle").data(predicted ? [predicted] : []).join("circle").attr("r", 6.5).attr("transform", (d) => at(d.at));
-    const runs = group("own").selectAll("g").data(own).join("g").attr("stroke", (d) => d.colour);
-    runs.selectAll("path").data((d) => [d.trail]).join("path").attr("d", d3.line((d) => x(d[0]), (d) => y(d[1])));
+    bars(
+      guess
+        .selectAll("path")
+        .data(predicted ? [predicted] : [])
+        .join("path"),
+      (d) => d.half,
+    );
+    guess
+      .selectAll("circle")
+      .data(predicted ? [predicted] : [])
+      .join("circle")
+      .attr("r", 6.5)
+      .attr("transform", (d) => at(d.at));
+    const runs = group("own")
+      .selectAll("g")
+      .data(own)
+      .join("g")
+      .attr("stroke", (d) => d.colour);
+    runs
+      .selectAll("path")
+      .data((d) => [d.trail])
+      .join("path")
+      .attr(
+        "d",
+        d3.line(
+          (d) => x(d[0]),
+          (d) => y(d[1]),
+        ),
+      );
     runs
       .selectAll("circle")
       .data((d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
@@ -228,7 +293,10 @@ function comparison(place, one, other, quantiles) {
   const sentences = names.map((name, k) => {
     const values = stored.map((pair) => pair[k]);
     const half = (quantiles[values.length] * d3.deviation(values)) / Math.sqrt(values.length);
-    const known = values.length > 1 ? [`${signed(mean(values))} (${points(mean(values) - half)} to ${points(mean(values) + half)})`] : [];
+    const known =
+      values.length > 1
+        ? [`${signed(mean(values))} (${points(mean(values) - half)} to ${points(mean(values) + half)})`]
+        : [];
     return `${name} ${[...known, ...(own ? [`your two runs ${signed(own[k])}`] : [])].join(", ")}`;
   });
   const means = stored.length ? `; means of ${stored.length} stored pairs with 95% intervals` : "";
@@ -241,33 +309,79 @@ function comparison(place, one, other, quantiles) {
   const x = d3.scaleLinear(d3.extent(all), [60, width - 16]).nice();
   const row = (k) => 22 + 24 * k;
   svg.append("g").attr("transform", "translate(0,62)").attr("class", "axes").call(d3.axisBottom(x).ticks(7));
-  svg.append("path").attr("class", "zero").attr("d", `M${x(0)},8V62`);
+  svg
+    .append("path")
+    .attr("class", "zero")
+    .attr("d", `M${x(0)},8V62`);
   names.forEach((name, k) => {
-    svg.append("text").attr("x", 8).attr("y", row(k) + 4).text(name);
-    svg.append("g").attr("class", "dots").selectAll("circle").data(stored).join("circle").attr("r", 3.5).attr("cx", (d) => x(d[k])).attr("cy", row(k));
-    if (own) svg.append("path").attr("class", "mine").attr("d", d3.symbol(d3.symbolDiamond, 90)()).attr("transform", `translate(${x(own[k])},${row(k)})`);
+    svg
+      .append("text")
+      .attr("x", 8)
+      .attr("y", row(k) + 4)
+      .text(name);
+    svg
+      .append("g")
+      .attr("class", "dots")
+      .selectAll("circle")
+      .data(stored)
+      .join("circle")
+      .attr("r", 3.5)
+      .attr("cx", (d) => x(d[k]))
+      .attr("cy", row(k));
+    if (own)
+      svg
+        .append("path")
+        .attr("class", "mine")
+        .attr("d", d3.symbol(d3.symbolDiamond, 90)())
+        .attr("transform", `translate(${x(own[k])},${row(k)})`);
   });
 }
 
 // The ways in which a setting leaves the page.
 export const FORMS = {
   command: ({ profile, changes }) =>
-    ["cmpt run " + profile, ...Object.entries(changes).map(([key, value]) => `${key}=${JSON.stringify(value).replaceAll('"', "")}`)].join(" \\\n    "),
+    [
+      "cmpt run " + profile,
+      ...Object.entries(changes).map(([key, value]) => `${key}=${JSON.stringify(value).replaceAll('"', "")}`),
+    ].join(" \\\n    "),
   YAML: ({ profile, changes }) =>
-    `profile: ${profile}\n` + [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])].map(([section, rows]) =>
-      `${section}:\n` + rows.map(([key, value]) => `  ${key.split(".")[1]}: ${JSON.stringify(value)}\n`).join("")).join(""),
+    `profile: ${profile}\n` +
+    [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])]
+      .map(
+        ([section, rows]) =>
+          `${section}:\n` +
+          rows.map(([key, value]) => `  ${key.split(".")[1]}: ${JSON.stringify(value)}\n`).join(""),
+      )
+      .join(""),
   Python: ({ profile, changes }) =>
-    `cmp.run("${profile}"` + [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])].map(([section, rows]) =>
-      `,\n        ${section}={${rows.map(([key, value]) => `"${key.split(".")[1]}": ${python(value)}`).join(", ")}}`).join("") + ")",
+    `cmp.run("${profile}"` +
+    [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])]
+      .map(
+        ([section, rows]) =>
+          `,\n        ${section}={${rows.map(([key, value]) => `"${key.split(".")[1]}": ${python(value)}`).join(", ")}}`,
+      )
+      .join("") +
+    ")",
   papermill: ({ chapter, parameters }) =>
-    `cmpt book --chapter ${chapter}` + Object.entries(parameters).map(([key, value]) => ` -P ${key}=${value}`).join(""),
+    `cmpt book --chapter ${chapter}` +
+    Object.entries(parameters)
+      .map(([key, value]) => ` -P ${key}=${value}`)
+      .join(""),
   link: ({ link }) => link,
 };
-export const keywords = (state) => Object.entries(state).map(([key, value]) => `${key}=${python(value)}`).join(", ");
-const python = (value) => (value === true ? "True" : value === false ? "False" : value === null ? "None" : JSON.stringify(value));
+export const keywords = (state) =>
+  Object.entries(state)
+    .map(([key, value]) => `${key}=${python(value)}`)
+    .join(", ");
+const python = (value) =>
+  value === true ? "True" : value === false ? "False" : value === null ? "None" : JSON.stringify(value);
 
 export function takeAway(place, forms = FORMS) {
-  const kind = element("select", { "aria-label": "Copy as" }, ...Object.keys(forms).map((each) => element("option", { value: each }, each)));
+  const kind = element(
+    "select",
+    { "aria-label": "Copy as" },
+    ...Object.keys(forms).map((each) => element("option", { value: each }, each)),
+  );
   const text = element("pre", { tabindex: 0 });
   const copy = element("button", { type: "button" }, "Copy");
   let given = null;
@@ -331,8 +445,19 @@ function runner(kernel, changed) {
 function runRow(run, runs, colour) {
   const words = `${run.label} (${run.profile}): ${run.state}`;
   const bar = element("progress", { max: 1, value: run.progress, "aria-label": words });
-  const stop = element("button", { type: "button", onclick: () => (run.over ? runs.forget(run) : runs.stop(run)) }, run.over ? "Remove" : run.heard ? "Stop" : "Cancel");
-  const row = element("div", { class: "run" }, element("span", { class: "swatch", style: `background:${colour}` }), element("span", {}, words), bar, stop);
+  const stop = element(
+    "button",
+    { type: "button", onclick: () => (run.over ? runs.forget(run) : runs.stop(run)) },
+    run.over ? "Remove" : run.heard ? "Stop" : "Cancel",
+  );
+  const row = element(
+    "div",
+    { class: "run" },
+    element("span", { class: "swatch", style: `background:${colour}` }),
+    element("span", {}, words),
+    bar,
+    stop,
+  );
   if (run.command) row.append(element("code", {}, run.command));
   return row;
 }
@@ -340,15 +465,30 @@ function runRow(run, runs, colour) {
 // The frame of an explorer. The explorer gives `fields(state)`, `picture(place, state, change)` and
 // `describe(state)` -> {label, sentence, changes, parameters, predicted}; `settle(state, changes)`
 // makes a state possible.
-export function workbench(el, { table: data, kernel, start, name, fields, picture, describe, settle, actions = [] }) {
+export function workbench(
+  el,
+  { table: data, kernel, start, name, fields, picture, describe, settle, actions = [] },
+) {
   const place = Object.fromEntries(
-    ["presets", "controls", "picture", "plane", "said", "warned", "runs", "pins", "away"].map((key) => [key, element("div", { class: key })]),
+    ["presets", "controls", "picture", "plane", "said", "warned", "runs", "pins", "away"].map((key) => [
+      key,
+      element("div", { class: key }),
+    ]),
   );
   place.said.setAttribute("aria-live", "polite");
   place.warned.setAttribute("role", "status");
   el.classList.add("explorer");
   const sides = element("div", { class: "sides" }, place.picture, place.plane);
-  el.append(place.presets, place.controls, sides, place.said, place.warned, place.runs, place.pins, place.away);
+  el.append(
+    place.presets,
+    place.controls,
+    sides,
+    place.said,
+    place.warned,
+    place.runs,
+    place.pins,
+    place.away,
+  );
   let state = settle({ ...data.defaults, ...linked(name), ...start }, {});
   let seen = null; // a stored setting that the pointer is over
   let waiting = 0;
@@ -382,31 +522,56 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
 
   function pin(shown) {
     const about = describe(shown);
-    if (pins.length < MOST_PINS && !pins.some((each) => each.label === about.label)) pins.push({ ...about, state: shown });
+    if (pins.length < MOST_PINS && !pins.some((each) => each.label === about.label))
+      pins.push({ ...about, state: shown });
     refresh();
   }
-  const colour = (label) => PALETTE[Math.max(0, pins.findIndex((each) => each.label === label)) % PALETTE.length];
+  const colour = (label) =>
+    PALETTE[
+      Math.max(
+        0,
+        pins.findIndex((each) => each.label === label),
+      ) % PALETTE.length
+    ];
   const profile = () => place.runs.querySelector("select")?.value ?? "cpu";
 
   function launch(all) {
     for (const { label, changes } of all) runs.start({ label, changes, profile: profile() });
   }
 
-  const sizes = element("select", { "aria-label": "Size of a run", oninput: refresh }, ...Object.entries(data.sizes).map(([key, words]) => element("option", { value: key }, words)));
+  const sizes = element(
+    "select",
+    { "aria-label": "Size of a run", oninput: refresh },
+    ...Object.entries(data.sizes).map(([key, words]) => element("option", { value: key }, words)),
+  );
   const buttons = element(
     "div",
     { class: "tools" },
     kernel && sizes,
-    kernel && element("button", { type: "button", class: "go", onclick: () => launch([describe(state)]) }, "Run this"),
-    kernel && element("button", { type: "button", class: "both", onclick: () => launch(pins.slice(0, 2)) }, "Run the first two pins"),
+    kernel &&
+      element(
+        "button",
+        { type: "button", class: "go", onclick: () => launch([describe(state)]) },
+        "Run this",
+      ),
+    kernel &&
+      element(
+        "button",
+        { type: "button", class: "both", onclick: () => launch(pins.slice(0, 2)) },
+        "Run the first two pins",
+      ),
     element("button", { type: "button", onclick: () => pin(state) }, "Pin to compare"),
   );
   const list = element("div", { class: "list" });
   place.runs.append(buttons, list);
   place.presets.append(
     element("span", {}, "Begin from"),
-    ...data.presets.map(({ label, state: to }) => element("button", { type: "button", onclick: () => change(to) }, label)),
-    ...actions.map(({ label, to }) => element("button", { type: "button", class: "act", onclick: () => compare(to) }, label)),
+    ...data.presets.map(({ label, state: to }) =>
+      element("button", { type: "button", onclick: () => change(to) }, label),
+    ),
+    ...actions.map(({ label, to }) =>
+      element("button", { type: "button", class: "act", onclick: () => compare(to) }, label),
+    ),
   );
   function compare(to) {
     pin(state);
@@ -415,22 +580,62 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
   }
 
   function drawPins() {
-    const own = (label) => runs.all().filter((run) => run.label === label && run.done && run.profile === profile()).at(-1)?.trail.at(-1);
+    const own = (label) =>
+      runs
+        .all()
+        .filter((run) => run.label === label && run.done && run.profile === profile())
+        .at(-1)
+        ?.trail.at(-1);
     const rows = pins.map((each, k) => {
       const stored = storedOf(each.changes);
       const known = stored ?? each.predicted;
       const score = (axis) => (known ? `${points(known.at[axis])} ± ${points(known.half[axis])}` : "–");
       const mine = own(each.label);
-      const drop = element("button", { type: "button", onclick: () => (pins.splice(k, 1), refresh()) }, "Unpin");
-      const show = element("button", { type: "button", class: "name", style: `border-color:${PALETTE[k]}`, onclick: () => change(each.state) }, each.label);
-      return [show, score(0), score(1), stored ? "stored" : known ? "predicted" : "nothing near", mine ? mine.map(points).join(", ") : "–", drop];
+      const drop = element(
+        "button",
+        { type: "button", onclick: () => (pins.splice(k, 1), refresh()) },
+        "Unpin",
+      );
+      const show = element(
+        "button",
+        {
+          type: "button",
+          class: "name",
+          style: `border-color:${PALETTE[k]}`,
+          onclick: () => change(each.state),
+        },
+        each.label,
+      );
+      return [
+        show,
+        score(0),
+        score(1),
+        stored ? "stored" : known ? "predicted" : "nothing near",
+        mine ? mine.map(points).join(", ") : "–",
+        drop,
+      ];
     });
     const between = element("div");
-    place.pins.replaceChildren(...(rows.length ? [table(["pinned", "A_KA", "A_ZS", "from", `your run (${profile()})`, ""], rows), between] : []));
+    place.pins.replaceChildren(
+      ...(rows.length
+        ? [table(["pinned", "A_KA", "A_ZS", "from", `your run (${profile()})`, ""], rows), between]
+        : []),
+    );
     if (pins.length > 1) {
-      const [one, other] = pins.map((each) => ({ label: each.label, ends: profile() === "cpu" ? storedOf(each.changes)?.ends : {}, own: own(each.label) }));
+      const [one, other] = pins.map((each) => ({
+        label: each.label,
+        ends: profile() === "cpu" ? storedOf(each.changes)?.ends : {},
+        own: own(each.label),
+      }));
       comparison(between, one, other, data.quantiles);
-      if (profile() === "quick") between.append(element("p", { class: "how" }, "Runs of `quick` are too small to test a difference like this: choose `cpu` for it."));
+      if (profile() === "quick")
+        between.append(
+          element(
+            "p",
+            { class: "how" },
+            "Runs of `quick` are too small to test a difference like this: choose `cpu` for it.",
+          ),
+        );
     }
   }
 
@@ -439,7 +644,12 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
     const about = describe(shown);
     const stored = seen ?? storedOf(about.changes);
     draw.form(fields(shown), shown);
-    picture(place.picture, shown, change, pins.map((each, k) => ({ ...each, colour: PALETTE[k] })));
+    picture(
+      place.picture,
+      shown,
+      change,
+      pins.map((each, k) => ({ ...each, colour: PALETTE[k] })),
+    );
     const quick = kernel && profile() === "quick";
     const own = runs.all().filter((run) => run.profile === profile() && run.trail.length);
     draw.plane({
@@ -448,7 +658,15 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
       front: quick ? [] : data.front,
       predicted: quick || stored ? null : about.predicted,
       own: own.map((run) => ({ ...run, colour: colour(run.label) })),
-      pinned: quick ? [] : [...pins.map((each, k) => ({ at: (storedOf(each.changes) ?? each.predicted)?.at, colour: PALETTE[k] })), stored && { at: stored.at, colour: "currentColor" }].filter((each) => each?.at),
+      pinned: quick
+        ? []
+        : [
+            ...pins.map((each, k) => ({
+              at: (storedOf(each.changes) ?? each.predicted)?.at,
+              colour: PALETTE[k],
+            })),
+            stored && { at: stored.at, colour: "currentColor" },
+          ].filter((each) => each?.at),
     });
     const ends = stored
       ? ` Stored, ${Object.keys(stored.ends).length} runs: A_KA ${points(stored.at[0])} ± ${points(stored.half[0])}, A_ZS ${points(stored.at[1])} ± ${points(stored.half[1])}.`
@@ -459,7 +677,12 @@ export function workbench(el, { table: data, kernel, start, name, fields, pictur
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     list.replaceChildren(...runs.all().map((run) => runRow(run, runs, colour(run.label))));
     drawPins();
-    draw.away({ profile: "cpu", ...about, chapter: data.chapter, link: kernel ? `explorers.${name}_explorer(${keywords(state)})` : linkTo(name, state) });
+    draw.away({
+      profile: "cpu",
+      ...about,
+      chapter: data.chapter,
+      link: kernel ? `explorers.${name}_explorer(${keywords(state)})` : linkTo(name, state),
+    });
   }
 
   new ResizeObserver(refresh).observe(el);

@@ -9,7 +9,9 @@ const VALUES = Object.keys(HEATS);
 
 export function explore(el, { table, kernel, start }) {
   const parts = table.parts;
-  const grid = new Map(table.grid.map(({ at, value, half }) => [at.join(), { at: at.map((each) => each / parts), value, half }]));
+  const grid = new Map(
+    table.grid.map(({ at, value, half }) => [at.join(), { at: at.map((each) => each / parts), value, half }]),
+  );
   const known = (n) => [...grid.values()].filter((each) => each.value?.[n] != null);
   const third = [1 / 3, 1 / 3, 1 / 3];
 
@@ -31,7 +33,9 @@ export function explore(el, { table, kernel, start }) {
       const k = KEYS.indexOf(moved);
       const rest = 1 - changes[moved];
       const others = d3.sum(next.shares) - next.shares[k];
-      next.shares = next.shares.map((share, n) => (n === k ? changes[moved] : others ? (share / others) * rest : rest / 2));
+      next.shares = next.shares.map((share, n) =>
+        n === k ? changes[moved] : others ? (share / others) * rest : rest / 2,
+      );
     }
     next.shares = rounded(next.shares);
     if (next.varies) next.last = rounded(next.last ?? next.shares);
@@ -40,7 +44,13 @@ export function explore(el, { table, kernel, start }) {
   }
 
   const fields = () => [
-    ...KEYS.map((key, k) => ({ key, label: `Share of ${NAMES[k]}`, range: [0, 1], step: 1 / parts, format: (value) => `${Math.round(100 * value)} %` })),
+    ...KEYS.map((key, k) => ({
+      key,
+      label: `Share of ${NAMES[k]}`,
+      range: [0, 1],
+      step: 1 / parts,
+      percent: true,
+    })),
     { key: "heat", label: "Colour", options: Object.entries(HEATS) },
     { key: "varies", label: "Change over the updates" },
   ];
@@ -82,7 +92,10 @@ export function explore(el, { table, kernel, start }) {
   function drawHeat(group, at, key, size) {
     const n = VALUES.indexOf(key);
     const shown = known(n);
-    const colour = d3.scaleSequential(d3.extent(shown, (each) => each.value[n]), d3.interpolateCividis);
+    const colour = d3.scaleSequential(
+      d3.extent(shown, (each) => each.value[n]),
+      d3.interpolateCividis,
+    );
     group("heat")
       .selectAll("circle")
       .data(shown)
@@ -92,7 +105,11 @@ export function explore(el, { table, kernel, start }) {
       .attr("cy", (d) => at(d.at)[1])
       .attr("fill", (d) => colour(d.value[n]));
     const lines = levels(shown, n, d3.ticks(...colour.domain(), 6), at);
-    group("contours").selectAll("path").data(lines).join("path").attr("d", (d) => d.path);
+    group("contours")
+      .selectAll("path")
+      .data(lines)
+      .join("path")
+      .attr("d", (d) => d.path);
     group("levels")
       .selectAll("text")
       .data(lines.filter((d) => d.label))
@@ -106,12 +123,20 @@ export function explore(el, { table, kernel, start }) {
     const svg = drawing(place, 425, "The triangle of mixtures, and how often an image is seen", 560);
     const [width] = svg.property("extent");
     const side = Math.min(width - 60, 340);
-    const corners = [[width / 2, 34], [width / 2 - side / 2, 34 + side * 0.866], [width / 2 + side / 2, 34 + side * 0.866]];
+    const corners = [
+      [width / 2, 34],
+      [width / 2 - side / 2, 34 + side * 0.866],
+      [width / 2 + side / 2, 34 + side * 0.866],
+    ];
     const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
     if (drawn !== state.heat + width) drawHeat(group, at, state.heat, (0.6 * side) / parts); // which takes long
     drawn = state.heat + width;
-    group("outline").selectAll("path").data([corners]).join("path").attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
+    group("outline")
+      .selectAll("path")
+      .data([corners])
+      .join("path")
+      .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
     group("corners")
       .selectAll("text")
       .data(corners)
@@ -132,20 +157,37 @@ export function explore(el, { table, kernel, start }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("marks").selectAll("circle").data(pins).join("circle").attr("r", 9).attr("stroke", (d) => d.colour).attr("transform", (d) => `translate(${at(d.state.shares)})`);
+    group("marks")
+      .selectAll("circle")
+      .data(pins)
+      .join("circle")
+      .attr("r", 9)
+      .attr("stroke", (d) => d.colour)
+      .attr("transform", (d) => `translate(${at(d.state.shares)})`);
     const ends = state.varies ? [state.shares, state.last] : [];
-    group("way").selectAll("path").data([ends.map(at)]).join("path").attr("d", d3.line());
+    group("way")
+      .selectAll("path")
+      .data([ends.map(at)])
+      .join("path")
+      .attr("d", d3.line());
     const handles = [
       ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
       { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
     ];
-    const made = group("handles").selectAll("circle").data(handles, (d) => d.key).join("circle").attr("r", 9).attr("class", (d) => d.key);
+    const made = group("handles")
+      .selectAll("circle")
+      .data(handles, (d) => d.key)
+      .join("circle")
+      .attr("r", 9)
+      .attr("class", (d) => d.key);
     made
       .attr("transform", (d) => `translate(${at(d.shares)})`)
       .attr("role", "slider")
       .attr("aria-label", (d) => d.name)
       .attr("aria-valuenow", (d) => Math.round(100 * d.shares[0]))
-      .attr("aria-valuetext", (d) => d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", "));
+      .attr("aria-valuetext", (d) =>
+        d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", "),
+      );
     draggable(
       made,
       (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
@@ -160,8 +202,21 @@ export function explore(el, { table, kernel, start }) {
     );
     // how often an image is seen
     const seen = passes(state.shares);
-    const rows = [["pool", [[0, seen[0]]]], ["first update", [[1, seen[1]], [2, seen[2]]]], ["last update", [[1, seen[1]]]]];
-    const x = d3.scaleLinear([0, Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]) * 1.02], [96, width - 12]);
+    const rows = [
+      ["pool", [[0, seen[0]]]],
+      [
+        "first update",
+        [
+          [1, seen[1]],
+          [2, seen[2]],
+        ],
+      ],
+      ["last update", [[1, seen[1]]]],
+    ];
+    const x = d3.scaleLinear(
+      [0, Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]) * 1.02],
+      [96, width - 12],
+    );
     const top = 34 + side * 0.866 + 34;
     group("seen")
       .selectAll("g")
@@ -170,10 +225,24 @@ export function explore(el, { table, kernel, start }) {
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
-        row.selectAll("text").data([name]).join("text").attr("x", 90).attr("y", 10).attr("text-anchor", "end").text(name);
+        row
+          .selectAll("text")
+          .data([name])
+          .join("text")
+          .attr("x", 90)
+          .attr("y", 10)
+          .attr("text-anchor", "end")
+          .text(name);
         let left = 0;
         const spans = bars.map(([k, value]) => ({ k, from: left, to: (left += value) }));
-        row.selectAll("rect").data(spans).join("rect").attr("x", (d) => x(d.from)).attr("width", (d) => x(d.to) - x(d.from)).attr("height", 12).attr("fill", (d) => COLOURS[d.k]);
+        row
+          .selectAll("rect")
+          .data(spans)
+          .join("rect")
+          .attr("x", (d) => x(d.from))
+          .attr("width", (d) => x(d.to) - x(d.from))
+          .attr("height", 12)
+          .attr("fill", (d) => COLOURS[d.k]);
       });
   }
 
@@ -197,7 +266,11 @@ function levels(known, n, ticks, at) {
     for (let k = 0; k < triangles.length; k += 3) {
       const corner = [0, 1, 2].map((j) => triangles[k + j]);
       const cuts = [];
-      for (const [a, b] of [[0, 1], [1, 2], [2, 0]].map((pair) => pair.map((j) => corner[j]))) {
+      for (const [a, b] of [
+        [0, 1],
+        [1, 2],
+        [2, 0],
+      ].map((pair) => pair.map((j) => corner[j]))) {
         const [from, to] = [known[a].value[n], known[b].value[n]];
         if (from < level === to < level) continue;
         const share = (level - from) / (to - from);
@@ -205,6 +278,10 @@ function levels(known, n, ticks, at) {
       }
       if (cuts.length === 2) parts.push(cuts);
     }
-    return { level, path: parts.map(([a, b]) => `M${a.map(d3.format(".1f"))}L${b.map(d3.format(".1f"))}`).join(""), label: parts[parts.length >> 1]?.[0] };
+    return {
+      level,
+      path: parts.map(([a, b]) => `M${a.map(d3.format(".1f"))}L${b.map(d3.format(".1f"))}`).join(""),
+      label: parts[parts.length >> 1]?.[0],
+    };
   });
 }

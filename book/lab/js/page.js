@@ -7,7 +7,9 @@ document.head.append(style);
 for (const place of document.querySelectorAll("[data-explorer]")) {
   const { explorer: name, script = name } = place.dataset;
   const own = place.querySelector("script[type='application/json']"); // of what only the notebook has
-  const found = own ? new Response(own.textContent) : await fetch(new URL(`data/${name}.json`, import.meta.url));
+  const found = own
+    ? new Response(own.textContent)
+    : await fetch(new URL(`data/${name}.json`, import.meta.url));
   if (!found.ok) continue; // the still stays
   const [table, { explore }] = await Promise.all([found.json(), import(`./${script}.js`)]);
   const made = document.createElement("div");

@@ -9,11 +9,24 @@ const PARTS = 4;
 export function explore(el, { table, kernel, start }) {
   const { curves, metas, tasks: T, steps: N } = table;
   const scheduleOf = ({ name, meta, peak, warmup, cooldown, level, decay, shift, peaks: free }) => ({
-    name, meta, peak, warmup, cooldown, level, decay, shift, peaks: free,
+    name,
+    meta,
+    peak,
+    warmup,
+    cooldown,
+    level,
+    decay,
+    shift,
+    peaks: free,
   });
   const ratesOf = (state) => rates(scheduleOf(state), T, N, curves);
   const metasOf = (name) =>
-    Object.keys(metas).filter((meta) => drawable(name, meta) && (metas[meta].curve ?? name) === name && !(curves[name].overStream && meta !== "none"));
+    Object.keys(metas).filter(
+      (meta) =>
+        drawable(name, meta) &&
+        (metas[meta].curve ?? name) === name &&
+        !(curves[name].overStream && meta !== "none"),
+    );
 
   // Only what goes together: a curve takes its own meta schedules, warmup and cooldown fit an update.
   // With the lock, the peak moves so that the mean rate stays.
@@ -27,16 +40,22 @@ export function explore(el, { table, kernel, start }) {
       const wanted = changes.lock ? d3.mean(ratesOf({ ...next })) : next.mean;
       next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
     }
-    next.peak = Number(Math.min(table.ranges.peak[1], Math.max(table.ranges.peak[0], next.peak)).toPrecision(3));
+    next.peak = Number(
+      Math.min(table.ranges.peak[1], Math.max(table.ranges.peak[0], next.peak)).toPrecision(3),
+    );
     if (!next.lock || "peak" in changes || changes.lock) next.mean = d3.mean(ratesOf(next));
     return next;
   }
 
   function fields(state) {
     const uses = new Set([...curves[state.name].settings, ...metas[state.meta].settings]);
-    const share = { range: [0, 1], step: 0.025, format: (value) => `${short(100 * value)} %` };
+    const share = { range: [0, 1], step: 0.025, percent: true };
     return [
-      { key: "name", label: "Curve of an update", options: Object.keys(curves).filter((name) => drawable(name, "none")) },
+      {
+        key: "name",
+        label: "Curve of an update",
+        options: Object.keys(curves).filter((name) => drawable(name, "none")),
+      },
       { key: "meta", label: "Meta schedule", options: metasOf(state.name) },
       { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01 },
       uses.has("warmup") && { key: "warmup", label: "Warmup", ...share },
@@ -53,7 +72,10 @@ export function explore(el, { table, kernel, start }) {
     return Array.from({ length: T }, (_, t) => {
       const own = values.subarray(t * N, (t + 1) * N);
       const sum = d3.sum(own) || 1e-9;
-      const parts = Array.from({ length: PARTS }, (_, k) => d3.sum(own.subarray((k * N) / PARTS, ((k + 1) * N) / PARTS)) / sum);
+      const parts = Array.from(
+        { length: PARTS },
+        (_, k) => d3.sum(own.subarray((k * N) / PARTS, ((k + 1) * N) / PARTS)) / sum,
+      );
       return [Math.log(sum), ...parts];
     }).flat();
   }
@@ -68,12 +90,20 @@ export function explore(el, { table, kernel, start }) {
     return { at, weight: Math.min(1, 0.35 + most), near: known[weights.indexOf(most)] };
   }
 
-  const known = table.runs.map((run) => {
-    run.state = { ...table.defaults, ...run.schedule, lock: false };
-    return { ...run, features: features(ratesOf(run.state)) };
-  }).filter((run) => !run.besides);
+  const known = table.runs
+    .map((run) => {
+      run.state = { ...table.defaults, ...run.schedule, lock: false };
+      return { ...run, features: features(ratesOf(run.state)) };
+    })
+    .filter((run) => !run.besides);
   const errors = known
-    .map((run) => [run, predict(run.features, known.filter((other) => other !== run))])
+    .map((run) => [
+      run,
+      predict(
+        run.features,
+        known.filter((other) => other !== run),
+      ),
+    ])
     .filter(([, guess]) => guess)
     .map(([run, guess]) => [0, 1].map((k) => guess.at[k] - run.at[k]));
   const misses = [0, 1].map((k) => Math.sqrt(d3.mean(errors, (error) => error[k] ** 2) ?? Number.NaN));
@@ -81,7 +111,13 @@ export function explore(el, { table, kernel, start }) {
   function describe(state) {
     const schedule = scheduleOf(state);
     const values = ratesOf(state);
-    const uses = new Set(["name", "meta", "peak", ...curves[state.name].settings, ...metas[state.meta].settings]);
+    const uses = new Set([
+      "name",
+      "meta",
+      "peak",
+      ...curves[state.name].settings,
+      ...metas[state.meta].settings,
+    ]);
     const changes = Object.fromEntries(
       Object.entries(schedule)
         .filter(([key, value]) => uses.has(key) && JSON.stringify(value) !== JSON.stringify(table.usual[key]))
@@ -117,14 +153,23 @@ export function explore(el, { table, kernel, start }) {
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
     axes(group("one"), first, y, ["steps of update 1", "rate (10⁻³)"], 4);
     axes(group("all"), x, y, ["updates", ""], 8);
-    const place_ = (scale, per) => d3.line((_, n) => scale((n + 0.5) / per), (rate) => y(1000 * rate));
-    const curvesShown = [...pins.map((pin) => ({ values: ratesOf(pin.state), colour: pin.colour })), { values: own, colour: null }];
+    const place_ = (scale, per) =>
+      d3.line(
+        (_, n) => scale((n + 0.5) / per),
+        (rate) => y(1000 * rate),
+      );
+    const curvesShown = [
+      ...pins.map((pin) => ({ values: ratesOf(pin.state), colour: pin.colour })),
+      { values: own, colour: null },
+    ];
     group("lines")
       .selectAll("path")
-      .data(curvesShown.flatMap(({ values, colour }) => [
-        { path: place_(first, 1)(values.subarray(0, N)), colour },
-        { path: place_(x, N)(values), colour },
-      ]))
+      .data(
+        curvesShown.flatMap(({ values, colour }) => [
+          { path: place_(first, 1)(values.subarray(0, N)), colour },
+          { path: place_(x, N)(values), colour },
+        ]),
+      )
       .join("path")
       .attr("d", (d) => d.path)
       .attr("class", (d) => (d.colour ? "pin" : "now"))
@@ -135,7 +180,12 @@ export function explore(el, { table, kernel, start }) {
     const top = d3.max(own.subarray(0, N));
     const knees = [
       { key: "peak", label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * top) },
-      settings.includes("cooldown") && { key: "cooldown", label: `Cooldown ${C} steps`, x: first(N - C), y: y(1000 * own[Math.max(0, N - C - 1)]) },
+      settings.includes("cooldown") && {
+        key: "cooldown",
+        label: `Cooldown ${C} steps`,
+        x: first(N - C),
+        y: y(1000 * own[Math.max(0, N - C - 1)]),
+      },
       settings.includes("warmup") && { key: "warmup", label: `Warmup ${W} steps`, x: first(W), y: y(0) },
     ].filter((knee) => knee);
     const share = (place) => Math.min(1, Math.max(0, Math.round(first.invert(place)) / N));
@@ -149,22 +199,45 @@ export function explore(el, { table, kernel, start }) {
       warmup: (right, up) => ({ warmup: Math.max(0, state.warmup + (right + up) / N) }),
       cooldown: (right, up) => ({ cooldown: Math.max(0, state.cooldown - (right - up) / N) }),
     };
-    const handles = group("handles").selectAll("circle.knee").data(knees, (d) => d.key).join("circle").attr("class", "knee").attr("r", 7);
+    const handles = group("handles")
+      .selectAll("circle.knee")
+      .data(knees, (d) => d.key)
+      .join("circle")
+      .attr("class", "knee")
+      .attr("r", 7);
     slider(handles.attr("cx", (d) => d.x).attr("cy", (d) => d.y));
-    draggable(handles, (px, py, d) => change(moves[d.key](px, py)), (right, up, d) => change(nudges[d.key](right, up)));
+    draggable(
+      handles,
+      (px, py, d) => change(moves[d.key](px, py)),
+      (right, up, d) => change(nudges[d.key](right, up)),
+    );
     // A dragged peak of one update makes the meta schedule free.
     const set = (t, value) => {
       const free = tops.map((each, k) => Number(Math.min(1, Math.max(0, k === t ? value : each)).toFixed(3)));
       change({ meta: "free", peaks: free });
     };
-    const bars = tops.map((value, t) => ({ t, value, label: `Peak of update ${t + 1}, ${short(value)} of the highest` }));
-    const shown = curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars;
+    const bars = tops.map((value, t) => ({
+      t,
+      value,
+      label: `Peak of update ${t + 1}, ${short(value)} of the highest`,
+    }));
+    const shown =
+      curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars;
     const dots = group("peaks").selectAll("circle").data(shown).join("circle").attr("r", 5);
     slider(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
-    draggable(dots, (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak), (right, up, d) => set(d.t, d.value + 0.02 * (right + up)));
+    draggable(
+      dots,
+      (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak),
+      (right, up, d) => set(d.t, d.value + 0.02 * (right + up)),
+    );
   }
 
-  const slider = (handles) => handles.attr("role", "slider").attr("aria-label", (d) => d.label).attr("aria-valuetext", (d) => d.label).attr("aria-valuenow", 0);
+  const slider = (handles) =>
+    handles
+      .attr("role", "slider")
+      .attr("aria-label", (d) => d.label)
+      .attr("aria-valuetext", (d) => d.label)
+      .attr("aria-valuenow", 0);
 
   // The same curve at a constant peak, and of the same mean rate.
   const twin = (state) => {

@@ -59,9 +59,7 @@ const CURVES = {
     (task) => rsqrt(task, task.W),
   ],
   wsd: [(task, n) => task.peak * line(task, n)],
-  "wsd-sqrt": [
-    ({ peak, N, C }, n) => peak * (1 - Math.sqrt(Math.max(n - (N - C), 0) / Math.max(C, 1))),
-  ],
+  "wsd-sqrt": [({ peak, N, C }, n) => peak * (1 - Math.sqrt(Math.max(n - (N - C), 0) / Math.max(C, 1)))],
   infinite: [
     (task, n) => {
       const { s, t, N, W, C } = task;

@@ -12,15 +12,32 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
   let update = 0;
   let timer = null;
 
-  const slider = element("input", { type: "range", min: 0, max: last, step: 1, "aria-label": "Update", oninput: () => go(Number(slider.value)) });
+  const slider = element("input", {
+    type: "range",
+    min: 0,
+    max: last,
+    step: 1,
+    "aria-label": "Update",
+    oninput: () => go(Number(slider.value)),
+  });
   const play = element("button", { type: "button", onclick: () => (timer ? stop() : begin()) });
   const named = element("output");
   const said = element("p", { class: "said", "aria-live": "polite" });
   const chart = element("div", { class: "chart" });
   const cards = images.map(({ truth }, n) => {
     const style = `background: #fff url(${sprite}) -${n * SIDE}px 0 / auto ${SIDE}px`;
-    const picture = element("div", { class: "picture", role: "img", "aria-label": `A test image of ${truth}`, style });
-    return element("li", {}, picture, element("div", {}, element("b", {}, truth), element("p"), element("small")));
+    const picture = element("div", {
+      class: "picture",
+      role: "img",
+      "aria-label": `A test image of ${truth}`,
+      style,
+    });
+    return element(
+      "li",
+      {},
+      picture,
+      element("div", {}, element("b", {}, truth), element("p"), element("small")),
+    );
   });
   const rule =
     `Shown are ${images.length} of the ${changed} images whose name changes at least once: from each dataset in turn, in the order of the data. ` +
@@ -51,12 +68,45 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
     const y = d3.scaleLinear([0, Math.max(...percent) * 1.08], [height - 44, 26]);
     axes(svg, x, y, ["update", `named right, % of all ${scored} images`], Math.min(last, 10));
     const line = d3.line((_, n) => x(n), y);
-    svg.selectAll("g.lines").data([0]).join("g").attr("class", "lines").selectAll("path").data([percent]).join("path").attr("class", "now").attr("d", line);
-    svg.selectAll("circle.each").data(percent).join("circle").attr("class", "each").attr("r", 3).attr("cx", (_, n) => x(n)).attr("cy", y);
-    const mark = svg.selectAll("circle.mark").data([0]).join("circle").attr("class", "mark").attr("r", 8).attr("cx", x(update)).attr("cy", y(percent[update]));
-    draggable(mark, (px) => go(Math.round(x.invert(px))), (across, up) => go(update + across + up));
-    mark.attr("role", "slider").attr("aria-label", "Update").attr("aria-valuemin", 0).attr("aria-valuemax", last);
-    mark.attr("aria-valuenow", update).attr("aria-valuetext", `${when(update)}: ${Math.round(percent[update])} %`);
+    svg
+      .selectAll("g.lines")
+      .data([0])
+      .join("g")
+      .attr("class", "lines")
+      .selectAll("path")
+      .data([percent])
+      .join("path")
+      .attr("class", "now")
+      .attr("d", line);
+    svg
+      .selectAll("circle.each")
+      .data(percent)
+      .join("circle")
+      .attr("class", "each")
+      .attr("r", 3)
+      .attr("cx", (_, n) => x(n))
+      .attr("cy", y);
+    const mark = svg
+      .selectAll("circle.mark")
+      .data([0])
+      .join("circle")
+      .attr("class", "mark")
+      .attr("r", 8)
+      .attr("cx", x(update))
+      .attr("cy", y(percent[update]));
+    draggable(
+      mark,
+      (px) => go(Math.round(x.invert(px))),
+      (across, up) => go(update + across + up),
+    );
+    mark
+      .attr("role", "slider")
+      .attr("aria-label", "Update")
+      .attr("aria-valuemin", 0)
+      .attr("aria-valuemax", last);
+    mark
+      .attr("aria-valuenow", update)
+      .attr("aria-valuetext", `${when(update)}: ${Math.round(percent[update])} %`);
   }
 
   function show() {
@@ -78,7 +128,13 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
   }
 
   el.classList.add("explorer", "scrubber");
-  el.append(element("div", { class: "tools" }, play, slider, named), said, chart, element("ul", {}, ...cards), element("p", { class: "how" }, rule));
+  el.append(
+    element("div", { class: "tools" }, play, slider, named),
+    said,
+    chart,
+    element("ul", {}, ...cards),
+    element("p", { class: "how" }, rule),
+  );
   stop();
   go({ ...linked("scrubber"), ...start }.update ?? 0);
   new ResizeObserver(draw).observe(slider.parentNode);
