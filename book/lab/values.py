@@ -24,7 +24,7 @@ LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET = "(not computed yet)"
-KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "verdict", "reading")
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "bases", "verdict", "reading")
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -73,7 +73,8 @@ def fill_values(text: str, source: str = "") -> str:
     """Return a text with its measured values filled in.
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
-    `{{n study/setting}}` is their number, `{{gain study/setting}}` is the gain from the front of
+    `{{n study/setting}}` is their number, `{{bases study/setting}}` how many bases they start from,
+    `{{gain study/setting}}` is the gain from the front of
     plain fine-tuning, `{{difference A_KA study/setting - study/setting}}` is paired; both have
     their 95 % interval over bases. `{{verdict claim}}` is the sentence of a primary claim, and
     `{{reading claim}}` its first words. What is not published yet is said to be so.
@@ -116,8 +117,8 @@ def _value(kind: str, what: str) -> str:
     table = _scores(what)
     if table.empty:
         return NOT_YET
-    if kind == "n":
-        return str(len(table))
+    if kind in ("n", "bases"):
+        return str(len(table) if kind == "n" else table["base"].nunique())
     if kind == "gain":
         study, _, setting = what.partition("/")
         front = verdicts.load_claims().fronts["plain"]

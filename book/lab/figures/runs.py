@@ -200,7 +200,7 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
                 tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
                 axes.plot(tasks, mean, **look, label=name)
                 band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
-                axes.fill_between(tasks, mean - half, mean + half, **band)
+                axes.fill_between(tasks, *np.clip([mean - half, mean + half], 0, 100), **band)
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.label_ends(panels[1])
