@@ -1,6 +1,7 @@
 """The second cell of a chapter: its parameters checked, and what is stored of its runs printed."""
 
 import asyncio
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -10,14 +11,16 @@ import ipywidgets as widgets
 import torch
 from IPython.display import display
 
-from cmp import config
+from cmp import budgets, config
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.experiments import forecast, preflight, results, store, studies, workers
+from cmp.experiments import forecast, logs, preflight, results, store, studies, workers
 from lab import chapters
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
+LOOK_SECONDS = 1.0
+"""How often a cell looks at the logs of its runs."""
 
 
 def begin_chapter(
@@ -112,6 +115,8 @@ def profile_control(scope: dict[str, Any]) -> widgets.Widget:
 async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str = "cpu") -> None:
     """Compute runs while the kernel hears of other things, such as of an explorer's buttons.
 
+    Their losses are shown while they go on.
+
     Args:
         live: Runs, as `begin_chapter` returns them.
         jobs: Runs at the same time.
@@ -121,8 +126,36 @@ async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str
         CmpError: Runs failed.
         Interrupted: The cell was interrupted; unfinished runs are saved.
     """
-    with StopRequest() as stop:
-        await asyncio.to_thread(studies.compute_runs, [*live.values()], jobs, device, stop=stop)
+    shown, runs = widgets.HTML(), [*live.values()]
+    display(shown)
+    try:
+        with StopRequest() as stop:
+            work = asyncio.to_thread(studies.compute_runs, runs, jobs, device, stop=stop)
+            task = asyncio.create_task(work)
+            while not task.done():
+                shown.value = f"<pre>{html.escape(loss_curves(live))}</pre>"
+                await asyncio.wait([task], timeout=LOOK_SECONDS)
+        await task
+    finally:
+        shown.close()
+
+
+def loss_curves(live: Mapping[Any, RunConfig]) -> str:
+    """Return a line for each run in progress: how far it is, and its loss so far as bars."""
+    lines = []
+    for name, run_config in live.items():
+        run_id = store.run_id_of(run_config)
+        log = logs.read_log(run_id)
+        if "loss" not in log or store.is_stored(run_id):
+            continue
+        losses = log["loss"].dropna()
+        total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+        words = name if isinstance(name, str) else name[0]
+        lines.append(
+            f"{words}: step {len(losses)} of {total}, loss {losses.iloc[0]:.2f} "
+            f"{logs.sparkline(losses)} {losses.iloc[-1]:.2f}"
+        )
+    return "\n".join(lines)
 
 
 def run_status(
