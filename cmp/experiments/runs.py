@@ -95,11 +95,11 @@ def joint_training(run_config: RunConfig) -> RunConfig:
     Raises:
         CmpError: The task would have too many steps.
     """
-    tree, replay = run_config.to_dict(), run_config.mixture.replay
+    tree = run_config.to_dict()
     steps, most = run_config.stream.tasks * run_config.training.steps, config.MAX_COUNT
     if steps > most:
         raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
-    tree["mixture"] = {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0, "replay": replay}
+    tree["mixture"] |= {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0}
     tree["training"]["steps"], tree["stream"]["tasks"] = steps, 1
     return config.parse(tree, "joint training")
 
