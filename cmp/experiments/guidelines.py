@@ -118,7 +118,7 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     words += [UNTUNED] * bool(words)
     flips = any(len(found) > 1 for found in signs.values())
     disagrees = (own.loc[own["source"] == "paper", "agrees"] == "no").any()
-    return Measured(sentences, tuple(words), flips or disagrees)
+    return Measured(sentences, tuple(words), flips or bool(disagrees))
 
 
 def _with_default(networks: tuple[Network, ...]) -> tuple[Network, ...]:
@@ -130,8 +130,9 @@ def _with_default(networks: tuple[Network, ...]) -> tuple[Network, ...]:
 def _measure_network(network: Network) -> tuple[str, bool | None]:
     """Return what a technique keeps on a network, in words, and whether that is positive; None
     where it is not measured, not yet by all streams, or no more than a point."""
-    front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
-    if not network.front:
+    if network.front:
+        front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
+    else:
         front = verdicts.load_claims().fronts["plain"]
     try:
         gain = verdicts.gain_of(network.study, network.setting, front)

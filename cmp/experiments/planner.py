@@ -359,6 +359,6 @@ def place_sentence(plan: Plan) -> str:
     over *= bool(rows["low"].notna().all())
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
-        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended at, in "
-        f"percent, {scores}{over}.{differs}"
+        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
+        f"percent, at {scores}{over}.{differs}"
     )

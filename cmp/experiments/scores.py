@@ -124,15 +124,19 @@ def planned_streams(study: str, setting: str) -> int:
     Raises:
         CmpError: There is no such study or setting.
     """
-    path = studies.STUDIES / f"{study.removeprefix(studies.BAND)}.yaml"
-    counts = _planned_streams(study, str(path), path.stat().st_mtime_ns if path.exists() else 0)
+    counts = _stream_counts(study)
     if setting not in counts:
         raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(counts)}")
     return counts[setting]
 
 
+def _stream_counts(study: str) -> dict[str, int]:
+    path = studies.STUDIES / f"{study.removeprefix(studies.BAND)}.yaml"
+    return _read_stream_counts(study, str(path), path.stat().st_mtime_ns if path.exists() else 0)
+
+
 @functools.lru_cache(maxsize=64)
-def _planned_streams(study: str, path: str, stamp: int) -> dict[str, int]:
+def _read_stream_counts(study: str, path: str, stamp: int) -> dict[str, int]:
     grid = studies.load_study(study)
     return {
         name: changes.get("replicates", grid.replicates) for name, changes in grid.settings.items()
@@ -158,8 +162,9 @@ def study_trajectory(study: str) -> pd.DataFrame:
     """
     published = results.published_metrics(study)
     table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
-    names = {name: planned_streams(study, name) for name in table["setting"].unique()}
-    return table.assign(planned=table["setting"].map(names))
+    counts = _stream_counts(study)  # a setting that the study has no more lacks streams for good
+    planned = table["setting"].map(counts).fillna(max(counts.values()))
+    return table.assign(planned=planned.astype(int))
 
 
 def _widest_scope(trajectory: pd.DataFrame) -> pd.DataFrame:
