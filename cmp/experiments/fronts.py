@@ -10,6 +10,9 @@ alike, so that they hold the front's own error. The whole sample decides what is
 front covers the setting, up to which peak it goes, and whether the gain is a bound. A part of it
 that happens to lie a little beyond the front's ends is measured from the tangent there, see
 `REACH`, because leaving it out, or judging by it, would make the interval hang on one base.
+
+Beyond its last point a front is flat, and a gain there is a bound. That a setting lies beyond it
+may be noise, though; then the error of the A_KA counts as on the tangent, see `DOUBT`.
 """
 
 import functools
@@ -29,6 +32,10 @@ ends, and beyond its last one only where a higher peak has been seen to gain les
 REACH = 0.5
 """Points of A_KA by which the mean may lie beyond an end of the front where one base is left
 out."""
+DOUBT = 4.0
+"""Standard errors up to which a setting's distance from the front's last point may be noise: about
+half a t-interval over ten bases at the level of the claims. Were the front flat there for the error
+of A_KA, too, intervals where it is steep would miss the gain eight times as often as they say."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class Front:
 
     def extended_to(self, accumulation: float) -> float:
         """Return the A_ZS at an A_KA; beyond both ends along the tangent."""
-        inside = float(np.clip(accumulation, self.accumulation[0], self.accumulation[-1]))
+        inside = min(max(accumulation, self.accumulation[0]), self.accumulation[-1])
+        if inside == accumulation:
+            return self.retention_at(inside)
         return self.retention_at(inside) + self.slope_at(inside) * (accumulation - inside)
 
     def slope_at(self, accumulation: float) -> float:
@@ -170,7 +179,7 @@ def measure_gain(
     ordered = sorted(front, key=lambda each: peaks[each])
     rates = np.array([peaks[each] for each in ordered])
     tables = [own, *(front[each].loc[own.index] for each in ordered)]
-    scores = np.array([table[["A_KA", "A_ZS"]].to_numpy(float) for table in tables])
+    scores = np.array([(table["A_KA"], table["A_ZS"]) for table in tables]).swapaxes(1, 2)
     (gained, kept), *points = scores.mean(axis=1)
     reached = np.array(points)[:, 0]
     count = int(np.argmax(reached)) + 1
@@ -178,17 +187,30 @@ def measure_gain(
     _check_covered(name, gained, curve, is_local and count == len(rates))
     slope, is_bound = curve.slope_at(gained), bool(gained > curve.accumulation[-1])
     nearest = ordered[int(np.argmin(np.abs(reached[:count] - gained)))]
-    apart = own[["A_KA", "A_ZS"]] - front[nearest].loc[own.index, ["A_KA", "A_ZS"]]
+    apart = own - front[nearest].loc[own.index]
     values = apart["A_ZS"] - slope * apart["A_KA"]
     estimate = float(kept - curve.retention_at(gained))
     values += estimate - values.mean()
-    bases, pseudo = own["base"].unique(), {}
+    bases, parts, beyond = own["base"].unique(), [], []
     for base in bases if len(bases) > 1 else []:
         part = scores[:, (own["base"] != base).to_numpy()].mean(axis=1)
-        without = _distance_of_part(part, rates, least, count, is_bound, name)
-        pseudo[base] = len(bases) * estimate - (len(bases) - 1) * without
+        distance, over = _distance_of_part(part, rates, least, count, is_bound, name)
+        parts.append(distance)
+        beyond.append(over)
+    pseudo = _pseudo_values(estimate, np.array(parts))
+    if is_bound and parts:
+        last = curve.accumulation[-1]
+        over = _pseudo_values(gained - last, np.array(beyond))
+        if gained - last < DOUBT * over.std(ddof=1) / np.sqrt(len(over)):
+            pseudo -= curve.slope_at(last) * (over - (gained - last))
     mirror = float(gained - curve.accumulation_at(kept))
-    return Gain(values, pd.Series(pseudo, dtype=float), mirror, slope, nearest, is_bound)
+    by_base = pd.Series(pseudo, bases[: len(parts)], dtype=float)
+    return Gain(values, by_base, mirror, slope, nearest, is_bound)
+
+
+def _pseudo_values(whole: float, parts: np.ndarray) -> np.ndarray:
+    """Return the jackknife's pseudo-values, from those of the whole sample and of its parts."""
+    return len(parts) * whole - (len(parts) - 1) * parts
 
 
 def _check_covered(name: str, gained: float, curve: Front, ends_rising: bool) -> None:
@@ -208,15 +230,16 @@ def _check_covered(name: str, gained: float, curve: Front, ends_rising: bool) ->
 
 def _distance_of_part(
     means: np.ndarray, rates: np.ndarray, least: int, count: int, is_bound: bool, name: str
-) -> float:
-    """Return the distance from the front where one base is left out.
+) -> tuple[float, float]:
+    """Return the distance from the front where one base is left out, and how far the A_KA is beyond
+    the front's last point.
 
     Args:
         means: (A_KA, A_ZS) of the setting and of the front's peaks, [1 + peaks, 2].
         rates: The peaks, rising, [peaks].
         least: How many of them the front takes.
         count: How many of them count, as in the whole sample.
-        is_bound: Whether the whole sample's gain is a bound, so that the front goes on flat.
+        is_bound: Whether the whole sample's gain is a bound, measured from the last point.
         name: What errors call the setting.
 
     Raises:
@@ -230,5 +253,5 @@ def _distance_of_part(
             f"{name!r}: without one of the bases its A_KA of {gained:.1f} is more than {REACH:g} "
             f"beyond the front, from {first:.1f} to {last:.1f}"
         )
-    on_front = curve.retention_at(gained) if is_bound else curve.extended_to(gained)
-    return float(kept - on_front)
+    on_front = curve.extended_to(last if is_bound else gained)
+    return float(kept - on_front), float(gained - last)
