@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("clean_drawing")
 ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), figures.CONTROL: (10, 36)}
 
 
-def trajectory(names=tuple(ENDS), replicates=4, tasks=4, scopes=("subset", "full"), planned=4):
-    """A made-up study of two bases; "full" rows only before and after a stream, as a run gives
+def trajectory(names=tuple(ENDS), replicates=6, tasks=4, scopes=("subset", "full"), planned=6):
+    """A made-up study of three bases; "full" rows only before and after a stream, as a run gives
     them."""
     random, rows = np.random.default_rng(0), []
     for name, replicate in itertools.product(names, range(replicates)):
@@ -32,7 +32,7 @@ def trajectory(names=tuple(ENDS), replicates=4, tasks=4, scopes=("subset", "full
                 continue
             ka, zs = np.add((10, 44), np.subtract(ENDS[name], (10, 44)) * task / last)
             ka, zs = np.add((ka, zs), random.normal(0, 0.5, 2) + 5 * (scope == "full"))
-            run = (name, replicate, task, scope, replicate % 2, planned)
+            run = (name, replicate, task, scope, replicate % 3, planned)
             rows.append((*run, ka, zs, np.sqrt(ka * zs)))
     columns = ["setting", "replicate", "task", "scope", "base", "planned", "A_KA", "A_ZS", "GM"]
     return pd.DataFrame(rows, columns=columns)
@@ -67,7 +67,7 @@ def test_summary_is_the_t_interval_over_bases_by_hand():
     assert row["A_KA half"] == pytest.approx(stats.t.isf((1 - level) / 2, 1) * 0.5)
     assert (row["A_ZS half"], row["n"], row["preliminary"]) == (0, 4, "")
     less = runs.summarise(frame[:3]).loc[("x", 0)]
-    assert less.isna().to_list() == [False, True, False, True, False, False]
+    assert less.isna().to_list() == [False, False, True, True, False, False]
     assert less["preliminary"] == "3 of 4 streams"
     assert runs.summarise(frame.drop(columns="planned")).loc[("x", 0)].isna().sum() == 2
 
@@ -109,7 +109,7 @@ def test_plane():
     assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
-    note = f"Means over 4 streams. {verdicts.level_in_words()} t-intervals over bases."
+    note = f"Means over 6 streams. {verdicts.level_in_words()} t-intervals over bases."
     assert note in figure.get_supxlabel().replace("\n", " ")
     rows, bars = runs.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
@@ -126,7 +126,7 @@ def test_plane_labels_do_not_collide():
 @pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
 def test_one_replicate_has_no_interval(draw):
     figure = draw(trajectory(replicates=1))
-    note = "Means over 1 streams. Preliminary: 1 of 4 streams. On fixed subsets of the tests."
+    note = "Means over 1 streams. Preliminary: 1 of 6 streams. On fixed subsets of the tests."
     assert figure.get_supxlabel() == note
     for collection in figure.axes[0].collections:
         assert all(
