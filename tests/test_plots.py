@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from scipy import stats
 
 from cmp.errors import CmpError
+from cmp.experiments import verdicts
 from lab import figures
 from lab.figures import runs, style
 
@@ -19,8 +21,9 @@ pytestmark = pytest.mark.usefixtures("clean_drawing")
 ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), figures.CONTROL: (10, 36)}
 
 
-def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full")):
-    """A made-up stream; "full" rows only before and after it, as a run gives them."""
+def trajectory(names=tuple(ENDS), replicates=6, tasks=4, scopes=("subset", "full"), planned=6):
+    """A made-up study of three bases; "full" rows only before and after a stream, as a run gives
+    them."""
     random, rows = np.random.default_rng(0), []
     for name, replicate in itertools.product(names, range(replicates)):
         last = 1 if name == "joint" else tasks
@@ -29,8 +32,9 @@ def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full
                 continue
             ka, zs = np.add((10, 44), np.subtract(ENDS[name], (10, 44)) * task / last)
             ka, zs = np.add((ka, zs), random.normal(0, 0.5, 2) + 5 * (scope == "full"))
-            rows.append((name, replicate, task, scope, ka, zs, np.sqrt(ka * zs)))
-    columns = ["setting", "replicate", "task", "scope", "A_KA", "A_ZS", "GM"]
+            run = (name, replicate, task, scope, replicate % 3, planned)
+            rows.append((*run, ka, zs, np.sqrt(ka * zs)))
+    columns = ["setting", "replicate", "task", "scope", "base", "planned", "A_KA", "A_ZS", "GM"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -54,15 +58,18 @@ def colour_of(axes, points):
     raise AssertionError("no such line")
 
 
-def test_summary_is_the_t_interval_by_hand():
-    values = [20.0, 23.0, 25.0]
-    frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
-    row = runs.summarise(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
-    assert row["A_KA"] == pytest.approx(68 / 3)
-    assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
-    assert (row["A_ZS half"], row["n"]) == (0, 3)
-    alone = runs.summarise(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
-    assert alone.isna().to_list() == [False, False, True, True, False]
+def test_summary_is_the_t_interval_over_bases_by_hand():
+    values, level = [20.0, 23.0, 25.0, 24.0], verdicts.claims_level()
+    frame = pd.DataFrame({"setting": "x", "replicate": range(4), "task": 0, "scope": "full"})
+    frame = frame.assign(A_KA=values, A_ZS=30.0, base=[2, 3, 2, 3], planned=4)
+    row = runs.summarise(frame).loc[("x", 0)]
+    assert row["A_KA"] == 23
+    assert row["A_KA half"] == pytest.approx(stats.t.isf((1 - level) / 2, 1) * 0.5)
+    assert (row["A_ZS half"], row["n"], row["preliminary"]) == (0, 4, "")
+    less = runs.summarise(frame[:3]).loc[("x", 0)]
+    assert less.isna().to_list() == [False, False, True, True, False, False]
+    assert less["preliminary"] == "3 of 4 streams"
+    assert runs.summarise(frame.drop(columns="planned")).loc[("x", 0)].isna().sum() == 2
 
 
 def test_summary_keeps_to_one_scope():
@@ -102,7 +109,8 @@ def test_plane():
     assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
-    assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
+    note = f"Means over 6 streams. {verdicts.level_in_words()} t-intervals over bases."
+    assert note in figure.get_supxlabel().replace("\n", " ")
     rows, bars = runs.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
     assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
@@ -118,7 +126,8 @@ def test_plane_labels_do_not_collide():
 @pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
 def test_one_replicate_has_no_interval(draw):
     figure = draw(trajectory(replicates=1))
-    assert figure.get_supxlabel() == "Replicates: 1. On fixed subsets of the tests."
+    note = "Means over 1 streams. Preliminary: 1 of 6 streams. On fixed subsets of the tests."
+    assert figure.get_supxlabel() == note
     for collection in figure.axes[0].collections:
         assert all(
             np.isnan(path.vertices).any() or not len(path) for path in collection.get_paths()

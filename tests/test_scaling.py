@@ -11,7 +11,7 @@ from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
 from cmp.experiments import pretraining
 from cmp.experiments.paper import model_catalogue
-from cmp.experiments.scores import AGGREGATES, setting_means
+from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means
 from cmp.readers.files import read_yaml
 from lab import analyses, chapters, figures
 
@@ -33,16 +33,18 @@ def test_the_sibling_of_tiny_s_size_is_tiny():
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-def test_means_have_intervals():
+def test_means_have_intervals_over_bases():
     rows = [
-        {"setting": "a", "replicate": r, "task": task, "scope": "full"}
-        | dict.fromkeys(AGGREGATES, 10.0 * task + r)
-        for r in range(3)
+        {"setting": "a", "replicate": r, "task": task, "scope": "full", "base": r % 3, "planned": 6}
+        | dict.fromkeys(AGGREGATES, 10.0 * task + r % 3)
+        for r in range(6)
         for task in (0, 2)
     ]
     frame = pd.DataFrame(rows)
     assert setting_means(frame).loc["a", "GM"] == 21
-    assert setting_means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert setting_estimates(frame, "a")["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
+    assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():

@@ -23,10 +23,10 @@ def published(settings, replicates=3, **scores):
     both on the way; of settings name -> tree."""
     rows = []
     for name, tree in settings.items():
-        run = config.parse(PROFILE | tree)
-        p, d, b = run.mixture.pretraining, run.mixture.update, run.mixture.buffer
-        text = json.dumps(run.to_dict())
         for replicate in range(replicates):
+            run = config.parse(PROFILE | tree | {"seeds": {"init": replicate % 2}})
+            p, d, b = run.mixture.pretraining, run.mixture.update, run.mixture.buffer
+            text = json.dumps(run.to_dict())
             ends = {"adapt": 10 + 40 * b + 20 * d + replicate, "eval": 20 + 30 * p}
             for task, scope in ((1, "subset"), (8, "subset"), (8, "full")):
                 for role, score in ends.items():
@@ -91,12 +91,12 @@ def test_outside_of_the_stored_mixtures_nothing_is_known():
 
 
 def test_a_surface_takes_the_settings_that_differ_in_shares_alone():
-    table = published(TRIANGLE)
-    table = table[~((table["setting"] == "pool") & (table["replicate"] == 2))]
+    table = published(TRIANGLE, 4)
+    table = table[~((table["setting"] == "pool") & (table["replicate"] == 3))]
     found = analyses.surface(table, "thirds")
     assert found.names == ["thirds", "pool", "update", "buffer"]
-    assert found.scores.shape == (2, 4, 2)  # of replicates that all of them have
-    assert found.scores[1, 2].tolist() == [31, 20]
+    assert found.scores.shape == (2, 4, 2)  # of replicates that all of them have, by base
+    assert found.scores[:, 2].tolist() == [[31, 20], [31, 20]]  # replicates 0 and 2, and 1
     with pytest.raises(CmpError, match="no setting 'halves'; there are thirds, pool"):
         analyses.surface(table, "halves")
     with pytest.raises(CmpError, match="span no triangle"):

@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 import synthetic
+from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import studies, verdicts
@@ -17,6 +18,11 @@ def published(tmp_path, monkeypatch):
     synthetic.write_study("front", synthetic.FRONT)
     synthetic.write_study("merging", {"EMA": {"schedule.peak": 0.002}})
     synthetic.write_study("later", {"EMA": {}})
+    synthetic.write_study("partial", {"EMA": {}}, replicates=2)
+    synthetic.publish("partial", {"EMA": (45, 54)})
+    synthetic.write_study("partial", {"EMA": {}, "outer": {}})
+    synthetic.write_study("alone", {"EMA": {"replicates": 3, "seeds.init": 0}})
+    synthetic.publish("alone", {"EMA": (45, 54)})
     synthetic.publish("front", synthetic.ENDS)
     synthetic.publish("merging", {"EMA": (45, 54)})
     known = verdicts.ClaimsFile({"plain": verdicts.FrontOf("front", tuple(synthetic.FRONT))}, ())
@@ -44,6 +50,26 @@ def test_values_are_those_of_the_published_runs(published):
     assert values.fill_values("{{gain merging/EMA}}").startswith(f"{gain:+.1f} (")
     same = values.fill_values("{{difference A_ZS merging/EMA - merging/EMA}}")
     assert same == "+0.0 (0.0 to 0.0)"
+
+
+def test_intervals_of_a_text_have_the_level_of_the_claims(published):
+    front = verdicts.load_claims().fronts["plain"]
+    gain = verdicts.gain_of("merging", "EMA", front)
+    error = gain.pseudo.std() / 10**0.5
+    half = error * stats.t.isf((1 - verdicts.claims_level()) / 2, 9)
+    low, high = gain.values.mean() - half, gain.values.mean() + half
+    assert values.fill_values("{{gain merging/EMA}}").endswith(f"({low:.1f} to {high:.1f})")
+
+
+def test_what_lacks_streams_is_preliminary(published):
+    words = values.fill_values("{{gain partial/EMA}}")
+    assert words.endswith(" (preliminary, 2 of 20 streams)")
+    words = values.fill_values("{{difference A_KA partial/EMA - merging/EMA}}")
+    assert words.endswith(" (preliminary, 2 of 20 streams)")
+    words = values.fill_values("{{difference A_KA alone/EMA - merging/EMA}}")
+    assert words.endswith(" (3 streams of one base)")
+    assert values.fill_values("{{A_KA partial/outer}}") == values.NOT_YET
+    assert values.fill_values("{{difference A_KA partial/outer - partial/EMA}}") == values.NOT_YET
 
 
 def test_what_is_not_published_is_said(published):

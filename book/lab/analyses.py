@@ -5,6 +5,7 @@ replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published met
 `cmp.experiments.results.published_metrics` returns.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,20 +14,21 @@ import numpy as np
 import open_clip
 import pandas as pd
 
-from cmp import config, evaluation, mixtures, models, schedules
-from cmp.data import Corpus
+from cmp import config, evaluation, mixtures, models, schedules, streams
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
+from cmp.experiments.planner import ARRIVING as ARRIVING  # explorers take it from here
 from cmp.experiments.pretraining import pretraining_config
-from cmp.experiments.scores import by_replicate, t_interval
+from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
 from cmp.files import project_folder
 from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
 from lab import chapters
 
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
-POOL, ARRIVING = 4751, 6375
-"""Images of the embedded benchmark: those that bases learned from, and all updates together."""
+POOL = 4751
+"""Images of the embedded benchmark that bases learned from."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
 """What differs on a surface, and what tells replicates apart."""
 SCHEDULES = ("front", "rates", "rates-more")
@@ -91,15 +93,20 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
         columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
 
     Returns:
-        A row per setting: the means, and "NAME half", half the width of their 95% t-intervals.
+        A row per setting: the means, "NAME half", half the width of their intervals at the level of
+        the claims (NaN where there is none yet), and `preliminary`, such as "2 of 20 streams".
     """
-    rows = {}
+    rows, level = {}, verdicts.claims_level()
     for words, place in settings.items():
         study, _, setting = place.partition("/")
-        scores = verdicts.published_scores(study)[1].loc[setting]
-        found = {name: t_interval(scores[key].to_numpy()) for key, name in columns.items()}
-        means = {name: mean for name, (mean, _, _) in found.items()}
-        rows[words] = means | {f"{name} half": half for name, (_, _, half) in found.items()}
+        scores, planned = verdicts.setting_scores(study, setting), planned_streams(study, setting)
+        found = {
+            name: estimate_mean(scores[key], scores["base"], planned, level)
+            for key, name in columns.items()
+        }
+        rows[words] = {name: each.value for name, each in found.items()}
+        rows[words] |= {f"{name} half": each.half for name, each in found.items()}
+        rows[words]["preliminary"] = next(iter(found.values())).progress
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -120,6 +127,81 @@ def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.Dat
         rows = table[table["setting"].isin(names)]
         spreads[words] = rows.groupby(["task", "replicate"])["A_KA"].std().groupby("task").mean()
     return pd.DataFrame(spreads)
+
+
+ORDER_CLAIM = "the order shapes the way"
+"""The claim whose terms are five orders and five random streams."""
+ON_WAY = (0.25, 0.75)
+"""Between these parts of a stream a spread is one on the way, see `verdicts.run_scores`."""
+IDEAL_STREAMS = 5
+
+
+def order_spreads() -> pd.DataFrame:
+    """Tabulate how far orders, and random streams, lie apart on the way and at the end.
+
+    A spread is the standard deviation of A_KA over five settings of one replicate, as the claims of
+    the guideline take it.
+
+    Returns:
+        Rows "five orders", "five random streams", "difference" and "a perfect learner", of the five
+        orders; columns "on the way" and "at the end": points, with intervals at the level of the
+        claims.
+    """
+    [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
+    orders, draws = (term.of for term in claim.terms)
+    planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
+    columns = {}
+    for words, at in (("on the way", "way"), ("at the end", "end")):
+        (own, base), (other, _) = (
+            verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
+        )
+        rows = {"five orders": own, "five random streams": other, "difference": own - other}
+        columns[words] = {
+            name: estimate_mean(values.dropna(), base, planned, verdicts.claims_level()).in_words(
+                "+" if name == "difference" else ""
+            )
+            for name, values in rows.items()
+        }
+        columns[words]["a perfect learner"] = f"{ideal_spread(claim.study, orders, at):.1f}"
+    return pd.DataFrame(columns)
+
+
+def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
+    """Return the spread of A_KA over settings that a perfect learner would have.
+
+    It answers right what is of a class that has arrived, and nothing else, so that its scores
+    follow from the streams alone.
+
+    Args:
+        study: The study.
+        settings: Settings that differ in their streams.
+        at: "way" or "end", see `cmp.experiments.verdicts.Term`.
+
+    Returns:
+        The standard deviation over settings in points, in the mean over `IDEAL_STREAMS` replicates.
+    """
+    runs, spreads = studies.load_study(study).configs("cpu", IDEAL_STREAMS), []
+    for replicate in range(IDEAL_STREAMS):
+        scores = []
+        for name in settings:
+            known = _ideal_accumulation(runs[name, replicate])
+            low, high = (len(known) * share for share in ON_WAY)
+            scores.append(known.loc[low:high].mean() if at == "way" else known.iloc[-1])
+        spreads.append(np.std(scores, ddof=1))
+    return float(np.mean(spreads))
+
+
+@functools.lru_cache(maxsize=64)
+def _ideal_accumulation(run: config.RunConfig) -> pd.Series:
+    """Return the A_KA of a perfect learner after each update, from 1, in percent."""
+    corpus = load_data(run.data)
+    questions = results.test_of(run.data).query("role == @evaluation.ROLES['A_KA']")
+    names = pd.Series(streams.class_names(corpus, questions["row"].to_numpy()))
+    blocks = streams.task_classes(corpus, run.stream, run.seeds.stream)
+    arrival = {entry: task for task, block in enumerate(blocks, start=1) for entry in block}
+    share = questions["weight"] / questions["dataset"].nunique()
+    learned = share.groupby(names.map(arrival).to_numpy()).sum()
+    return 100 * learned.reindex(range(1, len(blocks) + 1), fill_value=0.0).cumsum()
 
 
 def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:
@@ -172,7 +254,7 @@ class Surface(NamedTuple):
     Attributes:
         names: Of n settings.
         shares: [n, 3]: of pool P, update D and buffer B.
-        scores: [replicates, n, 2]: A_KA and A_ZS after the stream, in percent.
+        scores: [bases, n, 2]: A_KA and A_ZS after the stream, in percent.
     """
 
     names: list[str]
@@ -224,7 +306,7 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         like: The name of that setting.
 
     Returns:
-        The settings, with the replicates that all of them have.
+        The settings, with the replicates that all of them have, averaged by base.
 
     Raises:
         CmpError: There is no such setting, or the settings span no triangle.
@@ -241,6 +323,8 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     names, points = list(shares), np.array(list(shares.values()))
     table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
+    bases = run_bases(published)[like].reindex(chosen.index)
+    chosen = chosen.groupby(bases.to_numpy()).mean()  # streams of one base are not independent
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     found = Surface(names, points, scores)
     if not found.spans_triangle() or not len(scores):
@@ -400,14 +484,19 @@ def steps_table() -> pd.DataFrame:
     return table.round(1)
 
 
-def best_rates(gains: pd.DataFrame) -> pd.DataFrame:
-    """Keep of each technique that stands at several peaks the one with the largest gain.
+def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
+    """Put the rates of a technique that stands at several beside each other, the lowest first.
+
+    Both are shown: choosing the better one by its gain would flatter what was tried more often.
 
     Args:
         gains: As `cmp.experiments.verdicts.gains_table` returns it.
 
     Returns:
-        Its rows, the largest gain first.
+        Its rows, the technique with the largest mean gain first.
     """
-    technique = gains["setting"].str.replace(r", peak [\d.e-]+$", "", regex=True)
-    return gains[~technique.duplicated()].reset_index(drop=True)
+    parts = gains["setting"].str.extract(r"^(?P<technique>.*?)(?:, peak (?P<peak>[\d.e-]+))?$")
+    mean = gains["gain"].groupby(parts["technique"]).transform("mean")
+    keys = parts.assign(peak=parts["peak"].astype(float), mean=-mean)
+    order = keys.sort_values(["mean", "technique", "peak"], kind="stable").index
+    return gains.loc[order].reset_index(drop=True)

@@ -1,18 +1,18 @@
 """What the text of chapters leaves out: measured values, diagrams, and the numbers of figures.
 
-A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)". So no value
-that was measured is ever typed, and a value that changes changes in the text, too.
+A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)", or "+4.9
+(preliminary, 2 of 20 streams)" before all are published. So no value that was measured is ever
+typed, and a value that changes changes in the text, too.
 """
 
 import re
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import guidelines, results, verdicts
+from cmp.experiments import guidelines, verdicts
+from cmp.experiments.scores import estimate_mean, planned_streams
 from cmp.readers.files import read_yaml
 from lab import chapters
 
@@ -23,7 +23,7 @@ FIGURE = re.compile(
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
-NOT_YET = "(not computed yet)"
+NOT_YET, NO_GAIN = "(not computed yet)", "(outside the front)"
 KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "bases", "verdict", "reading")
 
 
@@ -74,10 +74,11 @@ def fill_values(text: str, source: str = "") -> str:
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
     `{{n study/setting}}` is their number, `{{bases study/setting}}` how many bases they start from,
-    `{{gain study/setting}}` is the gain from the front of
-    plain fine-tuning, `{{difference A_KA study/setting - study/setting}}` is paired; both have
-    their 95 % interval over bases. `{{verdict claim}}` is the sentence of a primary claim, and
-    `{{reading claim}}` its first words. What is not published yet is said to be so.
+    `{{gain study/setting}}` is the gain from the front of plain fine-tuning, and
+    `{{difference A_KA study/setting - study/setting}}` is paired. Both have their interval over
+    bases, at the level of the claims, once all streams of their study are published.
+    `{{verdict claim}}` is the sentence of a primary claim, and `{{reading claim}}` its first words.
+    What is not published yet is said to be so.
 
     Args:
         text: The text.
@@ -102,46 +103,52 @@ def _value(kind: str, what: str) -> str:
         if what not in judged.index:
             raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
         return str(judged.loc[what, "sentence" if kind == "verdict" else "reading"])
-    if kind == "difference":
-        measure, _, pair = what.partition(" ")
-        one, minus, other = pair.partition(" - ")
-        if not minus:
-            raise CmpError("expected `difference MEASURE study/setting - study/setting`")
-        tables = [_scores(part) for part in (one, other)]
-        if any(table.empty for table in tables):
-            return NOT_YET
-        values = (_measure(tables[0], measure) - _measure(tables[1], measure)).dropna()
-        return with_interval(values.groupby(tables[0]["base"]).mean(), float(values.mean()))
     if kind not in KINDS:
         raise CmpError(f"no such value; there are {', '.join(KINDS)}")
-    table = _scores(what)
-    if table.empty:
+    try:
+        if kind == "difference":
+            return difference(what)
+        if kind == "gain":
+            return gain(what)
+        table = verdicts.setting_scores(*_place(what))
+    except verdicts.NotComputed:
         return NOT_YET
     if kind in ("n", "bases"):
         return str(len(table) if kind == "n" else table["base"].nunique())
-    if kind == "gain":
-        study, _, setting = what.partition("/")
-        front = verdicts.load_claims().fronts["plain"]
-        if not results.is_published(front.study):
-            return NOT_YET
-        gain = verdicts.gain_of(study, setting, front)
-        at_least = "at least " * gain.is_bound
-        return at_least + with_interval(gain.pseudo, float(gain.values.mean()))
     return f"{_measure(table, kind).mean():.1f}"
 
 
-def _scores(what: str) -> pd.DataFrame:
-    """Return the rows of `verdicts.run_scores` of "study/setting"; none if not published."""
+def difference(what: str) -> str:
+    """Return a paired difference, "MEASURE study/setting - study/setting", with its interval."""
+    measure, _, pair = what.partition(" ")
+    one, minus, other = pair.partition(" - ")
+    if not minus:
+        raise CmpError("expected `difference MEASURE study/setting - study/setting`")
+    places = [_place(one), _place(other)]
+    first, second = (verdicts.setting_scores(*place) for place in places)
+    values = (_measure(first, measure) - _measure(second, measure)).dropna()
+    planned, level = min(planned_streams(*place) for place in places), verdicts.claims_level()
+    return estimate_mean(values, first["base"], planned, level).in_words()
+
+
+def gain(what: str) -> str:
+    """Return the gain of "study/setting" with its interval, or that the front does not cover it."""
+    study, setting = _place(what)
+    verdicts.setting_scores(study, setting)  # raises for a name that there is not
+    try:
+        found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"])
+    except verdicts.NotComputed:
+        raise
+    except CmpError:
+        return NO_GAIN
+    return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
+
+
+def _place(what: str) -> tuple[str, str]:
     study, slash, setting = what.strip().partition("/")
     if not slash:
         raise CmpError(f"{what!r}: expected study/setting")
-    if not results.is_published(study):
-        return pd.DataFrame()
-    scores = verdicts.published_scores(study)[1]
-    names = scores.index.unique("setting")
-    if setting not in names:
-        raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(names)}")
-    return scores.loc[setting]
+    return study, setting
 
 
 def _measure(table: pd.DataFrame, name: str) -> pd.Series:
@@ -150,13 +157,3 @@ def _measure(table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table.columns:
         raise CmpError(f"no measure {name!r}")
     return table[name]
-
-
-def with_interval(bases: pd.Series, estimate: float) -> str:
-    """Return an estimate with its 95 % t-interval over bases, such as "+4.9 (3.1 to 6.7)"."""
-    count = len(bases)
-    half = bases.std() / np.sqrt(count) * stats.t.isf(0.025, max(1, count - 1))
-    words = f"{estimate:+.1f}"
-    if np.isfinite(half):
-        words += f" ({estimate - half:.1f} to {estimate + half:.1f})"
-    return words.replace("-", "−")

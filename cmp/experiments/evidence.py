@@ -9,8 +9,14 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies
-from cmp.experiments.scores import AGGREGATES, paired_difference, setting_means
+from cmp.experiments import results, studies, verdicts
+from cmp.experiments.scores import (
+    AGGREGATES,
+    Estimate,
+    paired_differences,
+    setting_estimates,
+    study_trajectory,
+)
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -24,6 +30,8 @@ SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")
 MAX_DIFFERENCES = 2
 """Choices in which the nearest stored setting may differ and still stand for a plan."""
 SIGNS = {1: "+", -1: "−", 0: "no difference that is seen"}
+UNSEEN = "not decided yet"
+"""What is said in place of a sign where there is no interval."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,9 @@ class Place:
     Attributes:
         study: Its study.
         setting: Its name.
-        scores: A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates).
-        n: Number of replicates.
+        scores: A row per aggregate: `mean`, `low` and `high` (a t-interval over bases, NaN where
+            there is none yet), and all in `words`.
+        n: Number of streams.
         differs: The choices in which the plan differs, in words.
     """
 
@@ -50,8 +59,8 @@ class Evidence:
     """Published runs.
 
     Attributes:
-        trajectory: Of all studies, see `cmp.experiments.store.trajectory`; a setting is called
-            study/setting.
+        trajectory: Of all studies, see `cmp.experiments.scores.study_trajectory`; a setting is
+            called study/setting.
         runs: The config of one replicate, by study/setting.
     """
 
@@ -106,9 +115,11 @@ class Evidence:
         if count > MAX_DIFFERENCES:
             return None
         rows = self.trajectory[self.trajectory["setting"] == name]
-        row = setting_means(rows).loc[name]
-        mean, half = row[list(AGGREGATES)], row[[f"{name} half" for name in AGGREGATES]].to_numpy()
-        scores = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+        found = setting_estimates(rows, name, verdicts.claims_level())
+        scores = pd.DataFrame(
+            {"mean": each.value, "low": each.low, "high": each.high, "words": each.in_words("")}
+            for each in found.values()
+        ).set_axis([*found])
         study, _, setting = name.partition("/")
         return Place(study, setting, scores, rows["replicate"].nunique(), words)
 
@@ -139,8 +150,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     for study, _ in stamps:
         if study.startswith(studies.BAND) or studies.load_study(study).explores:
             continue
-        published = results.published_metrics(study)
-        table = store.trajectory(published)
+        published, table = results.published_metrics(study), study_trajectory(study)
         tables.append(table.assign(setting=f"{study}/" + table["setting"]))
         runs |= {f"{study}/{key}": run for key, run in results.setting_configs(published).items()}
     if not tables:
@@ -224,17 +234,18 @@ def effects_of(
     for choice in choices:
         frame, pair = known.trajectory, [choice.setting, choice.against]
         if facts[choice.fact] and {*pair} <= known.runs.keys():
-            change = paired_difference(frame[frame["setting"].isin(pair)], *pair)
-            words = {name: describe_difference(change.loc[name], numbers) for name in AGGREGATES}
-            about = {"study": choice.setting.partition("/")[0]}
-            about["size"] = abs(change.loc["GM", "difference"])
+            change = paired_differences(frame, *pair, verdicts.claims_level())
+            words = {name: describe_difference(each, numbers) for name, each in change.items()}
+            about = {"study": choice.setting.partition("/")[0], "size": abs(change["GM"].value)}
             rows.append(vars(choice) | words | about)
     columns = [*Choice.__dataclass_fields__, "study", *AGGREGATES, "size"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def describe_difference(row: pd.Series, numbers: bool) -> str:
-    """Return a difference in words: with its 95% interval, or its sign alone."""
+def describe_difference(change: Estimate, numbers: bool) -> str:
+    """Return a difference in words: with its interval, or its sign alone."""
     if numbers:
-        return f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})".replace("-", "−")
-    return SIGNS[int(row["low"] > 0) - int(row["high"] < 0)]
+        return change.in_words()
+    if np.isnan(change.half):
+        return UNSEEN
+    return SIGNS[int(change.low > 0) - int(change.high < 0)]

@@ -1,6 +1,6 @@
 """Figures that compare settings: scores against each other, along a quantity, over mixtures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,6 @@ from lab.figures import style
 
 CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}
 """Where the mixtures of a single part lie."""
-MEANS_NOTE = "Means with 95% t-intervals over replicates"
-LOG_NOTE = f"{MEANS_NOTE}. The horizontal axis is logarithmic."
 
 
 def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
@@ -24,7 +22,8 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
 
     Args:
         points: Index setting; columns `x` and `y`, whose names are also the axes' labels, and if
-            they are there "`x` half" and "`y` half", the half widths of intervals.
+            they are there "`x` half" and "`y` half", the half widths of intervals, and
+            `preliminary`, see `lab.analyses.mean_scores`.
         x, y: Columns.
 
     Returns:
@@ -33,7 +32,7 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
     colours, labels = style.palette(points.index), []
     dot = {"markersize": 10, "markeredgecolor": "white", "linestyle": ""}
     dot |= {"capsize": 3, "elinewidth": 1.3}
-    with style.canvas(9, 5.8, MEANS_NOTE if f"{y} half" in points else "") as (figure, axes):
+    with style.canvas(9, 5.8, _means_note(points, [x, y])) as (figure, axes):
         for place, (name, row) in enumerate(points.iterrows()):
             look = style.line_style(place // len(style.COLOURS), colours[name]) | dot
             axes.errorbar(row[x], row[y], row.get(f"{y} half"), row.get(f"{x} half"), **look)
@@ -43,6 +42,12 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
         axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
         style.label_points(axes, labels)
     return figure
+
+
+def _means_note(points: pd.DataFrame, columns: Iterable[str]) -> str:
+    """Return the note of a figure of means."""
+    halves = points.reindex(columns=[f"{column} half" for column in columns])
+    return style.interval_note(points, bool(halves.notna().any(axis=None)))
 
 
 def plot_ends(ends: pd.DataFrame) -> Figure:
@@ -126,7 +131,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     stored = [key for key, run in evidence.runs.items() if run.model.name == model]
     note = f"Grey: stored settings of {model if stored else 'other models'}."
     if plan.place is not None:
-        note = f"Blue: {plan.place.setting}, study {plan.place.study}, with 95% t-intervals. {note}"
+        note = f"Blue: {plan.place.setting}, study {plan.place.study}. {note}"
     with style.canvas(9, 5.4, note) as (figure, axes):
         means = setting_means(evidence.trajectory)
         points = means.loc[stored or means.index, list(style.AXES)].to_numpy()
@@ -144,7 +149,7 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
 
     Args:
         points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
-            half width of its interval.
+            half width of its interval; `preliminary`, see `lab.analyses.mean_scores`.
         x: The column of the quantity.
         panels: Column -> title of its axis.
         label: Of the horizontal axis.
@@ -155,7 +160,8 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
     groups = points.groupby("group", sort=False)
     colours = style.palette(points["group"])
     size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
-    with style.canvas(*size, LOG_NOTE, ncols=len(panels), squeeze=False) as (figure, [grid]):
+    note = f"{_means_note(points, panels)} The horizontal axis is logarithmic.".strip()
+    with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
         for axes, (column, title) in zip(grid, panels.items(), strict=True):
             for place, (name, rows) in enumerate(groups):
                 rows = rows.sort_values(x)
@@ -204,7 +210,7 @@ def plot_triangles(surface: Surface) -> Figure:
     """
     corners = np.array(list(CORNERS.values()))
     places, means = surface.shares @ corners, surface.scores.mean(axis=0)
-    note = f"Means over {len(surface.scores)} replicates at the points; between them, "
+    note = f"Means over {len(surface.scores)} bases at the points; between them, "
     with style.canvas(12, 5.4, f"{note}linear interpolation", ncols=2) as (figure, panels):
         for axes, values, title in zip(panels, means.T, style.AXES.values(), strict=True):
             levels = MaxNLocator(9).tick_values(values.min(), values.max())

@@ -19,8 +19,8 @@ LOOKS = {
 """Reading -> colour and marker."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey: within {verdicts.MATTERS:g} point of none."
-GAIN_NOTE = f"{BAND} Bars: 95% intervals over bases. An arrow: at least so much."
-VERDICT_NOTE = f"{BAND} Thick: the verdict's interval. Thin: with other concepts, too."
+GAIN_NOTE = f"{BAND} An arrow: at least so much."
+VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
 
 
 def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
@@ -56,6 +56,8 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
 def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """What each technique buys: its gain over the front, with an interval.
 
+    A colour says that the interval, which has the level of the claims, does not hold zero.
+
     Args:
         table: As `cmp.experiments.verdicts.gains_table` returns it; settings that have no gain are
             left out, and named below the axes.
@@ -64,14 +66,17 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
         The figure.
     """
     known = table.dropna(subset="gain")
-    missing = ", ".join(table.loc[table["gain"].isna(), "setting"])
-    note = GAIN_NOTE + (f" Outside the front: {missing}." if missing else "")
+    note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
+    is_later = table["reason"] == verdicts.NOT_COMPUTED
+    for words, where in (("Outside the front", ~is_later), ("Not computed yet", is_later)):
+        names = table.loc[table["gain"].isna() & where, "setting"]
+        note += f" {words}: {', '.join(names)}." if len(names) else ""
     with style.canvas(10, 1.4 + 0.36 * len(known), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, row in enumerate(known.itertuples()):
             half = 0 if np.isnan(row.low) else row.gain - row.low
-            side = int(row.low > 0) - int(row.high < 0)
+            side = int(row.low > 0) - int(row.high < 0 and not row.is_bound)
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
             look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
             axes.errorbar(row.gain, place, xerr=half, xlolims=row.is_bound, **look)
@@ -96,7 +101,8 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """
     groups = rows.reset_index().groupby("guideline", sort=False)
     lines = [line for name, group in groups for line in (name, *group.to_dict("records"))]
-    with style.canvas(11, 1.3 + 0.34 * len(lines), VERDICT_NOTE) as (figure, axes):
+    note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.2f}%")
+    with style.canvas(11, 1.3 + 0.34 * len(lines), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, line in enumerate(lines):

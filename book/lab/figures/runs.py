@@ -1,9 +1,11 @@
 """Figures of runs: what goes into them, and where they go in A_KA and A_ZS while updates arrive.
 
 A trajectory frame has a row per (setting, replicate, task): `task` (0 = before the stream), `scope`
-("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates; bands and
-bars are 95% t-intervals, of which one replicate has none. Where a frame has "subset" rows, those
-are drawn, because they score the same questions after every task.
+("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates. Bands and
+bars are t-intervals over bases, at the level of the claims; a frame that
+`cmp.experiments.scores.study_trajectory` returns has them, once all streams of a setting are
+published. Where a frame has "subset" rows, those are drawn, because they score the same questions
+after every task.
 """
 
 import math
@@ -23,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import results, scores, store
+from cmp.experiments import scores, verdicts
 from cmp.experiments.store import StoredRun
 from cmp.registry import option_names
 from lab import analyses, chapters
@@ -45,7 +47,8 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Index (setting, task): the means "A_KA" and "A_ZS", the half widths of their intervals
-        "A_KA half" and "A_ZS half" (NaN where n = 1), and `n`, the number of replicates.
+        "A_KA half" and "A_ZS half" (NaN where there is none), `n`, the number of replicates, and
+        `preliminary`, such as "2 of 20 streams", or "".
 
     Raises:
         CmpError: A setting has no rows of the scope that is drawn.
@@ -54,9 +57,17 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
     frame = trajectory[trajectory["scope"] == scope]
     if missing := set(trajectory["setting"]) - set(frame["setting"]):
         raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}")
-    groups = frame.groupby(["setting", "task"], sort=False, observed=True)[list(style.AXES)]
-    half = groups.agg(lambda values: scores.t_interval(values.to_numpy())[2])
-    return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
+    rows = {}
+    for key, group in frame.groupby(["setting", "task"], sort=False, observed=True):
+        row, progress = group[list(style.AXES)].mean().to_dict(), ""
+        for name in style.AXES:
+            row[f"{name} half"] = np.nan
+            if "planned" in group:
+                planned, level = int(group["planned"].iloc[0]), verdicts.claims_level()
+                found = scores.estimate_mean(group[name], group["base"], planned, level)
+                row[f"{name} half"], progress = found.half, found.progress
+        rows[key] = row | {"n": len(group), "preliminary": progress}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task"])
 
 
 def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
@@ -68,12 +79,10 @@ def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
             if name in style.SPECIAL:
                 look |= {"linestyle": "--", "marker": "X", "markersize": 4}
             layers.append((name, frame.loc[name].sort_index(), look))
-    counts = sorted(set(frame["n"]))
-    note = f"Replicates: {', '.join(map(str, counts))}."
-    if counts[-1] > 1:
-        note += f" Means with 95% t-intervals{' where there are several' * (counts[0] == 1)}."
-    note += " On fixed subsets of the tests." if "subset" in set(trajectory["scope"]) else ""
-    return layers, note
+    notes = [f"Means over {', '.join(map(str, sorted(set(frame['n']))))} streams."]
+    notes.append(style.interval_note(frame, bool(frame["A_KA half"].notna().any())))
+    notes += ["On fixed subsets of the tests."] * ("subset" in set(trajectory["scope"]))
+    return layers, " ".join(filter(None, notes))
 
 
 def _contours(axes: Axes) -> None:
@@ -243,7 +252,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    figure = plot_plane(store.trajectory(results.published_metrics("recipe")))
+    figure = plot_plane(scores.study_trajectory("recipe"))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from cmp.experiments.verdicts import level_in_words
 from cmp.readers.files import read_yaml
 from lab import chapters
 
@@ -78,6 +79,18 @@ def bold(colour: str) -> dict[str, str]:
 def signed(value: float) -> str:
     """Return a number of points with its sign and one digit."""
     return f"{value:+.1f}".replace("-", "−")
+
+
+def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
+    """Return what a note says of intervals and of settings that have none yet.
+
+    Args:
+        table: Settings; those that lack streams say so in `preliminary`, such as "2 of 20 streams".
+        has_intervals: Whether any has one.
+    """
+    parts = [f"{level_in_words()} t-intervals over bases."] * has_intervals
+    progress = sorted({*table.get("preliminary", [])} - {""})
+    return " ".join(parts + [f"Preliminary: {', '.join(progress)}."] * bool(progress))
 
 
 def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
