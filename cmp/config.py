@@ -205,7 +205,7 @@ class Merging:
     rule: RuleName = "interpolation"
     weight: Share = 0.5
     shares: Literal["equal", "newest", "power", "exponential", "log"] = "equal"
-    power: Positive = 1.0
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
     reverse: bool = False
     zero: bool = False
     scale: Positive | None = None
