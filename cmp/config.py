@@ -48,6 +48,9 @@ BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
 """Values of `model.start` that need no file of the user's: a base of an embedded model, or random
 weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` makes them."""
+POOL_DATA_ROLES = ("pool", "substitute")
+"""Roles of datasets that are replayed and never scored: what the bases learned, and what could
+stand in for it."""
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Parts of a task that warm up and cool down where a schedule does not say."""
 

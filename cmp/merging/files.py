@@ -125,14 +125,12 @@ def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:
     Raises:
         CmpError: Two models have images prepared differently; it names both files.
     """
-    records = [(x.path, x.metadata[PREPROCESSING]) for x in models if PREPROCESSING in x.metadata]
-    for path, record in records[1:]:
-        if record != records[0][1]:
-            raise CmpError(
-                f"{records[0][0]} and {path}: their images are prepared differently: "
-                f"{records[0][1]:.300} and {record:.300}"
-            )
-    return {PREPROCESSING: records[0][1]} if records else {}
+    records = {x.metadata[PREPROCESSING]: x.path for x in models if PREPROCESSING in x.metadata}
+    if len(records) > 1:
+        (one, first), (other, second), *_ = records.items()
+        words = "their images are prepared differently"
+        raise CmpError(f"{first} and {second}: {words}: {one:.300} and {other:.300}")
+    return {PREPROCESSING: next(iter(records))} if records else {}
 
 
 def write_safetensors(
