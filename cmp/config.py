@@ -501,10 +501,10 @@ class RunConfig:
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
+        added = {f"{option.kind}:{option.name}": option for option in options if option.sources}
         return {
-            f"{each.kind}:{each.name}": {"sha256": each.digest, "sources": dict(each.sources)}
-            for each in options
-            if each.sources
+            name: {"sha256": option.digest, "sources": dict(option.sources)}
+            for name, option in added.items()
         }
 
 

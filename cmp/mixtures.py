@@ -17,15 +17,7 @@ from torch.utils.data import Sampler
 
 from cmp import streams
 from cmp.config import Mixture, RunConfig
-from cmp.data import (
-    IMAGE_SIZE,
-    WHOLE_BATCH,
-    Batch,
-    Corpus,
-    prefetch,
-    to_device,
-    worker_count,
-)
+from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, to_device, worker_count
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
