@@ -48,6 +48,9 @@ BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
 """Values of `model.start` that need no file of the user's: a base of an embedded model, or random
 weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` makes them."""
+POOL_DATA_ROLES = ("pool", "substitute")
+"""Roles of datasets that are replayed and never scored: what the bases learned, and what could
+stand in for it."""
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Parts of a task that warm up and cool down where a schedule does not say."""
 
@@ -205,7 +208,7 @@ class Merging:
     rule: RuleName = "interpolation"
     weight: Share = 0.5
     shares: Literal["equal", "newest", "power", "exponential", "log"] = "equal"
-    power: Positive = 1.0
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
     reverse: bool = False
     zero: bool = False
     scale: Positive | None = None
@@ -498,10 +501,10 @@ class RunConfig:
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
+        added = {f"{option.kind}:{option.name}": option for option in options if option.sources}
         return {
-            f"{each.kind}:{each.name}": {"sha256": each.digest, "sources": dict(each.sources)}
-            for each in options
-            if each.sources
+            name: {"sha256": option.digest, "sources": dict(option.sources)}
+            for name, option in added.items()
         }
 
 

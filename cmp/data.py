@@ -18,15 +18,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
+from cmp.config import POOL_DATA_ROLES as POOL_DATA_ROLES
 from cmp.config import Preprocessing
 from cmp.errors import CmpError
 from cmp.registry import plugins
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
-POOL_DATA_ROLES = ("pool", "substitute")
-"""Roles that are replayed and never scored: what the bases learned, and what could stand in for
-it."""
 WHOLE_BATCH = slice(None)
 """All samples of a batch, where a process may want some of them."""
 

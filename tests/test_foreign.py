@@ -1,5 +1,6 @@
 """Weights that others made, and the way back to open_clip."""
 
+import dataclasses
 import json
 import re
 
@@ -22,6 +23,7 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import logs, store
 from cmp.files import SHORT_ID, build_folder
+from cmp.merging.files import merge_files
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
@@ -446,6 +448,30 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     save_file(tensors, tmp_path / "bad.safetensors", {"preprocess_cfg": "[not json"})
     with pytest.raises(CmpError, match=r"bad\.safetensors"):
         models.load_from_file(NANO, tmp_path / "bad.safetensors")
+
+
+def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
+    """Export, merge, load: the merged model is scored with the mean and size of its parents."""
+    model = models.load_from_file(NANO, theirs[0] / "model.safetensors")
+    default, paths = models.preprocessing(model), []
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    for name, settings in {"new": half, "old": half, "other": {}}.items():
+        paths.append(tmp_path / f"{name}.safetensors")
+        model.visual.preprocess_cfg |= settings or dataclasses.asdict(default)
+        models.export_weights(model, paths[-1])
+    paths.append(theirs[0] / "model.safetensors")  # of open_clip, which says nothing of images
+    out = tmp_path / "merged.safetensors"
+    for parents in (paths[:2], [paths[0], paths[3]], [paths[3], paths[1]]):
+        merge_files("interpolation", parents, out)
+        assert models.preprocessing(models.load_from_file(NANO, out)) == dataclasses.replace(
+            default, **half
+        )
+    merge_files("interpolation", [paths[3]] * 2, out)
+    assert models.preprocessing(models.load_from_file(NANO, out)) == default
+    out.unlink()
+    with pytest.raises(CmpError, match=r"new\.safetensors and .*other\.safetensors: .*differently"):
+        merge_files("interpolation", [paths[0], paths[2]], out)
+    assert not out.exists()
 
 
 def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):

@@ -55,13 +55,12 @@ def make(
     data: str = "embedded",
     threads: shared.Threads = 2,
 ) -> None:
-    """Measure classes and pool images with a base model, for orders and replay selection.
+    """Measure classes with a base model, for orders.
 
-    For each class: accuracy, loss, alignment, frequency, year and embedding. For each image of the
-    pool: alignment and cluster.
+    Of each class: accuracy, loss, alignment, frequency, year and embedding.
 
     Args:
-        name: Name of the tables, for the key stream.traits.
+        name: Name of the table, for the key stream.traits.
         model: Name of the model whose base measures.
         counts: A .csv file of class,count with the number of texts that name each class. Default:
             counts from the pool's captions.
@@ -76,9 +75,6 @@ def make(
     network = models.load_model(section, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
     typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
-    images = statistics.measure_pool(network, model, corpus)
-    path = statistics.write_statistics(images, name, "pool")
-    typer.echo(f"{len(images)} images of pools: {path}")
 
 
 def read_counts(path: Path) -> dict[str, int]:
