@@ -5,6 +5,7 @@ in the hash of its content, so it needs no pointer that could be lost or lag beh
 name and content agree is whole, and the furthest whole one is where the run goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -15,26 +16,30 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmp import distributed, files
 from cmp.errors import CmpError, Interrupted
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between two checkpoints within a task, and the largest part of the time that they may
 take: where a save takes long, the next one comes later."""
+LOOK_SECONDS = 0.5
+"""How long a process that only looks whether a run is computed may hold its lock."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 
 
@@ -174,19 +179,33 @@ def read_checkpoint(path: Path) -> RunState:
         CmpError: The file is not what was once written.
     """
     match = _FILE_NAME.fullmatch(path.name)
-    try:
+    with _explain_errors(path):
         if not match or match[3] != files.file_digest(path):
             raise CmpError(f"{path}: damaged: its content is not what its name says")
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("progress", "")
-            progress = files.parse_record(header, Progress)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return RunState(read_progress(path), load_file(path))
+
+
+def read_progress(path: Path) -> Progress:
+    """Return what a checkpoint holds beside its tensors, which are neither read nor checked.
+
+    Raises:
+        CmpError: The file is no checkpoint of this schema.
+    """
+    with _explain_errors(path), safe_open(path, framework="pt") as file:
+        progress = files.parse_record((file.metadata() or {}).get("progress", ""), Progress)
+    if progress.schema != SCHEMA:
+        raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
+    return progress
+
+
+@contextlib.contextmanager
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a checkpoint raises into a `CmpError`."""
+    try:
+        yield
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CmpError(f"{path}: no readable checkpoint ({reason})") from error
-    if progress.schema != SCHEMA:
-        raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
-    return RunState(progress, tensors)
 
 
 def checkpoint_folder(run_id: str) -> Path:
@@ -207,11 +226,21 @@ def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
 
     It warns of each that is damaged.
     """
+    return _first_readable(folder, read_checkpoint)
+
+
+def latest_progress(folder: Path) -> Progress | None:
+    """Return how far the run of a folder has come; of its checkpoints no tensor is read."""
+    found = _first_readable(folder, read_progress)
+    return found and found[1]
+
+
+def _first_readable(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T] | None:
     for path in checkpoint_files(folder):
         try:
-            return path, read_checkpoint(path)
+            return path, read(path)
         except CmpError as error:
-            warnings.warn(f"{error}; the one before it is used", stacklevel=2)
+            warnings.warn(f"{error}; the one before it is used", stacklevel=3)
     return None
 
 
@@ -269,13 +298,17 @@ class CheckpointManager:
         return self
 
     def _take_lock(self, lock: int) -> None:
-        """Lock the folder; a request to stop ends the wait."""
+        """Lock the folder; a request to stop ends the wait.
+
+        Even without a wait it takes a moment: `runs_in_progress` holds the lock to look.
+        """
+        end = time.monotonic() + LOOK_SECONDS
         with StopRequest() as stop:
             while not stop.signal:
                 try:
                     return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    if not self.wait:
+                    if not self.wait and time.monotonic() > end:
                         raise
                 time.sleep(0.1)
         self.__exit__()

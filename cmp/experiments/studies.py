@@ -237,7 +237,11 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    return [each for each in dict.fromkeys(configs) if not store.is_stored(store.run_id_of(each))]
+    return [
+        each
+        for each in dict.fromkeys(configs)
+        if not store.has_start(each) or not store.is_stored(store.run_id_of(each))
+    ]
 
 
 def compute_runs(
@@ -265,6 +269,9 @@ def compute_runs(
         Interrupted: A signal came; unfinished runs are saved.
         CmpError: At the end, if runs failed; says which and why.
     """
+    for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
+        with contextlib.suppress(CmpError):  # its runs fail, and say why
+            store.fetch_start(run_config)
     todo = missing_runs(configs)
     if not todo:
         return
@@ -273,9 +280,14 @@ def compute_runs(
         with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
             failures = BACKENDS[backend](todo, jobs, device, told, noted)
     if failures:
-        reasons = failures.items()
-        lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]
+        lines = [f"  {_short_id(each)}: {reason}" for each, reason in failures.items()]
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
+
+
+def _short_id(run_config: RunConfig) -> str:
+    """Return what a run is called; without its weights it has no id."""
+    has_id = store.has_start(run_config)
+    return store.run_id_of(run_config)[:SHORT_ID] if has_id else "a run without weights"
 
 
 def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cmp import distributed, models
-from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest
+from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest, checkpoint_folder
 from cmp.config import RunConfig
 from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
@@ -67,6 +67,7 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
+    store.fetch_start(run_config)
     with distributed.first_process_first():
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))
@@ -78,7 +79,11 @@ def run_one(
             execute(run_config, corpus, observer, device=device, execution=execution)
     elif is_kept(run_id, keep):
         distributed.broadcast(_IS_STORED)
-        CheckpointManager(run_id).remove()  # a kill may have come between the last two lines below
+        # a kill may have come between the last two lines below; or another process computes the run
+        # for its weights, and needs its checkpoints
+        if checkpoint_folder(run_id).exists():
+            with contextlib.suppress(CmpError), CheckpointManager(run_id) as manager:
+                manager.remove()
     else:
         with CheckpointManager(run_id, wait=wait) as manager:
             stored = is_kept(run_id, keep)  # another process may have been faster
