@@ -159,14 +159,13 @@ def load_model(config: Model, seed: int) -> Network:
         >>> model.visual.image_size
         (32, 32)
     """
-    path = fetch_weights(config, seed)
-    if path and config.start not in STARTS:
-        model = load_from_file(config.name, path)
+    if config.start not in ("random", *STARTS):
+        model = load_from_file(config.name, locate_weights(config.name, config.start))
         _follow_preprocessing(model, pretrained_tag(config.name, config.start))
         return model
     model = create_model(config.name, seed)
-    if path:
-        load_weights(model, path, family_of(config.name).read_weights)
+    if base := fetch_weights(config, seed):
+        load_weights(model, base, family_of(config.name).read_weights)
     return model
 
 
