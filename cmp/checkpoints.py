@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -32,14 +32,11 @@ from torch import Tensor, nn
 from cmp import distributed, files
 from cmp.errors import CmpError, Interrupted
 
-T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between two checkpoints within a task, and the largest part of the time that they may
 take: where a save takes long, the next one comes later."""
-LOOK_SECONDS = 0.5
-"""How long a process that only looks whether a run is computed may hold its lock."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 
 
@@ -204,8 +201,7 @@ def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CmpError(f"{path}: no readable checkpoint ({reason})") from error
+        raise CmpError(f"{path}: no readable checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def checkpoint_folder(run_id: str) -> Path:
@@ -215,8 +211,8 @@ def checkpoint_folder(run_id: str) -> Path:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the furthest first, whole or not."""
-    names = [_FILE_NAME.fullmatch(path.name) for path in folder.glob("task-*.safetensors")]
-    matches = [match for match in names if match]
+    names = [path.name for path in folder.glob("task-*.safetensors")]
+    matches = [match for match in map(_FILE_NAME.fullmatch, names) if match]
     matches.sort(key=lambda match: (int(match[1]), int(match[2]), match[3]), reverse=True)
     return [folder / match[0] for match in matches]
 
@@ -235,7 +231,7 @@ def latest_progress(folder: Path) -> Progress | None:
     return found and found[1]
 
 
-def _first_readable(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T] | None:
+def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path, files.T] | None:
     for path in checkpoint_files(folder):
         try:
             return path, read(path)
@@ -300,9 +296,9 @@ class CheckpointManager:
     def _take_lock(self, lock: int) -> None:
         """Lock the folder; a request to stop ends the wait.
 
-        Even without a wait it takes a moment: `runs_in_progress` holds the lock to look.
+        Without a wait it is tried for half a second: `runs_in_progress` takes the lock to look.
         """
-        end = time.monotonic() + LOOK_SECONDS
+        end = time.monotonic() + 0.5
         with StopRequest() as stop:
             while not stop.signal:
                 try:
@@ -327,11 +323,8 @@ class CheckpointManager:
 
     def load(self) -> RunState | None:
         """Return the state that the run goes on from, None at its start."""
-        checkpoint = latest_checkpoint(self.folder)
-        if checkpoint is None:
-            return None
-        self.last, state = checkpoint
-        if state.progress.run != self.run_id:
+        self.last, state = latest_checkpoint(self.folder) or (None, None)
+        if state and state.progress.run != self.run_id:
             raise CmpError(f"{self.folder}: holds checkpoints of run {state.progress.run}")
         return state
 

@@ -159,13 +159,14 @@ def load_model(config: Model, seed: int) -> Network:
         >>> model.visual.image_size
         (32, 32)
     """
-    if config.start not in ("random", *STARTS):
-        model = load_from_file(config.name, locate_weights(config.name, config.start))
+    path = fetch_weights(config, seed)
+    if path and config.start not in STARTS:
+        model = load_from_file(config.name, path)
         _follow_preprocessing(model, pretrained_tag(config.name, config.start))
         return model
     model = create_model(config.name, seed)
-    if base := fetch_weights(config, seed):
-        load_weights(model, base, family_of(config.name).read_weights)
+    if path:
+        load_weights(model, path, family_of(config.name).read_weights)
     return model
 
 
@@ -189,6 +190,7 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
     _check_hub_start(config.name, config.start)
     if family := family_of(config.name):
         return family.find_base(config.name, config.start, seed)
+    create_on_meta(config.name)  # which refuses what is no model
     raise CmpError(
         f"model.start: {config.start!r}: {config.name!r} has no bases; give a pretrained tag, the "
         "path of a file, or random"

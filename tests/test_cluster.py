@@ -201,9 +201,7 @@ def test_a_node_with_other_data_refuses(corpus, build):
     assert not stamps(build)
 
 
-def test_final_weights_come_back_from_another_disk(
-    corpus, build, tmp_path, monkeypatch
-):
+def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monkeypatch):
     """Those that are kept: of a model that is not embedded."""
     run_config = small("model.name=bench-nano", "stream.tasks=1", steps=1)
     run_id = store.run_id_of(run_config)

@@ -318,6 +318,11 @@ def test_a_third_run_waits(build, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_run_stops_before_it_begins(build):
+    told = follow(small_run("training.steps=4000"), stop_after="starting")
+    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+
+
 def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
     kill = asyncio.subprocess.Process.kill
     monkeypatch.setattr(asyncio.subprocess.Process, "terminate", kill)

@@ -14,6 +14,7 @@ from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from lab import chapters, figures, run
 
+Points = Mapping[Path, Mapping[str, str]]
 MAX_POINTS = 200
 STREAM_SEED = "stream_seed"
 """The parameter whose values are the seeds of a point."""
@@ -80,15 +81,14 @@ def run_grid(
         raise CmpError(f"--seeds: {source.stem} has no runs of its own")
     points = expand_grid(given, seeds, first.default if first else 0)
     target = build_folder() / "grids" / f"{source.stem}, {profile}"
+    places = {target / f"{point_name(point)}.ipynb": point for point in points}
     fingerprint, tasks = run.package_fingerprint(), []
-    for point in points:
+    for place, point in places.items():
         values = chapters.check_parameters(source, point | {"profile": profile})
-        place = target / f"{point_name(point)}.ipynb"
         tasks.append(run.Task(source, place, values, fingerprint))
     failures = run.run_tasks(tasks, jobs, dry_run)
     index = target / "index.md"
     if not dry_run:
-        places = dict(zip((task.target for task in tasks), points, strict=True))
         write_index(index, source, places, failures)
         print(f"index: {index}")
         run.raise_failures(failures)
@@ -100,12 +100,7 @@ def point_name(point: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in point.items())
 
 
-def write_index(
-    path: Path,
-    source: Path,
-    points: Mapping[Path, Mapping[str, str]],
-    failures: Collection[Path],
-) -> None:
+def write_index(path: Path, source: Path, points: Points, failures: Collection[Path]) -> None:
     """Write the page over the notebooks of a grid, with a table and a figure.
 
     Args:

@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -89,7 +87,8 @@ async def _computed(
                 yield {"state": f"step {steps} of {total}", "progress": steps / total}
                 done = log.dropna(subset="done") if "done" in log else log[:0]
                 yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
-        if process.returncode not in (0, 128 + signal.SIGTERM):
+        # asked to stop it has saved, or had not begun
+        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             reason = (await process.stdout.read()).decode().strip()
             cause = reason or f"its process ended with status {process.returncode}"
             yield {"state": f"failed: {cause}", "over": True}
@@ -98,23 +97,11 @@ async def _computed(
             process.stdin.close()
 
 
-def _stop_with_parent() -> None:
-    """Stop and save once the standard input is closed, asking again as long as it takes."""
-    sys.stdin.read()
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.0)
-
-
 def main() -> None:
-    """Compute the run whose config is the first line of the standard input.
-
-    Signals act on the run only, so that no second one breaks off a save.
-    """
-    for number in checkpoints.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    run_config = config.parse(json.loads(sys.stdin.readline()), "explorer")
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    """Compute the run whose config is the first line of the standard input."""
+    given = sys.stdin.readline()
+    workers.stop_gently(sys.stdin.read)
+    run_config = config.parse(json.loads(given), "explorer")
     torch.set_num_threads(1)
     workers.load_plugins()
     try:

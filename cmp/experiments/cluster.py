@@ -59,8 +59,7 @@ def run_on_ray(
 
         def start(run_config: RunConfig) -> Any:
             # without the weights the node, too, is asked for them, and says what is missing
-            run_id = store.run_id_of(run_config) if store.has_start(run_config) else ""
-            reference = task.remote(run_id, run_config, device)
+            reference = task.remote(store.known_id(run_config), run_config, device)
             references.add(reference)
             return reference
 

@@ -113,6 +113,11 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     return json_digest(run_identity(run_config, corpus))
 
 
+def known_id(run_config: RunConfig) -> str:
+    """Return a run's id, "" as long as the weights that it starts from are not on this machine."""
+    return run_id_of(run_config) if has_start(run_config) else ""
+
+
 def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:
     """Return everything that decides a run's result.
 

@@ -237,11 +237,8 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    return [
-        each
-        for each in dict.fromkeys(configs)
-        if not store.has_start(each) or not store.is_stored(store.run_id_of(each))
-    ]
+    ids = {each: store.known_id(each) for each in configs}
+    return [each for each, run_id in ids.items() if not run_id or not store.is_stored(run_id)]
 
 
 def compute_runs(
@@ -280,14 +277,9 @@ def compute_runs(
         with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
             failures = BACKENDS[backend](todo, jobs, device, told, noted)
     if failures:
-        lines = [f"  {_short_id(each)}: {reason}" for each, reason in failures.items()]
+        names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
+        lines = map("  {}: {}".format, names, failures.values())
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
-
-
-def _short_id(run_config: RunConfig) -> str:
-    """Return what a run is called; without its weights it has no id."""
-    has_id = store.has_start(run_config)
-    return store.run_id_of(run_config)[:SHORT_ID] if has_id else "a run without weights"
 
 
 def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:

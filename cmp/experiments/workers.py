@@ -323,18 +323,14 @@ def _worker_pool() -> Iterator[list[_Worker]]:
 
 
 def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> None:
-    """Compute runs until the pipe closes.
-
-    Signals act on the runs only, so that no second one breaks off a save.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Compute runs until the pipe closes."""
+    parent = multiprocessing.parent_process()
+    stop_gently(lambda: connection.wait([parent.sentinel]))
     os.environ.update(environment)
     load_plugins()
     torch.set_num_threads(1)
     if device != "cpu":
         torch.cuda.set_device(device)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
         while True:
             pipe.send(_attempt_run(pipe.recv(), device))
@@ -351,9 +347,20 @@ def _attempt_run(run_config: RunConfig, device: str) -> str | None:
     return None
 
 
-def _stop_with_parent() -> None:
-    """Stop and save once the parent is gone, asking again as `_worker_pool` does."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.0)
+def stop_gently(wait_for_parent: Callable[[], Any]) -> None:
+    """Let signals act on this process's runs only, so that no second one breaks off a save.
+
+    Args:
+        wait_for_parent: Returns once the parent is gone. From then on the process is asked to stop
+            and save, again and again, as it may be between two runs.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def stop() -> None:
+        wait_for_parent()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+
+    threading.Thread(target=stop, daemon=True).start()
