@@ -1,10 +1,15 @@
 """Explorers whose answers take Python: they ask what they show, and say what the package says."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 import cmp
+from cmp import models
 from cmp.experiments import paper, statistics
 from lab import asked
 
@@ -62,3 +67,22 @@ def test_what_is_asked_of_a_plan_follows_the_model(monkeypatch):
 )
 def test_costs_have_units_that_fit(what, amount, words):
     assert asked._cost_words(what, amount) == words
+
+
+def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch):
+    """Each answer has a thread of its own, and all have one network."""
+    before, tuned = (models.create_model("tiny", seed).state_dict() for seed in (0, 1))
+
+    def evaluate(network, *_, **__):
+        seen = {models.weights_digest(network)}
+        time.sleep(0.05)
+        seen.add(models.weights_digest(network))
+        return SimpleNamespace(summary=lambda: {"weights": len(seen)})
+
+    monkeypatch.setattr(asked.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(asked.figures, "plot_merge_path", lambda *_: Figure())
+    explorer = asked.path_explorer("tiny", before, tuned, corpus)
+    requests = [{"rule": "interpolation", "share": share / 100} for share in range(31, 37)]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(explorer._answer, requests))
+    assert answers == [{"weights": 1}] * len(requests)

@@ -85,6 +85,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
         (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no such regular file"]),
+        (["eval", "tiny", "--device", "tpu"], ["device 'tpu'", "choose cpu"]),
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
         (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
@@ -164,6 +165,14 @@ def test_what_a_dry_run_advises_works():
     """The start of the profile is of embedded models; none could be pretrained for another."""
     said = run(cli.app, ["run", "quick", "model.name=ViT-B-16", "--dry-run"]).output
     assert "set model.start to a tag" in said and "cmpt pretrain ViT-B-16" not in said
+
+
+def test_the_build_folder_is_one_wherever_a_child_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CMP_BUILD", "mine")
+    assert run(cli.app, ["study", "--pause"]).exit_code == 0
+    assert os.environ["CMP_BUILD"] == str(tmp_path / "mine")
+    assert (tmp_path / "mine" / "paused").exists()
 
 
 def test_a_disk_that_refuses_is_a_sentence(tmp_path):

@@ -3,10 +3,13 @@ processes of their own."""
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -16,7 +19,8 @@ import synthetic
 from cmp import checkpoints, config, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import store, verdicts
+from cmp.experiments import logs, store, verdicts
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 from cmp.registry import option_names
 from lab import analyses, chapters, explorers, live_runs, site
@@ -241,6 +245,15 @@ def test_an_impossible_run_fails_with_its_sentence():
     assert last["over"] and last["state"].startswith("failed: ") and "none5" in last["state"]
 
 
+def test_a_run_that_breaks_is_over(monkeypatch):
+    def broken(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(live_runs, "follow_run", broken)
+    messages = hear(Sent(), {"verb": "run", "id": "a", "profile": "quick", "changes": {}})
+    assert messages[-1]["about"] == {"state": "failed: KeyError: 'a bug'", "over": True}
+
+
 # runs in processes of their own
 
 
@@ -270,7 +283,8 @@ def follow(run, stop_after=None):
     return asyncio.run(main())
 
 
-def test_a_run_lands(build):
+def test_a_run_lands(build, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", os.path.relpath(build))  # the process has another folder
     run = small_run()
     told = follow(run)
     assert told[0]["state"] == "starting"
@@ -286,7 +300,8 @@ def test_a_run_stops_and_goes_on(build):
     run = small_run("training.steps=4000")
     told = follow(run, stop_after="step")
     assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
-    assert list((build / "checkpoints").glob("*/task-*"))
+    [progress] = unfinished_runs()
+    assert progress.step > 0  # in the middle of a task, where only a stop saves
     assert not store.is_stored(store.run_id_of(run))
 
 
@@ -301,6 +316,28 @@ def test_a_third_run_waits(build, monkeypatch):
     assert [about["state"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it again to go on",
     ]  # fmt: skip
+
+
+def test_a_run_stops_before_it_begins(build):
+    told = follow(small_run("training.steps=4000"), stop_after="starting")
+    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+
+
+def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
+    kill = asyncio.subprocess.Process.kill
+    monkeypatch.setattr(asyncio.subprocess.Process, "terminate", kill)
+    told = follow(small_run("training.steps=4000"), stop_after="starting")
+    assert told[-1] == {"state": "failed: its process ended with status -9", "over": True}
+
+
+def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build):
+    folder = checkpoints.checkpoint_folder("a" * 64)
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        with checkpoints.CheckpointManager("a" * 64):
+            assert checkpoints.runs_in_progress() == 1
 
 
 def test_runs_in_progress_are_counted(build):
@@ -318,9 +355,11 @@ def test_a_run_ends_with_the_kernel(build):
     )
     process.stdin.write(json.dumps(small_run("training.steps=4000").to_dict()).encode() + b"\n")
     process.stdin.flush()
-    end = time.monotonic() + 60
-    while checkpoints.runs_in_progress() == 0:
+    run_id, end = store.run_id_of(small_run("training.steps=4000")), time.monotonic() + 120
+    while "loss" not in logs.read_log(run_id):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)
     process.stdin.close()
-    assert process.wait(60) in (-15, 128 + 15)  # before the run's first step, or saved
+    assert process.wait(60) == 128 + signal.SIGTERM
+    [progress] = unfinished_runs()
+    assert progress.step > 0

@@ -13,7 +13,7 @@ import torch
 from pictures import classes
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, mixtures
+from cmp import budgets, cli, config, distributed, mixtures
 from cmp.checkpoints import StopRequest
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
@@ -106,6 +106,15 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
     assert "NVIDIA A100, NVIDIA H100" in found.sentence
     names[1] = names[0]
     assert preflight._check_card("cuda").sentence == "2 times NVIDIA H100, 80 GB"
+
+
+def test_of_several_processes_the_first_decodes_a_run_s_data(corpus, monkeypatch):
+    events = []
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "barrier", lambda: events.append("wait"))
+    monkeypatch.setattr(preflight, "load_data", lambda name: events.append("load") or corpus)
+    assert preflight.load_run_data(config.parse({})) is corpus
+    assert events == ["wait", "load"]
 
 
 def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):

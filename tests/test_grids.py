@@ -86,3 +86,25 @@ def test_nothing_starts_where_a_parameter_is_wrong(tmp_path):
     with pytest.raises(CmpError, match="05_more has no runs of its own"):
         grids.run_grid("quick", "05", {}, seeds=2, folder=tmp_path)
     assert not (build_folder() / "grids").exists()
+
+
+def test_a_point_that_fails_now_does_not_show_what_it_scored_before(tmp_path):
+    targets = {tmp_path / f"peak {peak}.ipynb": {"peak": peak} for peak in ("0.1", "0.2")}
+    for number, target in enumerate(targets):
+        about = {"cmp": {"ends": {"thirds": [41.5 + number, 50.0]}}}
+        target.write_text(json.dumps({"metadata": about}))
+    grids.write_index(tmp_path / "index.md", tmp_path / "04.md", targets, [*targets][:1])
+    index = (tmp_path / "index.md").read_text()
+    assert "| 0.2 | thirds | 42.5 |" in index and "41.5" not in index
+    assert "## Failed" in index and "peak 0.1" in index
+
+
+def test_a_grid_refuses_another_profile_and_hashes_the_package_once(tmp_path, monkeypatch):
+    test_book.write(tmp_path, "04_rates", RUNS, parameters=PARAMETERS)
+    for given in ({"profile": "cpu"}, {"profile": "quick,cpu"}):
+        with pytest.raises(CmpError, match="use --profile"):
+            grids.run_grid("quick", "04", given, folder=tmp_path)
+    hashed = []
+    monkeypatch.setattr(run, "package_fingerprint", lambda: hashed.append(1) or "same")
+    grids.run_grid("quick", "04", {"peak": "0.1,0.2"}, dry_run=True, folder=tmp_path)
+    assert hashed == [1]

@@ -227,6 +227,32 @@ def test_several_studies_are_one_programme_and_published_one_by_one(build, write
     assert "name one or more" in str(nothing.exception)
 
 
+def test_a_study_that_fails_stops_no_later_one(build, write, monkeypatch):
+    write({"a": {}})
+    text = (build.parent / "77.yaml").read_text()
+    for name, peak in (("88", 0.5), ("99", 0.25)):
+        changes = f'"a": {{"schedule.peak": {peak}, '
+        (build.parent / f"{name}.yaml").write_text(text.replace('"a": {', changes))
+    began, told = [], []
+
+    def compute(todo, *_):
+        began.append(todo)
+        return {todo[0]: "no memory"} if len(began) == 2 else {}
+
+    monkeypatch.setitem(studies.BACKENDS, "local", compute)
+    monkeypatch.setattr(results, "publish_study", lambda grid: told.append(grid.chapter))
+    result = CliRunner().invoke(cli.app, ["study", "77", "88", "99", "--publish"])
+    assert isinstance(result.exception, CmpError)
+    assert str(result.exception).startswith("study 88: 1 of 1 runs failed:")
+    assert (len(began), told) == (3, ["77", "99"])
+
+
+def test_a_plan_of_what_is_stored_reads_no_other_run(build, monkeypatch):
+    run = workers.run_one(small_config("model.start=random"))
+    monkeypatch.setattr(store, "stored_ids", lambda: pytest.fail("the whole store was read"))
+    assert studies.plan_study([run.config]).todo == {}
+
+
 def test_a_paused_study_begins_no_run_until_it_is_resumed(build, monkeypatch):
     assert CliRunner().invoke(cli.app, ["study", "--pause"]).exit_code == 0
     begun, waited = [], []
@@ -328,9 +354,8 @@ def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
     child = start(build)
     assert child.outcome().status == 2
     assert stored(grid) == {"b", "c"}
-    run_id = store.run_id_of(grid.configs("quick")["lost", 0], small_corpus())
-    assert "cmp: 1 of 3 runs failed:\n" in child.said()
-    assert f"  {run_id[:SHORT_ID]}: seeds.init: no annealed base 99 of 'small'" in child.said()
+    assert "cmp: study 77: 1 of 3 runs failed:\n" in child.said()
+    assert "  a run without weights: seeds.init: no annealed base 99 of 'small'" in child.said()
     assert "Traceback" not in child.said()
 
 

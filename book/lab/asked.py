@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
 from cmp.experiments.forecast import GIGA
+from cmp.experiments.runs import changes_to_cpu
 from cmp.experiments.scores import setting_means
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
@@ -137,12 +139,11 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
 
 def _stream_answer(corpus: Corpus, request: Mapping[str, Any]) -> dict[str, Any]:
     counts, report, run = _stream_facts(corpus, request)
-    usual = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
     return {
         "counts": counts.T.to_numpy().tolist(),
         "images": report["images"].tolist(),
         "sentence": stream_sentence(report),
-        "changes": {k: v for k, v in config.flat_keys(run.to_dict()) if v != usual[k]},
+        "changes": changes_to_cpu(run),
     }
 
 
@@ -232,12 +233,14 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
     Returns:
         The explorer.
     """
-    network = models.create_model(name).eval()
+    network, lock = models.create_model(name).eval(), threading.Lock()
 
     @functools.cache
     def score(rule: str, share: float) -> dict[str, float]:
-        network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
-        return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+        merged = merge(rule, [tuned, before], weights=(share, 1 - share))
+        with lock:  # the network is one, and every answer has a thread of its own
+            network.load_state_dict(merged)
+            return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
 
     def answer(request: Mapping[str, Any]) -> dict[str, float]:
         return score(request["rule"], request["share"])

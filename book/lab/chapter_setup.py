@@ -60,7 +60,7 @@ def begin_chapter(
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
         published = {"quick": studies.band_of(runs), "cpu": runs}
-        if profile in published:
+        if profile in published and not scope.get("dry_run"):
             results.restore_runs(published[profile])
     else:
         base = config.profile(profile)
@@ -144,8 +144,8 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
     """Return a line for each run in progress: how far it is, and its loss so far as bars."""
     lines = []
     for name, run_config in live.items():
-        run_id = store.run_id_of(run_config)
-        log = logs.read_log(run_id)
+        run_id = store.known_id(run_config)
+        log = logs.read_log(run_id) if run_id else {}  # its weights are still being fetched
         if "loss" not in log or store.is_stored(run_id):
             continue
         losses = log["loss"].dropna()

@@ -23,8 +23,8 @@ from scipy import stats
 
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
-from cmp.errors import CmpError
-from cmp.experiments import fronts, results, verdicts
+from cmp.experiments import fronts, results, verdicts, workers
+from cmp.experiments.runs import changes_to_cpu
 from cmp.experiments.scores import LEVEL, t_interval
 from cmp.readers.files import read_yaml
 from cmp.registry import Option, get_option, option_names
@@ -117,18 +117,16 @@ class Explorer(anywidget.AnyWidget):
             tree = config.override(config.profile(profile), assignments)
             async for about in live_runs.follow_run(config.parse(tree, "explorer"), stop):
                 self._tell(identity, **about)
-        except CmpError as error:
-            self._tell(identity, state=f"failed: {error}", over=True)
+        except Exception as error:  # else its row would wait for ever
+            self._tell(identity, state=f"failed: {workers.failure_reason(error)}", over=True)
         finally:
             del self._stops[identity]
 
     async def _reply(self, identity: Any, request: Mapping[str, Any]) -> None:
         try:
             content = {"answer": await asyncio.to_thread(self._answer, request)}
-        except CmpError as error:
-            content = {"refused": str(error)}
         except Exception as error:  # else the script would wait for ever
-            content = {"refused": f"{type(error).__name__}: {error}"}
+            content = {"refused": workers.failure_reason(error)}
         self.send({"kind": "answer", "id": identity} | content)
 
 
@@ -190,12 +188,6 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         about["at"] = [round(mean, 2) for mean, _, _ in means]
         rows.append(about | {"half": [round(half, 2) for _, _, half in means]})
     return rows
-
-
-def changes_to_cpu(run: config.RunConfig) -> dict[str, Any]:
-    """Return what a run changes in the profile `cpu`, by dotted key."""
-    usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
-    return {k: value for k, value in config.flat_keys(run.to_dict()) if value != usual[k]}
 
 
 def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -> dict[str, Any]:

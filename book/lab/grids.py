@@ -5,7 +5,7 @@ draws where the chapter's own runs ended.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from lab import chapters, figures, run
 
+Points = Mapping[Path, Mapping[str, str]]
 MAX_POINTS = 200
 STREAM_SEED = "stream_seed"
 """The parameter whose values are the seeds of a point."""
@@ -73,19 +74,22 @@ def run_grid(
     Raises:
         CmpError: A parameter is wrong, before anything starts; or points failed, at the end.
     """
+    run.check_profile(profile, given)
     [source] = chapters.select([number], folder)
     first = chapters.parameters(source).get(STREAM_SEED)
     if seeds > 1 and first is None:
         raise CmpError(f"--seeds: {source.stem} has no runs of its own")
     points = expand_grid(given, seeds, first.default if first else 0)
-    target, tasks = build_folder() / "grids" / f"{source.stem}, {profile}", []
-    for point in points:
-        [task] = run.plan_chapters([source], target, point | {"profile": profile})
-        tasks.append(task._replace(target=target / f"{point_name(point)}.ipynb"))
+    target = build_folder() / "grids" / f"{source.stem}, {profile}"
+    places = {target / f"{point_name(point)}.ipynb": point for point in points}
+    fingerprint, tasks = run.package_fingerprint(), []
+    for place, point in places.items():
+        values = chapters.check_parameters(source, point | {"profile": profile})
+        tasks.append(run.Task(source, place, values, fingerprint))
     failures = run.run_tasks(tasks, jobs, dry_run)
     index = target / "index.md"
     if not dry_run:
-        write_index(index, source, dict(zip((task.target for task in tasks), points, strict=True)))
+        write_index(index, source, places, failures)
         print(f"index: {index}")
         run.raise_failures(failures)
     return index
@@ -96,18 +100,20 @@ def point_name(point: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in point.items())
 
 
-def write_index(path: Path, source: Path, points: Mapping[Path, Mapping[str, str]]) -> None:
+def write_index(path: Path, source: Path, points: Points, failures: Collection[Path]) -> None:
     """Write the page over the notebooks of a grid, with a table and a figure.
 
     Args:
         path: Where it goes.
         source: The chapter.
-        points: Notebook -> its point; one that does not exist has failed.
+        points: Notebook -> its point.
+        failures: Notebooks that failed now; of one that ran before, the old scores are left out.
     """
     rows, failed = [], []
     for target, point in points.items():
-        if not target.exists():
+        if target in failures:
             failed.append(f"* {point_name(point)}: see `{target.stem}.failed.ipynb`")
+            continue
         for name, (gained, kept) in run.run_record(target).get("ends", {}).items():
             rows.append({**point, "run": name, "A_KA": gained, "A_ZS": kept})
     table = pd.DataFrame(rows)

@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,7 +19,7 @@ from cmp import budgets, checkpoints, config
 from cmp.config import RunConfig
 from cmp.errors import Interrupted
 from cmp.experiments import logs, store, workers
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, build_folder
 from lab import chapters
 
 AT_A_TIME = 2
@@ -37,9 +35,10 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         stop: Set to stop the run, which saves its state.
 
     Yields:
-        {"at": [A_KA, A_ZS]} for each evaluation, and {"state": words, "progress": share} with
-        `over` once it has ended and `done` if it is stored.
+        {"trail": [[A_KA, A_ZS] of each evaluation so far]}, and {"state": words, "progress": share}
+        with `over` once it has ended and `done` if it is stored.
     """
+    await asyncio.to_thread(store.fetch_start, run_config)
     run_id = store.run_id_of(run_config)
     if not store.is_stored(run_id):
         while checkpoints.runs_in_progress() >= AT_A_TIME and not stop.is_set():
@@ -48,6 +47,8 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         if not stop.is_set():
             async for message in _computed(run_config, run_id, stop):
                 yield message
+                if message.get("over"):
+                    return
     if store.is_stored(run_id):
         scores = store.scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
@@ -60,11 +61,15 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
 async def _computed(
     run_config: RunConfig, run_id: str, stop: asyncio.Event
 ) -> AsyncIterator[dict[str, Any]]:
-    """Compute a run in a process of its own and yield how it goes on, and why it failed."""
+    """Compute a run in a process of its own and yield how it goes on, and why it failed.
+
+    Asked to stop, it is asked again each time, as the first request may come before it can save.
+    """
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lab.live_runs"), **pipes, stderr=asyncio.subprocess.DEVNULL,
         cwd=chapters.BOOK, start_new_session=True,
+        env=os.environ | {"CMP_BUILD": str(build_folder().absolute())},
     )  # fmt: skip
     try:
         yield {"state": "starting", "progress": 0.0}
@@ -82,7 +87,8 @@ async def _computed(
                 yield {"state": f"step {steps} of {total}", "progress": steps / total}
                 done = log.dropna(subset="done") if "done" in log else log[:0]
                 yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
-        if process.returncode and not stop.is_set():
+        # asked to stop it has saved, or had not begun
+        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             reason = (await process.stdout.read()).decode().strip()
             cause = reason or f"its process ended with status {process.returncode}"
             yield {"state": f"failed: {cause}", "over": True}
@@ -91,18 +97,11 @@ async def _computed(
             process.stdin.close()
 
 
-def _stop_with_parent() -> None:
-    """Stop and save once the standard input is closed, asking again as long as it takes."""
-    sys.stdin.read()
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.0)
-
-
 def main() -> None:
     """Compute the run whose config is the first line of the standard input."""
-    run_config = config.parse(json.loads(sys.stdin.readline()), "explorer")
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    given = sys.stdin.readline()
+    workers.stop_gently(sys.stdin.read)
+    run_config = config.parse(json.loads(given), "explorer")
     torch.set_num_threads(1)
     workers.load_plugins()
     try:

@@ -130,21 +130,8 @@ def start_page(notes: dict[str, str]) -> str:
         title = re.search(r"^# (.+)$", chapters.source_text(source), re.M)
         note = f" ({notes[source.stem]})" if notes[source.stem] else ""
         rows.append(f"* [{title[1] if title else source.stem}]({source.stem}.ipynb){note}")
-    return "\n".join(
-        [
-            "# Continual multimodal pretraining",
-            "",
-            "Open a chapter, and run its cells from the top (Run, Run All Cells). In `quick`, the",
-            "profile that chapters begin with, each takes less than a minute.",
-            "",
-            *rows,
-            "",
-            "These are your own copies: what you change stays, also when the book is updated.",
-            "`cmpt lab --diff 04` shows what you changed in chapter 04, and `cmpt lab --reset 04`",
-            "gives you the book's again and keeps yours beside it.",
-            "",
-        ]
-    )
+    page = Path(__file__).with_name(START).read_text(encoding="utf-8")
+    return page.replace("CHAPTERS", "\n".join(rows))
 
 
 def find_copy(number: str) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -280,6 +280,14 @@ def raise_failures(failures: dict[Path, CmpError]) -> None:
         raise CmpError(f"{len(failures)} of the chapters failed\n{parts}")
 
 
+def check_profile(profile: str, given: Mapping[str, str]) -> None:
+    """Raise `CmpError` for no profile of `cmp`, and for another among the parameters."""
+    if profile not in PROFILES:
+        raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
+    if given.get("profile", profile) != profile:
+        raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
+
+
 def run_book(
     profile: str,
     numbers: Iterable[str] | None = None,
@@ -307,10 +315,7 @@ def run_book(
         CmpError: A parameter is wrong, before anything starts; or chapters failed, at the end.
     """
     given = given or {}
-    if profile not in PROFILES:
-        raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
-    if given.get("profile", profile) != profile:
-        raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
+    check_profile(profile, given)
     target = target or build_folder() / profile
     sources = chapters.select(numbers, folder)
     tasks = plan_chapters(sources, target, given | {"profile": profile})

@@ -102,6 +102,8 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
     if version:
         typer.echo(f"cmpt {__version__}")
         raise typer.Exit
+    if build := os.environ.get("CMP_BUILD"):  # kernels and workers have other current folders
+        os.environ["CMP_BUILD"] = os.path.abspath(os.path.expanduser(build))
     if plugin:
         from cmp.registry import load_plugin
 

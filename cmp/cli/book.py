@@ -1,14 +1,16 @@
 """`cmpt study`, `book` and `site`: compute the runs, notebooks and pages of the book."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from cmp import config
 from cmp.cli import shared
-from cmp.config import RunConfig
 from cmp.errors import CmpError
+
+if TYPE_CHECKING:
+    from cmp.experiments.studies import StudyPlan
 
 
 def study(
@@ -55,47 +57,57 @@ def study(
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
     device = device or ("cuda" if profile in config.FOREIGN_MODEL_PROFILES else "cpu")
     # a full run takes hours: of a model that is not embedded, the live settings once each
-    is_foreign, blocks = profile in config.FOREIGN_MODEL_PROFILES, {}
+    is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in map(studies.load_study, chapters):
-        results.restore_runs(grid)
+        restored = results.restore_runs(grid, dry_run)
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
             continue
-        blocks[grid.chapter] = studies.shard_runs([*runs.values()], shard or "1/1")
-        plan = studies.plan_study(blocks[grid.chapter], device)
+        part = studies.shard_runs([*runs.values()], shard or "1/1")
+        plans[grid.chapter] = plan = studies.plan_study(part, device)
         typer.echo(f"{grid.question}\nstudy {grid.chapter}, {profile}: {plan}")
+        if dry_run and restored:
+            typer.echo(f"{restored} published runs would be stored first, and not computed")
     if not dry_run:
-        compute_programme(blocks, jobs or workers.default_jobs(device), device, backend, publish)
+        compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
 
 
 def compute_programme(
-    blocks: dict[str, list[RunConfig]], jobs: int, device: str, backend: str, publish: bool
+    plans: "dict[str, StudyPlan]", jobs: int, device: str, backend: str, publish: bool
 ) -> None:
-    """Compute the runs of several studies, with one progress bar.
+    """Compute the runs of several studies, with one progress bar; one that fails stops no other.
 
     Args:
-        blocks: The runs of each study.
+        plans: What computing each study takes.
         jobs: Runs at a time.
         device: "cpu" or "cuda".
         backend: One of `cmp.experiments.studies.BACKENDS`.
         publish: Whether each study is published as soon as it is computed.
+
+    Raises:
+        CmpError: At the end, if studies failed; says which and why.
     """
     from cmp.experiments import results, studies, workers
 
-    plan = studies.plan_study([run for configs in blocks.values() for run in configs], device)
     if workers.pause_file().exists():
         typer.echo("studies are paused; `cmpt study --resume` lets them go on")
-    weights = {run: max(1, round(seconds)) for run, seconds in plan.todo.items()}
+    times = [times for plan in plans.values() for times in plan.todo.items()]
+    weights = {run: max(1, round(seconds)) for run, seconds in times}
+    failures: list[str] = []
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
-        for chapter, configs in blocks.items():
+        for chapter, plan in plans.items():
             bar.set_description(f"study {chapter}")
-            studies.compute_runs(
-                configs, jobs, device, backend, lambda run: bar.update(weights[run])
-            )
-            if publish:
-                bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
+            try:
+                todo = list(plan.todo)
+                studies.compute_runs(todo, jobs, device, backend, lambda x: bar.update(weights[x]))
+                if publish:
+                    bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
+            except CmpError as error:
+                failures.append(f"study {chapter}: {error}")
+    if failures:
+        raise CmpError("\n".join(failures))
 
 
 def book(

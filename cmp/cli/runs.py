@@ -46,7 +46,7 @@ def run(
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    device = shared.default_device(run_config, device)
+    device = shared.default_device(run_config.data, device)
     is_foreign = run_config.model.name not in models.family_names()
     if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
         print_config(run_config)
@@ -96,15 +96,16 @@ def resume(
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
-    if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
-        raise CmpError(
-            f"{name} was begun with other data, other starting weights or another version of this "
-            "package; `cmpt run` begins it anew"
-        )
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-    device = device or ("cpu" if progress.machine.get("device") == "cpu" else "cuda")
+    device = shared.recorded_device(progress.machine, device)
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
+        store.fetch_start(run_config)
+        if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
+            raise CmpError(
+                f"{name} was begun with other data, other starting weights or another version of "
+                "this package; `cmpt run` begins it anew"
+            )
         compute_run(run_config, local_device, execution, keep_weights)
 
 
@@ -116,6 +117,7 @@ def evaluate(
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
     threads: shared.Threads = 2,
+    device: str | None = None,
 ) -> None:
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
@@ -124,11 +126,13 @@ def evaluate(
         start: Which weights of the base to score: annealed or unannealed.
         weights: Score this file, of open_clip or of a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
+        device: Device: cpu or cuda. Default: cuda for FoMo-in-Flux, otherwise cpu.
 
     Example:
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
+    forecast.check_device(device := shared.default_device(data, device))
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: there is no such regular file")
     if weights:
@@ -136,7 +140,7 @@ def evaluate(
     else:
         section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
         network = models.load_model(section, seed)
-    scores = evaluation.evaluate(network, model, load_data(data), split)
+    scores = evaluation.evaluate(network.to(device), model, load_data(data), split)
     table, rows = scores.datasets, []
     for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
@@ -229,6 +233,7 @@ def compute_run(
     """
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     is_first = distributed.rank() == 0
+    store.fetch_start(run_config)
     run_id = store.run_id_of(run_config, preflight.load_run_data(run_config))
     if is_kept := workers.is_kept(run_id, keep_weights):
         typer.echo("this run is stored; nothing to compute")

@@ -10,17 +10,14 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
 from cmp.errors import CmpError
-
-if TYPE_CHECKING:
-    from cmp.config import RunConfig
 
 Positive = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
@@ -105,9 +102,14 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     return text, {name: " ".join(words.split()) for name, words in descriptions}
 
 
-def default_device(run_config: "RunConfig", device: str | None) -> str:
-    """Return the device of a run: the one that was given, or a card for the paper's data."""
-    return device or ("cuda" if run_config.data == "fomo" else "cpu")
+def default_device(data: str, device: str | None) -> str:
+    """Return the device that was given, or a card for the paper's data."""
+    return device or ("cuda" if data == "fomo" else "cpu")
+
+
+def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
+    """Return the device that was given, or the kind that a machine's record names."""
+    return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
 
 
 def import_lab(name: str) -> ModuleType:

@@ -146,7 +146,7 @@ def doctor(
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])
-        checks = preflight.check_run(run_config, shared.default_device(run_config, device))
+        checks = preflight.check_run(run_config, shared.default_device(run_config.data, device))
         typer.echo(preflight.describe_run(run_config)[0])
     for check in checks:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")

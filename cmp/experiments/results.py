@@ -11,6 +11,7 @@ anyone can compute it again and compare.
 import dataclasses
 import functools
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cmp import config
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import store, studies
+from cmp.experiments import forecast, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import child_path, project_folder
 from cmp.mixtures import is_kept_concept
@@ -228,18 +229,34 @@ def published_runs(chapter: str) -> list[StoredRun]:
     return runs
 
 
-def restore_runs(study: studies.Study) -> None:
+def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
     """Store the published runs of a study that are not in the store, if they are not stale: what
-    was published elsewhere need not be computed here. A damaged file has none."""
+    was published elsewhere need not be computed here.
+
+    It warns of a file that cannot be read.
+
+    Args:
+        study: The study.
+        dry_run: Whether the runs are counted only.
+
+    Returns:
+        How many there are.
+    """
     try:
-        published = published_runs(study.chapter)
-    except CmpError:
-        return
+        published = published_runs(study.chapter) if is_published(study.chapter) else []
+    except CmpError as error:
+        warnings.warn(f"{error}; its runs are computed again", stacklevel=2)
+        return 0
+    count = 0
     for run in published:
-        if not store.is_stored(run.id):
-            identity = store.run_identity(run.config)
-            if store.json_digest(identity) == run.id:
+        if store.is_stored(run.id) or not store.has_start(run.config):
+            continue
+        identity = store.run_identity(run.config)
+        if store.json_digest(identity) == run.id:
+            count += 1
+            if not dry_run:
                 store.save_run(dataclasses.replace(run, identity=identity))
+    return count
 
 
 def all_published_runs() -> list[StoredRun]:
@@ -260,11 +277,14 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
     return [runs[number] for number in order[:count]]
 
 
-def verify_published(run: StoredRun, observer: Observer = NO_OBSERVER) -> Verdict:
+def verify_published(
+    run: StoredRun, observer: Observer = NO_OBSERVER, device: str = "cpu"
+) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
+    forecast.check_device(device)
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
     if store.run_id_of(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)
-    return store.verify_run(run, corpus, observer)
+    return store.verify_run(run, corpus, observer, device)

@@ -237,7 +237,8 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    return [each for each in dict.fromkeys(configs) if not store.is_stored(store.run_id_of(each))]
+    ids = {each: store.known_id(each) for each in configs}
+    return [each for each, run_id in ids.items() if not run_id or not store.is_stored(run_id)]
 
 
 def compute_runs(
@@ -265,6 +266,9 @@ def compute_runs(
         Interrupted: A signal came; unfinished runs are saved.
         CmpError: At the end, if runs failed; says which and why.
     """
+    for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
+        with contextlib.suppress(CmpError):  # its runs fail, and say why
+            store.fetch_start(run_config)
     todo = missing_runs(configs)
     if not todo:
         return
@@ -273,8 +277,8 @@ def compute_runs(
         with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
             failures = BACKENDS[backend](todo, jobs, device, told, noted)
     if failures:
-        reasons = failures.items()
-        lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]
+        names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
+        lines = map("  {}: {}".format, names, failures.values())
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
 

@@ -414,7 +414,6 @@ function runner(kernel, changed) {
     const run = runs.get(message.id);
     if (!run) return;
     if (message.kind === "run") Object.assign(run, message.about, { heard: true });
-    if (message.kind === "score") run.trail.push(message.at);
     changed();
   });
   return {
