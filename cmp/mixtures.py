@@ -40,8 +40,10 @@ class Pools:
     groups: np.ndarray | None = None
 
     @functools.cached_property
-    def members(self) -> list[np.ndarray]:
-        """The buffer's positions by group, sorted out once and not at every step."""
+    def members(self) -> list[np.ndarray] | None:
+        """The buffer's positions by group, if it has any, sorted out once and not at every step."""
+        if self.groups is None:
+            return None
         order = np.argsort(self.groups, kind="stable")
         firsts = np.unique(self.groups[order], return_index=True)[1]
         return np.split(self.buffer[order], firsts[1:])
@@ -77,7 +79,7 @@ def batch_rows(
     """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P."""
     p, d, b = batch_counts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
     update = sample(pools.update, d, "update", seed, task, step)
-    if pools.groups is None:
+    if pools.members is None:
         buffer = sample(pools.buffer, b, "buffer", seed, task, step)
     else:
         buffer = sample_evenly(pools.members, b, seed, task, step)
