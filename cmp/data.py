@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
-from cmp.config import POOL_DATA_ROLES as POOL_DATA_ROLES
 from cmp.config import Preprocessing
 from cmp.errors import CmpError
 from cmp.registry import plugins
@@ -46,7 +45,7 @@ class DatasetInfo(Protocol):
 
     Attributes:
         name: The dataset's name.
-        role: "adapt", "eval", "transfer" or one of `POOL_DATA_ROLES`.
+        role: "adapt", "eval", "transfer" or one of `cmp.config.POOL_DATA_ROLES`.
         task: "classification" or "retrieval".
         prompt: Prompt of the zero-shot classifier, with one {}.
         year: When the dataset came out.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import evaluation, mixtures, streams
-from cmp.config import RunConfig
-from cmp.data import POOL_DATA_ROLES, Corpus
+from cmp.config import POOL_DATA_ROLES, RunConfig
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
