@@ -189,6 +189,21 @@ def test_a_part_a_little_beyond_the_front_is_measured_along_the_tangent():
         gain(own)
 
 
+def test_the_error_of_accumulation_counts_where_a_setting_is_beyond_the_front_by_chance(
+    monkeypatch,
+):
+    noise = np.random.default_rng(1)
+    front, own = front_runs(noise=noise), runs(51.3, 49, noise)
+    far = own.assign(A_KA=own["A_KA"] + 5)
+    found = [gain(each, front) for each in (own, far)]
+    monkeypatch.setattr(fronts, "DOUBT", 0.0)
+    flat = [gain(each, front) for each in (own, far)]
+    assert all(each.is_bound for each in found)
+    assert found[0].pseudo.std() > 1.2 * flat[0].pseudo.std()
+    assert found[0].pseudo.mean() == pytest.approx(flat[0].pseudo.mean(), abs=0.3)
+    assert found[1].pseudo.std() == flat[1].pseudo.std()
+
+
 def test_a_part_whose_highest_peak_is_another_keeps_the_whole_sample_s():
     front = front_runs()
     top = front[NAMES[5]]

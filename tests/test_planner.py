@@ -184,7 +184,7 @@ def test_the_place_of_a_stored_run_is_its_own(known):
     assert (careful.setting, careful.differs) == (
         "EMA", ("schedule.peak=0.0012 instead of 0.0024",),
     )  # fmt: skip
-    other = dataclasses.replace(run, mixture=Mixture(0.5, 0.3, 0.2, 0.5, select="concepts"))
+    other = dataclasses.replace(run, mixture=Mixture(0.5, 0.3, 0.2, replay=0.5, select="concepts"))
     place = known.nearest(other, run.training.steps)  # three shares are one choice
     assert len(place.differs) == 3 > evidence.MAX_DIFFERENCES
 
@@ -334,3 +334,11 @@ def test_effects_are_told_with_the_largest_first(known):
     assert list(effects.columns) == ["choice", "A_KA", "A_ZS", "study"]
     assert effects["choice"].iloc[0].startswith("replay of")
     assert isinstance(effects, pd.DataFrame)
+
+
+def test_the_weight_of_an_average_follows_the_steps_and_is_the_reference_s_elsewhere(known):
+    few, many = (planner.make_plan(core(updates=count), known).run for count in (20, 4))
+    assert few.training.steps < planner.MANY_STEPS <= many.training.steps
+    assert (few.merging.weight, many.merging.weight) == (0.25, 0.5)
+    real = PlanRequest("ViT-B-32", gpu_hours=1.0)
+    assert planner.choose_settings(real)["merging"]["weight"] == 0.5
