@@ -38,11 +38,14 @@ MIXTURES = ("mixtures", "mixtures-more")
 
 def published_settings(*names: str) -> pd.DataFrame:
     """Return the published metrics of some studies in one table; a study that is not published yet
-    is left out, and so is a setting that stands in an earlier one."""
+    is left out, and so is a setting that stands in an earlier one. `planned` is how many streams a
+    setting's study plans."""
     tables, seen = [], set[str]()
     for name in filter(results.is_published, names):
         table = results.published_metrics(name)
-        tables.append(table[~table["setting"].isin(seen)])
+        table = table[~table["setting"].isin(seen)]
+        planned = {each: planned_streams(name, each) for each in table["setting"].unique()}
+        tables.append(table.assign(planned=table["setting"].map(planned)))
         seen |= {*table["setting"].unique()}
     if not tables:
         raise CmpError(f"none of the studies {', '.join(names)} is published")

@@ -27,8 +27,8 @@ from cmp.experiments.scores import setting_means
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import option_names
-from lab import figures
-from lab.explorers import AXES, SHEET, Answer, Explorer, draw_still, stored_runs
+from lab import analyses, figures
+from lab.explorers import AXES, SHEET, Answer, Explorer, draw_still, half_widths, stored_runs
 
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
@@ -124,7 +124,7 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
         corpus: The embedded benchmark, loaded where None.
     """
     corpus = corpus or cmp.load_data("embedded")
-    published = results.published_metrics("orders")
+    published = analyses.published_settings("orders")
     configs, on_way = results.setting_configs(published), verdicts.run_scores(published)["way"]
     stored = stored_runs(published)
     for row in stored:
@@ -289,7 +289,7 @@ def _planner_answer(request: Mapping[str, Any]) -> dict[str, Any]:
     place = plan.place and {
         "label": f"{plan.place.study}/{plan.place.setting}",
         "at": (mean := plan.place.scores.loc[AXES, "mean"].round(2)).tolist(),
-        "half": (plan.place.scores.loc[AXES, "high"] - mean).round(2).tolist(),
+        "half": half_widths((plan.place.scores.loc[AXES, "high"] - mean).tolist()),
     }
     given = {key: value for key, value in vars(plan.request).items() if value is not None}
     is_public = given.pop("other_pool")

@@ -11,7 +11,7 @@ import functools
 import html
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ import anywidget
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
-from cmp.experiments import fronts, results, verdicts, workers
+from cmp.experiments import fronts, results, studies, verdicts, workers
 from cmp.experiments.runs import changes_to_cpu
-from cmp.experiments.scores import LEVEL, t_interval
+from cmp.experiments.scores import estimate_mean, t_factor, t_interval
 from cmp.readers.files import read_yaml
 from cmp.registry import Option, get_option, option_names
 from lab import analyses, chapters, figures, live_runs
@@ -165,42 +164,52 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
     """Tabulate published settings for a script.
 
     Args:
-        published: Published metrics.
+        published: As `lab.analyses.published_settings` returns it.
 
     Returns:
-        Per setting: `label`; `changes` to the profile `cpu` by dotted key; `ends`, replicate ->
-        (A_KA, A_ZS) on the whole test; their means `at`, and `half` the width of their intervals.
+        Per setting: `label`; how many streams are `planned`; `changes` to the profile `cpu` by
+        dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and `half` the width of their intervals,
+        `None` where there are none yet.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
+    plans, level = published.groupby("setting")["planned"].first(), verdicts.claims_level()
     rows = []
     for name, run in configs.items():
         ends = scores.loc[name, AXES].round(2)
-        means = [t_interval(ends[axis].to_numpy()) for axis in AXES]
+        planned, bases = int(plans[name]), scores.loc[name, "base"]
+        means = [estimate_mean(ends[axis], bases, planned, level) for axis in AXES]
         changes = {
             key: value
             for key, value in changes_to_cpu(run).items()
             if not key.startswith(("seed", "evaluation"))
         }
-        about = {"label": name, "changes": changes}
+        about = {"label": name, "planned": planned, "changes": changes}
         about["ends"] = {
             str(n): row.tolist() for n, row in zip(ends.index, ends.to_numpy(), strict=True)
         }
-        about["at"] = [round(mean, 2) for mean, _, _ in means]
-        rows.append(about | {"half": [round(half, 2) for _, _, half in means]})
+        about["at"] = [round(mean.value, 2) for mean in means]
+        rows.append(about | {"half": half_widths([mean.half for mean in means])})
     return rows
+
+
+def half_widths(halves: Sequence[float]) -> list[float] | None:
+    """Return half the widths of intervals as a script gets them: none where one is not known."""
+    return None if np.isnan(halves).any() else np.round(halves, 2).tolist()
 
 
 def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -> dict[str, Any]:
     """Return what the tables of the explorers of schedules and mixtures share."""
     front = analyses.front_points(verdicts.load_claims().fronts["plain"])
-    counts = range(2, 41)
-    quantiles = {n: round(float(stats.t.ppf((1 + LEVEL) / 2, n - 1)), 4) for n in counts}
+    first, count = studies.CONFIRMING
+    bases = {str(n): first + n % count for n in range(verdicts.REPLICATES)}
+    factors = {n: round(t_factor(n, verdicts.claims_level()), 4) for n in range(2, count + 1)}
     return SHEET[name] | {
         "runs": stored_runs(published),
         "band": analyses.runs_of_size("quick", study)[AXES].round(2).to_numpy().tolist(),
         "front": front[AXES].round(2).to_numpy().tolist(),
         "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
-        "quantiles": quantiles,
+        "bases": bases,
+        "factors": factors,
         "chapter": chapter,
     }
 
@@ -291,6 +300,7 @@ def mixture_table() -> dict[str, Any]:
     published = analyses.published_settings(*analyses.MIXTURES)
     table = common_table("mixture", "mixtures", "07", published)
     surface = analyses.surface(published, "thirds")
+    planned = int(published.loc[published["setting"].isin(surface.names), "planned"].min())
     places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
     for row in table["runs"]:
         row["shares"] = places.get(row["label"])
@@ -301,12 +311,13 @@ def mixture_table() -> dict[str, Any]:
     front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
     rows = []
     for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
-        found = [t_interval(values[:, axis]) for axis in range(2)]
         if np.isnan(values).any():
             rows.append({"at": at, "value": None, "half": None})
             continue
+        found = [t_interval(values[:, axis], verdicts.claims_level()) for axis in range(2)]
         (gained, _, _), (kept, _, _) = found
-        value, half = np.round([gained, kept], 2).tolist(), [round(half, 2) for _, _, half in found]
+        halves = [np.nan if len(values) < planned else half for _, _, half in found]
+        value, half = np.round([gained, kept], 2).tolist(), half_widths(halves)
         covered = gained >= front.accumulation[0]
         value.append(round(kept - front.retention_at(gained), 2) if covered else None)
         rows.append({"at": at, "value": value, "half": half})

@@ -12,6 +12,7 @@ import {
   PATIENCE,
   plane,
   points,
+  score,
   short,
   table,
   takeAway,
@@ -22,7 +23,6 @@ const [BLUE, ORANGE] = ["#0173b2", "#de8f05"];
 const whole = d3.format(",");
 const rough = d3.format(",.3~r");
 const group = (svg, name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-const score = (run, k) => `${points(run.at[k])} ± ${points(run.half[k])}`;
 
 // Answers by question: stored ones, and the kernel's where there is one. One question is under way at a
 // time, and the first that is then wanted comes next, so of a moving control only the newest counts.

@@ -21,6 +21,8 @@ export const short = (value, digits = 3) => String(Number(Number(value).toPrecis
 export const points = (value) => value.toFixed(1).replace("-", "−");
 export const signed = (value) => (value > 0 ? "+" : "") + points(value);
 const mean = (values) => d3.mean(values) ?? Number.NaN;
+// A setting's score with half its interval, where there is one.
+export const score = ({ at, half }, axis) => points(at[axis]) + (half ? ` ± ${points(half[axis])}` : "");
 
 // A drawing that fills the width of its place, at most `most` wide.
 export function drawing(place, height, label, most = 720) {
@@ -210,7 +212,7 @@ export function plane(place, { preview, choose }) {
     group("dots").selectAll("circle").data(dots).join("circle").attr("r", 2.5).attr("transform", at);
     const bars = (selection, half) =>
       selection.attr("d", (d) => {
-        const [a, b] = half(d);
+        const [a, b] = half(d) ?? [0, 0];
         return `M${x(d.at[0] - a)},${y(d.at[1])}H${x(d.at[0] + a)}M${x(d.at[0])},${y(d.at[1] - b)}V${y(d.at[1] + b)}`;
       });
     const layer = group("stored");
@@ -280,26 +282,29 @@ export function plane(place, { preview, choose }) {
 }
 
 // One setting minus another, paired by replicate: the stored differences, and those of one's own runs.
-function pairs(one, other) {
+// Streams of one base are averaged before an interval is made, and none is made before all are stored.
+function comparison(place, one, other, { bases, factors }) {
   const shared = Object.keys(one.ends ?? {}).filter((key) => key in (other.ends ?? {}));
-  return shared.map((key) => [0, 1].map((k) => one.ends[key][k] - other.ends[key][k]));
-}
-
-function comparison(place, one, other, quantiles) {
-  const stored = pairs(one, other);
+  const stored = shared.map((key) => [0, 1].map((k) => one.ends[key][k] - other.ends[key][k]));
+  const planned = Math.min(one.planned ?? 0, other.planned ?? 0);
   const own = one.own && other.own ? [0, 1].map((k) => one.own[k] - other.own[k]) : null;
   if (!stored.length && !own) return place.replaceChildren();
   const names = ["A_KA", "A_ZS"];
   const sentences = names.map((name, k) => {
-    const values = stored.map((pair) => pair[k]);
-    const half = (quantiles[values.length] * d3.deviation(values)) / Math.sqrt(values.length);
-    const known =
-      values.length > 1
-        ? [`${signed(mean(values))} (${points(mean(values) - half)} to ${points(mean(values) + half)})`]
-        : [];
+    const values = d3.rollups(
+      stored,
+      (some) => d3.mean(some, (pair) => pair[k]),
+      (_, n) => bases[shared[n]],
+    );
+    const of = values.map(([, value]) => value);
+    const half = (factors[of.length] * d3.deviation(of)) / Math.sqrt(of.length);
+    const interval =
+      stored.length < planned ? "" : ` (${points(mean(of) - half)} to ${points(mean(of) + half)})`;
+    const known = of.length > 1 ? [signed(mean(of)) + interval] : [];
     return `${name} ${[...known, ...(own ? [`your two runs ${signed(own[k])}`] : [])].join(", ")}`;
   });
-  const means = stored.length ? `; means of ${stored.length} stored pairs with 95% intervals` : "";
+  const count = stored.length < planned ? `${stored.length} of ${planned}` : `${stored.length}`;
+  const means = stored.length ? `; means of ${count} stored pairs, with intervals over bases` : "";
   const words = `${one.label} minus ${other.label}, in points${means}: ${sentences.join("; ")}.`;
   const strip = element("div", { class: "strip" });
   place.replaceChildren(element("p", { class: "difference" }, words), strip);
@@ -588,7 +593,7 @@ export function workbench(
     const rows = pins.map((each, k) => {
       const stored = storedOf(each.changes);
       const known = stored ?? each.predicted;
-      const score = (axis) => (known ? `${points(known.at[axis])} ± ${points(known.half[axis])}` : "–");
+      const scored = (axis) => (known ? score(known, axis) : "–");
       const mine = own(each.label);
       const drop = element(
         "button",
@@ -607,8 +612,8 @@ export function workbench(
       );
       return [
         show,
-        score(0),
-        score(1),
+        scored(0),
+        scored(1),
         stored ? "stored" : known ? "predicted" : "nothing near",
         mine ? mine.map(points).join(", ") : "–",
         drop,
@@ -622,11 +627,11 @@ export function workbench(
     );
     if (pins.length > 1) {
       const [one, other] = pins.map((each) => ({
+        ...(profile() === "cpu" ? storedOf(each.changes) : {}),
         label: each.label,
-        ends: profile() === "cpu" ? storedOf(each.changes)?.ends : {},
         own: own(each.label),
       }));
-      comparison(between, one, other, data.quantiles);
+      comparison(between, one, other, data);
       if (profile() === "quick")
         between.append(
           element(
@@ -668,7 +673,7 @@ export function workbench(
           ].filter((each) => each?.at),
     });
     const ends = stored
-      ? ` Stored, ${Object.keys(stored.ends).length} runs: A_KA ${points(stored.at[0])} ± ${points(stored.half[0])}, A_ZS ${points(stored.at[1])} ± ${points(stored.half[1])}.`
+      ? ` Stored, ${Object.keys(stored.ends).length} runs: A_KA ${score(stored, 0)}, A_ZS ${score(stored, 1)}.`
       : about.predicted
         ? ` Predicted: A_KA ${points(about.predicted.at[0])}, A_ZS ${points(about.predicted.at[1])}. ${about.predicted.words}`
         : " No prediction: no stored run is near.";
