@@ -168,8 +168,8 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
 
     Returns:
         Per setting: `label`; how many streams are `planned`; `changes` to the profile `cpu` by
-        dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and `half` the width of their intervals,
-        `None` where there are none yet.
+        dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and
+        `half` the width of their intervals, `None` where there are none yet.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
     plans, level = published.groupby("setting")["planned"].first(), verdicts.claims_level()

@@ -191,16 +191,15 @@ def measure_gain(
     values = apart["A_ZS"] - slope * apart["A_KA"]
     estimate = float(kept - curve.retention_at(gained))
     values += estimate - values.mean()
-    bases, parts, beyond = own["base"].unique(), [], []
+    bases, parts = own["base"].unique(), []
     for base in bases if len(bases) > 1 else []:
         part = scores[:, (own["base"] != base).to_numpy()].mean(axis=1)
-        distance, over = _distance_of_part(part, rates, least, count, is_bound, name)
-        parts.append(distance)
-        beyond.append(over)
-    pseudo = _pseudo_values(estimate, np.array(parts))
+        parts.append(_distance_of_part(part, rates, least, count, is_bound, name))
+    distances, beyond = np.array(parts).reshape(-1, 2).T
+    pseudo = _pseudo_values(estimate, distances)
     if is_bound and parts:
         last = curve.accumulation[-1]
-        over = _pseudo_values(gained - last, np.array(beyond))
+        over = _pseudo_values(gained - last, beyond)
         if gained - last < DOUBT * over.std(ddof=1) / np.sqrt(len(over)):
             pseudo -= curve.slope_at(last) * (over - (gained - last))
     mirror = float(gained - curve.accumulation_at(kept))
