@@ -56,7 +56,7 @@ def small_corpus() -> Corpus:
 
 def small_config(*settings: str) -> RunConfig:
     """Three tasks of four steps."""
-    return config.parse(config.override({"evaluation": {"full": False}}, [*SETTINGS, *settings]))
+    return config.parse(config.override(config.profile("quick"), [*SETTINGS, *settings]))
 
 
 def small_id() -> str:

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import synthetic
+from scipy import stats
 
 from cmp import checkpoints, config, schedules
 from cmp.config import Schedule
@@ -143,7 +144,8 @@ def test_the_table_of_schedules_has_every_stored_setting(published):
     assert meta["ends"].keys() == {"0", "1", "2"}
     assert meta["at"] == pytest.approx(np.mean(list(meta["ends"].values()), axis=0), abs=0.01)
     assert len(table["front"]) == len(PLAIN)
-    assert table["quantiles"][20] == pytest.approx(2.093, abs=1e-3)
+    assert table["factors"][10] == pytest.approx(stats.t.isf(0.05 / 12 / 2, 9), abs=1e-3)
+    assert table["bases"]["0"] == table["bases"]["10"] == 2
     json.dumps(table, allow_nan=False)
 
 

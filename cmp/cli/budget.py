@@ -23,7 +23,7 @@ def budget(
     model: str = "small",
     batch: shared.Batch = 64,
     total: float | None = None,
-    tasks: shared.Positive = 8,
+    tasks: shared.Positive = 20,
     method: list[str] | None = None,
     table4: bool = False,
     models: bool = False,
@@ -65,7 +65,7 @@ def print_methods(
     """Print what methods cost under one total, in memory-adjusted GFLOPs."""
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
-        total = tasks * config.profile("cpu")["training"]["steps"] * full
+        total = tasks * config.parse(config.profile("cpu")).training.steps * full
     has_card = torch.cuda.is_available()
     table = paper.budget_table(model, batch, total / tasks / full, methods, has_card)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
