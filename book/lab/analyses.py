@@ -498,8 +498,8 @@ def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Its rows, the technique with the largest mean gain first.
     """
-    parts = gains["setting"].str.extract(r"^(?P<technique>.*?)(?:, peak (?P<peak>[\d.e-]+))?$")
+    parts = gains["setting"].str.partition(", peak ").set_axis(["technique", "", "peak"], axis=1)
     mean = gains["gain"].groupby(parts["technique"]).transform("mean")
-    keys = parts.assign(peak=parts["peak"].astype(float), mean=-mean)
+    keys = parts.assign(peak=pd.to_numeric(parts["peak"]), mean=-mean)
     order = keys.sort_values(["mean", "technique", "peak"], kind="stable").index
     return gains.loc[order].reset_index(drop=True)
