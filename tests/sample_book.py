@@ -103,7 +103,7 @@ def cells() -> list:
         ("execute_result", {"text/html": TABLE, "text/plain": "a 1"}),
         ("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}),
         ("display_data", {"image/svg+xml": SVG, "text/plain": "<SVG>"}),
-        ("display_data", {"text/html": STILL, "image/png": PIXEL}),
+        ("display_data", {"text/html": STILL}),
     ]
     outputs = [nbformat.v4.new_output(kind, data) for kind, data in shown]
     outputs.append(nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mprinted\x1b[0m\n"))

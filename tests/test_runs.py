@@ -66,10 +66,11 @@ def test_the_same_config_gives_the_same_numbers(corpus):
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
     result = CliRunner().invoke(cli.app, ["run", "quick", *SMALL])
     assert result.exit_code == 0, result.output
-    run_id = store.run_id_of(small(), corpus)
+    run_config = config.parse(config.override(config.profile("quick"), SMALL))
+    run_id = store.run_id_of(run_config, corpus)
     by_shell = store.load_run(run_id)
     assert run_id[:SHORT_ID] in result.output
-    fresh = execute(small(), corpus).metrics
+    fresh = execute(run_config, corpus).metrics
     pd.testing.assert_frame_equal(by_shell.metrics, fresh)
 
 
@@ -288,7 +289,9 @@ def test_a_study_pairs_bases_and_streams(write_grid):
     study = write_grid()
     configs = study.configs("quick")
     assert list(configs) == [(s, r) for r in (0, 1) for s in ("a", "b", "joint")]
-    assert all(c.seeds == config.Seeds(r, r, r, r) for (_, r), c in configs.items())
+    assert all(c.seeds == config.Seeds(r, 0, r, r) for (_, r), c in configs.items())
+    full = study.configs("cpu")
+    assert all(c.seeds == config.Seeds(r, 2 + r, r, r) for (_, r), c in full.items())
     assert configs["b", 1].schedule.peak == 0.0005
     assert configs["joint", 0].stream.tasks == 1
     assert list(study.configs("quick", 1, live_only=True)) == [("a", 0)]

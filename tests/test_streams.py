@@ -416,7 +416,7 @@ def test_a_shown_stream_says_what_arrives(tmp_path):
     arguments = ["stream", "show", "stream.order=dataset", "--picture", str(picture)]
     answer = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "100"})
     assert answer.exit_code == 0, answer.output
-    for words in ("order dataset", "passes", "1,231"):
+    for words in ("order dataset", "passes", "1,509"):
         assert words in answer.output
     assert picture.read_bytes().startswith(b"\x89PNG")
 
