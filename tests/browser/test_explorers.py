@@ -131,7 +131,6 @@ def test_the_explorers_of_a_chapter(served, number):
             for name in SHOWN[number]:
                 keep(Explorer(page, name), f"{number}-{name}")
         assert page.locator(f"{MIME.format('stderr')}, {MIME.format('error')}").count() == 0
-        assert page.get_by_text("Profile quick, device cpu, jobs 2. Stored: ").count() == 1
     assert (watched.errors, watched.elsewhere) == ([], [])
 
 
