@@ -112,7 +112,8 @@ def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, A
 
 def _explorer(table: Table, figure: Figure, words: str, answer: Answer) -> Explorer:
     """Return the explorer of a table, with what stands in its place without a kernel."""
-    still = draw_still(table["kind"], figure, words, "asked")
+    name = table["kind"] if table["kind"] in TABLES else ""  # a page cannot answer the others
+    still = draw_still(name, figure, words, script="asked")
     return Explorer("asked", table, still, answer=answer)
 
 

@@ -139,7 +139,8 @@ def draw_still(
     """Return what stands in an explorer's place without a kernel.
 
     Args:
-        name: The explorer's name; a page with a table of that name puts the explorer there.
+        name: The explorer's name; a page with a table of that name puts the explorer there. Where
+            it is empty, the picture stays.
         figure: The picture.
         words: What it shows.
         table: The explorer's table, where only the notebook has it.
@@ -155,8 +156,8 @@ def draw_still(
     if table is not None:
         data = json.dumps(table).replace("</", "<\\/")  # which would end the script
         text += f'<script type="application/json">{data}</script>'
-    found = f'data-explorer="{name}" data-script="{script or name}"'
-    place = f'<div class="answering" {found}>{text}</div>'
+    found = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
+    place = f'<div class="answering"{found}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 

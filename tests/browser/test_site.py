@@ -162,6 +162,7 @@ def test_the_triangle_of_mixtures_is_dragged_without_a_kernel(watched, address, 
     drag(watched, handle, 0, -40)
     expect(said).not_to_contain_text("pool P 33 %")  # while it is dragged
     watched.mouse.up()
+    watched.wait_for_timeout(200)  # the click that ends a drag is no other click
     place.get_by_role("button", name="thirds", exact=True).click()
     handle.focus()
     watched.keyboard.press("ArrowUp")
@@ -197,6 +198,7 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     expect(place.locator(".warned")).to_contain_text("Peak: 7 became 0.01")
     place.get_by_label("Copy as").select_option("link")
     place.get_by_role("button", name="Copy").click()
+    watched.wait_for_function("navigator.clipboard.readText().then(text => text.includes('#'))")
     link, words = watched.evaluate("navigator.clipboard.readText()"), said.text_content()
     watched.goto("about:blank")
     ready(watched, link)

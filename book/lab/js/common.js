@@ -417,7 +417,7 @@ function runner(kernel, changed) {
   };
   kernel?.listen((message) => {
     const run = runs.get(message.id);
-    if (!run) return;
+    if (!run || run.over) return; // one that was cancelled stays so
     if (message.kind === "run") Object.assign(run, message.about, { heard: true });
     changed();
   });
