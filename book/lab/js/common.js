@@ -99,7 +99,7 @@ export function table(head, rows) {
       ...cells.map((cell) => element(tag, {}, ...(cell?.nodeType ? [cell] : [String(cell)]))),
     );
   const body = element("tbody", {}, ...rows.map((cells) => row(cells, "td")));
-  return element("div", { class: "wide" }, element("table", {}, element("thead", {}, row(head, "th")), body));
+  return element("div", { class: "wide", tabindex: 0 }, element("table", {}, element("thead", {}, row(head, "th")), body));
 }
 
 // Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, percent,
