@@ -20,7 +20,7 @@ from scipy import stats
 from cmp import checkpoints, config, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import logs, store, verdicts
+from cmp.experiments import logs, planner, store, verdicts
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 from cmp.registry import option_names
@@ -173,7 +173,7 @@ def test_images_are_seen_as_often_as_the_table_says(published, corpus):
     pool, update, buffer = np.divide(explorers.mixture_table()["passes"], 3)  # of thirds
     assert counts.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(pool, rel=0.15)
     own = sum(counts[task, pool.update].sum() for task, pool in enumerate(pools))
-    assert own / analyses.ARRIVING == pytest.approx(update, rel=0.05)
+    assert own / planner.ARRIVING == pytest.approx(update, rel=0.05)
     first = counts[1:, pools[0].update].sum(axis=0).mean()
     assert first == pytest.approx(buffer, rel=0.5)  # updates differ in size
 

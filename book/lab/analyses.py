@@ -18,7 +18,6 @@ from cmp import config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
-from cmp.experiments.planner import ARRIVING as ARRIVING  # explorers take it from here
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
 from cmp.files import project_folder

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
-from cmp.experiments import fronts, results, studies, verdicts, workers
+from cmp.experiments import fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.runs import changes_to_cpu
 from cmp.experiments.scores import estimate_mean, t_factor, t_interval
 from cmp.readers.files import read_yaml
@@ -324,7 +324,7 @@ def mixture_table() -> dict[str, Any]:
         rows.append({"at": at, "value": value, "half": half})
     run = config.parse(config.profile("cpu"), "cpu")
     shown = run.training.steps * run.training.batch
-    update = analyses.ARRIVING / run.stream.tasks
+    update = planner.ARRIVING / run.stream.tasks
     earlier = sum(1 / task for task in range(1, run.stream.tasks))
     passes = [shown * run.stream.tasks / (run.mixture.replay * analyses.POOL), shown / update]
     return table | {
