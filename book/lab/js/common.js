@@ -140,6 +140,7 @@ export function form(place, change, warn) {
     typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
     typed.addEventListener("change", commit);
     function commit() {
+      if (typed.value === format(current)) return; // as after Enter, when the field is left
       const words = typed.value.replace(percent ? /[%\s]/g : /\s/g, "");
       const asked = Number(words) / (percent ? 100 : 1);
       const known = words !== "" && Number.isFinite(asked);
