@@ -111,7 +111,7 @@ def test_a_local_front_says_nothing_beyond_its_ends():
     peaks = dict(zip(NAMES, PEAKS, strict=True))
     inside = measure_gain(runs(42, 52), few, peaks, "mine", is_local=True)
     assert inside.values.mean() == pytest.approx(1.0)
-    for accumulation, words in ((35, "below the front"), (50, "beyond the local front")):
+    for accumulation, words in ((35, "below the front"), (50, "beyond the front, a local one")):
         with pytest.raises(CmpError, match=words):
             measure_gain(runs(accumulation, 50), few, peaks, "mine", is_local=True)
     with pytest.raises(CmpError, match="at least 6"):

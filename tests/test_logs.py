@@ -124,7 +124,7 @@ def test_numbers_are_shown_as_bars():
 def test_results_show_the_course_of_a_run(build):
     run = workers.run_one(small_config(*RUN))
     shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
-    lines = {line.split()[0]: line.split() for line in shown.splitlines() if "█" in line}
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if "▁" in line}
     assert {"loss", "gradient_norm", "rate"} <= lines.keys()
     losses = logs.read_log(run.id)["loss"].dropna()
     assert lines["loss"][1] == f"{losses.iloc[0]:.4g}"

@@ -73,7 +73,7 @@ def test_learning_rates():
     shown, held = np.array([[1e-3, 5e-4], [4e-4, 2e-4]]), np.array([[3e-4, 3e-4, 3e-4]])
     figure = figures.plot_learning_rates({"one": shown, "two": held})
     (axes,) = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimizer step", "Learning rate (10⁻³)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Optimiser step", "Learning rate (10⁻³)")
     grey, blue = axes.lines
     assert blue.get_ydata() == pytest.approx([1.0, 0.5, 0.4, 0.2])
     assert grey.get_ydata() == pytest.approx([0.3] * 3)
@@ -96,4 +96,4 @@ def test_schedules_are_drawn_on_the_same_axes():
     drawn = {axes.get_title(): axes for axes in figure.axes if axes.lines}
     assert {"cosine", "cosine, meta cosine", "rsqrt, meta rsqrt"} <= drawn.keys()
     assert len({axes.get_ylim() for axes in drawn.values()}) == 1
-    assert drawn["constant"].lines[0].get_ydata()[-10:].tolist() == [1.0] * 10
+    assert drawn["wsd"].lines[0].get_ydata().max() == 1.0

@@ -7,6 +7,7 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import studies, verdicts
+from cmp.experiments.scores import study_trajectory
 from cmp.experiments.verdicts import load_claims as load_real_claims
 from lab import chapters, front_door, values
 
@@ -41,10 +42,9 @@ def filled(*cells, number="03"):
 
 def test_values_are_those_of_the_published_runs(published):
     scores = verdicts.published_scores("merging")[1].loc["EMA"]
-    mean = f"{scores['A_KA'].mean():.1f}"
-    assert values.fill_values("It is {{A_KA merging/EMA}} of {{n merging/EMA}}.") == (
-        f"It is {mean} of 20."
-    )
+    words = values.fill_values("{{A_KA merging/EMA}} of {{n merging/EMA}}")
+    assert words.startswith(f"{scores['A_KA'].mean():.1f} (") and words.endswith(") of 20")
+    assert float(values.fill_values("{{peak merging/EMA}}")) == scores["peak"].iloc[0]
     front = verdicts.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
     assert values.fill_values("{{gain merging/EMA}}").startswith(f"{gain:+.1f} (")
@@ -59,6 +59,14 @@ def test_intervals_of_a_text_have_the_level_of_the_claims(published):
     half = error * stats.t.isf((1 - verdicts.claims_level()) / 2, 9)
     low, high = gain.values.mean() - half, gain.values.mean() + half
     assert values.fill_values("{{gain merging/EMA}}").endswith(f"({low:.1f} to {high:.1f})")
+
+
+def test_scores_before_a_stream_are_those_of_its_bases():
+    start = study_trajectory("mixtures").query("task == 0 and setting == 'thirds'")
+    mean = start.query("scope == 'full'")["A_ZS"].mean()
+    assert values.fill_values("{{before A_ZS mixtures/thirds}}").startswith(f"{mean:.1f} (")
+    with pytest.raises(CmpError, match="no measure 'colour'; there are A_KA"):
+        values.fill_values("{{before colour mixtures/thirds}}")
 
 
 def test_what_lacks_streams_is_preliminary(published):
@@ -154,7 +162,9 @@ def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
         if kind in ("verdict", "reading"):
             assert what in claims, match[0]
             continue
-        pair = what.partition(" ")[2].split(" - ") if kind == "difference" else [what]
+        if kind in ("difference", "before"):
+            what = what.partition(" ")[2]
+        pair = what.split(" - ") if kind == "difference" else [what]
         assert len(pair) == 1 + (kind == "difference"), match[0]
         for name in pair:
             study, _, setting = name.partition("/")

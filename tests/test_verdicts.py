@@ -174,7 +174,7 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     [axes] = drawn.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(table["setting"])[:-1]
-    assert "Outside the front: low." in drawn.get_supxlabel().replace("\n", " ")
+    assert "Below the front: low." in drawn.get_supxlabel().replace("\n", " ")
     assert f"{verdicts.level_in_words()} t-intervals over bases." in drawn.get_supxlabel()
     scores = verdicts.published_scores("front")[1].groupby("setting")[["peak", "A_KA", "A_ZS"]]
     plane = figures.plot_front(table, scores.mean().sort_values("peak"))

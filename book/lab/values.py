@@ -12,7 +12,12 @@ import pandas as pd
 
 from cmp.errors import CmpError
 from cmp.experiments import guidelines, verdicts
-from cmp.experiments.scores import estimate_mean, planned_streams
+from cmp.experiments.scores import (
+    estimate_mean,
+    planned_streams,
+    setting_estimates,
+    study_trajectory,
+)
 from cmp.readers.files import read_yaml
 from lab import chapters
 
@@ -23,8 +28,9 @@ FIGURE = re.compile(
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
-NOT_YET, NO_GAIN = "(not computed yet)", "(outside the front)"
-KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "n", "bases", "verdict", "reading")
+NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "before", "n", "bases", "peak", "verdict",
+         "reading")  # fmt: skip
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -73,10 +79,12 @@ def fill_values(text: str, source: str = "") -> str:
     """Return a text with its measured values filled in.
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
-    `{{n study/setting}}` is their number, `{{bases study/setting}}` how many bases they start from,
     `{{gain study/setting}}` is the gain from the front of plain fine-tuning, and
-    `{{difference A_KA study/setting - study/setting}}` is paired. Both have their interval over
+    `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
     bases, at the level of the claims, once all streams of their study are published.
+    `{{before A_KA study/setting}}` is the same mean before the stream,
+    `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
+    they start from, `{{peak study/setting}}` the peak of its learning rate.
     `{{verdict claim}}` is the sentence of a primary claim, and `{{reading claim}}` its first words.
     What is not published yet is said to be so.
 
@@ -110,12 +118,18 @@ def _value(kind: str, what: str) -> str:
             return difference(what)
         if kind == "gain":
             return gain(what)
+        if kind == "before":
+            return before(what)
         table = verdicts.setting_scores(*_place(what))
     except verdicts.NotComputed:
         return NOT_YET
     if kind in ("n", "bases"):
         return str(len(table) if kind == "n" else table["base"].nunique())
-    return f"{_measure(table, kind).mean():.1f}"
+    if kind == "peak":
+        return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
+    planned = planned_streams(*_place(what))
+    found = estimate_mean(_measure(table, kind), table["base"], planned, verdicts.claims_level())
+    return found.in_words("")
 
 
 def difference(what: str) -> str:
@@ -142,6 +156,18 @@ def gain(what: str) -> str:
     except CmpError:
         return NO_GAIN
     return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
+
+
+def before(what: str) -> str:
+    """Return the mean of "MEASURE study/setting" before the stream, with its interval."""
+    measure, _, place = what.partition(" ")
+    verdicts.setting_scores(*_place(place))  # raises for a name that there is not
+    study, setting = _place(place)
+    start = study_trajectory(study).query("task == 0")
+    found = setting_estimates(start, setting, verdicts.claims_level())
+    if measure not in found:
+        raise CmpError(f"no measure {measure!r}; there are {', '.join(found)}")
+    return found[measure].in_words("")
 
 
 def _place(what: str) -> tuple[str, str]:

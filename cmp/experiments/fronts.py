@@ -36,6 +36,8 @@ DOUBT = 4.0
 """Standard errors up to which a setting's distance from the front's last point may be noise: about
 half a t-interval over ten bases at the level of the claims. Were the front flat there for the error
 of A_KA, too, intervals where it is steep would miss the gain eight times as often as they say."""
+BELOW, BEYOND = "below the front", "beyond the front"
+"""Where a setting lies of which the front says nothing, as errors have it."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,12 @@ def _check_covered(name: str, gained: float, curve: Front, ends_rising: bool) ->
     first, last = curve.accumulation[[0, -1]]
     if ends_rising and gained > last:
         raise CmpError(
-            f"{name!r}: its A_KA of {gained:.1f} is beyond the local front, which ends at "
+            f"{name!r}: its A_KA of {gained:.1f} is {BEYOND}, a local one, which ends at "
             f"{last:.1f}: a higher peak of the front or a lower one of the setting"
         )
     if gained < first:
         raise CmpError(
-            f"{name!r}: its A_KA of {gained:.1f} is below the front, which begins at "
+            f"{name!r}: its A_KA of {gained:.1f} is {BELOW}, which begins at "
             f"{first:.1f}: a lower peak of the front or a higher one of the setting"
         )
 
@@ -250,7 +252,7 @@ def _distance_of_part(
     if gained < first - REACH or (gained > last + REACH and not is_bound):
         raise CmpError(
             f"{name!r}: without one of the bases its A_KA of {gained:.1f} is more than {REACH:g} "
-            f"beyond the front, from {first:.1f} to {last:.1f}"
+            f"{BELOW if gained < first else BEYOND}, from {first:.1f} to {last:.1f}"
         )
     on_front = curve.extended_to(last if is_bound else gained)
     return float(kept - on_front), float(gained - last)

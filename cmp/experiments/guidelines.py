@@ -108,7 +108,7 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
         judged: The verdicts, see `cmp.experiments.verdicts.judge_claims`.
     """
     own = judged[judged["guideline"] == guideline.name]
-    sentences = tuple(f"{row.claimed} {row.sentence}" for row in own.itertuples())
+    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in own.itertuples())
     words, signs = [], dict[str, set[bool]]()
     for network in _with_default(guideline.networks):
         text, sign = _measure_network(network)
@@ -138,8 +138,8 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
         gain = verdicts.gain_of(network.study, network.setting, front)
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
-    except CmpError as error:
-        return f"not measured ({error})", None
+    except CmpError:
+        return "no gain, as its A_KA lies outside that network's front", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
     sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"

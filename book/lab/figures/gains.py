@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cmp.experiments import verdicts
-from cmp.experiments.fronts import fit_front
+from cmp.experiments import fronts, verdicts
 from lab.figures import style
 
 LOOKS = {
@@ -18,8 +17,8 @@ LOOKS = {
 }
 """Reading -> colour and marker."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
-BAND = f"Grey: within {verdicts.MATTERS:g} point of none."
-GAIN_NOTE = f"{BAND} An arrow: at least so much."
+BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
+GAIN_NOTE = f"{BAND} Arrow: a lower bound, as the front ends before this A_KA."
 VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
 
 
@@ -33,7 +32,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    curve = fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
+    curve = fronts.fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
     x = np.linspace(curve.accumulation[0], curve.accumulation[-1], 200)
     with style.canvas(9, 6) as (figure, axes):
         axes.plot(x, [curve.retention_at(value) for value in x], color="0.3", linewidth=2)
@@ -41,7 +40,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
         labels = [(a, z, f"{peak:g}", {"color": "0.4"}) for peak, a, z in front.to_numpy()]
         for row, colour in zip(table.itertuples(), style.COLOURS * len(table), strict=False):
             end = min(row.A_KA, curve.accumulation[-1])
-            if end >= curve.accumulation[0]:
+            if not np.isnan(row.gain):
                 axes.vlines(
                     row.A_KA, curve.retention_at(end), row.A_ZS, color=colour, linewidth=1.5
                 )
@@ -67,10 +66,9 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """
     known = table.dropna(subset="gain")
     note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
-    is_later = table["reason"] == verdicts.NOT_COMPUTED
-    for words, where in (("Outside the front", ~is_later), ("Not computed yet", is_later)):
-        names = table.loc[table["gain"].isna() & where, "setting"]
-        note += f" {words}: {', '.join(names)}." if len(names) else ""
+    for reason in (fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED):
+        names = table.loc[table["reason"].str.contains(reason), "setting"]
+        note += f" {reason.capitalize()}: {', '.join(names)}." if len(names) else ""
     with style.canvas(10, 1.4 + 0.36 * len(known), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)

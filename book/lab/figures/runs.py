@@ -27,7 +27,6 @@ from cmp.config import Schedule
 from cmp.errors import CmpError
 from cmp.experiments import scores, verdicts
 from cmp.experiments.store import StoredRun
-from cmp.registry import option_names
 from lab import analyses, chapters
 from lab.figures import style
 
@@ -35,8 +34,11 @@ IDEA = chapters.BOOK / "idea.svg"
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
-"""Peaks of the meta schedule `free` that are shown, one per task."""
+SCHEDULES = (
+    ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
+    ("cosine", "cosine"), ("rsqrt", "rsqrt"),
+)  # fmt: skip
+"""Curves and meta schedules that chapter 04 explains."""
 
 
 def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +240,7 @@ def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
-        axes.set(xlabel="Optimizer step", ylabel="Distance of the loss")
+        axes.set(xlabel="Optimiser step", ylabel="Distance of the loss")
         style.label_ends(axes, "normal")
     return figure
 
@@ -366,41 +368,31 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
             axes.text(1, 1.04, other, transform=axes.transAxes, ha="right", color=HELD)
         _draw_rates(axes, rates / scale, style.COLOURS[0])
         axes.text(0, 1.04, name, transform=axes.transAxes, **style.bold(style.COLOURS[0]))
-        axes.set(xlabel="Optimizer step", ylabel=f"Learning rate ({power})", ylim=(0, None))
+        axes.set(xlabel="Optimiser step", ylabel=f"Learning rate ({power})", ylim=(0, None))
         axes.margins(x=0.01)
     return figure
 
 
-def plot_schedules(tasks: int = 8, steps: int = 40, columns: int = 4) -> Figure:
-    """Every curve, and every meta schedule on a curve that it goes with, over a stream.
+def plot_schedules(tasks: int = 8, steps: int = 40) -> Figure:
+    """The curves and meta schedules of chapter 04 over a stream.
 
     Args:
-        tasks: Tasks of the stream, at most `len(FREE_PEAKS)`.
+        tasks: Tasks of the stream.
         steps: Steps per task.
-        columns: Schedules per row.
 
     Returns:
         The figure.
     """
-    pairs = [(name, "none") for name in option_names("schedule")]
-    pairs += [
-        ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta)
-        for meta in option_names("meta_schedule")
-        if meta != "none"
-    ]
-    rows = -(-len(pairs) // columns)
+    rows, columns = 2, len(SCHEDULES) // 2
     grid = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True}
-    with style.canvas(12, 1.75 * rows, "Shaded: mean of each task", **grid) as (figure, axes):
-        for panel in axes.flat[len(pairs) :]:
-            panel.set_axis_off()
-        for panel, (name, meta) in zip(axes.flat, pairs, strict=False):
-            peaks = FREE_PEAKS[:tasks] if meta == "free" else ()
-            rates = schedules.learning_rates(Schedule(name, meta, 1.0, peaks=peaks), tasks, steps)
+    with style.canvas(12, 2.2 * rows, "Shaded: mean of each update", **grid) as (figure, axes):
+        for panel, (name, meta) in zip(axes.flat, SCHEDULES, strict=True):
+            rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks, steps)
             _draw_rates(panel, rates, style.COLOURS[0])
             panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:
-            panel.set_xlabel("Optimizer step", fontsize=11)
-        figure.supylabel("Learning rate, in peaks", fontsize=12)
+            panel.set_xlabel("Optimiser step", fontsize=11)
+        figure.supylabel("Learning rate (multiple of the peak)", fontsize=12)
     return figure
 
 
@@ -419,9 +411,9 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
     count, width = len(pixels), answers.shape[1]
     fills = {True: "#dbe9f5", False: "#f8dcc6"}
-    with style.canvas(1.5 * width + 1.2, 0.78 * count + 0.7) as (figure, axes):
+    with style.canvas(1.5 * width + 2.4, 0.78 * count + 0.7) as (figure, axes):
         for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
-            box = (-0.72, -0.28, place + 0.42, place - 0.42)  # a square, in inches
+            box = (-1.47, -1.03, place + 0.42, place - 0.42)  # a square, in inches
             axes.imshow(picture, extent=box, interpolation="nearest", aspect="auto")
             for column, answer in enumerate(answers.iloc[place]):
                 cell = (column + 0.02, place - 0.46)
@@ -429,9 +421,11 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
                 middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
                 axes.text(column + 0.5, place, words, **middle)
-        heads = ["image", *("before" if not n else f"update {n}" for n in range(width))]
-        axes.set_xticks([-0.5, *np.arange(width) + 0.5], heads)
-        axes.set(xlim=(-1, width), ylim=(count - 0.5, -0.5), yticks=[])
+            beside = {"ha": "center", "va": "center", "fontsize": 10.5}
+            axes.text(-0.5, place, textwrap.fill(right, 15), **beside)
+        heads = ["image", "right name", "before", *(f"update {n}" for n in range(1, width))]
+        axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
+        axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -61,7 +61,7 @@ export function explore(el, { table, kernel, start }) {
       uses.has("warmup") && { key: "warmup", label: "Warmup", ...share },
       uses.has("cooldown") && { key: "cooldown", label: "Cooldown", ...share },
       uses.has("shift") && { key: "shift", label: "Shift, steps", range: [0, 400], step: 1 },
-      uses.has("level") && { key: "level", label: "Level, in peaks", range: [0, 1], step: 0.01 },
+      uses.has("level") && { key: "level", label: "Level (multiple of the peak)", range: [0, 1], step: 0.01 },
       uses.has("decay") && { key: "decay", label: "Decay per update", range: [0, 1], step: 0.01 },
       { key: "lock", label: "Keep the mean rate" },
     ].filter((field) => field);
