@@ -13,8 +13,7 @@ study: $(READY)
 
 lab: $(READY)
 	$(BIN)/cmpt data build
-	JUPYTER_CONFIG_PATH="$(CURDIR)/book/_lab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
-	  $(BIN)/jupyter lab book
+	$(BIN)/cmpt lab
 
 site: $(READY)
 	$(BIN)/cmpt site
@@ -71,4 +70,4 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/data public/vendor)
+	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/explorers public/vendor)

@@ -5,6 +5,7 @@ in the hash of its content, so it needs no pointer that could be lost or lag beh
 name and content agree is whole, and the furthest whole one is where the run goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -15,6 +16,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -24,7 +26,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmp import distributed, files
@@ -174,19 +176,32 @@ def read_checkpoint(path: Path) -> RunState:
         CmpError: The file is not what was once written.
     """
     match = _FILE_NAME.fullmatch(path.name)
-    try:
+    with _explain_errors(path):
         if not match or match[3] != files.file_digest(path):
             raise CmpError(f"{path}: damaged: its content is not what its name says")
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("progress", "")
-            progress = files.parse_record(header, Progress)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CmpError(f"{path}: no readable checkpoint ({reason})") from error
+        return RunState(read_progress(path), load_file(path))
+
+
+def read_progress(path: Path) -> Progress:
+    """Return what a checkpoint holds beside its tensors, which are neither read nor checked.
+
+    Raises:
+        CmpError: The file is no checkpoint of this schema.
+    """
+    with _explain_errors(path), safe_open(path, framework="pt") as file:
+        progress = files.parse_record((file.metadata() or {}).get("progress", ""), Progress)
     if progress.schema != SCHEMA:
         raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
-    return RunState(progress, tensors)
+    return progress
+
+
+@contextlib.contextmanager
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a checkpoint raises into a `CmpError`."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CmpError(f"{path}: no readable checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def checkpoint_folder(run_id: str) -> Path:
@@ -196,8 +211,8 @@ def checkpoint_folder(run_id: str) -> Path:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the furthest first, whole or not."""
-    names = [_FILE_NAME.fullmatch(path.name) for path in folder.glob("task-*.safetensors")]
-    matches = [match for match in names if match]
+    names = [path.name for path in folder.glob("task-*.safetensors")]
+    matches = [match for match in map(_FILE_NAME.fullmatch, names) if match]
     matches.sort(key=lambda match: (int(match[1]), int(match[2]), match[3]), reverse=True)
     return [folder / match[0] for match in matches]
 
@@ -207,11 +222,21 @@ def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
 
     It warns of each that is damaged.
     """
+    return _first_readable(folder, read_checkpoint)
+
+
+def latest_progress(folder: Path) -> Progress | None:
+    """Return how far the run of a folder has come; of its checkpoints no tensor is read."""
+    found = _first_readable(folder, read_progress)
+    return found and found[1]
+
+
+def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path, files.T] | None:
     for path in checkpoint_files(folder):
         try:
-            return path, read_checkpoint(path)
+            return path, read(path)
         except CmpError as error:
-            warnings.warn(f"{error}; the one before it is used", stacklevel=2)
+            warnings.warn(f"{error}; the one before it is used", stacklevel=3)
     return None
 
 
@@ -269,13 +294,17 @@ class CheckpointManager:
         return self
 
     def _take_lock(self, lock: int) -> None:
-        """Lock the folder; a request to stop ends the wait."""
+        """Lock the folder; a request to stop ends the wait.
+
+        Without a wait it is tried for half a second: `runs_in_progress` takes the lock to look.
+        """
+        end = time.monotonic() + 0.5
         with StopRequest() as stop:
             while not stop.signal:
                 try:
                     return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    if not self.wait:
+                    if not self.wait and time.monotonic() > end:
                         raise
                 time.sleep(0.1)
         self.__exit__()
@@ -294,11 +323,8 @@ class CheckpointManager:
 
     def load(self) -> RunState | None:
         """Return the state that the run goes on from, None at its start."""
-        checkpoint = latest_checkpoint(self.folder)
-        if checkpoint is None:
-            return None
-        self.last, state = checkpoint
-        if state.progress.run != self.run_id:
+        self.last, state = latest_checkpoint(self.folder) or (None, None)
+        if state and state.progress.run != self.run_id:
             raise CmpError(f"{self.folder}: holds checkpoints of run {state.progress.run}")
         return state
 
@@ -344,3 +370,17 @@ class CheckpointManager:
         """Delete the checkpoints of a run that is finished and stored."""
         self.finish()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def runs_in_progress() -> int:
+    """Return how many runs of this build folder are being computed, by whatever process."""
+    count = 0
+    for path in (files.build_folder() / "checkpoints").glob("*/lock"):
+        try:
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            count += 1
+        except OSError:  # the run has just ended
+            continue
+    return count

@@ -48,6 +48,9 @@ BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
 """Values of `model.start` that need no file of the user's: a base of an embedded model, or random
 weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` makes them."""
+POOL_DATA_ROLES = ("pool", "substitute")
+"""Roles of datasets that are replayed and never scored: what the bases learned, and what could
+stand in for it."""
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Parts of a task that warm up and cool down where a schedule does not say."""
 
@@ -205,7 +208,7 @@ class Merging:
     rule: RuleName = "interpolation"
     weight: Share = 0.5
     shares: Literal["equal", "newest", "power", "exponential", "log"] = "equal"
-    power: Positive = 1.0
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
     reverse: bool = False
     zero: bool = False
     scale: Positive | None = None
@@ -308,6 +311,7 @@ class Mixture:
         pretraining: Share of the pretraining pool.
         update: Share of the current update.
         buffer: Share of the buffer, which holds images of earlier updates.
+        last: The three shares in the last task, if they change, along a line from task to task.
         replay: Part of the pool that is kept for replay.
         pool: Which images are replayed: the pretraining set, fresh images of the same kind that no
             base learned from, or a substitute.
@@ -319,6 +323,7 @@ class Mixture:
     pretraining: Share = 1 / 3
     update: Share = 1 / 3
     buffer: Share = 1 / 3
+    last: tuple[Share, Share, Share] | None = None
     replay: Annotated[float, Field(gt=0, le=1)] = 0.1
     pool: Literal["pretraining", "fresh", "substitute"] = "pretraining"
     select: Literal["random", "concepts", "clustered", "aligned"] = "random"
@@ -326,9 +331,12 @@ class Mixture:
     capacity: Count | None = None
 
     def __post_init__(self) -> None:
-        total = self.pretraining + self.update + self.buffer
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"pretraining + update + buffer must be 1, not {total:g}")
+        for words, shares in (
+            ("pretraining + update + buffer", self.shares),
+            ("the sum of last", self.last),
+        ):
+            if shares is not None and abs(sum(shares) - 1) > 1e-6:
+                raise ValueError(f"{words} must be 1, not {sum(shares):g}")
         capacity = registry.get_option("buffer", self.policy).facts["capacity"]
         if capacity == "required" and self.capacity is None:
             raise ValueError(f"policy {self.policy!r} needs a capacity: how many images it holds")
@@ -336,6 +344,21 @@ class Mixture:
             raise ValueError(
                 f"capacity {self.capacity}: {self.policy!r} has none; 'reservoir' is of fixed size"
             )
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The shares of pool, update and buffer in the first task."""
+        return self.pretraining, self.update, self.buffer
+
+    def at(self, task: int, tasks: int) -> "Mixture":
+        """Return the mixture of a task, whose shares do not change any more."""
+        if self.last is None:
+            return self
+        passed = task / max(tasks - 1, 1)
+        ways = zip(self.shares, self.last, strict=True)
+        pretraining, update, buffer = ((1 - passed) * a + passed * b for a, b in ways)
+        now = {"pretraining": pretraining, "update": update, "buffer": buffer, "last": None}
+        return dataclasses.replace(self, **now)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -478,10 +501,10 @@ class RunConfig:
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
+        added = {f"{option.kind}:{option.name}": option for option in options if option.sources}
         return {
-            f"{each.kind}:{each.name}": {"sha256": each.digest, "sources": dict(each.sources)}
-            for each in options
-            if each.sources
+            name: {"sha256": option.digest, "sources": dict(option.sources)}
+            for name, option in added.items()
         }
 
 
@@ -504,7 +527,8 @@ def _check_method(config: RunConfig) -> None:
             "so there are no moments to go on from; set method.fold=false"
         )
     needs_pool = registry.get_option("method", method.name).facts["needs_pool"]
-    if needs_pool and config.mixture.pretraining == 0:
+    mixture = config.mixture
+    if needs_pool and 0 in (mixture.pretraining, (mixture.last or mixture.shares)[0]):
         raise ValueError(
             f"mixture.pretraining 0: {method.name!r} works on replayed images of the "
             "pretraining pool, and there are none in a batch"

@@ -24,9 +24,6 @@ from cmp.registry import plugins
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
-POOL_DATA_ROLES = ("pool", "substitute")
-"""Roles that are replayed and never scored: what the bases learned, and what could stand in for
-it."""
 WHOLE_BATCH = slice(None)
 """All samples of a batch, where a process may want some of them."""
 
@@ -48,7 +45,7 @@ class DatasetInfo(Protocol):
 
     Attributes:
         name: The dataset's name.
-        role: "adapt", "eval", "transfer" or one of `POOL_DATA_ROLES`.
+        role: "adapt", "eval", "transfer" or one of `cmp.config.POOL_DATA_ROLES`.
         task: "classification" or "retrieval".
         prompt: Prompt of the zero-shot classifier, with one {}.
         year: When the dataset came out.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cmp import distributed, models
-from cmp.data import POOL_DATA_ROLES, Corpus, DatasetInfo, normalise, stored_images, to_rgb
+from cmp.config import POOL_DATA_ROLES
+from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.seeds import unit_interval

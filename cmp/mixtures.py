@@ -6,7 +6,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,7 @@ from torch.utils.data import Sampler
 
 from cmp import streams
 from cmp.config import Mixture, RunConfig
-from cmp.data import (
-    IMAGE_SIZE,
-    WHOLE_BATCH,
-    Batch,
-    Corpus,
-    prefetch,
-    to_device,
-    worker_count,
-)
+from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, to_device, worker_count
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
@@ -46,6 +38,15 @@ class Pools:
     update: np.ndarray
     buffer: np.ndarray
     groups: np.ndarray | None = None
+
+    @functools.cached_property
+    def members(self) -> list[np.ndarray] | None:
+        """The buffer's positions by group, if it has any, sorted out once and not at every step."""
+        if self.groups is None:
+            return None
+        order = np.argsort(self.groups, kind="stable")
+        firsts = np.unique(self.groups[order], return_index=True)[1]
+        return np.split(self.buffer[order], firsts[1:])
 
 
 def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
@@ -78,10 +79,10 @@ def batch_rows(
     """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P."""
     p, d, b = batch_counts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
     update = sample(pools.update, d, "update", seed, task, step)
-    if pools.groups is None:
+    if pools.members is None:
         buffer = sample(pools.buffer, b, "buffer", seed, task, step)
     else:
-        buffer = sample_evenly(pools.buffer, pools.groups, b, seed, task, step)
+        buffer = sample_evenly(pools.members, b, seed, task, step)
     pretraining = sample(pools.pretraining, p, "pretraining", seed, task, step)
     return np.concatenate([update, buffer, pretraining])
 
@@ -107,7 +108,8 @@ def make_batch(
         local: The samples whose images are wanted, such as those of one process.
     """
     seed, size = config.seeds.data, config.training.batch
-    rows = batch_rows(pools, config.mixture, size, seed, task, step)
+    mixture = config.mixture.at(task, config.stream.tasks)
+    rows = batch_rows(pools, mixture, size, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
@@ -118,7 +120,7 @@ def make_batch(
     else:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
-    replayed, _, _ = batch_counts(config.mixture, size, empty_buffer=len(pools.buffer) == 0)
+    replayed, _, _ = batch_counts(mixture, size, empty_buffer=len(pools.buffer) == 0)
     return Batch(rows, images, torch.from_numpy(texts), replayed)
 
 
@@ -234,7 +236,7 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     """
     mixture, seed = config.mixture, config.seeds.data
     replayed = replay_pool(corpus, mixture, seed)
-    if mixture.update + mixture.buffer == 0:
+    if mixture.update + mixture.buffer == 0 and mixture.last is None:
         updates = [replayed[:0]] * config.stream.tasks
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
@@ -245,7 +247,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         kept, groups = keep(history, mixture.capacity, seed)
         pools.append(Pools(replayed, update, history.rows[kept], groups))
     batch = config.training.batch
-    largest = min(largest_batch(task_pool, mixture, batch) for task_pool in pools)
+    shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
+    largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
         raise CmpError(
             f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
@@ -287,32 +290,36 @@ def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: 
 
 
 def sample_evenly(
-    pool: np.ndarray, groups: np.ndarray, count: int, seed: int, task: int, step: int
+    members: list[np.ndarray], count: int, seed: int, task: int, step: int
 ) -> np.ndarray:
     """Return samples of the buffer so that each group, and each image within it, has its turn.
 
     Args:
-        pool: Positions to draw from.
-        groups: The group number of each position, [len(pool)].
+        members: The positions of each group, see `Pools.members`.
         count: How many; seed, task, step: as in `sample`.
     """
-    if count == 0:
-        return pool[:0]
-    order, sizes = np.argsort(groups, kind="stable"), np.unique(groups, return_counts=True)[1]
-    members = np.split(order, np.cumsum(sizes)[:-1])
-    turns = sample(np.arange(len(sizes)), count, "groups", seed, task, step)
-    rounds = np.arange(step * count, (step + 1) * count) // len(sizes)
-    drawn = [
-        members[group][_member(int(sizes[group]), int(group), seed, task, int(turn))]
-        for group, turn in zip(turns, rounds, strict=True)
-    ]
-    return pool[drawn]
+    groups = sample(np.arange(len(members)), count, "groups", seed, task, step)
+    rounds = np.arange(step * count, (step + 1) * count) // len(members)
+    permutation, drawn = _group_permutations(seed, task), np.empty(count, np.int64)
+    for index, (group, turn) in enumerate(zip(groups.tolist(), rounds.tolist(), strict=True)):
+        epoch, place = divmod(turn, len(members[group]))  # another image until all have been
+        drawn[index] = members[group][permutation(len(members[group]), group, epoch)[place]]
+    return drawn
 
 
-def _member(size: int, group: int, seed: int, task: int, turn: int) -> int:
-    """Return which image of a group is drawn in a turn: another one until all have been."""
-    epoch, place = divmod(turn, size)
-    return int(numpy_generator("data/member", seed, task, group, epoch).permutation(size)[place])
+@functools.lru_cache(maxsize=1)
+def _group_permutations(seed: int, task: int) -> Callable[[int, int, int], np.ndarray]:
+    """Return a function of (size, group, epoch) that keeps the permutations of one task's groups.
+
+    Together they are about as long as the buffer and all that is drawn from it, whatever the sizes
+    of groups; a limit on their number would be too low for many, or too high for large ones.
+    """
+
+    @functools.cache
+    def permutation(size: int, group: int, epoch: int) -> np.ndarray:
+        return numpy_generator("data/member", seed, task, group, epoch).permutation(size)
+
+    return permutation
 
 
 def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
@@ -424,7 +431,7 @@ def check_option(option: Option) -> None:
         raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
 
 
-POOL_ROLES = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"}
+ROLE_OF_POOL = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"}
 """By `mixture.pool`: the role of the datasets that are replayed."""
 
 
@@ -475,10 +482,10 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
     where fewer images remain than `mixture.replay` asks for, it keeps these.
     """
     rows = corpus.rows("fresh" if mixture.pool == "fresh" else "train")
-    replayed = corpus.by_role(POOL_ROLES[mixture.pool])
+    replayed = corpus.by_role(ROLE_OF_POOL[mixture.pool])
     pool = rows[corpus.table["dataset"].iloc[rows].isin(replayed).to_numpy()]
     if len(pool) == 0:
-        if mixture.pretraining > 0:
+        if mixture.pretraining > 0 or (mixture.last and mixture.last[0] > 0):
             raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))

@@ -159,22 +159,42 @@ def load_model(config: Model, seed: int) -> Network:
         >>> model.visual.image_size
         (32, 32)
     """
-    if config.start == "random":
-        return create_model(config.name, seed)
-    if config.start in STARTS:
-        _check_hub_start(config.name, config.start)
-        model, family = create_model(config.name, seed), family_of(config.name)
-        if family is None:
-            raise CmpError(
-                f"model.start: {config.start!r}: {config.name!r} has no bases; give a pretrained "
-                "tag, the path of a file, or random"
-            )
-        base = family.find_base(config.name, config.start, seed)
-        load_weights(model, base, family.read_weights)
+    path = fetch_weights(config, seed)
+    if path and config.start not in STARTS:
+        model = load_from_file(config.name, path)
+        _follow_preprocessing(model, pretrained_tag(config.name, config.start))
         return model
-    model = load_from_file(config.name, locate_weights(config.name, config.start))
-    _follow_preprocessing(model, pretrained_tag(config.name, config.start))
+    model = create_model(config.name, seed)
+    if path:
+        load_weights(model, path, family_of(config.name).read_weights)
     return model
+
+
+def fetch_weights(config: Model, seed: int) -> Path | None:
+    """Return the file of the weights that a run starts from, downloaded if need be.
+
+    Args:
+        config: The config section.
+        seed: The number of a shipped base.
+
+    Returns:
+        The file; None for random weights.
+
+    Raises:
+        CmpError: The weights are missing, and cannot be downloaded.
+    """
+    if config.start == "random":
+        return None
+    if config.start not in STARTS:
+        return locate_weights(config.name, config.start)
+    _check_hub_start(config.name, config.start)
+    if family := family_of(config.name):
+        return family.find_base(config.name, config.start, seed)
+    create_on_meta(config.name)  # which refuses what is no model
+    raise CmpError(
+        f"model.start: {config.start!r}: {config.name!r} has no bases; give a pretrained tag, the "
+        "path of a file, or random"
+    )
 
 
 def load_from_file(name: str, path: Path) -> Network:

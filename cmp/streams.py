@@ -268,13 +268,13 @@ def nearest_path(embeddings: np.ndarray, random: np.random.Generator) -> np.ndar
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
     """Return the `count` nearest others of each point, nearest first, [n, count]."""
     nearest = np.empty((len(points), count), np.int32)
-    own = np.arange(len(points))
+    positions = np.arange(len(points))
     for start in range(0, len(points), PATH_BLOCK):
         block = slice(start, start + PATH_BLOCK)
         cosine = points[block] @ points.T
-        cosine[np.arange(len(cosine)), own[block]] = -np.inf
+        cosine[np.arange(len(cosine)), positions[block]] = -np.inf
         # the cosine and, below it, the position: one key that always breaks ties the same way
-        key = cosine.astype(np.float64) * len(points) - own
+        key = cosine.astype(np.float64) * len(points) - positions
         chosen = np.argpartition(-key, count - 1, axis=1)[:, :count] if count else nearest[block]
         order = np.argsort(-np.take_along_axis(key, chosen, 1), axis=1)
         nearest[block] = np.take_along_axis(chosen, order, 1)
@@ -283,14 +283,14 @@ def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
 
 def _walk(points: np.ndarray, near: np.ndarray, start: int) -> tuple[np.ndarray, int]:
     """Return the greedy path from a start, and the sum of its scaled cosines."""
-    left = np.ones(len(points), bool)
+    unvisited = np.ones(len(points), bool)
     path, total = [start], 0
     for _ in range(len(points) - 1):
         current = path[-1]
-        left[current] = False
+        unvisited[current] = False
         nearest = near[current]
-        first = nearest[left[nearest]][:1]
-        others = first if len(first) else np.flatnonzero(left)
+        first = nearest[unvisited[nearest]][:1]
+        others = first if len(first) else np.flatnonzero(unvisited)
         cosine = points[others] @ points[current]
         path.append(int(others[cosine.argmax()]))
         total += int(cosine.max())

@@ -87,7 +87,9 @@ class Case(NamedTuple):
 def run_cases() -> dict[str, Case]:
     """The golden runs by name: the default runs, and one for each row of `options`."""
     found = {
-        name: Case(config.parse(config.override(config.profile("quick"), [*SMALL, *row])), True)
+        name: Case(
+            config.parse(config.override({"evaluation": {"full": False}}, [*SMALL, *row])), True
+        )
         for name, row in DEFAULT_RUNS.items()
     }
     for row in options.SETTINGS:

@@ -73,11 +73,10 @@ def pool_violators(values: list[float]) -> list[float]:
     return [value for value, count in blocks for _ in range(int(count))]
 
 
-def front_at(points: list[tuple[float, float]], accumulation: float) -> float:
-    """The front's retention at an accumulation, NaN where it has no such low one.
+def front_points(points: list[tuple[float, float]], top: int) -> tuple[list, list]:
+    """The front's knots: what is up to the highest accumulation, made to rise and to fall.
 
     `points` are (A_KA, A_ZS) by rising peak."""
-    top = max(range(len(points)), key=lambda i: points[i][0])
     gained = pool_violators([a for a, _ in points[: top + 1]])
     kept = [-z for z in pool_violators([-z for _, z in points[: top + 1]])]
     pairs = list(zip(gained, kept, strict=True))
@@ -89,78 +88,121 @@ def front_at(points: list[tuple[float, float]], accumulation: float) -> float:
             (mean(a for a, _ in group), mean(z for _, z in group)) for group in merged.values()
         ]
     x, y = zip(*pairs, strict=True)
-    if accumulation < x[0]:
-        return math.nan
-    return float(pchip_interpolate(x, y, min(accumulation, x[-1])))
+    return list(x), list(y)
 
 
-def gain(own: Study, setting: str, front: Study, spec: dict, scope: str, without=None):
-    """The distance of a setting's mean scores from the front, without a base."""
-    kept = [r for r in own.replicates(setting) if own.base(setting, r) != without]
+class OutsideError(Exception):
+    """The front says nothing of a setting."""
 
-    def centre(study: Study, name: str) -> tuple[float, float]:
+
+def gains(own: Study, setting: str, front: Study, spec: dict, scope: str):
+    """The distance of a setting's mean scores from the front, and its values per base."""
+    replicates = own.replicates(setting)
+    base_of = {r: own.base(setting, r) for r in replicates}
+    names = sorted(spec["settings"], key=front.peak)
+
+    def centre(study: Study, name: str, kept: list[int]) -> tuple[float, float]:
         gained = mean(study.end(name, r, ADAPT) for r in kept)
         return gained, mean(study.end(name, r, EVAL, scope) for r in kept)
 
-    points = [centre(front, name) for name in sorted(spec["settings"], key=front.peak)]
-    is_local = spec.get("local", False)
-    gained, retained = centre(own, setting)
-    most = max(a for a, _ in points)
-    if is_local and gained > most == points[-1][0]:  # a higher peak may gain more
-        return math.nan, True
-    return retained - front_at(points, gained), gained > most
+    points = [centre(front, name, replicates) for name in names]
+    top = max(range(len(points)), key=lambda i: points[i][0])
+    x, y = front_points(points, top)
+    gained, retained = centre(own, setting, replicates)
+    is_bound = gained > x[-1]
+    if gained < x[0]:
+        raise OutsideError
+    if spec.get("local", False) and is_bound and top == len(points) - 1:
+        raise OutsideError  # a higher peak may gain more
+    whole = retained - float(pchip_interpolate(x, y, min(gained, x[-1])))
+    overshoot, slope, parts, beyond_of = gained - x[-1], 0.0, {}, {}
+    if is_bound:
+        slope = float(pchip_interpolate(x, y, x[-1], der=1))
+    for base in sorted(set(base_of.values())):
+        kept = [r for r in replicates if base_of[r] != base]
+        x, y = front_points([centre(front, name, kept) for name in names], top)
+        gained, retained = centre(own, setting, kept)
+        if max(x[0] - gained, 0.0 if is_bound else gained - x[-1]) > 0.5:
+            raise OutsideError
+        place = x[-1] if is_bound else min(max(gained, x[0]), x[-1])
+        on_front = float(pchip_interpolate(x, y, place))
+        if not is_bound:  # along the tangent
+            on_front += float(pchip_interpolate(x, y, place, der=1)) * (gained - place)
+        parts[base], beyond_of[base] = retained - on_front, gained - x[-1]
+    own_values, over = pseudo(whole, parts), pseudo(overshoot, beyond_of)
+    error = deviation(over.values()) / math.sqrt(len(over))
+    if is_bound and overshoot < 4 * error:  # that it is beyond may be noise
+        own_values = {b: v - slope * (over[b] - overshoot) for b, v in own_values.items()}
+    return whole, own_values, is_bound
+
+
+def pseudo(whole: float, parts: dict[int, float]) -> dict[int, float]:
+    """The jackknife's pseudo-values."""
+    return {b: len(parts) * whole - (len(parts) - 1) * x for b, x in parts.items()}
+
+
+NOTHING = (math.nan, math.nan, math.nan)
 
 
 def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float, str]]:
-    """Return (estimate, low, high, reading) of every claim whose studies are published."""
+    """Return (estimate, low, high, reading) of every claim."""
     tree = yaml.safe_load(claims.read_text())
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, found = 0.05 / 2 / len(tree["claims"]), {}
     for claim in tree["claims"]:
-        measure, names = claim["measure"], claim.get("names", "all")
-        scope, study = ("full" if names == "all" else names), studies.get(claim["study"])
-        needed = [tree["fronts"][x.get("front", "plain")] for x in claim["terms"]]
-        if measure == "gain" and any(each["study"] not in studies for each in needed):
+        fronts = [tree["fronts"][x.get("front", "plain")] for x in claim["terms"]]
+        used = [(claim["study"], s) for x in claim["terms"] for s in settings_of(x)]
+        if claim["measure"] == "gain":
+            used += [(each["study"], s) for each in fronts for s in each["settings"]]
+        counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
+        if min(counts) < 20:
+            found[claim["name"]] = (*NOTHING, "not computed yet")
             continue
-        if study is None:
-            continue
-        estimate, bases, is_bound = 0.0, {}, False
-        for term, spec in zip(claim["terms"], needed, strict=True):
-            settings = term["of"] if isinstance(term["of"], list) else [term["of"]]
-            times, replicates = term.get("times", 1.0), study.replicates(settings[0])
-            base_of = {r: study.base(settings[0], r) for r in replicates}
-            numbers = sorted(set(base_of.values()))
-            if measure == "gain":
-                front = studies[spec["study"]]
-                arguments = (study, settings[0], front, spec, scope)
-                whole, beyond = gain(*arguments)
-                if math.isnan(whole):
-                    break
-                is_bound |= beyond
-                parts = {b: gain(*arguments, without=b)[0] for b in numbers}
-                own = {b: len(numbers) * whole - (len(numbers) - 1) * x for b, x in parts.items()}
-                estimate += times * whole
-            else:
-                values = {}
-                for r in replicates:
-                    if measure == "A_ZS":
-                        values[r] = study.end(settings[0], r, EVAL, scope)
-                        continue
-                    if measure == "GM":
-                        both = study.end(settings[0], r, ADAPT) * study.end(settings[0], r, EVAL)
-                        values[r] = math.sqrt(both)
-                        continue
-                    scores = [
-                        study.way(s, r) if term.get("at") == "way" else study.end(s, r, ADAPT)
-                        for s in settings
-                    ]
-                    values[r] = deviation(scores) if measure == "spread" else scores[0]
-                own = {b: mean(x for r, x in values.items() if base_of[r] == b) for b in numbers}
-                estimate += times * mean(values.values())
-            bases = {b: bases.get(b, 0.0) + times * x for b, x in own.items()}
-        else:
-            found[claim["name"]] = interval(estimate, list(bases.values()), tail, is_bound)
+        try:
+            found[claim["name"]] = verdict(claim, fronts, studies, tail)
+        except OutsideError:
+            found[claim["name"]] = (*NOTHING, "outside the front")
     return found
+
+
+def settings_of(term: dict) -> list[str]:
+    return term["of"] if isinstance(term["of"], list) else [term["of"]]
+
+
+def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: float):
+    measure, names = claim["measure"], claim.get("names", "all")
+    scope, study = ("full" if names == "all" else names), studies[claim["study"]]
+    estimate, bases, is_bound = 0.0, {}, False
+    for term, spec in zip(claim["terms"], fronts, strict=True):
+        settings, times = settings_of(term), term.get("times", 1.0)
+        replicates = study.replicates(settings[0])
+        base_of = {r: study.base(settings[0], r) for r in replicates}
+        numbers = sorted(set(base_of.values()))
+        if measure == "gain":
+            whole, own, beyond = gains(study, settings[0], studies[spec["study"]], spec, scope)
+            if beyond and times < 0:  # less than a lower bound says nothing
+                raise OutsideError
+            is_bound |= beyond
+            estimate += times * whole
+        else:
+            values = {}
+            for r in replicates:
+                if measure == "A_ZS":
+                    values[r] = study.end(settings[0], r, EVAL, scope)
+                    continue
+                if measure == "GM":
+                    both = study.end(settings[0], r, ADAPT) * study.end(settings[0], r, EVAL)
+                    values[r] = math.sqrt(both)
+                    continue
+                scores = [
+                    study.way(s, r) if term.get("at") == "way" else study.end(s, r, ADAPT)
+                    for s in settings
+                ]
+                values[r] = deviation(scores) if measure == "spread" else scores[0]
+            own = {b: mean(x for r, x in values.items() if base_of[r] == b) for b in numbers}
+            estimate += times * mean(values.values())
+        bases = {b: bases.get(b, 0.0) + times * x for b, x in own.items()}
+    return interval(estimate, list(bases.values()), tail, is_bound)
 
 
 def interval(estimate: float, bases: list[float], tail: float, is_bound: bool):

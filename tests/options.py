@@ -13,7 +13,7 @@ from cmp.experiments import statistics
 from cmp.methods import ewc
 
 TABLES = {
-    "mixture.pool": mixtures.POOL_ROLES,
+    "mixture.pool": mixtures.ROLE_OF_POOL,
     "method.fisher": ewc.FISHERS,
 } | {kind.key: registry.option_names(name) for name, kind in registry.KINDS.items()}
 """What must hold a row for each name of a key."""
@@ -77,7 +77,7 @@ SMALL = (
 
 def small(*assignments: str) -> RunConfig:
     """A run of two tasks of three steps."""
-    return config.parse(config.override(config.profile("quick"), [*SMALL, *assignments]))
+    return config.parse(config.override({}, [*SMALL, *assignments]))
 
 
 def write_list() -> Path:

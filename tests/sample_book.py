@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import nbformat
-from ipywidgets import IntSlider
-from ipywidgets.embed import embed_data
 
 from lab import site
-from lab.explorers import Triangle
 
 INDEX = """\
 ---
@@ -81,6 +78,7 @@ PIXEL = (
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" width="9" height="9"/>'
+STILL = '<div class="answering" data-explorer="schedule" data-script="schedule"><p>Still.</p></div>'
 TABLE = '<table border="1"><tr><th></th><th>n</th></tr><tr><th>a</th><td>1</td></tr></table>'
 MYST = """\
 version: 1
@@ -99,23 +97,13 @@ site:
 """
 
 
-def cells():
-    """Code cells with every kind of output; and the notebook's metadata, with two widgets' state:
-    a slider that a second view shares, and one of anywidget."""
-    slider, mixture = (
-        IntSlider(3, description="Slide"),
-        Triangle(points=[{"name": "thirds", "shares": [1 / 3, 1 / 3, 1 / 3]}]),
-    )
-    found = embed_data([slider, mixture], drop_defaults=False)
-    views = [
-        ("display_data", {"application/vnd.jupyter.widget-view+json": spec, "text/plain": "widget"})
-        for spec in found["view_specs"]
-    ]
+def cells() -> list:
+    """Code cells with every kind of output, an explorer's still among them."""
     shown = [
         ("execute_result", {"text/html": TABLE, "text/plain": "a 1"}),
         ("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}),
         ("display_data", {"image/svg+xml": SVG, "text/plain": "<SVG>"}),
-        *views,
+        ("display_data", {"text/html": STILL}),
     ]
     outputs = [nbformat.v4.new_output(kind, data) for kind, data in shown]
     outputs.append(nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mprinted\x1b[0m\n"))
@@ -129,19 +117,15 @@ def cells():
         nbformat.v4.new_code_cell(f"print({n})", outputs=[each]) for n, each in enumerate(outputs)
     ]
     hidden = nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["remove-input"]})
-    return [*code, hidden, nbformat.v4.new_code_cell(long)], found["manager_state"]
+    return [*code, hidden, nbformat.v4.new_code_cell(long)]
 
 
 def write(folder: Path, index: str = INDEX) -> Path:
     """The sample's files in a folder; returns it."""
-    code, state = cells()
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {
-        "kernelspec": kernel,
-        "widgets": {"application/vnd.jupyter.widget-state+json": state},
-    }
     book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("# Cells\n\nText."), *code], metadata=metadata
+        cells=[nbformat.v4.new_markdown_cell("# Cells\n\nText."), *cells()],
+        metadata={"kernelspec": kernel},
     )
     (folder / "cells.ipynb").write_text(json.dumps(book))
     (folder / "index.md").write_text(index)

@@ -8,7 +8,7 @@ import pandas as pd
 
 import cmp
 from cmp.evaluation import ROLES
-from cmp.experiments import results, studies
+from cmp.experiments import results, store, studies
 from cmp.readers.files import listed_file
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
@@ -47,8 +47,9 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         luck = np.argsort(np.argsort(luck)) / len(luck)  # uniform again
         hits = luck < np.clip(chance / 100 + shared + easiness * 0.2, 0, 1)
         about = {"numerics": cmp.NUMERICS, "threads": 1, "seconds": 1.0}
+        identity = {"study": name, "setting": setting, "replicate": replicate}
         columns = {
-            "setting": setting, "replicate": replicate, "run": f"{name}-{setting}-{replicate}",
+            "setting": setting, "replicate": replicate, "run": store.json_digest(identity),
             "weights": "0", "config": json.dumps(run_config.to_dict()),
             "provenance": json.dumps(about), "task": run_config.stream.tasks,
         }  # fmt: skip

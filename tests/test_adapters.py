@@ -205,7 +205,8 @@ def refused(*settings, model=None):
     [
         (("name=lora", "rank=17"), ("17", "visual.trunk.stem.0", "16 x 27", "at most 16")),
         (("name=galore", "rank=28"), ("28", "positional_embedding", "16 x 128", "at most 16")),
-        (("name=lora", "targets=[q_porj]"), ("'q_porj'", "nearest is 'q_proj'")),
+        (("name=lora", "targets=[q_porj]"), ("'q_porj'", "did you mean 'q_proj'?")),
+        (("name=lora", "targets=[foo]"), ("no layer has 'foo' in its name; there are attn, c_fc",)),
         (("name=full", "rank=4"), ("rank: 'full' has none", "lora, dora, vera, galore")),
         (("name=galore", "fold=false"), ("fold: 'galore' has none", "lora, dora, vera")),
         (("name=ewc", "damping=2.0"), ("damping: 'ewc' has none", "si")),

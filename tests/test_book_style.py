@@ -5,15 +5,18 @@ import re
 
 import pytest
 
-from lab import chapters
+from lab import chapters, values
 
 SOURCES = chapters.select()
 [SOLUTIONS] = chapters.select(["A4"])
 EXERCISED = [source for source in SOURCES if source != SOLUTIONS]
 MAX_LINES = 15
-LAST = ("What this does not show", "Summary", "Exercises")
-OPENING = 2
-"""Cells of code before the idea: parameters, set-up."""
+LIMITS = "What this does not show"
+OPENING = 3
+"""Cells of code before the story: parameters, imports, set-up."""
+MAIN = chapters.select([f"0{number}" for number in range(9)])
+MAX_WORDS = {"01": 3000}
+"""Words of a chapter's main line, where they may be more than 2,000."""
 
 
 def each_chapter(function):
@@ -66,9 +69,9 @@ def test_chapters_define_no_logic(source):
 
 @each_chapter
 def test_the_opening_is_parameters_then_what_is_stored(source):
-    first, second = code_cells(source)[:OPENING]
+    first, *opening = code_cells(source)[:OPENING]
     assert first.metadata.get("tags") == ["parameters"]
-    assert second.source.count("chapter_setup.begin_chapter(globals()") == 1
+    assert "".join(c.source for c in opening).count("chapter_setup.begin_chapter(globals()") == 1
 
 
 @each_chapter
@@ -79,17 +82,37 @@ def test_the_title_has_the_chapters_number(source):
     assert [found for found, _ in headings(source)].count(1) == 1
 
 
-@each_chapter
-def test_the_question_is_asked_before_the_first_code(source):
+@pytest.mark.parametrize("source", EXERCISED, ids=lambda source: source.stem)
+def test_the_answer_comes_first(source):
     cells = chapters.notebook(source).cells
     before = [cell.source for cell in cells[: cells.index(code_cells(source)[0])]]
-    assert "**The question.**" in "\n".join(before)
+    assert "In one minute" in "\n".join(before)
+
+
+@pytest.mark.parametrize("source", MAIN, ids=lambda source: source.stem)
+def test_a_chapter_has_a_picture_before_its_results_and_something_to_do(source):
+    number, text = source.stem.partition("_")[0], prose(source)
+    before, found, _ = text.partition("## What we measured")
+    assert "{{diagram " in (before if found else text)
+    assert any("Your turn" in title for _, title in headings(source))
+    main = text.partition("## Exercises")[0]
+    words = re.sub(r"<details>.*?</details>|^[|>].*$|\$\$.*?\$\$", "", main, flags=re.S | re.M)
+    assert len(words.split()) <= MAX_WORDS.get(number, 2000)
+
+
+@each_chapter
+def test_every_figure_that_is_referred_to_is_there(source, monkeypatch):
+    monkeypatch.setattr(values, "fill_values", lambda text, source: text)
+    notebook = chapters.notebook(source)
+    values.fill_notebook(notebook, source.stem.partition("_")[0])
+    assert not any("{{ref" in cell.source for cell in notebook.cells if cell.cell_type != "code")
 
 
 @pytest.mark.parametrize("source", EXERCISED, ids=lambda source: source.stem)
-def test_the_end_is_limits_summary_and_exercises(source):
+def test_the_end_is_limits_and_exercises(source):
     words = [title for level, title in headings(source) if level == 2]
-    assert tuple(words[-len(LAST) :]) == LAST
+    assert LIMITS in words
+    assert words[-1] == "Exercises"
     exercises = prose(source).rpartition("## Exercises")[2]
     assert re.findall(r"^(\d+)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
     number = source.stem.partition("_")[0]

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.cli import runs
+from cmp.cli import runs, shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
@@ -85,9 +85,10 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
         (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no such regular file"]),
-        (["study", "99"], ["99.yaml", "no such study", "01"]),
-        (["study", "1", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
-        (["study", "01", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
+        (["eval", "tiny", "--device", "tpu"], ["device 'tpu'", "choose cpu"]),
+        (["study", "99"], ["99.yaml", "no such study", "front"]),
+        (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
+        (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -166,6 +167,14 @@ def test_what_a_dry_run_advises_works():
     assert "set model.start to a tag" in said and "cmpt pretrain ViT-B-16" not in said
 
 
+def test_the_build_folder_is_one_wherever_a_child_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CMP_BUILD", "mine")
+    assert run(cli.app, ["study", "--pause"]).exit_code == 0
+    assert os.environ["CMP_BUILD"] == str(tmp_path / "mine")
+    assert (tmp_path / "mine" / "paused").exists()
+
+
 def test_a_disk_that_refuses_is_a_sentence(tmp_path):
     result = shell(tmp_path, "data", "init", "a" * 300)
     assert result.returncode == 2 and "File name too long" in result.stderr
@@ -197,6 +206,11 @@ def test_every_command_has_an_example_that_it_takes_and_explains_its_options(wor
         assert parameter.name == "help" or parameter.help.endswith("."), parameter.name
 
 
+def test_the_only_option_of_a_command_may_have_a_long_description():
+    text, words = shared.split_docstring("Do it.\n\nArgs:\n    way: One that\n        is long.")
+    assert (text, words) == ("Do it.", {"way": "One that is long."})
+
+
 def test_the_help_is_grouped_and_names_every_command_once():
     lines = run(cli.app, ["--help"], env={"COLUMNS": "200"}).stdout.splitlines()
     panels = [line.split()[1] for line in lines if line.startswith("╭")]
@@ -208,7 +222,7 @@ def test_the_help_is_grouped_and_names_every_command_once():
 def test_outside_a_checkout_the_book_s_commands_say_what_they_need(tmp_path):
     """As from a wheel: no book, no results, no folder `_build`; in one process, for it starts
     slowly."""
-    commands = ["study 01 --dry-run", "book --dry-run", "site", "plan --gpu-hours 1"]
+    commands = ["study front --dry-run", "book --dry-run", "site", "plan --gpu-hours 1"]
     commands += ["results verify"]
     code = "import sys; from cmp.cli import main\nfor command in sys.argv[1:]:\n"
     code += "    sys.argv = ['cmpt', *command.split()]\n    try:\n        main()\n"

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from cmp import evaluation, models
 from cmp.evaluation import evaluation_rows, retrieval_hits
-from tests import chapter_code
 
 
 def features(count, seed=0, dim=64):
@@ -173,20 +172,6 @@ def test_a_random_model_scores_about_chance(corpus):
     assert (excess.abs() < np.maximum(10, 6 * scores.datasets["standard_error"])).all()
     assert scores.summary()["GM"] < 10
     np.testing.assert_allclose(scores.hits.groupby("dataset")["weight"].sum(), 1)
-
-
-def test_forgotten():
-    def scores(answers):
-        right = np.array(["a", "b", "c", ""])
-        hits = pd.DataFrame({"dataset": ["d", "d", "d", "r"], "row": [5, 6, 7, 8]})
-        hits = hits.assign(answer=answers, hit=(np.array(answers) == right).astype(float))
-        return evaluation.Scores(hits, pd.DataFrame({"role": ["eval", "eval"]}, index=["d", "r"]))
-
-    forgotten_answers = chapter_code.definitions("00")["forgotten_answers"]
-    lost = forgotten_answers(scores(["a", "b", "x", ""]), scores(["a", "y", "c", ""]))
-    assert lost[["dataset", "row", "role", "answer"]].to_dict("records") == [
-        {"dataset": "d", "row": 6, "role": "eval", "answer": "y"}
-    ]
 
 
 def test_geometric_mean():

@@ -1,7 +1,10 @@
 """Weights that others made, and the way back to open_clip."""
 
+import dataclasses
 import json
+import os
 import re
+import signal
 
 import open_clip
 import pytest
@@ -19,9 +22,12 @@ from cmp.bench import networks
 from cmp.cli import runs
 from cmp.config import Model
 from cmp.data import load_data
-from cmp.errors import CmpError
-from cmp.experiments import logs, store
+from cmp.errors import CmpError, Interrupted
+from cmp.experiments import logs, store, studies, workers
+from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, build_folder
+from cmp.merging.files import merge_files
+from cmp.runner import Observer
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
@@ -174,6 +180,80 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
     weights["logit_scale"] += 1
     save_file(weights, moved)
     assert run_id(moved) != first
+
+
+@pytest.fixture
+def fetched(theirs, tmp_path, monkeypatch):
+    """Weights under the tag "theirs" that are on this machine once they are fetched; how often."""
+    place, times = tmp_path / "cache.safetensors", []
+
+    def fetch(name, start):
+        if not place.exists():
+            times.append(start)
+            place.write_bytes((theirs[0] / "model.safetensors").read_bytes())
+        return place
+
+    found = {"cached_weights": lambda *_: place if place.exists() else None}
+    found |= {"locate_weights": fetch, "pretrained_tag": lambda *_: {"mean": (0.5,) * 3}}
+    for name, function in found.items():
+        monkeypatch.setattr(models, name, function)
+    build(tmp_path, monkeypatch)
+    return times
+
+
+TAGGED = [*SMALL, f"model.name={NANO}", "model.start=theirs"]
+
+
+def test_a_run_without_its_weights_has_no_id(corpus, fetched):
+    run_config = config.parse(config.override({}, TAGGED))
+    with pytest.raises(CmpError, match=r"weights 'theirs' .* are not on this machine"):
+        store.run_id_of(run_config, corpus)
+    assert studies.missing_runs([run_config]) == [run_config]
+    assert fetched == []
+
+
+@pytest.mark.parametrize("way", ["library", "shell"])
+def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path, way):
+    (tmp_path / "mine.yaml").write_text("{}")
+    run_config = config.parse(config.override({}, TAGGED))
+    for _ in range(2):  # computed, and then looked up
+        if way == "library":
+            workers.run_one(run_config)
+        else:
+            command = ["run", str(tmp_path / "mine.yaml"), *TAGGED]
+            result = CliRunner().invoke(cli.app, command)
+            assert result.exit_code == 0, result.output
+        assert store.stored_ids() == [store.run_id_of(run_config, corpus)[:SHORT_ID]]
+    assert fetched == ["theirs"]
+
+
+def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, monkeypatch):
+    run_config = config.parse(config.override({}, TAGGED))
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        workers.run_one(run_config, Observer(step=stop))
+    [progress] = unfinished_runs()
+    result = CliRunner().invoke(cli.app, ["resume", progress.run[:6]])
+    assert result.exit_code == 0, result.exception
+    assert store.stored_ids() == [progress.run[:SHORT_ID]]
+
+
+def test_a_study_fetches_weights_before_its_workers_start(corpus, fetched, monkeypatch):
+    runs_of = [config.parse(config.override({}, [*TAGGED, f"seeds.data={n}"])) for n in (0, 1)]
+    begun = []
+
+    def compute(todo, jobs, device, finished, stop):
+        begun.extend(store.run_id_of(each, corpus) for each in todo)
+        return {todo[0]: "no reason"}
+
+    monkeypatch.setitem(studies.BACKENDS, "local", compute)
+    with pytest.raises(CmpError, match="no reason") as caught:
+        studies.compute_runs(runs_of)
+    assert (len(begun), fetched) == (2, ["theirs"])
+    assert begun[0][:SHORT_ID] in str(caught.value)
 
 
 def build(tmp_path, monkeypatch):
@@ -446,6 +526,30 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     save_file(tensors, tmp_path / "bad.safetensors", {"preprocess_cfg": "[not json"})
     with pytest.raises(CmpError, match=r"bad\.safetensors"):
         models.load_from_file(NANO, tmp_path / "bad.safetensors")
+
+
+def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
+    """Export, merge, load: the merged model is scored with the mean and size of its parents."""
+    model = models.load_from_file(NANO, theirs[0] / "model.safetensors")
+    default, paths = models.preprocessing(model), []
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    for name, settings in {"new": half, "old": half, "other": {}}.items():
+        paths.append(tmp_path / f"{name}.safetensors")
+        model.visual.preprocess_cfg |= settings or dataclasses.asdict(default)
+        models.export_weights(model, paths[-1])
+    paths.append(theirs[0] / "model.safetensors")  # of open_clip, which says nothing of images
+    out = tmp_path / "merged.safetensors"
+    for parents in (paths[:2], [paths[0], paths[3]], [paths[3], paths[1]]):
+        merge_files("interpolation", parents, out)
+        assert models.preprocessing(models.load_from_file(NANO, out)) == dataclasses.replace(
+            default, **half
+        )
+    merge_files("interpolation", [paths[3]] * 2, out)
+    assert models.preprocessing(models.load_from_file(NANO, out)) == default
+    out.unlink()
+    with pytest.raises(CmpError, match=r"new\.safetensors and .*other\.safetensors: .*differently"):
+        merge_files("interpolation", [paths[0], paths[2]], out)
+    assert not out.exists()
 
 
 def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):

@@ -406,7 +406,7 @@ def read_published(folder: Path, content: bytes) -> Any:
 def read_notebook_record(folder: Path, content: bytes) -> Any:
     put(folder / "00_x.ipynb", content)
     source = put(folder / "00_x.md", CHAPTER.encode())
-    [task], _ = run.run_chapters([source], folder, {}, dry_run=True)
+    [task] = run.plan_chapters([source], folder, {})
     return f"{task.seconds or 0:.0f}"
 
 

@@ -13,7 +13,8 @@ import torch
 from pictures import classes
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, mixtures
+from cmp import budgets, cli, config, distributed, mixtures
+from cmp.checkpoints import StopRequest
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
@@ -107,6 +108,15 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
     assert preflight._check_card("cuda").sentence == "2 times NVIDIA H100, 80 GB"
 
 
+def test_of_several_processes_the_first_decodes_a_run_s_data(corpus, monkeypatch):
+    events = []
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "barrier", lambda: events.append("wait"))
+    monkeypatch.setattr(preflight, "load_data", lambda name: events.append("load") or corpus)
+    assert preflight.load_run_data(config.parse({})) is corpus
+    assert events == ["wait", "load"]
+
+
 def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):
     few = {name: each for name, each in corpus.datasets.items() if each.role != "substitute"}
     monkeypatch.setattr(
@@ -178,7 +188,9 @@ def test_a_full_run_is_forecast_without_computing(monkeypatch, card, speed):
     assert seconds == pytest.approx(forecast.training_flops(GPU) / speed)
 
 
-@pytest.mark.parametrize("chapter", ["01", "02", "03", "04", "05", "06", "07"])
+@pytest.mark.parametrize(
+    "chapter", ["methods", "merging", "rates", "scaling", "orders", "mixtures", "recipe"]
+)
 def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
     study = studies.load_study(chapter)
     live = study.configs("gpu", 1, live_only=True)
@@ -188,9 +200,8 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
         assert run_config.training.batch == GPU.training.batch
         cpu = study.configs("cpu", 1)[name, 0]
         ratio = run_config.schedule.peak / GPU.schedule.peak
-        assert ratio == pytest.approx(
-            cpu.schedule.peak / config.defaults()["schedule.peak"], rel=0.01
-        )
+        usual = config.profile("cpu")["schedule"]["peak"]
+        assert ratio == pytest.approx(cpu.schedule.peak / usual, rel=0.01)
         steps = run_config.training.steps / GPU.training.steps
         assert steps == pytest.approx(cpu.training.steps / 40, rel=0.01)
 
@@ -205,11 +216,13 @@ def test_other_profiles_take_a_study_as_it_is():
 @no_card
 def test_a_chapter_that_only_plans_ends_there(capsys):
     scope = {"profile": "gpu", "seeds": 1, "jobs": 1, "device": "cuda", "dry_run": True}
+    study = studies.load_study("rates")
     with pytest.raises(SystemExit) as end:
-        chapter_setup.begin_chapter(scope, studies.load_study("04"))
+        chapter_setup.begin_chapter(scope, study)
     assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert said.startswith("runs: 3\ncosine, replicate 0\n  20 tasks of 1428 steps")
+    said, (first, *others) = capsys.readouterr().out, study.live
+    begin = f"runs: {1 + len(others)}\n{first}, replicate 0\n  20 tasks of 1428 steps"
+    assert said.startswith(begin)
     assert said.count("absent: data") == 1
 
 
@@ -218,7 +231,7 @@ def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, c
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     scope = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
     with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
-        chapter_setup.begin_chapter(scope, studies.load_study("04"))
+        chapter_setup.begin_chapter(scope, studies.load_study("rates"))
     assert (scope["device"], scope["jobs"]) == ("cuda", 4)
     assert capsys.readouterr().out == ""
 
@@ -261,7 +274,7 @@ def test_a_study_s_runs_are_placed_on_all_cards(monkeypatch):
     runs = [config.parse(config.override(GPU.to_dict(), [f"seed={n}"])) for n in range(4)]
     assert workers.default_jobs("cuda") == 4
     done = []
-    assert workers.run_locally(runs, 4, "cuda", done.append) == {}
+    assert workers.run_locally(runs, 4, "cuda", done.append, StopRequest()) == {}
     assert sorted(done, key=lambda run: run.seeds.init) == runs
     assert [worker.device for worker in PretendedWorker.made[:4]] == [
         "cuda:0", "cuda:1", "cuda:2", "cuda:3",
@@ -321,9 +334,9 @@ def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
         (tmp_path / f"{role}.yaml").write_text(json.dumps(about))
     [source] = chapters.select(["04"])
     notebook = chapters.notebook(source)
-    last = next(n for n, c in enumerate(notebook.cells) if "studies.compute_runs(" in c.source)
+    last = next(n for n, c in enumerate(notebook.cells) if "compute_live(" in c.source)
     cells = [c for c in notebook.cells[: last + 1] if c.cell_type == "code"]
-    cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_runs(" in x)
+    cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_live(" in x)
     mocked = nbformat.v4.new_code_cell(FOUR_CARDS.replace("DATA", repr(str(tmp_path))))
     placed = nbformat.v4.new_code_cell("print(sorted((w.device, len(w.runs)) for w in made))")
     notebook.cells = [cells[0], mocked, *cells[1:], placed]
@@ -339,4 +352,5 @@ def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
     )  # fmt: skip
     said = done.cells[-1].outputs[-1]["text"]
     assert [device for device, _ in ast.literal_eval(said)] == [f"cuda:{n}" for n in range(4)]
-    assert sum(count for _, count in ast.literal_eval(said)) == 12
+    live = studies.load_study("rates").live
+    assert sum(count for _, count in ast.literal_eval(said)) == 4 * len(live)

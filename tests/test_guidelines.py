@@ -8,17 +8,20 @@ from cmp.experiments import guidelines, verdicts
 from cmp.experiments.guidelines import Guideline, guideline_box, measure_guideline
 from cmp.readers.files import check_record
 
-LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006)}
-ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (50, 48), "up": (45, 53),
-        "down": (45, 46), "beyond": (58, 46)}  # fmt: skip
+LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006, 0.0009)}
+ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (46, 50),
+        "plain, peak 0.0009": (50, 48), "up": (45, 53), "down": (45, 46), "flat": (46, 49.6),
+        "beyond": (58, 46)}  # fmt: skip
+TRIED = ("up", "down", "flat", "beyond")
 
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     synthetic.place(monkeypatch, tmp_path)
     settings = LOCAL | {name: {"schedule.peak": 0.001 + i / 1e4} for i, name in enumerate(ENDS)}
-    synthetic.write_study("more", LOCAL | {n: settings[n] for n in ("up", "down", "beyond")})
+    synthetic.write_study("more", LOCAL | {n: settings[n] for n in TRIED})
     synthetic.publish("more", ENDS)
+    monkeypatch.setattr(guidelines, "DEFAULTS", {})
 
 
 def guideline(*settings, **more):
@@ -35,23 +38,49 @@ def guideline(*settings, **more):
 
 
 def judged(agrees):
-    row = {"guideline": "merging", "claimed": "It keeps.", "sentence": "Helps.", "agrees": agrees}
+    row = {
+        "guideline": "merging",
+        "source": "paper",
+        "claimed": "It keeps.",
+        "sentence": "Helps.",
+        "agrees": agrees,
+    }
     return pd.DataFrame([row, row | {"guideline": "another", "agrees": "no"}])
 
 
 def test_networks_of_one_sign_agree_and_of_two_do_not(published):
     same = measure_guideline(guideline("up", "up"), judged("yes"))
-    assert same.sentences == ("It keeps. Helps.",)
+    assert same.sentences == ('Claim: "It keeps." Helps.',)
     assert not same.disagrees
-    assert all(": merging: +" in words and "(n = 20)" in words for words in same.networks)
+    *words, about = same.networks
+    assert all(": merging: +" in each and "(n = 20)" in each for each in words)
+    assert about == guidelines.UNTUNED
     assert measure_guideline(guideline("up", "down"), judged("yes")).disagrees
     assert measure_guideline(guideline("up"), judged("no")).disagrees
 
 
+def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, monkeypatch):
+    assert "merging: -" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
+    assert not measure_guideline(guideline("up", "flat"), judged("yes")).disagrees
+    monkeypatch.setattr(guidelines, "DEFAULTS", {"merging": ("more", "down")})
+    front = verdicts.FrontOf("more", tuple(LOCAL), local=True, least=3)
+    known = verdicts.ClaimsFile({"plain": front}, ())
+    monkeypatch.setattr(verdicts, "load_claims", lambda: known)
+    measured = measure_guideline(guideline("up"), judged("yes"))
+    assert measured.networks[0].startswith(f"{guidelines.OWN}: merging: -")
+    assert measured.disagrees
+
+
+def test_a_claim_of_ours_does_not_contradict_the_paper(published):
+    rows = judged("no").assign(source="ours")
+    assert not measure_guideline(guideline("up"), rows).disagrees
+
+
 def test_what_cannot_be_measured_is_said(published):
-    [words] = measure_guideline(guideline("beyond"), judged("")).networks
-    assert "net-0: merging: not measured" in words
-    [words] = measure_guideline(guideline("up", study="later"), judged("")).networks
+    words, _ = measure_guideline(guideline("beyond"), judged("")).networks
+    assert "net-0: merging: no gain, as its A_KA lies outside" in words
+    synthetic.write_study("later", {"up": {}} | LOCAL)
+    words, _ = measure_guideline(guideline("up", study="later"), judged("")).networks
     assert words == "net-0: merging: not computed yet."
 
 

@@ -567,7 +567,8 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(studies, "STUDIES", tmp_path)
-    tree = config.override(config.profile("quick"), [*forked.SETTINGS, *TINY])
+    changes = [*forked.SETTINGS, *TINY, "mixture.select=random"]
+    tree = config.override(config.profile("quick"), changes)
     monkeypatch.setitem(config.PROFILES, "quick", tree)
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
     (tmp_path / "77.yaml").write_text(json.dumps(grid))

@@ -14,6 +14,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import logs, store, workers
 from cmp.runner import Observer
+from lab import chapter_setup
 
 RUN = ("model.start=random", "evaluation.full=false")
 TASKS, STEPS = 3, 4
@@ -49,6 +50,19 @@ def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     assert scores["A_KA"].iloc[-1] == pytest.approx(last["A_KA"])
     assert logs.log_path(run.id) == build / "logs" / f"{run.id[:12]}.jsonl"
     assert store.stored_ids() == [run.id[:12]]
+
+
+def test_a_cell_shows_the_losses_of_runs_in_progress(build):
+    live = {("thirds", 0): small_config(*RUN)}
+    assert chapter_setup.loss_curves(live) == ""
+    log = logs.log_path(store.run_id_of(live["thirds", 0]))
+    log.parent.mkdir(parents=True)
+    lines = [{"task": 0, "step": n, "loss": 4.0 - n} for n in range(3)]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    line = f"thirds: step 3 of {TASKS * STEPS}, loss 4.00 █▅▁ 2.00"
+    assert chapter_setup.loss_curves(live) == line
+    workers.run_one(live["thirds", 0])
+    assert chapter_setup.loss_curves(live) == ""  # it has ended
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 11])
@@ -110,7 +124,7 @@ def test_numbers_are_shown_as_bars():
 def test_results_show_the_course_of_a_run(build):
     run = workers.run_one(small_config(*RUN))
     shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
-    lines = {line.split()[0]: line.split() for line in shown.splitlines() if "█" in line}
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if "▁" in line}
     assert {"loss", "gradient_norm", "rate"} <= lines.keys()
     losses = logs.read_log(run.id)["loss"].dropna()
     assert lines["loss"][1] == f"{losses.iloc[0]:.4g}"

@@ -608,6 +608,14 @@ def test_an_overflow_is_refused():
         merge("task-arithmetic", [one], zero, MergeOptions(scale=2.0))
 
 
+def test_options_and_keywords_are_not_mixed():
+    """Keywords would be left unread, a misspelt one, too."""
+    one, zero = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    for settings_ in ({"density": 0.5}, {"densty": 0.5}):
+        with pytest.raises(CmpError, match=f"options and {next(iter(settings_))}: give one"):
+            merge("ties", [one], zero, MergeOptions(), **settings_)
+
+
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
@@ -624,6 +632,7 @@ def test_an_overflow_is_refused():
         ({"policy": "ema", "decay": 0.9}, ["decay", "step-ema"]),
         ({"policy": "zero-all", "weight": 0.3}, ["weight 0.3", "newest"]),
         ({"policy": "zero-all", "power": 2.0}, ["power 2", "shares 'power'"]),
+        ({"policy": "zero-all", "shares": "power", "power": 1000}, ["merging.power", "100"]),
         ({"policy": "zero-all", "reverse": True}, ["reverse", "'equal'"]),
         ({"policy": "ema", "rule": "breadcrumbs", "density": 1.0}, ["density 1", "outliers 0.01"]),
         ({"policy": "ema", "rule": "dare", "density": 0.0}, ["density"]),

@@ -17,7 +17,7 @@ from cmp import config, mixtures, registry
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.mixtures import (
-    POOL_ROLES,
+    ROLE_OF_POOL,
     MixtureSampler,
     Pools,
     batch_counts,
@@ -31,6 +31,7 @@ from cmp.mixtures import (
     sample_evenly,
 )
 from cmp.readers import class_tables
+from cmp.seeds import numpy_generator
 
 
 @st.composite
@@ -312,8 +313,8 @@ def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
     sizes = [1, 2, 5, 3]
     groups = np.repeat([7, 3, 9, 4], sizes)
     pool = 100 + np.arange(len(groups))
-    steps = -(-4 * 5 // count)
-    drawn = [sample_evenly(pool, groups, count, seed, task, step) for step in range(steps)]
+    steps, members = -(-4 * 5 // count), Pools(pool[:0], pool[:0], pool, groups).members
+    drawn = [sample_evenly(members, count, seed, task, step) for step in range(steps)]
     together = np.concatenate(drawn)
     assert len(together) == steps * count
     group_of = dict(zip(pool, groups, strict=True))
@@ -323,8 +324,24 @@ def test_every_group_has_its_turn_and_within_it_every_image(seed, task, count):
         own = [row for row in together if group_of[row] == group]
         for epoch in range(len(own) // size):
             assert len(set(own[epoch * size : (epoch + 1) * size])) == size
-    alone = sample_evenly(pool, groups, count, seed, task, steps - 1)
+    alone = sample_evenly(members, count, seed, task, steps - 1)
     assert (alone == drawn[-1]).all()
+
+
+def test_a_group_is_shuffled_once_per_pass_and_not_per_sample(monkeypatch):
+    shuffles = []
+
+    def generator(name, *counters):
+        shuffles.append((name, *counters))
+        return numpy_generator(name, *counters)
+
+    monkeypatch.setattr(mixtures, "numpy_generator", generator)
+    pools = Pools(np.arange(0), np.arange(100, 104), np.arange(40), np.repeat([5, 2], [30, 10]))
+    seed = 987  # of no other test: permutations are kept
+    for step in range(5):
+        batch_rows(pools, Mixture(0, 0.2, 0.8), 10, seed, 3, step)
+    member = [shuffle for shuffle in shuffles if shuffle[0] == "data/member"]
+    assert len(member) == len(set(member)) == 3  # 20 samples of each group: two passes of one
 
 
 @pytest.mark.parametrize("capacity", ["null", "30"])
@@ -364,7 +381,7 @@ def test_policies_want_what_they_need():
 @settings(max_examples=20)
 def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
-    for pool, role in POOL_ROLES.items():
+    for pool, role in ROLE_OF_POOL.items():
         split = "fresh" if pool == "fresh" else "train"
         whole = np.concatenate([corpus.rows(split, dataset=d) for d in corpus.by_role(role)])
         for select in options.choices()["mixture.select"]:
@@ -380,7 +397,7 @@ def test_a_part_of_the_pool_is_kept(share, seed):
 
 def test_half_of_the_concepts_are_replayed_and_every_pool_is_split_alike(corpus):
     labels = {}
-    for pool in POOL_ROLES:
+    for pool in ROLE_OF_POOL:
         rows = replay_pool(corpus, Mixture(pool=pool, replay=1.0, select="concepts"), 3)
         labels[pool] = set(corpus.table["label"].array[rows])
         whole = replay_pool(corpus, Mixture(pool=pool, replay=1.0), 3)
@@ -430,3 +447,31 @@ def test_a_pool_that_is_not_there_is_refused():
     run_config = forked.small_config("mixture.pool=substitute")
     with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
         mixtures.task_pools(run_config, without)
+
+
+@given(shares(), shares(), st.integers(2, 30))
+def test_a_mixture_changes_along_a_line(first, last, tasks):
+    mixture = dataclasses.replace(first, last=last.shares)
+    assert mixture.at(0, tasks).shares == pytest.approx(first.shares)
+    assert mixture.at(tasks - 1, tasks).shares == pytest.approx(last.shares)
+    way = np.array([mixture.at(task, tasks).shares for task in range(tasks)])
+    assert np.diff(way, n=2, axis=0) == pytest.approx(0, abs=1e-12)
+    assert first.at(tasks - 1, tasks) is first
+
+
+def test_a_run_follows_a_mixture_that_changes(corpus):
+    changes = ["mixture.pretraining=0.0", "mixture.update=1.0", "mixture.buffer=0.0"]
+    tree = config.override(config.profile("quick"), [*changes, "mixture.last=[0.5,0.25,0.25]"])
+    run = config.parse(tree)
+    pools = mixtures.task_pools(run, corpus)
+    batches = [mixtures.make_batch(run, corpus, pool, task, 0) for task, pool in enumerate(pools)]
+    assert [batch.replayed for batch in batches] == [0, 8, 16, 24, 32]
+    assert np.isin(batches[0].rows, pools[0].update).all()
+
+
+def test_a_mixture_that_changes_is_checked():
+    with pytest.raises(CmpError, match=r"sum of last must be 1, not 1\.5"):
+        config.parse({"mixture": {"last": [0.5, 0.5, 0.5]}})
+    tree = {"method": {"name": "distillation"}, "mixture": {"last": [0.0, 0.5, 0.5]}}
+    with pytest.raises(CmpError, match="works on replayed images"):
+        config.parse(tree)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, mixtures, models, registry
+from cmp import cli, config, mixtures, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.policies import apply_policy
@@ -66,9 +66,10 @@ def describer(kind, name):
 
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_can_be_made_from_a_shell(settings):
-    result = CliRunner().invoke(cli.app, ["run", "quick", *settings, "--dry-run"])
+    curve = f"schedule.name={config.Schedule().name}"  # the default, which the profile changes
+    result = CliRunner().invoke(cli.app, ["run", "quick", curve, *settings, "--dry-run"])
     if settings == ("schedule.meta=free", "schedule.peaks=[1.0, 0.5]"):
-        assert "schedule.peaks: 2 peaks for 4 tasks" in str(result.exception)
+        assert "schedule.peaks: 2 peaks for 5 tasks" in str(result.exception)
         return
     assert result.exit_code == 0, result.output
     key, _, value = settings[0].partition("=")

@@ -98,3 +98,13 @@ def test_pixels_that_are_not_what_was_written_are_refused(dataset):
     assert manifest.is_built(dataset)
     assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
     packed.read_packed(dataset)
+
+
+def test_a_damaged_digest_is_refused(dataset):
+    """A run's id is made of it, and the table's file is still what was written."""
+    packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
+    path = manifest.store_path("shapes") / "store.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps(header | {"table_sha256": "0" * 64}))
+    with pytest.raises(CmpError, match=r"samples\.parquet is not what was written"):
+        packed.read_packed(dataset)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cmp import checkpoints, config, models
+from cmp import checkpoints, config, files, models
 from cmp.cli.runs import read_config
 from cmp.embedded import manifest, packages, packed, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
-from cmp.experiments.runs import find_unfinished
+from cmp.experiments.runs import find_unfinished, unfinished_runs
 from cmp.files import (
     PARTIAL_PREFIX,
     atomic_file,
@@ -114,6 +114,21 @@ def test_the_empty_beginning_finds_only_what_is_alone(place):
     keep_checkpoint("fedcba987654" + "0" * 52)
     with pytest.raises(CmpError, match="fedcba987654"):
         find_unfinished("")
+
+
+def test_what_is_unfinished_is_told_without_reading_its_tensors(place, monkeypatch):
+    other, read = "fedcba987654" + "0" * 52, []
+    keep_checkpoint(RUN_ID)
+    keep_checkpoint(other)
+    monkeypatch.setattr(checkpoints, "load_file", lambda path: pytest.fail("read tensors"))
+    monkeypatch.setattr(files, "file_digest", lambda path: pytest.fail("read tensors"))
+    assert {progress.run for progress in unfinished_runs()} == {RUN_ID, other}
+    keep = checkpoints.read_progress
+    monkeypatch.setattr(
+        checkpoints, "read_progress", lambda path: read.append(path.parent.name) or keep(path)
+    )
+    assert find_unfinished(other[:4]).run == other
+    assert read == [other[:12]]
 
 
 def test_all_of_an_id_counts(place):

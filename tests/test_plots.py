@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from scipy import stats
 
 from cmp.errors import CmpError
+from cmp.experiments import verdicts
 from lab import figures
 from lab.figures import runs, style
 
@@ -19,8 +21,9 @@ pytestmark = pytest.mark.usefixtures("clean_drawing")
 ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), figures.CONTROL: (10, 36)}
 
 
-def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full")):
-    """A made-up stream; "full" rows only before and after it, as a run gives them."""
+def trajectory(names=tuple(ENDS), replicates=6, tasks=4, scopes=("subset", "full"), planned=6):
+    """A made-up study of three bases; "full" rows only before and after a stream, as a run gives
+    them."""
     random, rows = np.random.default_rng(0), []
     for name, replicate in itertools.product(names, range(replicates)):
         last = 1 if name == "joint" else tasks
@@ -29,8 +32,9 @@ def trajectory(names=tuple(ENDS), replicates=3, tasks=4, scopes=("subset", "full
                 continue
             ka, zs = np.add((10, 44), np.subtract(ENDS[name], (10, 44)) * task / last)
             ka, zs = np.add((ka, zs), random.normal(0, 0.5, 2) + 5 * (scope == "full"))
-            rows.append((name, replicate, task, scope, ka, zs, np.sqrt(ka * zs)))
-    columns = ["setting", "replicate", "task", "scope", "A_KA", "A_ZS", "GM"]
+            run = (name, replicate, task, scope, replicate % 3, planned)
+            rows.append((*run, ka, zs, np.sqrt(ka * zs)))
+    columns = ["setting", "replicate", "task", "scope", "base", "planned", "A_KA", "A_ZS", "GM"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -54,15 +58,18 @@ def colour_of(axes, points):
     raise AssertionError("no such line")
 
 
-def test_summary_is_the_t_interval_by_hand():
-    values = [20.0, 23.0, 25.0]
-    frame = pd.DataFrame({"setting": "x", "replicate": range(3), "task": 0, "scope": "full"})
-    row = runs.summarise(frame.assign(A_KA=values, A_ZS=30.0)).loc[("x", 0)]
-    assert row["A_KA"] == pytest.approx(68 / 3)
-    assert row["A_KA half"] == pytest.approx(4.302653 * np.std(values, ddof=1) / np.sqrt(3))
-    assert (row["A_ZS half"], row["n"]) == (0, 3)
-    alone = runs.summarise(frame[:1].assign(A_KA=1.0, A_ZS=2.0)).loc[("x", 0)]
-    assert alone.isna().to_list() == [False, False, True, True, False]
+def test_summary_is_the_t_interval_over_bases_by_hand():
+    values, level = [20.0, 23.0, 25.0, 24.0], verdicts.claims_level()
+    frame = pd.DataFrame({"setting": "x", "replicate": range(4), "task": 0, "scope": "full"})
+    frame = frame.assign(A_KA=values, A_ZS=30.0, base=[2, 3, 2, 3], planned=4)
+    row = runs.summarise(frame).loc[("x", 0)]
+    assert row["A_KA"] == 23
+    assert row["A_KA half"] == pytest.approx(stats.t.isf((1 - level) / 2, 1) * 0.5)
+    assert (row["A_ZS half"], row["n"], row["preliminary"]) == (0, 4, "")
+    less = runs.summarise(frame[:3]).loc[("x", 0)]
+    assert less.isna().to_list() == [False, False, True, True, False, False]
+    assert less["preliminary"] == "3 of 4 streams"
+    assert runs.summarise(frame.drop(columns="planned")).loc[("x", 0)].isna().sum() == 2
 
 
 def test_summary_keeps_to_one_scope():
@@ -102,7 +109,8 @@ def test_plane():
     assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
     assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
-    assert "Replicates: 3. Means with 95% t-intervals." in figure.get_supxlabel()
+    note = f"Means over 6 streams. {verdicts.level_in_words()} t-intervals over bases."
+    assert note in figure.get_supxlabel().replace("\n", " ")
     rows, bars = runs.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]
     assert half == pytest.approx(rows[["A_KA half", "A_ZS half"]].iloc[-1].to_list())
@@ -118,7 +126,8 @@ def test_plane_labels_do_not_collide():
 @pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
 def test_one_replicate_has_no_interval(draw):
     figure = draw(trajectory(replicates=1))
-    assert figure.get_supxlabel() == "Replicates: 1. On fixed subsets of the tests."
+    note = "Means over 1 streams. Preliminary: 1 of 6 streams. On fixed subsets of the tests."
+    assert figure.get_supxlabel() == note
     for collection in figure.axes[0].collections:
         assert all(
             np.isnan(path.vertices).any() or not len(path) for path in collection.get_paths()
@@ -126,23 +135,10 @@ def test_one_replicate_has_no_interval(draw):
 
 
 @pytest.mark.parametrize("draw", [figures.plot_plane, figures.plot_over_tasks])
-def test_colours_hold_over_figures(draw):
-    axis = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"]
-    live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
-    drawn = [(draw(frame), frame), (draw(live, colours=figures.palette(ENDS)), live)]
-    for figure, source in drawn:
-        points = runs.summarise(source).loc["update only"].sort_index().reset_index()[axis]
-        assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
-
-
-def test_what_is_compared_with_is_pale_and_in_the_same_colours():
-    live, frame = trajectory(["update only"], replicates=1, tasks=2), trajectory()
-    figure = figures.plot_plane(live, frame)
-    for source in (live, frame):
-        points = runs.summarise(source).loc["update only"].sort_index()[["A_KA", "A_ZS"]]
-        assert colour_of(figure.axes[0], points.to_numpy()) == figures.COLOURS[1]
-    assert "Pale: for comparison." in figure.get_supxlabel()
-    assert list(texts(figure)).count("update only") == 1
+def test_settings_have_the_colours_of_the_palette(draw):
+    axis, frame = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"], trajectory()
+    points = runs.summarise(frame).loc["update only"].sort_index().reset_index()[axis]
+    assert colour_of(draw(frame).axes[0], points.to_numpy()) == figures.palette(ENDS)["update only"]
 
 
 def test_over_tasks():
@@ -166,23 +162,6 @@ def test_over_tasks():
         assert heights.min() == pytest.approx(row["A_KA"] - row["A_KA half"])
 
 
-def test_change_by_dataset():
-    figure = figures.plot_change_by_dataset(scores(), scores(6))
-    (axes,) = figure.axes
-    titles = runs.ROLES.values()
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert [row for row in rows if row in titles] == list(titles)
-    assert rows.index("b") < rows.index(runs.ROLES["eval"]) < rows.index("c")
-    assert axes.get_xlabel() == "Score (%)"
-    assert texts(figure) == {"+6.0", "−6.0", "+0.0"}
-    segments = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
-    assert len(segments) == 2 * 4
-    for segment in segments:
-        assert np.ptp(segment) == pytest.approx(2 * 1.96 * 1.5)
-    with pytest.raises(CmpError, match="has d"):
-        figures.plot_change_by_dataset(scores(), scores().drop(index="d"))
-
-
 def test_drift_keeps_equal_losses_on_the_floor():
     losses = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.001, 3.0], "c": [1.1, 2.0, 3.01]})
     (axes,) = figures.plot_loss_drift(losses, reference="a").axes
@@ -191,6 +170,14 @@ def test_drift_keeps_equal_losses_on_the_floor():
     assert drawn == {(floor, -3, floor), (-1, floor, -2)}
     assert floor < -3
     assert {"b", "c"} <= texts(axes.figure)
+
+
+def test_a_long_note_is_wrapped():
+    with style.canvas(9, 3, ", ".join(["the name of a setting"] * 12)) as (figure, _):
+        pass
+    note = figure._supxlabel.get_window_extent()
+    assert "\n" in figure.get_supxlabel()
+    assert note.x1 < figure.bbox.x1
 
 
 def test_an_error_leaves_no_figure_open():

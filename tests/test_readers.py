@@ -159,6 +159,28 @@ def test_parquet(tmp_path, form):
     assert contents(index) == held
 
 
+def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
+    """Whatever the order of its rows, which its images are in."""
+    held, groups = [picture(seed) for seed in range(27)], []
+    frame = pa.table({"image": held, "text": ["a"] * 27})
+    pq.write_table(frame, tmp_path / "t.parquet", row_group_size=3)
+    reader = {"path": "*.parquet", "image": "image", "caption": "text"}
+    index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+    read_row_group = tables._read_row_group
+
+    def counted(file, group, name):
+        groups.append(group)
+        return read_row_group(file, group, name)
+
+    monkeypatch.setattr(tables, "_read_row_group", counted)
+    rows, local = np.random.default_rng(0).permutation(27)[:20], slice(4, 20)
+    crops = images.image_files([index]).random_crops(rows, 32, np.random.default_rng(1), local)
+    assert len(groups) == len(set(groups)) > 5
+    numbers = np.random.default_rng(1).random((20, 4))[local]
+    for crop, row, four in zip(crops, rows[local], numbers, strict=True):
+        assert (crop.numpy() == images.random_crop(held[row], four, 32)).all()
+
+
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"t\.parquet: cannot be read"):

@@ -9,7 +9,7 @@ from forked import small_config, small_corpus
 
 from cmp import checkpoints, config, data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, store, studies, workers
+from cmp.experiments import forecast, results, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 from lab import chapter_setup, chapters, run
@@ -66,17 +66,17 @@ def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_f
     )
 
 
-def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys):
-    study = studies.load_study("01")
+def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys, monkeypatch):
+    study, restored = studies.load_study("recipe"), []
+    monkeypatch.setattr(results, "restore_runs", lambda study: restored.append(study.chapter))
     live = chapter_setup.begin_chapter(dict(PARAMETERS), study)
     assert live == study.configs("quick", 2, live_only=True)
-    assert capsys.readouterr().out == (
-        "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about 10 s.\n"
-        "Published results are those of the first edition.\n"
-    )
+    words = "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about "
+    assert capsys.readouterr().out.startswith(words)
     assert chapter_setup.begin_chapter(PARAMETERS | {"profile": "cpu"}, study) == study.configs(
         "cpu", 2
     )
+    assert restored == ["quick-recipe", "recipe"]  # what is published at the size of each
     changed = chapter_setup.begin_chapter(dict(PARAMETERS), {"half": ["schedule.peak=0.0005"]})
     assert list(changed) == [("half", 0), ("half", 1)]
     tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])
@@ -92,9 +92,10 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
 
 
 @pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
-def test_every_chapter_s_second_cell_begins_it(source):
+def test_every_chapter_begins_with_its_set_up(source):
     cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
-    assert len(re.findall(r"chapter_setup\.begin_chapter\(\s*globals\(\)", cells[1])) == 1
+    opening = "\n".join(cells[:3])
+    assert len(re.findall(r"chapter_setup\.begin_chapter\(\s*globals\(\)", opening)) == 1
     assert sum("chapter_setup.begin_chapter(" in cell for cell in cells) == 1
 
 

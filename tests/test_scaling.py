@@ -1,4 +1,4 @@
-"""Scaling: what settings cost, curves and rankings, the catalogue of real models, 8-bit weights."""
+"""Scaling: sizes of networks, curves, the catalogue of real models, regimes, 8-bit weights."""
 
 import numpy as np
 import pandas as pd
@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
-from cmp.experiments import pretraining, studies
-from cmp.experiments.claims import AGGREGATES, setting_means
+from cmp.experiments import pretraining
 from cmp.experiments.paper import model_catalogue
+from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means
 from cmp.readers.files import read_yaml
-from lab import analyses, chapters, explorers, figures
-from tests import chapter_code
-from tests.test_widgets import parts_of
+from lab import analyses, chapters, figures
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}
 
@@ -35,46 +33,18 @@ def test_the_sibling_of_tiny_s_size_is_tiny():
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
-def test_compute_is_told_in_runs_of_the_profile():
-    run_config = config.parse(config.profile("cpu"))
-    assert analyses.run_compute(run_config) == analyses.compute_unit()
-    tree = config.override(config.profile("cpu"), ["stream.tasks=16", "training.steps=80"])
-    assert analyses.run_compute(config.parse(tree)) == pytest.approx(4 * analyses.compute_unit())
-    under = ["method.name=lora", "training.budget=1.0"]
-    found = analyses.run_compute(config.parse(config.override(config.profile("cpu"), under)))
-    assert 0.98 * analyses.compute_unit() < found <= analyses.compute_unit()
-
-
-def test_costs_of_the_chapter_s_settings():
-    costs = analyses.setting_costs(studies.load_study("05"))
-    for name, row in costs.iterrows():
-        times = [float(word[:-1]) for word in name.split(", ") if word.endswith("x")] or [1.0]
-        assert row["compute"] == pytest.approx(times[0], rel=0.025), name
-    assert set(costs["updates"]) == {4, 8, 16, 32}
-    assert set(costs["method"]) == {"full", "ema", "lora"}
-
-
-def test_means_have_intervals():
+def test_means_have_intervals_over_bases():
     rows = [
-        {"setting": "a", "replicate": r, "task": task, "scope": "full"}
-        | dict.fromkeys(AGGREGATES, 10.0 * task + r)
-        for r in range(3)
+        {"setting": "a", "replicate": r, "task": task, "scope": "full", "base": r % 3, "planned": 6}
+        | dict.fromkeys(AGGREGATES, 10.0 * task + r % 3)
+        for r in range(6)
         for task in (0, 2)
     ]
     frame = pd.DataFrame(rows)
     assert setting_means(frame).loc["a", "GM"] == 21
-    assert setting_means(frame, "change").loc["a", "GM"] == 20
-    assert setting_means(frame).loc["a", "GM half"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-
-
-def test_agreement_is_held_against_what_replicates_say_of_each_other():
-    """By hand: `other` ranks as `tiny` does in both replicates, which rank differently."""
-    scores = {"tiny: a": [1, 3], "tiny: b": [2, 2], "tiny: c": [3, 1]}
-    scores |= {name.replace("tiny", "other"): [10 * x for x in v] for name, v in scores.items()}
-    one = pd.DataFrame(scores, dtype=float)
-    found = chapter_code.definitions("05")["rank_agreements"](one, ["other"])
-    assert found.loc["other", "mean"] == found.loc["other", "min"] == 1
-    assert found.loc["tiny, other replicates", "mean"] == -1
+    assert setting_estimates(frame, "a")["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
+    assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():
@@ -121,17 +91,6 @@ def test_eight_bits_are_read_as_they_were_stored(tmp_path):
     assert path.stat().st_size < 1.1 * sum(p.numel() for p in model.parameters())
 
 
-def test_lengths_are_those_of_the_cards():
-    paths = [*pretraining.BASES.glob("*-s0-annealed.json")]
-    paths += (pretraining.BASES / "lengths").glob("*.json")
-    found = chapter_code.definitions("05")["read_cards"](paths)
-    for name in SIZES:
-        rows = found[found["model"] == name]
-        assert len(rows) >= 2
-        assert rows["steps"].max() >= 5200
-    assert found["A_ZS"].between(0, 100).all()
-
-
 def test_curves_draw_a_line_a_group_and_ticks_at_the_values():
     points = pd.DataFrame(
         {"group": ["a", "a", "b"], "x": [1, 2, 1], "y": [3.0, 4, 5], "y half": [1.0, np.nan, 1]}
@@ -141,56 +100,6 @@ def test_curves_draw_a_line_a_group_and_ticks_at_the_values():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
     assert {text.get_text() for text in axes.texts} == {"a", "b"}
     assert axes.get_ylabel() == "Score (%)"
-
-
-def test_rankings_put_the_best_on_top():
-    scores = pd.DataFrame({"tiny": [3.0, 1, 2], "vit": [1.0, 2, 3]}, index=["a", "b", "c"])
-    (axes,) = figures.plot_ranks(scores, "GM").axes
-    lines = [line.get_ydata().tolist() for line in axes.lines]
-    assert lines == [[1, 3], [3, 2], [2, 1]]
-    bottom, top = axes.get_ylim()
-    assert bottom > top
-
-
-@pytest.fixture(scope="module")
-def invented():
-    """A trajectory of every setting of study 05 that rises with the setting's place in the grid."""
-    rows = [
-        {"setting": name, "replicate": r, "task": task, "scope": "full"}
-        | dict.fromkeys(AGGREGATES, 20.0 + task * (place + r))
-        for place, name in enumerate(studies.load_study("05").settings)
-        for r in range(3)
-        for task in (0, 1)
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_sweeps_hold_what_they_vary_and_nothing_else():
-    costs = analyses.setting_costs(studies.load_study("05"))
-    sizes, steps, updates = (
-        f(costs) for f in (analyses.size_rows, analyses.step_rows, analyses.update_rows)
-    )
-    assert set(sizes["group"]) == set(SIZES)
-    assert sizes["updates"].nunique() == 1
-    assert set(steps["group"]) == set(updates["group"]) == {"full", "ema", "lora"}
-    assert set(steps["updates"]) == {8}
-    assert set(updates["x"]) == {4, 8, 16, 32}
-    assert not any("control" in name for name in costs.index)
-
-
-@pytest.mark.usefixtures("clean_drawing")
-def test_the_scale_explorer_answers_each_question(invented):
-    controls, _, sentence, picture, *_ = parts_of(
-        explorers.scale_explorer(studies.load_study("05"), invented)
-    )
-    assert "tiny-quad, 4x, 40 steps in each of 8 updates" in sentence.value
-    before = bytes(picture.value)
-    controls["Question"].value = "Number of updates, for the same compute"
-    assert "LoRA, T=32" in sentence.value
-    assert bytes(picture.value) != before
-    before = bytes(picture.value)
-    controls["Measure"].value = "change"
-    assert bytes(picture.value) != before
 
 
 def test_the_regime_of_a_run_is_computed_by_every_measure_of_the_paper_s(corpus):

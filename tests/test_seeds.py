@@ -15,7 +15,7 @@ SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.
 
 
 def small(*settings):
-    return config.parse(config.override(config.profile("quick"), [*SMALL, *settings]))
+    return config.parse(config.override({"evaluation": {"full": False}}, [*SMALL, *settings]))
 
 
 def batches(run_config, corpus):

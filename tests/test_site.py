@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import sample_book
 
-from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.experiments import results
 from cmp.files import parse_yaml, project_folder
-from lab import analyses, chapters, figures, site
+from lab import chapters, figures, site
 from lab.figures import runs
 
 VOID = {"img", "input", "br", "hr", "meta", "link", "col"}
@@ -143,7 +141,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     cells = (folder / "cells" / "index.html").read_text()
     for part in (
         '<pre class="stream">printed', '<pre class="stream error">ValueError: no', 'href="/"',
-        "vendor/embed-amd.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
+        "explorers/page.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
     ):  # fmt: skip
         assert part in cells, part
     assert "hidden = 1" not in cells
@@ -186,34 +184,3 @@ def test_figures_have_captions():
 def test_the_first_pages_picture_is_drawn_from_the_published_results(tmp_path):
     drawn = figures.write_idea(tmp_path / "idea.svg")
     assert drawn.read_bytes() == runs.IDEA.read_bytes(), "run: cmpt site --picture"
-
-
-def test_the_mixture_table_says_what_the_surface_says():
-    table = site.mixture_table()
-    found = analyses.surface(results.published_metrics("07"), "thirds")
-    expected = found.predict(Mixture(0.25, 0.5, 0.25)).round(1)
-    assert table["points"]["0.250/0.500/0.250"]["scores"] == expected.to_numpy().tolist()
-    for pool in range(21):
-        for update in range(21 - pool):
-            shares = [pool / 20, update / 20, (20 - pool - update) / 20]
-            assert site.shares_key(shares) in table["points"]
-    for each in table["stored"]:
-        nearest, far = table["points"][site.shares_key(each["shares"])]["near"][0]
-        assert (table["stored"][nearest]["name"], far) == (each["name"], 0)
-
-
-def test_the_schedule_table_says_what_the_schedules_say():
-    table = site.schedule_table()
-    curves = {(each["name"], each["meta"]): each for each in table["curves"]}
-    assert ("infinite", "none") in curves and ("infinite", "cosine") not in curves
-    peak = table["peaks"].index(0.001)
-    run = analyses.schedule_run("rsqrt", "rsqrt", 0.001, 8, table["steps"])
-    shares = curves["rsqrt", "rsqrt"]["lengths"]["8"]
-    assert [share * 0.001 for share in shares] == pytest.approx(
-        analyses.schedule_rates(run).ravel(), rel=1e-3
-    )
-    near = analyses.nearest_schedules(
-        run, analyses.stored_schedules(results.published_metrics("04")), 5
-    )
-    names = [table["stored"][place]["name"] for place, _ in curves["rsqrt", "rsqrt"]["near"][peak]]
-    assert names == list(near["setting"])

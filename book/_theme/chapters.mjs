@@ -1,5 +1,5 @@
 // A plugin of MyST: the directive {chapters} is the list of chapters, with a line on each, from the
-// table of README.md.
+// table of README.md; {explorer} NAME is the place of an explorer.
 import fs from "node:fs";
 
 const README = new URL("../../README.md", import.meta.url);
@@ -16,8 +16,9 @@ function listed() {
 }
 
 export default {
-  name: "The list of chapters",
+  name: "The list of chapters, and explorers",
   directives: [
+    { name: "explorer", arg: { type: String, required: true }, run: ({ arg }) => [{ type: "explorer", name: arg }] },
     { name: "chapters", run: (data, file, context) => context.parseMyst(listed().join("\n")).children },
   ],
 };

@@ -23,11 +23,29 @@ const LEFT = new Set([
   "summary",
 ]);
 
-// A line right before one that begins with a colon is a term.
+// A line right before one that begins with a colon is a term; what follows is its definition.
 function terms() {
   const lines = fs.readFileSync(GLOSSARY, "utf-8").split("\n");
   return lines.filter((line, n) => lines[n + 1]?.startsWith(": ") && !line.startsWith(":"));
 }
+
+// The definition of each term in plain words, by its identifier.
+export function definitions() {
+  const text = fs.readFileSync(GLOSSARY, "utf-8");
+  const found = terms().map((term) => {
+    const begin = text.indexOf(`\n${term}\n: `) + term.length + 4;
+    const [words] = text.slice(begin).split(/\n\s*\n|\n:::/);
+    const plain = words
+      .replace(/\s*\{cite:[pt]\}`[^`]*`/g, "")
+      .replace(/\{[\w:]+\}`([^`<]*)(?:<[^>]*>)?`/g, "$1")
+      .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
+      .replace(/[`*$\\]/g, "");
+    return [identifierOf(term), plain.replace(/\s+/g, " ").trim()];
+  });
+  return Object.fromEntries(found);
+}
+
+const identifierOf = (term) => `term-${term.toLowerCase()}`;
 
 // Words that are written with capitals inside (EMA, TIES, SI) are found as they are written, others
 // also in lower case; all also with an s.
@@ -39,7 +57,7 @@ function pattern(term) {
 
 const FINDERS = terms()
   .sort((one, other) => other.length - one.length)
-  .map((term) => ({ identifier: `term-${term.toLowerCase()}`, finds: pattern(term) }));
+  .map((term) => ({ identifier: identifierOf(term), finds: pattern(term) }));
 
 // The earliest term in a text, the longest of those that begin there.
 function earliest(text, left) {

@@ -2,7 +2,6 @@
 import fs from "node:fs";
 import hljs from "./vendor/highlight.mjs";
 import { escape, id, scrolling, source } from "./html.mjs";
-import { ANSWERED, answering, isLive, still } from "./widgets.mjs";
 
 const LONG = 12; // lines of a cell without outputs beyond which it is folded
 const figures = new URL("./data/figures.json", import.meta.url);
@@ -123,29 +122,16 @@ function table(content) {
   return scrolling(aligned(bare), rows > TALL ? "wide html tall" : "wide html");
 }
 
-function html(content) {
+// An explorer's still stands as it is; the page's script puts the explorer in its place.
+function html(content, context) {
+  if (/data-explorer="/.test(content)) {
+    context.answers = true;
+    return content;
+  }
   if (!/class="highlight"/.test(content)) return table(content);
   // The colours are the theme's, for light and dark.
   const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
   return `<div class="code listing">${bare}</div>`;
-}
-
-function widget(data, context) {
-  const { model_id: view } = JSON.parse(data.content);
-  const all = context.page.widgets?.["application/vnd.jupyter.widget-state+json"]?.state ?? {};
-  const name = ANSWERED.exec(context.cell)?.[1];
-  if (!all[view]) return "";
-  if (name) {
-    context.answers = true;
-    return answering(name, still(view, all, context), context);
-  }
-  if (!isLive(view, all)) return still(view, all, context);
-  context.live = true;
-  return `<div class="live"><script type="application/vnd.jupyter.widget-view+json">${JSON.stringify({
-    version_major: 2,
-    version_minor: 0,
-    model_id: view,
-  })}</script></div>`;
 }
 
 function output(node, context) {
@@ -159,10 +145,8 @@ function output(node, context) {
     return `<pre class="stream error">${escape(uncoloured(lines))}</pre>`;
   }
   const data = found.data ?? {};
-  if (data["application/vnd.jupyter.widget-view+json"])
-    return widget(data["application/vnd.jupyter.widget-view+json"], context);
   if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
-  if (data["text/html"]) return html(data["text/html"].content ?? "");
+  if (data["text/html"]) return html(data["text/html"].content ?? "", context);
   const text = data["text/plain"]?.content ?? "";
   return text && `<pre class="stream">${escape(uncoloured(text))}</pre>`;
 }

@@ -47,19 +47,8 @@ function bibliography({ references }) {
 
 function scripts(context, base) {
   const found = [`<script src="${base}/book.js" defer></script>`];
-  if (context.answers) found.push(`<script type="module" src="${base}/explorers.js"></script>`);
-  if (!context.live) return found.join("\n");
-  const kind = "application/vnd.jupyter.widget-state+json";
-  const state = JSON.stringify(context.page.widgets[kind]).replaceAll("<", "\\u003c");
-  // anywidget would be asked of a content network; here it is a file of the site.
-  const paths = JSON.stringify({ paths: { anywidget: `${base}/vendor/anywidget` } });
-  return [
-    ...found,
-    `<script src="${base}/vendor/require.js"></script>`,
-    `<script>require.config(${paths})</script>`,
-    `<script type="${kind}">${state}</script>`,
-    `<script src="${base}/vendor/embed-amd.js"></script>`,
-  ].join("\n");
+  if (context.answers) found.push(`<script type="module" src="${base}/explorers/page.js"></script>`);
+  return found.join("\n");
 }
 
 function head(page, project, base) {
@@ -93,6 +82,8 @@ export function document({ project, page, slug, base, assets }) {
   const body = render(page.mdast, context);
   const { title, subtitle, content_includes_title: titled } = page.frontmatter ?? {};
   const heading = titled || !title ? "" : `<h1>${escape(title)}</h1>`;
+  const file = page.location?.split("/").at(-1) ?? "";
+  const notebook = file.endsWith(".ipynb") ? `<p class="notebook"><a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
   const under = subtitle ? `<p class="subtitle">${escape(subtitle)}</p>` : "";
   return `<!doctype html>
 <html lang="en">
@@ -105,7 +96,7 @@ ${bar(project, base)}
 <div class="columns">
 ${chapters(project, slug, base)}
 <main id="text" tabindex="-1">
-<article>${heading}${under}${body}${bibliography(page)}</article>
+<article>${heading}${under}${notebook}${body}${bibliography(page)}</article>
 ${neighbours(project, slug, base)}
 </main>
 ${outline(page)}

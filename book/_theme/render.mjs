@@ -1,7 +1,10 @@
 // MyST's tree of a page as HTML: a function a kind of node, each given the node and the page's
 // context {page, slug, base, assets, ...}. Cells and their outputs are in notebook.mjs.
 import { escape, href, id, plain, scrolling, source } from "./html.mjs";
+import { definitions } from "./glossary.mjs";
 import { cells } from "./notebook.mjs";
+
+const DEFINITIONS = definitions();
 
 const children = (node, context) => (node.children ?? []).map((each) => render(each, context)).join("");
 
@@ -29,7 +32,9 @@ function crossReference(node, context) {
   const here = !node.remote || node.url === `/${context.slug}`;
   const target = `${here ? "" : escape(href(node.url, context))}#${escape(node.html_id ?? node.identifier)}`;
   const term = node.kind === "definitionTerm" || node.identifier?.startsWith("term-");
-  return `<a class="reference${term ? " term" : ""}" href="${target}">${children(node, context)}</a>`;
+  const words = term ? DEFINITIONS[node.identifier] : null;
+  const hover = words ? ` data-definition="${escape(words)}"` : "";
+  return `<a class="reference${term ? " term" : ""}" href="${target}"${hover}>${children(node, context)}</a>`;
 }
 
 function image(node, context) {
@@ -104,6 +109,12 @@ function citations(node, context) {
   return node.kind === "narrative" ? parts.join("; ") : `(${parts.join("; ")})`;
 }
 
+// A place on a page that no cell draws.
+function explorer({ name }, context) {
+  context.answers = true;
+  return `<div class="answering" data-explorer="${escape(name)}"><p>This explorer needs JavaScript.</p></div>`;
+}
+
 const footnote = (node) => escape(node.identifier);
 
 const kinds = {
@@ -130,6 +141,7 @@ const kinds = {
   details: element("details", ' class="box"'),
   emphasis: element("em"),
   exercise: box("exercise", "Exercise"),
+  explorer,
   footer: element("footer"),
   footnoteDefinition: (node, context) =>
     `<div class="footnote" id="fn-${footnote(node)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,

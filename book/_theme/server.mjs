@@ -36,10 +36,18 @@ async function built(address) {
   return Buffer.from(await answer.arrayBuffer());
 }
 
+// A page gets back the long outputs of its cells, which MyST moves to files of their own.
+async function restore(node) {
+  const html = node.jupyter_data?.data?.["text/html"];
+  if (html?.path) html.content = String(await built(assets + html.path));
+  await Promise.all((node.children ?? []).map(restore));
+}
+
 async function page(slug) {
   const config = await content("/config.json");
   const project = config.projects[0];
   const found = await content(`/content/${(slug || project.index).replaceAll("/", ".")}.json`);
+  await restore(found.mdast);
   const at = slug === project.index ? "" : slug;
   const options = config.options ?? {};
   return sized(document({ project, options, page: found, slug: at, base: BASE_URL, assets }), built);

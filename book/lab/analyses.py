@@ -1,185 +1,209 @@
-"""What chapters compute from stored runs: fronts, costs, schedules, mixtures.
+"""What chapters compute from stored runs: where settings end, schedules, mixtures.
 
 A trajectory frame is what `cmp.experiments.store.trajectory` returns: a row per (setting,
 replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
 `cmp.experiments.results.published_metrics` returns.
 """
 
-from collections.abc import Sequence
-from fractions import Fraction
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import open_clip
 import pandas as pd
 
-from cmp import budgets, config, mixtures, schedules
-from cmp.data import Corpus
+from cmp import config, evaluation, mixtures, models, schedules, streams
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import claims, results, statistics, store
+from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
-from cmp.experiments.studies import Study
+from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
+from cmp.files import project_folder
+from cmp.merging.rules import Weights
 from cmp.readers.files import read_yaml
-from cmp.registry import get_option
-from cmp.seeds import numpy_generator
 from lab import chapters
 
-FRONT_DRAWS = 10_000
-AXES = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "GM (%)"}
-STEPS = "Steps per task"
-POOL, ARRIVING = 5893, 6375
-"""Images of the embedded benchmark: the pretraining set, and all updates together."""
+MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
+POOL = 4751
+"""Images of the embedded benchmark that bases learned from."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
 """What differs on a surface, and what tells replicates apart."""
-SCHEDULE_KEYS = ("schedule.", "seeds.", "stream.tasks", "training.steps")
-"""What the schedule explorer sets, and what tells replicates apart."""
-SHORTEST = 1e-9
-"""A shorter path counts as this long, because zero has no logarithm."""
+SCHEDULES = ("front", "rates", "rates-more")
+MIXTURES = ("mixtures", "mixtures-more")
+"""The studies whose settings the explorers of schedules and mixtures show."""
 
 
-def setting_ends(published: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate where settings end.
-
-    Args:
-        published: Published metrics.
-
-    Returns:
-        A row per setting: the mean of each of `AXES` after the stream with "... half", half the
-        width of its 95% t-interval, and `STEPS`.
-    """
-    halves = {f"{key} half": f"{label} half" for key, label in AXES.items()}
-    table = claims.setting_means(store.trajectory(published)).rename(columns=AXES | halves)
-    configs = results.setting_configs(published)
-    steps = [budgets.apply_budget(configs[name]).training.steps for name in table.index]
-    return table.assign(**{STEPS: steps})
-
-
-# fronts
+def published_settings(*names: str) -> pd.DataFrame:
+    """Return the published metrics of some studies in one table; a study that is not published yet
+    is left out, and so is a setting that stands in an earlier one. `planned` is how many streams a
+    setting's study plans."""
+    tables, seen = [], set[str]()
+    for name in filter(results.is_published, names):
+        table = results.published_metrics(name)
+        table = table[~table["setting"].isin(seen)]
+        planned = {each: planned_streams(name, each) for each in table["setting"].unique()}
+        tables.append(table.assign(planned=table["setting"].map(planned)))
+        seen |= {*table["setting"].unique()}
+    if not tables:
+        raise CmpError(f"none of the studies {', '.join(names)} is published")
+    return pd.concat(tables, ignore_index=True)
 
 
-def pareto_front(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Find the settings that no other beats on both A_KA and A_ZS, and how sure that is.
-
-    A draw moves all means together, by the replicates' deviations with normal weights over a
-    chi-square, so that every difference of two means has the t-distribution of its paired interval.
-    Resampling five replicates with replacement would not do: there are only 126 ways, and their
-    spread is a tenth too small even before the tails of t are missed.
-
-    Args:
-        trajectory: A trajectory frame. Only replicates that hold every setting count.
-
-    Returns:
-        A row per setting, by falling A_KA: the means `A_KA` and `A_ZS` at the end of the stream,
-        `on_front` (of the means), `share` (of draws in which the setting is on the front; NaN with
-        one replicate) and `n`, the number of replicates.
-
-    Raises:
-        CmpError: No replicate holds every setting.
-    """
-    table = claims.by_replicate(trajectory)[["A_KA", "A_ZS"]].dropna()
-    count, settings = len(table), table.columns.unique(1)
-    if not count:
-        raise CmpError("front: no replicate holds every setting; leave some settings out")
-    values = table.to_numpy().reshape(count, 2, -1).swapaxes(1, 2)  # [replicate, setting, 2]
-    means, share = values.mean(axis=0), np.full(len(settings), np.nan)
-    if count > 1:
-        random = numpy_generator("front", 0)
-        weights = random.normal(size=(FRONT_DRAWS, count)) / np.sqrt(count * (count - 1))
-        weights /= np.sqrt(random.chisquare(count - 1, size=(FRONT_DRAWS, 1)) / (count - 1))
-        draws = means + np.einsum("dr,rsa->dsa", weights, values - means)
-        share = _undominated(draws).mean(axis=0)
-    columns = {"A_KA": means[:, 0], "A_ZS": means[:, 1], "on_front": _undominated(means)}
-    frame = pd.DataFrame(columns | {"share": share, "n": count}, settings.rename("setting"))
-    return frame.sort_values("A_KA", ascending=False, kind="stable")
+def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
+    """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by rising peak."""
+    scores = verdicts.published_scores(front.study)[1].loc[[*front.settings]]
+    return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
-def _undominated(points: np.ndarray) -> np.ndarray:
-    """[..., settings, 2] -> [..., settings]: no other is as good on both axes and better on one."""
-    own, other = points[..., :, None, :], points[..., None, :, :]
-    return ~((other >= own).all(-1) & (other > own).any(-1)).any(-1)
-
-
-# costs
-
-
-def run_compute(run: config.RunConfig) -> float:
-    """Return the memory-adjusted FLOPs of a run's training (spec 1.2).
+def runs_of_size(
+    profile: str, study: str, live: Mapping[tuple[str, int], config.RunConfig] | None = None
+) -> pd.DataFrame:
+    """Return where runs of a profile's size ended, a row per run: `setting`, `A_KA` and `A_ZS` on
+    the fixed subset.
 
     Args:
-        run: A run; of a method under a budget, what the method uses of it counts.
-
-    Returns:
-        FLOPs of all tasks together.
+        profile: "quick", "cpu" or "gpu".
+        study: The study whose published runs count; of `quick` its band, see
+            `cmp.experiments.studies.band_of`.
+        live: Computed runs by (setting, replicate), which count where none are published.
     """
-    budget, tasks = budgets.task_budget(run), run.stream.tasks
-    if budget is not None:
-        return budget.used(tasks)
-    return tasks * run.training.steps * budgets.full_cost(run).step
+    name = {"quick": f"{studies.BAND}{study}", "cpu": study}.get(profile, "")
+    if name and results.is_published(name):
+        return ends_on_subset(results.published_metrics(name))
+    if live:
+        return ends_on_subset(studies.collect_metrics(live))
+    return pd.DataFrame(columns=["setting", "A_KA", "A_ZS"])
 
 
-def compute_unit() -> float:
-    """Return the FLOPs of the `cpu` profile's own run, the unit in which compute is given."""
-    return run_compute(config.parse(config.profile("cpu")))
+def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return where runs ended on the fixed subset, or on the whole test where they have no subset:
+    `setting`, `A_KA` and `A_ZS`, a row per run."""
+    table = store.trajectory(metrics)
+    scope = "subset" if "subset" in set(table["scope"]) else "full"
+    table = table[table["scope"] == scope]
+    last = table.groupby(["setting", "replicate"])["task"].transform("max")
+    return table.loc[table["task"] == last, ["setting", "A_KA", "A_ZS"]].reset_index(drop=True)
 
 
-def setting_costs(study: Study) -> pd.DataFrame:
-    """Tabulate what the settings of a study cost with the `cpu` profile.
+def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS) -> pd.DataFrame:
+    """Return what published settings came to, in the mean over their replicates.
 
     Args:
-        study: A study.
+        settings: What each is called here -> its study/setting.
+        columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
 
     Returns:
-        A row per setting that learns anything: `model`, `method` (what trains, or the merging
-        policy), `updates`, `steps` per update, and `compute` in multiples of `compute_unit`.
+        A row per setting: the means, "NAME half", half the width of their intervals at the level of
+        the claims (NaN where there is none yet), and `preliminary`, such as "2 of 20 streams".
     """
-    unit, rows = compute_unit(), {}
-    for (name, _), run in study.configs("cpu", 1).items():
-        if run.mixture.update > 0:
-            policy, steps = run.merging.policy, budgets.apply_budget(run).training.steps
-            method = run.method.name if policy == "none" else policy
-            compute = run_compute(run) / unit
-            rows[name] = (run.model.name, method, run.stream.tasks, steps, compute)
-    columns = ["model", "method", "updates", "steps", "compute"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    rows, level = {}, verdicts.claims_level()
+    for words, place in settings.items():
+        study, _, setting = place.partition("/")
+        scores, planned = verdicts.setting_scores(study, setting), planned_streams(study, setting)
+        found = {
+            name: estimate_mean(scores[key], scores["base"], planned, level)
+            for key, name in columns.items()
+        }
+        rows[words] = {name: each.value for name, each in found.items()}
+        rows[words] |= {f"{name} half": each.half for name, each in found.items()}
+        rows[words]["preliminary"] = next(iter(found.values())).progress
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def size_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select the family's members by compute; `group` is the model, `x` the compute.
+def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Return how far the settings of a group lie apart after each update.
 
     Args:
-        costs: As `setting_costs` returns it, with any other columns.
+        study: A published study that scored the whole test after every update.
+        groups: What a group is called -> its settings.
 
     Returns:
-        The rows with the columns `group` and `x`.
+        Index task, a column per group: the standard deviation of A_KA over the group's settings,
+        in points, in the mean over replicates.
     """
-    rows = costs[(costs["model"] != "tiny") & (costs["method"] == "full")]
-    return rows.assign(group=rows["model"], x=_nominal(rows["compute"]))
+    table = store.trajectory(results.published_metrics(study)).query("scope == 'full'")
+    spreads = {}
+    for words, names in groups.items():
+        rows = table[table["setting"].isin(names)]
+        spreads[words] = rows.groupby(["task", "replicate"])["A_KA"].std().groupby("task").mean()
+    return pd.DataFrame(spreads)
 
 
-def step_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select `tiny` in the profile's number of updates; `group` is the method, `x` the compute.
+ORDER_CLAIM = "the order shapes the way"
+"""The claim whose terms are five orders and five random streams."""
+ON_WAY = (0.25, 0.75)
+"""Between these parts of a stream a spread is one on the way, see `verdicts.run_scores`."""
+IDEAL_STREAMS = 5
+
+
+def order_spreads() -> pd.DataFrame:
+    """Tabulate how far orders, and random streams, lie apart on the way and at the end.
+
+    A spread is the standard deviation of A_KA over five settings of one replicate, as the claims of
+    the guideline take it.
+
+    Returns:
+        Rows "five orders", "five random streams", "difference" and "a perfect learner", of the five
+        orders; columns "on the way" and "at the end": points, with intervals at the level of the
+        claims.
+    """
+    [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
+    orders, draws = (term.of for term in claim.terms)
+    planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
+    columns = {}
+    for words, at in (("on the way", "way"), ("at the end", "end")):
+        (own, base), (other, _) = (
+            verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
+        )
+        rows = {"five orders": own, "five random streams": other, "difference": own - other}
+        columns[words] = {
+            name: estimate_mean(values.dropna(), base, planned, verdicts.claims_level()).in_words(
+                "+" if name == "difference" else ""
+            )
+            for name, values in rows.items()
+        }
+        columns[words]["a perfect learner"] = f"{ideal_spread(claim.study, orders, at):.1f}"
+    return pd.DataFrame(columns)
+
+
+def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
+    """Return the spread of A_KA over settings that a perfect learner would have.
+
+    It answers right what is of a class that has arrived, and nothing else, so that its scores
+    follow from the streams alone.
 
     Args:
-        costs: As `setting_costs` returns it, with any other columns.
+        study: The study.
+        settings: Settings that differ in their streams.
+        at: "way" or "end", see `cmp.experiments.verdicts.Term`.
 
     Returns:
-        The rows with the columns `group` and `x`.
+        The standard deviation over settings in points, in the mean over `IDEAL_STREAMS` replicates.
     """
-    updates = config.profile("cpu")["stream"]["tasks"]
-    rows = costs[(costs["model"] == "tiny") & (costs["updates"] == updates)]
-    return rows.assign(group=rows["method"], x=_nominal(rows["compute"]))
+    runs, spreads = studies.load_study(study).configs("cpu", IDEAL_STREAMS), []
+    for replicate in range(IDEAL_STREAMS):
+        scores = []
+        for name in settings:
+            known = _ideal_accumulation(runs[name, replicate])
+            low, high = (len(known) * share for share in ON_WAY)
+            scores.append(known.loc[low:high].mean() if at == "way" else known.iloc[-1])
+        spreads.append(np.std(scores, ddof=1))
+    return float(np.mean(spreads))
 
 
-def update_rows(costs: pd.DataFrame) -> pd.DataFrame:
-    """Select `tiny` at the compute of the profile's run; `group` is the method, `x` the updates.
-
-    Args:
-        costs: As `setting_costs` returns it, with any other columns.
-
-    Returns:
-        The rows with the columns `group` and `x`.
-    """
-    rows = costs[(costs["model"] == "tiny") & costs["compute"].between(0.9, 1.1)]
-    return rows.assign(group=rows["method"], x=rows["updates"])
+@functools.lru_cache(maxsize=64)
+def _ideal_accumulation(run: config.RunConfig) -> pd.Series:
+    """Return the A_KA of a perfect learner after each update, from 1, in percent."""
+    corpus = load_data(run.data)
+    questions = results.test_of(run.data).query("role == @evaluation.ROLES['A_KA']")
+    names = pd.Series(streams.class_names(corpus, questions["row"].to_numpy()))
+    blocks = streams.task_classes(corpus, run.stream, run.seeds.stream)
+    arrival = {entry: task for task, block in enumerate(blocks, start=1) for entry in block}
+    share = questions["weight"] / questions["dataset"].nunique()
+    learned = share.groupby(names.map(arrival).to_numpy()).sum()
+    return 100 * learned.reindex(range(1, len(blocks) + 1), fill_value=0.0).cumsum()
 
 
 def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:
@@ -218,167 +242,12 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
-def _nominal(compute: pd.Series) -> pd.Series:
-    """Return the power of two that is meant: whole steps cost a few hundredths more or less."""
-    return 2.0 ** np.log2(compute).round()
-
-
-# schedules
-
-
-def schedule_keys(name: str, meta: str) -> set[str]:
-    """Return the keys of a schedule that a curve and a meta schedule use, beyond the peak.
-
-    Args:
-        name, meta: Names of the two.
-
-    Returns:
-        Keys of `Schedule`.
-    """
-    return {*get_option("schedule", name).settings, *get_option("meta_schedule", meta).settings}
-
-
-def schedule_run(
-    name: str, meta: str, peak: float, tasks: int, steps: int, **others: Any
-) -> config.RunConfig:
-    """Make the run of a schedule.
-
-    Args:
-        name, meta: Names of curve and meta schedule.
-        peak: The highest learning rate.
-        tasks: Tasks of the stream.
-        steps: Steps per task.
-        **others: Keys of `Schedule`; those that the schedule does not use are left out, and so are
-            shares of a task that are the default.
-
-    Returns:
-        The run.
-
-    Raises:
-        CmpError: There is no such run.
-    """
-    used = {key: others[key] for key in sorted(schedule_keys(name, meta) & others.keys())}
-    used = {key: value for key, value in used.items() if value != config.DEFAULT_SHARES.get(key)}
-    tree = {"schedule": {"name": name, "meta": meta, "peak": peak} | used}
-    tree |= {"stream": {"tasks": tasks}, "training": {"steps": steps}}
-    return config.parse(config.overlay(config.profile("cpu"), tree), "this setting")
-
-
-def schedule_label(run: config.RunConfig) -> str:
-    """Return the schedule's name and, if it has one, its meta schedule's."""
-    name, meta = run.schedule.name, run.schedule.meta
-    return name if meta == "none" else f"{name}, meta {meta}"
-
-
-def schedule_rates(run: config.RunConfig) -> np.ndarray:
-    """Return the learning rates of a run's stream, [tasks, steps]."""
-    return schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
-
-
-def schedule_distance(path: np.ndarray, other: np.ndarray) -> float:
-    """Measure how far two streams are apart by the path lengths of their tasks.
-
-    Args:
-        path, other: Sums of the learning rates of each task, [tasks].
-
-    Returns:
-        The root of the mean square, over tasks, of the difference of natural logarithms: 0.69 is a
-        factor of two in each task. Infinite for different numbers of tasks.
-    """
-    if len(path) != len(other):
-        return np.inf
-    logarithms = [np.log(np.maximum(lengths, SHORTEST)) for lengths in (path, other)]
-    return float(np.sqrt(np.mean(np.subtract(*logarithms) ** 2)))
-
-
-def stored_schedules(published: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate the schedules of stored runs.
-
-    Args:
-        published: Published metrics.
-
-    Returns:
-        A row per setting: `A_KA` and `A_ZS` after the stream (percent, means over replicates),
-        `path` (sums of the learning rates of each task, [tasks]) and `also` (what the setting
-        changes beside its schedule, as texts key=value).
-    """
-    configs = results.setting_configs(published)
-    means = claims.setting_means(store.trajectory(published))[["A_KA", "A_ZS"]]
-    runs = [configs[name] for name in means.index]
-    others = [[f"{k}={v}" for k, v in _changes(run, SCHEDULE_KEYS).items()] for run in runs]
-    return means.assign(path=[schedule_rates(run).sum(axis=1) for run in runs], also=others)
-
-
 def _changes(run: config.RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
     """Return what a run changes besides keys that begin so."""
     return {k: v for k, v in run.changes().items() if not k.startswith(besides)}
 
 
-def nearest_schedules(run: config.RunConfig, stored: pd.DataFrame, count: int = 6) -> pd.DataFrame:
-    """Find the stored settings whose tasks have path lengths nearest to a run's.
-
-    Args:
-        run: A run.
-        stored: As `stored_schedules` returns it.
-        count: How many settings at most.
-
-    Returns:
-        A row per setting, the nearest first and of equally near ones those that differ least in
-        other keys: `setting`, `distance`, "A_KA (%)", "A_ZS (%)", "differs also in".
-    """
-    path = schedule_rates(run).sum(axis=1)
-    distance = [round(schedule_distance(path, other), 3) for other in stored["path"]]
-    table = stored.assign(distance=distance, keys=stored["also"].str.len())
-    table = table[np.isfinite(distance)].sort_values(["distance", "keys"], kind="stable")[:count]
-    names = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "also": "differs also in"}
-    table = table.assign(also=table["also"].str.join(" ")).rename(columns=names)
-    return table[["distance", *names.values()]].rename_axis("setting").reset_index()
-
-
 # mixtures
-
-
-def mixture_run(
-    shares: Sequence[float], batch: int, tasks: int, steps: int, **others: Any
-) -> config.RunConfig:
-    """Make the run of a mixture.
-
-    Args:
-        shares: Of pool, update and buffer; taken as fractions, without a slider's stray digits.
-        batch: Samples per step.
-        tasks: Tasks of the stream.
-        steps: Steps per task.
-        **others: Other keys of `Mixture`.
-
-    Returns:
-        The run.
-
-    Raises:
-        CmpError: There is no such run.
-    """
-    names = ("pretraining", "update", "buffer")
-    tidy = [float(Fraction(share).limit_denominator(1000)) for share in shares]
-    tree = {"mixture": dict(zip(names, tidy, strict=True)) | others}
-    tree |= {"stream": {"tasks": tasks}, "training": {"batch": batch, "steps": steps}}
-    return config.parse(tree, "mixture_explorer")
-
-
-def mixture_counts(
-    mixture: config.Mixture, batch: int, tasks: int, steps: int, replay: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Count what a batch is made of and how often images of the embedded benchmark are seen.
-
-    Args:
-        mixture: Shares of a batch.
-        batch: Samples per step.
-        tasks: Tasks of the stream, of equally many images.
-        steps: Steps per task.
-        replay: Share of the pool that is kept for replay.
-
-    Returns:
-        See `cmp.experiments.statistics.expected_counts`.
-    """
-    return statistics.expected_counts(mixture, batch, tasks, steps, replay * POOL, ARRIVING / tasks)
 
 
 class Surface(NamedTuple):
@@ -387,49 +256,31 @@ class Surface(NamedTuple):
     Attributes:
         names: Of n settings.
         shares: [n, 3]: of pool P, update D and buffer B.
-        scores: [replicates, n, 2]: A_KA and A_ZS after the stream, in percent.
-        like: The run that they all are but for shares and seeds.
+        scores: [bases, n, 2]: A_KA and A_ZS after the stream, in percent.
     """
 
     names: list[str]
     shares: np.ndarray
     scores: np.ndarray
-    like: config.RunConfig
 
-    def weights(self, mixture: config.Mixture) -> np.ndarray:
-        """Return the weight of each stored mixture in the linear interpolation of this one.
+    def weights(self, shares: np.ndarray) -> np.ndarray:
+        """Return the weight of each stored mixture in the linear interpolation of others.
 
         Args:
-            mixture: Shares of a batch.
+            shares: Of pool, update and buffer, [m, 3].
 
         Returns:
-            [n], of which at most three are not 0; NaN where no stored mixtures lie around this one.
+            [m, n], of which at most three in a row are not 0; NaN where no stored mixtures lie
+            around one.
         """
         from scipy.interpolate import LinearNDInterpolator
 
         # P is what D and B leave
-        interpolate = LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))
-        return interpolate([[mixture.update, mixture.buffer]])[0]
+        return LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))(shares[:, 1:])
 
-    def holds(self, mixture: config.Mixture) -> bool:
-        """Return whether stored mixtures lie around this one."""
-        return bool(np.isfinite(self.weights(mixture)).all())
-
-    def predict(self, mixture: config.Mixture) -> pd.DataFrame:
-        """Interpolate the scores of a mixture.
-
-        Args:
-            mixture: Shares of a batch.
-
-        Returns:
-            A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates) in
-            percent, NaN where no stored mixtures lie around this one. The interval is of
-            interpolated values; `misses` says what that adds.
-        """
-        values = self.weights(mixture) @ self.scores  # [replicates, 2]
-        means, _, halves = np.transpose([claims.t_interval(column) for column in values.T])
-        columns = {"mean": means, "low": means - halves, "high": means + halves}
-        return pd.DataFrame(columns, index=["A_KA", "A_ZS"])
+    def spans_triangle(self) -> bool:
+        """Return whether the mixtures lie on more than one line."""
+        return bool(np.linalg.matrix_rank(self.shares - self.shares[:1]) == 2)
 
     def misses(self) -> pd.Series:
         """Return how far interpolation is from stored mixtures that are left out, in points.
@@ -439,32 +290,14 @@ class Surface(NamedTuple):
             NaN if there are none.
         """
         rows = []
-        for place, shares in enumerate(self.shares):
+        for place in range(len(self.names)):
             rest = [other for other in range(len(self.names)) if other != place]
             names = [self.names[other] for other in rest]
-            others = Surface(names, self.shares[rest], self.scores[:, rest], self.like)
-            if len(rest) > 2:
-                guess = others.weights(config.Mixture(*map(float, shares))) @ others.scores
+            others = Surface(names, self.shares[rest], self.scores[:, rest])
+            if others.spans_triangle():
+                guess = (others.weights(self.shares[[place]]) @ others.scores)[:, 0]
                 rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
         return np.sqrt(pd.DataFrame(rows, columns=["A_KA", "A_ZS"], dtype=float).mean())
-
-    def nearest(self, mixture: config.Mixture, count: int = 5) -> pd.DataFrame:
-        """Find the stored mixtures nearest to one.
-
-        Args:
-            mixture: Shares of a batch.
-            count: How many at most.
-
-        Returns:
-            A row per mixture, the nearest first: `setting`, P, D, B, `distance` (the share of a
-            batch that differs) and the mean scores.
-        """
-        shares = [mixture.pretraining, mixture.update, mixture.buffer]
-        table = pd.DataFrame(self.shares, columns=list("PDB"))
-        table.insert(0, "setting", self.names)
-        table["distance"] = np.abs(self.shares - shares).sum(axis=1) / 2
-        table[["A_KA", "A_ZS"]] = self.scores.mean(axis=0)
-        return table.sort_values("distance", kind="stable")[:count].reset_index(drop=True)
 
 
 def surface(published: pd.DataFrame, like: str) -> Surface:
@@ -475,7 +308,7 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         like: The name of that setting.
 
     Returns:
-        The settings, with the replicates that all of them have.
+        The settings, with the replicates that all of them have, averaged by base.
 
     Raises:
         CmpError: There is no such setting, or the settings span no triangle.
@@ -490,9 +323,182 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         if _changes(run, SHARE_KEYS) == wanted
     }
     names, points = list(shares), np.array(list(shares.values()))
-    table = claims.by_replicate(store.trajectory(published))
+    table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
+    bases = run_bases(published)[like].reindex(chosen.index)
+    chosen = chosen.groupby(bases.to_numpy()).mean()  # streams of one base are not independent
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
-    if np.linalg.matrix_rank(points - points[0]) < 2 or not len(scores):
+    found = Surface(names, points, scores)
+    if not found.spans_triangle() or not len(scores):
         raise CmpError("surface: the study's mixtures span no triangle")
-    return Surface(names, points, scores, configs[like])
+    return found
+
+
+# names, costs and sizes: the first chapters
+
+
+def names_by_update(
+    ends: Sequence[Weights], name: str, corpus: Corpus, subset: int = 64
+) -> pd.DataFrame:
+    """Return what a model calls the retention images before a stream and after each update.
+
+    Args:
+        ends: Its weights at those moments.
+        name: The model's name.
+        corpus: The embedded benchmark.
+        subset: Images per dataset.
+
+    Returns:
+        A row per image, index its corpus position: `truth` and the answers in columns 0, 1, ...
+    """
+    network, columns = models.create_model(name), dict[Any, pd.Series]()
+    for update, weights in enumerate(ends):
+        network.load_state_dict(weights)
+        scores = evaluation.evaluate(network, name, corpus, subset=subset)
+        retention = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES["A_ZS"]]
+        hits = scores.hits[scores.hits["dataset"].isin(retention) & (scores.hits["answer"] != "")]
+        columns[update] = hits.set_index("row")["answer"]
+    table = pd.DataFrame(columns)
+    table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
+    return table
+
+
+RETRAINED = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
+"""Models whose pretraining is priced: the larger ones take long to count."""
+
+
+def retraining_costs(names: Sequence[str] = RETRAINED) -> pd.DataFrame:
+    """Price pretraining of real models beside the paper's stream of updates, on one H100.
+
+    Samples are those that the names of open_clip's LAION-2B weights state; FLOPs are counted on
+    shapes, and the speed is assumed, see `cmp.experiments.forecast.DEVICES`.
+
+    Args:
+        names: open_clip's names.
+
+    Returns:
+        A row per model.
+    """
+    card, rows = forecast.DEVICES["h100"], {}
+    updates = paper.TABLE4["full"].steps * paper.TABLE4_TASKS * paper.TABLE4_BATCH
+    for name, about in paper.model_catalogue(tuple(names)).iterrows():
+        tags = " ".join(open_clip.list_pretrained_tags_by_model(str(name)))
+        samples = 1e9 * max(map(int, re.findall(r"laion2b_s(\d+)b_", tags)))
+        hours = about["GFLOPs"] * forecast.GIGA / card.speed / 3600
+        rows[name] = {
+            "million parameters": f"{about['parameters']:.0f}",
+            "samples of pretraining": f"{samples / 1e9:.0f} billion",
+            "pretraining": f"{samples * hours / 24:,.0f} days",
+            "samples of 20 updates": f"{updates / 1e6:.1f} million",
+            "20 updates": f"{updates * hours:.1f} hours",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+DOMAINS = {
+    "photographs": ("natural", "adversarial, natural"),
+    "fine-grained photographs": ("finegrained, natural", "finegrained, object"),
+    "small photographs, digits": ("natural, low-res", "b&w, low-res"),
+    "sketches, paintings, diagrams": (
+        "sketch", "paintings", "diagrams", "illustrations", "renditions (sketch, paintings)",
+    ),
+    "satellite images": ("remote sensing",),
+    "rendered scenes": ("synthetic",),
+    "images from a generator": ("generative",),
+    "traffic signs": ("traffic signs", "finegrained, traffic signs"),
+    "medical images": ("medical",),
+    "industrial parts": ("high-resolution, industrial",),
+    "textures": ("textural",),
+}  # fmt: skip
+"""Domain -> what the manifests of FoMo-in-Flux say of the images."""
+
+
+def fomo_table() -> pd.DataFrame:
+    """Tabulate the datasets of FoMo-in-Flux, from their manifests.
+
+    Returns:
+        A row per dataset: `title`, `domain`, `role`, `task`, `concepts` (none where a set has
+        captions alone), `train` and `test`, numbers of images; of datasets to evaluate on, only
+        those to test with are counted.
+    """
+    domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
+    rows = []
+    for path in sorted((project_folder() / "data_manifests" / "fomo").glob("*.yaml")):
+        about = read_yaml(path)
+        row = {key: about[key] for key in ("title", "role", "task")}
+        counts = about["counts"]
+        row["domain"] = domain[about["images"]]
+        row["concepts"] = counts["classes"] if counts["classes"] > 1 else 0
+        row["train"] = counts["train"] if about["role"] == "adapt" else 0
+        rows.append(row | {"test": counts["test"]})
+    return pd.DataFrame(rows)
+
+
+def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
+    """Count datasets, concepts and samples by domain.
+
+    Args:
+        datasets: As `fomo_table` returns it.
+
+    Returns:
+        A row per domain, and one for all.
+    """
+    table = datasets.assign(samples=datasets["train"] + datasets["test"])
+    groups = table.groupby("domain")
+    counts = pd.crosstab(table["domain"], table["role"]).rename(
+        columns={"adapt": "to adapt to", "eval": "to evaluate on"}
+    )
+    counts = counts.join(groups[["concepts", "samples"]].sum()).reindex([*DOMAINS])
+    counts.loc["all"] = counts.sum()
+    first = groups["title"].agg(lambda titles: ", ".join(sorted(titles, key=str.lower)[:3]))
+    return counts.join(first.rename("such as")).fillna({"such as": ""})
+
+
+STEP_STUDIES = {40: ("front", "plain, "), 80: ("scaling-more", "80 steps, peak"),
+                160: ("scaling", "160 steps, peak")}  # fmt: skip
+"""Steps per update -> the study of plain fine-tuning, and how its settings begin."""
+JOINT_SETTINGS = {40: "joint", 80: "joint, 80 steps", 160: "joint, 160 steps"}
+
+
+def steps_table() -> pd.DataFrame:
+    """Tabulate what more steps buy: plain fine-tuning at its best peak, and joint training.
+
+    Returns:
+        A row per number of steps per update: A_KA and A_ZS of both in percent, NaN for what is
+        not published.
+    """
+    rows = {}
+    for steps, (study, begin) in STEP_STUDIES.items():
+        kinds = {"plain": (study, begin), "joint": ("scaling-more", JOINT_SETTINGS[steps])}
+        rows[steps] = {}
+        for kind, (source, name) in kinds.items():
+            means = pd.DataFrame(columns=["A_KA", "A_ZS"], dtype=float)
+            if results.is_published(source):
+                means = verdicts.published_scores(source)[1].groupby("setting")[["A_KA", "A_ZS"]]
+                means = means.mean()
+            exact = kind == "joint"
+            chosen = means[[one == name if exact else one.startswith(name) for one in means.index]]
+            best = (chosen["A_KA"] * chosen["A_ZS"]).idxmax() if len(chosen) else None
+            for key in ("A_KA", "A_ZS"):
+                rows[steps][f"{kind}, {key}"] = np.nan if best is None else chosen.loc[best, key]
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps per update")
+    table.insert(1, "rise of A_KA", table["plain, A_KA"].diff())
+    return table.round(1)
+
+
+def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
+    """Put the rates of a technique that stands at several beside each other, the lowest first.
+
+    Both are shown: choosing the better one by its gain would flatter what was tried more often.
+
+    Args:
+        gains: As `cmp.experiments.verdicts.gains_table` returns it.
+
+    Returns:
+        Its rows, the technique with the largest mean gain first.
+    """
+    parts = gains["setting"].str.partition(", peak ").set_axis(["technique", "", "peak"], axis=1)
+    mean = gains["gain"].groupby(parts["technique"]).transform("mean")
+    keys = parts.assign(peak=pd.to_numeric(parts["peak"]), mean=-mean)
+    order = keys.sort_values(["mean", "technique", "peak"], kind="stable").index
+    return gains.loc[order].reset_index(drop=True)

@@ -19,10 +19,9 @@ from cmp.errors import CmpError
 from cmp.readers.files import explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
-FORMATS = "ipynb,md:myst"
 PAGES = (
-    "STYLE.md", "api.md", "architecture.md", "choices_beside_peers.md", "glossary.md", "index.md",
-    "literature.md",
+    "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
+    "index.md", "literature.md",
 )  # fmt: skip
 """Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
@@ -262,7 +261,7 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     return values
 
 
-def check_injected(scope: dict[str, object]) -> None:
+def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
     """Check the parameters of the chapter that runs, in the cell after the parameters cell.
 
     papermill itself only warns about an unknown `-p name`, takes any type, and hands `-p dry_run
@@ -274,11 +273,14 @@ def check_injected(scope: dict[str, object]) -> None:
     Args:
         scope: The chapter's `globals()`.
 
+    Returns:
+        The parameters that the chapter declares, by name; none outside IPython.
+
     Raises:
         CmpError: A name is not declared, or a value is not of its type; lists the parameters.
     """
     if "In" not in scope:
-        return
+        return {}
     valid: dict[str, Parameter] = {}
     injected: set[str] = set()
     for cell in scope["In"]:
@@ -294,3 +296,4 @@ def check_injected(scope: dict[str, object]) -> None:
         if isinstance(scope[name], str):
             scope[name] = convert_value(scope[name], valid[name].type)
     check_values({name: scope[name] for name in [*valid, *sorted(injected - {*valid})]}, valid)
+    return valid

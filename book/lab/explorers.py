@@ -1,491 +1,355 @@
-"""Explorers: interactive views over pure functions, whose controls draw the same figures again.
+"""Explorers: views over published runs whose controls answer while they are moved.
 
-An explorer shows its picture and its sentence from the first draw on, so an executed notebook holds
-them without a kernel.
+An explorer is one script of `lab/js`, the same in a notebook and on the site, over one table that
+is made here. In a notebook the script asks the kernel for the table, for answers that take
+computing, and for runs; the notebook's file holds a still in its place.
 """
 
-import dataclasses
+import asyncio
+import base64
 import functools
 import html
 import io
 import json
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anywidget
-import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import traitlets
 from matplotlib.figure import Figure
 
-from cmp import config, evaluation, models, streams
-from cmp.data import Corpus
-from cmp.errors import CmpError
-from cmp.experiments import claims, evidence, paper, planner, results, statistics, store
-from cmp.experiments.studies import Study
-from cmp.merging.apply import merge
-from cmp.merging.rules import Weights
+from cmp import config, schedules
+from cmp.embedded import manifest, packages
+from cmp.experiments import fronts, planner, results, studies, verdicts, workers
+from cmp.experiments.runs import changes_to_cpu
+from cmp.experiments.scores import estimate_mean, t_factor, t_interval
 from cmp.readers.files import read_yaml
-from cmp.registry import get_option, option_names
-from lab import analyses, chapters, figures
+from cmp.registry import Option, get_option, option_names
+from lab import analyses, chapters, figures, live_runs
 
-LIKE = "thirds"
-"""The setting of a published study whose neighbours in the triangle predict."""
-SIZES = ("training.batch", "stream.tasks", "training.steps", "mixture.replay", "mixture.policy")
-"""What the mixture explorer sets beside the shares; stored runs speak of their own alone."""
-CAPACITY = 1000
-"""Images that a buffer holds that needs a number."""
-SUBSET = 64
-"""Images per dataset that the path explorer scores."""
-COMPUTE = "Compute, in runs of the cpu profile"
-PANELS = {"A_KA": "A_KA (%)", "A_ZS": "A_ZS (%)", "GM": "Geometric mean (%)"}
-CHANGES = {name: f"Change of {label}".replace("(%)", "(points)") for name, label in PANELS.items()}
-QUESTIONS = {
-    "Size, for the same compute": (analyses.size_rows, COMPUTE),
-    "Steps of an update": (analyses.step_rows, COMPUTE),
-    "Number of updates, for the same compute": (analyses.update_rows, "Updates that share it"),
-}
-CONTROLS = read_yaml(chapters.BOOK / "explorers.yaml")
+SCRIPTS = Path(__file__).with_name("js")
+NEEDS = ("d3", "common", "schedules")
+"""Scripts that explorers import, in an order in which each comes after what it imports."""
+SHEET = read_yaml(chapters.BOOK / "explorers.yaml")
+AXES = ["A_KA", "A_ZS"]
 
-Named = Mapping[str, Any] | None
-Drawn = tuple[Figure, str, str]
-"""What an explorer shows: the picture, a sentence of plain text, and details as HTML."""
+Answer = Callable[[Mapping[str, Any]], Any]
 
 
-def explorer(controls: Mapping[str, widgets.Widget], draw: Callable[..., Drawn]) -> widgets.VBox:
-    """Put controls above what is drawn from their values.
+@functools.cache
+def script(name: str) -> str:
+    """Return the text of a script; of "d3", the pinned package as a module."""
+    if name != "d3":
+        return (SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
+    package = manifest.load_packages(chapters.BOOK / "_theme")["d3"]
+    archive = packages.fetch_package(package)
+    text = packages.archive_member(archive, "package/dist/d3.min.js").decode()
+    # beside another loader of scripts, d3 would hand itself to that
+    return (
+        f"const define = undefined, exports = undefined;\n{text}\nexport default globalThis.d3;\n"
+    )
 
-    The picture is one image widget whose bytes are replaced, so nothing flickers and no figure is
-    left for the notebook to show. It is there from the start, for pages without a kernel.
 
-    Args:
-        controls: Widgets by the names under which `draw` takes their values.
-        draw: Where it raises `CmpError`, the message is the sentence and the last picture stays.
+class Explorer(anywidget.AnyWidget):
+    """An explorer in a notebook."""
 
-    Returns:
-        The explorer.
-    """
-    sentence, details = widgets.HTML(), widgets.HTML()
-    picture = widgets.Image(format="png", layout={"max_width": "100%", "width": "900px"})
+    _esm = SCRIPTS / "loader.js"
 
-    def update(_: Any = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Mapping[str, Any],
+        still: Mapping[str, str],
+        state: Mapping[str, Any] | None = None,
+        answer: Answer | None = None,
+    ):
+        """Prepare the explorer.
+
+        Args:
+            name: Its script.
+            table: What the script shows, as JSON has it.
+            still: What stands in its place without a kernel, by MIME type, see `draw_still`.
+            state: What it begins with, beside the table's defaults.
+            answer: Answers the script's questions, in a thread of its own.
+        """
+        super().__init__()
+        self.still, self._answer = still, answer
+        scripts = [(each, script(each)) for each in (*NEEDS, name)]
+        style = (SCRIPTS / "explorers.css").read_text(encoding="utf-8")
+        about = {"kind": "start", "name": name, "scripts": scripts, "style": style}
+        self._start = about | {"table": table, "state": state or {}}
+        self._stops: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task] = set()
+        self.on_msg(self._hear)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return data | self.still, metadata
+
+    def _hear(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        verb, identity = message.get("verb"), message.get("id")
+        if verb == "start":
+            self.send(self._start)
+        elif verb == "run":
+            self._tell(identity, state="asked")
+            self._begin(self._run(identity, message["profile"], message["changes"]))
+        elif verb == "stop" and identity in self._stops:
+            self._stops[identity].set()
+        elif verb == "ask" and self._answer:
+            self.send({"kind": "heard", "id": identity})
+            self._begin(self._reply(identity, message["request"]))
+
+    def _begin(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # the loop itself may forget it
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, identity: Any, **about: Any) -> None:
+        self.send({"kind": "run", "id": identity, "about": about})
+
+    async def _run(self, identity: str, profile: str, changes: Mapping[str, Any]) -> None:
+        self._stops[identity] = stop = asyncio.Event()
         try:
-            figure, words, more = draw(**{name: widget.value for name, widget in controls.items()})
-        except CmpError as error:
-            words = html.escape(str(error), quote=False)
-            sentence.value = f"<b>Refused:</b> {words}. Below is what was drawn before."
-            return
-        sentence.value = html.escape(words, quote=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=144)
-        picture.value, details.value = file.getvalue(), more
+            assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+            tree = config.override(config.profile(profile), assignments)
+            async for about in live_runs.follow_run(config.parse(tree, "explorer"), stop):
+                self._tell(identity, **about)
+        except Exception as error:  # else its row would wait for ever
+            self._tell(identity, state=f"failed: {workers.failure_reason(error)}", over=True)
+        finally:
+            del self._stops[identity]
 
-    for control in controls.values():
-        if control.has_trait("style"):
-            control.style.description_width = "initial"
-        if control.has_trait("continuous_update"):
-            control.continuous_update = False
-        control.observe(update, names="value")
-    update()
-    box = widgets.Box([*controls.values()], layout={"flex_flow": "row wrap"})
-    return widgets.VBox([box, sentence, picture, *([details] if details.value else [])])
+    async def _reply(self, identity: Any, request: Mapping[str, Any]) -> None:
+        try:
+            content = {"answer": await asyncio.to_thread(self._answer, request)}
+        except Exception as error:  # else the script would wait for ever
+            content = {"refused": workers.failure_reason(error)}
+        self.send({"kind": "answer", "id": identity} | content)
 
 
-def make_controls(explorer: str, options: Named = None, values: Named = None) -> dict[str, Any]:
-    """Make the controls that `CONTROLS` lists.
-
-    Args:
-        explorer: The explorer's key there.
-        options: What menus offer, by name, where the list does not say.
-        values: What controls begin with, by name, where the list does not say.
-
-    Returns:
-        Widgets by name.
-    """
-    controls, computed = {}, {"options": options or {}, "value": values or {}}
-    for name, listed in CONTROLS[explorer].items():
-        about = listed | {key: given[name] for key, given in computed.items() if name in given}
-        controls[name] = getattr(widgets, about.pop("widget"))(**about)
-    return controls
-
-
-def html_table(table: pd.DataFrame, index: str = "") -> str:
-    """Return a table as HTML: scores with one digit, shares with two; a named index comes first."""
-    table = table.rename_axis(index).reset_index() if index else table
-    shares, score = dict.fromkeys([*"PDB", "distance"], "{:.2f}".format), "{:.1f}".format
-    return table.to_html(border=0, index=False, formatters=shares, float_format=score)
-
-
-def copyable(assignments: list[str]) -> str:
-    """Return the command of a run with these key=value as HTML that a click marks."""
-    lines = html.escape(" \\\n    ".join(["cmpt run cpu", *assignments]))
-    about = '<b>Copy as config</b> (a click marks it all)<pre style="user-select: all">'
-    return f"{about}{lines}</pre>"
-
-
-def run_arguments(run: config.RunConfig) -> list[str]:
-    """Return the key=value arguments of `cmpt run cpu` that make a run, quoted for a shell."""
-    profile = dict(config.flat_keys(config.parse(config.profile("cpu")).to_dict()))
-    return [
-        shlex.quote(f"{key}={json.dumps(value, separators=(',', ':'))}".replace('"', ""))
-        for key, value in config.flat_keys(run.to_dict())
-        if value != profile[key]
-    ]
-
-
-class Triangle(anywidget.AnyWidget):
-    """A triangle of three shares that sum to one, with a handle and points that can be chosen.
-
-    Attributes:
-        value: The shares of pool, update and buffer.
-        points: Stored mixtures, each {"shares": [P, D, B], "name": ...}.
-    """
-
-    _esm = Path(__file__).with_name("triangle.js")
-    value = traitlets.List(traitlets.Float(), [1 / 3, 1 / 3, 1 / 3]).tag(sync=True)
-    points = traitlets.List(traitlets.Dict()).tag(sync=True)
-
-
-def schedule_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
-    """Explore the learning rate over a stream: schedule, meta schedule, their keys, tasks, steps.
-
-    "Hold this one" keeps a setting in grey, to compare with, until it is pressed again.
+def draw_still(
+    name: str,
+    figure: Figure,
+    words: str,
+    table: Mapping[str, Any] | None = None,
+    script: str = "",
+) -> dict[str, str]:
+    """Return what stands in an explorer's place without a kernel.
 
     Args:
-        published: Published metrics, of which the nearest settings are listed.
+        name: The explorer's name; a page with a table of that name puts the explorer there. Where
+            it is empty, the picture stays.
+        figure: The picture.
+        words: What it shows.
+        table: The explorer's table, where only the notebook has it.
+        script: Its script, where that has another name.
 
     Returns:
-        The explorer.
+        HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
     """
-    stored = None if published is None else analyses.stored_schedules(published)
-    metas = [meta for meta in option_names("meta_schedule") if meta != "free"]
-    defaults = dataclasses.asdict(config.Schedule()) | config.DEFAULT_SHARES
-    menus = {"name": option_names("schedule"), "meta": metas}
-    controls = make_controls("schedule", menus, defaults)
-    current: dict[str, np.ndarray] = {}
-    held: dict[str, np.ndarray] = {}
-
-    def draw(peak: float, hold: bool, **values) -> Drawn:
-        nonlocal current, held
-        keys = analyses.schedule_keys(values["name"], values["meta"])
-        for key in controls.keys() - {"name", "meta", "peak", "tasks", "steps", "hold"}:
-            controls[key].disabled = key not in keys
-        for key, value in values.items():
-            values[key] = round(value, 6) if isinstance(value, float) else value  # stray digits
-        run = analyses.schedule_run(peak=float(f"{peak:.3g}"), **values)
-        rates = analyses.schedule_rates(run)
-        held = (held or current) if hold else {}  # `current` is what was drawn before
-        current = {f"{analyses.schedule_label(run)}, peak {run.schedule.peak:g}": rates}
-        curves = current | {f"held: {name}": other for name, other in held.items()}
-        details = ("" if stored is None else _nearest(run, stored)) + copyable(run_arguments(run))
-        return figures.plot_learning_rates(curves), schedule_sentence(run, rates), details
-
-    return explorer(controls, draw)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    how = "This picture stands still: run the cell in JupyterLab to move its controls."
+    text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
+    if table is not None:
+        data = json.dumps(table).replace("</", "<\\/")  # which would end the script
+        text += f'<script type="application/json">{data}</script>'
+    found = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
+    place = f'<div class="answering"{found}>{text}</div>'
+    return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 
-def schedule_sentence(run: config.RunConfig, rates: np.ndarray) -> str:
-    """Say the mean learning rate against the peak, and the path length.
+def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
+    """Tabulate published settings for a script.
 
     Args:
-        run: A run.
-        rates: Its learning rates, [tasks, steps].
+        published: As `lab.analyses.published_settings` returns it.
 
     Returns:
-        The sentence.
+        Per setting: `label`; how many streams are `planned`; `changes` to the profile `cpu` by
+        dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and
+        `half` the width of their intervals, `None` where there are none yet.
     """
-    mean, (tasks, steps) = rates.mean(), rates.shape
-    return (
-        f"Mean rate {mean:.2g} = {mean / run.schedule.peak:.2f} of the peak {run.schedule.peak:g}, "
-        f"over {tasks} tasks x {steps} steps; path length (the sum of all rates) {rates.sum():.3g}."
+    configs, scores = results.setting_configs(published), verdicts.run_scores(published)
+    plans, level = published.groupby("setting")["planned"].first(), verdicts.claims_level()
+    rows = []
+    for name, run in configs.items():
+        ends = scores.loc[name, AXES].round(2)
+        planned, bases = int(plans[name]), scores.loc[name, "base"]
+        means = [estimate_mean(ends[axis], bases, planned, level) for axis in AXES]
+        changes = {
+            key: value
+            for key, value in changes_to_cpu(run).items()
+            if not key.startswith(("seed", "evaluation"))
+        }
+        about = {"label": name, "planned": planned, "changes": changes}
+        about["ends"] = {
+            str(n): row.tolist() for n, row in zip(ends.index, ends.to_numpy(), strict=True)
+        }
+        about["at"] = [round(mean.value, 2) for mean in means]
+        rows.append(about | {"half": half_widths([mean.half for mean in means])})
+    return rows
+
+
+def half_widths(halves: Sequence[float]) -> list[float] | None:
+    """Return half the widths of intervals as a script gets them: none where one is not known."""
+    return None if np.isnan(halves).any() else np.round(halves, 2).tolist()
+
+
+def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -> dict[str, Any]:
+    """Return what the tables of the explorers of schedules and mixtures share."""
+    front = analyses.front_points(verdicts.load_claims().fronts["plain"])
+    first, count = studies.CONFIRMING
+    bases = {str(n): first + n % count for n in range(verdicts.REPLICATES)}
+    factors = {n: round(t_factor(n, verdicts.claims_level()), 4) for n in range(2, count + 1)}
+    return SHEET[name] | {
+        "runs": stored_runs(published),
+        "band": analyses.runs_of_size("quick", study)[AXES].round(2).to_numpy().tolist(),
+        "front": front[AXES].round(2).to_numpy().tolist(),
+        "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
+        "bases": bases,
+        "factors": factors,
+        "chapter": chapter,
+    }
+
+
+def schedule_table() -> dict[str, Any]:
+    """Return the table of the explorer of schedules."""
+    table = common_table(
+        "schedule", "rates", "04", published := analyses.published_settings(*analyses.SCHEDULES)
     )
-
-
-def _nearest(run: config.RunConfig, stored: pd.DataFrame) -> str:
-    """Return the stored runs whose schedules are nearest, as HTML."""
-    near = analyses.nearest_schedules(run, stored)
-    if near.empty:
-        return f"<p>No stored run is of a stream of {run.stream.tasks} tasks.</p>"
-    return (
-        "<b>The nearest stored runs</b>, by the sum of the rates of each task: distance 0.69 is a "
-        f"factor of two in each. Scores after the stream, means over replicates{html_table(near)}"
-    )
-
-
-def mixture_explorer(published: pd.DataFrame | None = None) -> widgets.VBox:
-    """Explore what a batch is made of, how often an image is seen, and what such runs scored.
-
-    Args:
-        published: Published metrics with a setting `LIKE`, which predict.
-
-    Returns:
-        The explorer.
-    """
-    surface = None if published is None else analyses.surface(published, LIKE)
-    stored = zip(surface.names, surface.shares.tolist(), strict=True) if surface else ()
-    triangle = Triangle(points=[{"name": name, "shares": shares} for name, shares in stored])
-    menus, values = {"policy": option_names("buffer")}, {"policy": config.Mixture().policy}
-    controls = {"shares": triangle} | make_controls("mixture", menus, values)
-
-    def draw(shares, batch, tasks, steps, replay, policy) -> Drawn:
-        needs = get_option("buffer", policy).facts["capacity"] == "required"
-        buffer = {"policy": policy, "capacity": CAPACITY if needs else None}
-        run = analyses.mixture_run(shares, batch, tasks, steps, replay=round(replay, 6), **buffer)
-        mixture = run.mixture
-        parts, passes = analyses.mixture_counts(mixture, batch, tasks, steps, mixture.replay)
-        details = (_prediction(run, surface) if surface else "") + copyable(run_arguments(run))
-        if policy != config.Mixture().policy:
-            details = f"<p>Drawn is a buffer that keeps all, not {policy!r}.</p>{details}"
-        return figures.plot_batch(parts, passes), mixture_sentence(mixture, passes), details
-
-    return explorer(controls, draw)
-
-
-def mixture_sentence(mixture: config.Mixture, passes: pd.DataFrame) -> str:
-    """Say the shares, and how often images are seen.
-
-    Args:
-        mixture: Shares of a batch.
-        passes: See `cmp.experiments.statistics.expected_counts`.
-
-    Returns:
-        The sentence.
-    """
-    seen = passes[list(figures.POOLS)].sum(axis=1)
-    return (
-        f"Shares P {mixture.pretraining:.2f}, D {mixture.update:.2f}, B {mixture.buffer:.2f}. "
-        f"An image of the replay pool ({passes['images'][0]:,.0f} images) is seen {seen[0]:.1f} "
-        f"times, one that arrives first {seen[1]:.1f} times, one that arrives last "
-        f"{seen.iloc[-1]:.1f} times."
-    )
-
-
-def _prediction(run: config.RunConfig, surface: analyses.Surface) -> str:
-    """Return the scores of a run between stored ones, and the nearest of them, as HTML."""
-    own, stored = (dict(config.flat_keys(each.to_dict())) for each in (run, surface.like))
-    if differing := [key for key in SIZES if own[key] != stored[key]]:
-        words = ", ".join(f"{key}={stored[key]}" for key in differing)
-        return f"<p>No prediction: the stored runs are of {words}.</p>"
-    if not surface.holds(run.mixture):
-        return "<p>No prediction: no stored mixtures lie around this one.</p>"
-    misses, near = surface.misses(), surface.nearest(run.mixture)
-    scores = " and ".join(
-        f"<b>{name} {row['mean']:.1f}%</b> ({row['low']:.1f} to {row['high']:.1f})"
-        for name, row in surface.predict(run.mixture).iterrows()
-    )
-    return (
-        f"<p>Between the stored runs: {scores}, 95% t-intervals over {len(surface.scores)} "
-        f"replicates. Interpolation adds to them: where a stored mixture is left out, it misses by "
-        f"{misses['A_KA']:.1f} and {misses['A_ZS']:.1f} points.</p>"
-        f"<b>The nearest stored runs</b>, by the share of a batch that differs{html_table(near)}"
-    )
-
-
-def stream_explorer(corpus: Corpus, published: pd.DataFrame | None = None) -> widgets.VBox:
-    """Explore in which order classes arrive, what that makes of tasks, and how such runs went.
-
-    Args:
-        corpus: The embedded benchmark.
-        published: Published metrics, of which settings of the same stream are listed.
-
-    Returns:
-        The explorer.
-    """
-    orders = [name for name in option_names("order") if name != "listed"]
-
-    def draw(seed: int, **stream) -> Drawn:
-        run = config.parse(config.profile("cpu") | {"seed": seed, "stream": stream})
-        report = statistics.stream_report(run, corpus)
-        counts = statistics.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
-        counts = counts.reindex(columns=sorted(corpus.by_role("adapt")), fill_value=0)
-        details = "" if published is None else _same_stream(run, published)
-        arguments = run_arguments(dataclasses.replace(run, seeds=config.Seeds()))
-        details += copyable([*arguments, f"seed={seed}"])
-        return figures.plot_stream(counts, report), stream_sentence(report), details
-
-    return explorer(make_controls("stream", {"order": orders}), draw)
-
-
-def stream_sentence(report: pd.DataFrame) -> str:
-    """Say how unequal the tasks of a stream are.
-
-    Args:
-        report: See `cmp.experiments.statistics.stream_report`.
-
-    Returns:
-        The sentence.
-    """
-    images, passes, datasets = report["images"], report["passes"], report["datasets"]
-    return (
-        f"{report['classes'].sum()} classes in {len(report)} tasks. Images a task: {images.min()} "
-        f"to {images.max()}, {images.max() / images.min():.1f} times as many; so a task goes over "
-        f"its own images {passes.min():.1f} to {passes.max():.1f} times. Datasets a task: "
-        f"{datasets.min()} to {datasets.max()}."
-    )
-
-
-def _same_stream(run: config.RunConfig, published: pd.DataFrame) -> str:
-    """Return how the stored settings of a run's stream went, as HTML."""
     configs = results.setting_configs(published)
-    names = [name for name, other in configs.items() if other.stream == run.stream]
-    if not names:
-        return "<p>No stored run follows this stream.</p>"
-    trajectory = store.trajectory(published[published["setting"].isin(names)])
-    way, end = (claims.setting_means(trajectory, at)[["A_KA", "A_ZS"]] for at in ("area", "end"))
-    columns = way.add_suffix(" on the way (%)").join(end.add_suffix(" at the end (%)"))
-    table = html_table(columns.loc[names], "setting")
-    return f"<b>Stored runs of this stream</b>, means over replicates{table}"
+    for row in table["runs"]:
+        run = configs[row["label"]]
+        row["schedule"] = _schedule_state(run)
+        row["besides"] = any(not key.startswith("schedule.") for key in row["changes"])
+    cpu = config.parse(config.profile("cpu"), "cpu")
+    return table | {
+        "tasks": cpu.stream.tasks,
+        "steps": cpu.training.steps,
+        "usual": (usual := _schedule_state(cpu)),
+        "defaults": usual | {"lock": False},
+        "curves": {
+            name: {"settings": option_keys(each), "overStream": each.facts["over_stream"]}
+            for name, each in options("schedule").items()
+        },
+        "metas": {
+            name: {"settings": option_keys(each), "curve": each.facts["curve"]}
+            for name, each in options("meta_schedule").items()
+        },
+    }
 
 
-def method_explorer(published: pd.DataFrame, shown: list[str]) -> widgets.VBox:
-    """Explore any two numbers of the stored runs against each other.
-
-    Args:
-        published: Published metrics.
-        shown: The settings to begin with.
-
-    Returns:
-        The explorer.
-    """
-    table = analyses.setting_ends(published)
-    columns = [*analyses.AXES.values(), analyses.STEPS]
-    colours, score = figures.palette(table.index), analyses.AXES["GM"]
-    menus = {"names": list(table.index), "x": columns, "y": columns}
-    values = {"names": shown, "x": columns[0], "y": columns[1]}
-
-    def draw(names, x, y) -> Drawn:
-        if not names:
-            raise CmpError("choose a setting at least (Ctrl or Cmd with a click takes several)")
-        if x == y:
-            raise CmpError("choose two different axes")
-        chosen = table.loc[list(names)]
-        best = chosen[score].idxmax()
-        sentence = f"Of these, {best} ends highest in GM: {chosen.loc[best, score]:.1f}%."
-        details = html_table(chosen[columns], "setting")
-        return figures.plot_scatter(chosen, x, y, colours), sentence, details
-
-    return explorer(make_controls("method", menus, values), draw)
+def options(kind: str) -> dict[str, Option]:
+    """Return the options of a kind by name."""
+    return {name: get_option(kind, name) for name in option_names(kind)}
 
 
-def budget_calculator() -> widgets.VBox:
-    """Explore what a step of each method costs, and how many of them a budget allows.
-
-    Returns:
-        The explorer.
-    """
-    names = [*models.family_names(), "ViT-B-32", "ViT-B-16"]  # these two take seconds to count
-    menus = {"model": names, "names": option_names("method")}
-
-    def draw(model, batch, tasks, total, names) -> Drawn:
-        if not names:
-            raise CmpError("choose a method at least (Ctrl or Cmd with a click takes several)")
-        total = round(total)
-        table = paper.budget_table(model, batch, total / tasks, names)
-        sentence = (
-            f"{total:,} steps of full fine-tuning, over {tasks} updates of {model} at batch "
-            f"{batch}: {total / tasks:,.1f} of them an update."
-        )
-        texts = table.map(lambda x: f"{x:,.3g}" if isinstance(x, float) else f"{x:,}")
-        return figures.plot_allowed_steps(table), sentence, html_table(texts, "method")
-
-    return explorer(make_controls("budget", menus), draw)
+def option_keys(option: Option) -> list[str]:
+    """Return the keys of a config that a script knows of an option: shares, not steps."""
+    return [key for key in option.settings if not key.endswith("_steps")]
 
 
-def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> widgets.VBox:
-    """Explore the path between two models: what a slider asks for is merged and scored on the spot.
+def _schedule_state(run: config.RunConfig) -> dict[str, Any]:
+    """Return a schedule's keys, with what holds where the config leaves it open."""
+    section = run.to_dict()["schedule"]
+    for key, share in config.DEFAULT_SHARES.items():
+        steps = section.pop(f"{key}_steps")
+        if section[key] is None:
+            section[key] = share if steps is None else steps / run.training.steps
+    return section
+
+
+def schedule_explorer(**state: Any) -> Explorer:
+    """Explore the learning rate over a stream: where such runs ended, and where this one would.
 
     Args:
-        name: The model's name.
-        before, tuned: Its weights before and after fine-tuning.
-        corpus: What it is scored on, in fixed subsets of the tests.
+        **state: What it begins with, such as `name="rsqrt", meta="rsqrt", peak=0.0016`.
 
     Returns:
         The explorer.
     """
-    network = models.create_model(name).eval()
-    rules = option_names("merge_rule", "weight", base=False)
-
-    @functools.cache
-    def score(rule: str, share: float) -> pd.Series:
-        network.load_state_dict(merge(rule, [tuned, before], weights=(share, 1 - share)))
-        summary = evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
-        return pd.Series(summary, name=share)
-
-    def draw(share: float, rule: str) -> Drawn:
-        def score_at(place: float) -> pd.Series:  # at both ends every rule gives the same model
-            return score(rule if 0 < place < 1 else rules[0], place)
-
-        between = pd.DataFrame([score_at(place) for place in (0.0, 0.25, 0.5, 0.75, 1.0)])
-        chosen = score_at(round(share, 6))
-        words = ", ".join(f"{key} {value:.1f}%" for key, value in chosen.items())
-        sentence = f"{share:.2f} of the fine-tuned weights, by {rule}: {words}."
-        return figures.plot_merge_path(between, chosen), sentence, ""
-
-    return explorer(make_controls("path", {"rule": rules}), draw)
-
-
-def scale_explorer(study: Study, trajectory: pd.DataFrame) -> widgets.VBox:
-    """Explore what size, steps and updates come to, at the end of the stream or as changes.
-
-    Args:
-        study: The study of chapter 05.
-        trajectory: Of its published runs.
-
-    Returns:
-        The explorer.
-    """
-    costs = analyses.setting_costs(study)
-
-    def draw(question: str, measure: str) -> Drawn:
-        select, label = QUESTIONS[question]
-        rows = select(costs.join(claims.setting_means(trajectory, measure)))
-        best = rows.loc[rows["GM"].idxmax()]
-        sentence = (
-            f"Highest in the geometric mean: {best.name}, {best['steps']} steps in each of "
-            f"{best['updates']} updates."
-        )
-        panels = PANELS if measure == "end" else CHANGES
-        details = html_table(rows[["updates", "steps", *PANELS]], "setting")
-        return figures.plot_curves(rows, "x", panels, label), sentence, details
-
-    return explorer(make_controls("scale", {"question": list(QUESTIONS)}), draw)
-
-
-def planner_explorer() -> widgets.VBox:
-    """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
-
-    Returns:
-        The explorer.
-    """
-    known = evidence.gather_evidence()
-    names = [*models.family_names(), *paper.CATALOGUE_MODELS]
-    menus = {"model": names, "device": list(planner.DEVICES)}
-    for key, words in (("keep", planner.KEEP), ("new", planner.NEW)):
-        menus[key] = [(f"{name}: {text}", name) for name, text in words.items()]
-
-    def draw(hours, images, pool, other, **values) -> Drawn:
-        values["images"] = images if values["model"] in paper.CATALOGUE_MODELS else None
-        values |= {"pool": 0.0 if other else round(pool, 2), "other_pool": other}
-        request = planner.PlanRequest(gpu_hours=float(f"{hours:.3g}"), **values)
-        plan = planner.make_plan(request, known)
-        return figures.plot_plan(plan, known), planner.plan_summary(plan), _plan_details(plan)
-
-    return explorer(make_controls("planner", menus), draw)
-
-
-def _plan_details(plan: planner.Plan) -> str:
-    """Return costs, place, notes, effects, what was rejected, and the file, as HTML."""
-    sentences = [planner.place_sentence(plan), *plan.notes]
-    parts = "".join(f"<p>{html.escape(sentence, quote=False)}</p>" for sentence in sentences)
-    costs = pd.Series(plan.costs).map("{:.3g}".format).to_frame("amount")
-    rejected = pd.DataFrame(plan.rejected.items(), columns=["rejected", "why"])
-    text = html.escape(planner.plan_as_yaml(plan, comments=False))
-    return (
-        f"{html_table(costs, 'what')}{parts}"
-        f"<b>What each choice did in the stored runs</b>{html_table(plan.effects)}"
-        f"<b>What was rejected</b>{html_table(rejected)}"
-        "<b>Copy as a file for</b> <code>cmpt run FILE --dry-run</code> (a click marks it all)"
-        f'<pre style="user-select: all">{text}</pre>'
+    table = schedule_table()
+    runs = [run for run in table["runs"] if run["label"] in SHEET["schedule"]["still"]]
+    curves = {}
+    for run in runs:
+        assignments = [f"{key}={json.dumps(value)}" for key, value in run["changes"].items()]
+        tree = config.override(config.profile("cpu"), assignments)
+        schedule = config.parse(tree, "schedule").schedule
+        curves[run["label"]] = schedules.learning_rates(schedule, table["tasks"], table["steps"])
+    words = "The learning rates of " + " and ".join(
+        f"{run['label']} (A_KA {run['at'][0]:.1f}%, A_ZS {run['at'][1]:.1f}%)" for run in runs
     )
+    still = draw_still("schedule", figures.plot_learning_rates(curves), words)
+    return Explorer("schedule", table, still, state)
+
+
+PARTS = 40
+"""Steps from one corner of the triangle of mixtures to the next."""
+
+
+def mixture_table() -> dict[str, Any]:
+    """Return the table of the explorer of mixtures.
+
+    `grid` has a row per point of the triangle: `at` in parts of `parts`; `value`, the A_KA and A_ZS
+    interpolated there and the A_ZS beyond plain fine-tuning's front at that A_KA; `half` the widths
+    of the first two's intervals. `passes` is how often an image is seen per share: one of the pool,
+    one in its own update, and one of the first update in the buffer.
+    """
+    published = analyses.published_settings(*analyses.MIXTURES)
+    table = common_table("mixture", "mixtures", "07", published)
+    surface = analyses.surface(published, "thirds")
+    planned = int(published.loc[published["setting"].isin(surface.names), "planned"].min())
+    places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
+    for row in table["runs"]:
+        row["shares"] = places.get(row["label"])
+    grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
+    shares = np.vstack([np.divide(grid, PARTS), np.full(3, 1 / 3)])
+    scores = surface.weights(shares) @ surface.scores  # [replicates, points, 2]
+    means = analyses.front_points(verdicts.load_claims().fronts["plain"])
+    front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
+    rows = []
+    for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
+        if np.isnan(values).any():
+            rows.append({"at": at, "value": None, "half": None})
+            continue
+        found = [t_interval(values[:, axis], verdicts.claims_level()) for axis in range(2)]
+        (gained, _, _), (kept, _, _) = found
+        halves = [np.nan if len(values) < planned else half for _, _, half in found]
+        value, half = np.round([gained, kept], 2).tolist(), half_widths(halves)
+        covered = gained >= front.accumulation[0]
+        value.append(round(kept - front.retention_at(gained), 2) if covered else None)
+        rows.append({"at": at, "value": value, "half": half})
+    run = config.parse(config.profile("cpu"), "cpu")
+    shown = run.training.steps * run.training.batch
+    update = planner.ARRIVING / run.stream.tasks
+    earlier = sum(1 / task for task in range(1, run.stream.tasks))
+    passes = [shown * run.stream.tasks / (run.mixture.replay * analyses.POOL), shown / update]
+    return table | {
+        "parts": PARTS,
+        "grid": rows[:-1],
+        "third": rows[-1],
+        "misses": surface.misses().round(2).tolist(),
+        "passes": [*passes, shown / update * earlier],
+    }
+
+
+def mixture_explorer(**state: Any) -> Explorer:
+    """Explore what a batch is made of, how often an image is seen, and where such runs ended.
+
+    Args:
+        **state: What it begins with, such as `shares=[0.2, 0.4, 0.4]`.
+
+    Returns:
+        The explorer.
+    """
+    surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
+    words = "Where runs of each mixture of pool, update and buffer ended."
+    still = draw_still("mixture", figures.plot_triangles(surface), words)
+    return Explorer("mixture", mixture_table(), still, state)
+
+
+TABLES = {"schedule": schedule_table, "mixture": mixture_table}
+"""What makes the table of each explorer that a page of the site answers by itself."""

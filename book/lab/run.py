@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from cmp.readers.files import parse_json
-from lab import chapters
+from lab import chapters, values
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")
 """What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""
@@ -35,7 +35,9 @@ VOLATILE = {
     r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]": "[time]",
 } | {re.escape(place) + r"(?![\w.-])": name for place, name in PLACES.items()}
 """What differs between two runs of a chapter -> what stands for it."""
-WIDGET_ID = r"[0-9a-f]{32}"
+ENDS = "from lab import chapter_setup\n\nchapter_setup.print_ends(globals())"
+"""A last cell that is executed and taken out again."""
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Task(NamedTuple):
@@ -123,10 +125,34 @@ def execute_chapter(task: Task) -> None:
         raise _failure(source, failed, started, error) from error
     finally:
         part.unlink(missing_ok=True)
+    drop_widgets(executed)
+    ends = executed.cells.pop()["outputs"]
+    record["ends"] = parse_json(ends[0]["text"]) if ends else {}
+    values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
     write_atomic(target, nbformat.writes(executed))
     failed.unlink(missing_ok=True)
+
+
+def drop_widgets(executed) -> None:
+    """Leave the stills of explorers in an executed notebook, and nothing of progress bars.
+
+    Without a kernel, a widget could only say that it is missing.
+    """
+    executed.metadata.pop("widgets", None)
+    for cell in executed.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if WIDGET not in data:
+                kept.append(output)
+                continue
+            for kind in ("text/html", "image/png"):  # a viewer shows one kind of an output only
+                if kind in data:
+                    kept.append(nbformat.v4.new_output("display_data", {kind: data[kind]}))
+        if "outputs" in cell:
+            cell.outputs = kept
 
 
 def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
@@ -134,7 +160,9 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    write_atomic(part, nbformat.writes(chapters.notebook(source)))
+    notebook = chapters.notebook(source)
+    notebook.cells.append(nbformat.v4.new_code_cell(ENDS, id="ends"))
+    write_atomic(part, nbformat.writes(notebook))
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     return papermill.execute_notebook(
         path,
@@ -176,46 +204,50 @@ def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> 
     return CmpError(f"{what}\n  the notebook so far: {kept}")
 
 
-def run_chapters(
-    sources: list[Path], folder: Path, given: dict[str, str], jobs: int = 1, dry_run: bool = False
-) -> tuple[list[Task], list[CmpError]]:
-    """Run those of some chapters that are not current, after all parameters are checked.
+def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> list[Task]:
+    """Return a task for each of some chapters; raise `CmpError` for a wrong parameter.
 
     Args:
         sources: Chapters.
         folder: Where the executed notebooks go.
         given: Parameter -> text of a value.
-        jobs: Chapters at the same time.
-        dry_run: Print the plan only.
-
-    Returns:
-        What there was to do, and what failed, in the book's order.
-
-    Raises:
-        CmpError: A parameter is wrong.
     """
     fingerprint, tasks = package_fingerprint(), []
     for source in sources:
         values = chapters.check_parameters(source, given)
         tasks.append(Task(source, folder / f"{source.stem}.ipynb", values, fingerprint))
+    return tasks
+
+
+def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
+    """Run those of some tasks that are not current.
+
+    Args:
+        tasks: What there is to run.
+        jobs: Chapters at the same time.
+        dry_run: Print the plan only.
+
+    Returns:
+        Target -> why it failed, in the order of the tasks.
+    """
     todo = [task for task in tasks if not task.is_current()]
     for task in tasks:
         forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
-        tqdm.write(f"{task.source.stem}: {forecast if task in todo else 'current, skipped'}")
+        tqdm.write(f"{task.target.stem}: {forecast if task in todo else 'current, skipped'}")
     known = [task.seconds for task in todo if task.seconds]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
     tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
-    if dry_run:
-        return tasks, []
     failures = {}
+    if dry_run:
+        return failures
     for task, error in tqdm(_finished(todo, jobs), "book", len(todo), disable=None):
         if isinstance(error, CmpError):
-            failures[task.source] = error
+            failures[task.target] = error
         elif error:
             raise error
-        tqdm.write(f"{task.source.stem}: {'failed' if error else f'{task.seconds} s'}")
-    return tasks, [failures[task.source] for task in todo if task.source in failures]
+        tqdm.write(f"{task.target.stem}: {'failed' if error else f'{task.seconds} s'}")
+    return {task.target: failures[task.target] for task in todo if task.target in failures}
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
@@ -241,11 +273,19 @@ def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | 
         yield finished.get()
 
 
-def raise_failures(failures: list[CmpError]) -> None:
+def raise_failures(failures: dict[Path, CmpError]) -> None:
     """Raise one `CmpError` for the chapters that failed, if any did."""
     if failures:
-        parts = "\n".join(map(str, failures))
+        parts = "\n".join(map(str, failures.values()))
         raise CmpError(f"{len(failures)} of the chapters failed\n{parts}")
+
+
+def check_profile(profile: str, given: Mapping[str, str]) -> None:
+    """Raise `CmpError` for no profile of `cmp`, and for another among the parameters."""
+    if profile not in PROFILES:
+        raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
+    if given.get("profile", profile) != profile:
+        raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
 
 
 def run_book(
@@ -275,49 +315,22 @@ def run_book(
         CmpError: A parameter is wrong, before anything starts; or chapters failed, at the end.
     """
     given = given or {}
-    if profile not in PROFILES:
-        raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
-    if given.get("profile", profile) != profile:
-        raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
+    check_profile(profile, given)
     target = target or build_folder() / profile
     sources = chapters.select(numbers, folder)
-    tasks, failures = run_chapters(sources, target, given | {"profile": profile}, jobs, dry_run)
+    tasks = plan_chapters(sources, target, given | {"profile": profile})
+    failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
         print(f"notebooks: {target}")
     raise_failures(failures)
     return [task.target for task in tasks]
 
 
-def widget_names(outputs: list, states: dict[str, dict]) -> dict[str, str]:
-    """Number widgets in the order in which the outputs show them, each followed by what it holds.
-
-    Args:
-        outputs: Of all cells.
-        states: A widget's random id -> its state. Widgets that nothing holds (links) come last, in
-            the order of their states.
-
-    Returns:
-        Random id -> number.
-    """
-    names: dict[str, str] = {}
-
-    def visit(node) -> None:
-        for name in re.findall(WIDGET_ID, json.dumps(node, sort_keys=True)):
-            if name in states and name not in names:
-                names[name] = f"{len(names):032x}"
-                visit(states[name])
-
-    visit(outputs)
-    visit(sorted(states, key=lambda name: re.sub(WIDGET_ID, "", json.dumps(states[name]))))
-    return names
-
-
 def stable_notebook(executed, source: Path):
     """Return an executed notebook as it is committed: another run of the chapter changes nothing.
 
-    Times, paths of this machine, addresses, random ids of cells and widgets, and versions are left
-    out. Outputs, widget state, the source's hash, and what makes jupytext see the same inputs in
-    both files stay (it refuses to open a pair whose notebook is newer and differs).
+    Times, paths of this machine, addresses, random ids of cells, and versions are left out. Outputs
+    and the source's hash stay.
 
     Args:
         executed: An nbformat notebook.
@@ -326,29 +339,22 @@ def stable_notebook(executed, source: Path):
     Returns:
         Another nbformat notebook.
     """
-    state = executed.metadata.get("widgets", {})
-    states = {name: model for kind in state.values() for name, model in kind["state"].items()}
-    widgets = widget_names([cell.get("outputs") for cell in executed.cells], states)
 
     def scrub(node):
         text = json.dumps(node)
-        for name, number in widgets.items():
-            text = text.replace(name, number)
         for pattern, replacement in VOLATILE.items():
             text = re.sub(pattern, replacement, text)
         return nbformat.from_dict(json.loads(text))
 
     page = chapters.notebook(source)
     for cell, ran in zip(page.cells, executed.cells, strict=True):
+        cell.source = ran.source
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
     about, ran = page.metadata, executed.metadata["cmp"]
-    lexer = about.get("jupytext", {}).get("default_lexer", "ipython3")
     about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
-    about["jupytext"] = {"default_lexer": lexer, "formats": chapters.FORMATS}
+    about.pop("jupytext", None)  # values are filled in: the text is no longer that of the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
-    if state:
-        about["widgets"] = scrub(state)
     return page
 
 
@@ -366,17 +372,11 @@ def commit_notebooks(
         The written notebooks.
 
     Raises:
-        CmpError: A source does not pair itself with its notebook in its header; or chapters failed,
-            whose committed notebooks stay as they were.
+        CmpError: Chapters failed, whose committed notebooks stay as they were.
     """
     sources = chapters.select(numbers, folder)
-    for source in sources:
-        pairing = chapters.notebook(source).metadata.get("jupytext", {})
-        if pairing.get("formats") != chapters.FORMATS:
-            raise CmpError(
-                f"{source}: add to the header:\njupytext:\n  formats: {chapters.FORMATS}"
-            )
-    tasks, failures = run_chapters(sources, build_folder() / "published", {}, jobs)
+    tasks = plan_chapters(sources, build_folder() / "published", {})
+    failures = run_tasks(tasks, jobs)
     written = []
     for task in tasks:
         if task.is_current():

@@ -1,10 +1,8 @@
 """The book as a static site: MyST with the theme of `book/_theme`, and nothing from a network but
 pinned packages, which are fetched once."""
 
-import contextlib
 import importlib.util
 import inspect
-import itertools
 import json
 import os
 import re
@@ -13,30 +11,19 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.experiments import results
-from cmp.files import build_folder, write_atomic
+from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from cmp.registry import option_names
-from lab import analyses, chapters, explorers, figures
+from lab import asked, atlas, chapters, explorers, figures
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
-
-PARTS = 20
-"""Steps from one corner of the triangle of mixtures to the next."""
-BATCH, TASKS, STEPS, REPLAY = 64, 8, 40, 0.1
-LENGTHS = (4, 8, 16)
-"""Numbers of tasks that the schedule's table holds."""
-PEAKS = tuple(float(f"{10**exponent:.2g}") for exponent in np.arange(-4, -2.35, 0.1))
+TABLES = explorers.TABLES | asked.TABLES | {"atlas": atlas.atlas_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
@@ -59,15 +46,10 @@ def vendor_packages() -> None:
     """Fetch the packages that the theme needs and put them where its pages look for them.
 
     Raises:
-        CmpError: A package cannot be fetched, or this Python lacks anywidget.
+        CmpError: A package cannot be fetched.
     """
-    for name, package in manifest.load_packages(THEME).items():
-        copy_parts(packages.fetch_package(package), VENDORED[name], THEME)
-    script = Path(sys.prefix, "share", "jupyter", "nbextensions", "anywidget", "index.js")
-    if not script.exists():
-        raise CmpError(f"{script}: missing; install the package anywidget into this Python")
-    shutil.copy(script, THEME / "public" / "vendor" / "anywidget.js")
-    shutil.copy(chapters.BOOK / "lab" / "triangle.js", THEME / "public" / "vendor")
+    for name, parts in VENDORED.items():
+        copy_parts(packages.fetch_package(manifest.load_packages(THEME)[name]), parts, THEME)
 
 
 def figure_captions() -> dict[str, str]:
@@ -85,88 +67,15 @@ def figure_captions() -> dict[str, str]:
 
 
 def write_lookups() -> None:
-    """Write the captions and tables that pages look up."""
+    """Write what pages look up: captions, and the scripts and tables of explorers."""
     write_atomic(THEME / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
-    for name, table in (("mixture", mixture_table()), ("schedule", schedule_table())):
-        text = json.dumps(table, separators=(",", ":"))
-        write_atomic(THEME / "public" / "data" / f"{name}.json", text)
-
-
-def mixture_table() -> dict[str, Any]:
-    """Tabulate the mixture explorer with the results of chapter 07.
-
-    Returns:
-        `points`: "P/D/B" -> sentence, command, scores, and the nearest stored mixtures;
-        `stored`: those; `replicates`; `misses`: what interpolation adds to the intervals.
-    """
-    surface = analyses.surface(results.published_metrics("07"), explorers.LIKE)
-    means = surface.scores.mean(axis=0).round(1).tolist()
-    stored = zip(surface.names, surface.shares.tolist(), means, strict=True)
-    grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
-    points = [*np.divide(grid, PARTS).tolist(), *surface.shares.tolist()]
-    return {
-        "stored": [{"name": name, "shares": at, "scores": mean} for name, at, mean in stored],
-        "replicates": len(surface.scores),
-        "misses": surface.misses().round(1).to_list(),
-        "points": {shares_key(shares): _mixture_point(shares, surface) for shares in points},
-    }
-
-
-def shares_key(shares: list[float]) -> str:
-    """Return the name of a mixture in the table: its shares with three digits."""
-    return "/".join(f"{share:.3f}" for share in shares)
-
-
-def _mixture_point(shares: list[float], surface: analyses.Surface) -> dict[str, Any]:
-    """Return what the explorer says of a mixture."""
-    run = analyses.mixture_run(shares, BATCH, TASKS, STEPS, replay=REPLAY)
-    _, passes = analyses.mixture_counts(run.mixture, BATCH, TASKS, STEPS, REPLAY)
-    near = surface.nearest(run.mixture)
-    held = surface.holds(run.mixture)
-    return {
-        "sentence": explorers.mixture_sentence(run.mixture, passes),
-        "command": explorers.run_arguments(run),
-        "scores": surface.predict(run.mixture).round(1).to_numpy().tolist() if held else None,
-        "near": _places(near.assign(distance=near["distance"].round(3)), surface.names),
-    }
-
-
-def _places(near: pd.DataFrame, names: list[str]) -> list[list]:
-    """Return the nearest settings as [place among all stored ones, distance]."""
-    pairs = zip(near["setting"], near["distance"].tolist(), strict=True)
-    return [[names.index(name), distance] for name, distance in pairs]
-
-
-def schedule_table() -> dict[str, Any]:
-    """Tabulate the schedule explorer with the results of chapter 04.
-
-    Returns:
-        `curves`: every curve with every meta schedule that it goes with: `lengths` (number of tasks
-        -> rates in multiples of the peak, for tasks of `steps` steps), and for each of `peaks` the
-        nearest of `stored`.
-    """
-    known = analyses.stored_schedules(results.published_metrics("04"))
-    scores = known[["A_KA", "A_ZS"]].round(1).to_numpy().tolist()
-    rows = zip(known.index, scores, known["also"].str.join(" "), strict=True)
-    stored = [{"name": name, "scores": pair, "besides": also} for name, pair, also in rows]
-    curves = []
-    for name, meta in itertools.product(option_names("schedule"), option_names("meta_schedule")):
-        with contextlib.suppress(CmpError):  # the two do not go together, or need peaks
-            curves.append(_schedule_curve(name, meta, known))
-    return {"steps": STEPS, "peaks": PEAKS, "stored": stored, "curves": curves}
-
-
-def _schedule_curve(name: str, meta: str, known: pd.DataFrame) -> dict[str, Any]:
-    """Return the rates of a curve with a meta schedule, and the stored settings that are near."""
-    lengths = {}
-    for tasks in LENGTHS:
-        rates = analyses.schedule_rates(analyses.schedule_run(name, meta, 1.0, tasks, STEPS))
-        lengths[str(tasks)] = [float(f"{rate:.4g}") for rate in rates.ravel()]
-    runs = [analyses.schedule_run(name, meta, peak, TASKS, STEPS) for peak in PEAKS]
-    tables = [analyses.nearest_schedules(run, known, 5) for run in runs]
-    tables = [table.assign(distance=table["distance"].map("{:.2f}".format)) for table in tables]
-    near = [_places(table, list(known.index)) for table in tables]
-    return {"name": name, "meta": meta, "lengths": lengths, "near": near}
+    scripts = THEME / "public" / "explorers"
+    for path in explorers.SCRIPTS.iterdir():
+        write_atomic(scripts / path.name, path.read_text(encoding="utf-8"))
+    write_atomic(scripts / "d3.js", explorers.script("d3"))
+    for name, make_table in TABLES.items():
+        text = json.dumps(make_table(), separators=(",", ":"))
+        write_atomic(scripts / "data" / f"{name}.json", text)
 
 
 def node_path() -> str:
@@ -230,6 +139,10 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
     lines = (done.stdout + done.stderr).splitlines()
+    for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
+        if html.is_dir():  # for who wants to run a page
+            make_folder(html / "notebooks")
+            shutil.copy(path, html / "notebooks")
     faults = []
     if done.returncode or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]

@@ -1,4 +1,4 @@
-"""`cmpt`, the package from a shell. A command's module is imported when the command is called."""
+"""`cmpt`, the command line. The module of a command is imported when the command is called."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ from cmp.errors import CmpError, Interrupted
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "export": "runs.export", "results": "results.app"},
-    "Book": {"study": "book.study", "book": "book.book", "site": "book.site"},
+    "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
               "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
@@ -66,8 +66,8 @@ for _panel, _names in PANELS.items():
 def main() -> None:
     """Run the command line.
 
-    An error that the user can mend is printed as a sentence, with exit status 2. A run that was
-    stopped by a signal ends with 128 plus the signal's number, as shells have it.
+    An error that the user can correct is printed as one line, with exit status 2. A run that was
+    stopped by a signal ends with status 128 plus the signal's number, as usual in shells.
     """
     warnings.showwarning = lambda message, *_: complain(message)
     try:
@@ -92,15 +92,18 @@ def complain(message: object) -> None:
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
-    """Keep a CLIP model up to date over a stream of updates, and measure what it costs.
+    """Keep a CLIP model up to date over a stream of updates, and measure gains and costs.
 
     Args:
-        version: Print the version.
-        plugin: A Python file that registers options; repeat it for more files.
+        version: Print the version and exit.
+        plugin: Load a Python file that registers options before the command runs; repeat for more
+            files.
     """
     if version:
         typer.echo(f"cmpt {__version__}")
         raise typer.Exit
+    if build := os.environ.get("CMP_BUILD"):  # kernels and workers have other current folders
+        os.environ["CMP_BUILD"] = os.path.abspath(os.path.expanduser(build))
     if plugin:
         from cmp.registry import load_plugin
 

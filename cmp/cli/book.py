@@ -1,14 +1,16 @@
-"""`cmpt study`, `book` and `site`: the runs, the notebooks and the pages of the book."""
+"""`cmpt study`, `book` and `site`: compute the runs, notebooks and pages of the book."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from cmp import config
 from cmp.cli import shared
-from cmp.config import RunConfig
 from cmp.errors import CmpError
+
+if TYPE_CHECKING:
+    from cmp.experiments.studies import StudyPlan
 
 
 def study(
@@ -23,31 +25,31 @@ def study(
     pause: bool = False,
     resume: bool = False,
 ) -> None:
-    """Compute the runs of some studies that are not stored, in the order that is given.
+    """Compute the missing runs of one or more studies, in the given order.
 
-    Stopped or killed, the same command goes on where it was.
+    If the command is stopped or killed, repeat it to continue.
 
     Args:
-        chapters: Studies, such as 01 or front.
+        chapters: Names of studies, such as front.
         profile: Size of the runs: quick, cpu or gpu.
-        jobs: Runs at a time, each on one thread. Default: 2, or one per card.
-        backend: local, or ray for the cluster at RAY_ADDRESS.
-        shard: i/n, to compute the i-th of n parts only. Default: all runs.
-        publish: Write the metrics of each study to book/results as soon as it is computed.
-        pause: Let all studies of this build folder wait, once the runs in progress are done.
-        resume: Let them go on.
+        jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
+        backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
+        device: Device: cpu or cuda. Default: cuda for profile gpu, otherwise cpu.
+        shard: Compute only the i-th of n parts of the runs, written i/n. Default: all runs.
+        publish: Write the metrics of each study to book/results once all its runs are computed.
+        pause: Pause all studies of this build folder after the runs in progress.
+        resume: Continue the studies that --pause stopped.
 
     Example:
-        cmpt study front 03 --jobs 2 --publish
+        cmpt study front merging --jobs 2 --publish
     """
     from cmp.experiments import preflight, results, studies, workers
-    from cmp.experiments.claims import claims_of
 
     if pause or resume:
         workers.pause_studies(pause)
         return
     if not chapters:
-        raise CmpError("study: name one or more, such as 01")
+        raise CmpError("study: name one or more, such as front")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
     if publish and (profile != "cpu" or shard):
@@ -55,69 +57,81 @@ def study(
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
     device = device or ("cuda" if profile in config.FOREIGN_MODEL_PROFILES else "cpu")
     # a full run takes hours: of a model that is not embedded, the live settings once each
-    is_foreign, blocks = profile in config.FOREIGN_MODEL_PROFILES, {}
+    is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in map(studies.load_study, chapters):
-        results.restore_runs(grid)
-        claims_of(grid)  # a wrong claim is refused now, not after hours of runs
+        restored = results.restore_runs(grid, dry_run)
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
             continue
-        blocks[grid.chapter] = studies.shard_runs([*runs.values()], shard or "1/1")
-        plan = studies.plan_study(blocks[grid.chapter], device)
+        part = studies.shard_runs([*runs.values()], shard or "1/1")
+        plans[grid.chapter] = plan = studies.plan_study(part, device)
         typer.echo(f"{grid.question}\nstudy {grid.chapter}, {profile}: {plan}")
+        if dry_run and restored:
+            typer.echo(f"{restored} published runs would be stored first, and not computed")
     if not dry_run:
-        compute_programme(blocks, jobs or workers.default_jobs(device), device, backend, publish)
+        compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
 
 
 def compute_programme(
-    blocks: dict[str, list[RunConfig]], jobs: int, device: str, backend: str, publish: bool
+    plans: "dict[str, StudyPlan]", jobs: int, device: str, backend: str, publish: bool
 ) -> None:
-    """Compute the runs of several studies, with one progress bar.
+    """Compute the runs of several studies, with one progress bar; one that fails stops no other.
 
     Args:
-        blocks: The runs of each study.
+        plans: What computing each study takes.
         jobs: Runs at a time.
         device: "cpu" or "cuda".
         backend: One of `cmp.experiments.studies.BACKENDS`.
         publish: Whether each study is published as soon as it is computed.
+
+    Raises:
+        CmpError: At the end, if studies failed; says which and why.
     """
     from cmp.experiments import results, studies, workers
 
-    plan = studies.plan_study([run for configs in blocks.values() for run in configs], device)
     if workers.pause_file().exists():
         typer.echo("studies are paused; `cmpt study --resume` lets them go on")
-    weights = {run: max(1, round(seconds)) for run, seconds in plan.todo.items()}
+    times = [times for plan in plans.values() for times in plan.todo.items()]
+    weights = {run: max(1, round(seconds)) for run, seconds in times}
+    failures: list[str] = []
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
-        for chapter, configs in blocks.items():
+        for chapter, plan in plans.items():
             bar.set_description(f"study {chapter}")
-            studies.compute_runs(
-                configs, jobs, device, backend, lambda run: bar.update(weights[run])
-            )
-            if publish:
-                bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
+            try:
+                todo = list(plan.todo)
+                studies.compute_runs(todo, jobs, device, backend, lambda x: bar.update(weights[x]))
+                if publish:
+                    bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
+            except CmpError as error:
+                failures.append(f"study {chapter}: {error}")
+    if failures:
+        raise CmpError("\n".join(failures))
 
 
 def book(
     profile: str = "quick",
     chapter: list[str] | None = None,
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-P")] = None,
+    seeds: shared.Positive = 1,
     jobs: shared.Positive = 1,
     dry_run: bool = False,
     publish: bool = False,
 ) -> None:
-    """Run the chapters through papermill; notebooks that are up to date are skipped.
+    """Execute the chapters with papermill, except for notebooks that are up to date.
 
     Args:
         profile: Size of the runs: quick, cpu or gpu.
-        chapter: A chapter's number, such as 01; repeat it for more. Default: all.
-        parameter: name=value for the chapters; repeat it for more.
-        jobs: Chapters at a time.
-        publish: Write the committed notebooks instead.
+        chapter: Number of a chapter, such as 01; repeat for more. Default: all chapters.
+        parameter: Set a parameter of the chapters, as name=value; repeat for more. Several values,
+            as name=value,value, make a grid of one chapter: a notebook per point, and an index.
+        seeds: Streams of each point of a grid.
+        jobs: Number of chapters at a time.
+        publish: Write the notebooks that are committed, with the default parameters.
 
     Example:
-        cmpt book --chapter 01 -P seeds=2
+        cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
         if parameter or dry_run:
@@ -128,14 +142,20 @@ def book(
     if wrong := [assignment for assignment in given if "=" not in assignment]:
         raise CmpError(f"-P {wrong[0]!r}: expected name=value, such as seeds=3")
     parameters = dict(assignment.split("=", 1) for assignment in given)
+    if seeds > 1 or any("," in text for text in parameters.values()):
+        if len(chapter or []) != 1:
+            raise CmpError("a grid is of one chapter: add --chapter, such as --chapter 04")
+        grids = shared.import_lab("grids")
+        grids.run_grid(profile, *chapter, parameters, seeds, jobs, dry_run)
+        return
     shared.import_lab("run").run_book(profile, chapter, parameters, jobs, dry_run)
 
 
 def site(picture: bool = False) -> None:
-    """Build the book's pages; offline, once the packages of the theme are fetched.
+    """Build the book as static pages; the first build fetches the theme's packages.
 
     Args:
-        picture: Draw the picture of the first page again instead.
+        picture: Draw the picture of the first page and build nothing.
 
     Example:
         cmpt site
@@ -145,3 +165,36 @@ def site(picture: bool = False) -> None:
         return
     typer.echo(f"the book: {shared.import_lab('site').make_site()}")
     typer.echo("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")
+
+
+def lab(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTION]...")] = None,
+    diff: str | None = None,
+    reset: str | None = None,
+    prepare: bool = False,
+) -> None:
+    """Open the chapters in JupyterLab, as copies of your own that updates of the book leave alone.
+
+    Args:
+        arguments: Options of JupyterLab, after --, such as -- --port 9000.
+        diff: Show how your copy of a chapter, such as 04, differs from the book's.
+        reset: Take the book's version of a chapter, and keep yours beside it.
+        prepare: Make the copies and open nothing.
+
+    Example:
+        cmpt lab --diff 04
+    """
+    reader = shared.import_lab("reader")
+    if diff:
+        typer.echo(reader.diff_chapter(diff) or "your copy is the book's")
+        return
+    if reset:
+        typer.echo(f"your version, if you had one: {reader.reset_chapter(reset)}")
+        return
+    for name, note in reader.prepare_copies().items():
+        if note:
+            typer.echo(f"{name}: {note}")
+    if prepare:
+        typer.echo(f"the copies: {reader.copies_folder()}")
+        return
+    raise typer.Exit(reader.open_lab(arguments or []))

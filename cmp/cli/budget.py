@@ -1,4 +1,4 @@
-"""`cmpt budget`: what methods and models cost, counted on shapes."""
+"""`cmpt budget`: the cost of methods and models, counted from shapes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,21 +23,24 @@ def budget(
     model: str = "small",
     batch: shared.Batch = 64,
     total: float | None = None,
-    tasks: shared.Positive = 8,
+    tasks: shared.Positive = 20,
     method: list[str] | None = None,
     table4: bool = False,
     models: bool = False,
 ) -> None:
-    """Show FLOPs, memory and steps of each method under one budget, counted on shapes.
+    """Compare FLOPs, memory and steps of the methods under one compute budget.
+
+    Costs are counted from shapes, so nothing is trained.
 
     Args:
-        model: An embedded model, or any of open_clip's.
+        model: Name of an embedded model, or of any model of open_clip.
         batch: Samples per step.
-        total: Memory-adjusted GFLOPs in all. Default: what a run of cpu costs.
-        tasks: Updates that share the total.
-        method: A method, such as lora,rank=64; repeat it for more. Default: all.
-        table4: Show the paper's Table 4 beside our numbers instead.
-        models: Show what full fine-tuning of real models costs instead.
+        total: Budget of the whole stream, in memory-adjusted GFLOPs. Default: that of a cpu run.
+        tasks: Number of updates that share the budget.
+        method: A method with its settings, such as lora,rank=64; repeat for more. Default: all
+            methods.
+        table4: Compare the paper's Table 4 with our counts and print nothing else.
+        models: Print the cost of full fine-tuning for real models and nothing else.
 
     Example:
         cmpt budget --method full --method lora,rank=4
@@ -62,7 +65,7 @@ def print_methods(
     """Print what methods cost under one total, in memory-adjusted GFLOPs."""
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
-        total = tasks * config.profile("cpu")["training"]["steps"] * full
+        total = tasks * config.parse(config.profile("cpu")).training.steps * full
     has_card = torch.cuda.is_available()
     table = paper.budget_table(model, batch, total / tasks / full, methods, has_card)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"

@@ -1,4 +1,4 @@
-"""List, show, build and check datasets, and write manifests for your own.
+"""List, show, build and check datasets, or write a manifest for your own.
 
 Example:
     cmpt data check pictures
@@ -14,11 +14,11 @@ from cmp.readers.manifest import FileSet, load_manifests
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
-    """Fetch the packages of datasets, render and pack them; what is up to date is skipped.
+    """Build embedded datasets that are missing or out of date: fetch, render and pack them.
 
     Args:
-        names: Embedded datasets. Default: all.
-        jobs: Processes. Default: one per core.
+        names: Names of embedded datasets. Default: all.
+        jobs: Number of processes. Default: one per core.
 
     Example:
         cmpt data build new-flags
@@ -49,11 +49,11 @@ def list_() -> None:
 
 
 def show(name: str, sheet: Path | None = None) -> None:
-    """Show what a dataset is, where it comes from, and some of its samples.
+    """Describe an embedded dataset: its role, sources, licences and some samples.
 
     Args:
-        name: An embedded dataset, such as new-flags.
-        sheet: A .png to write, with 64 images. Default: none.
+        name: Name of an embedded dataset, such as new-flags.
+        sheet: Write a contact sheet of 64 images to this .png file. Default: none.
 
     Example:
         cmpt data show new-flags --sheet flags.png
@@ -79,13 +79,13 @@ def show(name: str, sheet: Path | None = None) -> None:
 
 
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
-    """Check what there is of every set: present, absent, partial, wrong counts, or faulty.
+    """Check which datasets are present, absent, partial, of wrong counts, or faulty.
 
-    Status 1 if anything that is there cannot be used as it is.
+    The exit status is 1 if a dataset is there but cannot be used as it is.
 
     Args:
-        name: embedded, fomo, or a folder of manifests.
-        decode: Decode every image once.
+        name: Datasets to check: embedded, fomo, or a folder of manifests.
+        decode: Decode every image once, to find damaged files.
 
     Example:
         cmpt data check fomo --no-decode
@@ -126,11 +126,11 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
 
 
 def init(folder: Path, write: bool = True) -> None:
-    """Look into a folder and write a manifest of what is there, with what is left to fill in.
+    """Write a manifest for a folder of your own data, with blanks for you to fill in.
 
     Args:
-        folder: A folder of pictures, tars or tables.
-        write: Write the manifest, or only print it.
+        folder: Folder of pictures, tars or tables.
+        write: Write the manifest; --no-write only prints it.
 
     Example:
         cmpt data init pictures --no-write

@@ -16,7 +16,7 @@ from cmp.files import SHORT_ID
 
 
 def ls() -> None:
-    """List every stored run, oldest first, with what differs from the `cpu` profile.
+    """List every stored run, oldest first, with its differences from the `cpu` profile.
 
     Example:
         cmpt results ls
@@ -29,9 +29,10 @@ def ls() -> None:
             left_out.append(f"left out: {error}")
             continue
         last = store.trajectory(run.metrics).iloc[-1]
-        changes = " ".join(f"{key}={value}" for key, value in run.config.changes().items())
+        changes = runs.changes_to_cpu(run.config).items()
+        words = " ".join(f"{key}={value}" for key, value in changes)
         scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS)]
-        rows.append((run_id, last.scope, *scores, f"{run.provenance['seconds']:.0f}", changes))
+        rows.append((run_id, last.scope, *scores, f"{run.provenance['seconds']:.0f}", words))
     columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
     shared.print_table(columns, rows)
     for progress in runs.unfinished_runs():
@@ -43,7 +44,7 @@ def ls() -> None:
 
 
 def show(run_id: str) -> None:
-    """Show one run: its config, where it was computed, and its scores over the stream.
+    """Show a run: its config, the machine that computed it, and its scores over the stream.
 
     Example:
         cmpt results show 3f2a
@@ -64,13 +65,17 @@ def verify(
     run_id: shared.OptionalArgument = None,
     sample: shared.Positive = 1,
     seed: shared.NotNegative = 0,
+    device: str | None = None,
 ) -> None:
-    """Compute a run again and compare: bitwise equal, within tolerance, or different (status 1).
+    """Compute a run again and compare it with the stored one.
+
+    The result is "bitwise equal", "within tolerance", or "different", with exit status 1.
 
     Args:
-        run_id: A stored run's id, or its beginning. Default: a sample of the published runs.
-        sample: How many published runs, drawn at random.
-        seed: Seed of the sample.
+        run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.
+        sample: Number of published runs to draw at random, if no id is given.
+        seed: Seed of that draw.
+        device: Device: cpu or cuda. Default: the one on which the run was computed.
 
     Example:
         cmpt results verify --sample 3 --seed 7
@@ -81,13 +86,12 @@ def verify(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study by `cmpt study NN --publish`"
         )
-    if not run_id and (earlier := results.earlier_studies()):
-        typer.echo(f"left out: the {len(earlier)} studies of the first edition")
     answers = set()
     for run in chosen:
         total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
-            verdict = results.verify_published(run, progress_observer(bar))
+            place = shared.recorded_device(run.provenance, device)
+            verdict = results.verify_published(run, progress_observer(bar), place)
         typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
         answers.add(verdict.answer)
     if "different" in answers:

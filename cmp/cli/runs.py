@@ -1,4 +1,4 @@
-"""`cmpt run`, `resume`, `eval` and `export`: models, taken through streams and scored."""
+"""`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -34,19 +34,19 @@ def run(
 ) -> None:
     """Take a model through a stream of updates: train, evaluate, store.
 
-    A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
+    A stored run is looked up, and a stopped run continues from its last checkpoint.
     `torchrun -m cmp run ...` shares each batch between processes.
 
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
-        tensorboard: A folder for TensorBoard's own files, beside the log that every run has.
+        tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    device = shared.default_device(run_config, device)
+    device = shared.default_device(run_config.data, device)
     is_foreign = run_config.model.name not in models.family_names()
     if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
         print_config(run_config)
@@ -79,11 +79,12 @@ def resume(
     compile: bool = False,
     keep_weights: bool = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, as `cmpt run` with its config does.
+    """Continue a run that was stopped or killed, from its last checkpoint.
 
     Args:
-        threads: Torch threads. Default: as many as the run began with.
-        device: cpu or cuda; of several processes, a card each. Default: where the run began.
+        threads: Number of torch threads. Default: as many as the run began with.
+        device: Device: cpu or cuda. Each of several processes takes one card. Default: the device
+            on which the run began.
 
     Example:
         cmpt resume 3f2a
@@ -95,15 +96,16 @@ def resume(
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
-    if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
-        raise CmpError(
-            f"{name} was begun with other data, other starting weights or another version of this "
-            "package; `cmpt run` begins it anew"
-        )
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-    device = device or ("cpu" if progress.machine.get("device") == "cpu" else "cuda")
+    device = shared.recorded_device(progress.machine, device)
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
+        store.fetch_start(run_config)
+        if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
+            raise CmpError(
+                f"{name} was begun with other data, other starting weights or another version of "
+                "this package; `cmpt run` begins it anew"
+            )
         compute_run(run_config, local_device, execution, keep_weights)
 
 
@@ -115,19 +117,22 @@ def evaluate(
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
     threads: shared.Threads = 2,
+    device: str | None = None,
 ) -> None:
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
     Args:
-        model: An embedded model, or any of open_clip's.
-        start: Which weights of the base: annealed or unannealed.
-        weights: A file of open_clip or of a run to score. Default: the base.
-        split: test, or validation for choices.
+        model: Name of an embedded model, or of any model of open_clip.
+        start: Which weights of the base to score: annealed or unannealed.
+        weights: Score this file, of open_clip or of a run. Default: the base.
+        split: Images to score: test, or validation for choosing settings.
+        device: Device: cpu or cuda. Default: cuda for FoMo-in-Flux, otherwise cpu.
 
     Example:
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
+    forecast.check_device(device := shared.default_device(data, device))
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: there is no such regular file")
     if weights:
@@ -135,7 +140,7 @@ def evaluate(
     else:
         section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
         network = models.load_model(section, seed)
-    scores = evaluation.evaluate(network, model, load_data(data), split)
+    scores = evaluation.evaluate(network.to(device), model, load_data(data), split)
     table, rows = scores.datasets, []
     for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
@@ -153,11 +158,11 @@ def evaluate(
 
 
 def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "open_clip") -> None:
-    """Write a run's final weights as open_clip loads them: create_model(NAME, pretrained=FILE).
+    """Write a run's final weights to a file that open_clip loads.
 
     Args:
-        out: The file to write, NAME.safetensors; with --to hf a folder.
-        to: open_clip, or hf for a folder as the Hugging Face hub has them, with a model card.
+        out: File to write, NAME.safetensors; with --to hf, a folder.
+        to: Format: open_clip, or hf for a folder of the Hugging Face hub with a model card.
 
     Example:
         cmpt export 3f2a -o new.safetensors
@@ -228,6 +233,7 @@ def compute_run(
     """
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     is_first = distributed.rank() == 0
+    store.fetch_start(run_config)
     run_id = store.run_id_of(run_config, preflight.load_run_data(run_config))
     if is_kept := workers.is_kept(run_id, keep_weights):
         typer.echo("this run is stored; nothing to compute")

@@ -1,6 +1,6 @@
-"""What commands share: options, help from docstrings, tables, and the way to the book's package.
+"""What commands share: options, help from docstrings, tables, and access to the book's package.
 
-The package imports nothing heavy here, so that `cmpt --help` is quick.
+This module imports nothing heavy, so that `cmpt --help` is quick.
 """
 
 import copy
@@ -9,17 +9,15 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
 from cmp.errors import CmpError
-
-if TYPE_CHECKING:
-    from cmp.config import RunConfig
 
 Positive = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
@@ -33,17 +31,19 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
 DESCRIPTIONS = {
-    "settings": "Changes, such as schedule.peak=0.0005.",
-    "run_id": "A run's id, or its beginning.",
-    "threads": "Torch threads. Their number moves the last bits of results.",
-    "device": "cpu or cuda; of several processes, a card each. Default: cuda for gpu.",
-    "micro_batch": "Samples at a time, for a batch that exceeds the memory. Default: all.",
-    "checkpoint_activations": "Use less memory, for about a third more time.",
-    "compile": "Let torch compile both towers, on a card; the first steps take a minute.",
-    "keep_weights": "Store the final weights of an embedded model, too, for `cmpt export`.",
-    "dry_run": "Print the plan and compute nothing.",
-    "seed": "Number of the base.",
-    "data": "Data: embedded, fomo, or a folder of manifests.",
+    "settings": "Config keys to change, such as schedule.peak=0.0005.",
+    "run_id": "Id of a run, or its first digits.",
+    "threads": "Number of torch threads. Another number changes the last bits of results.",
+    "device": "Device: cpu or cuda. Each of several processes takes one card. Default: cuda for "
+    "FoMo-in-Flux, otherwise cpu.",
+    "micro_batch": "Samples to process at a time, if a whole batch exceeds the memory. "
+    "Default: the whole batch.",
+    "checkpoint_activations": "Recompute activations: less memory, about a third more time.",
+    "compile": "Compile both towers with torch, on a card. The first steps take about a minute.",
+    "keep_weights": "Store the final weights also of an embedded model, for `cmpt export`.",
+    "dry_run": "Print the plan without computing anything.",
+    "seed": "Number of the base model.",
+    "data": "Source of the data: embedded, fomo, or a folder of manifests.",
 }
 """Help of parameters that several commands have; a command's docstring may say otherwise."""
 ROLE_NAMES = {
@@ -95,16 +95,21 @@ def take_help(function: Callable) -> str:
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Return the text of a Google docstring, with its example, and what it says of parameters."""
     text, *parts = re.split(r"\n\n(Args|Example):\n", docstring)
-    sections = dict(zip(parts[::2], map(inspect.cleandoc, parts[1::2]), strict=True))
+    sections = dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
     if "Example" in sections:
         text += f"\n\nExample: {sections['Example']}"
     descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)
     return text, {name: " ".join(words.split()) for name, words in descriptions}
 
 
-def default_device(run_config: "RunConfig", device: str | None) -> str:
-    """Return the device of a run: the one that was given, or a card for the paper's data."""
-    return device or ("cuda" if run_config.data == "fomo" else "cpu")
+def default_device(data: str, device: str | None) -> str:
+    """Return the device that was given, or a card for the paper's data."""
+    return device or ("cuda" if data == "fomo" else "cpu")
+
+
+def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
+    """Return the device that was given, or the kind that a machine's record names."""
+    return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
 
 
 def import_lab(name: str) -> ModuleType:

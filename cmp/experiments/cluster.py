@@ -1,7 +1,8 @@
 """Runs as Ray tasks, on one machine or a cluster; Ray is an extra: `pip install "ray>=2.40,<3"`.
 
 Each node computes in its own build folder, where `cmpt data build` has been called (or which all
-nodes share), and hands the finished run back to the process that started it, which stores it.
+nodes share), and hands the finished run back to the process that started it, which stores it; with
+its final weights, if it keeps them.
 """
 
 import contextlib
@@ -21,13 +22,18 @@ from cmp.config import RunConfig
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import store, workers
 from cmp.files import build_folder
+from cmp.models import Network
 
 STOP_SECONDS = 20
 """Seconds that runs are given to finish their step and save, once a stop was requested."""
 
 
 def run_on_ray(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
+    todo: list[RunConfig],
+    jobs: int,
+    device: str,
+    finished: Callable[[RunConfig], None],
+    stop: StopRequest,
 ) -> workers.Failures:
     """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
 
@@ -39,19 +45,21 @@ def run_on_ray(
         jobs: How many are computed at a time.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
+        stop: Whether a signal came.
 
     Returns:
         Why runs failed.
 
     Raises:
         CmpError: Ray is not installed, or no cluster can be reached.
-        Interrupted: SIGINT or SIGTERM came; the runs are saved.
+        Interrupted: A signal came; the runs are saved.
     """
-    with StopRequest() as stop, _connected(jobs) as ray:
+    with _connected(jobs) as ray:
         task, references = _ray_task(ray, device), set()
 
         def start(run_config: RunConfig) -> Any:
-            reference = task.remote(store.run_id_of(run_config), run_config, device)
+            # without the weights the node, too, is asked for them, and says what is missing
+            reference = task.remote(store.known_id(run_config), run_config, device)
             references.add(reference)
             return reference
 
@@ -130,8 +138,9 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
         return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {_first_line(error)}")
     if isinstance(result, str):
         return result
-    if not store.is_stored(result.id):  # by the worker, in a shared build folder
-        store.save_run(result)
+    run, model = result
+    if not store.is_stored(run.id):  # by the worker, in a shared build folder
+        store.save_run(run, model)
     return None
 
 
@@ -140,13 +149,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _compute_on_node(run_id: str, run_config: RunConfig, device: str) -> store.StoredRun | str:
-    """Return a run, or why it failed."""
+def _compute_on_node(
+    run_id: str, run_config: RunConfig, device: str
+) -> tuple[store.StoredRun, Network | None] | str:
+    """Return a run with its final network, None if it is not kept; or why it failed."""
     torch.set_num_threads(1)
     try:
         workers.load_plugins()
+        store.fetch_start(run_config)
         if store.run_id_of(run_config) != run_id:
             raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
-        return workers.run_one(run_config, device=device, wait=True)
+        run = workers.run_one(run_config, device=device, wait=True)
+        return run, store.final_model(run) if workers.is_kept(run.id, weights=True) else None
     except (Exception, Interrupted) as error:
         return workers.failure_reason(error)

@@ -9,14 +9,18 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import results, store
-from cmp.experiments.claims import AGGREGATES, paired_difference, setting_means
+from cmp.experiments import results, studies, verdicts
+from cmp.experiments.scores import (
+    AGGREGATES,
+    Estimate,
+    paired_differences,
+    setting_estimates,
+    study_trajectory,
+)
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
 CHOICES_FILE = project_folder() / "book" / "choices.yaml"
-CHAPTERS = ("01", "02", "03", "04", "05", "05-transfer", "06", "07", "08")
-"""The studies that are read, as far as they are published."""
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
 """Keys that say how much is trained; all others but seeds and scoring say how."""
 SLACK = 1.1
@@ -26,6 +30,8 @@ SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")
 MAX_DIFFERENCES = 2
 """Choices in which the nearest stored setting may differ and still stand for a plan."""
 SIGNS = {1: "+", -1: "−", 0: "no difference that is seen"}
+UNSEEN = "not decided yet"
+"""What is said in place of a sign where there is no interval."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,9 @@ class Place:
     Attributes:
         study: Its study.
         setting: Its name.
-        scores: A row per aggregate: `mean`, `low` and `high` (95% t-interval over replicates).
-        n: Number of replicates.
+        scores: A row per aggregate: `mean`, `low` and `high` (a t-interval over bases, NaN where
+            there is none yet), and all in `words`.
+        n: Number of streams.
         differs: The choices in which the plan differs, in words.
     """
 
@@ -52,12 +59,13 @@ class Evidence:
     """Published runs.
 
     Attributes:
-        trajectories: The trajectory of each study, see `cmp.experiments.store.trajectory`.
-        runs: The config of one replicate, by (study, setting).
+        trajectory: Of all studies, see `cmp.experiments.scores.study_trajectory`; a setting is
+            called study/setting.
+        runs: The config of one replicate, by study/setting.
     """
 
-    trajectories: dict[str, pd.DataFrame]
-    runs: dict[tuple[str, str], config.RunConfig]
+    trajectory: pd.DataFrame
+    runs: dict[str, config.RunConfig]
 
     def outside(self, run: config.RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
@@ -94,7 +102,7 @@ class Evidence:
             None if every setting differs in more than `MAX_DIFFERENCES` choices.
         """
         own, samples, candidates = training_choices(run), _full_samples(run, full_steps), []
-        for (study, setting), stored in self.runs.items():
+        for name, stored in self.runs.items():
             if stored.model.name == run.model.name and stored.stream.tasks > 1:  # not joint
                 other = training_choices(stored)
                 keys = [key for key in sorted(own) if own[key] != other[key]]
@@ -102,15 +110,17 @@ class Evidence:
                 distance += abs(np.log(stored.stream.tasks / run.stream.tasks))
                 count = len({"shares" if key in SHARES else key for key in keys})
                 words = tuple(f"{key}={own[key]} instead of {other[key]}" for key in keys)
-                candidates.append((count, round(distance, 3), study, setting, words))
-        count, _, study, setting, words = min(candidates, default=(np.inf, 0, "", "", ()))
+                candidates.append((count, round(distance, 3), name, words))
+        count, _, name, words = min(candidates, default=(np.inf, 0, "", ()))
         if count > MAX_DIFFERENCES:
             return None
-        frame = self.trajectories[study]
-        rows = frame[frame["setting"] == setting]
-        row = setting_means(rows).loc[setting]
-        mean, half = row[list(AGGREGATES)], row[[f"{name} half" for name in AGGREGATES]].to_numpy()
-        scores = pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+        rows = self.trajectory[self.trajectory["setting"] == name]
+        found = setting_estimates(rows, name, verdicts.claims_level())
+        scores = pd.DataFrame(
+            {"mean": each.value, "low": each.low, "high": each.high, "words": each.in_words("")}
+            for each in found.values()
+        ).set_axis([*found])
+        study, _, setting = name.partition("/")
         return Place(study, setting, scores, rows["replicate"].nunique(), words)
 
 
@@ -130,40 +140,40 @@ def _full_samples(run: config.RunConfig, full_steps: float | None = None) -> flo
 
 def gather_evidence() -> Evidence:
     """Return what is published at this moment; files are read again only if one has changed."""
-    files = [(study, results.results_file(study)) for study in CHAPTERS]
-    return _gather(tuple((name, file.stat().st_mtime_ns) for name, file in files if file.exists()))
+    files = sorted(results.RESULTS.glob("*.parquet"))
+    return _gather(tuple((file.stem, file.stat().st_mtime_ns) for file in files))
 
 
 @functools.lru_cache(maxsize=2)
 def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
-    if not stamps:
+    tables, runs = [], {}
+    for study, _ in stamps:
+        if study.startswith(studies.BAND) or studies.load_study(study).explores:
+            continue
+        published, table = results.published_metrics(study), study_trajectory(study)
+        tables.append(table.assign(setting=f"{study}/" + table["setting"]))
+        runs |= {f"{study}/{key}": run for key, run in results.setting_configs(published).items()}
+    if not tables:
         raise CmpError(
             f"{results.RESULTS}: no study is published; run this in a checkout of the project, or "
-            "compute one by `cmpt study NN --publish`"
+            "compute one by `cmpt study NAME --publish`"
         )
-    trajectories, runs = {}, {}
-    for study, _ in stamps:
-        published = results.published_metrics(study)
-        trajectories[study] = store.trajectory(published)
-        runs |= {(study, key): run for key, run in results.setting_configs(published).items()}
-    return Evidence(trajectories, runs)
+    return Evidence(pd.concat(tables, ignore_index=True), runs)
 
 
 @checked_dataclass(frozen=True, config=config.STRICT)
 class Choice:
-    """A contrast of a study that shows what a choice does.
+    """A contrast of published settings that shows what a choice does.
 
     Attributes:
         words: The choice.
-        study: The study.
-        setting: The setting that makes the choice.
+        setting: The setting that makes the choice, as study/setting.
         against: The setting that it is compared with.
         fact: The fact of a plan in which the choice arises, see `plan_facts`.
         reason: What is said of a rejected choice beside its numbers.
     """
 
     words: str
-    study: str
     setting: str
     against: str
     fact: str
@@ -196,11 +206,8 @@ def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:
         "other pool": other_pool,
         "replay": mixture.update < 1,
         "no replay": mixture.update == 1,
-        "half buffer": mixture.buffer == 0.5 and has_pool,
         "carry": run.carries_moments,
-        "average": merging.policy == "last-unrolled",
-        "EMA": is_ema,
-        "EMA of halves": is_ema and has_pool and not tenth,
+        "EMA with pool": is_ema and has_pool and not tenth,
         "EMA of a tenth": is_ema and tenth,
         "EMA without pool": is_ema and not has_pool,
         "locked image": run.method.name == "locked-image",
@@ -216,25 +223,29 @@ def effects_of(
     Args:
         choices: Of `load_choices`.
         facts: The plan's, see `plan_facts`.
-        known: The published runs; a choice of a study that is not published is left out.
+        known: The published runs; a choice of a setting that is not published is left out.
         numbers: Whether the stored runs are of the plan's size; otherwise signs are given alone.
 
     Returns:
-        A row per choice: what it holds, the difference in each aggregate in words, and `size`, the
-        magnitude of that in the geometric mean.
+        A row per choice: what it holds, the difference in each aggregate in words, `study`, and
+        `size`, the magnitude of that in the geometric mean.
     """
     rows = []
     for choice in choices:
-        frame, pair = known.trajectories.get(choice.study), [choice.setting, choice.against]
-        if facts[choice.fact] and frame is not None and {*pair} <= {*frame["setting"]}:
-            change = paired_difference(frame[frame["setting"].isin(pair)], *pair)
-            words = {name: describe_difference(change.loc[name], numbers) for name in AGGREGATES}
-            rows.append(vars(choice) | words | {"size": abs(change.loc["GM", "difference"])})
-    return pd.DataFrame(rows, columns=[*Choice.__dataclass_fields__, *AGGREGATES, "size"])
+        frame, pair = known.trajectory, [choice.setting, choice.against]
+        if facts[choice.fact] and {*pair} <= known.runs.keys():
+            change = paired_differences(frame, *pair, verdicts.claims_level())
+            words = {name: describe_difference(each, numbers) for name, each in change.items()}
+            about = {"study": choice.setting.partition("/")[0], "size": abs(change["GM"].value)}
+            rows.append(vars(choice) | words | about)
+    columns = [*Choice.__dataclass_fields__, "study", *AGGREGATES, "size"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def describe_difference(row: pd.Series, numbers: bool) -> str:
-    """Return a difference in words: with its 95% interval, or its sign alone."""
+def describe_difference(change: Estimate, numbers: bool) -> str:
+    """Return a difference in words: with its interval, or its sign alone."""
     if numbers:
-        return f"{row['difference']:+.1f} ({row['low']:.1f} to {row['high']:.1f})".replace("-", "−")
-    return SIGNS[int(row["low"] > 0) - int(row["high"] < 0)]
+        return change.in_words()
+    if np.isnan(change.half):
+        return UNSEEN
+    return SIGNS[int(change.low > 0) - int(change.high < 0)]

@@ -104,6 +104,8 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     It comes from stored runs of the same kind. Where there are none, a few steps of an embedded
     model are measured; of another model they would take minutes, so FLOPs have to do.
     """
+    if not configs:  # the whole store need not be read
+        return []
     seconds, families = _stored_step_seconds(device), models.family_names()
     for run_config in configs:
         if (key := _timing_key(run_config)) not in seconds:

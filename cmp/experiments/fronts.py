@@ -6,9 +6,16 @@ fine-tuning at several peaks. The *gain* of a setting is its A_ZS minus that of 
 same A_KA, in points; its mirror is the A_KA that it has beyond the front at the same A_ZS.
 
 Errors are those of a jackknife that leaves out one base at a time, from the setting and the front
-alike, so that they hold the front's own error.
+alike, so that they hold the front's own error. The whole sample decides what is asked: whether the
+front covers the setting, up to which peak it goes, and whether the gain is a bound. A part of it
+that happens to lie a little beyond the front's ends is measured from the tangent there, see
+`REACH`, because leaving it out, or judging by it, would make the interval hang on one base.
+
+Beyond its last point a front is flat, and a gain there is a bound. That a setting lies beyond it
+may be noise, though; then the error of the A_KA counts as on the tangent, see `DOUBT`.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +25,19 @@ from scipy.optimize import brentq, isotonic_regression
 
 from cmp.errors import CmpError
 
-MIN_PEAKS, MIN_LOCAL, MAX_RATIO = 6, 2, 1.61
-"""Peaks that a front has at least, those of a local one, and the largest factor between neighbours:
-1.6 and rounding. A local front serves between its own ends, and beyond its last one only where a
-higher peak has been seen to gain less."""
+MIN_PEAKS, MIN_LOCAL, MIN_SIGN, MAX_RATIO = 6, 4, 3, 1.61
+"""Peaks that a front has at least, those of a local one, those of one that is to tell a sign alone,
+and the largest factor between neighbours: 1.6 and rounding. A local front serves between its own
+ends, and beyond its last one only where a higher peak has been seen to gain less."""
+REACH = 0.5
+"""Points of A_KA by which the mean may lie beyond an end of the front where one base is left
+out."""
+DOUBT = 4.0
+"""Standard errors up to which a setting's distance from the front's last point may be noise: about
+half a t-interval over ten bases at the level of the claims. Were the front flat there for the error
+of A_KA, too, intervals where it is steep would miss the gain eight times as often as they say."""
+BELOW, BEYOND = "below the front", "beyond the front"
+"""Where a setting lies of which the front says nothing, as errors have it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,13 @@ class Front:
         last = self.accumulation[-1]
         return float(self._curve(min(accumulation, last)))
 
+    def extended_to(self, accumulation: float) -> float:
+        """Return the A_ZS at an A_KA; beyond both ends along the tangent."""
+        inside = min(max(accumulation, self.accumulation[0]), self.accumulation[-1])
+        if inside == accumulation:
+            return self.retention_at(inside)
+        return self.retention_at(inside) + self.slope_at(inside) * (accumulation - inside)
+
     def slope_at(self, accumulation: float) -> float:
         """Return dA_ZS/dA_KA at an A_KA; 0 beyond its last point, where the front goes nowhere."""
         if accumulation > self.accumulation[-1]:
@@ -56,13 +79,17 @@ class Front:
             return float(low if curve(low) <= retention else high)
         return float(brentq(lambda x: curve(x) - retention, low, high))
 
-    @property
+    @functools.cached_property
     def _curve(self) -> PchipInterpolator:
         return PchipInterpolator(self.accumulation, self.retention)
 
 
 def fit_front(
-    peaks: np.ndarray, accumulation: np.ndarray, retention: np.ndarray, is_local: bool = False
+    peaks: np.ndarray,
+    accumulation: np.ndarray,
+    retention: np.ndarray,
+    least: int = MIN_PEAKS,
+    count: int | None = None,
 ) -> Front:
     """Fit a front to the mean scores of plain fine-tuning at several peaks.
 
@@ -73,27 +100,34 @@ def fit_front(
         peaks: Learning rates, rising, [n].
         accumulation: Mean A_KA at each, [n].
         retention: Mean A_ZS at each, [n].
-        is_local: Whether `MIN_LOCAL` peaks will do.
+        least: How many peaks it takes.
+        count: How many peaks count, from the lowest, where that is known: those of the whole
+            sample, so that a part of it cannot cut the front elsewhere.
 
     Raises:
         CmpError: There are too few peaks, they are too far apart, or A_KA rises nowhere.
     """
-    least = MIN_LOCAL if is_local else MIN_PEAKS
     if len(peaks) < least or np.max(peaks[1:] / peaks[:-1]) > MAX_RATIO:
         raise CmpError(
             f"front: peaks {', '.join(f'{peak:g}' for peak in peaks)}: at least {least} are "
             f"needed, neighbours at most a factor of {MAX_RATIO:.1f} apart"
         )
-    last = int(np.argmax(accumulation)) + 1
+    last = count or int(np.argmax(accumulation)) + 1
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
     # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
-    points = pd.DataFrame({0: rising, 1: falling}).round(9)  # equal means differ by rounding
-    points = points.groupby(0, as_index=False).mean().round(9)
-    points = points.groupby(1, as_index=False, sort=False).mean().to_numpy()[:, ::-1]
-    if len(points) < 2:
+    rising, falling = _merge_ties(rising, falling)
+    falling, rising = _merge_ties(-falling, rising)
+    if len(rising) < 2:
         raise CmpError("front: A_KA does not rise with the peak: lower peaks are needed")
-    return Front(points[:, 0], points[:, 1])
+    return Front(rising, -falling)
+
+
+def _merge_ties(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct keys, rising, and the mean of the values of each; equal keys may differ
+    by rounding."""
+    distinct, place = np.unique(keys.round(9), return_inverse=True)
+    return distinct, np.bincount(place, values) / np.bincount(place)
 
 
 @dataclass(frozen=True)
@@ -123,6 +157,7 @@ def measure_gain(
     peaks: dict[str, float],
     name: str,
     is_local: bool = False,
+    least: int | None = None,
 ) -> Gain:
     """Return what a setting keeps beyond the front.
 
@@ -135,54 +170,89 @@ def measure_gain(
         peaks: The peak of each of those.
         name: What errors call the setting.
         is_local: Whether the front is local: beyond its ends it says nothing.
+        least: How many peaks the front takes; `MIN_LOCAL` or `MIN_PEAKS` where None.
 
     Raises:
         CmpError: The front does not cover the A_KA, lacks replicates, or cannot be fitted.
     """
     if missing := [each for each in front if not own.index.isin(front[each].index).all()]:
         raise CmpError(f"{name!r}: the front's {missing[0]!r} lacks some of its replicates")
+    least = least or (MIN_LOCAL if is_local else MIN_PEAKS)
     ordered = sorted(front, key=lambda each: peaks[each])
-    front = {each: front[each].loc[own.index] for each in ordered}
-    values, mirror, slope, nearest, is_bound = _gain(own, front, peaks, name, is_local)
-    estimate, bases, pseudo = float(values.mean()), own["base"].unique(), {}
+    rates = np.array([peaks[each] for each in ordered])
+    tables = [own, *(front[each].loc[own.index] for each in ordered)]
+    scores = np.array([(table["A_KA"], table["A_ZS"]) for table in tables]).swapaxes(1, 2)
+    (gained, kept), *points = scores.mean(axis=1)
+    reached = np.array(points)[:, 0]
+    count = int(np.argmax(reached)) + 1
+    curve = fit_front(rates, *np.array(points).T, least)
+    _check_covered(name, gained, curve, is_local and count == len(rates))
+    slope, is_bound = curve.slope_at(gained), bool(gained > curve.accumulation[-1])
+    nearest = ordered[int(np.argmin(np.abs(reached[:count] - gained)))]
+    apart = own - front[nearest].loc[own.index]
+    values = apart["A_ZS"] - slope * apart["A_KA"]
+    estimate = float(kept - curve.retention_at(gained))
+    values += estimate - values.mean()
+    bases, parts = own["base"].unique(), []
     for base in bases if len(bases) > 1 else []:
-        keep = own["base"] != base
-        part = {each: table[keep] for each, table in front.items()}
-        without = float(_gain(own[keep], part, peaks, name, is_local, nearest)[0].mean())
-        pseudo[base] = len(bases) * estimate - (len(bases) - 1) * without
-    return Gain(values, pd.Series(pseudo, dtype=float), mirror, slope, nearest, is_bound)
+        part = scores[:, (own["base"] != base).to_numpy()].mean(axis=1)
+        parts.append(_distance_of_part(part, rates, least, count, is_bound, name))
+    distances, beyond = np.array(parts).reshape(-1, 2).T
+    pseudo = _pseudo_values(estimate, distances)
+    if is_bound and parts:
+        last = curve.accumulation[-1]
+        over = _pseudo_values(gained - last, beyond)
+        if gained - last < DOUBT * over.std(ddof=1) / np.sqrt(len(over)):
+            pseudo -= curve.slope_at(last) * (over - (gained - last))
+    mirror = float(gained - curve.accumulation_at(kept))
+    by_base = pd.Series(pseudo, bases[: len(parts)], dtype=float)
+    return Gain(values, by_base, mirror, slope, nearest, is_bound)
 
 
-def _gain(
-    own: pd.DataFrame,
-    front: dict[str, pd.DataFrame],
-    peaks: dict[str, float],
-    name: str,
-    is_local: bool,
-    nearest: str | None = None,
-) -> tuple[pd.Series, float, float, str, bool]:
-    """Return the gain per replicate, its mirror, the slope, the nearest peak and whether it is a
-    bound; `nearest` pairs with that peak."""
-    means = pd.DataFrame({each: table[["A_KA", "A_ZS"]].mean() for each, table in front.items()}).T
-    curve = fit_front(np.array([peaks[each] for each in front]), *means.to_numpy().T, is_local)
-    mean, last = own[["A_KA", "A_ZS"]].mean(), curve.accumulation[-1]
-    has_maximum = means["A_KA"].idxmax() != means.index[-1]
-    if is_local and mean["A_KA"] > last and not has_maximum:
+def _pseudo_values(whole: float, parts: np.ndarray) -> np.ndarray:
+    """Return the jackknife's pseudo-values, from those of the whole sample and of its parts."""
+    return len(parts) * whole - (len(parts) - 1) * parts
+
+
+def _check_covered(name: str, gained: float, curve: Front, ends_rising: bool) -> None:
+    """Raise `CmpError` unless a front says something of an A_KA."""
+    first, last = curve.accumulation[[0, -1]]
+    if ends_rising and gained > last:
         raise CmpError(
-            f"{name!r}: its A_KA of {mean['A_KA']:.1f} is beyond the local front, which ends at "
+            f"{name!r}: its A_KA of {gained:.1f} is {BEYOND}, a local one, which ends at "
             f"{last:.1f}: a higher peak of the front or a lower one of the setting"
         )
-    if mean["A_KA"] < curve.accumulation[0]:
+    if gained < first:
         raise CmpError(
-            f"{name!r}: its A_KA of {mean['A_KA']:.1f} is below the front, which begins at "
-            f"{curve.accumulation[0]:.1f}: a lower peak of the front or a higher one of the setting"
+            f"{name!r}: its A_KA of {gained:.1f} is {BELOW}, which begins at "
+            f"{first:.1f}: a lower peak of the front or a higher one of the setting"
         )
-    if nearest is None:
-        reached = means[: int(np.argmax(means["A_KA"])) + 1]
-        nearest = str((reached["A_KA"] - mean["A_KA"]).abs().idxmin())
-    gain, slope = mean["A_ZS"] - curve.retention_at(mean["A_KA"]), curve.slope_at(mean["A_KA"])
-    apart = own - front[nearest]
-    values = apart["A_ZS"] - slope * apart["A_KA"]
-    values += gain - values.mean()
-    mirror = float(mean["A_KA"] - curve.accumulation_at(mean["A_ZS"]))
-    return values, mirror, slope, nearest, bool(mean["A_KA"] > last)
+
+
+def _distance_of_part(
+    means: np.ndarray, rates: np.ndarray, least: int, count: int, is_bound: bool, name: str
+) -> tuple[float, float]:
+    """Return the distance from the front where one base is left out, and how far the A_KA is beyond
+    the front's last point.
+
+    Args:
+        means: (A_KA, A_ZS) of the setting and of the front's peaks, [1 + peaks, 2].
+        rates: The peaks, rising, [peaks].
+        least: How many of them the front takes.
+        count: How many of them count, as in the whole sample.
+        is_bound: Whether the whole sample's gain is a bound, measured from the last point.
+        name: What errors call the setting.
+
+    Raises:
+        CmpError: The setting lies more than `REACH` beyond the front.
+    """
+    (gained, kept), *points = means
+    curve = fit_front(rates, *np.array(points).T, least, count)
+    first, last = curve.accumulation[[0, -1]]
+    if gained < first - REACH or (gained > last + REACH and not is_bound):
+        raise CmpError(
+            f"{name!r}: without one of the bases its A_KA of {gained:.1f} is more than {REACH:g} "
+            f"{BELOW if gained < first else BEYOND}, from {first:.1f} to {last:.1f}"
+        )
+    on_front = curve.extended_to(last if is_bound else gained)
+    return float(kept - on_front), float(gained - last)

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
+from cmp.experiments.fronts import MIN_SIGN
 from cmp.experiments.verdicts import FrontOf
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
@@ -23,6 +24,10 @@ from cmp.readers.files import check_record, read_yaml
 ADVICE = project_folder() / "book" / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")
 NOT_HERE = "The studies are in a checkout of the project, not in this installation."
+DEFAULTS = {"LoRA": ("methods", "LoRA"), "EMA-Merge": ("merging", "EMA")}
+"""Technique -> the study and setting that measure it on the book's own network."""
+OWN = "small, the book's network"
+UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -36,7 +41,8 @@ class Network:
         technique: What is tried on it, in words.
         study: The study.
         setting: Its setting.
-        front: Plain fine-tuning of that network at a few peaks, whose front the gain is from.
+        front: Plain fine-tuning of that network at a few peaks, whose front the gain is from; the
+            book's own front where empty.
     """
 
     network: Text
@@ -84,9 +90,9 @@ class Measured:
 
     Attributes:
         sentences: A sentence per primary claim.
-        networks: A sentence per technique on another network.
-        disagrees: Whether a decided claim came out other than the paper has it, or the sign of a
-            technique's gain differs between networks.
+        networks: A sentence per technique and network, the book's own first where it is measured.
+        disagrees: Whether a decided claim of the paper's came out other than it has it, or the sign
+            of a technique's gain differs between networks where it is above a point.
     """
 
     sentences: tuple[str, ...]
@@ -102,26 +108,42 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
         judged: The verdicts, see `cmp.experiments.verdicts.judge_claims`.
     """
     own = judged[judged["guideline"] == guideline.name]
-    sentences = tuple(f"{row.claimed} {row.sentence}" for row in own.itertuples())
+    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in own.itertuples())
     words, signs = [], dict[str, set[bool]]()
-    for each in guideline.networks:
-        if not results.is_published(each.study):
-            words.append(f"{each.network}: {each.technique}: not computed yet.")
-            continue
-        front = FrontOf(each.study, each.front, local=True)
-        try:
-            gain = verdicts.gain_of(each.study, each.setting, front)
-        except CmpError as error:
-            words.append(f"{each.network}: {each.technique}: not measured ({error}).")
-            continue
-        estimate = float(gain.values.mean())
-        signs.setdefault(each.technique, set()).add(estimate > 0)
-        words.append(
-            f"{each.network}: {each.technique}: {estimate:+.1f} points of A_ZS at equal A_KA "
-            f"(n = {len(gain.values)})."
-        )
+    for network in _with_default(guideline.networks):
+        text, sign = _measure_network(network)
+        words.append(f"{network.network}: {network.technique}: {text}.")
+        if sign is not None:
+            signs.setdefault(network.technique, set()).add(sign)
+    words += [UNTUNED] * bool(words)
     flips = any(len(found) > 1 for found in signs.values())
-    return Measured(sentences, tuple(words), flips or (own["agrees"] == "no").any())
+    disagrees = (own.loc[own["source"] == "paper", "agrees"] == "no").any()
+    return Measured(sentences, tuple(words), flips or bool(disagrees))
+
+
+def _with_default(networks: tuple[Network, ...]) -> tuple[Network, ...]:
+    """Return the networks, and before them the book's own for each technique."""
+    techniques = dict.fromkeys(each.technique for each in networks if each.technique in DEFAULTS)
+    return (*(Network(OWN, each, *DEFAULTS[each], ()) for each in techniques), *networks)
+
+
+def _measure_network(network: Network) -> tuple[str, bool | None]:
+    """Return what a technique keeps on a network, in words, and whether that is positive; None
+    where it is not measured, not yet by all streams, or no more than a point."""
+    if network.front:
+        front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
+    else:
+        front = verdicts.load_claims().fronts["plain"]
+    try:
+        gain = verdicts.gain_of(network.study, network.setting, front)
+    except verdicts.NotComputed:
+        return verdicts.NOT_COMPUTED, None
+    except CmpError:
+        return "no gain, as its A_KA lies outside that network's front", None
+    found = verdicts.estimate_gain(network.study, network.setting, gain)
+    sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
+    counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
+    return f"{found.value:+.1f} points of A_ZS at equal A_KA ({counted})", sign
 
 
 def guideline_box(name: str, judged: pd.DataFrame | None = None) -> dict[str, str]:
@@ -137,9 +159,8 @@ def guideline_box(name: str, judged: pd.DataFrame | None = None) -> dict[str, st
     measured = Measured((NOT_HERE,), (), False)
     if judged is not None:
         measured = measure_guideline(guideline, judged)
-    why = " The advice follows the paper, whose evidence is at scale." * (
-        guideline.follows == "paper"
-    )
+    follows_paper = guideline.follows == "paper" or measured.disagrees
+    why = " The advice follows the paper, whose evidence is at scale." * follows_paper
     texts: tuple[Any, ...] = (
         f"{guideline.paper} ({guideline.scale})",
         " ".join(measured.sentences),

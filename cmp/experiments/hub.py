@@ -14,44 +14,11 @@ import pandas as pd
 from cmp import models
 from cmp.data import Corpus
 from cmp.experiments import store
-from cmp.readers.files import atomic_folder
+from cmp.readers.files import atomic_folder, read_yaml
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
-CARD = """---
-library_name: open_clip
-pipeline_tag: zero-shot-image-classification
-tags: [clip, continual-pretraining]
----
-
-# {name}, after {tasks} updates
-
-`{name}` from the weights {start}, updated by continual pretraining with the package `cmp`: {tasks}
-updates of {steps} steps at batch {batch}, method `{method}`, merging `{merging}`.
-
-```python
-import open_clip
-{tokenizer}
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
-```
-
-## Scores
-
-Zero-shot, in percent, on the {scope} test: accuracy, and R@5 of retrieval. A_KA is the mean of the
-datasets that the updates taught, A_ZS of those that the model knew before.
-
-{scores}
-
-## Data
-
-{data}
-
-## How it was made
-
-Run `{run}`, {seconds:.0f} s on {device} with torch {torch} and open_clip {open_clip}. Settings
-that differ from the defaults:
-
-{settings}
-"""
+CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
+"""The card with places for values, in Markdown."""
 
 
 def write_hub_folder(run: store.StoredRun, corpus: Corpus, folder: Path) -> None:

@@ -15,6 +15,8 @@ from cmp import budgets, config, mixtures, models
 from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
+from cmp.experiments.guidelines import load_guidelines
+from cmp.experiments.verdicts import level_in_words
 from cmp.readers.files import read_yaml
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
@@ -30,8 +32,14 @@ CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
 """Images of all updates of FoMo-in-Flux (spec 9.2)."""
-COPIES = {"none": 0, "ema": 2, "last-unrolled": 2}
-"""Networks that a merging policy keeps beside the one that trains; see `cmp.merging.policies`."""
+COPIES = 2
+"""Networks that EMA-Merge keeps beside the one that trains; see `cmp.merging.policies`."""
+MANY_STEPS = 80
+"""From so many steps per update on, an average of embedded models takes half of each, else a
+quarter: on the validation side a half was the better at 160 steps and a quarter at 20 and 40,
+whatever the number of updates (studies `tuning-2` to `tuning-4`). Between, nothing was tuned."""
+MERGED_PEAK = 0.0024
+"""The peak of an embedded model whose updates are merged (study `tuning-2`)."""
 SAVES = 3
 """Checkpoints on the disk at once: the last two, and the next while it is written."""
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
@@ -70,15 +78,15 @@ class PlanRequest:
         buffer: Images of earlier updates that can be kept; None for all.
     """
 
-    model: str = "tiny"
-    updates: int = 8
+    model: str = "small"
+    updates: int = 20
     images: int | None = None
     gpu_hours: float | None = None
     gmafs: float | None = None
     device: str = "h100"
     keep: str = "balance"
     new: str = "both"
-    pool: float = 0.1
+    pool: float = 0.5
     other_pool: bool = False
     buffer: int | None = None
 
@@ -125,7 +133,7 @@ def _problems(request: PlanRequest) -> Iterator[str]:
 
 def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
-    flops, copies = forecast.training_flops(run), 1 + COPIES[run.merging.policy]
+    flops, copies = forecast.training_flops(run), 1 + COPIES
     parts = forecast.memory_account(run.model.name, run.training.batch, run.method)
     return {
         "FLOPs": flops,
@@ -153,7 +161,8 @@ class Plan:
         outside: Why there is no place.
         effects: What each choice did in the stored runs, largest first: `choice`, `A_KA` and `A_ZS`
             in words, and the `study`.
-        rejected: Why each alternative was rejected.
+        rejected: Why each alternative was rejected; of embedded models alone, whose runs tell.
+        advice: What the guidelines say, of other models.
         notes: Sentences that a reader must know.
     """
 
@@ -165,6 +174,7 @@ class Plan:
     outside: str
     effects: pd.DataFrame
     rejected: dict[str, str]
+    advice: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -196,7 +206,8 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
         request, tree, run, plan_costs(request, run), place,
         outside or ("" if place else "no stored setting is like this plan"),
         effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
-        {row.words: _rejection(row) for row in rejected.itertuples()},
+        {row.words: _rejection(row) for row in rejected.itertuples()} if request.embedded else {},
+        {} if request.embedded else {n: g.advice for n, g in load_guidelines().items()},
         _notes(request, run),
     )  # fmt: skip
 
@@ -204,29 +215,33 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
 def _rejection(row: Any) -> str:
     """Return what a rejected choice did, where that was measured, and the reason."""
     words = f"{row.setting!r} minus {row.against!r}: A_KA {row.A_KA}, A_ZS {row.A_ZS}, GM {row.GM}"
-    return f"{words} (chapter {row.study}){'; ' if row.reason else ''}{row.reason}"
+    return f"{words} (study {row.study}){'; ' if row.reason else ''}{row.reason}"
 
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:
-    """Return the settings that the studies advise, without sizes."""
+    """Return the settings that the studies advise, without sizes.
+
+    An average takes half of each update, the default of the paper's code, where no study chose.
+    """
     tree: dict[str, Any] = {"model": {"name": request.model}}
     if not request.embedded:
         start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
         tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
     tree["stream"] = {"tasks": request.updates}
-    # half of a batch replays earlier updates, half of the rest the pretraining data, if they can be
-    buffer = 0.5 * (request.buffer != 0)
-    pool = 0.5 * (1 - buffer) * (request.pool > 0)
-    tree["mixture"] = {"pretraining": pool, "update": 1 - pool - buffer, "buffer": buffer}
+    sources = {"pretraining": request.pool > 0, "update": True, "buffer": request.buffer != 0}
+    parts = sum(sources.values())  # equal ones, of what there is
+    tree["mixture"] = {name: is_there / parts for name, is_there in sources.items()}
     if request.pool > 0:
         tree["mixture"]["replay"] = float(request.pool)
+        if request.embedded and request.pool <= 0.5:  # as in the studies
+            tree["mixture"]["select"] = "concepts"
     if request.buffer and request.buffer < request.updates * request.arriving:
         tree["mixture"] |= {"policy": "reservoir", "capacity": request.buffer}
-    is_balanced = request.keep == "balance" and request.pool > 0
-    tree["merging"] = {"policy": "last-unrolled" if is_balanced else "ema"}
-    if request.keep == "all":
-        tree["merging"]["weight"] = 0.1
-    if not request.embedded:
+    tree["merging"] = {"policy": "ema", "weight": 0.1 if request.keep == "all" else 0.5}
+    if request.embedded:
+        peak = MERGED_PEAK if request.keep == "balance" else MERGED_PEAK / 2
+        tree["schedule"] = {"name": "wsd", "peak": peak}
+    else:
         tree |= {key: REAL[key] for key in ("optimizer", "schedule", "evaluation")}
     if request.new == "names":
         tree["method"] = {"name": "locked-image"}
@@ -234,7 +249,8 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
 
 
 def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with a batch that fits and the steps that the compute allows.
+    """Return the settings with a batch that fits, the steps that the compute allows, and the weight
+    of an average that goes with these.
 
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
@@ -244,7 +260,10 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
         first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
         if first < len(trees):
-            trees[first]["training"]["steps"] = _affordable_steps(request, _run_of(trees[first]))
+            steps = _affordable_steps(request, _run_of(trees[first]))
+            trees[first]["training"]["steps"] = steps
+            if request.embedded and request.keep != "all" and steps < MANY_STEPS:
+                trees[first]["merging"] = settings["merging"] | {"weight": 0.25}
             return trees[first]
     size = {"model": request.model, "device": request.device, "memory": memory / GIGA}
     raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))
@@ -278,7 +297,8 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
     _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
     steps, is_locked = run.training.steps, run.method.name == "locked-image"
-    numbers = {"passes": steps * update / request.arriving, "steps": steps}
+    passes = float(f"{steps * update / request.arriving:.2g}")
+    numbers = {"passes": f"{passes:,g}", "steps": steps}
     numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
     facts = {
         "no pool": request.pool == 0,
@@ -307,10 +327,11 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
         place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
         *(
-            f"Effect of {row.choice}: A_KA {row.A_KA}, A_ZS {row.A_ZS} (chapter {row.study})."
+            f"Effect of {row.choice}: A_KA {row.A_KA}, A_ZS {row.A_ZS} (study {row.study})."
             for row in plan.effects.itertuples()
         ),
         *(f"Rejected: {name}. {reason}." for name, reason in plan.rejected.items()),
+        *(f"Advice on {name}: {advice}" for name, advice in plan.advice.items()),
     ]
     lines = [line for part in paragraphs for line in textwrap.wrap(part, LINE_WIDTH)]
     return "".join(f"# {line}\n" for line in lines) + text
@@ -319,13 +340,12 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
 def plan_summary(plan: Plan) -> str:
     """Return a plan in a sentence."""
     run, mixture, method = plan.run, plan.run.mixture, plan.run.method.name
-    policy = {"ema": "EMA-Merge", "last-unrolled": "an average deployed, training goes on"}
     trained = "everything trained" if method == "full" else f"trained by {method}"
     return (
         f"{run.model.name}: {run.stream.tasks:,} updates of {run.training.steps:,} steps at batch "
         f"{run.training.batch}, {trained}; batches of {mixture.pretraining:.0%} pretraining "
         f"data, {mixture.update:.0%} update, {mixture.buffer:.0%} earlier updates; "
-        f"{policy[run.merging.policy]}."
+        f"EMA-Merge, {run.merging.weight:g} of each update."
     )
 
 
@@ -333,12 +353,12 @@ def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
         return _WORDS["no place"].format(reason=plan.outside)
-    scores = ", ".join(
-        f"{name} {row['mean']:.1f}% ({row['low']:.1f} to {row['high']:.1f})"
-        for name, row in plan.place.scores.loc[list(evidence.AGGREGATES)].iterrows()
-    )
+    rows = plan.place.scores.loc[list(evidence.AGGREGATES)]
+    scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
+    over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
+    over *= bool(rows["low"].notna().all())
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
-        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended at "
-        f"{scores}: 95% t-intervals over {plan.place.n} replicates.{differs}"
+        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
+        f"percent, at {scores}{over}.{differs}"
     )

@@ -10,7 +10,7 @@ import open_clip
 import torch
 from packaging.requirements import Requirement
 
-from cmp import budgets, mixtures, models
+from cmp import budgets, distributed, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
 from cmp.data import Corpus, load_data, worker_count
 from cmp.embedded import models as embedded_models
@@ -47,8 +47,12 @@ class Check(NamedTuple):
 
 
 def load_run_data(run_config: RunConfig) -> Corpus:
-    """Return the data of a run; raise `CmpError` if its model takes images of another size."""
-    corpus, name = load_data(run_config.data), run_config.model.name
+    """Return the data of a run; raise `CmpError` if its model takes images of another size.
+
+    Of several processes the first decodes them, and the others find what it kept.
+    """
+    with distributed.first_process_first():
+        corpus, name = load_data(run_config.data), run_config.model.name
     if not corpus.in_files:
         corpus.check_side(models.preprocessing(models.create_on_meta(name)).size, name)
     return corpus

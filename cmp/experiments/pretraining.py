@@ -16,12 +16,10 @@ from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import store
-from cmp.files import make_folder, parse_record, project_folder, write_atomic
+from cmp.files import make_folder, parse_record, write_atomic
 from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
-BASES = project_folder() / "weights"
-"""The bases of a checkout; the package itself has one, in `cmp.embedded.models.WEIGHTS`."""
 _TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))
 PRETRAINING: dict[str, Any] = _TREES["recipe"]
 """Pretraining is a run of one task from random weights on the pool alone."""

@@ -11,6 +11,7 @@ anyone can compute it again and compare.
 import dataclasses
 import functools
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from cmp import config
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import store, studies
+from cmp.experiments import forecast, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
 from cmp.files import child_path, project_folder
 from cmp.mixtures import is_kept_concept
-from cmp.readers.files import check_digest, explain_errors, listed_file, read_table, read_yaml
+from cmp.readers.files import check_digest, explain_errors, listed_file, read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -42,14 +43,6 @@ def results_file(chapter: str) -> Path:
     return child_path(RESULTS, chapter, ".parquet")
 
 
-def earlier_studies() -> dict[str, int]:
-    """Return the studies whose published results are still those of the first edition, each with
-    its `NUMERICS`; publishing one takes its line out of the file."""
-    path = RESULTS / "first_edition.yaml"
-    tree = read_yaml(path) if path.exists() else {"studies": [], "numerics": 0}
-    return dict.fromkeys(tree["studies"], tree["numerics"])
-
-
 def is_published(chapter: str) -> bool:
     """Return whether a study has published results, of whatever `NUMERICS`."""
     return results_file(chapter).exists()
@@ -63,12 +56,11 @@ def published_metrics(chapter: str) -> pd.DataFrame:
         module's docstring for `hits` and for what `scope` may be.
 
     Raises:
-        CmpError: There are none, or they are of another `NUMERICS` and so stale; those that
-            `earlier_studies` names are read as they are.
+        CmpError: There are none, or they are of another `NUMERICS` and so stale.
     """
     frame = _read_results(chapter)
     numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
-    if numerics != {earlier_studies().get(chapter, cmp.NUMERICS)}:
+    if numerics != {cmp.NUMERICS}:
         raise CmpError(
             f"results of chapter {chapter}: of NUMERICS {', '.join(map(str, sorted(numerics)))}, "
             f"but this is {cmp.NUMERICS}; `cmpt study {chapter} --publish` computes them again"
@@ -116,8 +108,8 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     taken from the file that was published before, if they are the same.
 
     Raises:
-        CmpError: Every replicate lacks runs, the study mixes a validation split with others or
-            claims something of it, or the file is too large.
+        CmpError: Every replicate lacks runs, the study mixes a validation split with others, or
+            the file is too large.
     """
     path, configs = results_file(study.chapter), study.configs(profile)
     grid = {key: store.run_id_of(each) for key, each in configs.items()}
@@ -126,10 +118,10 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     if runs.keys() != ids and path.exists():
         runs = {run.id: run for run in published_runs(study.chapter) if run.id in ids} | runs
     splits = {run_config.evaluation.split for run_config in configs.values()}
-    if "validation" in splits and (len(splits) > 1 or study.claims):
+    if "validation" in splits and len(splits) > 1:
         raise CmpError(
             f"study {study.chapter}: scores of a validation split are published by themselves, as "
-            "the grounds of a choice, and bear no claims"
+            "the grounds of a choice"
         )
     missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
     partial = {replicate for _, replicate in missing}
@@ -237,23 +229,39 @@ def published_runs(chapter: str) -> list[StoredRun]:
     return runs
 
 
-def restore_runs(study: studies.Study) -> None:
+def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
     """Store the published runs of a study that are not in the store, if they are not stale: what
-    was published elsewhere need not be computed here. A damaged file has none."""
+    was published elsewhere need not be computed here.
+
+    It warns of a file that cannot be read.
+
+    Args:
+        study: The study.
+        dry_run: Whether the runs are counted only.
+
+    Returns:
+        How many there are.
+    """
     try:
-        published = published_runs(study.chapter)
-    except CmpError:
-        return
+        published = published_runs(study.chapter) if is_published(study.chapter) else []
+    except CmpError as error:
+        warnings.warn(f"{error}; its runs are computed again", stacklevel=2)
+        return 0
+    count = 0
     for run in published:
-        if not store.is_stored(run.id):
-            identity = store.run_identity(run.config)
-            if store.json_digest(identity) == run.id:
+        if store.is_stored(run.id) or not store.has_start(run.config):
+            continue
+        identity = store.run_identity(run.config)
+        if store.json_digest(identity) == run.id:
+            count += 1
+            if not dry_run:
                 store.save_run(dataclasses.replace(run, identity=identity))
+    return count
 
 
 def all_published_runs() -> list[StoredRun]:
-    """Return every published run of the book but those of the first edition."""
-    chapters = sorted({path.stem for path in RESULTS.glob("*.parquet")} - earlier_studies().keys())
+    """Return every published run of the book."""
+    chapters = sorted({path.stem for path in RESULTS.glob("*.parquet")})
     return [run for chapter in chapters for run in published_runs(chapter)]
 
 
@@ -269,11 +277,14 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
     return [runs[number] for number in order[:count]]
 
 
-def verify_published(run: StoredRun, observer: Observer = NO_OBSERVER) -> Verdict:
+def verify_published(
+    run: StoredRun, observer: Observer = NO_OBSERVER, device: str = "cpu"
+) -> Verdict:
     """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
+    forecast.check_device(device)
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
     if store.run_id_of(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)
-    return store.verify_run(run, corpus, observer)
+    return store.verify_run(run, corpus, observer, device)

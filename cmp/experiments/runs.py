@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cmp import budgets, config, models
-from cmp.checkpoints import Progress, latest_checkpoint
+from cmp.checkpoints import Progress, latest_progress
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
@@ -44,6 +44,7 @@ def run(
         ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
+    store.fetch_start(run_config)
     is_stored = store.is_stored(store.run_id_of(run_config))
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
@@ -89,17 +90,23 @@ def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
     return config.parse(tree, f"run {profile_name!r}")
 
 
+def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
+    """Return what a run changes in the profile `cpu`, by dotted key."""
+    usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
+    return {k: value for k, value in config.flat_keys(run_config.to_dict()) if value != usual[k]}
+
+
 def joint_training(run_config: RunConfig) -> RunConfig:
     """Return the upper bound of a run: all its classes in one task of as many steps.
 
     Raises:
         CmpError: The task would have too many steps.
     """
-    tree, replay = run_config.to_dict(), run_config.mixture.replay
+    tree = run_config.to_dict()
     steps, most = run_config.stream.tasks * run_config.training.steps, config.MAX_COUNT
     if steps > most:
         raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
-    tree["mixture"] = {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0, "replay": replay}
+    tree["mixture"] |= {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0}
     tree["training"]["steps"], tree["stream"]["tasks"] = steps, 1
     return config.parse(tree, "joint training")
 
@@ -121,10 +128,12 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     return weights
 
 
-def unfinished_runs() -> list[Progress]:
-    """Return how far each unfinished run has come."""
+def unfinished_runs(prefix: str = "") -> list[Progress]:
+    """Return how far each unfinished run has come whose id starts with a prefix."""
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
-    return [found[1].progress for folder in folders if (found := latest_checkpoint(folder))]
+    named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
+    found = filter(None, map(latest_progress, named))
+    return [progress for progress in found if progress.run.startswith(prefix)]
 
 
 def recorded_threads(progress: Progress) -> int:
@@ -137,9 +146,8 @@ def recorded_threads(progress: Progress) -> int:
 
 def find_unfinished(prefix: str) -> Progress:
     """Return the one unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
-    runs = unfinished_runs()
-    matching = [progress for progress in runs if progress.run.startswith(prefix)]
+    matching = unfinished_runs(prefix)
     if len(matching) != 1:
-        names = ", ".join(progress.run[:SHORT_ID] for progress in runs) or "none"
+        names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
         raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
     return matching[0]

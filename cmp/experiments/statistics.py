@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import evaluation, mixtures, streams
-from cmp.config import Mixture, RunConfig
-from cmp.data import POOL_DATA_ROLES, Corpus
+from cmp.config import POOL_DATA_ROLES, RunConfig
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
@@ -24,7 +24,6 @@ from cmp.seeds import numpy_generator
 
 CLUSTERS = 64
 PRECISION = "fp32"
-BATCH_PARTS = ("pretraining pool", "update", "buffer")
 
 
 def measure_classes(
@@ -145,7 +144,8 @@ def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
         for step in range(training.steps):
-            rows = mixtures.batch_rows(pools, mixture, training.batch, seed, task, step)
+            now = mixture.at(task, config.stream.tasks)
+            rows = mixtures.batch_rows(pools, now, training.batch, seed, task, step)
             np.add.at(counts[task], rows, 1)
     return counts
 
@@ -159,57 +159,16 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
     """
     rows = []
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
-    for block, pools in zip(blocks, mixtures.task_pools(config, corpus), strict=True):
+    pools_of = mixtures.task_pools(config, corpus)
+    for task, (block, pools) in enumerate(zip(blocks, pools_of, strict=True)):
         batch, is_first = config.training.batch, len(pools.buffer) == 0
-        _, update, _ = mixtures.batch_counts(config.mixture, batch, empty_buffer=is_first)
+        mixture = config.mixture.at(task, config.stream.tasks)
+        _, update, _ = mixtures.batch_counts(mixture, batch, empty_buffer=is_first)
         passes = config.training.steps * update / max(len(pools.update), 1)
         datasets = len({entry.partition("+++")[0] for entry in block})
         rows.append((len(block), datasets, len(pools.update), len(pools.buffer), passes))
     index = pd.RangeIndex(1, len(rows) + 1, name="task")
     return pd.DataFrame(rows, index, ["classes", "datasets", "images", "buffer", "passes"])
-
-
-def expected_counts(
-    mixture: Mixture, batch: int, tasks: int, steps: int, pool_size: float, task_size: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what a batch is made of, and how often an image is shown over the stream on average.
-
-    The buffer of a task holds all earlier tasks' images, drawn uniformly.
-
-    Args:
-        mixture: The shares of a batch.
-        batch: Samples per step.
-        tasks: Tasks of the stream.
-        steps: Steps per task.
-        pool_size: Images of the pool that are kept for replay.
-        task_size: Images that arrive in each task.
-
-    Returns:
-        Samples per batch of each part, in the first and in later tasks; and passes over the images
-        that arrive with the pretraining pool (row 0) and with each task, by the part that shows
-        them, with the number of `images`.
-
-    Raises:
-        CmpError: A size is not positive.
-    """
-    if min(pool_size, task_size) <= 0:
-        raise CmpError(f"exposures: sizes must be positive, not {pool_size} and {task_size}")
-    first, later = (mixtures.batch_counts(mixture, batch, empty) for empty in (True, False))
-    samples = pd.DataFrame([first] + [later] * (tasks - 1), columns=list(BATCH_PARTS))
-    # what a task's buffer adds to each earlier image, summed over the tasks that follow
-    replay = [0.0] + [steps * later[2] / (task_size * earlier) for earlier in range(1, tasks)]
-    pool_passes = steps * samples["pretraining pool"].sum() / pool_size
-    passes = pd.DataFrame(
-        {
-            "pretraining pool": [pool_passes] + [0.0] * tasks,
-            "update": [0.0, *steps * samples["update"] / task_size],
-            "buffer": [0.0, *[sum(replay[task:]) for task in range(1, tasks + 1)]],
-            "images": [pool_size] + [task_size] * tasks,
-        },
-        index=pd.RangeIndex(tasks + 1, name="arrives"),
-    )
-    names = ["first task", "later tasks"][: min(tasks, 2)]
-    return samples.iloc[: len(names)].set_axis(names), passes
 
 
 MAX_STREAM_BYTES = 64 * 2**20

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import cmp
-from cmp import budgets, config, mixtures, models, registry, streams
+from cmp import budgets, config, distributed, mixtures, models, registry, streams
 from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
@@ -113,14 +113,23 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     return json_digest(run_identity(run_config, corpus))
 
 
+def known_id(run_config: RunConfig) -> str:
+    """Return a run's id, "" as long as the weights that it starts from are not on this machine."""
+    return run_id_of(run_config) if has_start(run_config) else ""
+
+
 def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:
     """Return everything that decides a run's result.
 
-    A folder of data counts by its content, wherever it lies.
+    A folder of data counts by its content, wherever it lies, and so do weights: `fetch_start` comes
+    before this.
 
     Args:
         run_config: The run's config.
         corpus: Its data; they are loaded where None.
+
+    Raises:
+        CmpError: The weights that it starts from are not on this machine.
     """
     corpus = corpus or load_data(run_config.data)
     start, weights = start_identity(run_config)
@@ -151,11 +160,17 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
 
     Returns:
         Changes to the flat config, and the hash of the weights. A file counts by its tensors,
-        wherever it lies; weights that are not on this machine count by their name.
+        wherever it lies.
+
+    Raises:
+        CmpError: The weights are not on this machine.
     """
     model, path = run_config.model, start_file(run_config)
-    if path is None:
+    if model.start == "random":
         return {}, model.start
+    if path is None:  # an id by their name would change once they are here
+        words = "are not on this machine, and a run's id counts their content"
+        raise CmpError(f"model.start: the weights {model.start!r} of {model.name!r} {words}")
     is_base, is_hub = model.start in STARTS, model.start == models.HUB
     digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
     is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)
@@ -205,7 +220,7 @@ def make_stored_run(
     return StoredRun(run_id, run_config, provenance, result.metrics, weights, identity, result.hits)
 
 
-def save_run(run: StoredRun, model: torch.nn.Module | None = None) -> None:
+def save_run(run: StoredRun, model: models.Network | None = None) -> None:
     """Store a finished run, whole or not at all.
 
     Args:
@@ -228,7 +243,7 @@ def save_run(run: StoredRun, model: torch.nn.Module | None = None) -> None:
         (folder / "run.json").write_text(json.dumps(record, indent=1))
 
 
-def final_model(run: StoredRun) -> torch.nn.Module:
+def final_model(run: StoredRun) -> models.Network:
     """Return the network that a stored run ended in.
 
     Raises:
@@ -364,6 +379,14 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
+def scores_on_way(run: StoredRun) -> pd.DataFrame:
+    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, on the widest
+    test that was scored then; index task."""
+    table = trajectory(run.metrics)
+    widest = table.sort_values("scope").drop_duplicates("task")  # "full" comes before "subset"
+    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
+
+
 class Verdict(NamedTuple):
     """How two computations of one run compare.
 
@@ -376,12 +399,14 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verify_run(run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER) -> Verdict:
+def verify_run(
+    run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER, device: str = "cpu"
+) -> Verdict:
     """Compute a run again, with as many threads as before, and compare the two."""
     threads = torch.get_num_threads()
     torch.set_num_threads(run.provenance["threads"])
     try:
-        result = execute(run.config, corpus, observer)
+        result = execute(run.config, corpus, observer, device=device)
     finally:
         torch.set_num_threads(threads)
     return compare_runs(run, make_stored_run(run.config, result, run.identity))
@@ -436,3 +461,15 @@ def start_file(run_config: RunConfig) -> Path | None:
 def has_start(run_config: RunConfig) -> bool:
     """Return whether the weights that a run starts from are on this machine."""
     return run_config.model.start == "random" or start_file(run_config) is not None
+
+
+def fetch_start(run_config: RunConfig) -> None:
+    """Have the weights that a run starts from on this machine: its id counts their content.
+
+    Of several processes (`cmp.distributed`) all call this, and the first downloads.
+
+    Raises:
+        CmpError: The weights are missing, and cannot be downloaded.
+    """
+    with distributed.first_process_first():
+        models.fetch_weights(run_config.model, run_config.seeds.init)

@@ -11,11 +11,12 @@ A setting may hold `product` or `zip`, keys with lists of values: it stands for 
 them, or for the first values, the second values and so on. Each is named after its values: `full`
 with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and "full, peak 0.002".
 
-`common` holds changes that all settings share, and `claims` what the chapter claims of its
-settings, see `cmp.experiments.claims`. What a chapter chooses, such as a learning rate, is a study
-of its own, `NN-tuning`, on the validation split.
+`common` holds changes that all settings share. Choices, such as of a learning rate, are studies of
+their own that explore, on the validation split; what is claimed of settings stands in
+`book/claims.yaml`, see `cmp.experiments.verdicts`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,7 +30,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config
-from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Schedule
+from cmp.checkpoints import StopRequest
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stream, Training
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
@@ -48,7 +50,8 @@ DRAW = 10_000
 BAND, BAND_RUNS = "quick-", 10
 """What the name of a `band_of` a study begins with, and the runs of each of its settings."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
-"""Functions of (configs, jobs, device, called with each run) that return why runs failed."""
+"""Functions of (configs, jobs, device, called with each run, noted signals) that return why runs
+failed."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -63,7 +66,6 @@ class Study:
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
         explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
-        claims: The claims as the file has them, see `cmp.experiments.claims.claims_of`.
         chapter: The chapter's number, or NN-NAME; of a file, its name.
     """
 
@@ -73,7 +75,6 @@ class Study:
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     explores: bool = False
-    claims: list[Any] = dataclasses.field(default_factory=list)
     chapter: str = dataclasses.field(kw_only=True)
 
     def configs(
@@ -112,8 +113,6 @@ class Study:
 
     def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
         """Return the seeds of a replicate; `quick` starts from the base that every wheel has."""
-        if self.chapter[:2].isdigit():  # of the first edition
-            return {"seed": replicate}
         first, count = EXPLORING if self.explores else CONFIRMING
         seed = replicate + FIRST_EXPLORING_SEED * self.explores
         base = 0 if profile == "quick" else first + replicate % count
@@ -128,7 +127,7 @@ def load_study(chapter: str) -> Study:
     """
     if chapter.startswith(BAND):
         return band_of(load_study(chapter.removeprefix(BAND)))
-    path = child_path(STUDIES, chapter, ".yaml").with_stem(chapter.zfill(2))
+    path = child_path(STUDIES, chapter, ".yaml")
     if not STUDIES.is_dir():
         raise CmpError(f"{STUDIES}: no such folder; studies need a checkout of the project")
     if not path.exists():
@@ -166,7 +165,7 @@ def band_of(study: Study) -> Study:
         name: sizes | study.settings[name] | {"replicates": BAND_RUNS} for name in study.live
     }
     name = f"{BAND}{study.chapter}"
-    return dataclasses.replace(study, settings=settings, explores=False, claims=[], chapter=name)
+    return dataclasses.replace(study, settings=settings, explores=False, chapter=name)
 
 
 def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
@@ -238,7 +237,8 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    return [each for each in dict.fromkeys(configs) if not store.is_stored(store.run_id_of(each))]
+    ids = {each: store.known_id(each) for each in configs}
+    return [each for each, run_id in ids.items() if not run_id or not store.is_stored(run_id)]
 
 
 def compute_runs(
@@ -247,6 +247,7 @@ def compute_runs(
     device: str = "cpu",
     backend: str = "local",
     finished: Callable[[RunConfig], Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Compute the runs that are missing, with a progress bar.
 
@@ -259,18 +260,25 @@ def compute_runs(
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
         finished: Called with each run that is done, in place of a bar over these runs.
+        stop: Notes signals; by default they are noted here, which only the main thread can.
 
     Raises:
+        Interrupted: A signal came; unfinished runs are saved.
         CmpError: At the end, if runs failed; says which and why.
     """
+    for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
+        with contextlib.suppress(CmpError):  # its runs fail, and say why
+            store.fetch_start(run_config)
     todo = missing_runs(configs)
     if not todo:
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
-        failures = BACKENDS[backend](todo, jobs, device, finished or (lambda _: bar.update()))
+        told = finished or (lambda _: bar.update())
+        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
+            failures = BACKENDS[backend](todo, jobs, device, told, noted)
     if failures:
-        reasons = failures.items()
-        lines = [f"  {store.run_id_of(each)[:SHORT_ID]}: {reason}" for each, reason in reasons]
+        names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
+        lines = map("  {}: {}".format, names, failures.values())
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
 
@@ -315,8 +323,8 @@ def is_translatable(changes: dict[str, Any], name: str) -> bool:
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a study's changes in a profile's own terms.
 
-    Studies are written for `cpu`. For a profile with a model of its own, a peak stays the same
-    multiple of the model's default peak, and steps and tasks of the profile's.
+    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks
+    stay the same multiples of the profile's.
 
     Args:
         changes: Values by dotted key.
@@ -326,10 +334,11 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
         return changes
     translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
     if "schedule.peak" in translated:
-        peak = translated["schedule.peak"] / Schedule.peak * own["schedule"]["peak"]
+        peak = translated["schedule.peak"] / cpu["schedule"]["peak"] * own["schedule"]["peak"]
         translated["schedule.peak"] = float(f"{peak:.3g}")
-    for key in ("training.steps", "stream.tasks"):
+    for key, default in (("training.steps", Training.steps), ("stream.tasks", Stream.tasks)):
         if key in translated:
             section, leaf = key.split(".")
-            translated[key] = round(translated[key] * own[section][leaf] / cpu[section][leaf])
+            usual = cpu.get(section, {}).get(leaf, default)
+            translated[key] = round(translated[key] * own[section][leaf] / usual)
     return translated

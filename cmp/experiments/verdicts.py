@@ -1,19 +1,19 @@
 """The primary claims of the book and what their runs came to.
 
 `book/claims.yaml` was committed before the runs that it speaks of. All its claims are one family:
-each has one interval, a t-interval over the ten bases that tuned nothing, at a level that
-Bonferroni's correction gives, and the same on every page. `read_interval` says how it is read.
+each has one interval, a t-interval over the ten bases that tuned nothing, at the level of
+`claims_level`, which every other interval of a measured value has, too. `read_interval` says how it
+is read.
 
-Two intervals stand beside it: that of the paired differences over all replicates, and a crossed one
-that counts the concepts of the test as a sample, too. The verdict is about this test set; what is
-said of other concepts rests on the crossed one.
+A crossed interval stands beside it that counts the concepts of the test as a sample, too. The
+verdict is about this test set; what is said of other concepts rests on the crossed one.
 """
 
 import contextlib
 import functools
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,12 +22,19 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
-from scipy import stats
 
 from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
+from cmp.experiments.scores import (
+    Estimate,
+    estimate_from_bases,
+    planned_streams,
+    run_bases,
+    t_factor,
+    t_interval,
+)
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -59,12 +66,14 @@ class FrontOf:
         settings: Its settings, one per peak.
         check: Another peak between them, whose gain must be 0 within the noise.
         local: Whether a few peaks around what is measured will do, see `cmp.experiments.fronts`.
+        least: How many peaks will do, where that is another number.
     """
 
     study: Text
     settings: Settings
     check: str = ""
     local: bool = False
+    least: int | None = None
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -92,6 +101,7 @@ class Claim:
         name: A short name.
         guideline: The guideline that it speaks of.
         study: The study with its settings.
+        source: Whether the paper makes the claim, or this book.
         sentence: The claim in words.
         measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", "GM" (the geometric mean of
             both, for settings so far from the front that it says nothing of them), or "spread": the
@@ -107,6 +117,7 @@ class Claim:
     name: Text
     guideline: Text
     study: Text
+    source: Literal["paper", "ours"]
     sentence: Text
     measure: Literal["gain", "A_KA", "A_ZS", "GM", "spread"]
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
@@ -166,12 +177,36 @@ def _check_settings(study: str, names: Sequence[str], source: str) -> None:
     for name in names:
         if name not in grid.settings:
             raise CmpError(f"{source}: study {study!r} has no setting {name!r}")
-        count = grid.settings[name].get("replicates", grid.replicates)
+        count = planned_streams(study, name)
         if count < REPLICATES:
             raise CmpError(
                 f"{source}: {name!r} of study {study!r} has {count} replicates; a claim takes "
                 f"{REPLICATES}"
             )
+
+
+def claims_level(count: int | None = None) -> float:
+    """Return the level of every interval of a measured value: that of the claims.
+
+    Bonferroni's correction makes all claims wrong together in one book of twenty. Other values have
+    the same level, so that no text excludes what a verdict leaves open.
+
+    Args:
+        count: How many claims there are; those of the book where None.
+    """
+    if count is None:
+        count = _count_claims(str(CLAIMS), CLAIMS.stat().st_mtime_ns)
+    return 1 - ALPHA / max(1, count)
+
+
+@functools.lru_cache(maxsize=2)
+def _count_claims(path: str, stamp: int) -> int:
+    return len(read_yaml(Path(path))["claims"])
+
+
+def level_in_words() -> str:
+    """Return `claims_level` as a text, such as "99.58%"."""
+    return f"{100 * claims_level():.2f}%"
 
 
 def read_interval(low: float, high: float) -> str:
@@ -184,6 +219,14 @@ def read_interval(low: float, high: float) -> str:
     if low > 0 or high < 0:
         return HELPS_OPEN if low > 0 else HURTS_OPEN
     return OPEN
+
+
+def reading_in_words(row: Mapping[str, Any]) -> str:
+    """Return the reading of a row of `judge_claims`; a spread, which neither helps nor hurts, is
+    larger or smaller."""
+    if row["measure"] != "spread":
+        return row["reading"]
+    return row["reading"].replace(HELPS, "larger").replace(HURTS, "smaller")
 
 
 def run_scores(published: pd.DataFrame) -> pd.DataFrame:
@@ -210,9 +253,9 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     progress = on_way["task"] / last.reindex(on_way.index)
     middle = on_way[progress.between(0.25, 0.75)].groupby(keys)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(keys)["config"].first().map(json.loads)
-    scores["base"] = trees.map(lambda tree: tree["seeds"]["init"])
-    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
+    trees = published.groupby(keys)["config"].first()
+    scores["base"] = run_bases(published)
+    scores["peak"] = trees.map(lambda tree: json.loads(tree)["schedule"]["peak"])
     return scores
 
 
@@ -228,9 +271,26 @@ def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _published(study, results.results_file(study).stat().st_mtime_ns)
 
 
-def gain_of(
-    study: str, setting: str, front: FrontOf, names: str = "all", shift: float = 0.0
-) -> fronts.Gain:
+class NotComputed(CmpError):
+    """A run that a value takes is planned, and not published yet."""
+
+
+def setting_scores(study: str, setting: str) -> pd.DataFrame:
+    """Return the rows of `run_scores` of a setting, by replicate.
+
+    Raises:
+        NotComputed: It is not published yet.
+        CmpError: There is no such study or setting.
+    """
+    if results.is_published(study):
+        scores = published_scores(study)[1]
+        if setting in scores.index.unique("setting"):
+            return scores.loc[setting]
+    planned_streams(study, setting)
+    raise NotComputed(f"{setting!r} of study {study} is not published yet")
+
+
+def gain_of(study: str, setting: str, front: FrontOf, names: str = "all") -> fronts.Gain:
     """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
 
     Args:
@@ -238,14 +298,26 @@ def gain_of(
         setting: The setting.
         front: The front.
         names: Whose A_ZS counts, see `Claim`.
-        shift: Points that are added to the front's A_ZS.
+
+    Raises:
+        NotComputed: Runs of the setting or of the front are not published yet.
+        CmpError: The front says nothing of the setting.
     """
-    own = _by_names(published_scores(study)[1].loc[setting], names)
-    scores = published_scores(front.study)[1]
-    tables = {each: _by_names(scores.loc[each], names) for each in front.settings}
-    tables = {each: table.assign(A_ZS=table["A_ZS"] + shift) for each, table in tables.items()}
-    peaks = {each: float(scores.loc[each, "peak"].iloc[0]) for each in front.settings}
-    return fronts.measure_gain(own, tables, peaks, setting, front.local)
+    own = _by_names(setting_scores(study, setting), names)
+    peaks, tables = {}, {}
+    for each in front.settings:
+        scores = setting_scores(front.study, each)
+        if not own.index.isin(scores.index).all():
+            raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
+        peaks[each], tables[each] = float(scores["peak"].iloc[0]), _by_names(scores, names)
+    return fronts.measure_gain(own, tables, peaks, setting, front.local, front.least)
+
+
+def estimate_gain(study: str, setting: str, gain: fronts.Gain) -> Estimate:
+    """Return a gain of `gain_of` with its interval, at the level of the claims."""
+    value, streams = float(gain.values.mean()), len(gain.values)
+    planned = planned_streams(study, setting)
+    return estimate_from_bases(value, gain.pseudo, streams, planned, claims_level())
 
 
 def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
@@ -270,10 +342,10 @@ class _Contrast:
     parts: list[tuple[str, str, float, float]]
 
 
-def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Contrast:
+def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
     """Return the sum of a claim's terms."""
     terms = [
-        _measure_gain(claim, term, known.fronts[term.front], shift)
+        _measure_gain(claim, term, known.fronts[term.front])
         if claim.measure == "gain"
         else _measure_scores(claim, term)
         for term in claim.terms
@@ -286,10 +358,10 @@ def _measure(claim: Claim, known: ClaimsFile, shift: float) -> _Contrast:
     )
 
 
-def _measure_gain(claim: Claim, term: Term, front: FrontOf, shift: float) -> _Contrast:
+def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
     """Return a gain; concepts count in it as in the setting and in the front's nearest peak."""
     [setting], times = term.of, term.times
-    gain = gain_of(claim.study, setting, front, claim.names, shift)
+    gain = gain_of(claim.study, setting, front, claim.names)
     if gain.is_bound and times < 0:
         raise CmpError(f"{setting!r}: its gain is a lower bound, which cannot be subtracted")
     parts = [
@@ -301,75 +373,80 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf, shift: float) -> _Co
 
 def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     """Return a score, or the spread of A_KA over settings, in which concepts are not counted."""
-    scores, times = published_scores(claim.study)[1].loc[[*term.of]], term.times
-    scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
-    column = {"spread": "A_KA"}.get(claim.measure, claim.measure)
-    if term.at == "way":
-        column = "way"
-    elif claim.names != "all":
-        column = claim.names
-    table = scores[column].unstack("setting")
-    values = table.std(axis=1) if claim.measure == "spread" else table.iloc[:, 0]
-    bases = values.groupby(scores.loc[term.of[0], "base"]).mean()
-    slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
+    times = term.times
     if claim.measure == "spread":
-        return _Contrast(times * values, times * bases, False, [])
+        values, base = spread_of(claim.study, term)
+        return _Contrast(times * values, times * values.groupby(base).mean(), False, [])
+    [setting] = term.of
+    scores = setting_scores(claim.study, setting)
+    scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
+    column = claim.measure if claim.names == "all" else claim.names
+    values = scores["way" if term.at == "way" else column]
+    bases = values.groupby(scores["base"]).mean()
+    slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
-    part = (claim.study, term.of[0], times * retention, times * accumulation)
+    part = (claim.study, setting, times * retention, times * accumulation)
     return _Contrast(times * values, times * bases, False, [part])
 
 
-def judge_claims(known: ClaimsFile, shift: float = 0.0) -> pd.DataFrame:
+def spread_of(study: str, term: Term) -> tuple[pd.Series, pd.Series]:
+    """Return the standard deviation of A_KA over the settings of a term, and the base, of each
+    replicate that all settings have."""
+    column = "way" if term.at == "way" else "A_KA"
+    tables = {name: setting_scores(study, name) for name in term.of}
+    values = pd.DataFrame({name: table[column] for name, table in tables.items()}).dropna()
+    return values.std(axis=1), tables[term.of[0]]["base"]
+
+
+def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     """Return the verdict of every primary claim, from the published results.
 
     Args:
         known: The claims.
-        shift: Points that are added to the A_ZS of all fronts, to see which verdicts hang on them.
 
     Returns:
-        A row per claim, by name: `guideline`, `study`, `claimed` (its sentence), `measure`,
-        `expected`, `reading`, `agrees` (whether the reading is the one that was expected; empty
-        where it is open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`,
-        `low paired`, `high paired`, `low crossed`, `high crossed` (at the same level), `planned`
-        and `half` (of the interval's width), `is_bound`, and `sentence`.
+        A row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
+        `measure`, `expected`, `reading`, `agrees` (whether the reading is the one that was
+        expected; empty where it is open), `n`, `estimate`, `low` and `high` (over bases, in
+        points), `level`, `low crossed` and `high crossed` (at the same level), `planned` and `half`
+        (of the interval's width), `is_bound`, and `sentence`.
 
     Raises:
         CmpError: Published runs are of bases that tuned what is claimed.
     """
-    tail = ALPHA / 2 / max(1, len(known.claims))
-    rows = {claim.name: _judge(claim, known, tail, shift) for claim in known.claims}
+    level = claims_level(len(known.claims))
+    rows = {claim.name: _judge(claim, known, level) for claim in known.claims}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
-def _judge(claim: Claim, known: ClaimsFile, tail: float, shift: float) -> dict[str, Any]:
+def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
     row: dict[str, Any] = {
         "guideline": claim.guideline,
         "study": claim.study,
+        "source": claim.source,
         "claimed": claim.sentence,
         "measure": claim.measure,
         "expected": claim.expected,
         "planned": claim.half_width,
-        "level": 1 - 2 * tail,
+        "level": level,
     }
     if words := _missing_runs(claim, known):
         sentence = f"Not computed yet: {words}."
         return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
     try:
-        contrast = _measure(claim, known, shift)
+        contrast = _measure(claim, known)
     except CmpError as error:
         return row | {"reading": NOT_COVERED, "agrees": "", "sentence": f"Not measured: {error}."}
     estimate = float(contrast.values.mean())
     row |= {"n": len(contrast.values), "estimate": estimate, "is_bound": contrast.is_bound}
-    error = float(contrast.pseudo.std() / np.sqrt(len(contrast.pseudo)))
-    factor = stats.t.isf(tail, len(contrast.pseudo) - 1)
-    paired = float(contrast.values.std() / np.sqrt(row["n"]) * stats.t.isf(tail, row["n"] - 1))
+    _, error, half = t_interval(contrast.pseudo.to_numpy(), level)
     crossed = np.nan
     if contrast.parts:
-        crossed = float(np.hypot(error, concept_error(contrast.parts, claim.names)) * factor)
-    for name, half in (("", error * factor), (" paired", paired), (" crossed", crossed)):
-        row |= {f"low{name}": estimate - half, f"high{name}": estimate + half}
-    row["half"] = error * factor
+        concepts = concept_error(contrast.parts, claim.names)
+        crossed = t_factor(len(contrast.pseudo), level) * float(np.hypot(error, concepts))
+    row |= {"half": half, "low": estimate - half, "high": estimate + half}
+    row |= {"low crossed": estimate - crossed, "high crossed": estimate + crossed}
     low, high = row["low"], np.inf if contrast.is_bound else row["high"]
     row["reading"] = read_interval(low, high)
     row["agrees"] = _agrees(row["reading"], claim.expected)
@@ -414,14 +491,12 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
-        words = {"kept": "that replay kept", "lacking": "that replay lacked"}
+        words = {"kept": "whose pictures the fresh pool may show", "lacking": "that replay lacked"}
         unit += f", on names {words[claim.names]}"
     if row["is_bound"]:
         at_least = " at least, as the front does not reach that A_KA"
     size = others = ""
-    reading = row["reading"]
-    if claim.measure == "spread":
-        reading = reading.replace("helps", "larger").replace("hurts", "smaller")
+    reading = reading_in_words(row)
     if reading == SAME and (row["low"] > 0 or row["high"] < 0):
         size = ", a small gain" if row["low"] > 0 else ", a small loss"
     if np.isfinite(row["low crossed"]):
@@ -496,8 +571,7 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
 def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFrame:
     """Return what each of some published settings buys.
 
-    Their intervals are of 95 % each and know of no other comparison: of verdicts there are only
-    those of `judge_claims`.
+    Their intervals have the level of the claims; verdicts are those of `judge_claims` alone.
 
     Args:
         front: The front.
@@ -505,38 +579,32 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
 
     Returns:
         A row per setting, the largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
-        `low` and `high` (over bases; NaN for a single one), `mirror`, `is_bound`, `n`, and `reason`
-        where there is no gain.
+        `low` and `high` (over bases, NaN where there is no interval yet), `mirror`, `is_bound`,
+        `n`, `preliminary` (such as "2 of 20 streams", "" with all), and `reason` where there is no
+        gain.
     """
     rows = []
     for study, names in settings.items():
         for name in names:
-            scores = published_scores(study)[1].loc[name]
-            row = {
-                "study": study,
-                "setting": name,
-                "n": len(scores),
-                "is_bound": False,
-                "reason": "",
-            }
-            row |= scores[["A_KA", "A_ZS"]].mean().to_dict()
+            row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
+            row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
+            row |= {"preliminary": ""}
+            rows.append(row)
             try:
+                scores = setting_scores(study, name)
+                row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
                 gain = gain_of(study, name, front)
-            except CmpError as error:
-                rows.append(row | {"reason": str(error)})
+            except NotComputed:
+                row["reason"] = NOT_COMPUTED
                 continue
-            count, estimate = len(gain.pseudo), float(gain.values.mean())
-            half = gain.pseudo.std() / np.sqrt(count) * stats.t.isf(0.025, max(1, count - 1))
-            row |= {"gain": estimate, "low": estimate - half, "high": estimate + half}
-            rows.append(row | {"mirror": gain.mirror, "is_bound": gain.is_bound})
+            except CmpError as error:
+                row["reason"] = str(error)
+                continue
+            found = estimate_gain(study, name, gain)
+            row |= {"gain": found.value, "low": found.low, "high": found.high}
+            row |= {"mirror": gain.mirror, "is_bound": gain.is_bound}
+            row |= {"preliminary": found.progress}
     return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
-
-
-def front_error(front: FrontOf) -> float:
-    """Return the standard error of a point of a front, without what replicates share."""
-    scores = published_scores(front.study)[1].loc[[*front.settings], "A_ZS"].unstack("setting")
-    apart = scores.sub(scores.mean(axis=1), axis=0)
-    return float((apart.std() / np.sqrt(len(apart))).mean())
 
 
 def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
@@ -545,5 +613,5 @@ def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
     for claim in known.claims:
         if claim.measure == "gain" and not _missing_runs(claim, known):
             with contextlib.suppress(CmpError):  # it is outside the front
-                pseudo[claim.name] = _measure(claim, known, 0.0).pseudo
+                pseudo[claim.name] = _measure(claim, known).pseudo
     return pd.DataFrame(pseudo).corr()

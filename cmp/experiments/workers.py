@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cmp import distributed, models
-from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest
+from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest, checkpoint_folder
 from cmp.config import RunConfig
 from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
@@ -67,6 +67,7 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
+    store.fetch_start(run_config)
     with distributed.first_process_first():
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))
@@ -78,7 +79,11 @@ def run_one(
             execute(run_config, corpus, observer, device=device, execution=execution)
     elif is_kept(run_id, keep):
         distributed.broadcast(_IS_STORED)
-        CheckpointManager(run_id).remove()  # a kill may have come between the last two lines below
+        # a kill may have come between the last two lines below; or another process computes the run
+        # for its weights, and needs its checkpoints
+        if checkpoint_folder(run_id).exists():
+            with contextlib.suppress(CmpError), CheckpointManager(run_id) as manager:
+                manager.remove()
     else:
         with CheckpointManager(run_id, wait=wait) as manager:
             stored = is_kept(run_id, keep)  # another process may have been faster
@@ -114,7 +119,11 @@ def default_jobs(device: str) -> int:
 
 
 def run_locally(
-    todo: list[RunConfig], jobs: int, device: str, finished: Callable[[RunConfig], None]
+    todo: list[RunConfig],
+    jobs: int,
+    device: str,
+    finished: Callable[[RunConfig], None],
+    stop: StopRequest,
 ) -> Failures:
     """Compute runs in worker processes.
 
@@ -126,15 +135,16 @@ def run_locally(
         jobs: Number of workers.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
+        stop: Whether a signal came.
 
     Returns:
         Why runs failed.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the workers have saved their runs.
+        Interrupted: A signal came; the workers have saved their runs.
     """
     devices = list_devices(device)
-    with StopRequest() as stop, _worker_pool() as pool:
+    with _worker_pool() as pool:
         busy: dict[Connection, _Worker] = {}
 
         def start(run_config: RunConfig) -> Connection:
@@ -313,18 +323,14 @@ def _worker_pool() -> Iterator[list[_Worker]]:
 
 
 def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> None:
-    """Compute runs until the pipe closes.
-
-    Signals act on the runs only, so that no second one breaks off a save.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Compute runs until the pipe closes."""
+    parent = multiprocessing.parent_process()
+    stop_gently(lambda: connection.wait([parent.sentinel]))
     os.environ.update(environment)
     load_plugins()
     torch.set_num_threads(1)
     if device != "cpu":
         torch.cuda.set_device(device)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
         while True:
             pipe.send(_attempt_run(pipe.recv(), device))
@@ -341,9 +347,20 @@ def _attempt_run(run_config: RunConfig, device: str) -> str | None:
     return None
 
 
-def _stop_with_parent() -> None:
-    """Stop and save once the parent is gone, asking again as `_worker_pool` does."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.0)
+def stop_gently(wait_for_parent: Callable[[], Any]) -> None:
+    """Let signals act on this process's runs only, so that no second one breaks off a save.
+
+    Args:
+        wait_for_parent: Returns once the parent is gone. From then on the process is asked to stop
+            and save, again and again, as it may be between two runs.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def stop() -> None:
+        wait_for_parent()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.0)
+
+    threading.Thread(target=stop, daemon=True).start()

@@ -80,6 +80,8 @@ def merge(
         tensor([4., 1.])
     """
     rule = rule if isinstance(rule, Option) else get_option("merge_rule", rule)
+    if options and settings:
+        raise CmpError(f"merge: options and {', '.join(settings)}: give one or the other")
     options = options or (parse_options(rule.name, **settings) if settings else MergeOptions())
     check_mergeable(rule, models, base, options)
     return dict(iter_merged(rule, models, base, options, out, finite))

@@ -23,6 +23,8 @@ DTYPE_NAMES = {
 """Types of tensors in a merge. Integers of 8 and 16 bits are quantised weights, which a rule would
 take for counters."""
 ByteCounter = Callable[[int], object]
+PREPROCESSING = "preprocess_cfg"
+"""Of a file's metadata: what `cmp.models.export_weights` writes and `load_from_file` follows."""
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -31,6 +33,7 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path, file: Any):
         self.path, self.file = path, file
         self.names = sorted(file.keys())
+        self.metadata: dict[str, str] = file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         try:
@@ -102,7 +105,7 @@ def merge_files(
         settings |= {"weights": options.weights} if "weight" in option.settings else {}
         settings |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": settings}
-        metadata = {"format": "pt", "merge": json.dumps(record)}
+        metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
         tensors = iter_merged(option, models, start, options)
         try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
@@ -112,6 +115,22 @@ def merge_files(
                 if not model[error.name].isfinite().all():
                     raise CmpError(f"{model.path}: {error}") from error
             raise
+
+
+def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:
+    """Return the metadata that say how images are prepared for some models, if a file has them.
+
+    A file without it, such as one of open_clip, says nothing against the others.
+
+    Raises:
+        CmpError: Two models have images prepared differently; it names both files.
+    """
+    records = {x.metadata[PREPROCESSING]: x.path for x in models if PREPROCESSING in x.metadata}
+    if len(records) > 1:
+        (one, first), (other, second), *_ = records.items()
+        words = "their images are prepared differently"
+        raise CmpError(f"{first} and {second}: {words}: {one:.300} and {other:.300}")
+    return {PREPROCESSING: next(iter(records))} if records else {}
 
 
 def write_safetensors(

@@ -95,9 +95,10 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
     layers: dict[str, Any] = {name: layer for name, layer in named if type(layer) in ADAPTED}
     for target in targets:
         if not any(f".{target}." in f".{name}." for name in layers):
-            parts = sorted({part for name in layers for part in [name, *name.split(".")]})
-            near = difflib.get_close_matches(target, parts, n=1, cutoff=0.0)
-            raise CmpError(f"method.targets: no layer has {target!r}; the nearest is {near[0]!r}")
+            parts = {part for name in layers for part in name.split(".") if not part.isdigit()}
+            near = difflib.get_close_matches(target, sorted(parts), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(parts))}"
+            raise CmpError(f"method.targets: no layer has {target!r} in its name; {hint}")
     return {
         name: layer
         for name, layer in layers.items()

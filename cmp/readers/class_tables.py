@@ -22,7 +22,7 @@ CLASS_COLUMNS = {
 }  # fmt: skip
 """Columns that a table of classes may hold beside `entry`."""
 POOL_COLUMNS = {"dataset": str, "place": int, "alignment": float, "cluster": int}
-"""Columns of a table of pool images; place is the image's number in its dataset."""
+"""Columns of the table of the embedded pools; place is an image's number in its dataset."""
 
 
 def statistics_folder() -> Path:
@@ -69,10 +69,9 @@ def _class_statistics(path: Path, written: int) -> pd.DataFrame:
 
 def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.DataFrame:
     if not path.exists():
-        kind = path.stem.rpartition("-")[2]
-        folders = (STATISTICS, statistics_folder())
-        tables = [path for folder in folders for path in folder.glob(f"*-{kind}.parquet")]
-        names = sorted({table.stem.removesuffix(f"-{kind}") for table in tables})
+        folders, ending = (STATISTICS, statistics_folder()), "-classes.parquet"
+        tables = [path.name for folder in folders for path in folder.glob(f"*{ending}")]
+        names = sorted({name.removesuffix(ending) for name in tables})
         raise CmpError(
             f"traits: no table {path.name}; there are {', '.join(names) or 'none'}; `{command}` "
             "makes one"
@@ -85,10 +84,11 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
 
     Raises:
-        CmpError: An image has none.
+        CmpError: An image is of another pool.
     """
-    path = statistics_path("embedded", "pool")
-    table = _read_statistics(path, POOL_COLUMNS, "cmpt stream make")
+    path = STATISTICS / "embedded-pool.parquet"
+    with explain_errors(f"{path}: cannot be read", "; install this package again"):
+        table = read_table(path, POOL_COLUMNS)
     datasets = corpus.table["dataset"].astype(str)
     places = datasets.groupby(datasets).cumcount()
     keys = pd.MultiIndex.from_arrays([datasets.iloc[rows], places.iloc[rows]])
@@ -96,5 +96,8 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     statistics = measured.loc[:, ["alignment", "cluster"]].reindex(keys)
     if (missing := statistics["alignment"].isna()).any():
         dataset = missing.index[missing][0][0]
-        raise CmpError(f"traits: images of {dataset!r} have none; `cmpt stream make` measures them")
+        raise CmpError(
+            f"mixture.select: images of {dataset!r} have no measured alignment or cluster, only "
+            "those of the embedded pools; choose 'random' or 'concepts'"
+        )
     return statistics.reset_index(drop=True)

@@ -20,6 +20,7 @@ from typing import Annotated, Literal, TypeVar
 import pydantic
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
+from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers.files import read_yaml
@@ -30,8 +31,6 @@ MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_ma
 STATISTICS = MANIFESTS / "traits"
 """Tables of class statistics that come with this package."""
 
-POOL_ROLES = ("pool", "substitute")
-"""Roles that are replayed and never scored."""
 SPLIT_SHARES: dict[str, dict[str, float]] = {
     "pool": {"train": 1.0}, "substitute": {"train": 1.0},
     "eval": {"test": 1.0}, "transfer": {"test": 1.0},
@@ -189,7 +188,7 @@ class FileSet(SetManifest):
         if self.splits and abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError("splits: their shares must be 1 in all")
         if alien := set(self.splits) - set(self.allowed_splits()):
-            kind = "a pool" if self.role in POOL_ROLES else "a held-out set"
+            kind = "a pool" if self.role in POOL_DATA_ROLES else "a held-out set"
             raise ValueError(f"splits: {kind} has no {min(alien)!r}")
         return self
 
@@ -210,8 +209,8 @@ class FileSet(SetManifest):
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
             raise CmpError(f"{self.name}: reader.path: {pattern!r:.80}: ** stays within {root}")
         pattern = os.path.join(glob.escape(str(root)), pattern)
-        found = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
-        files = sorted(path for path in found if path.is_file())
+        paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
+        files = sorted(path for path in paths if path.is_file())
         if not files:
             raise CmpError(f"{self.name}: reader.path: there is no file {pattern:.200}")
         return files

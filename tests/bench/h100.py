@@ -42,7 +42,7 @@ from cmp.bench import checkpoint, gpu, timing
 from cmp.bench.networks import TASK
 from cmp.checkpoints import CheckpointManager
 from cmp.data import worker_count
-from cmp.experiments import store, workers
+from cmp.experiments import store, studies
 from cmp.files import build_folder
 from cmp.merging import apply
 from cmp.registry import option_names
@@ -343,8 +343,7 @@ def measure_small_runs(lab: Lab) -> Values:
         seeds = [f"seed={1000 * jobs + number}" for number in range(lab.size(2, 1) * jobs)]
         trees = [config.override(config.profile("quick"), [*settings, seed]) for seed in seeds]
         runs = [config.parse(tree, "h100") for tree in trees]
-        if failures := workers.run_locally(runs, jobs, lab.device, lambda run: None):
-            raise AssertionError(next(iter(failures.values())))
+        studies.compute_runs(runs, jobs, lab.device, finished=lambda run: None)
         stored = [store.load_run(store.run_id_of(run)) for run in runs]
         seconds = float(np.median([run.provenance["seconds"] for run in stored]))
         rates[f"{jobs} processes, runs an hour"] = 3600 * jobs / seconds

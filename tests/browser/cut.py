@@ -8,7 +8,7 @@ import nbformat
 
 from lab import chapters
 
-EXPLORER = re.compile(r"explorers\.(\w+_(?:explorer|calculator))\(")
+EXPLORER = re.compile(r"^(?:explorers|asked|atlas|scrubber)\.(\w+_(?:explorer|calculator))\(", re.M)
 
 
 def names(code: str) -> tuple[set[str], set[str]]:

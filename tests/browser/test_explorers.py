@@ -1,5 +1,5 @@
-"""JupyterLab in a real browser: each chapter's explorers by keyboard, mouse, dropdowns and buttons,
-all cells run twice, and a long cell that is interrupted."""
+"""JupyterLab in a real browser: explorers that are dragged, typed into, pinned and run; beside
+cells that are busy, that await or are interrupted; without a kernel."""
 
 import os
 import re
@@ -8,17 +8,11 @@ import time
 import nbformat
 import pytest
 from browser import cut, lab
+from playwright.sync_api import expect
 
-from cmp.config import Mixture
-from cmp.experiments import planner, results
 from cmp.files import build_folder, project_folder
-from lab import analyses, chapters
+from lab import chapters
 
-PICTURE = """async image => {
-    const bytes = await (await fetch(image.src)).arrayBuffer();
-    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    return [new TextDecoder("latin1").decode(bytes.slice(1, 4)), Array.from(hash).join(" ")];
-}"""
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"
 SECONDS = 60
 LONG = """import os
@@ -27,6 +21,14 @@ from cmp import config
 from cmp.experiments import studies
 changes = ["stream.tasks=1", "training.steps=600", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]"""
+BEGIN = """import os, time, asyncio
+os.environ["CMP_BUILD"] = {build!r}
+from cmp.config import PROFILES
+from lab import explorers"""
+SMALL = """PROFILES["quick"] |= {"stream": {"tasks": 2}, "training": {"steps": 4, "batch": 8},
+                      "evaluation": {"full": False, "subset": 2}}
+PROFILES["cpu"] |= {"training": {"steps": 4000, "batch": 8}}"""
+"""Sizes of runs that tests can wait for: `quick` takes seconds, `cpu` does not end by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +65,18 @@ def served(browser, build, tmp_path_factory):
             (folder / "book" / path.name).symlink_to(path)
     for number, source in chapters.chapters().items():
         nbformat.write(cut.notebook(source), folder / "book" / f"{number}.ipynb")
-    cells = [LONG.format(build=str(build)), "studies.compute_runs(grid)\nprint(len(grid), 'done')"]
-    cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    metadata = {"kernelspec": chapters.KERNELSPEC}
-    long = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
-    nbformat.write(long, folder / "book" / "long.ipynb")
+    shown = [BEGIN.format(build=str(build)), "explorers.schedule_explorer()", SMALL]
+    runs = "studies.compute_runs(grid)\nprint(len(grid), 'done')"
+    notebooks = {
+        "long": [LONG.format(build=str(build)), runs],
+        "small": shown,
+        "busy": [*shown, "print('begun')\ntime.sleep(15)\nprint('awake')"],
+        "await": [*shown, "print('begun')\nawait asyncio.sleep(15)\nprint('awake')"],
+    }
+    for name, cells in notebooks.items():
+        made = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        book = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": chapters.KERNELSPEC})
+        nbformat.write(book, folder / "book" / f"{name}.ipynb")
     with lab.lab(folder / "book", folder / "lab.log") as found:
         yield browser, *found
 
@@ -76,278 +85,173 @@ class Explorer:
     """What a reader sees and moves in the cell of one explorer."""
 
     def __init__(self, page, name):
-        self.page = page
-        self.root = page.locator(".jp-CodeCell", has_text=f"explorers.{name}(")
-        self.picture = self.root.locator("img.widget-image")
-        self.sentence = self.root.locator(".widget-html-content").first
-        self.below = self.root.locator(".widget-html-content").last
-        self.picture.wait_for()
+        self.page, self.root = page, page.locator(".jp-CodeCell", has_text=f"{name}(")
+        self.place = self.root.locator(".explorer[data-ready]")
+        self.place.wait_for()
+        self.said = self.place.locator(".said")
+        self.runs = self.place.locator(".runs .list")
 
-    def png(self) -> str:
-        """The hash of the picture as it stands."""
-        kind, found = self.picture.evaluate(PICTURE)
-        assert kind == "PNG"
-        return found
+    def press(self, name):
+        self.place.get_by_role("button", name=name, exact=True).click()
 
-    def handle(self, description):
-        return self.root.locator(".widget-hslider", has_text=description).locator(".noUi-handle")
-
-    def box(self, description):
-        return self.root.locator(".widget-dropdown", has_text=description).locator("select")
-
-    def press(self, element, key):
-        element.focus()
-        self.page.keyboard.press(key)
-
-    def says(self, words, below=False):
-        from playwright.sync_api import expect
-
-        place = self.below if below else self.sentence
-        expect(place).to_contain_text(words, timeout=1000 * SECONDS)
-
-    def changed(self, before: str) -> str:
-        """The picture once it is another than `before`; the sentence comes just before it."""
-        end = time.monotonic() + SECONDS
-        while (now := self.png()) == before:
-            assert time.monotonic() < end, "the picture stayed the same"
-            self.page.wait_for_timeout(100)
-        return now
-
-    def drag(self, element, right, down):
-        """By the mouse, from an element's middle, so many pixels."""
-        element.scroll_into_view_if_needed()
-        box = element.bounding_box()
-        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        self.page.mouse.move(*middle)
+    def drag(self, handle, right, down):
+        """By the mouse, from the middle of a handle; the button stays down."""
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
         self.page.mouse.down()
-        self.page.mouse.move(middle[0] + right, middle[1] + down, steps=5)
-        self.page.mouse.up()
+        self.page.mouse.move(x + right, y + down, steps=8)
 
-    def alone(self):
-        """The explorer is its cell's only output, and no figure is left beside it."""
-        assert self.root.locator(".jp-OutputArea-child").count() == 1
-        assert self.root.locator(".jp-RenderedImage").count() == 0
+    def run(self, size="quick"):
+        self.place.get_by_label("Size of a run").select_option(size)
+        self.press("Run this")
 
-
-def move_shares(explorer):
-    explorer.says("Shares P 0.33, D 0.33, B 0.33")
-    handle, picture = explorer.root.locator("circle.handle"), explorer.png()
-    explorer.press(handle, "ArrowUp")
-    explorer.says("Shares P 0.35, D 0.30, B 0.35")
-    explorer.changed(picture)
-    assert handle.get_attribute("aria-valuetext") == "Pool P 35 %, Update D 30 %, Buffer B 35 %"
+    def shows(self, words, seconds=SECONDS):
+        expect(self.runs).to_contain_text(words, timeout=1000 * seconds)
 
 
-def move_mixture(explorer):
-    """Beside stored runs."""
-    found = analyses.surface(results.published_metrics("07"), "thirds")
-    thirds = f"A_KA {found.predict(Mixture()).loc['A_KA', 'mean']:.1f}%"
-    explorer.says(thirds, below=True)
-    move_shares(explorer)
-    handle, picture = explorer.root.locator("circle.handle"), explorer.png()
-
-    explorer.drag(handle, 400, 400)  # beyond the corner of the buffer
-    explorer.says("Shares P 0.00, D 0.00, B 1.00")
-    picture = explorer.changed(picture)
-    explorer.says("mixture.buffer=1.0", below=True)
-
-    explorer.root.locator("circle.stored").nth(found.names.index("thirds")).click()
-    explorer.says("Shares P 0.33, D 0.33, B 0.33")
-    picture = explorer.changed(picture)
-
-    explorer.press(explorer.handle("Batch"), "ArrowRight")
-    explorer.says("No prediction: the stored runs are of training.batch=64", below=True)
-    explorer.changed(picture)
-    explorer.press(explorer.handle("Batch"), "ArrowLeft")
-    explorer.says(thirds, below=True)
+SHOWN = {number: cut.explorers(source) for number, source in chapters.chapters().items()}
 
 
-def move_rate(explorer):
-    explorer.says("of the peak 0.001, over 8 tasks x 40 steps")
-    picture = explorer.png()
-    explorer.press(explorer.handle("Tasks T"), "ArrowLeft")
-    explorer.says("over 7 tasks x 40 steps")
-    picture = explorer.changed(picture)
-    explorer.press(explorer.handle("Tasks T"), "ArrowRight")
-    explorer.says("over 8 tasks x 40 steps")
-    explorer.changed(picture)
+def test_the_book_has_its_explorers():
+    assert {name for names in SHOWN.values() for name in names} == {
+        "atlas_explorer", "budget_calculator", "mixture_explorer", "path_explorer",
+        "planner_explorer", "schedule_explorer", "scrubber_explorer", "stream_explorer",
+    }  # fmt: skip
 
 
-def move_schedule(explorer):
-    """Beside stored runs."""
-    explorer.says("The nearest stored runs", below=True)
-    move_rate(explorer)
-    picture = explorer.png()
-
-    explorer.drag(explorer.handle("Peak").first, 40, 0)
-    explorer.says(re.compile(r"of the peak 0\.00[2-9]"))
-    picture = explorer.changed(picture)
-
-    explorer.root.get_by_role("button", name="Hold this one").click()
-    picture = explorer.changed(picture)
-    explorer.box("Meta schedule").select_option("cosine")
-    explorer.says(re.compile(r"= 0\.1\d of the peak"))
-    picture = explorer.changed(picture)
-    explorer.says("schedule.meta=cosine", below=True)
-
-    explorer.box("Meta schedule").select_option("rsqrt-recovered")
-    explorer.says("meta 'rsqrt-recovered' goes with 'rsqrt', not with 'cosine'")
-    assert explorer.png() == picture
-
-    explorer.box("Meta schedule").select_option("cosine")
-    explorer.says(re.compile(r"= 0\.1\d of the peak"))
-
-
-def move_budget(explorer):
-    explorer.says("320 steps of full fine-tuning, over 8 updates of small at batch 64: 40.0")
-    picture = explorer.png()
-    explorer.press(explorer.handle("Updates T"), "ArrowLeft")
-    explorer.says("over 7 updates of small at batch 64: 45.7")
-    picture = explorer.changed(picture)
-    explorer.press(explorer.root.locator("select[multiple]"), "Home")
-    explorer.changed(picture)
-
-
-def move_methods(explorer):
-    explorer.says("ends highest in GM")
-    picture = explorer.png()
-    explorer.box("Upwards").select_option(index=2)
-    picture = explorer.changed(picture)
-    explorer.press(explorer.root.locator("select[multiple]"), "Home")
-    explorer.says("Of these, full ends highest in GM")
-    picture = explorer.changed(picture)
-    explorer.box("To the right").select_option("GM (%)")
-    explorer.says("Refused: choose two different axes")
-    assert explorer.png() == picture
-
-
-def move_path(explorer):
-    explorer.says("0.50 of the fine-tuned weights, by interpolation: A_KA")
-    picture = explorer.png()
-    explorer.press(explorer.handle("Share"), "ArrowRight")
-    explorer.says("0.55 of the fine-tuned weights, by interpolation: A_KA")
-    picture = explorer.changed(picture)
-    explorer.box("Rule").select_option(index=1)
-    explorer.says("0.55 of the fine-tuned weights, by slerp: A_KA")
-    explorer.changed(picture)
-
-
-def move_scale(explorer):
-    explorer.says("Highest in the geometric mean:")
-    picture = explorer.png()
-    explorer.box("Question").select_option(index=1)
-    picture = explorer.changed(picture)
-    explorer.box("Measure").select_option(index=1)
-    explorer.changed(picture)
-
-
-def move_stream(explorer):
-    explorer.says("522 classes in 8 tasks")
-    explorer.says("Stored runs of this stream", below=True)
-    picture = explorer.png()
-
-    explorer.box("Order").select_option("dataset")
-    explorer.says("Datasets a task: 1 to 4")
-    explorer.says("Stored runs of this stream", below=True)
-    picture = explorer.changed(picture)
-
-    explorer.root.get_by_role("button", name="images").click()
-    explorer.says("1.0 times as many")
-    explorer.says("equal images, order dataset", below=True)
-    picture = explorer.changed(picture)
-
-    explorer.root.get_by_label("Reversed").check()
-    picture = explorer.changed(picture)
-    explorer.says("stream.reverse=true", below=True)
-    explorer.press(explorer.handle("Tasks T"), "ArrowLeft")
-    explorer.says("522 classes in 7 tasks")
-    explorer.says("No stored run follows this stream", below=True)
-    explorer.changed(picture)
-
-
-def move_planner(explorer):
-    page = explorer.page
-    explorer.says("tiny: 8 updates of")
-    page.get_by_text("What was rejected").wait_for()
-    picture = explorer.png()
-
-    explorer.press(explorer.handle("Updates"), "ArrowLeft")
-    explorer.says("tiny: 7 updates of")
-
-    explorer.box("Must be kept").select_option(f"all: {planner.KEEP['all']}")
-    explorer.says("EMA-Merge")
-    picture = explorer.changed(picture)
-    explorer.says("policy: ema", below=True)
-
-    explorer.box("To replay").select_option("public data instead")
-    explorer.says("Refused: nothing may be lost, and nothing that the model learned from")
-    assert explorer.png() == picture
-
-    explorer.box("Must be kept").select_option(f"balance: {planner.KEEP['balance']}")
-    explorer.says("batches of 0% pretraining data")
-    explorer.says("public data in place of the pretraining data", below=True)
-    picture = explorer.changed(picture)
-    explorer.drag(explorer.handle("Hours on it").first, -400, 0)
-    explorer.says("Refused: this compute buys no step in each of 7 updates of tiny")
-    assert explorer.png() == picture
-
-
-MOVES = {
-    "01": {"mixture_explorer": move_shares, "schedule_explorer": move_rate},
-    "02": {"budget_calculator": move_budget, "method_explorer": move_methods},
-    "03": {"path_explorer": move_path},
-    "04": {"schedule_explorer": move_schedule},
-    "05": {"scale_explorer": move_scale},
-    "06": {"stream_explorer": move_stream},
-    "07": {"mixture_explorer": move_mixture},
-    "08": {"planner_explorer": move_planner},
-}
-"""What is moved in each chapter, in the order of its explorers."""
-
-
-def test_every_explorer_of_the_book_is_moved():
-    shown = {number: cut.explorers(source) for number, source in chapters.chapters().items()}
-    assert {number: list(moves) for number, moves in MOVES.items()} == {
-        number: names for number, names in shown.items() if names
-    }
-
-
-@pytest.mark.parametrize("number", MOVES)
+@pytest.mark.parametrize("number", [number for number, names in SHOWN.items() if names])
 def test_the_explorers_of_a_chapter(served, number):
-    """They answer, and the same again when all cells are run a second time."""
-    if not (results.RESULTS / f"{number}.parquet").exists():
-        pytest.skip(f"no results of chapter {number} are published yet")
+    """They are there, and again when all cells are run a second time, and nothing complains."""
     with lab.opened(*served, f"{number}.ipynb") as watched:
-        page, first = watched.page, {}
-        watched.command("notebook:run-all-cells")
-        figures = page.locator(".jp-RenderedImage").count()
-        for name, move in MOVES[number].items():
-            explorer = Explorer(page, name)
-            first[name] = explorer.sentence.inner_text()
-            move(explorer)
-            keep(explorer, number)
-        watched.command("notebook:run-all-cells")
-        for name in MOVES[number]:
-            explorer = Explorer(page, name)
-            explorer.says(first[name])
-            explorer.alone()
-        assert page.locator(".jp-RenderedImage").count() == figures
+        page = watched.page
+        for _ in range(2):
+            watched.command("notebook:run-all-cells")
+            for name in SHOWN[number]:
+                keep(Explorer(page, name), f"{number}-{name}")
         assert page.locator(f"{MIME.format('stderr')}, {MIME.format('error')}").count() == 0
-        assert page.get_by_text("Profile quick, device cpu, jobs 2. Stored: ").count() == 1
     assert (watched.errors, watched.elsewhere) == ([], [])
 
 
-def keep(explorer, number):
+def keep(explorer, name):
     """A screenshot, to be looked at."""
     folder = build_folder() / "browser"
     folder.mkdir(parents=True, exist_ok=True)
     explorer.root.scroll_into_view_if_needed()
-    explorer.page.screenshot(path=folder / f"{number}.png")
+    explorer.page.screenshot(path=folder / f"{name}.png")
+
+
+@pytest.fixture
+def small(served):
+    with lab.opened(*served, "small.ipynb") as watched:
+        watched.command("notebook:run-all-cells")
+        yield watched, Explorer(watched.page, "schedule_explorer")
+    assert (watched.errors, watched.elsewhere) == ([], [])
+
+
+def test_a_schedule_is_moved_by_mouse_keyboard_and_typing(small):
+    watched, explorer = small
+    before, knee = explorer.said.text_content(), explorer.place.locator("circle.knee").first
+    explorer.drag(knee, 0, 60)
+    expect(explorer.said).not_to_have_text(before)  # while it is dragged
+    watched.page.mouse.up()
+    dragged = explorer.said.text_content()
+    knee.focus()
+    watched.page.keyboard.press("ArrowUp")
+    expect(explorer.said).not_to_have_text(dragged)
+    typed = explorer.place.get_by_label("Peak, as a number")
+    typed.fill("7")
+    typed.press("Enter")
+    expect(explorer.place.locator(".warned")).to_contain_text("Peak: 7 became 0.01")
+    explorer.place.get_by_label("Copy as").select_option("Python")
+    expect(explorer.place.locator("pre")).to_contain_text('schedule={"peak": 0.01}')
+
+
+def test_a_meta_schedule_runs_beside_its_constant_twin(small):
+    """Without a line of code: preset, twin, both runs, the difference among stored ones."""
+    _, explorer = small
+    explorer.press("meta rsqrt, tuned")
+    explorer.press("Compare with its constant twin")
+    expect(explorer.place.locator(".pins tbody tr")).to_have_count(2)
+    expect(explorer.place.locator(".difference")).to_contain_text("stored pairs")
+    explorer.place.get_by_label("Size of a run").select_option("quick")
+    explorer.press("Run the first two pins")
+    expect(explorer.runs.locator(".run", has_text="done")).to_have_count(2, timeout=2000 * SECONDS)
+    expect(explorer.place.locator(".difference")).to_contain_text("your two runs")
+    expect(explorer.place.locator(".pins")).to_contain_text("too small to test")
+    assert explorer.place.locator(".own circle").count() >= 4
+    keep(explorer, "twin")
+
+
+def test_a_run_stops_and_a_third_waits(small):
+    _, explorer = small
+    explorer.run("cpu")
+    explorer.press("meta rsqrt, tuned")
+    explorer.run("cpu")
+    explorer.shows(re.compile("step .*step", re.S), 2 * SECONDS)
+    explorer.press("infinite")
+    explorer.run("cpu")
+    explorer.shows("two runs are in progress")
+    for row in range(3):
+        explorer.runs.get_by_role("button", name="Stop").first.click()
+        expect(explorer.runs.locator(".run", has_text="stopped")).to_have_count(
+            row + 1, timeout=1000 * SECONDS
+        )
+    explorer.runs.get_by_role("button", name="Remove").first.click()
+    expect(explorer.runs.locator(".run")).to_have_count(2)
+
+
+def beside_last_cell(watched):
+    """The explorer, once the cell after it runs."""
+    watched.page.locator(".jp-CodeCell").last.locator(".cm-content").click()
+    watched.command("notebook:run-all-above")
+    explorer = Explorer(watched.page, "schedule_explorer")
+    watched.begin("notebook:run-cell")
+    expect(watched.page.get_by_text("begun", exact=True)).to_be_visible(timeout=1000 * SECONDS)
+    return explorer
+
+
+def test_a_busy_kernel_is_said_and_a_run_can_be_cancelled(served):
+    with lab.opened(*served, "busy.ipynb") as watched:
+        explorer = beside_last_cell(watched)
+        explorer.run()
+        explorer.shows("kernel busy or gone: queued", 12)
+        before = explorer.said.text_content()
+        explorer.press("infinite")  # what needs no kernel goes on
+        expect(explorer.said).not_to_have_text(before, timeout=1000)
+        explorer.runs.get_by_role("button", name="Cancel").click()
+        explorer.shows("cancelled", 12)
+        expect(watched.page.get_by_text(re.compile("awake$"))).to_be_visible(timeout=1000 * SECONDS)
+        watched.page.wait_for_timeout(2000)
+        assert explorer.runs.locator(".run", has_text="cancelled").count() == 1
+    assert watched.elsewhere == []
+
+
+def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(served):
+    with lab.opened(*served, "await.ipynb") as watched:
+        explorer = beside_last_cell(watched)
+        explorer.press("meta rsqrt, tuned")
+        explorer.run()
+        explorer.shows(re.compile("starting|step|done"), 12)
+        watched.command("notebook:interrupt-kernel")
+        explorer.shows("done", 2 * SECONDS)
+
+
+def test_a_kernel_that_is_gone_is_said(served):
+    with lab.opened(*served, "small.ipynb") as watched:
+        watched.command("notebook:run-all-cells")
+        explorer = Explorer(watched.page, "schedule_explorer")
+        watched.page.evaluate(lab.SHUT_DOWN)
+        explorer.run()
+        explorer.shows("kernel busy or gone: queued", 5)
+        before = explorer.said.text_content()
+        explorer.press("infinite")
+        expect(explorer.said).not_to_have_text(before)
+    assert watched.elsewhere == []
 
 
 def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
-    from playwright.sync_api import expect
-
     with lab.opened(*served, "long.ipynb") as watched:
         page, others = watched.page, set((build / "logs").glob("*"))
         watched.begin("notebook:run-all-cells")

@@ -189,15 +189,3 @@ for (const name of marks.keys()) watch.observe(document.getElementById(name));
 addEventListener("beforeprint", () => {
   for (const each of document.querySelectorAll("details")) each.open = true;
 });
-
-// Stored widgets say their names to a screen reader.
-function named(place) {
-  for (const label of place.querySelectorAll(".widget-label")) {
-    const control = label.parentElement.querySelector("[role=slider], input, select, [contenteditable]");
-    if (control && label.textContent && !control.hasAttribute("aria-label"))
-      control.setAttribute("aria-label", label.textContent);
-  }
-}
-for (const place of document.querySelectorAll(".live")) {
-  new MutationObserver(() => named(place)).observe(place, { childList: true, subtree: true });
-}

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cmp.experiments import verdicts
-from cmp.experiments.fronts import fit_front
+from cmp.experiments import fronts, verdicts
 from lab.figures import style
 
 LOOKS = {
@@ -18,9 +17,9 @@ LOOKS = {
 }
 """Reading -> colour and marker."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
-BAND = f"Grey: within {verdicts.MATTERS:g} point of none."
-GAIN_NOTE = f"{BAND} Bars: 95% intervals over bases. An arrow: at least so much."
-VERDICT_NOTE = f"{BAND} Thick: the verdict's interval. Thin: with other concepts, too."
+BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
+GAIN_NOTE = f"{BAND} Arrow: a lower bound, as the front ends before this A_KA."
+VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
 
 
 def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
@@ -33,7 +32,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    curve = fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
+    curve = fronts.fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
     x = np.linspace(curve.accumulation[0], curve.accumulation[-1], 200)
     with style.canvas(9, 6) as (figure, axes):
         axes.plot(x, [curve.retention_at(value) for value in x], color="0.3", linewidth=2)
@@ -41,7 +40,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
         labels = [(a, z, f"{peak:g}", {"color": "0.4"}) for peak, a, z in front.to_numpy()]
         for row, colour in zip(table.itertuples(), style.COLOURS * len(table), strict=False):
             end = min(row.A_KA, curve.accumulation[-1])
-            if end >= curve.accumulation[0]:
+            if not np.isnan(row.gain):
                 axes.vlines(
                     row.A_KA, curve.retention_at(end), row.A_ZS, color=colour, linewidth=1.5
                 )
@@ -56,6 +55,8 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
 def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """What each technique buys: its gain over the front, with an interval.
 
+    A colour says that the interval, which has the level of the claims, does not hold zero.
+
     Args:
         table: As `cmp.experiments.verdicts.gains_table` returns it; settings that have no gain are
             left out, and named below the axes.
@@ -64,14 +65,16 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
         The figure.
     """
     known = table.dropna(subset="gain")
-    missing = ", ".join(table.loc[table["gain"].isna(), "setting"])
-    note = GAIN_NOTE + (f" Outside the front: {missing}." if missing else "")
+    note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
+    for reason in (fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED):
+        names = table.loc[table["reason"].str.contains(reason), "setting"]
+        note += f" {reason.capitalize()}: {', '.join(names)}." if len(names) else ""
     with style.canvas(10, 1.4 + 0.36 * len(known), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, row in enumerate(known.itertuples()):
             half = 0 if np.isnan(row.low) else row.gain - row.low
-            side = int(row.low > 0) - int(row.high < 0)
+            side = int(row.low > 0) - int(row.high < 0 and not row.is_bound)
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
             look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
             axes.errorbar(row.gain, place, xerr=half, xlolims=row.is_bound, **look)
@@ -96,7 +99,8 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """
     groups = rows.reset_index().groupby("guideline", sort=False)
     lines = [line for name, group in groups for line in (name, *group.to_dict("records"))]
-    with style.canvas(11, 1.3 + 0.34 * len(lines), VERDICT_NOTE) as (figure, axes):
+    note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.2f}%")
+    with style.canvas(11, 1.3 + 0.34 * len(lines), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, line in enumerate(lines):
@@ -110,7 +114,8 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
                     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
                     axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
                 beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
-                axes.text(1.01, place, line["reading"], color=colour, **beside)
+                words = verdicts.reading_in_words(line)
+                axes.text(1.01, place, words, color=colour, **beside)
         names = [line if isinstance(line, str) else line["claim"] for line in lines]
         axes.set_yticks(range(len(names)), names)
         for label, line in zip(axes.get_yticklabels(), lines, strict=True):

@@ -1,9 +1,11 @@
 """Figures of runs: what goes into them, and where they go in A_KA and A_ZS while updates arrive.
 
 A trajectory frame has a row per (setting, replicate, task): `task` (0 = before the stream), `scope`
-("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates; bands and
-bars are 95% t-intervals, of which one replicate has none. Where a frame has "subset" rows, those
-are drawn, because they score the same questions after every task.
+("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates. Bands and
+bars are t-intervals over bases, at the level of the claims; a frame that
+`cmp.experiments.scores.study_trajectory` returns has them, once all streams of a setting are
+published. Where a frame has "subset" rows, those are drawn, because they score the same questions
+after every task.
 """
 
 import math
@@ -17,31 +19,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import claims, results, store
-from cmp.registry import option_names
+from cmp.experiments import scores, verdicts
+from cmp.experiments.store import StoredRun
 from lab import analyses, chapters
 from lab.figures import style
 
-ROLES = {"adapt": "Adaptation (A_KA)", "eval": "Retention (A_ZS)", "transfer": "Transfer"}
 IDEA = chapters.BOOK / "idea.svg"
-IDEA_NAMES = {
-    "update only": "new data alone",
-    "pool only": "new + pretraining data",
-    "buffer only": "new + earlier updates",
-    "thirds": "new + both",
-}
-"""Settings of study 01 that the first page's picture shows -> what they train on."""
-POOLS = dict(zip(("pretraining pool", "update", "buffer"), style.COLOURS, strict=False))
-"""Part of a batch -> colour."""
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-FREE_PEAKS = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.1, 0.1)
-"""Peaks of the meta schedule `free` that are shown, one per task."""
+SCHEDULES = (
+    ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
+    ("cosine", "cosine"), ("rsqrt", "rsqrt"),
+)  # fmt: skip
+"""Curves and meta schedules that chapter 04 explains."""
 
 
 def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +49,8 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Index (setting, task): the means "A_KA" and "A_ZS", the half widths of their intervals
-        "A_KA half" and "A_ZS half" (NaN where n = 1), and `n`, the number of replicates.
+        "A_KA half" and "A_ZS half" (NaN where there is none), `n`, the number of replicates, and
+        `preliminary`, such as "2 of 20 streams", or "".
 
     Raises:
         CmpError: A setting has no rows of the scope that is drawn.
@@ -61,35 +59,32 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
     frame = trajectory[trajectory["scope"] == scope]
     if missing := set(trajectory["setting"]) - set(frame["setting"]):
         raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}")
-    groups = frame.groupby(["setting", "task"], sort=False, observed=True)[list(style.AXES)]
-    half = groups.agg(lambda values: claims.t_interval(values.to_numpy())[2])
-    return groups.mean().join(half.add_suffix(" half")).assign(n=groups.count().min(axis=1))
+    rows = {}
+    for key, group in frame.groupby(["setting", "task"], sort=False, observed=True):
+        row, progress = group[list(style.AXES)].mean().to_dict(), ""
+        for name in style.AXES:
+            row[f"{name} half"] = np.nan
+            if "planned" in group:
+                planned, level = int(group["planned"].iloc[0]), verdicts.claims_level()
+                found = scores.estimate_mean(group[name], group["base"], planned, level)
+                row[f"{name} half"], progress = found.half, found.progress
+        rows[key] = row | {"n": len(group), "preliminary": progress}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task"])
 
 
-def _layers(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None, colours: style.Colours
-) -> tuple[list[tuple], str]:
-    """Return (setting, rows by task, line style, label style or None) per line, and the note."""
-    frames = [summarise(frame) for frame in (background, trajectory) if frame is not None]
-    names = [(frame, name) for frame in frames for name in frame.index.unique("setting")]
-    colours = colours or style.palette(name for _, name in names)
-    layers = []
-    for frame, name in names:
-        look = style.line_style(list(colours).index(name), colours[name])
-        label = style.bold(colours[name])
-        if name in style.SPECIAL:
-            look |= {"linestyle": "--", "marker": "X", "markersize": 4}
-        if frame is not frames[-1]:
-            look |= {"alpha": 0.35, "linewidth": 1.3, "markersize": 3.5}
-            shown = name in frames[-1].index
-            label = None if shown else {"color": colours[name], "alpha": 0.6}
-        layers.append((name, frame.loc[name].sort_index(), look, label))
-    counts = sorted(set(frames[-1]["n"]))
-    note = f"Replicates: {', '.join(map(str, counts))}."
-    if counts[-1] > 1:
-        note += f" Means with 95% t-intervals{' where there are several' * (counts[0] == 1)}."
-    note += " On fixed subsets of the tests." if "subset" in set(trajectory["scope"]) else ""
-    return layers, note + (" Pale: for comparison." if background is not None else "")
+def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
+    """Return (setting, rows by task, line style) per line, and the note."""
+    frame, layers = summarise(trajectory), []
+    for place, (name, colour) in enumerate(style.palette(frame.index.unique("setting")).items()):
+        if name in frame.index:
+            look = style.line_style(place, colour)
+            if name in style.SPECIAL:
+                look |= {"linestyle": "--", "marker": "X", "markersize": 4}
+            layers.append((name, frame.loc[name].sort_index(), look))
+    notes = [f"Means over {', '.join(map(str, sorted(set(frame['n']))))} streams."]
+    notes.append(style.interval_note(frame, bool(frame["A_KA half"].notna().any())))
+    notes += ["On fixed subsets of the tests."] * ("subset" in set(trajectory["scope"]))
+    return layers, " ".join(filter(None, notes))
 
 
 def _contours(axes: Axes) -> None:
@@ -105,32 +100,27 @@ def _contours(axes: Axes) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def plot_plane(
-    trajectory: pd.DataFrame, background: pd.DataFrame | None = None, colours: style.Colours = None
-) -> Figure:
+def plot_plane(trajectory: pd.DataFrame) -> Figure:
     """A_KA against A_ZS of each setting: a marker per evaluation, the one at the end large.
 
     The joint upper bound is a star at its end, because it sees all tasks at once.
 
     Args:
         trajectory: A trajectory frame.
-        background: Another one, drawn pale.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    layers, note = _layers(trajectory, background, colours)
+    layers, note = _layers(trajectory)
     labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
     with style.canvas(9, 6.2, note) as (figure, axes):
-        for name, rows, look, label in layers:
-            path, pale = rows[list(style.AXES)].to_numpy(), "alpha" in look
-            end = {"markersize": 7 if pale else 11, "zorder": 3 if pale else 5}
-            end |= {"marker": "*", "markersize": 12 if pale else 17} if name == style.JOINT else {}
+        for name, rows, look in layers:
+            path, end = rows[list(style.AXES)].to_numpy(), {"markersize": 11, "zorder": 5}
+            end |= {"marker": "*", "markersize": 17} if name == style.JOINT else {}
             half = rows[["A_ZS half", "A_KA half"]].iloc[-1]
             axes.errorbar(*path[-1], *half, **look | bars | end)
-            labels += [(*path[-1], textwrap.fill(name, 18), label)] if label else []
+            labels.append((*path[-1], textwrap.fill(name, 18), style.bold(look["color"])))
             if name != style.JOINT:
                 axes.plot(*path.T, **look)
                 axes.plot(*path[0], "o", **circle)
@@ -143,73 +133,89 @@ def plot_plane(
     return figure
 
 
-def plot_over_tasks(trajectory: pd.DataFrame, colours: style.Colours = None) -> Figure:
+def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figure:
+    """Your own runs where they ended, among other runs of the same size.
+
+    Args:
+        own: Runs by the words for them.
+        others: As `lab.analyses.runs_of_size` returns them; their settings are named at their
+            means.
+
+    Returns:
+        The figure.
+    """
+    note = "Small dots: other runs of this size, on other streams and with other batches."
+    if others.empty:
+        note = "No other runs of this size are published."
+    colours = style.palette(others["setting"].unique())
+    with style.canvas(9, 5.4, note) as (figure, axes):
+        labels = []
+        for name, rows in others.groupby("setting", sort=False):
+            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colours[name], alpha=0.5, markersize=5)
+            labels.append((*rows[["A_KA", "A_ZS"]].mean(), name, style.bold(colours[name])))
+        for words, run in own.items():
+            metrics = run.metrics.assign(setting=words, replicate=0)
+            place = analyses.ends_on_subset(metrics)[["A_KA", "A_ZS"]].iloc[0]
+            axes.plot(*place, "*", color="0.1", markersize=16)
+            labels.append((*place, words, style.bold("0.1")))
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        axes.margins(0.15)
+        style.label_points(axes, labels)
+    return figure
+
+
+def plot_grid(ends: pd.DataFrame) -> Figure:
+    """Where the runs of each point of a grid ended, streams as dots around their mean.
+
+    Args:
+        ends: A row per run: the point's parameters, `run`, `A_KA` and `A_ZS`.
+
+    Returns:
+        The figure.
+    """
+    keys = [key for key in ends.columns if key not in ("stream_seed", "A_KA", "A_ZS")]
+    with style.canvas(9, 5.4, "Small dots: single runs. Large dots: means over streams.") as (
+        figure, axes,
+    ):  # fmt: skip
+        labels, groups = [], list(ends.groupby(keys, sort=False))
+        colours = style.palette([str(point) for point, _ in groups])
+        for point, rows in groups:
+            colour, mean = colours[str(point)], rows[["A_KA", "A_ZS"]].mean()
+            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, alpha=0.5, markersize=4)
+            axes.plot(*mean, "o", color=colour, markersize=9)
+            labels.append((*mean, ", ".join(map(str, point)), style.bold(colour)))
+        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        axes.margins(0.15)
+        style.label_points(axes, labels)
+    return figure
+
+
+def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     """A_KA and A_ZS over the updates learned, side by side.
 
     The joint upper bound is a level: its score after its last task.
 
     Args:
         trajectory: A trajectory frame.
-        colours: A `palette` that several figures share.
 
     Returns:
         The figure.
     """
-    layers, note = _layers(trajectory, None, colours)
-    last = max(rows.index[-1] for _, rows, _, _ in layers)
+    layers, note = _layers(trajectory)
+    last = max(rows.index[-1] for _, rows, _ in layers)
     with style.canvas(12, 5, note, ncols=2) as (figure, panels):
         for axes, (column, title) in zip(panels, style.AXES.items(), strict=True):
-            for name, rows, look, _ in layers:
+            for name, rows, look in layers:
                 if name == style.JOINT:
                     rows, look = rows.iloc[[-1, -1]].set_axis([0, last]), look | {"marker": ""}
                 tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
                 axes.plot(tasks, mean, **look, label=name)
                 band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
-                axes.fill_between(tasks, mean - half, mean + half, **band)
+                axes.fill_between(tasks, *np.clip([mean - half, mean + half], 0, 100), **band)
             axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         style.label_ends(panels[1])
         figure.get_layout_engine().set(wspace=0.05)
-    return figure
-
-
-def plot_change_by_dataset(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
-    """Scores before and after by dataset, in groups by role, the largest gain first.
-
-    Args:
-        before, after: Index dataset; columns `role`, `score`, `standard_error`, `chance` (percent).
-
-    Returns:
-        The figure.
-
-    Raises:
-        CmpError: The two frames have different datasets.
-    """
-    if unpaired := set(before.index) ^ set(after.index):
-        raise CmpError(f"only one of before and after has {', '.join(sorted(unpaired))}")
-    gain = (after["score"] - before["score"]).sort_values(ascending=False, kind="stable")
-    roles = after["role"][gain.index]
-    groups = [(title, gain.index[roles == role]) for role, title in ROLES.items()]
-    rows = [row for title, names in groups if len(names) for row in (title, *names)]
-    note = "Hollow: before, filled: after, with 95% intervals over concepts. Grey tick: chance"
-    with style.canvas(9, 0.36 * len(rows) + 1.4, note) as (figure, axes):
-        axes.set_yticks(range(len(rows)), rows)
-        for y, (name, label) in enumerate(zip(rows, axes.get_yticklabels(), strict=True)):
-            if name not in gain.index:
-                label.set_fontweight("bold")
-                continue
-            colour = style.COLOURS[0 if gain[name] >= 0 else 3]
-            old, new, places = before.loc[name], after.loc[name], [y - 0.13, y + 0.13]
-            axes.plot([old["score"], new["score"]], places, color=colour, linewidth=3, alpha=0.35)
-            for row, place, fill in zip((old, new), places, ("white", colour), strict=True):
-                dot = {"fmt": "o", "color": colour, "markerfacecolor": fill, "elinewidth": 1.4}
-                axes.errorbar(row["score"], place, xerr=1.96 * row["standard_error"], ms=8, **dot)
-            axes.vlines(new["chance"], y - 0.3, y + 0.3, color="0.6", zorder=0)
-            right = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour}
-            axes.text(1.02, y, style.signed(gain[name]), **right)
-        axes.tick_params(axis="y", length=0)
-        axes.set(xlabel="Score (%)", ylim=(len(rows) - 0.4, -0.6))
-        axes.grid(axis="x", color="0.92", zorder=-1)
     return figure
 
 
@@ -234,7 +240,7 @@ def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
-        axes.set(xlabel="Optimizer step", ylabel="Distance of the loss")
+        axes.set(xlabel="Optimiser step", ylabel="Distance of the loss")
         style.label_ends(axes, "normal")
     return figure
 
@@ -248,9 +254,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    trajectory = store.trajectory(results.published_metrics("01"))
-    chosen = trajectory[trajectory["setting"].isin([*IDEA_NAMES, *style.SPECIAL])]
-    figure = plot_plane(chosen.replace({"setting": IDEA_NAMES}))
+    figure = plot_plane(scores.study_trajectory("recipe"))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
@@ -364,67 +368,65 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
             axes.text(1, 1.04, other, transform=axes.transAxes, ha="right", color=HELD)
         _draw_rates(axes, rates / scale, style.COLOURS[0])
         axes.text(0, 1.04, name, transform=axes.transAxes, **style.bold(style.COLOURS[0]))
-        axes.set(xlabel="Optimizer step", ylabel=f"Learning rate ({power})", ylim=(0, None))
+        axes.set(xlabel="Optimiser step", ylabel=f"Learning rate ({power})", ylim=(0, None))
         axes.margins(x=0.01)
     return figure
 
 
-def plot_schedules(tasks: int = 8, steps: int = 40, columns: int = 4) -> Figure:
-    """Every curve, and every meta schedule on a curve that it goes with, over a stream.
+def plot_schedules(tasks: int = 8, steps: int = 40) -> Figure:
+    """The curves and meta schedules of chapter 04 over a stream.
 
     Args:
-        tasks: Tasks of the stream, at most `len(FREE_PEAKS)`.
+        tasks: Tasks of the stream.
         steps: Steps per task.
-        columns: Schedules per row.
 
     Returns:
         The figure.
     """
-    pairs = [(name, "none") for name in option_names("schedule")]
-    pairs += [
-        ("rsqrt" if meta.startswith("rsqrt") else Schedule().name, meta)
-        for meta in option_names("meta_schedule")
-        if meta != "none"
-    ]
-    rows = -(-len(pairs) // columns)
+    rows, columns = 2, len(SCHEDULES) // 2
     grid = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True}
-    with style.canvas(12, 1.75 * rows, "Shaded: mean of each task", **grid) as (figure, axes):
-        for panel in axes.flat[len(pairs) :]:
-            panel.set_axis_off()
-        for panel, (name, meta) in zip(axes.flat, pairs, strict=False):
-            run = analyses.schedule_run(name, meta, 1.0, tasks, steps, peaks=FREE_PEAKS[:tasks])
-            _draw_rates(panel, analyses.schedule_rates(run), style.COLOURS[0])
-            panel.set_title(analyses.schedule_label(run), fontsize=12)
+    with style.canvas(12, 2.2 * rows, "Shaded: mean of each update", **grid) as (figure, axes):
+        for panel, (name, meta) in zip(axes.flat, SCHEDULES, strict=True):
+            rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks, steps)
+            _draw_rates(panel, rates, style.COLOURS[0])
+            panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:
-            panel.set_xlabel("Optimizer step", fontsize=11)
-        figure.supylabel("Learning rate, in peaks", fontsize=12)
+            panel.set_xlabel("Optimiser step", fontsize=11)
+        figure.supylabel("Learning rate (multiple of the peak)", fontsize=12)
     return figure
 
 
-def plot_batch(parts: pd.DataFrame, passes: pd.DataFrame) -> Figure:
-    """What a batch is made of, and how often an image is seen over the stream.
+def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]) -> Figure:
+    """What a model calls the same images before a stream and after each of its updates.
 
     Args:
-        parts: A row per kind of batch (index: its name), a column per part: samples.
-        passes: A row per task in which an image arrives (0: images of the pretraining pool), a
-            column per part: how often such an image is seen as a sample of it, on average.
+        images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
+        answers: The predicted name of each image, a row per image and a column per update.
+        truth: The right name of each image.
 
     Returns:
         The figure.
     """
-    names, bold = list(POOLS), {"color": "white", "fontweight": "bold"}
-    shared = {"stacked": True, "color": POOLS, "width": 0.7, "legend": False}
-    with style.canvas(12, 4.4, ncols=2, width_ratios=[1, 1.3]) as (figure, (left, right)):
-        parts[names].plot.barh(ax=left, **shared)
-        for bars in left.containers:
-            counts = [f"{count:g}" if count else "" for count in bars.datavalues]
-            left.bar_label(bars, counts, label_type="center", **bold)
-        left.set(xlabel="Samples in a batch", ylabel="", ylim=(max(len(parts), 2) - 0.5, -0.5))
-        passes[names].rename(index={0: "pool"}).plot.bar(ax=right, rot=0, **shared)
-        total = [f"{seen:.{int(seen < 9.95)}f}" for seen in passes[names].sum(axis=1)]
-        right.bar_label(right.containers[-1], total, padding=2, fontsize=10, color="0.3")
-        right.set(xlabel="Update in which the image arrives", ylabel="Times an image is seen")
-        entries = left.get_legend_handles_labels()
-        figure.legend(*entries, loc="outside upper left", ncols=3, frameon=False)
-        figure.get_layout_engine().set(wspace=0.06)
+    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
+    pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
+    count, width = len(pixels), answers.shape[1]
+    fills = {True: "#dbe9f5", False: "#f8dcc6"}
+    with style.canvas(1.5 * width + 2.4, 0.78 * count + 0.7) as (figure, axes):
+        for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
+            box = (-1.47, -1.03, place + 0.42, place - 0.42)  # a square, in inches
+            axes.imshow(picture, extent=box, interpolation="nearest", aspect="auto")
+            for column, answer in enumerate(answers.iloc[place]):
+                cell = (column + 0.02, place - 0.46)
+                axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
+                words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
+                middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
+                axes.text(column + 0.5, place, words, **middle)
+            beside = {"ha": "center", "va": "center", "fontsize": 10.5}
+            axes.text(-0.5, place, textwrap.fill(right, 15), **beside)
+        heads = ["image", "right name", "before", *(f"update {n}" for n in range(1, width))]
+        axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
+        axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return figure

@@ -2,15 +2,18 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from cmp.experiments.verdicts import level_in_words
 from cmp.readers.files import read_yaml
 from lab import chapters
 
@@ -25,9 +28,6 @@ STYLE = read_yaml(chapters.BOOK / "style.yaml")
 """Settings of matplotlib."""
 HALO = [withStroke(linewidth=3, foreground="white")]
 
-Colours = Mapping[str, str] | None
-"""A `palette`, or none for one of the figure's own."""
-
 
 @contextlib.contextmanager
 def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
@@ -35,7 +35,7 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
 
     Args:
         width, height: In inches.
-        note: A line below the axes.
+        note: What stands below the axes.
         **grid: Arguments of `plt.subplots`.
 
     Yields:
@@ -44,6 +44,7 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
         try:
+            note = textwrap.fill(note, int(width * 13))
             figure.supxlabel(note, x=0.01, ha="left", fontsize=10.5, color="0.4")
             yield figure, axes
             figure.draw_without_rendering()  # makes the ticks while the style holds
@@ -53,8 +54,6 @@ def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator
 
 def palette(settings: Iterable[str]) -> dict[str, str]:
     """Give each setting a colour by its first appearance; `SPECIAL` ones keep theirs.
-
-    Hand one palette to all figures of a chapter where they show different settings.
 
     Args:
         settings: Names; repeated names count once.
@@ -80,6 +79,18 @@ def bold(colour: str) -> dict[str, str]:
 def signed(value: float) -> str:
     """Return a number of points with its sign and one digit."""
     return f"{value:+.1f}".replace("-", "−")
+
+
+def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
+    """Return what a note says of intervals and of settings that have none yet.
+
+    Args:
+        table: Settings; those that lack streams say so in `preliminary`, such as "2 of 20 streams".
+        has_intervals: Whether any has one.
+    """
+    parts = [f"{level_in_words()} t-intervals over bases."] * has_intervals
+    progress = sorted({*table.get("preliminary", [])} - {""})
+    return " ".join(parts + [f"Preliminary: {', '.join(progress)}."] * bool(progress))
 
 
 def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
@@ -112,6 +123,21 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     return result
 
 
+def with_title(figure: Figure, finding: str) -> Figure:
+    """Write what a figure shows above it, and return the figure.
+
+    Args:
+        figure: The figure.
+        finding: A sentence.
+    """
+    width = int(figure.get_figwidth() * 9.5)
+    figure.axes[0].set_title("")
+    figure.suptitle(
+        textwrap.fill(finding, width), x=0.01, ha="left", fontsize=13, fontweight="bold"
+    )
+    return figure
+
+
 def label_ends(axes: Axes, weight: str = "bold") -> None:
     """Write the labels of lines at their right ends, each tied to its own and none on another."""
     axes.figure.draw_without_rendering()
@@ -141,7 +167,7 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
     paths = [line.get_xydata() for line in axes.lines]
     paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
     pairs = [pair for path in paths for pair in itertools.pairwise(axes.transData.transform(path))]
-    drawn = np.concatenate([np.linspace(*pair, 40) for pair in pairs])
+    drawn = np.concatenate([np.empty((0, 2)), *(np.linspace(*pair, 40) for pair in pairs)])
     inside, boxes = axes.bbox, []
     centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
     tie = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 7}

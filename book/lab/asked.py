@@ -1,0 +1,342 @@
+"""Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
+
+All are the script `asked` over a table of their kind. What their form holds is a question, or one
+for each value of a key in `each`. On the site the table holds the answer to all that can be asked.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import cmp
+from cmp import budgets, config, evaluation, models, streams
+from cmp.data import Corpus
+from cmp.errors import CmpError
+from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
+from cmp.experiments.forecast import GIGA
+from cmp.experiments.runs import changes_to_cpu
+from cmp.experiments.scores import setting_means
+from cmp.merging.apply import merge
+from cmp.merging.rules import Weights
+from cmp.registry import option_names
+from lab import analyses, figures
+from lab.explorers import AXES, SHEET, Answer, Explorer, draw_still, half_widths, stored_runs
+
+SUBSET = 64
+"""Images per dataset that the path explorer scores."""
+READY = 5
+"""Answers of a question for each value that are there from the start, and in the still."""
+LONG = 48
+"""Hours above which compute is given in days."""
+STREAM = ("order", "reverse", "equal", "tasks")
+
+Table = dict[str, Any]
+
+
+def _make_table(
+    kind: str, answer: Answer, with_answers: bool, menus: Mapping[str, list], **facts: Any
+) -> Table:
+    """Return a kind's table.
+
+    Args:
+        kind: Its key in the sheet of explorers.
+        answer: Answers its questions.
+        with_answers: Whether all is answered that can be asked of fewer values, those of the site;
+            otherwise what is asked first.
+        menus: What menus offer, by key, where the sheet does not say; the values of `each`; and
+            models, by what fields are for.
+        **facts: What else the script shows.
+    """
+    sheet = SHEET[kind]
+    site = sheet.get("site", {}) if with_answers else {}
+    fields = [_make_field(field, site.get(field["key"]), menus) for field in sheet["fields"]]
+    each = {key: site.get(key, menus.get(key, values)) for key, values in sheet["each"].items()}
+    values = {key: [value] for key, value in sheet["defaults"].items()}
+    values |= {key: listed[:READY] for key, listed in each.items()}
+    if with_answers:
+        values |= {f["key"]: [x for x, _ in f["options"]] for f in fields if "options" in f}
+        values |= {f["key"]: [False, True] for f in fields if not {"options", "range"} & f.keys()}
+        values |= each
+    presets = [
+        preset
+        for preset in sheet["presets"]
+        if not with_answers or all(state in values[key] for key, state in preset["state"].items())
+    ]
+    table = {"kind": kind, "fields": fields, "each": each, "presets": presets}
+    table |= {key: sheet[key] for key in ("chapter", "defaults")} | {"answers": {}} | facts
+    for request in _questions(table, values):
+        key = json.dumps([*request.values()], separators=(",", ":"))
+        if key not in table["answers"]:
+            try:
+                table["answers"][key] = answer(request)
+            except CmpError as error:
+                table["answers"][key] = {"refused": str(error)}
+    return table
+
+
+def _make_field(listed: Mapping[str, Any], only: list | None, menus: Mapping) -> dict[str, Any]:
+    """Return a field with its menu, and with what it is for; of some values only, if they are
+    given."""
+    field, unit = dict(listed), listed.get("unit", "")
+    if "when" in field:
+        field["when"] = {key: menus[names] for key, names in field["when"].items()}
+    options = field.get("options", menus.get(field["key"])) or [
+        [value, f"{value:g} {unit}".strip()] for value in only or []
+    ]
+    pairs = [each if isinstance(each, list) else [each, str(each)] for each in options]
+    if pairs:
+        field["options"] = [pair for pair in pairs if only is None or pair[0] in only]
+    return field
+
+
+def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, Any]]:
+    """Yield what the script asks in every state of some values by key."""
+    for chosen in itertools.product(*values.values()):
+        state = dict(zip(values, chosen, strict=True))
+        keys = [
+            field["key"]
+            for field in table["fields"]
+            if not field.get("local")
+            and all(state[key] in names for key, names in field.get("when", {}).items())
+        ]
+        yield {key: state[key] for key in dict.fromkeys([*keys, *table["each"]])}
+
+
+def _explorer(table: Table, figure: Figure, words: str, answer: Answer) -> Explorer:
+    """Return the explorer of a table, with what stands in its place without a kernel."""
+    name = table["kind"] if table["kind"] in TABLES else ""  # a page cannot answer the others
+    still = draw_still(name, figure, words, script="asked")
+    return Explorer("asked", table, still, answer=answer)
+
+
+def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Table:
+    """Return the table of the explorer of streams.
+
+    Args:
+        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
+        corpus: The embedded benchmark, loaded where None.
+    """
+    corpus = corpus or cmp.load_data("embedded")
+    published = analyses.published_settings("orders")
+    configs, on_way = results.setting_configs(published), verdicts.run_scores(published)["way"]
+    stored = stored_runs(published)
+    for row in stored:
+        way = on_way.loc[row["label"]].mean()
+        row["way"] = None if np.isnan(way) else round(float(way), 2)
+        row["state"] = {key: getattr(configs[row["label"]].stream, key) for key in STREAM}
+    menus = {"order": [name for name in option_names("order") if name != "listed"]}
+    facts = {"stored": stored, "datasets": sorted(corpus.by_role("adapt"))}
+    answer = functools.partial(_stream_answer, corpus)
+    return _make_table("stream", answer, with_answers, menus, **facts)
+
+
+def _stream_answer(corpus: Corpus, request: Mapping[str, Any]) -> dict[str, Any]:
+    counts, report, run = _stream_facts(corpus, request)
+    return {
+        "counts": counts.T.to_numpy().tolist(),
+        "images": report["images"].tolist(),
+        "sentence": stream_sentence(report),
+        "changes": changes_to_cpu(run),
+    }
+
+
+def _stream_facts(corpus: Corpus, request: Mapping[str, Any]) -> tuple:
+    """Return the classes per update and dataset, what arrives in each update, and the run."""
+    stream = {key: request[key] for key in STREAM}
+    tree = config.profile("cpu") | {"stream": stream, "seeds": {"stream": request["seed"]}}
+    run = config.parse(tree, "stream")
+    counts = statistics.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
+    counts = counts.reindex(columns=sorted(corpus.by_role("adapt")), fill_value=0)
+    return counts, statistics.stream_report(run, corpus), run
+
+
+def stream_sentence(report: pd.DataFrame) -> str:
+    """Say how unequal the updates of a stream are.
+
+    Args:
+        report: See `cmp.experiments.statistics.stream_report`.
+
+    Returns:
+        The sentences.
+    """
+    images, passes, datasets = report["images"], report["passes"], report["datasets"]
+    return (
+        f"{report['classes'].sum()} classes in {len(report)} updates. The largest update brings "
+        f"{images.max()} images, {images.max() / images.min():.1f} times as many as the smallest; "
+        f"an update shows its own images {passes.min():.1f} to {passes.max():.1f} times. Datasets "
+        f"in an update: {datasets.min()} to {datasets.max()}."
+    )
+
+
+def stream_explorer(corpus: Corpus) -> Explorer:
+    """Explore in which order classes arrive, what that makes of updates, and how such runs went.
+
+    Args:
+        corpus: The embedded benchmark.
+
+    Returns:
+        The explorer.
+    """
+    table = stream_table(corpus=corpus)
+    counts, report, _ = _stream_facts(corpus, table["defaults"])
+    figure, answer = figures.plot_stream(counts, report), functools.partial(_stream_answer, corpus)
+    return _explorer(table, figure, stream_sentence(report), answer)
+
+
+def budget_table(with_answers: bool = False) -> Table:
+    """Return the table of the explorer of budgets: what a step of each method costs.
+
+    Args:
+        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
+    """
+    first = SHEET["budget"]["each"]["method"]
+    methods = list(dict.fromkeys([*first, *option_names("method")]))
+    menus = {"model": [*models.family_names(), *paper.CATALOGUE_MODELS], "method": methods}
+    return _make_table("budget", _budget_answer, with_answers, menus, slack=budgets.SLACK)
+
+
+def _budget_answer(request: Mapping[str, Any]) -> dict[str, float]:
+    cost = paper.method_cost(request["model"], request["batch"], request["method"])
+    return dataclasses.asdict(cost)
+
+
+def budget_calculator() -> Explorer:
+    """Explore what a step of each method costs, and how many of them a budget allows.
+
+    Returns:
+        The explorer.
+    """
+    table = budget_table()
+    state, methods = table["defaults"], table["each"]["method"][:READY]
+    steps = state["total"] / state["updates"]
+    costs = paper.budget_table(state["model"], state["batch"], steps, methods)
+    allowed = ", ".join(f"{name} {count:,}" for name, count in costs["steps"].items())
+    words = f"Steps per update for the cost of {steps:g} steps of full fine-tuning: {allowed}."
+    return _explorer(table, figures.plot_allowed_steps(costs), words, _budget_answer)
+
+
+def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> Explorer:
+    """Explore the path between two models: each point of it is merged and scored on the spot.
+
+    Args:
+        name: The model's name.
+        before, tuned: Its weights before and after fine-tuning.
+        corpus: What it is scored on, in fixed subsets of the tests.
+
+    Returns:
+        The explorer.
+    """
+    network, lock = models.create_model(name).eval(), threading.Lock()
+
+    @functools.cache
+    def score(rule: str, share: float) -> dict[str, float]:
+        merged = merge(rule, [tuned, before], weights=(share, 1 - share))
+        with lock:  # the network is one, and every answer has a thread of its own
+            network.load_state_dict(merged)
+            return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+
+    def answer(request: Mapping[str, Any]) -> dict[str, float]:
+        return score(request["rule"], request["share"])
+
+    menus = {"rule": option_names("merge_rule", "weight", base=False)}
+    table = _make_table("path", answer, False, menus, subset=SUBSET)
+    rule, share = table["defaults"].values()
+    shares = sorted(table["each"]["share"][:READY])
+    between = pd.DataFrame([score(rule, each) for each in shares], shares)
+    scores = ", ".join(f"{key} {value:.1f}%" for key, value in between.loc[share].items())
+    words = f"{share:.2f} of the fine-tuned weights, by {rule}: {scores}."
+    return _explorer(table, figures.plot_merge_path(between, between.loc[share]), words, answer)
+
+
+def planner_table(with_answers: bool = False) -> Table:
+    """Return the table of the explorer of plans.
+
+    Args:
+        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
+    """
+    known, embedded = evidence.gather_evidence(), models.family_names()
+    means, stored = setting_means(known.trajectory)[AXES].round(2), {}
+    for name, run in known.runs.items():
+        stored.setdefault(run.model.name, []).append(means.loc[name].tolist())
+    menus = {key: [[name, f"{name}: {words}"] for name, words in texts.items()]
+             for key, texts in (("keep", planner.KEEP), ("new", planner.NEW))}  # fmt: skip
+    menus |= {"model": [*embedded, *paper.CATALOGUE_MODELS]}
+    menus |= {"embedded": embedded, "real": list(paper.CATALOGUE_MODELS)}
+    menus["device"] = [name for name in planner.DEVICES if name != "core"]
+    return _make_table("planner", _planner_answer, with_answers, menus, stored=stored, long=LONG)
+
+
+def _make_plan(request: Mapping[str, Any]) -> planner.Plan:
+    """Return the plan that a form asks for: in minutes of one core, or in hours of a card."""
+    asked, is_public = dict(request), request["pool"] == "public"
+    minutes, hours = asked.pop("minutes", None), asked.pop("hours", None)
+    asked |= {"pool": 0.0 if is_public else request["pool"], "other_pool": is_public}
+    if minutes is not None:
+        asked["device"], hours = "core", float(f"{minutes / 60:.3g}")
+    known = evidence.gather_evidence()
+    return planner.make_plan(planner.PlanRequest(gpu_hours=hours, **asked), known)
+
+
+def _planner_answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    plan = _make_plan(request)
+    place = plan.place and {
+        "label": f"{plan.place.study}/{plan.place.setting}",
+        "at": (mean := plan.place.scores.loc[AXES, "mean"].round(2)).tolist(),
+        "half": half_widths((plan.place.scores.loc[AXES, "high"] - mean).tolist()),
+    }
+    given = {key: value for key, value in vars(plan.request).items() if value is not None}
+    is_public = given.pop("other_pool")
+    options = [f"--{key.replace('_', '-')} {value}" for key, value in given.items()]
+    return {
+        "sentence": planner.plan_summary(plan),
+        "place": place,
+        "costs": [_cost_words(*cost) for cost in plan.costs.items()],
+        "notes": [planner.place_sentence(plan), *plan.notes],
+        "effects": plan.effects.to_numpy().tolist(),
+        "rejected": [*plan.rejected.items()],
+        "advice": [*plan.advice.items()],
+        "command": " ".join(["cmpt plan", *options, *["--other-pool"] * is_public]),
+        "YAML": planner.plan_as_yaml(plan, comments=False),
+    }
+
+
+def _cost_words(what: str, amount: float) -> tuple[str, str]:
+    """Return a cost and its amount in words: time in a unit that fits it, else three digits."""
+    if what == "FLOPs":
+        what, amount = "GFLOPs", amount / GIGA
+    elif what.startswith("hours"):
+        units = {"seconds": 1 / 60, "minutes": 1, "hours": LONG, "days": np.inf}
+        unit = next(unit for unit, most in units.items() if amount < most)
+        what = what.replace("hours", unit).replace("on core", "on one core")
+        amount *= {"seconds": 3600, "minutes": 60, "hours": 1, "days": 1 / 24}[unit]
+    return what, f"{float(f'{amount:.3g}'):,.15g}"
+
+
+def planner_explorer() -> Explorer:
+    """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
+
+    Returns:
+        The explorer.
+    """
+    table = planner_table()
+    [request] = _questions(table, {key: [value] for key, value in table["defaults"].items()})
+    plan = _make_plan(request)
+    words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
+    figure = figures.plot_plan(plan, evidence.gather_evidence())
+    return _explorer(table, figure, words, _planner_answer)
+
+
+TABLES = {
+    "stream": functools.partial(stream_table, True),
+    "budget": functools.partial(budget_table, True),
+    "planner": functools.partial(planner_table, True),
+}
+"""What makes the table of each explorer that a page of the site answers by itself."""

@@ -1,0 +1,153 @@
+"""The atlas: where every published run ended, and what settings it had."""
+
+import contextlib
+import re
+from typing import Any
+
+import pandas as pd
+
+from cmp import config
+from cmp.errors import CmpError
+from cmp.experiments import guidelines, results, store, studies, verdicts
+from lab import chapters, explorers, figures
+from lab.explorers import AXES
+
+FIELDS = {
+    "study": "Study",
+    "method": "Method",
+    "merging": "Merging",
+    "schedule": "Schedule",
+    "mixture": "Mixture: pool/update/buffer (%)",
+    "updates": "Updates T",
+    "network": "Network",
+    "split": "Scored on",
+}
+"""What runs are filtered and coloured by, and the words for it."""
+OWN = "your own runs"
+
+
+def atlas_table(own: bool = False) -> dict[str, Any]:
+    """Return every published run, and those of the reader's store if they are asked for.
+
+    Args:
+        own: Whether stored runs that are not published are in it, each as a setting of its own.
+
+    Returns:
+        `fields`: words by key; `settings`: per setting its `name`, the fields, `changes` to the
+        profile `cpu` of its first run, `claims` and `fronts` that it is a part of, and whether it
+        is `own`; `runs`: [place in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim.
+    """
+    numbers, known = _chapters_by_study(), verdicts.load_claims()
+    rows, runs, published = [], [], set[str]()
+    for study in sorted(path.stem for path in results.RESULTS.glob("*.parquet")):
+        metrics = results.published_metrics(study)
+        published |= {*metrics["run"]}
+        family = study.removeprefix(studies.BAND).removesuffix("-more")
+        words = f"{numbers[family]} · {study}" if family in numbers else study
+        words += " (explores)" * studies.load_study(study).explores
+        configs = results.setting_configs(metrics)
+        rows += [
+            {"name": name, "study": words, **_about_setting(configs[name])}
+            | _parts_in_claims(study, name, known)
+            for name in configs
+        ]
+        runs += _run_rows(metrics, len(rows) - len(configs))
+    if own:
+        rows_own, metrics = _own_runs(published)
+        runs += _run_rows(metrics, len(rows)) if rows_own else []
+        rows += rows_own
+    judged = guidelines.judged_claims()[["reading", "claimed", "sentence"]].T
+    return {
+        "fields": FIELDS,
+        "settings": rows,
+        "runs": runs,
+        "verdicts": judged.to_dict(),
+        "defaults": {"split": "test", "colour": "merging"},
+    }
+
+
+def _chapters_by_study() -> dict[str, str]:
+    """Return the numbers of the chapters that argue from each study, such as "00, 08"."""
+    found: dict[str, list[str]] = {}
+    for number, source in chapters.chapters().items():
+        for study in re.findall(r'load_study\("([\w-]+)"\)', chapters.source_text(source)):
+            found.setdefault(study, []).append(number)
+    return {study: ", ".join(numbers) for study, numbers in found.items()}
+
+
+def _about_setting(run: config.RunConfig) -> dict[str, Any]:
+    """Return the fields of a setting but its study, and its `changes`."""
+    mixture, merging, schedule, model = run.mixture, run.merging, run.schedule, run.model
+    ends = dict.fromkeys((mixture.shares, mixture.last or mixture.shares))
+    shares = " to ".join("/".join(f"{100 * share:.0f}" for share in each) for each in ends)
+    return {
+        "method": run.method.name,
+        "merging": merging.policy + f", {merging.rule}" * (merging.rule != "interpolation"),
+        "schedule": schedule.name + f", meta {schedule.meta}" * (schedule.meta != "none"),
+        "mixture": shares + f", {mixture.pool} pool" * (mixture.pool != "pretraining"),
+        "updates": run.stream.tasks,
+        "network": model.name + f", {model.start}" * (model.start != "annealed"),
+        "split": run.evaluation.split,
+        "changes": explorers.changes_to_cpu(run),
+    }
+
+
+def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[str, list[str]]:
+    """Return the claims that compare a setting and the fronts that it lies on, where it does."""
+    claims = [
+        claim.name
+        for claim in known.claims
+        if claim.study == study and any(name in term.of for term in claim.terms)
+    ]
+    fronts = [
+        words
+        for words, front in known.fronts.items()
+        if front.study == study and name in front.settings
+    ]
+    return {key: found for key, found in (("claims", claims), ("fronts", fronts)) if found}
+
+
+def _run_rows(metrics: pd.DataFrame, first: int) -> list[list[float]]:
+    """Return where runs ended, on the whole split or, where that was not scored, on its subset.
+
+    Args:
+        metrics: Of settings that are numbered as they come, from `first`.
+    """
+    places = {name: first + place for place, name in enumerate(metrics["setting"].unique())}
+    table = store.trajectory(metrics).query("scope in ('full', 'subset')").dropna(subset=AXES)
+    table = table.sort_values(["task", "scope"], ascending=[True, False])  # "full" comes last
+    ends = table.groupby(["setting", "replicate"], sort=False).tail(1)
+    ends = ends.assign(place=[places[name] for name in ends["setting"]]).round(2)
+    return ends[["place", "replicate", *AXES]].astype(object).to_numpy().tolist()
+
+
+def _own_runs(published: set[str]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Return stored runs of the book's data that are not published, as settings and metrics."""
+    shown = {run_id[: store.SHORT_ID] for run_id in published}
+    rows, tables = [], [pd.DataFrame()]
+    for run_id in store.stored_ids():
+        with contextlib.suppress(CmpError):  # it is damaged, which `cmpt results ls` says
+            if run_id not in shown and (run := store.load_run(run_id)).config.data == "embedded":
+                scope = "" if "full" in set(run.metrics["scope"]) else ", scored on the subset"
+                about = {"name": f"run {run_id}{scope}", "study": OWN, "own": True}
+                rows.append(about | _about_setting(run.config))
+                tables.append(run.metrics.assign(setting=run_id, replicate=0))
+    return rows, pd.concat(tables, ignore_index=True)
+
+
+def atlas_explorer(**state: Any) -> explorers.Explorer:
+    """Explore where every published run ended, and the reader's own beside them.
+
+    Args:
+        **state: What it begins with, such as `study="04 · rates", colour="schedule"`.
+
+    Returns:
+        The explorer.
+    """
+    table = atlas_table(own=True)
+    about = pd.DataFrame(table["settings"])[["study", "split", "merging"]]
+    runs = pd.DataFrame(table["runs"], columns=["place", "replicate", *AXES])
+    runs = runs.join(about, on="place").query("split == 'test' and study != @OWN")
+    words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
+    figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
+    return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)

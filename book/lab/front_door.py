@@ -1,0 +1,43 @@
+"""The answer in one minute, as README and the first page open with it: `python -m lab.front_door`.
+
+`book/lab/answer.md` states it, its numbers come from published results.
+"""
+
+from pathlib import Path
+
+from cmp.errors import CmpError
+from cmp.files import write_atomic
+from lab import chapters, values
+
+PAGES = (chapters.BOOK.parent / "README.md", chapters.BOOK / "index.md")
+BEGIN, END = "<!-- answer: python -m lab.front_door writes it -->", "<!-- end of the answer -->"
+
+
+def with_answer(page: str, source: str) -> str:
+    """Return a page with the answer between its two marks.
+
+    Args:
+        page: The page's text.
+        source: What errors call it.
+
+    Raises:
+        CmpError: The page has no such marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise CmpError(f"{source}: expected {BEGIN!r} and {END!r}")
+    answer = values.fill_values(
+        (chapters.BOOK / "lab" / "answer.md").read_text(encoding="utf-8"), "answer: "
+    )
+    return f"{before}{BEGIN}\n\n{answer}\n{END}{after}"
+
+
+def write_answer(pages: tuple[Path, ...] = PAGES) -> None:
+    """Write the answer into all pages that open with it."""
+    for page in pages:
+        write_atomic(page, with_answer(page.read_text(encoding="utf-8"), str(page)))
+
+
+if __name__ == "__main__":
+    write_answer()

@@ -1,0 +1,133 @@
+"""A chapter at every point of a grid of its parameters, as `cmpt book -P peak=3e-4,1e-3` asks.
+
+Each point is a notebook of its own, which later calls skip. An index beside them tabulates and
+draws where the chapter's own runs ended.
+"""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cmp.errors import CmpError
+from cmp.files import build_folder, write_atomic
+from lab import chapters, figures, run
+
+Points = Mapping[Path, Mapping[str, str]]
+MAX_POINTS = 200
+STREAM_SEED = "stream_seed"
+"""The parameter whose values are the seeds of a point."""
+
+
+def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[str, str]]:
+    """Return the points of a grid.
+
+    Args:
+        given: Parameter -> its values, separated by commas.
+        seeds: Streams of each point.
+        first: The seed of the first stream.
+
+    Returns:
+        Parameter -> text of a value, for each point.
+
+    Raises:
+        CmpError: There are too many points, or a value is given twice.
+    """
+    lists = {name: text.split(",") for name, text in given.items()}
+    if seeds > 1:
+        if STREAM_SEED in lists:
+            raise CmpError(f"--seeds {seeds}: -P {STREAM_SEED} gives the seeds already")
+        lists[STREAM_SEED] = [str(first + number) for number in range(seeds)]
+    for name, values in lists.items():
+        if len(set(values)) < len(values):
+            raise CmpError(f"-P {name}: a value stands there twice")
+    points = [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
+    if len(points) > MAX_POINTS:
+        raise CmpError(f"the grid has {len(points)} points; at most {MAX_POINTS}")
+    return points
+
+
+def run_grid(
+    profile: str,
+    number: str,
+    given: Mapping[str, str],
+    seeds: int = 1,
+    jobs: int = 1,
+    dry_run: bool = False,
+    folder: Path = chapters.BOOK,
+) -> Path:
+    """Run a chapter at every point of a grid; a point that fails leaves the others.
+
+    Args:
+        profile: A profile of `cmp`.
+        number: The chapter.
+        given: Parameter -> its values, separated by commas.
+        seeds: Streams of each point, beside the parameters.
+        jobs: Notebooks at the same time.
+        dry_run: Print the plan only.
+        folder: The book.
+
+    Returns:
+        The index.
+
+    Raises:
+        CmpError: A parameter is wrong, before anything starts; or points failed, at the end.
+    """
+    run.check_profile(profile, given)
+    [source] = chapters.select([number], folder)
+    first = chapters.parameters(source).get(STREAM_SEED)
+    if seeds > 1 and first is None:
+        raise CmpError(f"--seeds: {source.stem} has no runs of its own")
+    points = expand_grid(given, seeds, first.default if first else 0)
+    target = build_folder() / "grids" / f"{source.stem}, {profile}"
+    places = {target / f"{point_name(point)}.ipynb": point for point in points}
+    fingerprint, tasks = run.package_fingerprint(), []
+    for place, point in places.items():
+        values = chapters.check_parameters(source, point | {"profile": profile})
+        tasks.append(run.Task(source, place, values, fingerprint))
+    failures = run.run_tasks(tasks, jobs, dry_run)
+    index = target / "index.md"
+    if not dry_run:
+        write_index(index, source, places, failures)
+        print(f"index: {index}")
+        run.raise_failures(failures)
+    return index
+
+
+def point_name(point: Mapping[str, str]) -> str:
+    """Return what the notebook of a point is called."""
+    return ", ".join(f"{name} {value}" for name, value in point.items())
+
+
+def write_index(path: Path, source: Path, points: Points, failures: Collection[Path]) -> None:
+    """Write the page over the notebooks of a grid, with a table and a figure.
+
+    Args:
+        path: Where it goes.
+        source: The chapter.
+        points: Notebook -> its point.
+        failures: Notebooks that failed now; of one that ran before, the old scores are left out.
+    """
+    rows, failed = [], []
+    for target, point in points.items():
+        if target in failures:
+            failed.append(f"* {point_name(point)}: see `{target.stem}.failed.ipynb`")
+            continue
+        for name, (gained, kept) in run.run_record(target).get("ends", {}).items():
+            rows.append({**point, "run": name, "A_KA": gained, "A_ZS": kept})
+    table = pd.DataFrame(rows)
+    parts = [f"# {source.stem} over a grid\n"]
+    if rows:
+        figure = figures.plot_grid(table)
+        figure.savefig(path.with_name("ends.svg"), format="svg")
+        parts += ["![Where the runs of each point ended](ends.svg)\n", _markdown(table)]
+    parts += ["\n## Failed\n", *failed] if failed else []
+    write_atomic(path, "\n".join(parts) + "\n")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown, numbers with one digit."""
+    texts = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    rows: Sequence[Sequence[str]] = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,443 @@
+// Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
+import {
+  axes,
+  d3,
+  draggable,
+  drawing,
+  element,
+  form,
+  FORMS,
+  linked,
+  linkTo,
+  PATIENCE,
+  plane,
+  points,
+  score,
+  short,
+  table,
+  takeAway,
+} from "./common.js";
+
+const SLOW = 150; // milliseconds after which an answer is said to be on its way
+const [BLUE, ORANGE] = ["#0173b2", "#de8f05"];
+const whole = d3.format(",");
+const rough = d3.format(",.3~r");
+const group = (svg, name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
+
+// Answers by question: stored ones, and the kernel's where there is one. One question is under way at a
+// time, and the first that is then wanted comes next, so of a moving control only the newest counts.
+function asker(kernel, stored, changed) {
+  const known = new Map(Object.entries(stored));
+  const keyOf = (question) => JSON.stringify(Object.values(question));
+  const open = () => wanted.filter((each) => !known.has(keyOf(each)));
+  let wanted = [];
+  let asked = null;
+  kernel?.listen(({ kind, id, answer, refused }) => {
+    if (kind === "answer") known.set(id, refused ? { refused } : answer);
+    if (id !== asked?.id) return;
+    if (kind === "heard") asked.heard = true;
+    if (kind === "answer") asked = null;
+    next();
+    changed();
+  });
+  function next() {
+    const [question] = open();
+    if (asked || !kernel || !question) return;
+    asked = { id: keyOf(question), since: performance.now() };
+    kernel.send({ verb: "ask", id: asked.id, request: question });
+    for (const wait of [SLOW, PATIENCE]) setTimeout(changed, wait + 1);
+  }
+  return {
+    want(questions) {
+      wanted = questions;
+      next();
+      return questions.map((each) => [each, known.get(keyOf(each))]);
+    },
+    // How the answer comes on, in words, or "" where there is nothing to say.
+    progress() {
+      const count = open().length;
+      const waited = asked ? performance.now() - asked.since : 0;
+      if (!kernel && count) return "This page has no answer to this setting; in JupyterLab there is one.";
+      if (!count || waited < SLOW) return "";
+      if (!asked.heard && waited > PATIENCE) return "kernel busy or gone: queued";
+      return `computing …${wanted.length > 1 ? ` ${wanted.length - count} of ${wanted.length}` : ""}`;
+    },
+  };
+}
+
+// Above, the images of each update; below, how many classes of each dataset it brings.
+function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
+  const { counts, images } = answer;
+  const svg = drawing(picture, 132 + 20 * data.datasets.length, "What arrives in each update", 760);
+  const [width, height] = svg.property("extent");
+  const x = d3.scaleBand(d3.range(images.length), [176, width - 4]).paddingInner(0.06);
+  const y = d3.scaleBand(data.datasets, [98, height - 34]).paddingInner(0.08);
+  const up = d3.scaleLinear([0, d3.max(images)], [90, 24]);
+  const middle = (n) => x(n) + x.bandwidth() / 2;
+  const every = Math.ceil(20 / x.step()); // label one update of so many
+  const write = (parent, rows) =>
+    parent
+      .selectAll("text")
+      .data(rows)
+      .join("text")
+      .attr("x", (d) => d[0])
+      .attr("y", (d) => d[1])
+      .attr("text-anchor", (d) => d[3] ?? "middle")
+      .text((d) => d[2]);
+  const bars = group(svg, "amounts")
+    .attr("role", "img")
+    .attr("aria-label", `Images of updates: ${images.join(", ")}`);
+  bars
+    .selectAll("rect")
+    .data(images)
+    .join("rect")
+    .attr("x", (_, n) => x(n))
+    .attr("width", x.bandwidth())
+    .attr("y", up)
+    .attr("height", (d) => 90 - up(d));
+  write(bars, [
+    [168, 88, "images", "end"],
+    ...images.map((d, n) => [middle(n), up(d) - 4, n % every ? "" : d]),
+  ]);
+  const most = d3.max(counts, (row) => d3.max(row));
+  const rows = group(svg, "counts").selectAll("g").data(counts).join("g").attr("role", "img");
+  rows
+    .attr("aria-label", (row, k) => `Classes of ${data.datasets[k]} per update: ${row.join(", ")}`)
+    .attr("transform", (_, k) => `translate(0,${y(data.datasets[k])})`);
+  const cells = rows
+    .selectAll("rect")
+    .data((row) => row)
+    .join("rect")
+    .attr("x", (_, n) => x(n))
+    .attr("width", x.bandwidth())
+    .attr("height", y.bandwidth());
+  cells.attr("fill-opacity", (d) => (d ? 0.15 + (0.85 * d) / most : 0.03));
+  rows.each(function (row, k) {
+    const base = y.bandwidth() - 5;
+    const numbers = row.map((d, n) => [middle(n), base, d && x.bandwidth() > 15 ? d : ""]);
+    write(d3.select(this), [...numbers, [168, base, `${data.datasets[k]} (${d3.sum(row)})`, "end"]]).classed(
+      "light",
+      (_, n) => row[n] > 0.5 * most,
+    );
+  });
+  write(group(svg, "updates"), [
+    ...images.map((_, n) => [middle(n), height - 18, n % every ? "" : n + 1]),
+    [(176 + width) / 2, height - 2, "update"],
+  ]);
+  const same = data.stored.filter((run) =>
+    Object.entries(run.state).every(([key, value]) => state[key] === value),
+  );
+  drawPlane({ stored: data.stored, pinned: same.map((run) => ({ ...run, colour: ORANGE })) });
+  const ways = same.map((run) => [
+    run.label,
+    run.way == null ? "–" : points(run.way),
+    score(run, 0),
+    score(run, 1),
+  ]);
+  more.replaceChildren(
+    same.length
+      ? table(
+          ["stored runs of this stream (%)", "A_KA on the way", "A_KA at the end", "A_ZS at the end"],
+          ways,
+        )
+      : element("p", {}, "No stored run follows this stream; a point of the plane leads to one that does."),
+  );
+  return {
+    sentence: answer.sentence,
+    away: { profile: "cpu", changes: answer.changes, parameters: { order: state.order } },
+  };
+}
+
+// Steps per update that each method has for the cost of some steps of full fine-tuning.
+function budget({ picture, more }, data, state, found) {
+  const costs = new Map(found.map(([question, cost]) => [question.method, cost]));
+  const full = costs.get("full");
+  if (!full) return null;
+  const steps = state.total / state.updates;
+  const rows = [...costs].map(([method, cost]) => {
+    const ratio = cost.memory / full.memory;
+    const bought = (steps * full.step * (1 + data.slack) - cost.end * ratio) / (cost.step * ratio);
+    return { method, cost, ratio, steps: Math.max(0, Math.floor(bought)) };
+  });
+  const names = data.each.method; // those still to come have their places
+  const svg = drawing(picture, 70 + 24 * names.length, "Steps per update by method", 760);
+  const [width, height] = svg.property("extent");
+  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [104, width - 70]);
+  const y = d3.scaleBand(d3.reverse(names), [height - 44, 20]).padding(0.2);
+  axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""]);
+  const bars = group(svg, "amounts");
+  bars
+    .selectAll("rect")
+    .data(rows)
+    .join("rect")
+    .attr("x", x(0))
+    .attr("y", (d) => y(d.method))
+    .attr("height", y.bandwidth())
+    .attr("width", (d) => x(d.steps) - x(0));
+  const ends = names.map((name) => rows.find((row) => row.method === name) ?? { method: name });
+  bars
+    .selectAll("text")
+    .data(ends)
+    .join("text")
+    .attr("x", (d) => x(d.steps ?? 0) + 6)
+    .attr("y", (d) => y(d.method) + y.bandwidth() / 2 + 4)
+    .text((d) => (d.steps === 0 ? "not one" : d.steps ? whole(d.steps) : "…"));
+  group(svg, "rule")
+    .selectAll("path")
+    .data([rows[0].steps])
+    .join("path")
+    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
+  const giga = (value) => rough(value / 1e9);
+  const head = [
+    "method",
+    "GFLOPs of a step",
+    "GB",
+    "memory, × full",
+    "memory-adjusted GFLOPs",
+    "at an update's end",
+    "steps per update",
+    "samples per update",
+  ];
+  const cells = rows.map(({ method, cost, ratio, steps: n }) => [
+    method,
+    giga(cost.step),
+    giga(cost.memory),
+    rough(ratio),
+    giga(cost.step * ratio),
+    giga(cost.end * ratio),
+    whole(n),
+    whole(n * state.batch),
+  ]);
+  more.replaceChildren(table(head, cells));
+  const total = Number(((state.total * full.step) / 1e9).toPrecision(6));
+  return {
+    sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of ${state.model} at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
+    away: {
+      command: `cmpt budget --model ${state.model} --batch ${state.batch} --tasks ${state.updates} --total ${total}`,
+    },
+  };
+}
+
+// Both scores over the share of the fine-tuned weights, and the same path in the plane.
+function path({ picture, drawPlane }, data, state, found, change) {
+  const known = d3.sort(
+    found.map(([question, answer]) => ({ share: question.share, at: [answer.A_KA, answer.A_ZS, answer.GM] })),
+    (d) => d.share,
+  );
+  const [first, last] = [known[0], known.at(-1)];
+  if (first.share !== 0 || last.share !== 1) return null;
+  const next = Math.max(
+    1,
+    known.findIndex((d) => d.share >= state.share),
+  );
+  const [low, high] = [known[next - 1], known[next]];
+  const exact = [low, high].find((d) => d.share === state.share);
+  const at = d3
+    .interpolate(
+      low.at,
+      high.at,
+    )((state.share - low.share) / (high.share - low.share))
+    .slice();
+  const svg = drawing(picture, 330, "Both scores over the share of the fine-tuned weights", 640);
+  const [width, height] = svg.property("extent");
+  const x = d3.scaleLinear([0, 1], [44, width - 60]);
+  const y = d3.scaleLinear(d3.extent(known.flatMap((d) => d.at.slice(0, 2))), [height - 44, 26]).nice();
+  axes(svg, x, y, ["share of the fine-tuned weights", "score (%)"]);
+  const lines = ["A_KA", "A_ZS"].map((name, k) => ({ name, k, colour: [BLUE, ORANGE][k] }));
+  group(svg, "lines")
+    .selectAll("path")
+    .data(lines)
+    .join("path")
+    .attr("stroke", (d) => d.colour)
+    .attr("stroke-width", 2)
+    .attr("d", ({ k }) =>
+      d3.line(
+        (d) => x(d.share),
+        (d) => y(d.at[k]),
+      )(known),
+    );
+  group(svg, "marks")
+    .selectAll("path")
+    .data(lines.flatMap((d) => known.map((each) => ({ ...d, each }))))
+    .join("path")
+    .attr("fill", (d) => d.colour)
+    .attr("transform", (d) => `translate(${x(d.each.share)},${y(d.each.at[d.k])})`)
+    .attr("d", (d) => d3.symbol([d3.symbolCircle, d3.symbolSquare][d.k], 36)());
+  group(svg, "ends")
+    .selectAll("text")
+    .data(lines)
+    .join("text")
+    .attr("x", x(1) + 10)
+    .attr("y", (d) => y(last.at[d.k]) + 4)
+    .text((d) => d.name);
+  const rule = group(svg, "rule")
+    .selectAll("g")
+    .data([0])
+    .join("g")
+    .attr("transform", `translate(${x(state.share)},0)`);
+  rule
+    .selectAll("path")
+    .data([0])
+    .join("path")
+    .attr("d", `M0,${height - 44}V26`);
+  const handle = rule.selectAll("circle").data([0]).join("circle").attr("r", 8).attr("cy", 26);
+  handle
+    .attr("role", "slider")
+    .attr("aria-label", "Share of the fine-tuned weights")
+    .attr("aria-valuemin", 0)
+    .attr("aria-valuemax", 1)
+    .attr("aria-valuenow", state.share);
+  draggable(
+    handle,
+    (px) => change({ share: x.invert(px) }),
+    (right, up) => change({ share: state.share + 0.05 * (right + up) }),
+  );
+  const trail = known.map((d) => d.at);
+  drawPlane({
+    front: [first.at, last.at],
+    own: [{ trail, colour: BLUE }],
+    predicted: { at, half: [0, 0], weight: exact ? 1 : 0.4 },
+  });
+  const say = (values) =>
+    ["A_KA", "A_ZS", "GM"]
+      .slice(0, values.length)
+      .map((name, k) => `${name} ${points(values[k])}%`)
+      .join(", ");
+  const mean = d3.interpolate(first.at.slice(0, 2), last.at.slice(0, 2))(state.share);
+  const weights = `${state.share},${short(1 - state.share)}`;
+  return {
+    sentence: `${state.share.toFixed(2)} of the fine-tuned weights, by ${state.rule}: ${exact ? say(at) : "being scored"} (${data.subset} images per dataset). A mean of both ends' scores, dashed in the plane, would be ${say(mean)}.`,
+    away: {
+      command: `cmpt merge ${state.rule} tuned.safetensors before.safetensors --weights ${weights} --out merged.safetensors`,
+      Python: `cmp.merge("${state.rule}", [tuned, before], weights=(${weights.replace(",", ", ")}))`,
+    },
+  };
+}
+
+// A plan: what it costs, where stored runs like it ended, and what each of its choices did.
+function planner({ picture, drawPlane, more }, data, state, [[, plan]]) {
+  const marked = (text) => text.split("`").map((part, n) => (n % 2 ? element("code", {}, part) : part));
+  const sentences = plan.notes.map((each) => element("p", {}, ...marked(each)));
+  picture.replaceChildren(table(["what it costs", ""], plan.costs), ...sentences);
+  drawPlane(
+    state.model in data.stored
+      ? { stored: plan.place ? [plan.place] : [], dots: data.stored[state.model] }
+      : null,
+  );
+  const parts = [
+    ["What each choice did in the stored runs", ["choice", "A_KA", "A_ZS", "study"], plan.effects],
+    ["What was rejected, and why", ["rejected", "why"], plan.rejected],
+    ["What the guide advises", ["on", "advice"], plan.advice],
+  ].filter(([, , rows]) => rows.length);
+  const opened = [...more.querySelectorAll("details")].map((each) => each.open);
+  more.replaceChildren(
+    ...parts.map(([title, head, rows], n) =>
+      element("details", { open: opened[n] ?? n === 0 }, element("summary", {}, title), table(head, rows)),
+    ),
+  );
+  return { sentence: plan.sentence, away: { YAML: plan.YAML, command: plan.command } };
+}
+
+const KINDS = {
+  stream: [stream, "command", "YAML", "Python", "papermill"],
+  budget: [budget, "command"],
+  path: [path, "command", "Python"],
+  planner: [planner, "command", "YAML"],
+};
+
+export function explore(el, { table: data, kernel, start }) {
+  const [chart, ...forms] = KINDS[data.kind];
+  const keys = ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"];
+  const place = Object.fromEntries(keys.map((key) => [key, element("div", { class: key })]));
+  place.said.setAttribute("aria-live", "polite");
+  place.warned.setAttribute("role", "status");
+  const sides = element("div", { class: "sides" }, place.picture, place.plane);
+  el.classList.add("explorer");
+  el.append(
+    place.presets,
+    place.controls,
+    place.said,
+    place.warned,
+    place.waiting,
+    sides,
+    place.more,
+    place.away,
+  );
+  const buttons = data.presets.map(({ label, state: to }) =>
+    element("button", { type: "button", onclick: () => change(to) }, label),
+  );
+  place.presets.append(...(buttons.length ? ["Begin from", ...buttons] : []));
+  const units = {
+    minutes: () => "minutes",
+    hours: (value) => (value > data.long ? `hours, ${short(value / 24)} GPU-days` : "hours"),
+  };
+  const fields = data.fields.map((field) => ({ ...field, unit: units[field.unit] }));
+  const ask = asker(kernel, data.answers, refresh);
+  const draw = {
+    form: form(place.controls, change, (words) => (warning = words)),
+    plane: plane(place.plane, { preview() {}, choose: (run) => run.state && change(run.state) }),
+    away: takeAway(
+      place.away,
+      Object.fromEntries(
+        [...forms, ...(kernel ? [] : ["link"])].map((name) => [
+          name,
+          (given) => given[name] ?? FORMS[name](given),
+        ]),
+      ),
+    ),
+  };
+  let state = data.defaults;
+  let warning = "";
+  let waiting = 0;
+
+  function drawPlane(layers) {
+    place.plane.hidden = !layers;
+    if (layers) draw.plane(layers);
+  }
+  function tidy({ key, range: [low, high] = [], whole: isWhole, step, log }, value) {
+    if (low === undefined) return [key, value];
+    const near = isWhole ? Math.round(value) : log ? value : Math.round(value / step) * step;
+    return [key, Number(Math.min(high, Math.max(low, near)).toPrecision(6))];
+  }
+  function change(changes) {
+    warning = "";
+    const touched = fields.filter(({ key }) => key in changes);
+    state = { ...state, ...Object.fromEntries(touched.map((field) => tidy(field, changes[field.key]))) };
+    refresh();
+  }
+  function refresh() {
+    waiting ||= requestAnimationFrame(update);
+  }
+  // What a state asks: the values of its fields, and where `each` has a key, that once per value.
+  function questions(shown) {
+    const own = Object.fromEntries(shown.filter((field) => !field.local).map(({ key }) => [key, state[key]]));
+    const [[key, values] = []] = Object.entries(data.each);
+    const all = key ? values.map((value) => ({ ...own, [key]: value })) : [];
+    return key in own ? [own, ...all.filter((each) => each[key] !== own[key])] : all.length ? all : [own];
+  }
+
+  function update() {
+    waiting = 0;
+    const shown = fields.filter((field) =>
+      Object.entries(field.when ?? {}).every(([key, values]) => values.includes(state[key])),
+    );
+    draw.form(shown, state);
+    const answers = ask.want(questions(shown));
+    const refusal = answers.find(([, answer]) => answer?.refused)?.[1].refused;
+    const found = answers.filter(([, answer]) => answer && !answer.refused);
+    const said = found.length ? chart({ ...place, drawPlane }, data, state, found, change) : null;
+    place.warned.textContent = refusal ? `Refused: ${refusal}.` : warning;
+    place.waiting.textContent = ask.progress();
+    const isOld = !said && (refusal || place.waiting.textContent);
+    for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
+    if (!said) return;
+    place.said.textContent = said.sentence;
+    draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state) });
+  }
+
+  place.plane.hidden = true;
+  new ResizeObserver(refresh).observe(el);
+  change({ ...linked(data.kind), ...start });
+  update();
+  el.dataset.ready = "";
+}

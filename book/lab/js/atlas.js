@@ -1,0 +1,322 @@
+// The atlas: every run as a dot in the plane of A_KA and A_ZS, and the settings of those in a box.
+import {
+  ARROWS,
+  axes,
+  d3,
+  drawing,
+  element,
+  form,
+  FORMS,
+  keywords,
+  linked,
+  linkTo,
+  PALETTE,
+  points,
+  table,
+  takeAway,
+} from "./common.js";
+
+const ALL = "all";
+const CLASSES = 2 * PALETTE.length; // numbered from 1: each colour as a disc, then as a ring
+const [OTHERS, OWN] = [0, CLASSES + 1];
+const [GREY, VERMILION] = ["#8c8c8c", "#d55e00"];
+const AREA = 38; // of a dot, in square pixels
+const FADED = 0.2; // opacity of dots outside the box
+const ROWS = 25; // of the list; more would neither be read nor drawn within a frame
+const SHARE = 0.05; // of the plane: half a new box, and what a key moves it by
+const GROWTHS = { "+": 1.25, "=": 1.25, "-": 0.8 };
+
+// A dot of each class as a picture, whose copies are drawn faster than paths.
+function pictures(ratio, ink) {
+  return d3.range(OWN + 1).map((n) => {
+    const made = element("canvas", {
+      width: 16 * ratio,
+      height: 16 * ratio,
+      style: "width:16px;height:16px",
+    });
+    const context = made.getContext("2d");
+    const isRing = n > PALETTE.length && n <= CLASSES;
+    const fill = n === OWN ? VERMILION : n === OTHERS ? GREY : PALETTE[(n - 1) % PALETTE.length];
+    Object.assign(context, { fillStyle: fill, strokeStyle: isRing ? fill : ink, lineWidth: isRing ? 2 : 1 });
+    context.setTransform(ratio, 0, 0, ratio, 8 * ratio, 8 * ratio);
+    const area = n === OWN ? 2.5 * AREA : n === OTHERS ? AREA / 2 : AREA;
+    context.beginPath();
+    d3.symbol(n === OWN ? d3.symbolDiamond2 : d3.symbolCircle, area).context(context)();
+    if (!isRing) context.fill();
+    if (isRing || n === OWN) context.stroke();
+    return made;
+  });
+}
+
+export function explore(el, { table: data, kernel, start }) {
+  const { fields, settings, runs, verdicts } = data;
+  const keys = Object.keys(fields);
+  const setting = Uint16Array.from(runs, (run) => run[0]);
+  const scores = [2, 3].map((k) => Float32Array.from(runs, (run) => run[k]));
+  const totals = d3.rollup(
+    runs,
+    (own) => ({ count: own.length, means: [2, 3].map((k) => d3.mean(own, (run) => run[k])) }),
+    (run) => run[0],
+  );
+  const valueOf = (n, key) => String(settings[n][key]);
+  // The values of each field with their numbers of runs, the most frequent first.
+  const values = new Map(
+    keys.map((key) => [
+      key,
+      d3.sort(
+        d3.rollup(
+          runs,
+          (own) => own.length,
+          (run) => valueOf(run[0], key),
+        ),
+        (pair) => -pair[1],
+      ),
+    ]),
+  );
+  const options = (key) => [
+    [ALL, ALL],
+    ...values.get(key).map(([value, count]) => [value, `${value} (${count})`]),
+  ];
+  const filters = keys.map((key) => ({ key, label: fields[key], options: options(key) }));
+  const place = Object.fromEntries(
+    ["controls", "atlas", "legend", "said", "list", "about", "away"].map((key) => [
+      key,
+      element("div", { class: key }),
+    ]),
+  );
+  const [canvas, all] = [element("canvas", { "aria-hidden": true }), element("canvas")];
+  const nameOf = ({ study, name }) => `${study}: ${name}`; // in links, which outlive places in the table
+  let state = {
+    ...Object.fromEntries(keys.map((key) => [key, ALL])),
+    ...data.defaults,
+    ...linked("atlas"),
+    ...start,
+  };
+  let view = null; // what does not depend on the box
+  let waiting = 0;
+  let listed = "";
+
+  function change(changes) {
+    state = { ...state, ...changes };
+    if (!("box" in changes || "picked" in changes)) view = null;
+    waiting ||= requestAnimationFrame(() => {
+      waiting = 0;
+      if (!view) look();
+      update();
+    });
+  }
+
+  function look() {
+    const svg = drawing(
+      place.atlas,
+      420,
+      "Where runs end: new knowledge, A_KA, to the right; what was kept, A_ZS, upwards",
+      1100,
+    );
+    const [width, height] = svg.property("extent");
+    const ratio = window.devicePixelRatio || 1;
+    const span = (of) => [d3.min(of) - 1, d3.max(of) + 1];
+    const x = d3.scaleLinear(span(scores[0]), [44, width - 10]).clamp(true);
+    const y = d3.scaleLinear(span(scores[1]), [height - 44, 26]).clamp(true);
+    const ranks = new Map(
+      values.get(state.colour).map(([value], rank) => [value, rank < CLASSES ? rank + 1 : OTHERS]),
+    );
+    const classes = settings.map((each, n) => (each.own ? OWN : ranks.get(valueOf(n, state.colour))));
+    const shown = settings.map((_, n) => keys.every((key) => [ALL, valueOf(n, key)].includes(state[key])));
+    // rare classes lie above frequent ones, and one's own runs on top
+    const order = d3.sort(
+      d3.range(runs.length).filter((n) => shown[setting[n]]),
+      (n) => classes[setting[n]],
+    );
+    const [px, py] = [x, y].map((scale, k) => Float32Array.from(scores[k], scale));
+    const dots = pictures(ratio, getComputedStyle(el).color);
+    for (const each of [canvas, all]) Object.assign(each, { width: width * ratio, height: height * ratio });
+    Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+    axes(svg, x, y, ["A_KA (%), what is new", "A_ZS (%), what was known"], 8);
+    legend(dots, classes);
+    view = { x, y, px, py, classes, order: Uint32Array.from(order), dots, ratio, move: brush(svg, x, y) };
+    paint(all, view.order);
+  }
+
+  function paint(on, chosen) {
+    const { dots, classes, px, py, ratio } = view;
+    const context = on.getContext("2d");
+    for (const n of chosen)
+      context.drawImage(dots[classes[setting[n]]], (px[n] - 8) * ratio, (py[n] - 8) * ratio);
+  }
+
+  // A box, {at, half}, is dragged; a click or a key makes one of fixed size.
+  function brush(svg, x, y) {
+    const sizes = [x, y].map((scale) => SHARE * (scale.domain()[1] - scale.domain()[0]));
+    const boxOf = (...at) => ({ at, half: sizes });
+    const ends = [
+      [x.range()[0], y.range()[1]],
+      [x.range()[1], y.range()[0]],
+    ];
+    const d3Brush = d3
+      .brush()
+      .extent(ends)
+      .on("brush end", ({ sourceEvent, selection }) => {
+        if (!sourceEvent) return;
+        if (!selection)
+          return change({
+            box: boxOf(...d3.pointer(sourceEvent, svg.node()).map((each, k) => [x, y][k].invert(each))),
+          });
+        const [one, other] = selection.map(([px, py]) => [x.invert(px), y.invert(py)]);
+        change({
+          box: {
+            at: one.map((each, k) => (each + other[k]) / 2),
+            half: one.map((each, k) => Math.abs(each - other[k]) / 2),
+          },
+        });
+      });
+    const group = svg.selectAll("g.brush").data([0]).join("g").attr("class", "brush").call(d3Brush);
+    group
+      .attr("tabindex", 0)
+      .attr("role", "application")
+      .attr(
+        "aria-label",
+        "A box in the plane: arrow keys move it, plus and minus change its size, Escape removes it",
+      );
+    group.on("keydown", (event) => {
+      const [way, growth] = [ARROWS[event.key], GROWTHS[event.key]];
+      if (!way && !growth && event.key !== "Escape") return;
+      event.preventDefault();
+      if (event.key === "Escape") return change({ box: null });
+      if (!state.box) return change({ box: boxOf(...scores.map((each) => d3.median(each))) });
+      const { at, half } = state.box;
+      const moved = at.map((each, k) => each + (way ? way[k] * sizes[k] : 0));
+      change({
+        box: {
+          at: [x.invert(x(moved[0])), y.invert(y(moved[1]))],
+          half: half.map((each) => each * (growth ?? 1)),
+        },
+      });
+    });
+    return ([left, right, bottom, top]) =>
+      group.call(
+        d3Brush.move,
+        state.box && [
+          [left, top],
+          [right, bottom],
+        ],
+      );
+  }
+
+  function legend(dots, classes) {
+    const only = (value) => change({ [state.colour]: state[state.colour] === value ? ALL : value });
+    const named = values
+      .get(state.colour)
+      .slice(0, CLASSES)
+      .map(([value], n) =>
+        element(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(state[state.colour] === value),
+            onclick: () => only(value),
+          },
+          dots[n + 1],
+          value,
+        ),
+      );
+    const rest = [
+      [OTHERS, "others"],
+      [OWN, "your own runs"],
+    ].filter(([n]) => classes.includes(n));
+    const focused = [...place.legend.children].indexOf(document.activeElement);
+    place.legend.replaceChildren(...named, ...rest.map(([n, words]) => element("span", {}, dots[n], words)));
+    place.legend.children[focused]?.focus();
+  }
+
+  function update() {
+    const { order, px, py, x, y } = view;
+    const { at, half } = state.box ?? {};
+    const edges = at && [x(at[0] - half[0]), x(at[0] + half[0]), y(at[1] - half[1]), y(at[1] + half[1])];
+    const [left, right, bottom, top] = edges ?? [0, Infinity, Infinity, 0];
+    const inside = order.filter((n) => px[n] >= left && px[n] <= right && py[n] >= top && py[n] <= bottom);
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.globalAlpha = at ? FADED : 1;
+    context.drawImage(all, 0, 0);
+    context.globalAlpha = 1;
+    if (at) paint(canvas, inside);
+    view.move(edges ?? []);
+    draw([...filters, { key: "colour", label: "Colour by", options: Object.entries(fields) }], state);
+    const counts = d3.rollup(
+      inside,
+      (own) => own.length,
+      (n) => setting[n],
+    );
+    const range = (k) => `${points(at[k] - half[k])} to ${points(at[k] + half[k])}`;
+    const where = at
+      ? `In the box, A_KA ${range(0)} and A_ZS ${range(1)}`
+      : "Drag a box, click, or press an arrow key in the plane. Shown";
+    place.said.textContent = `${where}: ${inside.length} runs of ${counts.size} settings.`;
+    list(d3.sort(counts, (pair) => -pair[1]));
+    about();
+  }
+
+  const reading = ({ claims = [], fronts = [] }) =>
+    [
+      ...claims.map((claim) => `${claim}: ${verdicts[claim].reading}`),
+      ...fronts.map((front) => `a point of the front “${front}”`),
+    ].join("; ") || "–";
+
+  function list(found) {
+    if (String(found) === listed) return; // so that a button keeps the focus
+    listed = String(found);
+    const rows = found.slice(0, ROWS).map(([n, inside]) => {
+      const { count, means } = totals.get(n);
+      const pick = element(
+        "button",
+        { type: "button", value: n, onclick: () => change({ picked: nameOf(settings[n]) }) },
+        settings[n].name,
+      );
+      return [pick, settings[n].study, `${inside} of ${count}`, ...means.map(points), reading(settings[n])];
+    });
+    const more =
+      found.length > ROWS
+        ? `${found.length - ROWS} more settings are not listed; a smaller box or a filter lists them.`
+        : "";
+    place.list.replaceChildren(
+      table(["setting", "study", "runs", "A_KA, mean", "A_ZS, mean", "its claims and their verdicts"], rows),
+      element("p", { class: "how" }, more),
+    );
+  }
+
+  function about() {
+    const at = settings.findIndex((each) => nameOf(each) === state.picked);
+    const chosen = settings[at];
+    for (const each of place.list.querySelectorAll("button"))
+      each.setAttribute("aria-pressed", String(Number(each.value) === at));
+    place.away.hidden = place.about.hidden = !chosen;
+    if (!chosen) return;
+    const { count } = totals.get(at);
+    const words = ` (${chosen.study}): the command computes ${count > 1 ? `the first of its ${count} runs` : "its run"}.`;
+    const sentences = (chosen.claims ?? []).map((claim) =>
+      element("li", {}, `${verdicts[claim].claimed} ${verdicts[claim].sentence}`),
+    );
+    place.about.replaceChildren(
+      element("p", {}, element("b", {}, chosen.name), words),
+      element("ul", {}, ...sentences),
+    );
+    take({
+      profile: "cpu",
+      changes: chosen.changes,
+      link: kernel ? `atlas.atlas_explorer(${keywords(state)})` : linkTo("atlas", state),
+    });
+  }
+
+  place.said.setAttribute("aria-live", "polite");
+  place.atlas.append(canvas);
+  el.classList.add("explorer");
+  el.append(...Object.values(place));
+  const { command, YAML, Python, link } = FORMS;
+  const take = takeAway(place.away, { command, YAML, Python, link });
+  const draw = form(place.controls, change);
+  new ResizeObserver(() => change({})).observe(place.controls); // whose size the list does not change
+  look();
+  update();
+  el.dataset.ready = "";
+}

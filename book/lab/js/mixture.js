@@ -1,0 +1,287 @@
+// What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
+import { d3, draggable, drawing, points, signed, workbench } from "./common.js";
+
+const NAMES = ["pool P", "update D", "buffer B"];
+const KEYS = ["pretraining", "update", "buffer"];
+const COLOURS = ["#0173b2", "#de8f05", "#029e73"];
+const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
+const VALUES = Object.keys(HEATS);
+
+export function explore(el, { table, kernel, start }) {
+  const parts = table.parts;
+  const grid = new Map(
+    table.grid.map(({ at, value, half }) => [at.join(), { at: at.map((each) => each / parts), value, half }]),
+  );
+  const known = (n) => [...grid.values()].filter((each) => each.value?.[n] != null);
+  const third = [1 / 3, 1 / 3, 1 / 3];
+
+  // Whole parts that sum to one: what rounding leaves over goes to the largest share. Thirds stay.
+  function rounded(shares) {
+    const positive = shares.map((share) => Math.max(0, share));
+    const total = d3.sum(positive);
+    if (d3.max(positive, (share) => Math.abs(share / total - 1 / 3)) < 0.5 / parts) return third;
+    const whole = positive.map((share) => Math.round((share / total) * parts));
+    whole[d3.maxIndex(whole)] += parts - d3.sum(whole);
+    return whole.map((share) => share / parts);
+  }
+
+  // A slider that moves takes from the two others, or gives to them, in their proportion.
+  function settle(state, changes) {
+    const next = { ...state };
+    const moved = KEYS.find((key) => key in changes && !("shares" in changes));
+    if (moved) {
+      const k = KEYS.indexOf(moved);
+      const rest = 1 - changes[moved];
+      const others = d3.sum(next.shares) - next.shares[k];
+      next.shares = next.shares.map((share, n) =>
+        n === k ? changes[moved] : others ? (share / others) * rest : rest / 2,
+      );
+    }
+    next.shares = rounded(next.shares);
+    if (next.varies) next.last = rounded(next.last ?? next.shares);
+    KEYS.forEach((key, k) => (next[key] = next.shares[k]));
+    return next;
+  }
+
+  const fields = () => [
+    ...KEYS.map((key, k) => ({
+      key,
+      label: `Share of ${NAMES[k]}`,
+      range: [0, 1],
+      step: 1 / parts,
+      percent: true,
+    })),
+    { key: "heat", label: "Colour", options: Object.entries(HEATS) },
+    { key: "varies", label: "Change over the updates" },
+  ];
+
+  function lookUp(shares) {
+    if (shares === third) return table.third;
+    return grid.get(shares.map((share) => Math.round(share * parts)).join());
+  }
+
+  function describe(state) {
+    const { shares, last, varies } = state;
+    const usual = d3.every(shares, (share) => Math.abs(share - 1 / 3) < 1e-6);
+    const changes = usual ? {} : Object.fromEntries(KEYS.map((key, k) => [`mixture.${key}`, shares[k]]));
+    if (varies) changes["mixture.last"] = last;
+    const found = varies ? null : lookUp(shares);
+    const predicted = found?.value && {
+      at: found.value,
+      half: found.half,
+      words: `Interpolated linearly between stored mixtures, ${found.value[2] == null ? "below the front's A_KA" : `A_ZS at equal A_KA ${signed(found.value[2])} points`}. Left out in turn, stored mixtures are missed by ${table.misses.map(points).join(" and ")} points.`,
+    };
+    const seen = passes(shares);
+    const words = (from) => from.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", ");
+    return {
+      label: usual && !varies ? "thirds" : from(shares) + (varies ? ` to ${from(last)}` : ""),
+      sentence: `${words(shares)}${varies ? `, in the last update ${words(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
+      changes,
+      parameters: Object.fromEntries(KEYS.map((key, k) => [key, Number(shares[k].toFixed(3))])),
+      predicted,
+    };
+  }
+  const from = (shares) => `P/D/B ${shares.map((share) => Math.round(100 * share)).join("/")}`;
+
+  // Times that an image is seen: of the pool; in its own update; in the buffer, if it came first.
+  const passes = (shares) => shares.map((share, k) => share * table.passes[k]);
+
+  let drawn = "";
+
+  // The triangle coloured by what runs came to, with lines of equal value.
+  function drawHeat(group, at, key, size) {
+    const n = VALUES.indexOf(key);
+    const shown = known(n);
+    const colour = d3.scaleSequential(
+      d3.extent(shown, (each) => each.value[n]),
+      d3.interpolateCividis,
+    );
+    group("heat")
+      .selectAll("circle")
+      .data(shown)
+      .join("circle")
+      .attr("r", size)
+      .attr("cx", (d) => at(d.at)[0])
+      .attr("cy", (d) => at(d.at)[1])
+      .attr("fill", (d) => colour(d.value[n]));
+    const lines = levels(shown, n, d3.ticks(...colour.domain(), 6), at);
+    group("contours")
+      .selectAll("path")
+      .data(lines)
+      .join("path")
+      .attr("d", (d) => d.path);
+    group("levels")
+      .selectAll("text")
+      .data(lines.filter((d) => d.label))
+      .join("text")
+      .attr("x", (d) => d.label[0])
+      .attr("y", (d) => d.label[1])
+      .text((d) => points(d.level));
+  }
+
+  function picture(place, state, change, pins) {
+    const svg = drawing(place, 425, "The triangle of mixtures, and how often an image is seen", 560);
+    const [width] = svg.property("extent");
+    const side = Math.min(width - 60, 340);
+    const corners = [
+      [width / 2, 34],
+      [width / 2 - side / 2, 34 + side * 0.866],
+      [width / 2 + side / 2, 34 + side * 0.866],
+    ];
+    const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
+    const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
+    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, (0.6 * side) / parts); // which takes long
+    drawn = state.heat + width;
+    group("outline")
+      .selectAll("path")
+      .data([corners])
+      .join("path")
+      .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
+    group("corners")
+      .selectAll("text")
+      .data(corners)
+      .join("text")
+      .attr("x", (d) => d[0])
+      .attr("y", (d, k) => d[1] + (k ? 20 : -10))
+      .attr("text-anchor", "middle")
+      .text((_, k) => NAMES[k]);
+    const runs = table.runs.filter((run) => run.shares);
+    group("mixtures")
+      .selectAll("circle")
+      .data(runs)
+      .join("circle")
+      .attr("r", 3)
+      .attr("transform", (d) => `translate(${at(d.shares)})`)
+      .on("click", (_, d) => change(d.state))
+      .selectAll("title")
+      .data((d) => [d])
+      .join("title")
+      .text((d) => d.label);
+    group("marks")
+      .selectAll("circle")
+      .data(pins)
+      .join("circle")
+      .attr("r", 9)
+      .attr("stroke", (d) => d.colour)
+      .attr("transform", (d) => `translate(${at(d.state.shares)})`);
+    const ends = state.varies ? [state.shares, state.last] : [];
+    group("way")
+      .selectAll("path")
+      .data([ends.map(at)])
+      .join("path")
+      .attr("d", d3.line());
+    const handles = [
+      ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
+      { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
+    ];
+    const made = group("handles")
+      .selectAll("circle")
+      .data(handles, (d) => d.key)
+      .join("circle")
+      .attr("r", 9)
+      .attr("class", (d) => d.key);
+    made
+      .attr("transform", (d) => `translate(${at(d.shares)})`)
+      .attr("role", "slider")
+      .attr("aria-label", (d) => d.name)
+      .attr("aria-valuenow", (d) => Math.round(100 * d.shares[0]))
+      .attr("aria-valuetext", (d) =>
+        d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", "),
+      );
+    draggable(
+      made,
+      (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
+      (right, up, d) => {
+        const next = [...d.shares];
+        const other = up > 0 === d.shares[1] >= d.shares[2] ? 1 : 2; // keeps update and buffer near
+        next[0] += up / parts;
+        next[up ? other : 2] += (up ? -up : right) / parts;
+        if (!up) next[1] -= right / parts;
+        if (d3.min(next) > -1e-9) change({ [d.key]: rounded(next) });
+      },
+    );
+    // how often an image is seen
+    const seen = passes(state.shares);
+    const rows = [
+      ["pool", [[0, seen[0]]]],
+      [
+        "first update",
+        [
+          [1, seen[1]],
+          [2, seen[2]],
+        ],
+      ],
+      ["last update", [[1, seen[1]]]],
+    ];
+    const x = d3.scaleLinear(
+      [0, Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]) * 1.02],
+      [96, width - 12],
+    );
+    const top = 34 + side * 0.866 + 34;
+    group("seen")
+      .selectAll("g")
+      .data(rows)
+      .join("g")
+      .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
+      .each(function ([name, bars]) {
+        const row = d3.select(this);
+        row
+          .selectAll("text")
+          .data([name])
+          .join("text")
+          .attr("x", 90)
+          .attr("y", 10)
+          .attr("text-anchor", "end")
+          .text(name);
+        let left = 0;
+        const spans = bars.map(([k, value]) => ({ k, from: left, to: (left += value) }));
+        row
+          .selectAll("rect")
+          .data(spans)
+          .join("rect")
+          .attr("x", (d) => x(d.from))
+          .attr("width", (d) => x(d.to) - x(d.from))
+          .attr("height", 12)
+          .attr("fill", (d) => COLOURS[d.k]);
+      });
+  }
+
+  for (const run of table.runs) run.state = run.shares ? { shares: rounded(run.shares), varies: false } : {};
+  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle });
+}
+
+function barycentric([[ax, ay], [bx, by], [cx, cy]], [x, y]) {
+  const area = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy);
+  const p = ((by - cy) * (x - cx) + (cx - bx) * (y - cy)) / area;
+  const d = ((cy - ay) * (x - cx) + (ax - cx) * (y - cy)) / area;
+  return [p, d, 1 - p - d];
+}
+
+// Lines of equal value over the known points, from the triangles between them.
+function levels(known, n, ticks, at) {
+  const places = known.map((each) => at(each.at));
+  const { triangles } = d3.Delaunay.from(places);
+  return ticks.map((level) => {
+    const parts = [];
+    for (let k = 0; k < triangles.length; k += 3) {
+      const corner = [0, 1, 2].map((j) => triangles[k + j]);
+      const cuts = [];
+      for (const [a, b] of [
+        [0, 1],
+        [1, 2],
+        [2, 0],
+      ].map((pair) => pair.map((j) => corner[j]))) {
+        const [from, to] = [known[a].value[n], known[b].value[n]];
+        if (from < level === to < level) continue;
+        const share = (level - from) / (to - from);
+        cuts.push(places[a].map((each, axis) => each + share * (places[b][axis] - each)));
+      }
+      if (cuts.length === 2) parts.push(cuts);
+    }
+    return {
+      level,
+      path: parts.map(([a, b]) => `M${a.map(d3.format(".1f"))}L${b.map(d3.format(".1f"))}`).join(""),
+      label: parts[parts.length >> 1]?.[0],
+    };
+  });
+}

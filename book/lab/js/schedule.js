@@ -1,0 +1,249 @@
+// The learning rate over a stream: the curve of an update, the peaks of all, and where such runs end.
+import { axes, d3, draggable, drawing, short, workbench } from "./common.js";
+import { drawable, durations, peaks, rates } from "./schedules.js";
+
+const WIDTH = 0.35; // of the neighbourhood in which stored schedules predict, see `distance`
+const FAINT = 0.05; // weight of the nearest stored schedule below which nothing is predicted
+const PARTS = 4;
+
+export function explore(el, { table, kernel, start }) {
+  const { curves, metas, tasks: T, steps: N } = table;
+  const scheduleOf = ({ name, meta, peak, warmup, cooldown, level, decay, shift, peaks: free }) => ({
+    name,
+    meta,
+    peak,
+    warmup,
+    cooldown,
+    level,
+    decay,
+    shift,
+    peaks: free,
+  });
+  const ratesOf = (state) => rates(scheduleOf(state), T, N, curves);
+  const metasOf = (name) =>
+    Object.keys(metas).filter(
+      (meta) =>
+        drawable(name, meta) &&
+        (metas[meta].curve ?? name) === name &&
+        !(curves[name].overStream && meta !== "none"),
+    );
+
+  // Only what goes together: a curve takes its own meta schedules, warmup and cooldown fit an update.
+  // With the lock, the peak moves so that the mean rate stays.
+  function settle(state, changes) {
+    const next = { ...state };
+    if (!metasOf(next.name).includes(next.meta)) next.meta = "none";
+    const room = (1 - ("warmup" in changes ? next.warmup : next.cooldown)).toFixed(3);
+    if (next.warmup + next.cooldown > 1) next["warmup" in changes ? "cooldown" : "warmup"] = Number(room);
+    if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
+    if (next.lock && !("peak" in changes)) {
+      const wanted = changes.lock ? d3.mean(ratesOf({ ...next })) : next.mean;
+      next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
+    }
+    next.peak = Number(
+      Math.min(table.ranges.peak[1], Math.max(table.ranges.peak[0], next.peak)).toPrecision(3),
+    );
+    if (!next.lock || "peak" in changes || changes.lock) next.mean = d3.mean(ratesOf(next));
+    return next;
+  }
+
+  function fields(state) {
+    const uses = new Set([...curves[state.name].settings, ...metas[state.meta].settings]);
+    const share = { range: [0, 1], step: 0.025, percent: true };
+    return [
+      {
+        key: "name",
+        label: "Curve of an update",
+        options: Object.keys(curves).filter((name) => drawable(name, "none")),
+      },
+      { key: "meta", label: "Meta schedule", options: metasOf(state.name) },
+      { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01 },
+      uses.has("warmup") && { key: "warmup", label: "Warmup", ...share },
+      uses.has("cooldown") && { key: "cooldown", label: "Cooldown", ...share },
+      uses.has("shift") && { key: "shift", label: "Shift, steps", range: [0, 400], step: 1 },
+      uses.has("level") && { key: "level", label: "Level (multiple of the peak)", range: [0, 1], step: 0.01 },
+      uses.has("decay") && { key: "decay", label: "Decay per update", range: [0, 1], step: 0.01 },
+      { key: "lock", label: "Keep the mean rate" },
+    ].filter((field) => field);
+  }
+
+  // What two schedules differ in: the sum of rates of each update, and how it is spread within it.
+  function features(values) {
+    return Array.from({ length: T }, (_, t) => {
+      const own = values.subarray(t * N, (t + 1) * N);
+      const sum = d3.sum(own) || 1e-9;
+      const parts = Array.from(
+        { length: PARTS },
+        (_, k) => d3.sum(own.subarray((k * N) / PARTS, ((k + 1) * N) / PARTS)) / sum,
+      );
+      return [Math.log(sum), ...parts];
+    }).flat();
+  }
+  const distance = (one, other) => Math.sqrt(d3.sum(one, (value, k) => (value - other[k]) ** 2) / T);
+
+  function predict(own, known) {
+    const weights = known.map((run) => Math.exp(-0.5 * (distance(own, run.features) / WIDTH) ** 2));
+    const most = Math.max(...weights);
+    if (!(most > FAINT)) return null;
+    const total = d3.sum(weights);
+    const at = [0, 1].map((k) => d3.sum(known, (run, n) => weights[n] * run.at[k]) / total);
+    return { at, weight: Math.min(1, 0.35 + most), near: known[weights.indexOf(most)] };
+  }
+
+  const known = table.runs
+    .map((run) => {
+      run.state = { ...table.defaults, ...run.schedule, lock: false };
+      return { ...run, features: features(ratesOf(run.state)) };
+    })
+    .filter((run) => !run.besides);
+  const errors = known
+    .map((run) => [
+      run,
+      predict(
+        run.features,
+        known.filter((other) => other !== run),
+      ),
+    ])
+    .filter(([, guess]) => guess)
+    .map(([run, guess]) => [0, 1].map((k) => guess.at[k] - run.at[k]));
+  const misses = [0, 1].map((k) => Math.sqrt(d3.mean(errors, (error) => error[k] ** 2) ?? Number.NaN));
+
+  function describe(state) {
+    const schedule = scheduleOf(state);
+    const values = ratesOf(state);
+    const uses = new Set([
+      "name",
+      "meta",
+      "peak",
+      ...curves[state.name].settings,
+      ...metas[state.meta].settings,
+    ]);
+    const changes = Object.fromEntries(
+      Object.entries(schedule)
+        .filter(([key, value]) => uses.has(key) && JSON.stringify(value) !== JSON.stringify(table.usual[key]))
+        .map(([key, value]) => [`schedule.${key}`, value]),
+    );
+    const guess = predict(features(values), known);
+    const predicted = guess && {
+      ...guess,
+      half: misses,
+      words: `The mean of stored schedules by how near they are, nearest ${guess.near.label}. Left out in turn, stored schedules are missed by ${misses.map((miss) => miss.toFixed(1)).join(" and ")} points.`,
+    };
+    const mean = d3.mean(values);
+    const meta = state.meta === "none" ? "" : `, meta ${state.meta}`;
+    return {
+      label: `${state.name}${meta}, peak ${short(state.peak)}`,
+      sentence: `Mean rate ${short(mean)}, ${(mean / state.peak).toFixed(2)} of the peak; sum of all rates ${short(mean * T * N)}.`,
+      changes,
+      parameters: { meta: state.meta, peak: short(state.peak) },
+      predicted,
+    };
+  }
+
+  // Left the first update with its knees, right the whole stream with the peaks of its updates.
+  function picture(place, state, change, pins) {
+    const svg = drawing(place, 330, "The learning rate: of the first update, and over the stream", 640);
+    const [width, height] = svg.property("extent");
+    const own = ratesOf(state);
+    const most = Math.max(d3.max(own), ...pins.map((pin) => d3.max(ratesOf(pin.state))));
+    const split = 0.32 * width;
+    const y = d3.scaleLinear([0, most * 1.08e3], [height - 44, 26]);
+    const first = d3.scaleLinear([0, N], [44, split]);
+    const x = d3.scaleLinear([0, T], [split + 30, width - 8]);
+    const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
+    axes(group("one"), first, y, ["steps of update 1", "rate (10⁻³)"], 4);
+    axes(group("all"), x, y, ["updates", ""], 8);
+    const place_ = (scale, per) =>
+      d3.line(
+        (_, n) => scale((n + 0.5) / per),
+        (rate) => y(1000 * rate),
+      );
+    const curvesShown = [
+      ...pins.map((pin) => ({ values: ratesOf(pin.state), colour: pin.colour })),
+      { values: own, colour: null },
+    ];
+    group("lines")
+      .selectAll("path")
+      .data(
+        curvesShown.flatMap(({ values, colour }) => [
+          { path: place_(first, 1)(values.subarray(0, N)), colour },
+          { path: place_(x, N)(values), colour },
+        ]),
+      )
+      .join("path")
+      .attr("d", (d) => d.path)
+      .attr("class", (d) => (d.colour ? "pin" : "now"))
+      .style("stroke", (d) => d.colour);
+    const [W, C] = durations(state, N, curves);
+    const settings = curves[state.name].settings;
+    const tops = peaks(scheduleOf(state), T, N, curves);
+    const top = d3.max(own.subarray(0, N));
+    const knees = [
+      { key: "peak", label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * top) },
+      settings.includes("cooldown") && {
+        key: "cooldown",
+        label: `Cooldown ${C} steps`,
+        x: first(N - C),
+        y: y(1000 * own[Math.max(0, N - C - 1)]),
+      },
+      settings.includes("warmup") && { key: "warmup", label: `Warmup ${W} steps`, x: first(W), y: y(0) },
+    ].filter((knee) => knee);
+    const share = (place) => Math.min(1, Math.max(0, Math.round(first.invert(place)) / N));
+    const moves = {
+      peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * top) }),
+      warmup: (px) => ({ warmup: share(px) }),
+      cooldown: (px) => ({ cooldown: 1 - share(px) }),
+    };
+    const nudges = {
+      peak: (right, up) => ({ peak: state.peak * 10 ** (0.02 * (right + up)) }),
+      warmup: (right, up) => ({ warmup: Math.max(0, state.warmup + (right + up) / N) }),
+      cooldown: (right, up) => ({ cooldown: Math.max(0, state.cooldown - (right - up) / N) }),
+    };
+    const handles = group("handles")
+      .selectAll("circle.knee")
+      .data(knees, (d) => d.key)
+      .join("circle")
+      .attr("class", "knee")
+      .attr("r", 7);
+    slider(handles.attr("cx", (d) => d.x).attr("cy", (d) => d.y));
+    draggable(
+      handles,
+      (px, py, d) => change(moves[d.key](px, py)),
+      (right, up, d) => change(nudges[d.key](right, up)),
+    );
+    // A dragged peak of one update makes the meta schedule free.
+    const set = (t, value) => {
+      const free = tops.map((each, k) => Number(Math.min(1, Math.max(0, k === t ? value : each)).toFixed(3)));
+      change({ meta: "free", peaks: free });
+    };
+    const bars = tops.map((value, t) => ({
+      t,
+      value,
+      label: `Peak of update ${t + 1}, ${short(value)} of the highest`,
+    }));
+    const shown =
+      curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars;
+    const dots = group("peaks").selectAll("circle").data(shown).join("circle").attr("r", 5);
+    slider(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
+    draggable(
+      dots,
+      (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak),
+      (right, up, d) => set(d.t, d.value + 0.02 * (right + up)),
+    );
+  }
+
+  const slider = (handles) =>
+    handles
+      .attr("role", "slider")
+      .attr("aria-label", (d) => d.label)
+      .attr("aria-valuetext", (d) => d.label)
+      .attr("aria-valuenow", 0);
+
+  // The same curve at a constant peak, and of the same mean rate.
+  const twin = (state) => {
+    const level = { ...state, meta: "none", lock: false };
+    return { ...level, peak: (state.peak * d3.mean(ratesOf(state))) / d3.mean(ratesOf(level)) };
+  };
+  const actions = [{ label: "Compare with its constant twin", to: twin }];
+  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, actions });
+}

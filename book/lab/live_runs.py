@@ -1,0 +1,117 @@
+"""Runs that an explorer starts: each in a process of its own, followed by what it logs.
+
+`python -m lab.live_runs` is such a process: it reads a config from its standard input, and stops
+and saves once that is closed, so that it ends with the kernel that started it. It is the only
+process of its group, so an interrupted cell leaves it alone.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import torch
+
+from cmp import budgets, checkpoints, config
+from cmp.config import RunConfig
+from cmp.errors import Interrupted
+from cmp.experiments import logs, store, workers
+from cmp.files import SHORT_ID, build_folder
+from lab import chapters
+
+AT_A_TIME = 2
+"""Runs that a machine computes; one more waits, whoever computes the others."""
+POLL_SECONDS = 0.25
+
+
+async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterator[dict[str, Any]]:
+    """Compute a run in a process of its own, unless it is stored, and yield how it goes on.
+
+    Args:
+        run_config: The run.
+        stop: Set to stop the run, which saves its state.
+
+    Yields:
+        {"trail": [[A_KA, A_ZS] of each evaluation so far]}, and {"state": words, "progress": share}
+        with `over` once it has ended and `done` if it is stored.
+    """
+    await asyncio.to_thread(store.fetch_start, run_config)
+    run_id = store.run_id_of(run_config)
+    if not store.is_stored(run_id):
+        while checkpoints.runs_in_progress() >= AT_A_TIME and not stop.is_set():
+            yield {"state": "queued: two runs are in progress", "progress": 0.0}
+            await asyncio.sleep(POLL_SECONDS)
+        if not stop.is_set():
+            async for message in _computed(run_config, run_id, stop):
+                yield message
+                if message.get("over"):
+                    return
+    if store.is_stored(run_id):
+        scores = store.scores_on_way(store.load_run(run_id))
+        yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
+        ended = {"state": "done", "done": True, "run": run_id[:SHORT_ID]}
+        yield ended | {"progress": 1.0, "over": True}
+    elif stop.is_set():
+        yield {"state": "stopped; run it again to go on", "over": True}
+
+
+async def _computed(
+    run_config: RunConfig, run_id: str, stop: asyncio.Event
+) -> AsyncIterator[dict[str, Any]]:
+    """Compute a run in a process of its own and yield how it goes on, and why it failed.
+
+    Asked to stop, it is asked again each time, as the first request may come before it can save.
+    """
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lab.live_runs"), **pipes, stderr=asyncio.subprocess.DEVNULL,
+        cwd=chapters.BOOK, start_new_session=True,
+        env=os.environ | {"CMP_BUILD": str(build_folder().absolute())},
+    )  # fmt: skip
+    try:
+        yield {"state": "starting", "progress": 0.0}
+        process.stdin.write(json.dumps(run_config.to_dict()).encode() + b"\n")
+        total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+        seen, ended = 0, asyncio.create_task(process.wait())
+        while not ended.done():
+            await asyncio.wait([ended], timeout=POLL_SECONDS)
+            if stop.is_set() and not ended.done():
+                yield {"state": "stopping"}
+                process.terminate()
+            log = logs.read_log(run_id)
+            if seen < len(log) and "loss" in log:
+                seen, steps = len(log), int(log["loss"].count())
+                yield {"state": f"step {steps} of {total}", "progress": steps / total}
+                done = log.dropna(subset="done") if "done" in log else log[:0]
+                yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
+        # asked to stop it has saved, or had not begun
+        if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
+            reason = (await process.stdout.read()).decode().strip()
+            cause = reason or f"its process ended with status {process.returncode}"
+            yield {"state": f"failed: {cause}", "over": True}
+    finally:  # the explorer or the kernel is gone
+        if process.returncode is None:
+            process.stdin.close()
+
+
+def main() -> None:
+    """Compute the run whose config is the first line of the standard input."""
+    given = sys.stdin.readline()
+    workers.stop_gently(sys.stdin.read)
+    run_config = config.parse(json.loads(given), "explorer")
+    torch.set_num_threads(1)
+    workers.load_plugins()
+    try:
+        workers.run_one(run_config, wait=True)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signal)
+    except Exception as error:
+        print(workers.failure_reason(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

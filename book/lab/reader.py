@@ -1,0 +1,182 @@
+"""The book in JupyterLab: a reader's own copies of the chapters, and a page to start from.
+
+A copy lies in `_build/lab`, so that reading and running a chapter leaves the project as it is. One
+whose cells a reader has edited survives an update of the book; every other one is replaced.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from cmp.errors import CmpError
+from cmp.files import build_folder, make_folder, write_atomic
+from cmp.readers.files import explain_errors
+from lab import chapters
+
+START = "start.md"
+MINE = " (mine)"
+"""What the name of a reader's copy ends with once the book's has taken its place."""
+FOLDED = re.compile(
+    r":::\{(?:dropdown|admonition)\} ([^\n]*)\n(?::class:[^\n]*\n)?(.*?)\n:::", re.S
+)
+
+
+def copies_folder() -> Path:
+    """Return the folder of a reader's copies."""
+    return build_folder() / "lab"
+
+
+def read_copy(path: Path):
+    """Return a notebook; raise `CmpError` if it is damaged."""
+    with explain_errors(f"{path}: no notebook", "", Exception):  # whatever nbformat raises
+        return nbformat.read(path, as_version=4)
+
+
+def cells_digest(notebook) -> str:
+    """Return the sha256 of what a notebook's cells say, without their outputs."""
+    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
+
+
+def is_edited(copy) -> bool:
+    """Return whether a reader has edited the cells of a copy."""
+    return copy.metadata.get("cmp", {}).get("copied") != cells_digest(copy)
+
+
+def make_copy(source: Path, names: list[str]):
+    """Return a chapter as a reader gets it: its committed notebook, in plain Markdown.
+
+    Args:
+        source: The chapter.
+        names: Stems of all chapters, in order, for the links to the one before and after.
+    """
+    copy, works = read_copy(source.with_suffix(".ipynb")), cited_works()
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            cell.source = plain_markdown(cell.source, works)
+    place = names.index(source.stem)
+    around = [(names[place - 1] if place else None, "Before"), (START, "Start")]
+    around.append((names[place + 1] if place + 1 < len(names) else None, "Next"))
+    links = [
+        f"[{words}]({name if name == START else name + '.ipynb'})" for name, words in around if name
+    ]
+    copy.cells.append(nbformat.v4.new_markdown_cell(" · ".join(links), id="links"))
+    copy.metadata.setdefault("cmp", {})["copied"] = cells_digest(copy)
+    return copy
+
+
+def cited_works() -> dict[str, tuple[str, str]]:
+    """Return the works of `references.bib`: key -> words such as "Roth et al., 2024", address."""
+    works = {}
+    text = (chapters.BOOK / "references.bib").read_text(encoding="utf-8")
+    for key, body in re.findall(r"@\w+\{([\w-]+),(.*?)\n\}", text, re.S):
+        fields = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", body))
+        authors = [name.partition(",")[0] for name in fields.get("author", key).split(" and ")]
+        named = {1: "{}", 2: "{} and {}"}.get(len(authors), "{} et al.").format(*authors)
+        works[key] = f"{named}, {fields.get('year', '')}", fields.get("url", "")
+    return works
+
+
+def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
+    """Return MyST Markdown as Markdown: citations as links, folded boxes as HTML's details."""
+
+    def cite(match: re.Match) -> str:
+        found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]
+        return "(" + "; ".join(f"[{words}]({url})" if url else words for words, url in found) + ")"
+
+    text = re.sub(r"\{cite:[pt]\}`([^`]+)`", cite, text)
+    return FOLDED.sub(r"<details><summary>\1</summary>\n\n\2\n\n</details>", text)
+
+
+def prepare_copies() -> dict[str, str]:
+    """Copy the chapters that a reader does not have, and replace those that nobody has edited.
+
+    Returns:
+        Stem of each chapter -> what a reader must know of the copy, or "".
+    """
+    sources = list(chapters.chapters().values())
+    names, notes = [source.stem for source in sources], {}
+    make_folder(copies_folder())
+    for source in sources:
+        target, fresh = copies_folder() / f"{source.stem}.ipynb", make_copy(source, names)
+        number, notes[source.stem] = source.stem.partition("_")[0], ""
+        if target.exists():
+            own = read_copy(target)
+            if is_edited(own):
+                if own.metadata.get("cmp", {}).get("copied") != cells_digest(fresh):
+                    notes[source.stem] = (
+                        "your edited copy, kept; the book has another version: "
+                        f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
+                    )
+                else:
+                    notes[source.stem] = "edited by you"
+                continue
+            if cells_digest(own) == cells_digest(fresh):
+                continue  # with the outputs of the reader's own runs
+        write_atomic(target, nbformat.writes(fresh))
+    write_atomic(copies_folder() / START, start_page(notes))
+    return notes
+
+
+def start_page(notes: dict[str, str]) -> str:
+    """Return the page that JupyterLab opens, with what there is to know of the copies."""
+    rows = []
+    for source in chapters.chapters().values():
+        title = re.search(r"^# (.+)$", chapters.source_text(source), re.M)
+        note = f" ({notes[source.stem]})" if notes[source.stem] else ""
+        rows.append(f"* [{title[1] if title else source.stem}]({source.stem}.ipynb){note}")
+    page = Path(__file__).with_name(START).read_text(encoding="utf-8")
+    return page.replace("CHAPTERS", "\n".join(rows))
+
+
+def find_copy(number: str) -> tuple[Path, Path]:
+    """Return a chapter and a reader's copy of it; raise `CmpError` if there is no copy."""
+    [source] = chapters.select([number])
+    target = copies_folder() / f"{source.stem}.ipynb"
+    if not target.exists():
+        raise CmpError(f"{target}: you have no copy of this chapter; `cmpt lab` makes it")
+    return source, target
+
+
+def diff_chapter(number: str) -> str:
+    """Return how a reader's copy of a chapter differs from the book's, line by line."""
+    source, target = find_copy(number)
+    names = [each.stem for each in chapters.chapters().values()]
+    texts = [
+        "\n\n".join(cell.source for cell in book.cells).splitlines()
+        for book in (make_copy(source, names), read_copy(target))
+    ]
+    return "\n".join(difflib.unified_diff(*texts, "the book", "your copy", lineterm=""))
+
+
+def reset_chapter(number: str) -> Path:
+    """Give a reader the book's version of a chapter again.
+
+    Returns:
+        Where the reader's version is now.
+    """
+    _, target = find_copy(number)
+    kept = target.with_name(f"{target.stem}{MINE}.ipynb")
+    for more in range(2, 1000):
+        if not kept.exists():
+            break
+        kept = target.with_name(f"{target.stem}{MINE} {more}.ipynb")
+    os.replace(target, kept)
+    prepare_copies()
+    return kept
+
+
+def open_lab(arguments: list[str]) -> int:
+    """Open JupyterLab on the copies, at the start page; return its exit status when it ends."""
+    settings = str(chapters.BOOK / "_lab")
+    paths = {"JUPYTER_CONFIG_PATH": settings, "PYTHONPATH": str(chapters.BOOK)}
+    for name, path in paths.items():
+        paths[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+    command = [sys.executable, "-m", "jupyterlab", str(copies_folder())]
+    options = [f"--LabApp.default_url=/lab/tree/{START}", *arguments]
+    return subprocess.run(command + options, env=os.environ | paths).returncode

@@ -1,0 +1,78 @@
+"""The forgetting scrubber: what a model calls the same test images after each update."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cmp.data import Corpus
+from lab import explorers, figures
+
+SHOWN, IN_STILL = 24, 9
+"""Images that the explorer shows, and those of them that stand in its still."""
+
+
+def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.ndarray:
+    """Choose images whose name changed at least once, from each dataset in turn.
+
+    Args:
+        names: As `lab.analyses.names_by_update` returns it.
+        corpus: The embedded benchmark.
+        count: How many at most.
+
+    Returns:
+        Their corpus positions, sorted.
+    """
+    answers = names.drop(columns="truth")
+    changed = np.sort(names.index[answers.ne(answers[0], axis=0).any(axis=1)])
+    turn = pd.Series(changed).groupby(corpus.table["dataset"].array[changed].astype(str)).cumcount()
+    return np.sort(changed[np.argsort(turn, kind="stable")[:count]])
+
+
+def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
+    """Return what the scrubber shows.
+
+    Args:
+        names: As `lab.analyses.names_by_update` returns it.
+        corpus: The embedded benchmark.
+
+    Returns:
+        `images`: the `truth` and the `names` of each by update; `sprite`: their pictures side by
+        side, as an address; `right`: by update, how many of all `scored` images are named right;
+        `changed`: how many change their name.
+    """
+    answers, rows = names.drop(columns="truth"), shown_images(names, corpus)
+    pixels = np.asarray(corpus.images[rows]).transpose(2, 0, 3, 1)  # side by side
+    pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
+    Image.fromarray(pixels).save(file := io.BytesIO(), "png", optimize=True)
+    return {
+        "images": [
+            {"truth": names.loc[row, "truth"], "names": answers.loc[row].tolist()} for row in rows
+        ],
+        "sprite": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "right": answers.eq(names["truth"], axis=0).sum().tolist(),
+        "scored": len(names),
+        "changed": int(answers.ne(answers[0], axis=0).any(axis=1).sum()),
+    }
+
+
+def scrubber_explorer(names: pd.DataFrame, corpus: Corpus) -> explorers.Explorer:
+    """Explore what a model calls the same test images after each update.
+
+    Args:
+        names: As `lab.analyses.names_by_update` returns it.
+        corpus: The embedded benchmark.
+
+    Returns:
+        The explorer. Its still holds its table, as it rests on no published results.
+    """
+    table, rows = scrubber_table(names, corpus), shown_images(names, corpus)[:: SHOWN // IN_STILL]
+    rows = rows[:IN_STILL]
+    answers = names.loc[rows].drop(columns="truth")
+    figure = figures.plot_changing_names(corpus.images[rows], answers, names.loc[rows, "truth"])
+    words = f"Names of {len(rows)} test images before the stream and after each update."
+    still = explorers.draw_still("scrubber", figure, words, table)
+    return explorers.Explorer("scrubber", table, still)

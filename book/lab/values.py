@@ -1,0 +1,185 @@
+"""What the text of chapters leaves out: measured values, diagrams, and the numbers of figures.
+
+A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)", or "+4.9
+(preliminary, 2 of 20 streams)" before all are published. So no value that was measured is ever
+typed, and a value that changes changes in the text, too.
+"""
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from cmp.errors import CmpError
+from cmp.experiments import guidelines, verdicts
+from cmp.experiments.scores import (
+    estimate_mean,
+    planned_streams,
+    setting_estimates,
+    study_trajectory,
+)
+from cmp.readers.files import read_yaml
+from lab import chapters
+
+DIAGRAMS = chapters.BOOK / "diagrams"
+FIGURE = re.compile(
+    r"\{\{(?P<kind>diagram|caption|ref) (?P<label>[\w-]+)(?:: (?P<text>[^{}]+))?\}\}"
+)
+LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
+REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
+MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
+NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "before", "n", "bases", "peak", "verdict",
+         "reading")  # fmt: skip
+
+
+def fill_notebook(notebook: Any, number: str) -> None:
+    """Fill in what the Markdown cells of a chapter leave out, in place.
+
+    Beside the values of `fill_values` that is `{{diagram NAME}}`, a picture of `diagrams` with its
+    caption; `{{caption LABEL: TEXT}}`, the caption of a figure that a cell draws; and
+    `{{ref LABEL}}`, the number of either. Figures are numbered as they come.
+
+    Args:
+        notebook: An nbformat notebook.
+        number: The chapter's number, such as "03".
+
+    Raises:
+        CmpError: A mark names nothing, or two figures have one label.
+    """
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    labels: dict[str, str] = {}
+    for cell in cells:
+        cell.source = fill_values(cell.source, f"chapter {number}: ")
+        for match in LABEL.finditer(cell.source):
+            if match[1] in labels:
+                raise CmpError(f"chapter {number}: {match[0]}: the label stands there twice")
+            labels[match[1]] = f"Figure {number.lstrip('0') or '0'}.{len(labels) + 1}"
+    captions = read_yaml(DIAGRAMS / "captions.yaml")
+
+    def figure(match: re.Match[str]) -> str:
+        label, kind = match["label"], match["kind"]
+        if label not in labels or (kind == "diagram" and label not in captions):
+            known = captions if kind == "diagram" else labels
+            raise CmpError(f"chapter {number}: {match[0]}: there are {', '.join(known)}")
+        if kind == "ref":
+            return labels[label]
+        text, picture = match["text"], ""
+        if kind == "diagram":
+            about = captions[label]
+            text, picture = about["caption"], f"![{about['alt']}](diagrams/{label}.svg)\n\n"
+        return f"{picture}**{labels[label]}.** {text}"
+
+    for cell in cells:  # a caption may refer to another figure
+        cell.source = REFERENCE.sub(figure, cell.source)
+        cell.source = FIGURE.sub(figure, cell.source)
+
+
+def fill_values(text: str, source: str = "") -> str:
+    """Return a text with its measured values filled in.
+
+    `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
+    `{{gain study/setting}}` is the gain from the front of plain fine-tuning, and
+    `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
+    bases, at the level of the claims, once all streams of their study are published.
+    `{{before A_KA study/setting}}` is the same mean before the stream,
+    `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
+    they start from, `{{peak study/setting}}` the peak of its learning rate.
+    `{{verdict claim}}` is the sentence of a primary claim, and `{{reading claim}}` its first words.
+    What is not published yet is said to be so.
+
+    Args:
+        text: The text.
+        source: What errors begin with.
+
+    Raises:
+        CmpError: A mark names nothing.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        try:
+            return _value(match["kind"], match["what"].strip())
+        except CmpError as error:
+            raise CmpError(f"{source}{match[0]}: {error}") from error
+
+    return MARK.sub(value, text)
+
+
+def _value(kind: str, what: str) -> str:
+    if kind in ("verdict", "reading"):
+        judged = guidelines.judged_claims()
+        if what not in judged.index:
+            raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
+        return str(judged.loc[what, "sentence" if kind == "verdict" else "reading"])
+    if kind not in KINDS:
+        raise CmpError(f"no such value; there are {', '.join(KINDS)}")
+    try:
+        if kind == "difference":
+            return difference(what)
+        if kind == "gain":
+            return gain(what)
+        if kind == "before":
+            return before(what)
+        table = verdicts.setting_scores(*_place(what))
+    except verdicts.NotComputed:
+        return NOT_YET
+    if kind in ("n", "bases"):
+        return str(len(table) if kind == "n" else table["base"].nunique())
+    if kind == "peak":
+        return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
+    planned = planned_streams(*_place(what))
+    found = estimate_mean(_measure(table, kind), table["base"], planned, verdicts.claims_level())
+    return found.in_words("")
+
+
+def difference(what: str) -> str:
+    """Return a paired difference, "MEASURE study/setting - study/setting", with its interval."""
+    measure, _, pair = what.partition(" ")
+    one, minus, other = pair.partition(" - ")
+    if not minus:
+        raise CmpError("expected `difference MEASURE study/setting - study/setting`")
+    places = [_place(one), _place(other)]
+    first, second = (verdicts.setting_scores(*place) for place in places)
+    values = (_measure(first, measure) - _measure(second, measure)).dropna()
+    planned, level = min(planned_streams(*place) for place in places), verdicts.claims_level()
+    return estimate_mean(values, first["base"], planned, level).in_words()
+
+
+def gain(what: str) -> str:
+    """Return the gain of "study/setting" with its interval, or that the front does not cover it."""
+    study, setting = _place(what)
+    verdicts.setting_scores(study, setting)  # raises for a name that there is not
+    try:
+        found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"])
+    except verdicts.NotComputed:
+        raise
+    except CmpError:
+        return NO_GAIN
+    return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
+
+
+def before(what: str) -> str:
+    """Return the mean of "MEASURE study/setting" before the stream, with its interval."""
+    measure, _, place = what.partition(" ")
+    verdicts.setting_scores(*_place(place))  # raises for a name that there is not
+    study, setting = _place(place)
+    start = study_trajectory(study).query("task == 0")
+    found = setting_estimates(start, setting, verdicts.claims_level())
+    if measure not in found:
+        raise CmpError(f"no measure {measure!r}; there are {', '.join(found)}")
+    return found[measure].in_words("")
+
+
+def _place(what: str) -> tuple[str, str]:
+    study, slash, setting = what.strip().partition("/")
+    if not slash:
+        raise CmpError(f"{what!r}: expected study/setting")
+    return study, setting
+
+
+def _measure(table: pd.DataFrame, name: str) -> pd.Series:
+    if name == "GM":
+        return (table["A_KA"] * table["A_ZS"]).pow(0.5)
+    if name not in table.columns:
+        raise CmpError(f"no measure {name!r}")
+    return table[name]

@@ -1,0 +1,257 @@
+"""What runs of a study came to: means over streams, paired differences, and their intervals.
+
+Two streams that start from one base are not independent, so that streams are averaged by base
+before an interval is made. There is none before a study has all its streams, see `Estimate`.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cmp.errors import CmpError
+from cmp.experiments import results, store, studies
+
+LEVEL = 0.95
+"""Where no other is given; measured values have `cmp.experiments.verdicts.claims_level`."""
+AGGREGATES = ("A_KA", "A_ZS", "GM")
+RUN_KEYS = ["setting", "replicate"]
+
+
+def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+    """Return the mean of independent values, its standard error, and half its t-interval's width.
+
+    A single value says nothing about spread: the last two are NaN then, and all are without values.
+    """
+    count, unknown = len(values), float("nan")
+    mean = float(np.mean(values)) if count else unknown
+    if count < 2:
+        return mean, unknown, unknown
+    error = float(np.std(values, ddof=1) / np.sqrt(count))
+    return mean, error, error * t_factor(count, level)
+
+
+def t_factor(count: int, level: float) -> float:
+    """Return half the width of a t-interval over independent values, in standard errors."""
+    return float(stats.t.isf((1 - level) / 2, count - 1))
+
+
+class Estimate(NamedTuple):
+    """A mean over streams, with a t-interval over the bases that they start from.
+
+    Attributes:
+        value: The estimate.
+        error: Its standard error.
+        half: Half the interval's width; NaN where there is no interval.
+        streams: How many streams it is from.
+        planned: How many there will be.
+        bases: How many bases they start from.
+    """
+
+    value: float
+    error: float
+    half: float
+    streams: int
+    planned: int
+    bases: int
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return self.value + self.half
+
+    @property
+    def progress(self) -> str:
+        """How many streams there are of how many, such as "2 of 20 streams"; "" with all."""
+        return progress_words(self.streams, self.planned)
+
+    def in_words(self, sign: str = "+") -> str:
+        """Return the estimate with its interval, such as "+4.9 (3.1 to 6.7)", or why it has none.
+
+        Args:
+            sign: "+" shows the sign of what is positive, "" does not.
+        """
+        words = f"{self.low:.1f} to {self.high:.1f}"
+        if self.progress:
+            words = f"preliminary, {self.progress}"
+        elif self.bases < 2:
+            words = f"{self.streams} streams of one base" if self.streams > 1 else "one stream"
+        return f"{self.value:{sign}.1f} ({words})".replace("-", "−")
+
+
+def progress_words(streams: int, planned: int) -> str:
+    """Return "2 of 20 streams", or "" where all are there."""
+    return f"{streams} of {planned} streams" if streams < planned else ""
+
+
+def estimate_mean(
+    values: pd.Series, bases: pd.Series, planned: int, level: float = LEVEL
+) -> Estimate:
+    """Return the mean of the values of streams, which are averaged by base.
+
+    Args:
+        values: Of each stream.
+        bases: The base of each, of the same index.
+        planned: How many streams there will be.
+        level: The interval's.
+    """
+    by_base = values.groupby(bases.reindex(values.index)).mean()
+    return estimate_from_bases(float(values.mean()), by_base, len(values), planned, level)
+
+
+def estimate_from_bases(
+    value: float, by_base: pd.Series, streams: int, planned: int, level: float = LEVEL
+) -> Estimate:
+    """Return an estimate whose interval is that of the mean of one value per base."""
+    _, error, half = t_interval(by_base.to_numpy(float), level)
+    if streams < planned:
+        error = half = float("nan")
+    return Estimate(value, error, half, streams, planned, len(by_base))
+
+
+def planned_streams(study: str, setting: str) -> int:
+    """Return how many streams a study plans of a setting.
+
+    Raises:
+        CmpError: There is no such study or setting.
+    """
+    counts = _stream_counts(study)
+    if setting not in counts:
+        raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(counts)}")
+    return counts[setting]
+
+
+def _stream_counts(study: str) -> dict[str, int]:
+    path = studies.STUDIES / f"{study.removeprefix(studies.BAND)}.yaml"
+    return _read_stream_counts(study, str(path), path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_stream_counts(study: str, path: str, stamp: int) -> dict[str, int]:
+    grid = studies.load_study(study)
+    return {
+        name: changes.get("replicates", grid.replicates) for name, changes in grid.settings.items()
+    }
+
+
+def run_bases(published: pd.DataFrame) -> pd.Series:
+    """Return the base that each published run starts from, by setting and replicate.
+
+    Args:
+        published: As `cmp.experiments.results.published_metrics` returns it.
+    """
+    trees = published.groupby(RUN_KEYS)["config"].first()
+    return trees.map(lambda tree: json.loads(tree)["seeds"]["init"]).rename("base")
+
+
+def study_trajectory(study: str) -> pd.DataFrame:
+    """Return the trajectory of a published study with what intervals take.
+
+    Returns:
+        As `cmp.experiments.store.trajectory`, with the `base` of each run, and how many streams are
+        `planned` of its setting.
+    """
+    published = results.published_metrics(study)
+    table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
+    counts = _stream_counts(study)  # a setting that the study has no more lacks streams for good
+    planned = table["setting"].map(counts).fillna(max(counts.values()))
+    return table.assign(planned=planned.astype(int))
+
+
+def _widest_scope(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the widest test that was scored."""
+    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
+    return trajectory[trajectory["scope"] == wide]
+
+
+def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run after its last task, on the widest test that was scored.
+
+    Args:
+        trajectory: As `cmp.experiments.store.trajectory` returns it, of several settings and
+            replicates; so for the other functions of this module.
+    """
+    rows = _widest_scope(trajectory)
+    last = rows.groupby(RUN_KEYS, sort=False)["task"].transform("max")
+    return rows[rows["task"] == last]
+
+
+def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each aggregate at the end over replicates, a row per setting."""
+    return final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
+
+
+def setting_estimates(
+    trajectory: pd.DataFrame, setting: str, level: float = LEVEL
+) -> dict[str, Estimate]:
+    """Return where a setting ended, by aggregate.
+
+    Args:
+        trajectory: As `study_trajectory` returns it.
+        setting: The setting.
+        level: The intervals'.
+    """
+    rows = final_scores(trajectory[trajectory["setting"] == setting]).set_index("replicate")
+    planned = int(rows["planned"].iloc[0])
+    return {name: estimate_mean(rows[name], rows["base"], planned, level) for name in AGGREGATES}
+
+
+def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) -> pd.DataFrame:
+    """Return what all runs came to at the end, a row per replicate.
+
+    Args:
+        trajectory: The runs.
+        columns: What is returned of each.
+
+    Returns:
+        Columns (aggregate, setting), sorted; NaN where a run is missing.
+
+    Raises:
+        CmpError: A run is there twice; it would count as two replicates.
+    """
+    rows = final_scores(trajectory)
+    if (twice := rows.duplicated(RUN_KEYS)).any():
+        setting, replicate = rows.loc[twice, RUN_KEYS].iloc[0]
+        raise CmpError(f"trajectory: replicate {replicate} of {setting!r} is there twice")
+    table = rows.set_index(["replicate", "setting"])[list(columns)].unstack("setting")
+    names = pd.MultiIndex.from_product([columns, sorted(trajectory["setting"].unique())])
+    return table.reindex(index=sorted(trajectory["replicate"].unique()), columns=names)
+
+
+def paired_differences(
+    trajectory: pd.DataFrame, one: str, other: str, level: float = LEVEL
+) -> dict[str, Estimate]:
+    """Return one setting minus another, paired by replicate, by aggregate.
+
+    Args:
+        trajectory: As `study_trajectory` returns it; of several studies, too.
+        one: A setting.
+        other: The setting that is subtracted.
+        level: The intervals', which are not corrected for other comparisons.
+
+    Raises:
+        CmpError: A setting is not there.
+    """
+    _check_settings(trajectory["setting"], (one, other), "paired difference")
+    rows = trajectory[trajectory["setting"].isin([one, other])]
+    table, bases = by_replicate(rows), by_replicate(rows, ["base"])["base", one]
+    planned = int(rows["planned"].min())
+    differences = {name: (table[name, one] - table[name, other]).dropna() for name in AGGREGATES}
+    return {
+        name: estimate_mean(values, bases, planned, level) for name, values in differences.items()
+    }
+
+
+def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
+    known = list(dict.fromkeys(settings))
+    if missing := [name for name in names if name not in known]:
+        raise CmpError(f"{source}: no setting {missing[0]!r}; there are {', '.join(known)}")

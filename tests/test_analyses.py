@@ -1,0 +1,24 @@
+"""What chapters compute from stored runs: a perfect learner, and rates of a technique."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmp.experiments import studies, verdicts
+from lab import analyses
+
+
+def test_a_perfect_learner_ends_alike_in_all_orders():
+    [claim] = [each for each in verdicts.load_claims().claims if each.name == analyses.ORDER_CLAIM]
+    run = studies.load_study(claim.study).configs("cpu", 1)["dataset", 0]
+    known = analyses._ideal_accumulation(run)
+    assert known.is_monotonic_increasing
+    assert known.iloc[-1] == pytest.approx(100)
+    assert len(known) == run.stream.tasks
+
+
+def test_rates_of_a_technique_stand_beside_each_other():
+    rows = [("SI, peak 0.001", 1.0), ("LoRA", 0.5), ("SI, peak 0.0004", -2.0), ("VeRA", np.nan)]
+    gains = pd.DataFrame(rows, columns=["setting", "gain"])
+    shown = analyses.by_technique(gains)["setting"].tolist()
+    assert shown == ["LoRA", "SI, peak 0.0004", "SI, peak 0.001", "VeRA"]

@@ -1,0 +1,88 @@
+"""Explorers whose answers take Python: they ask what they show, and say what the package says."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from matplotlib.figure import Figure
+
+import cmp
+from cmp import models
+from cmp.experiments import paper, statistics
+from lab import asked
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return cmp.load_data("embedded")
+
+
+def test_a_stream_is_that_of_its_report(corpus):
+    table = asked.stream_table(corpus=corpus)
+    [(key, answer)] = table["answers"].items()
+    assert key == '["random",false,"classes",20,0]'
+    report = statistics.stream_report(cmp.config.parse(cmp.config.profile("cpu")), corpus)
+    assert answer["images"] == report["images"].tolist()
+    assert [sum(column) for column in zip(*answer["counts"], strict=True)] == [*report["classes"]]
+    assert answer["changes"] == {}
+    json.dumps(table, allow_nan=False)
+
+
+def test_a_budget_has_the_costs_of_the_package():
+    table = asked.budget_table()
+    cost = table["answers"]['["small",64,"lora"]']
+    expected = paper.method_cost("small", 64, "lora")
+    assert (cost["step"], cost["end"], cost["memory"]) == (
+        expected.step,
+        expected.end,
+        expected.memory,
+    )
+    assert len(table["answers"]) == asked.READY < len(table["each"]["method"])
+
+
+def test_what_is_asked_of_a_plan_follows_the_model(monkeypatch):
+    requests = []
+    monkeypatch.setattr(asked, "_planner_answer", lambda request: requests.append(request) or {})
+    table = asked.planner_table(with_answers=True)
+    assert len(requests) == len(table["answers"])
+    for request in requests:
+        is_small = request["model"] == "small"
+        assert ("minutes" in request) == is_small == ("hours" not in request)
+    offered = {field["key"]: [value for value, _ in field["options"]] for field in table["fields"]}
+    for preset in table["presets"]:
+        assert all(value in offered[key] for key, value in preset["state"].items())
+
+
+@pytest.mark.parametrize(
+    "what, amount, words",
+    [
+        ("hours on core", 0.0064, ("seconds on one core", "23")),
+        ("hours on core", 0.5, ("minutes on one core", "30")),
+        ("hours on h100", 8, ("hours on h100", "8")),
+        ("hours on h100", 100, ("days on h100", "4.17")),
+        ("FLOPs", 1.84e12, ("GFLOPs", "1,840")),
+    ],
+)
+def test_costs_have_units_that_fit(what, amount, words):
+    assert asked._cost_words(what, amount) == words
+
+
+def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch):
+    """Each answer has a thread of its own, and all have one network."""
+    before, tuned = (models.create_model("tiny", seed).state_dict() for seed in (0, 1))
+
+    def evaluate(network, *_, **__):
+        seen = {models.weights_digest(network)}
+        time.sleep(0.05)
+        seen.add(models.weights_digest(network))
+        return SimpleNamespace(summary=lambda: {"weights": len(seen)})
+
+    monkeypatch.setattr(asked.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(asked.figures, "plot_merge_path", lambda *_: Figure())
+    explorer = asked.path_explorer("tiny", before, tuned, corpus)
+    requests = [{"rule": "interpolation", "share": share / 100} for share in range(31, 37)]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(explorer._answer, requests))
+    assert answers == [{"weights": 1}] * len(requests)

@@ -1,0 +1,367 @@
+"""Explorers without a browser: the script's schedules, tables, what a widget answers, and runs in
+processes of their own."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import synthetic
+from scipy import stats
+
+from cmp import checkpoints, config, schedules
+from cmp.config import Schedule
+from cmp.errors import CmpError
+from cmp.experiments import logs, planner, store, verdicts
+from cmp.experiments.runs import unfinished_runs
+from cmp.files import build_folder
+from cmp.registry import option_names
+from lab import analyses, chapters, explorers, live_runs, site
+
+CASES = """import { rates, drawable } from "./schedules.js";
+const { cases, curves } = JSON.parse(await new Promise((resolve) => {
+  let text = ""; process.stdin.on("data", (part) => (text += part)).on("end", () => resolve(text));
+}));
+console.log(JSON.stringify(cases.map(([s, tasks, steps]) =>
+  drawable(s.name, s.meta) ? Array.from(rates(s, tasks, steps, curves)) : null)));
+"""
+RUN = ["stream.tasks=2", "training.steps=3", "training.batch=8", "evaluation.subset=1"]
+
+
+def curves():
+    return {
+        name: {"settings": explorers.option_keys(option), "overStream": option.facts["over_stream"]}
+        for name, option in explorers.options("schedule").items()
+    }
+
+
+def script_rates(cases, folder):
+    """The rates of schedules as the explorers' script has them."""
+    script = explorers.SCRIPTS / "schedules.js"
+    (folder / "schedules.js").write_text(script.read_text())
+    (folder / "cases.mjs").write_text(CASES)
+    done = subprocess.run(
+        ["node", "cases.mjs"], cwd=folder, input=json.dumps({"cases": cases, "curves": curves()}),
+        env=os.environ | {"PATH": site.node_path()}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scripts")
+
+
+def every_case():
+    """Each curve with each meta schedule, at several lengths of warmup and cooldown."""
+    draw = np.random.default_rng(0)
+    for name in option_names("schedule"):
+        for meta in option_names("meta_schedule"):
+            for tasks, steps in ((1, 1), (2, 5), (5, 40), (20, 17)):
+                warmup = float(draw.choice([0.0, 0.1, 0.4, 1.0]))
+                keys = {
+                    "warmup": warmup,
+                    "cooldown": float(draw.choice([0.0, 0.25, 1.0])) * (1 - warmup),
+                    "shift": int(draw.integers(0, 50)), "level": float(draw.random()),
+                    "decay": float(draw.random()), "peaks": tuple(draw.random(tasks)),
+                }  # fmt: skip
+                yield name, meta, tasks, steps, keys
+
+
+def test_the_script_knows_every_schedule_of_the_package(shared_folder):
+    """Each option is drawn, and at the rates that a run of it would have."""
+    cases, expected = [], []
+    for name, meta, tasks, steps, keys in every_case():
+        used = {
+            *explorers.option_keys(explorers.options("schedule")[name]),
+            *explorers.option_keys(explorers.options("meta_schedule")[meta]),
+        }
+        with contextlib.suppress(ValueError):  # the two do not go together
+            schedule = Schedule(name, meta, 0.002, **{key: keys[key] for key in used})
+            with contextlib.suppress(ValueError):  # too long for the task
+                expected.append(schedules.learning_rates(schedule, tasks, steps).ravel())
+                cases.append([keys | {"name": name, "meta": meta, "peak": 0.002}, tasks, steps])
+    assert len(cases) > 60
+    assert {case[0]["name"] for case in cases} == {*option_names("schedule")}
+    assert {case[0]["meta"] for case in cases} == {*option_names("meta_schedule")}
+    for found, wanted in zip(script_rates(cases, shared_folder), expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+
+
+# tables
+
+
+CLAIMS = verdicts.load_claims()
+PLAIN = CLAIMS.fronts["plain"].settings
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """Made-up results of the studies that the explorers read."""
+    synthetic.place(monkeypatch, tmp_path)
+    monkeypatch.setattr(verdicts, "load_claims", lambda: CLAIMS)
+    front = {name: {"schedule.peak": float(name.split()[-1])} for name in PLAIN}
+    studies_of = {
+        "front": (front, [(38 + 2 * n, 54 - n) for n in range(len(front))]),
+        "mixtures": (MIXTURES, [(45, 50), (35, 50), (50, 40), (44, 52), (45, 49)]),
+        "rates": (RATES, [(44, 53), (43, 48)]),
+    }
+    for name, (settings_of, ends) in studies_of.items():
+        synthetic.write_study(name, settings_of, replicates=3)
+        synthetic.publish(name, dict(zip(settings_of, ends, strict=True)))
+
+
+def shares(p, d, b):
+    return {"mixture.pretraining": p, "mixture.update": d, "mixture.buffer": b}
+
+
+MIXTURES = {
+    "thirds": {}, "no buffer": shares(0.5, 0.5, 0.0), "no pool": shares(0.0, 0.5, 0.5),
+    "half": shares(0.5, 0.25, 0.25), "fresh pool": {"mixture.pool": "fresh"},
+}  # fmt: skip
+META = {"schedule.name": "rsqrt", "schedule.meta": "rsqrt", "schedule.peak": 1.6e-3}
+RATES = {"meta-rsqrt": META, "fresh": {"optimizer.carry": False, "schedule.name": "wsd"}}
+
+
+def test_the_table_of_schedules_has_every_stored_setting(published):
+    table = explorers.schedule_table()
+    rows = {row["label"]: row for row in table["runs"]}
+    assert rows.keys() == {*PLAIN, *RATES}
+    meta, plain = rows["meta-rsqrt"], rows["plain, peak 0.00063"]
+    assert meta["changes"] == META
+    assert (meta["schedule"]["peak"], meta["schedule"]["warmup"]) == (1.6e-3, 0.1)
+    assert (meta["besides"], rows["fresh"]["besides"]) == (False, True)
+    assert plain["changes"] == {}  # it is the profile
+    assert meta["ends"].keys() == {"0", "1", "2"}
+    assert meta["at"] == pytest.approx(np.mean(list(meta["ends"].values()), axis=0), abs=0.01)
+    assert len(table["front"]) == len(PLAIN)
+    assert table["factors"][10] == pytest.approx(stats.t.isf(0.05 / 12 / 2, 9), abs=1e-3)
+    assert table["bases"]["0"] == table["bases"]["10"] == 2
+    json.dumps(table, allow_nan=False)
+
+
+def test_the_table_of_mixtures_is_the_surface(published):
+    table = explorers.mixture_table()
+    surface = analyses.surface(analyses.published_settings("mixtures"), "thirds")
+    means = dict(zip(surface.names, surface.scores.mean(axis=0), strict=True))
+    grid = {tuple(row["at"]): row["value"] for row in table["grid"]}
+    parts = table["parts"]
+    assert len(grid) == (parts + 1) * (parts + 2) // 2
+    half = grid[parts // 2, parts // 4, parts // 4]
+    assert half[:2] == pytest.approx(means["half"], abs=0.01)
+    assert table["third"]["value"][:2] == pytest.approx(means["thirds"], abs=0.01)
+    assert grid[0, 0, parts] is None  # no stored mixtures lie around it
+    assert [row["shares"] is None for row in table["runs"]] == [False] * 4 + [True]
+    json.dumps(table, allow_nan=False)
+
+
+def test_images_are_seen_as_often_as_the_table_says(published, corpus):
+    from cmp import mixtures
+    from cmp.experiments import statistics
+
+    run = config.parse(config.profile("cpu"))
+    pools, counts = mixtures.task_pools(run, corpus), statistics.sample_counts(run, corpus)
+    pool, update, buffer = np.divide(explorers.mixture_table()["passes"], 3)  # of thirds
+    assert counts.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(pool, rel=0.15)
+    own = sum(counts[task, pool.update].sum() for task, pool in enumerate(pools))
+    assert own / planner.ARRIVING == pytest.approx(update, rel=0.05)
+    first = counts[1:, pools[0].update].sum(axis=0).mean()
+    assert first == pytest.approx(buffer, rel=0.5)  # updates differ in size
+
+
+# what a widget answers
+
+
+class Sent(explorers.Explorer):
+    """An explorer whose messages are kept."""
+
+    def __init__(self, **more):
+        self.messages = []
+        super().__init__("schedule", {"a": 1}, explorers_still(), **more)
+
+    def send(self, content, buffers=None):
+        self.messages.append(content)
+
+
+def explorers_still():
+    return {"text/html": "<p>still</p>", "image/png": "iVBORw0KGgo="}
+
+
+def hear(explorer, *messages):
+    """Let an explorer hear messages in a running loop, until all it began is done."""
+
+    async def main():
+        for message in messages:
+            explorer._hear(None, message, None)
+            await asyncio.sleep(0)
+        while explorer._tasks:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    return explorer.messages
+
+
+def test_a_page_gets_scripts_in_an_order_in_which_they_load():
+    [start] = hear(Sent(state={"peak": 0.1}), {"verb": "start"})
+    assert (start["kind"], start["table"], start["state"]) == ("start", {"a": 1}, {"peak": 0.1})
+    names = [name for name, _ in start["scripts"]]
+    for place, (_, text) in enumerate(start["scripts"]):
+        imported = [line for line in text.splitlines() if line.startswith("import ")]
+        for line in imported:
+            assert any(f'"./{other}.js"' in line for other in names[:place]), line
+
+
+def test_a_notebook_keeps_the_still():
+    data, _ = Sent()._repr_mimebundle_()
+    assert data.keys() >= {"text/html", "image/png", "application/vnd.jupyter.widget-view+json"}
+
+
+def test_an_answer_and_a_refusal():
+    def answer(request):
+        if request["n"] < 0:
+            raise CmpError("n: must be positive")
+        return request["n"] ** 2
+
+    asks = [{"verb": "ask", "id": n, "request": {"n": n}} for n in (3, -1)]
+    messages = [each for each in hear(Sent(answer=answer), *asks) if each["kind"] == "answer"]
+    assert sorted(messages, key=lambda each: each["id"]) == [
+        {"kind": "answer", "id": -1, "refused": "n: must be positive"},
+        {"kind": "answer", "id": 3, "answer": 9},
+    ]
+
+
+def test_an_impossible_run_fails_with_its_sentence():
+    message = {"verb": "run", "id": "a", "profile": "quick", "changes": {"schedule.meta": "none5"}}
+    messages = hear(Sent(), message)
+    assert messages[0] == {"kind": "run", "id": "a", "about": {"state": "asked"}}
+    last = messages[-1]["about"]
+    assert last["over"] and last["state"].startswith("failed: ") and "none5" in last["state"]
+
+
+def test_a_run_that_breaks_is_over(monkeypatch):
+    def broken(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(live_runs, "follow_run", broken)
+    messages = hear(Sent(), {"verb": "run", "id": "a", "profile": "quick", "changes": {}})
+    assert messages[-1]["about"] == {"state": "failed: KeyError: 'a bug'", "over": True}
+
+
+# runs in processes of their own
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """A build folder without runs."""
+    (tmp_path / "data").symlink_to((build_folder() / "data").resolve())
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    return tmp_path
+
+
+def small_run(*changes):
+    return config.parse(config.override(config.profile("quick"), [*RUN, *changes]))
+
+
+def follow(run, stop_after=None):
+    """What a run told; it is stopped once the state begins with `stop_after`."""
+
+    async def main():
+        stop, told = asyncio.Event(), []
+        async for about in live_runs.follow_run(run, stop):
+            told.append(about)
+            if stop_after and about.get("state", "").startswith(stop_after):
+                stop.set()
+        return told
+
+    return asyncio.run(main())
+
+
+def test_a_run_lands(build, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", os.path.relpath(build))  # the process has another folder
+    run = small_run()
+    told = follow(run)
+    assert told[0]["state"] == "starting"
+    assert told[-1]["done"] and told[-1]["over"]
+    stored = store.scores_on_way(store.load_run(store.run_id_of(run)))
+    trail = [about["trail"] for about in told if "trail" in about][-1]
+    assert np.array(trail) == pytest.approx(stored[["A_KA", "A_ZS"]].to_numpy(), abs=0.01)
+    again = follow(run)
+    assert [about.get("state") for about in again] == [None, "done"]  # it is looked up
+
+
+def test_a_run_stops_and_goes_on(build):
+    run = small_run("training.steps=4000")
+    told = follow(run, stop_after="step")
+    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+    [progress] = unfinished_runs()
+    assert progress.step > 0  # in the middle of a task, where only a stop saves
+    assert not store.is_stored(store.run_id_of(run))
+
+
+def test_a_run_that_fails_says_why(build):
+    told = follow(small_run("training.batch=100000"))
+    assert told[-1]["over"] and "training.batch: 100000 takes more samples" in told[-1]["state"]
+
+
+def test_a_third_run_waits(build, monkeypatch):
+    monkeypatch.setattr(checkpoints, "runs_in_progress", lambda: 2)
+    told = follow(small_run(), stop_after="queued")
+    assert [about["state"] for about in told] == [
+        "queued: two runs are in progress", "stopped; run it again to go on",
+    ]  # fmt: skip
+
+
+def test_a_run_stops_before_it_begins(build):
+    told = follow(small_run("training.steps=4000"), stop_after="starting")
+    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+
+
+def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
+    kill = asyncio.subprocess.Process.kill
+    monkeypatch.setattr(asyncio.subprocess.Process, "terminate", kill)
+    told = follow(small_run("training.steps=4000"), stop_after="starting")
+    assert told[-1] == {"state": "failed: its process ended with status -9", "over": True}
+
+
+def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build):
+    folder = checkpoints.checkpoint_folder("a" * 64)
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        with checkpoints.CheckpointManager("a" * 64):
+            assert checkpoints.runs_in_progress() == 1
+
+
+def test_runs_in_progress_are_counted(build):
+    assert checkpoints.runs_in_progress() == 0
+    with checkpoints.CheckpointManager("a" * 64), checkpoints.CheckpointManager("b" * 64):
+        assert checkpoints.runs_in_progress() == 2
+    assert checkpoints.runs_in_progress() == 0
+
+
+def test_a_run_ends_with_the_kernel(build):
+    """The pipe to it closes, whatever became of who held it."""
+    command = [sys.executable, "-m", "lab.live_runs"]
+    process = subprocess.Popen(
+        command, cwd=chapters.BOOK, stdin=subprocess.PIPE, start_new_session=True
+    )
+    process.stdin.write(json.dumps(small_run("training.steps=4000").to_dict()).encode() + b"\n")
+    process.stdin.flush()
+    run_id, end = store.run_id_of(small_run("training.steps=4000")), time.monotonic() + 120
+    while "loss" not in logs.read_log(run_id):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+    process.stdin.close()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    [progress] = unfinished_runs()
+    assert progress.step > 0

@@ -1,0 +1,103 @@
+"""A reader's copies of the chapters: what is edited is kept, everything else follows the book."""
+
+import nbformat
+import pytest
+
+from cmp.errors import CmpError
+from lab import chapters, reader
+
+WORDS = "print('from the book')"
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """The folder of a reader who has every chapter."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    reader.prepare_copies()
+    return reader.copies_folder()
+
+
+@pytest.fixture
+def update(monkeypatch):
+    """Makes the book's next version, in which the first code cell of every chapter is another."""
+
+    def make(source, names, make_copy=reader.make_copy):
+        copy = make_copy(source, names)
+        next(cell for cell in copy.cells if cell.cell_type == "code").source = WORDS
+        copy.metadata["cmp"]["copied"] = reader.cells_digest(copy)
+        return copy
+
+    return lambda: monkeypatch.setattr(reader, "make_copy", make)
+
+
+def edit(path, words="# mine"):
+    copy = reader.read_copy(path)
+    copy.cells[-1].source += words
+    nbformat.write(copy, path)
+
+
+def test_every_chapter_is_copied_once_and_listed(copies):
+    names = [source.stem for source in chapters.chapters().values()]
+    assert sorted(path.stem for path in copies.glob("*.ipynb")) == sorted(names)
+    start = (copies / reader.START).read_text()
+    assert all(f"({name}.ipynb)" in start for name in names)
+    assert set(reader.prepare_copies().values()) == {""}
+
+
+def test_a_copy_is_valid_and_in_plain_markdown(copies):
+    for path in copies.glob("*.ipynb"):
+        copy = reader.read_copy(path)
+        nbformat.validate(copy)
+        text = "\n".join(cell.source for cell in copy.cells if cell.cell_type == "markdown")
+        assert "{cite" not in text and "{value}" not in text and ":::" not in text, path.stem
+        assert "[Start](start.md)" in text
+
+
+def test_an_update_replaces_what_nobody_edited(copies, update):
+    update()
+    assert set(reader.prepare_copies().values()) == {""}
+    for path in copies.glob("*.ipynb"):
+        assert WORDS in (cell.source for cell in reader.read_copy(path).cells)
+
+
+def test_outputs_of_a_reader_survive_until_the_book_changes(copies, update):
+    path = next(copies.glob("04*.ipynb"))
+    copy = reader.read_copy(path)
+    cell = next(cell for cell in copy.cells if cell.cell_type == "code")
+    cell.outputs = [nbformat.v4.new_output("stream", text="my own run\n")]
+    nbformat.write(copy, path)
+    reader.prepare_copies()
+    assert "my own run" in path.read_text()
+    update()
+    reader.prepare_copies()
+    assert "my own run" not in path.read_text()
+
+
+def test_an_edited_copy_survives_an_update_and_can_be_compared_and_reset(copies, update):
+    [path] = copies.glob("04*.ipynb")
+    edit(path)
+    assert reader.prepare_copies()[path.stem] == "edited by you"
+    update()
+    assert "kept; the book has another version" in reader.prepare_copies()[path.stem]
+    assert "another version" in (copies / reader.START).read_text()
+    assert "# mine" in path.read_text() and WORDS not in path.read_text()
+    difference = reader.diff_chapter("04")
+    assert f"-{WORDS}" in difference and "# mine" in difference
+    kept = reader.reset_chapter("04")
+    assert kept.name == f"{path.stem} (mine).ipynb" and "# mine" in kept.read_text()
+    assert WORDS in path.read_text()
+    edit(path)
+    assert reader.reset_chapter("04").name == f"{path.stem} (mine) 2.ipynb"
+    assert reader.diff_chapter("04") == ""
+
+
+def test_a_damaged_or_missing_copy_is_named(copies):
+    [path] = copies.glob("04*.ipynb")
+    path.write_text("{")
+    with pytest.raises(CmpError, match=r"04_learning_rates\.ipynb: no notebook"):
+        reader.prepare_copies()
+    assert path.read_text() == "{"
+    reader.reset_chapter("04")
+    path.unlink()
+    with pytest.raises(CmpError, match="you have no copy"):
+        reader.diff_chapter("04")

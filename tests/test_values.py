@@ -1,0 +1,171 @@
+"""What the text of chapters leaves out: published values, diagrams and the numbers of figures."""
+
+import nbformat
+import pytest
+import synthetic
+from scipy import stats
+
+from cmp.errors import CmpError
+from cmp.experiments import studies, verdicts
+from cmp.experiments.scores import study_trajectory
+from cmp.experiments.verdicts import load_claims as load_real_claims
+from lab import chapters, front_door, values
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """Two made-up studies, and one that is not published."""
+    synthetic.place(monkeypatch, tmp_path)
+    synthetic.write_study("front", synthetic.FRONT)
+    synthetic.write_study("merging", {"EMA": {"schedule.peak": 0.002}})
+    synthetic.write_study("later", {"EMA": {}})
+    synthetic.write_study("partial", {"EMA": {}}, replicates=2)
+    synthetic.publish("partial", {"EMA": (45, 54)})
+    synthetic.write_study("partial", {"EMA": {}, "outer": {}})
+    synthetic.write_study("alone", {"EMA": {"replicates": 3, "seeds.init": 0}})
+    synthetic.publish("alone", {"EMA": (45, 54)})
+    synthetic.publish("front", synthetic.ENDS)
+    synthetic.publish("merging", {"EMA": (45, 54)})
+    known = verdicts.ClaimsFile({"plain": verdicts.FrontOf("front", tuple(synthetic.FRONT))}, ())
+    monkeypatch.setattr(verdicts, "load_claims", lambda: known)
+
+
+def notebook(*cells):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
+
+
+def filled(*cells, number="03"):
+    book = notebook(*cells)
+    values.fill_notebook(book, number)
+    return [cell.source for cell in book.cells]
+
+
+def test_values_are_those_of_the_published_runs(published):
+    scores = verdicts.published_scores("merging")[1].loc["EMA"]
+    words = values.fill_values("{{A_KA merging/EMA}} of {{n merging/EMA}}")
+    assert words.startswith(f"{scores['A_KA'].mean():.1f} (") and words.endswith(") of 20")
+    assert float(values.fill_values("{{peak merging/EMA}}")) == scores["peak"].iloc[0]
+    front = verdicts.load_claims().fronts["plain"]
+    gain = verdicts.gain_of("merging", "EMA", front).values.mean()
+    assert values.fill_values("{{gain merging/EMA}}").startswith(f"{gain:+.1f} (")
+    same = values.fill_values("{{difference A_ZS merging/EMA - merging/EMA}}")
+    assert same == "+0.0 (0.0 to 0.0)"
+
+
+def test_intervals_of_a_text_have_the_level_of_the_claims(published):
+    front = verdicts.load_claims().fronts["plain"]
+    gain = verdicts.gain_of("merging", "EMA", front)
+    error = gain.pseudo.std() / 10**0.5
+    half = error * stats.t.isf((1 - verdicts.claims_level()) / 2, 9)
+    low, high = gain.values.mean() - half, gain.values.mean() + half
+    assert values.fill_values("{{gain merging/EMA}}").endswith(f"({low:.1f} to {high:.1f})")
+
+
+def test_scores_before_a_stream_are_those_of_its_bases():
+    start = study_trajectory("mixtures").query("task == 0 and setting == 'thirds'")
+    mean = start.query("scope == 'full'")["A_ZS"].mean()
+    assert values.fill_values("{{before A_ZS mixtures/thirds}}").startswith(f"{mean:.1f} (")
+    with pytest.raises(CmpError, match="no measure 'colour'; there are A_KA"):
+        values.fill_values("{{before colour mixtures/thirds}}")
+
+
+def test_what_lacks_streams_is_preliminary(published):
+    words = values.fill_values("{{gain partial/EMA}}")
+    assert words.endswith(" (preliminary, 2 of 20 streams)")
+    words = values.fill_values("{{difference A_KA partial/EMA - merging/EMA}}")
+    assert words.endswith(" (preliminary, 2 of 20 streams)")
+    words = values.fill_values("{{difference A_KA alone/EMA - merging/EMA}}")
+    assert words.endswith(" (3 streams of one base)")
+    assert values.fill_values("{{A_KA partial/outer}}") == values.NOT_YET
+    assert values.fill_values("{{difference A_KA partial/outer - partial/EMA}}") == values.NOT_YET
+
+
+def test_what_is_not_published_is_said(published):
+    for mark in ("{{A_KA later/EMA}}", "{{gain later/EMA}}", "{{n later/EMA}}"):
+        assert values.fill_values(mark) == values.NOT_YET
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("{{A_KA merging/SLERP}}", "no setting 'SLERP'; there are EMA"),
+        ("{{A_KA merging}}", "expected study/setting"),
+        ("{{colour merging/EMA}}", "no such value; there are A_KA"),
+        ("{{difference A_KA merging/EMA}}", "expected `difference MEASURE"),
+    ],
+)
+def test_marks_that_name_nothing_are_refused(published, mark, words):
+    with pytest.raises(CmpError, match="chapter 03: ") as refused:
+        values.fill_values(mark, "chapter 03: ")
+    assert words in str(refused.value)
+
+
+def test_figures_are_numbered_as_they_come_whoever_refers_to_them():
+    cells = filled(
+        "See {{ref gains}} and {{ref basin}}.",
+        "{{diagram basin}}",
+        "{{caption gains: As {{ref basin}}.}}",
+    )
+    assert cells[0] == "See Figure 3.2 and Figure 3.1."
+    picture, _, caption = cells[1].partition("\n\n")
+    assert picture.startswith("![")
+    assert picture.endswith("(diagrams/basin.svg)")
+    assert caption.startswith("**Figure 3.1.** ")
+    assert cells[2] == "**Figure 3.2.** As Figure 3.1."
+    assert filled("{{caption a: What.}}", number="A1") == ["**Figure A1.1.** What."]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["{{ref nothing}}"], "there are "),
+        (["{{diagram nothing}}"], "there are "),
+        (["{{caption a: One.}}", "{{caption a: Two.}}"], "stands there twice"),
+    ],
+)
+def test_figures_that_cannot_be_numbered_are_refused(cells, words):
+    with pytest.raises(CmpError, match=words):
+        filled(*cells)
+
+
+def test_code_cells_stay_as_they_are():
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = '{{ref nothing}}'")])
+    values.fill_notebook(book, "03")
+    assert book.cells[0].source == "x = '{{ref nothing}}'"
+
+
+def test_the_answer_goes_between_its_marks(monkeypatch, tmp_path):
+    monkeypatch.setattr(values, "fill_values", lambda text, source: "Merge.\n")
+    page = f"# Title\n{front_door.BEGIN}\nold\n{front_door.END}\nrest"
+    new = front_door.with_answer(page, "page")
+    assert new == f"# Title\n{front_door.BEGIN}\n\nMerge.\n\n{front_door.END}\nrest"
+    assert front_door.with_answer(new, "page") == new
+    with pytest.raises(CmpError, match="page: expected"):
+        front_door.with_answer("# Title", "page")
+
+
+def test_every_page_opens_with_the_answer():
+    for page in front_door.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert front_door.with_answer(text, str(page)) == text
+
+
+def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
+    """Also of studies that are not published yet."""
+    claims = {claim.name for claim in load_real_claims().claims}
+    cells = [cell for source in chapters.select() for cell in chapters.notebook(source).cells]
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    texts += [page.read_text(encoding="utf-8") for page in (chapters.BOOK / "lab").glob("*.md")]
+    for match in (match for text in texts for match in values.MARK.finditer(text)):
+        kind, what = match["kind"], " ".join(match["what"].split())
+        assert kind in values.KINDS, match[0]
+        if kind in ("verdict", "reading"):
+            assert what in claims, match[0]
+            continue
+        if kind in ("difference", "before"):
+            what = what.partition(" ")[2]
+        pair = what.split(" - ") if kind == "difference" else [what]
+        assert len(pair) == 1 + (kind == "difference"), match[0]
+        for name in pair:
+            study, _, setting = name.partition("/")
+            assert setting in studies.load_study(study).settings, match[0]
