@@ -139,21 +139,21 @@ IDEAL_STREAMS = 5
 
 
 def order_spreads() -> pd.DataFrame:
-    """Tabulate how far orders, and random streams, lie apart on the way and at the end.
+    """Tabulate how far orders, and random streams, lie apart during the stream and at the end.
 
     A spread is the standard deviation of A_KA over five settings of one replicate, as the claims of
     the guideline take it.
 
     Returns:
         Rows "five orders", "five random streams", "difference" and "a perfect learner", of the five
-        orders; columns "on the way" and "at the end": points, with intervals at the level of the
-        claims.
+        orders; columns "during the stream" and "at the end": points, with intervals at the level of
+        the claims.
     """
     [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
     orders, draws = (term.of for term in claim.terms)
     planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
     columns = {}
-    for words, at in (("on the way", "way"), ("at the end", "end")):
+    for words, at in (("during the stream", "way"), ("at the end", "end")):
         (own, base), (other, _) = (
             verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
         )

@@ -139,7 +139,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
     except CmpError:
-        return "no gain, as its A_KA lies outside that network's front", None
+        return "its gain cannot be formed, as its A_KA lies outside that network's front", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
     sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
@@ -164,7 +164,7 @@ def guideline_box(name: str, judged: pd.DataFrame | None = None) -> dict[str, st
     texts: tuple[Any, ...] = (
         f"{guideline.paper} ({guideline.scale})",
         " ".join(measured.sentences),
-        " ".join(measured.networks) or "Not tried.",
+        " ".join(measured.networks) or "Not tried for these claims.",
         f"{guideline.advice}{why} Still open: {guideline.open}",
     )
     return dict(zip(ROWS, texts, strict=True))
