@@ -520,6 +520,20 @@ def test_a_folder_whose_name_cannot_be_is_refused(source):
         load_manifests(source)
 
 
+def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
+    for name, role in (("updates", "adapt"), ("kept", "eval")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.yaml").write_text(
+            f"{{name: {name}, title: Ours, role: {role}, prompt: 'a {{}}', licence: ours, "
+            "reader: {kind: folder, path: .}}"
+        )
+    found = {each.name: root for each, root in load_manifests(str(tmp_path))}
+    assert found == {name: tmp_path / name for name in ("updates", "kept")}
+    (tmp_path / "all.yaml").write_text((tmp_path / "kept" / "manifest.yaml").read_text())
+    [(only, root)] = load_manifests(str(tmp_path))  # one of its own: no others
+    assert (only.name, root) == ("kept", tmp_path)
+
+
 def test_a_manifest_that_is_no_file_is_refused(tmp_path):
     (tmp_path / "m.yaml").symlink_to("/dev/zero")
     with pytest.raises(CmpError, match=r"m\.yaml.*no regular file"):
