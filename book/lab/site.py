@@ -12,7 +12,6 @@ import sys
 from html import unescape
 from pathlib import Path
 
-
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
