@@ -279,6 +279,12 @@ def test_an_image_that_unpacks_to_too_much(monkeypatch):
         images.open_image(picture())
 
 
+def test_images_are_not_examined_where_damage_would_not_be_seen(monkeypatch):
+    monkeypatch.setattr(images.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(CmpError, match="LOAD_TRUNCATED_IMAGES hides damage; set it to False"):
+        images.open_image(picture())
+
+
 def png_bomb(width, height) -> bytes:
     """A PNG of a kilobyte that says it has this many pixels."""
 

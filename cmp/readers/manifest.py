@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
-from cmp.files import build_folder
+from cmp.files import build_folder, first_fault
 from cmp.readers.files import read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
@@ -298,7 +298,6 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
     try:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
-        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        fault = faults[0]  # a misspelt key first, then the one that is missing for it
-        key = ".".join(map(str, fault["loc"])) or "(whole file)"
-        raise CmpError(f"{path}: {key}: {fault['msg']} (found {fault['input']!r:.80})") from error
+        key, fault = first_fault(error)
+        what = f"{key or '(whole file)'}: {fault['msg']}"
+        raise CmpError(f"{path}: {what} (found {fault['input']!r:.80})") from error
