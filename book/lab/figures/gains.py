@@ -64,6 +64,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
+    table = table.reset_index(drop=True)
     known = table.dropna(subset="gain")
     note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
     groups = [fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED]
