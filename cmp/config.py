@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from cmp import registry
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
+from cmp.files import first_fault, parse_yaml
 from cmp.registry import check_name
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -34,7 +34,8 @@ Steps = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Location = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,1000}$")]
-_PLACE = r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|(hf-hub|local-dir):[A-Za-z0-9._~/+@-]{1,500})$"
+_PLACE = r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|hf-hub:[A-Za-z0-9._~/+@-]{1,500}"
+_PLACE += r"|local-dir:[A-Za-z0-9._~/+@ -]{1,500})$"
 ModelName = Annotated[str, Field(pattern=_PLACE)]
 
 
@@ -51,6 +52,9 @@ weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` 
 POOL_DATA_ROLES = ("pool", "substitute")
 """Roles of datasets that are replayed and never scored: what the bases learned, and what could
 stand in for it."""
+NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
+NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
+"""The key of a section that names its option."""
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Parts of a task that warm up and cool down where a schedule does not say."""
 
@@ -577,11 +581,11 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     try:
         return _ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
+        key, fault = first_fault(error)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
-            near = difflib.get_close_matches(key, defaults(), n=1)
+            whole = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
+            near = difflib.get_close_matches((whole or [key])[0], defaults(), n=1)
             message = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         elif fault["type"] != "value_error":  # which names the keys and their values itself
             message += f" (found {fault['input']!r:.80})"
@@ -610,6 +614,8 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         if key == "recipe":
             result = overlay(result, recipe_tree(value))
             continue
+        if key in NAMING_KEYS and not isinstance(value, Mapping):
+            raise CmpError(f"{key} is a section; set {key}.{NAMING_KEYS[key]}={text}")
         *parents, leaf = key.split(".")
         node = result
         for parent in parents:
@@ -639,7 +645,7 @@ def profile(name: str) -> dict[str, Any]:
 def recipe_tree(name: str) -> dict[str, Any]:
     """Return a copy of a recipe's tree; raise `CmpError` for an unknown one."""
     if name not in list(RECIPES):
-        raise CmpError(f"recipe: {name!r:.60}: there is {', '.join(RECIPES)}")
+        raise CmpError(f"recipe: {name!r:.60}: the recipes are: {', '.join(RECIPES)}")
     return copy.deepcopy(RECIPES[name])
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from cmp import distributed
 from cmp.config import Preprocessing
 from cmp.errors import CmpError
-from cmp.registry import plugins
+from cmp.registry import entry_names, load_entry
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
@@ -156,7 +157,7 @@ class Corpus:
         """Return the positions of a split's images, of those with some values in other columns.
 
         Args:
-            split: "train", "validation" or "test".
+            split: "train", "validation", "test" or, of pools, "fresh".
             **columns: Values by column, such as dataset="shapes".
         """
         chosen = np.ones(len(self.table), bool)
@@ -191,13 +192,14 @@ def load_data(source: str) -> Corpus:
         >>> len(corpus.by_role("adapt"))  # datasets whose classes arrive in the stream
         10
     """
-    sources = plugins("cmp.data")
-    return sources[source]() if source in named_sources() else sources["folder"](source)
+    if source in named_sources():
+        return load_entry("cmp.data", source)()
+    return load_entry("cmp.data", "folder")(source)
 
 
 def named_sources() -> list[str]:
     """Return the names that `config.data` may have beside the path of a folder."""
-    return sorted(plugins("cmp.data").keys() - {"folder"})
+    return sorted({*entry_names("cmp.data")} - {"folder"})
 
 
 def build_corpus(
@@ -402,7 +404,9 @@ def prefetch(
     Raises:
         CmpError: As `make` raised it.
     """
+    context = "fork" if workers and sys.platform == "linux" else None  # 3.14 forks no more else
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
+    options["multiprocessing_context"] = context
     try:
         yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
     except CmpError as error:  # torch has put that process's traceback before its sentence

@@ -113,14 +113,14 @@ def evaluate(
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 
 
-def list_questions(corpus: Corpus, split: str = "test") -> pd.DataFrame:
-    """Return what an evaluation of a whole split asks of any model.
+def list_questions(corpus: Corpus) -> pd.DataFrame:
+    """Return what an evaluation of the whole test split asks of any model.
 
     Returns:
         A row per question, in the order of `Scores.hits`, with those of its columns that hold no
         answer, and the `role` of its dataset.
     """
-    sets = _make_test_sets(corpus, split, None)
+    sets = _make_test_sets(corpus, "test", None)
     parts = [_questions(corpus, each).assign(role=each.dataset.role) for each in sets]
     return pd.concat(parts, ignore_index=True)
 

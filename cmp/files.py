@@ -112,9 +112,15 @@ def parse_record(text: str, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "(whole file)"
-        raise ValueError(f"{key}: {first['msg']}") from error
+        key, fault = first_fault(error)
+        raise ValueError(f"{key or '(whole file)'}: {fault['msg']}") from error
+
+
+def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
+    """Return the dotted key, "" for the whole, and the entry of a fault that pydantic found: of a
+    misspelt key, or else the first, which may be the one that is missing for it."""
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    return ".".join(map(str, fault["loc"])), fault
 
 
 def sync_to_disk(path: Path) -> None:

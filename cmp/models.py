@@ -30,7 +30,7 @@ from cmp import files
 from cmp.config import STARTS, Model, Preprocessing
 from cmp.data import to_device
 from cmp.errors import CmpError
-from cmp.registry import plugins
+from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -135,13 +135,23 @@ def family_of(name: str) -> Any:
     `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same and refuses
     a base that is missing or damaged, and `read_weights(path)`, which returns its tensors by name.
     """
-    families = plugins("cmp.models").values()
+    families = (load_entry("cmp.models", entry) for entry in entry_names("cmp.models"))
     return next((family for family in families if name in family.NAMES), None)
 
 
 def family_names() -> list[str]:
     """Return the models of all families."""
-    return [name for family in plugins("cmp.models").values() for name in family.NAMES]
+    return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
+
+
+def default_device(name: str, device: str | None = None) -> str:
+    """Return the device that was given; else the CPU for an embedded model, a card for any other.
+
+    A CPU would take months for a run of the paper's size. A name that is no model's gets the CPU,
+    where it is refused by name.
+    """
+    others = {*open_clip.list_models()} - {*family_names()}
+    return device or ("cuda" if name in others or is_hub(name) else "cpu")
 
 
 def load_model(config: Model, seed: int) -> Network:

@@ -247,18 +247,28 @@ def load_plugin(path: Path) -> None:
         raise CmpError(f"--plugin {path}: {type(error).__name__}: {error}") from error
 
 
-def plugins(group: str) -> dict[str, Any]:
-    """Return the installed entry points of a group, loaded.
+def entry_names(group: str) -> list[str]:
+    """Return the names of a group's installed entry points, none of which is loaded."""
+    return list(dict.fromkeys(entry.name for entry in _entry_points(group)))
+
+
+def load_entry(group: str, name: str) -> Any:
+    """Return what an installed entry point names.
 
     Args:
         group: "cmp.data" (functions that return a `Corpus`), "cmp.models" (modules of a model
             family, see `cmp.models.family_of`) or "cmp.statistics" (the module that has tables of
             class statistics).
+        name: The entry point.
 
-    Returns:
-        The loaded objects by name.
+    Raises:
+        CmpError: It is not installed, or cannot be loaded.
     """
-    return {entry.name: entry.load() for entry in _entry_points(group)}
+    try:
+        return {entry.name: entry for entry in _entry_points(group)}[name].load()
+    except Exception as error:  # it is not installed, or whatever the code of others raises
+        why = f"cannot be loaded ({type(error).__name__}: {error}); install its package anew"
+        raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error
 
 
 def _loaded(kind: str) -> dict[str, Option]:

@@ -12,7 +12,7 @@ import pandas as pd
 from cmp.config import Stream
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.registry import Option, get_option, plugins, register
+from cmp.registry import Option, get_option, load_entry, register
 from cmp.seeds import numpy_generator
 
 
@@ -130,7 +130,7 @@ def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
 
 def statistics_tables() -> Any:
     """Return the module that has tables of class statistics, see `cmp.readers.class_tables`."""
-    return plugins("cmp.statistics")["tables"]
+    return load_entry("cmp.statistics", "tables")
 
 
 def class_statistics(name: str) -> pd.DataFrame:

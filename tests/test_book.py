@@ -429,6 +429,16 @@ def test_the_committed_notebooks_are_current():
     assert stale_notebooks() == []
 
 
+def test_the_site_can_show_what_committed_notebooks_hold():
+    """It knows pictures, HTML and plain text; of other kinds it would show the object's name."""
+    for source in chapters.chapters().values():
+        book = nbformat.read(source.with_suffix(".ipynb"), 4)
+        for output in (each for cell in book.cells for each in cell.get("outputs", [])):
+            kinds = set(output.get("data", {}))
+            known = [kind for kind in kinds if kind == "text/html" or kind.startswith("image/")]
+            assert known or kinds <= {"text/plain"}, (source.name, kinds)
+
+
 RUN = """
 from cmp import config
 from cmp.experiments import studies

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, config, models
 from cmp.cli import runs, shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
@@ -71,7 +71,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["training.batch", "the largest that fits"],
         ),
         (
-            ["run", "quick", "model.name=local-dir:/no", "model.start=hub"],
+            ["run", "quick", "model.name=local-dir:/no", "model.start=hub", "--device", "cpu"],
             ["model.name", "not found"],
         ),
         (
@@ -110,10 +110,37 @@ def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
 
 
 def test_a_wrong_choice_is_answered_with_the_choices():
-    for option, value, choice in (("start", "raw", "unannealed"), ("split", "train", "validation")):
-        result = run(cli.app, ["eval", "tiny", f"--{option}", value])
-        assert result.exit_code == 2
-        assert value in result.output and choice in result.output
+    result = run(cli.app, ["eval", "tiny", "--split", "train"])
+    assert result.exit_code == 2
+    assert "train" in result.output and "validation" in result.output
+
+
+def test_eval_takes_the_start_that_a_run_takes(monkeypatch):
+    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    starts = []
+    load = models.load_model
+    monkeypatch.setattr(
+        runs.models, "load_model", lambda model, seed: starts.append(model) or load(model, seed)
+    )
+    assert run(cli.app, ["eval", "tiny", "--start", "random"]).exit_code == 0
+    assert starts == [config.Model("tiny", "random")]
+    cpu = ["--device", "cpu"]
+    error = run(cli.app, ["eval", "ViT-B-32", "--start", "laion2b_s34b_b79q", *cpu]).exception
+    assert isinstance(error, CmpError) and "laion2b_s34b_b79k" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [
+        (["quick"], "cpu"),
+        (["gpu", "data=pictures"], "cuda"),
+        (["quick", "model.name=ViT-B-32"], "cuda"),
+    ],
+)
+def test_the_device_follows_from_the_model(settings, device):
+    run_config = runs.read_config(settings[0], settings[1:])
+    assert models.default_device(run_config.model.name) == device
+    assert models.default_device(run_config.model.name, "cuda:1") == "cuda:1"
 
 
 def test_the_shell_prints_a_sentence_and_ends_with_status_2():

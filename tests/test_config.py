@@ -1,5 +1,7 @@
 """Configs: strict, canonical, and errors that name the key."""
 
+import re
+
 import pytest
 
 from cmp import config
@@ -53,12 +55,32 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
     assert (run.merging.policy, run.merging.weight, run.optimizer.carry) == ("zs", 0.25, True)
     with pytest.raises(CmpError, match=r"must be 1, not 0\.6"):
         config.parse({"recipe": "default", "mixture": {"buffer": 0.0}})
-    with pytest.raises(CmpError, match=r"recipe: 'best': there is default"):
+    with pytest.raises(CmpError, match=r"recipe: 'best': the recipes are: default"):
         config.parse({"recipe": "best"})
     with pytest.raises(CmpError, match="recipe: 3"):
         config.parse({"recipe": 3})
     with pytest.raises(CmpError, match="merging"):
         config.parse({"recipe": "default", "merging": 3})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("schedule=wsd", "schedule is a section; set schedule.name=wsd"),
+        ("stream=random", "stream is a section; set stream.order=random"),
+        ("sched.peak=0.1", "sched: there is no such key; did you mean 'schedule.peak'?"),
+        ("recipe=foo", "'foo': the recipes are: default"),
+    ],
+)
+def test_a_wrong_assignment_is_answered_with_the_right_one(assignment, words):
+    with pytest.raises(CmpError, match=re.escape(words)):
+        config.parse(config.override(config.profile("cpu"), [assignment]))
+
+
+def test_the_path_of_a_model_may_hold_a_space():
+    assert config.Model("local-dir:/my models/new").name == "local-dir:/my models/new"
+    with pytest.raises(CmpError, match=r"model\.name"):
+        config.parse({"model": {"name": "hf-hub:my models/new"}})
 
 
 def test_recipes_are_settings_that_any_profile_takes():

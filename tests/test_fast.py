@@ -87,7 +87,6 @@ def test_colours_are_what_happens_one_after_the_other():
 def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     setting = nano(corpus, batch=16, steps=50)
     assert setting.config.optimizer.weight_decay > 0
-    start = networks.network(setting, PLAIN)[0].double().state_dict()
     plain, expected = plain_reference(setting)
     monkeypatch.setattr(training, "normalise", lambda *given: normalise(*given).double())
     model, losses = fast(setting, double=True)
@@ -95,16 +94,11 @@ def test_fifty_steps_are_plain_open_clips(corpus, monkeypatch):
     assert losses[-5:].mean() < losses[:5].mean()
 
     used = compact.used_ids(models.tokenizer("bench-nano")(corpus.texts))
-    base = start[compact.EMBEDDING]
-    rates = [schedules.learning_rate(setting.config.schedule, 50, TASK, step) for step in range(50)]
-    decay = compact.untouched_decay(rates, setting.config.optimizer.weight_decay)
-    weights = models.split_attention(plain).state_dict()
-    exported = compact.export_weights(model.state_dict(), used, base, decay)
+    weights = compact.import_weights(models.split_attention(plain).state_dict(), used)
+    exported = model.state_dict()
     assert weights.keys() == exported.keys()
     for key in weights:
         torch.testing.assert_close(exported[key], weights[key], atol=1e-8, rtol=0, msg=key)
-    undecayed = compact.export_weights(model.state_dict(), used, base)[compact.EMBEDDING]
-    assert (undecayed - weights[compact.EMBEDDING]).abs().max() > 1e-5
 
 
 def test_bf16_stays_close_to_fp32(corpus):
@@ -132,26 +126,6 @@ def test_every_path_of_the_benchmark_has_the_same_loss(name, corpus):
     assert losses[-1] == pytest.approx(losses[0], abs=1e-2)  # bf16
 
 
-def test_export_undoes_import():
-    full = models.create_model("bench-nano").state_dict()
-    used = torch.tensor([0, 7, 320, 49406, 49407])
-    small = compact.import_weights(full, used)
-    assert small[compact.EMBEDDING].shape == (5, 128)
-    back = compact.export_weights(small, used, full[compact.EMBEDDING])
-    assert back.keys() == full.keys()
-    assert all(torch.equal(back[key], full[key]) for key in full)
-    decayed = compact.export_weights(small, used, full[compact.EMBEDDING], 0.5)[compact.EMBEDDING]
-    assert torch.equal(decayed[320], full[compact.EMBEDDING][320])
-    assert torch.equal(decayed[321], full[compact.EMBEDDING][321] / 2)
-
-
-def test_export_leaves_its_arguments_alone():
-    state = {compact.EMBEDDING: torch.ones(2, 3)}
-    base = torch.zeros(4, 3)
-    compact.export_weights(state, torch.tensor([1, 3]), base)
-    assert not base.any()
-
-
 def test_weights_without_clips_text_tower_are_refused():
     with pytest.raises(CmpError, match="text tower"):
         compact.import_weights({"text.weight": torch.ones(2)}, torch.tensor([0]))
@@ -161,7 +135,10 @@ def test_compact_tokens_stand_for_the_same_pieces(corpus):
     full = models.tokenizer("bench-nano")
     texts = corpus.texts[::7]
     used = compact.used_ids(full(texts))
-    small = compact.compact_tokenizer(full, used)
+
+    def small(texts):
+        return compact.to_compact(full(texts), used)
+
     assert torch.equal(used[small(texts)], full(texts))
     assert torch.equal(small(texts).argmax(1), full(texts).argmax(1))
     assert small(texts).max() == len(used) - 1

@@ -67,7 +67,7 @@ def test_no_network_and_no_cache_is_one_sentence_with_the_way_out(package, monke
 
 
 def test_the_real_clients_are_asked_without_a_shell(package):
-    for registry, word in (("npm", "pack"), ("pypi", "download")):
+    for registry, word in (("npm", "pack"), ("pypi", "download"), ("pypi", ":all:")):
         command = packages._client(package.model_copy(update={"registry": registry}), Path("/x"))
         assert word in command
         assert all(isinstance(part, str) for part in command)

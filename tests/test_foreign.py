@@ -220,7 +220,7 @@ def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path,
         if way == "library":
             workers.run_one(run_config)
         else:
-            command = ["run", str(tmp_path / "mine.yaml"), *TAGGED]
+            command = ["run", str(tmp_path / "mine.yaml"), *TAGGED, "--device", "cpu"]
             result = CliRunner().invoke(cli.app, command)
             assert result.exit_code == 0, result.output
         assert store.stored_ids() == [store.run_id_of(run_config, corpus)[:SHORT_ID]]
@@ -280,7 +280,7 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     build(tmp_path, monkeypatch)
     start = folder / "epoch_3.pt"
     given = [*SMALL, *settings, f"model.name={NANO}", f"model.start={start}"]
-    result = CliRunner().invoke(cli.app, ["run", "quick", *given])
+    result = CliRunner().invoke(cli.app, ["run", "quick", *given, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     run_config = config.parse(config.override(config.profile("quick"), given))
     run = store.load_run(store.run_id_of(run_config, corpus))
@@ -301,7 +301,8 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     given = [*SMALL, f"model.name={name}", "merging.policy=ema", "evaluation.full=true"]
     given += [f"model.start={theirs[0] / 'epoch_3.pt'}"] * (name == NANO)
     invoke = CliRunner().invoke
-    assert invoke(cli.app, ["run", "quick", *given, "--keep-weights"]).exit_code == 0
+    command = ["run", "quick", *given, "--keep-weights", "--device", "cpu"]
+    assert invoke(cli.app, command).exit_code == 0
     run_config = config.parse(config.override(config.profile("quick"), given))
     run = store.load_run(store.run_id_of(run_config, corpus))
     out = tmp_path / "updated"
@@ -328,6 +329,14 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     assert f"| A_ZS |  | {last.iloc[0]} | {last.iloc[-1]} |" in card
     assert "| new-animals | adapt | MIT |" in card
     assert ("cmp.models.tokenizer" in card) == (name == "small")
+    export = ["export", run.id[:SHORT_ID], "--to", "hf", "-o"]
+    assert invoke(cli.app, [*export, str(out)]).exit_code == 0  # its own three files are replaced
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all of it")
+    refused = invoke(cli.app, [*export, str(mine)]).exception
+    assert isinstance(refused, CmpError) and "holds 'thesis.tex'" in str(refused)
+    assert (mine / "thesis.tex").read_text() == "all of it"
 
 
 def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path, monkeypatch):
@@ -355,6 +364,9 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     assert "damaged" in str(damaged.exception)
 
 
+EVAL = ["eval", NANO, "--device", "cpu"]
+
+
 def own_pictures(folder, roles, size=(40, 30), **about):
     """A collection of a set per role, each with two classes of pictures that are not square."""
     for number, role in enumerate(roles):
@@ -372,7 +384,8 @@ def run_and_export(folder, out, *given):
     invoke = CliRunner().invoke
     settings = [f"data={folder}", *SMALL, *given]
     said = []
-    for command in (["run", "quick", *settings, "--keep-weights"], ["results", "ls"]):
+    compute = ["run", "quick", *settings, "--keep-weights", "--device", "cpu"]
+    for command in (compute, ["results", "ls"]):
         said.append(invoke(cli.app, command))
     assert said[0].exit_code == 0, said[0].exception
     [run_id] = store.stored_ids()
@@ -407,7 +420,7 @@ def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypa
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     scores = scores_of(out, load_data(str(folder)), run.config)
     assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
-    scored = CliRunner().invoke(cli.app, ["eval", NANO, "--weights", str(out), "--data", folder])
+    scored = CliRunner().invoke(cli.app, [*EVAL, "--weights", str(out), "--data", folder])
     assert scored.exit_code == 0 and (role == "eval" or re.search(r"GM +-", scored.output))
 
 

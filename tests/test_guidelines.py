@@ -78,7 +78,7 @@ def test_a_claim_of_ours_does_not_contradict_the_paper(published):
 
 def test_what_cannot_be_measured_is_said(published):
     words, _ = measure_guideline(guideline("beyond"), judged("")).networks
-    assert "net-0: merging: no gain, as its A_KA lies outside" in words
+    assert "net-0: merging: its gain cannot be formed, as its A_KA" in words
     synthetic.write_study("later", {"up": {}} | LOCAL)
     words, _ = measure_guideline(guideline("up", study="later"), judged("")).networks
     assert words == "net-0: merging: not computed yet."

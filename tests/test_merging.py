@@ -4,6 +4,7 @@ recurrences of the specification, in constant memory where that can be."""
 import copy
 import dataclasses
 import math
+import re
 
 import forked
 import numpy as np
@@ -614,6 +615,27 @@ def test_options_and_keywords_are_not_mixed():
     for settings_ in ({"density": 0.5}, {"densty": 0.5}):
         with pytest.raises(CmpError, match=f"options and {next(iter(settings_))}: give one"):
             merge("ties", [one], zero, MergeOptions(), **settings_)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings_", "words"),
+    [
+        (
+            "interpolation", {"weight": 0.9},
+            "takes weights, not 'weight'; give weights=(0.9, 0.1): one per model, newest first",
+        ),
+        ("interpolation", {"shares": "newest"}, "takes weights, not 'shares'; give weights="),
+        ("interpolation", {"policy": "ema"}, "takes weights, not 'policy'; give weights="),
+        ("ties", {"policy": "zero-all"}, "'ties' takes scale, density, not 'policy'"),
+        ("ties", {"densty": 0.5}, "'ties' takes scale, density, not 'densty'"),
+        ("model-stock", {"scale": 2.0}, "'model-stock' takes no settings, not 'scale'"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_a_rule_does_not_read_is_refused(rule, settings_, words):
+    """`weight` is a key of a run's config, and would be left unread here."""
+    one, two = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    with pytest.raises(CmpError, match=re.escape(words)):
+        merge(rule, [one, two], **settings_)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from options import small
 
 from cmp import budgets, mixtures, models
 from cmp.config import Method
-from cmp.methods import distillation, ewc, galore, importance, si
+from cmp.methods import distillation, ewc, galore, importance, locked_text, si
 from cmp.runner import Observer, execute
 from cmp.seeds import torch_generator
 from cmp.training import (
@@ -243,6 +243,15 @@ def test_fisher_by_hand():
         torch.testing.assert_close(fisher, 0.5 + expected, rtol=1e-4, atol=0)
     both = [state.method_state["importance/ln_final.weight"] for state, _ in states.values()]
     assert (both[1].mean() - 0.5) > 2 * (both[0].mean() - 0.5)  # a mean of gradients cancels
+
+
+def test_locked_text_leaves_what_the_user_froze():
+    model = models.create_model("tiny", 0)
+    frozen = next(name for name, _ in model.named_parameters() if name.startswith("visual."))
+    model.get_parameter(frozen).requires_grad_(False)
+    locked_text.prepare(SimpleNamespace(model=model))
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name.startswith("visual.") and name != frozen), name
 
 
 def scalar_state(method, value):

@@ -279,6 +279,12 @@ def test_an_image_that_unpacks_to_too_much(monkeypatch):
         images.open_image(picture())
 
 
+def test_images_are_not_examined_where_damage_would_not_be_seen(monkeypatch):
+    monkeypatch.setattr(images.ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(CmpError, match="LOAD_TRUNCATED_IMAGES hides damage; set it to False"):
+        images.open_image(picture())
+
+
 def png_bomb(width, height) -> bytes:
     """A PNG of a kilobyte that says it has this many pixels."""
 
@@ -518,6 +524,20 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 def test_a_folder_whose_name_cannot_be_is_refused(source):
     with pytest.raises(CmpError, match="data: "):
         load_manifests(source)
+
+
+def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
+    for name, role in (("updates", "adapt"), ("kept", "eval")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.yaml").write_text(
+            f"{{name: {name}, title: Ours, role: {role}, prompt: 'a {{}}', licence: ours, "
+            "reader: {kind: folder, path: .}}"
+        )
+    found = {each.name: root for each, root in load_manifests(str(tmp_path))}
+    assert found == {name: tmp_path / name for name in ("updates", "kept")}
+    (tmp_path / "all.yaml").write_text((tmp_path / "kept" / "manifest.yaml").read_text())
+    [(only, root)] = load_manifests(str(tmp_path))  # one of its own: no others
+    assert (only.name, root) == ("kept", tmp_path)
 
 
 def test_a_manifest_that_is_no_file_is_refused(tmp_path):

@@ -27,7 +27,7 @@ def _corpus():
 def build(tmp_path, monkeypatch):
     """A build folder of the test's own, with the small corpus; every run is forecast at 7 s."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(data, "plugins", lambda group: {"embedded": small_corpus})
+    monkeypatch.setattr(data, "load_entry", lambda group, name: small_corpus)
     monkeypatch.setattr(
         forecast, "forecast_seconds", lambda configs, device: [7.0 for _ in configs]
     )

@@ -2,6 +2,7 @@
 
 import linecache
 import textwrap
+from importlib.metadata import EntryPoint
 
 import forked
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, registry
+from cmp import config, data, registry
+from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.merging.policies import MergedWeights
@@ -576,6 +578,18 @@ def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
         load_plugin(path)
     for word in (f"--plugin {path}: ", *words):
         assert word in str(error.value)
+
+
+def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):
+    broken = EntryPoint("broken", "nothing_like_it:load", "cmp.data")
+    entries = (broken, EntryPoint("embedded", "cmp.embedded.packed:load_embedded", "cmp.data"))
+    monkeypatch.setattr(registry, "_entry_points", lambda group: entries)
+    assert data.named_sources() == ["broken", "embedded"]
+    assert registry.load_entry("cmp.data", "embedded") is load_embedded
+    with pytest.raises(CmpError, match=r"'broken' of 'cmp\.data': .*\(ModuleNotFound"):
+        data.load_data("broken")
+    with pytest.raises(CmpError, match=r"'folder' of .*\(KeyError.*install its package"):
+        data.load_data("pictures/")
 
 
 def test_a_file_that_is_no_plugin_is_refused(tmp_path):

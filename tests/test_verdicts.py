@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cmp import evaluation
 from cmp.errors import CmpError
-from cmp.experiments import fronts, results, studies, verdicts
+from cmp.experiments import fronts, guidelines, results, studies, verdicts
 from cmp.experiments.scores import t_factor
 from cmp.readers.files import read_yaml
 from lab import figures
@@ -158,6 +158,21 @@ def test_a_base_without_which_a_setting_leaves_the_front_is_measured_along_the_t
     assert apart.mean() > 0
     assert min(apart.drop(base).mean() for base in apart.index) < 0
     assert len(verdicts.gain_of("methods", "edge", front).pseudo) == len(apart)
+
+
+def test_every_front_of_the_book_has_peaks_that_make_one():
+    """So that no claim turns out to be off its front once everything is computed."""
+    declared = [*verdicts.load_claims().fronts.values()]
+    for guideline in guidelines.load_guidelines().values():
+        for each in guideline.networks:
+            if each.front:
+                declared.append(verdicts.FrontOf(each.study, each.front, local=True, least=3))
+    assert len(declared) >= 8
+    for front in declared:
+        configs = studies.load_study(front.study).configs("cpu", 1)
+        peaks = np.array([configs[name, 0].schedule.peak for name in front.settings])
+        least = fronts.MIN_LOCAL if front.local else fronts.MIN_PEAKS
+        fronts.check_peaks(peaks, front.least or least)
 
 
 def test_what_each_setting_buys_is_tabulated_and_drawn(load):

@@ -27,9 +27,6 @@ function code(node) {
   return `<details class="folded"><summary>Code, ${lines} lines</summary>${shown}</details>`;
 }
 
-// The name of the function whose value a cell shows: the last call at the start of a line.
-const shownBy = (text) => [...(text ?? "").matchAll(/^([A-Za-z_][\w.]*)\(/gm)].at(-1)?.[1];
-
 function block(node, context) {
   if (node.visibility === "remove") return "";
   if (node.kind !== "notebook-code") return `<div class="block"${id(node)}>${children(node, context)}</div>`;
@@ -54,9 +51,8 @@ function outputs(node, context) {
 }
 
 function picture(data, context) {
-  const name = shownBy(context.cell);
-  const words = SHOWS[name?.split(".").at(-1)];
-  const alt = words ?? (name ? `Figure drawn by ${name}` : "Figure");
+  const called = [...context.cell.matchAll(/(\w+)\(/g)].map(([, name]) => name);
+  const alt = SHOWS[called.findLast((name) => name in SHOWS)] ?? "Figure";
   const kind = ["image/svg+xml", "image/png", "image/jpeg", "image/webp"].find((each) => data[each]);
   const { path, content } = data[kind];
   const inline =
@@ -67,7 +63,7 @@ function picture(data, context) {
   const img = `<img src="${address}" alt="${escape(alt)}" loading="lazy">`;
   // Wide figures are small beside a text: a click shows them in full size.
   const shown = path ? `<a href="${address}" title="In full size">${img}</a>` : img;
-  return `<figure class="drawn">${shown}${words ? `<figcaption>${escape(words)}</figcaption>` : ""}</figure>`;
+  return `<figure class="drawn">${shown}</figure>`;
 }
 
 const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;

@@ -139,21 +139,21 @@ IDEAL_STREAMS = 5
 
 
 def order_spreads() -> pd.DataFrame:
-    """Tabulate how far orders, and random streams, lie apart on the way and at the end.
+    """Tabulate how far orders, and random streams, lie apart during the stream and at the end.
 
     A spread is the standard deviation of A_KA over five settings of one replicate, as the claims of
     the guideline take it.
 
     Returns:
         Rows "five orders", "five random streams", "difference" and "a perfect learner", of the five
-        orders; columns "on the way" and "at the end": points, with intervals at the level of the
-        claims.
+        orders; columns "during the stream" and "at the end": points, with intervals at the level of
+        the claims.
     """
     [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
     orders, draws = (term.of for term in claim.terms)
     planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
     columns = {}
-    for words, at in (("on the way", "way"), ("at the end", "end")):
+    for words, at in (("during the stream", "way"), ("at the end", "end")):
         (own, base), (other, _) = (
             verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
         )
@@ -337,16 +337,13 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 # names, costs and sizes: the first chapters
 
 
-def names_by_update(
-    ends: Sequence[Weights], name: str, corpus: Corpus, subset: int = 64
-) -> pd.DataFrame:
+def names_by_update(ends: Sequence[Weights], name: str, corpus: Corpus) -> pd.DataFrame:
     """Return what a model calls the retention images before a stream and after each update.
 
     Args:
         ends: Its weights at those moments.
         name: The model's name.
         corpus: The embedded benchmark.
-        subset: Images per dataset.
 
     Returns:
         A row per image, index its corpus position: `truth` and the answers in columns 0, 1, ...
@@ -354,7 +351,7 @@ def names_by_update(
     network, columns = models.create_model(name), dict[Any, pd.Series]()
     for update, weights in enumerate(ends):
         network.load_state_dict(weights)
-        scores = evaluation.evaluate(network, name, corpus, subset=subset)
+        scores = evaluation.evaluate(network, name, corpus, subset=64)
         retention = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES["A_ZS"]]
         hits = scores.hits[scores.hits["dataset"].isin(retention) & (scores.hits["answer"] != "")]
         columns[update] = hits.set_index("row")["answer"]
@@ -367,21 +364,18 @@ RETRAINED = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
 """Models whose pretraining is priced: the larger ones take long to count."""
 
 
-def retraining_costs(names: Sequence[str] = RETRAINED) -> pd.DataFrame:
+def retraining_costs() -> pd.DataFrame:
     """Price pretraining of real models beside the paper's stream of updates, on one H100.
 
     Samples are those that the names of open_clip's LAION-2B weights state; FLOPs are counted on
     shapes, and the speed is assumed, see `cmp.experiments.forecast.DEVICES`.
-
-    Args:
-        names: open_clip's names.
 
     Returns:
         A row per model.
     """
     card, rows = forecast.DEVICES["h100"], {}
     updates = paper.TABLE4["full"].steps * paper.TABLE4_TASKS * paper.TABLE4_BATCH
-    for name, about in paper.model_catalogue(tuple(names)).iterrows():
+    for name, about in paper.model_catalogue(RETRAINED).iterrows():
         tags = " ".join(open_clip.list_pretrained_tags_by_model(str(name)))
         samples = 1e9 * max(map(int, re.findall(r"laion2b_s(\d+)b_", tags)))
         hours = about["GFLOPs"] * forecast.GIGA / card.speed / 3600
@@ -395,21 +389,7 @@ def retraining_costs(names: Sequence[str] = RETRAINED) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-DOMAINS = {
-    "photographs": ("natural", "adversarial, natural"),
-    "fine-grained photographs": ("finegrained, natural", "finegrained, object"),
-    "small photographs, digits": ("natural, low-res", "b&w, low-res"),
-    "sketches, paintings, diagrams": (
-        "sketch", "paintings", "diagrams", "illustrations", "renditions (sketch, paintings)",
-    ),
-    "satellite images": ("remote sensing",),
-    "rendered scenes": ("synthetic",),
-    "images from a generator": ("generative",),
-    "traffic signs": ("traffic signs", "finegrained, traffic signs"),
-    "medical images": ("medical",),
-    "industrial parts": ("high-resolution, industrial",),
-    "textures": ("textural",),
-}  # fmt: skip
+DOMAINS: dict[str, list[str]] = read_yaml(chapters.BOOK / "domains.yaml")
 """Domain -> what the manifests of FoMo-in-Flux say of the images."""
 
 

@@ -12,8 +12,6 @@ import sys
 from html import unescape
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
@@ -61,7 +59,7 @@ def figure_captions() -> dict[str, str]:
     captions = {}
     for name, function in inspect.getmembers(figures, inspect.isfunction):
         sentence = re.match(r".*?[.](?=\s|$)", inspect.getdoc(function) or "", re.DOTALL)
-        if sentence and inspect.signature(function).return_annotation is Figure:
+        if sentence and name.startswith("plot_"):
             captions[name] = " ".join(sentence[0].replace("`", "").split())
     return captions
 

@@ -1,15 +1,14 @@
-"""Any CLIP model with the rows of its vocabulary that some texts use, and back, exactly.
+"""Any CLIP model with only the rows of its vocabulary that some texts use.
 
 Most of a small CLIP model is its token embedding, and training touches few of its 49,408 rows. A
 compact model keeps the rows in use, in their order, so that the end mark stays the largest id and
-id 0 stays the padding. The other rows only decay, by a factor that is known beforehand.
+id 0 stays the padding. The other rows only decay.
 
 The embedded models need none of this: theirs is a vocabulary of its own, see
-`cmp.models.vocabulary`.
+`cmp.embedded.models.vocabulary`.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -42,46 +41,11 @@ def to_compact(tokens: Tensor, used: Tensor) -> Tensor:
     return place
 
 
-def compact_tokenizer(
-    full: Callable[[list[str]], Tensor], used: Tensor
-) -> Callable[[list[str]], Tensor]:
-    """Return a tokenizer of compact ids: the pieces that `full` finds, as positions in `used`."""
-    return lambda texts: to_compact(full(texts), used)
-
-
 def import_weights(state: Mapping[str, Tensor], used: Tensor) -> dict[str, Tensor]:
     """Return the compact form of a state dict, which shares all tensors but the embedding."""
     if EMBEDDING not in state:
         raise CmpError(f"the weights have no {EMBEDDING}: only CLIP's own text tower is supported")
     return {**state, EMBEDDING: state[EMBEDDING][used]}
-
-
-def export_weights(
-    state: Mapping[str, Tensor], used: Tensor, base: Tensor, decay: float = 1.0
-) -> dict[str, Tensor]:
-    """Return the full form of a compact state dict, which shares all tensors but the embedding.
-
-    Args:
-        state: The compact state dict.
-        used: The ids that it has, [n].
-        base: The embedding that training started from, [full vocabulary, width].
-        decay: The factor of its untouched rows, see `untouched_decay`.
-    """
-    full = base * decay
-    full[used] = state[EMBEDDING].to(full)
-    return {**state, EMBEDDING: full}
-
-
-def untouched_decay(rates: Iterable[float], weight_decay: float) -> float:
-    """Return the factor by which AdamW shrinks a row without gradient over some steps.
-
-    Its moments stay zero, so each step multiplies it by 1 - rate * weight_decay and adds nothing.
-
-    Args:
-        rates: The learning rate of each step.
-        weight_decay: AdamW's weight decay.
-    """
-    return math.prod(1 - rate * weight_decay for rate in rates)
 
 
 def shrink(model: nn.Module, used: Tensor) -> nn.Module:

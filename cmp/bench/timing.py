@@ -79,13 +79,12 @@ def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
     return Ratio(float(median), float(low), float(high))
 
 
-def matmul_peak(dtype: torch.dtype, device: str = "cpu", rounds: int = 5) -> float:
+def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
     """Return the FLOP/s of the best of some products of square matrices.
 
     Args:
         dtype: Their type.
         device: Where they are; on a CPU on the threads that torch has.
-        rounds: How many products.
     """
     side = SIDE[device]
     noise = torch.Generator().manual_seed(0)
@@ -96,4 +95,4 @@ def matmul_peak(dtype: torch.dtype, device: str = "cpu", rounds: int = 5) -> flo
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return 2 * side**3 / float(interleaved({"product": product}, rounds)["product"].min())
+    return 2 * side**3 / float(interleaved({"product": product}, 5)["product"].min())

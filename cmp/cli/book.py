@@ -43,6 +43,7 @@ def study(
     Example:
         cmpt study front merging --jobs 2 --publish
     """
+    from cmp import models
     from cmp.experiments import preflight, results, studies, workers
 
     if pause or resume:
@@ -55,7 +56,8 @@ def study(
     if publish and (profile != "cpu" or shard):
         why = f"the book argues from the cpu profile, not from {profile!r}"
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
-    device = device or ("cuda" if profile in config.FOREIGN_MODEL_PROFILES else "cpu")
+    usual = config.parse(config.profile(profile), profile).model.name
+    device = models.default_device(usual, device)
     # a full run takes hours: of a model that is not embedded, the live settings once each
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in map(studies.load_study, chapters):

@@ -12,7 +12,7 @@ from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures,
 from cmp.cli import shared
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, hub, preflight, store, workers
+from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
@@ -46,7 +46,7 @@ def run(
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    device = shared.default_device(run_config.data, device)
+    device = models.default_device(run_config.model.name, device)
     is_foreign = run_config.model.name not in models.family_names()
     if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
         print_config(run_config)
@@ -94,7 +94,7 @@ def resume(
     torch.set_num_threads(threads or recorded_threads(progress))
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
-    if run_config.model.start == "random" and run_config.mixture.pretraining == 1:
+    if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     device = shared.recorded_device(progress.machine, device)
@@ -112,7 +112,7 @@ def resume(
 def evaluate(
     model: str,
     seed: shared.NotNegative = 0,
-    start: Literal["annealed", "unannealed"] = "annealed",
+    start: str = "annealed",
     weights: Path | None = None,
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
@@ -123,16 +123,17 @@ def evaluate(
 
     Args:
         model: Name of an embedded model, or of any model of open_clip.
-        start: Which weights of the base to score: annealed or unannealed.
+        start: Weights to score: annealed or unannealed, of an embedded model; a pretrained tag of
+            open_clip, the path of a file, or random.
         weights: Score this file, of open_clip or of a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
-        device: Device: cpu or cuda. Default: cuda for FoMo-in-Flux, otherwise cpu.
+        device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
     Example:
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    forecast.check_device(device := shared.default_device(data, device))
+    forecast.check_device(device := models.default_device(model, device))
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: there is no such regular file")
     if weights:

@@ -139,6 +139,7 @@ def doctor(
     Example:
         cmpt doctor --profile gpu
     """
+    from cmp import models
     from cmp.cli.runs import read_config
     from cmp.experiments import preflight
 
@@ -146,7 +147,8 @@ def doctor(
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])
-        checks = preflight.check_run(run_config, shared.default_device(run_config.data, device))
+        device = models.default_device(run_config.model.name, device)
+        checks = preflight.check_run(run_config, device)
         typer.echo(preflight.describe_run(run_config)[0])
     for check in checks:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")

@@ -44,7 +44,7 @@ class StoreHeader:
         fingerprint: What the store was made from, see `manifest.store_fingerprint`.
         images_sha256: Hex digest of the pixels.
         table_sha256: Hex digest of the table's content, which runs are known by; it is computed
-            again at each start, since nothing else would notice damage to it.
+            again at each start.
         classes: Class names in the order of labels.
         file_sha256: Hex digest of the table's file, which is not parsed if it is another one:
             damage there can end the process.

@@ -1,4 +1,4 @@
-"""Contact sheets and folders of a dataset's images, and ATTRIBUTION.md."""
+"""Contact sheets of a dataset's images, and the table of ATTRIBUTION.md."""
 
 from pathlib import Path
 
@@ -11,24 +11,23 @@ from cmp.embedded.packed import PackedDataset
 from cmp.files import atomic_file, project_folder, write_atomic
 from cmp.seeds import numpy_generator
 
-SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 8, 4, 12, 4
+SHEET_COUNT, SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 64, 8, 4, 12, 4
 TABLE_HEAD = "|---|---|---|---|\n"
 """What stands between the text of ATTRIBUTION.md and the rows of its table."""
 
 
-def contact_sheet(packed: PackedDataset, path: Path, count: int = 64) -> None:
+def contact_sheet(packed: PackedDataset, path: Path) -> None:
     """Write random images of a dataset with their labels, four times enlarged over white.
 
     Args:
         packed: The dataset.
         path: A PNG file.
-        count: How many images.
 
     Raises:
         CmpError: If the file cannot be written.
     """
     size = len(packed.table)
-    rows = np.sort(numpy_generator("sheet", 0, packed.dataset.name).permutation(size)[:count])
+    rows = np.sort(numpy_generator("sheet", 0, packed.dataset.name).permutation(size)[:SHEET_COUNT])
     side = IMAGE_SIZE * SHEET_ZOOM
     width, height = side + SHEET_GAP, side + LABEL_HEIGHT + SHEET_GAP
     lines = -(-len(rows) // SHEET_COLUMNS)

@@ -107,11 +107,7 @@ def fit_front(
     Raises:
         CmpError: There are too few peaks, they are too far apart, or A_KA rises nowhere.
     """
-    if len(peaks) < least or np.max(peaks[1:] / peaks[:-1]) > MAX_RATIO:
-        raise CmpError(
-            f"front: peaks {', '.join(f'{peak:g}' for peak in peaks)}: at least {least} are "
-            f"needed, neighbours at most a factor of {MAX_RATIO:.1f} apart"
-        )
+    check_peaks(peaks, least)
     last = count or int(np.argmax(accumulation)) + 1
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
@@ -121,6 +117,15 @@ def fit_front(
     if len(rising) < 2:
         raise CmpError("front: A_KA does not rise with the peak: lower peaks are needed")
     return Front(rising, -falling)
+
+
+def check_peaks(peaks: np.ndarray, least: int) -> None:
+    """Raise `CmpError` unless peaks, rising, [n], are enough for a front and close enough."""
+    if len(peaks) < least or np.max(peaks[1:] / peaks[:-1]) > MAX_RATIO:
+        raise CmpError(
+            f"front: peaks {', '.join(f'{peak:g}' for peak in peaks)}: at least {least} are "
+            f"needed, neighbours at most a factor of {MAX_RATIO:.1f} apart"
+        )
 
 
 def _merge_ties(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -139,32 +139,25 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
     except CmpError:
-        return "no gain, as its A_KA lies outside that network's front", None
+        return "its gain cannot be formed, as its A_KA lies outside that network's front", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
     sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
     return f"{found.value:+.1f} points of A_ZS at equal A_KA ({counted})", sign
 
 
-def guideline_box(name: str, judged: pd.DataFrame | None = None) -> dict[str, str]:
-    """Return the rows of a guideline's box: `ROWS` -> text.
-
-    Args:
-        name: The guideline.
-        judged: The verdicts; those of the book where None.
-    """
+def guideline_box(name: str) -> dict[str, str]:
+    """Return the rows of a guideline's box: `ROWS` -> text."""
     guideline = load_guidelines()[name]
-    if judged is None and verdicts.CLAIMS.exists():
-        judged = judged_claims()
     measured = Measured((NOT_HERE,), (), False)
-    if judged is not None:
-        measured = measure_guideline(guideline, judged)
+    if verdicts.CLAIMS.exists():
+        measured = measure_guideline(guideline, judged_claims())
     follows_paper = guideline.follows == "paper" or measured.disagrees
     why = " The advice follows the paper, whose evidence is at scale." * follows_paper
     texts: tuple[Any, ...] = (
         f"{guideline.paper} ({guideline.scale})",
         " ".join(measured.sentences),
-        " ".join(measured.networks) or "Not tried.",
+        " ".join(measured.networks) or "Not tried for these claims.",
         f"{guideline.advice}{why} Still open: {guideline.open}",
     )
     return dict(zip(ROWS, texts, strict=True))

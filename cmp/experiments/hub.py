@@ -13,10 +13,12 @@ import pandas as pd
 
 from cmp import models
 from cmp.data import Corpus
+from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.readers.files import atomic_folder, read_yaml
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+CARD_FILE = "README.md"
 CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 """The card with places for values, in Markdown."""
 
@@ -27,11 +29,14 @@ def write_hub_folder(run: store.StoredRun, corpus: Corpus, folder: Path) -> None
     Args:
         run: A run whose weights were kept.
         corpus: Its data, for their licences.
-        folder: The folder; one that is there is replaced.
+        folder: The folder; one that holds nothing but these three files is replaced.
 
     Raises:
-        CmpError: The weights were not kept, or the disk refuses.
+        CmpError: The folder holds other files, the weights were not kept, or the disk refuses.
     """
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := held - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}:
+        raise CmpError(f"{folder}: holds {min(others)!r}, which would be lost; name a new folder")
     model = store.final_model(run)
     about = {
         "model_cfg": open_clip.get_model_config(run.config.model.name),
@@ -41,7 +46,7 @@ def write_hub_folder(run: store.StoredRun, corpus: Corpus, folder: Path) -> None
         models.export_weights(model, partial / WEIGHTS_FILE)
         (partial / CONFIG_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         card = model_card(run, corpus, folder.name)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:

@@ -27,6 +27,7 @@ FLUSH_SECONDS = 5.0
 """Steps are noted without waiting for the device; this often it is waited for, and they are
 written."""
 BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 40
 
 
 def log_path(run_id: str) -> Path:
@@ -48,10 +49,10 @@ def read_log(run_id: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sparkline(values: pd.Series, width: int = 40) -> str:
+def sparkline(values: pd.Series) -> str:
     """Return the course of some numbers as a line of bars, each the mean of a part of them."""
     known = values.dropna()
-    parts = known.groupby(pd.RangeIndex(len(known)) * width // max(len(known), width)).mean()
+    parts = known.groupby(pd.RangeIndex(len(known)) * WIDTH // max(len(known), WIDTH)).mean()
     low, span = parts.min(), (parts.max() - parts.min()) or 1.0
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in parts)
 

@@ -65,6 +65,14 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
     return config.parse(tree, f"pretraining of {name}")
 
 
+def is_pretraining(run_config: config.RunConfig) -> bool:
+    """Return whether a run makes a base: all but its length and schedule is as in the recipe."""
+    name, seed = run_config.model.name, run_config.seeds.init
+    usual = name in models.family_names() and pretraining_config(name, seed)
+    parts = ("data", "model", "stream", "mixture", "method", "merging", "seeds")
+    return usual and all(getattr(run_config, part) == getattr(usual, part) for part in parts)
+
+
 def pretrain(
     run_config: config.RunConfig, corpus: Corpus, folder: Path, observer: Observer
 ) -> dict[str, Card]:

@@ -19,7 +19,7 @@ from cmp.runner import Observer, execute
 
 
 def run(
-    profile: str = "quick", device: str = "cpu", progress: bool = True, **settings: Any
+    profile: str = "quick", device: str | None = None, progress: bool = True, **settings: Any
 ) -> store.StoredRun:
     """Take a model through a stream of updates: train, evaluate, store.
 
@@ -27,7 +27,7 @@ def run(
 
     Args:
         profile: "quick", "cpu" or "gpu".
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
         progress: Whether a progress bar is shown.
         **settings: Sections of the config, as a dict or by the name of their option, or single
             keys: `method="lora"`, `schedule={"name": "wsd", "peak": 0.01}`, `peak=0.01`, `seed=1`.
@@ -44,6 +44,7 @@ def run(
         ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
+    device = models.default_device(run_config.model.name, device)
     store.fetch_start(run_config)
     is_stored = store.is_stored(store.run_id_of(run_config))
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
@@ -55,18 +56,13 @@ def run(
         return workers.run_one(run_config, observer, device)
 
 
-NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
-NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
-"""The key of a section that a text stands for in `from_keywords`."""
-
-
 def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
     """Return a config from a profile and keyword settings, as `cmp.run` takes them.
 
     Args:
         profile_name: The profile.
-        settings: Sections as dicts, or as the text of their `NAMING_KEYS`; single keys whose name
-            no two sections share; `seed`, `recipe` and `data`.
+        settings: Sections as dicts, or as the text of their `cmp.config.NAMING_KEYS`; single keys
+            whose name no two sections share; `seed`, `recipe` and `data`.
 
     Raises:
         CmpError: A key is unknown, or several sections have it.
@@ -79,8 +75,8 @@ def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
             tree[key] = value
         elif isinstance(value, Mapping):
             tree = config.overlay(tree, {key: dict(value)})
-        elif key in NAMING_KEYS:
-            tree = config.overlay(tree, {key: {NAMING_KEYS[key]: value}})
+        elif key in config.NAMING_KEYS:
+            tree = config.overlay(tree, {key: {config.NAMING_KEYS[key]: value}})
         elif key != "recipe":
             full = [name for name in config.defaults() if name.rpartition(".")[2] == key]
             if len(full) > 1:

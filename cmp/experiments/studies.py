@@ -84,7 +84,7 @@ class Study:
 
         Args:
             profile: A profile's name; one with a model of its own leaves out settings that name an
-                embedded model, and translates the others, see `cmp.translate_changes`.
+                embedded model, and translates the others, see `translate_changes`.
             replicates: Replicates of every setting, in place of the grid's numbers.
             live_only: Whether to return the live settings only.
         """

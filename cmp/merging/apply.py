@@ -65,7 +65,8 @@ def merge(
         options: The rule's settings, in place of keywords.
         out: Tensors to write the result into, not shared with the arguments.
         finite: Whether all entries are known to be finite; they are checked otherwise.
-        **settings: `weights`, `draw`, and keys of `cmp.config.Merging` that the rule reads.
+        **settings: `weights`, `draw`, and those of `cmp.merging.rules.MERGE_SETTINGS` that the
+            rule reads, such as `density`.
 
     Returns:
         New tensors by name, of the newest model's types; the arguments are not changed.
@@ -96,11 +97,17 @@ def parse_options(
         rule: A registered rule.
         weights: One per model, newest first; equal ones where None.
         draw: Seed and counters of rules that draw at random.
-        **settings: Keys of `cmp.config.Merging` that the rule reads.
+        **settings: Those of `cmp.merging.rules.MERGE_SETTINGS` that the rule reads.
 
     Raises:
         CmpError: A value is impossible, or the rule does not read the key.
     """
+    read = get_option("merge_rule", rule).settings
+    known = [*["weights"] * ("weight" in read), *filter(read.__contains__, rules.MERGE_SETTINGS)]
+    if unread := [key for key in settings if key not in known]:
+        advice = "; give weights=(0.9, 0.1): one per model, newest first" * ("weight" in read)
+        takes = ", ".join(known) or "no settings"
+        raise CmpError(f"merge: {rule!r} takes {takes}, not {unread[0]!r}{advice}")
     section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
     return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
 
@@ -129,8 +136,8 @@ def check_mergeable(
         expected = f"exactly {wanted}" if wanted else "at least 1"
         raise CmpError(f"{rule.name}: {len(models)} models given; it merges {expected}")
     if (base is None) == rule.facts["base"]:
-        wants = "needs a base, the weights before the stream" if base is None else "takes no base"
-        raise CmpError(f"{rule.name}: {wants}")
+        wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
+        raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base'}")
     check_merge_weights(rule, len(models), options.weights if options else None)
     everything = [*models, *([] if base is None else [base])]
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]

@@ -49,11 +49,11 @@ class MergeOptions:
     """
 
     weights: tuple[float, ...] | None = None
-    scale: float | None = None
-    density: float = 0.3
-    outliers: float = 0.01
-    alpha: float = 0.5
-    beta: float = 0.5
+    scale: float | None = Merging.scale
+    density: float = Merging.density
+    outliers: float = Merging.outliers
+    alpha: float = Merging.alpha
+    beta: float = Merging.beta
     draw: Draw = (0,)
 
     def weights_of(self, count: int) -> list[float]:

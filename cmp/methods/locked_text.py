@@ -6,6 +6,7 @@ from cmp.training import TrainState
 
 @register("method", "locked-text")
 def prepare(state: TrainState) -> None:
-    """Freeze everything but the image tower."""
-    state.model.requires_grad_(False)
-    state.model.visual.requires_grad_(True)
+    """Freeze everything but the image tower, of which what the user froze stays frozen."""
+    for name, parameter in state.model.named_parameters():
+        if not name.startswith("visual."):
+            parameter.requires_grad_(False)

@@ -15,7 +15,7 @@ from cmp.errors import CmpError
 from cmp.readers import fomo, images, tables, tars
 from cmp.readers.files import explain_errors
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
-from cmp.readers.manifest import FileSet, load_manifests, manifest_folders
+from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
 READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "folder": tables.read_folder,
@@ -61,8 +61,7 @@ def load_folder(source: str) -> Corpus:
     Raises:
         CmpError: If anything of it cannot be used, see `load_collection`.
     """
-    folders = [manifests for manifests, _ in manifest_folders(source)]
-    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    paths = [path for path, _ in manifest_files(source)]
     return _load_folder(source, tuple((path, path.stat().st_mtime_ns) for path in paths))
 
 

@@ -23,6 +23,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from cmp.config import Preprocessing
 from cmp.data import IMAGE_SIZE, usable_cores
+from cmp.errors import CmpError
 from cmp.files import build_folder, write_atomic
 from cmp.readers.files import ReadImage, explain_errors, parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex
@@ -43,7 +44,6 @@ MAX_RATIO = 16
 CHECK_BLOCK = 64
 """Images that are checked at a time."""
 
-assert not ImageFile.LOAD_TRUNCATED_IMAGES
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
 
 
@@ -57,7 +57,10 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
 
     Raises:
         DecompressionBombError: If it has more than `MAX_PIXELS` pixels.
+        CmpError: Pillow is told to take damaged images for whole ones.
     """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise CmpError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides damage; set it to False")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
-from cmp.files import build_folder
+from cmp.files import build_folder, first_fault
 from cmp.readers.files import read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
@@ -33,7 +33,7 @@ STATISTICS = MANIFESTS / "traits"
 
 SPLIT_SHARES: dict[str, dict[str, float]] = {
     "pool": {"train": 1.0}, "substitute": {"train": 1.0},
-    "eval": {"test": 1.0}, "transfer": {"test": 1.0},
+    "eval": {"validation": 0.2, "test": 0.8}, "transfer": {"test": 1.0},
     "adapt": {"train": 0.7, "validation": 0.1, "test": 0.2},
 }  # fmt: skip
 """Role -> the splits that its sets may have, and their shares where the files do not say."""
@@ -254,15 +254,29 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
         CmpError: If there is no manifest, if one is faulty, or if two sets have the same name.
     """
     located: dict[str, tuple[FileSet, Path]] = {}
-    for manifests, data in manifest_folders(source):
-        for path in sorted(manifests.glob("*.yaml")):
-            dataset = read_manifest(path, FileSet)
-            if dataset.name in located:
-                raise CmpError(f"{path}: name: {dataset.name!r} is the name of another set, too")
-            located[dataset.name] = (dataset, data)
+    for path, data in manifest_files(source):
+        dataset = read_manifest(path, FileSet)
+        if dataset.name in located:
+            raise CmpError(f"{path}: name: {dataset.name!r} is the name of another set, too")
+        located[dataset.name] = (dataset, data)
     if not located:
         raise CmpError(f"{source}: no manifests (*.yaml); `cmpt data init {source}` writes one")
     return list(located.values())
+
+
+def manifest_files(source: str) -> list[tuple[Path, Path]]:
+    """Return the manifests of a collection, each with the folder that its paths start from.
+
+    They lie in the collection's folder or, where it has none, each in the folder of its own data.
+
+    Args:
+        source: See `manifest_folders`.
+    """
+    files = []
+    for folder, data in manifest_folders(source):
+        paths = [(path, data) for path in sorted(folder.glob("*.yaml"))]
+        files += paths or [(path, path.parent) for path in sorted(folder.glob("*/*.yaml"))]
+    return files
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -284,7 +298,6 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
     try:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
-        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-        fault = faults[0]  # a misspelt key first, then the one that is missing for it
-        key = ".".join(map(str, fault["loc"])) or "(whole file)"
-        raise CmpError(f"{path}: {key}: {fault['msg']} (found {fault['input']!r:.80})") from error
+        key, fault = first_fault(error)
+        what = f"{key or '(whole file)'}: {fault['msg']}"
+        raise CmpError(f"{path}: {what} (found {fault['input']!r:.80})") from error

@@ -78,7 +78,7 @@ def plot_allowed_steps(table: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    columns = {"GMAFs": "Memory-adjusted GFLOPs of a step", "steps": "Steps per task"}
+    columns = {"GMAFs": "Memory-adjusted GFLOPs of a step", "steps": "Steps per update"}
     with style.canvas(11, 1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
         for axes, colour, column in zip(panels, style.COLOURS, columns, strict=False):
             bars = axes.barh(table.index, table[column], color=colour)
@@ -187,7 +187,7 @@ def plot_spread(spread: pd.DataFrame) -> Figure:
         The figure.
     """
     last = spread.index[-1]
-    with style.canvas(9, 4.2, "Grey: the middle half of the stream, the way.") as (figure, axes):
+    with style.canvas(9, 4.2, "Grey: the middle half of the stream.") as (figure, axes):
         axes.axvspan(0.25 * last, 0.75 * last, color="0.93", zorder=0)
         for place, (name, colour) in enumerate(style.palette(spread.columns).items()):
             if name in spread:

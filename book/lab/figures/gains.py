@@ -64,11 +64,13 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
+    table = table.reset_index(drop=True)
     known = table.dropna(subset="gain")
     note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
-    for reason in (fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED):
-        names = table.loc[table["reason"].str.contains(reason), "setting"]
-        note += f" {reason.capitalize()}: {', '.join(names)}." if len(names) else ""
+    groups = [fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED]
+    reason = table["reason"].map(lambda said: next((part for part in groups if part in said), said))
+    for words, rows in table[reason != ""].groupby(reason, sort=False):
+        note += f" {words.capitalize()}: {', '.join(rows['setting'])}."
     with style.canvas(10, 1.4 + 0.36 * len(known), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
@@ -78,7 +80,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
             look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
             axes.errorbar(row.gain, place, xerr=half, xlolims=row.is_bound, **look)
-            words = f"{style.signed(row.gain)}  (n = {row.n})"
+            words = f"{'at least ' * row.is_bound}{style.signed(row.gain)}  (n = {row.n})"
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
             axes.text(1.01, place, words, color=colour, **beside)
         axes.set_yticks(range(len(known)), known["setting"])

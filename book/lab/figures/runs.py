@@ -33,6 +33,8 @@ from lab.figures import style
 IDEA = chapters.BOOK / "idea.svg"
 HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
+MIN_SPAN = 5.0
+"""Points that an axis with a reader's runs shows at least."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
@@ -160,6 +162,10 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
             labels.append((*place, words, style.bold("0.1")))
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.margins(0.15)
+        for axis in (axes.xaxis, axes.yaxis):  # small differences shall look small
+            low, high = axis.get_view_interval()
+            wider = max(0.0, MIN_SPAN - (high - low)) / 2
+            axis.set_view_interval(low - wider, high + wider, ignore=True)
         style.label_points(axes, labels)
     return figure
 
@@ -254,7 +260,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    figure = plot_plane(scores.study_trajectory("recipe"))
+    figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"))
     figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
     figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
