@@ -293,7 +293,9 @@ def setting_scores(study: str, setting: str) -> pd.DataFrame:
     raise NotComputed(f"{setting!r} of study {study} is not published yet")
 
 
-def gain_of(study: str, setting: str, front: FrontOf, names: str = "all") -> fronts.Gain:
+def gain_of(
+    study: str, setting: str, front: FrontOf, names: str = "all", less: float = 0.0
+) -> fronts.Gain:
     """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
 
     Args:
@@ -301,12 +303,15 @@ def gain_of(study: str, setting: str, front: FrontOf, names: str = "all") -> fro
         setting: The setting.
         front: The front.
         names: Whose A_ZS counts, see `Claim`.
+        less: Points of A_KA that the setting gives away, so that it is compared where the front is
+            less steep.
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
         CmpError: The front says nothing of the setting.
     """
     own = _by_names(setting_scores(study, setting), names)
+    own["A_KA"] -= less
     peaks, tables = {}, {}
     for each in front.settings:
         scores = setting_scores(front.study, each)
