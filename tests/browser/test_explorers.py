@@ -212,17 +212,22 @@ def beside_last_cell(watched):
     return explorer
 
 
-def test_a_busy_kernel_is_said_and_a_run_can_be_cancelled(served):
+def test_beside_a_busy_cell_a_run_begins_or_waits_and_can_be_cancelled(served):
     with lab.opened(*served, "busy.ipynb") as watched:
         explorer = beside_last_cell(watched)
         explorer.run()
-        explorer.shows("kernel busy or gone: queued", 12)
+        explorer.shows(re.compile("queued|starting|step|done"), 12)
         before = explorer.said.text_content()
         explorer.press("infinite")  # what needs no kernel goes on
         expect(explorer.said).not_to_have_text(before, timeout=1000)
+        if "queued" not in explorer.runs.text_content():
+            explorer.shows("done", SECONDS)  # the kernel answers beside a busy cell, by a subshell
+            return
         explorer.runs.get_by_role("button", name="Cancel").click()
         explorer.shows("cancelled", 12)
-        expect(watched.page.get_by_text(re.compile("awake$"))).to_be_visible(timeout=1000 * SECONDS)
+        expect(watched.page.get_by_text(re.compile(r"begun\s+awake"))).to_be_visible(
+            timeout=1000 * SECONDS
+        )
         watched.page.wait_for_timeout(2000)
         assert explorer.runs.locator(".run", has_text="cancelled").count() == 1
     assert watched.elsewhere == []
