@@ -447,24 +447,28 @@ function runner(kernel, changed) {
   };
 }
 
+// A run's row stays the same element: a click on what is replaced while the button is down is lost.
 function runRow(run, runs, colour) {
   const words = `${run.label} (${run.profile}): ${run.state}`;
-  const bar = element("progress", { max: 1, value: run.progress, "aria-label": words });
-  const stop = element(
-    "button",
-    { type: "button", onclick: () => (run.over ? runs.forget(run) : runs.stop(run)) },
-    run.over ? "Remove" : run.heard ? "Stop" : "Cancel",
-  );
-  const row = element(
+  run.row ??= element(
     "div",
     { class: "run" },
-    element("span", { class: "swatch", style: `background:${colour}` }),
-    element("span", {}, words),
-    bar,
-    stop,
+    element("span", { class: "swatch" }),
+    element("span"),
+    element("progress", { max: 1 }),
+    element("button", { type: "button", onclick: () => (run.over ? runs.forget(run) : runs.stop(run)) }),
+    element("code", { hidden: true }),
   );
-  if (run.command) row.append(element("code", {}, run.command));
-  return row;
+  const [swatch, said, bar, stop, command] = run.row.children;
+  swatch.style.background = colour;
+  if (said.textContent !== words) said.textContent = words;
+  bar.value = run.progress;
+  bar.setAttribute("aria-label", words);
+  const verb = run.over ? "Remove" : run.heard ? "Stop" : "Cancel";
+  if (stop.textContent !== verb) stop.textContent = verb;
+  command.hidden = !run.command;
+  command.textContent = run.command ?? "";
+  return run.row;
 }
 
 // The frame of an explorer. The explorer gives `fields(state)`, `picture(place, state, change)` and
@@ -680,7 +684,9 @@ export function workbench(
         : " No prediction: no stored run is near.";
     place.said.textContent = about.sentence + ends;
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
-    list.replaceChildren(...runs.all().map((run) => runRow(run, runs, colour(run.label))));
+    const rows = runs.all().map((run) => runRow(run, runs, colour(run.label)));
+    if (rows.length !== list.children.length || rows.some((row, n) => row !== list.children[n]))
+      list.replaceChildren(...rows);
     drawPins();
     draw.away({
       profile: "cpu",
