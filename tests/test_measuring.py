@@ -3,6 +3,7 @@
 import forked
 import numpy as np
 import pandas as pd
+import pool_statistics
 import pytest
 import torch
 
@@ -33,7 +34,7 @@ def test_the_shipped_tables_are_those_of_base_zero(base, measured):
     )
     assert (measured["year"] == 2010).all()
     corpus = forked.small_corpus()
-    images = statistics.measure_pool(base, "small", corpus)
+    images = pool_statistics.measure_pool(base, "small", corpus)
     pools = ("pool-shapes", "substitute-icons")
     rows = np.flatnonzero(corpus.table["dataset"].isin(pools))
     assert len(images) == len(rows)
@@ -86,11 +87,11 @@ def test_clusters_find_what_is_apart():
     centres = np.random.default_rng(0).standard_normal((8, 16)) * 20
     truth = np.repeat(np.arange(8), 40)
     points = centres[truth] + np.random.default_rng(1).standard_normal((320, 16))
-    found = statistics.cluster_features(points)
+    found = pool_statistics.cluster_features(points)
     assert len(found) == 320
     for cluster in np.unique(found):
         assert len(set(truth[found == cluster])) == 1
-    assert (found == statistics.cluster_features(points)).all()
+    assert (found == pool_statistics.cluster_features(points)).all()
 
 
 def test_orders_of_the_benchmark_go_by_what_was_measured(corpus):
