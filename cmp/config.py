@@ -584,8 +584,8 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         key, fault = first_fault(error)
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
-            whole = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
-            near = difflib.get_close_matches((whole or [key])[0], defaults(), n=1)
+            dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
+            near = difflib.get_close_matches((dotted or [key])[0], defaults(), n=1)
             message = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         elif fault["type"] != "value_error":  # which names the keys and their values itself
             message += f" (found {fault['input']!r:.80})"

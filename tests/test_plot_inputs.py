@@ -92,7 +92,7 @@ def test_learning_rates():
 
 
 def test_schedules_are_drawn_on_the_same_axes():
-    figure = figures.plot_schedules(tasks=2, steps=10)
+    figure = figures.plot_schedules()
     drawn = {axes.get_title(): axes for axes in figure.axes if axes.lines}
     assert {"cosine", "cosine, meta cosine", "rsqrt, meta rsqrt"} <= drawn.keys()
     assert len({axes.get_ylim() for axes in drawn.values()}) == 1

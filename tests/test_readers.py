@@ -533,8 +533,8 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
             f"{{name: {name}, title: Ours, role: {role}, prompt: 'a {{}}', licence: ours, "
             "reader: {kind: folder, path: .}}"
         )
-    found = {each.name: root for each, root in load_manifests(str(tmp_path))}
-    assert found == {name: tmp_path / name for name in ("updates", "kept")}
+    roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
+    assert roots == {name: tmp_path / name for name in ("updates", "kept")}
     (tmp_path / "all.yaml").write_text((tmp_path / "kept" / "manifest.yaml").read_text())
     [(only, root)] = load_manifests(str(tmp_path))  # one of its own: no others
     assert (only.name, root) == ("kept", tmp_path)

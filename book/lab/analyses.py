@@ -391,7 +391,21 @@ def retraining_costs() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-DOMAINS: dict[str, list[str]] = read_yaml(chapters.BOOK / "domains.yaml")
+DOMAINS = {
+    "photographs": ("natural", "adversarial, natural"),
+    "fine-grained photographs": ("finegrained, natural", "finegrained, object"),
+    "small photographs, digits": ("natural, low-res", "b&w, low-res"),
+    "sketches, paintings, diagrams": (
+        "sketch", "paintings", "diagrams", "illustrations", "renditions (sketch, paintings)",
+    ),
+    "satellite images": ("remote sensing",),
+    "rendered scenes": ("synthetic",),
+    "images from a generator": ("generative",),
+    "traffic signs": ("traffic signs", "finegrained, traffic signs"),
+    "medical images": ("medical",),
+    "industrial parts": ("high-resolution, industrial",),
+    "textures": ("textural",),
+}  # fmt: skip
 """Domain -> what the manifests of FoMo-in-Flux say of the images."""
 
 

@@ -156,8 +156,8 @@ def draw_still(
     if table is not None:
         data = json.dumps(table).replace("</", "<\\/")  # which would end the script
         text += f'<script type="application/json">{data}</script>'
-    found = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
-    place = f'<div class="answering"{found}>{text}</div>'
+    attributes = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
+    place = f'<div class="answering"{attributes}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 

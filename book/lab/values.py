@@ -129,8 +129,8 @@ def _value(kind: str, what: str) -> str:
     if kind == "peak":
         return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
     planned = planned_streams(*_place(what))
-    found = estimate_mean(_measure(table, kind), table["base"], planned, verdicts.claims_level())
-    return found.in_words("")
+    estimate = estimate_mean(_measure(table, kind), table["base"], planned, verdicts.claims_level())
+    return estimate.in_words("")
 
 
 def difference(what: str) -> str:
@@ -170,10 +170,10 @@ def before(what: str) -> str:
     verdicts.setting_scores(*_place(place))  # raises for a name that there is not
     study, setting = _place(place)
     start = study_trajectory(study).query("task == 0")
-    found = setting_estimates(start, setting, verdicts.claims_level())
-    if measure not in found:
-        raise CmpError(f"no measure {measure!r}; there are {', '.join(found)}")
-    return found[measure].in_words("")
+    estimates = setting_estimates(start, setting, verdicts.claims_level())
+    if measure not in estimates:
+        raise CmpError(f"no measure {measure!r}; there are {', '.join(estimates)}")
+    return estimates[measure].in_words("")
 
 
 def _place(what: str) -> tuple[str, str]:

@@ -18,7 +18,6 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
 
 Positive = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
@@ -31,10 +30,30 @@ OptionalArguments = Annotated[list[str] | None, typer.Argument()]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 OutFile = Annotated[Path, typer.Option("--out", "-o")]
 
-_TEXTS = parse_yaml(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
-DESCRIPTIONS: dict[str, str] = _TEXTS["descriptions"]
+DESCRIPTIONS = {
+    "settings": "Config keys to change, such as schedule.peak=0.0005.",
+    "run_id": "Id of a run, or its first digits.",
+    "threads": "Number of torch threads. Another number changes the last bits of results.",
+    "device": "Device: cpu or cuda. Each of several processes takes one card. Default: cpu for "
+    "embedded models, otherwise cuda.",
+    "micro_batch": "Samples to process at a time, if a whole batch exceeds the memory. "
+    "Default: the whole batch.",
+    "checkpoint_activations": "Recompute activations: less memory, about a third more time.",
+    "compile": "Compile both towers with torch, on a card. The first steps take about a minute.",
+    "keep_weights": "Store the final weights also of an embedded model, for `cmpt export`.",
+    "dry_run": "Print the plan without computing anything.",
+    "seed": "Number of the base model.",
+    "data": "Source of the data: embedded, fomo, or a folder of manifests.",
+}
 """Help of parameters that several commands have; a command's docstring may say otherwise."""
-ROLE_NAMES: dict[str, str] = _TEXTS["roles"]
+
+ROLE_NAMES = {
+    "pool": "pretraining pool",
+    "substitute": "stand-in for the pool",
+    "adapt": "adaptation (A_KA)",
+    "eval": "retention (A_ZS)",
+    "transfer": "transfer (reported apart)",
+}
 """What tables call the roles of datasets, in their order."""
 
 

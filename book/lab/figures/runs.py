@@ -379,21 +379,16 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def plot_schedules(tasks: int = 8, steps: int = 40) -> Figure:
-    """The curves and meta schedules of chapter 04 over a stream.
-
-    Args:
-        tasks: Tasks of the stream.
-        steps: Steps per task.
+def plot_schedules() -> Figure:
+    """The curves and meta schedules of chapter 04, over eight updates of 40 steps.
 
     Returns:
         The figure.
     """
-    rows, columns = 2, len(SCHEDULES) // 2
-    grid = {"nrows": rows, "ncols": columns, "sharex": True, "sharey": True}
-    with style.canvas(12, 2.2 * rows, "Shaded: mean of each update", **grid) as (figure, axes):
+    grid = {"nrows": 2, "ncols": 3, "sharex": True, "sharey": True}
+    with style.canvas(12, 4.4, "Shaded: mean of each update", **grid) as (figure, axes):
         for panel, (name, meta) in zip(axes.flat, SCHEDULES, strict=True):
-            rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks, steps)
+            rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks=8, steps=40)
             _draw_rates(panel, rates, style.COLOURS[0])
             panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:
