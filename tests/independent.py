@@ -172,7 +172,7 @@ def settings_of(term: dict) -> list[str]:
 def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: float):
     measure, names = claim["measure"], claim.get("names", "all")
     scope, study = ("full" if names == "all" else names), studies[claim["study"]]
-    estimate, bases, is_bound = 0.0, {}, False
+    estimate, bases, ends = 0.0, {}, set()
     for term, spec in zip(claim["terms"], fronts, strict=True):
         settings, times = settings_of(term), term.get("times", 1.0)
         replicates = study.replicates(settings[0])
@@ -180,9 +180,7 @@ def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: fl
         numbers = sorted(set(base_of.values()))
         if measure == "gain":
             whole, own, beyond = gains(study, settings[0], studies[spec["study"]], spec, scope)
-            if beyond and times < 0:  # less than a lower bound says nothing
-                raise OutsideError
-            is_bound |= beyond
+            ends.add(math.copysign(beyond, times))
             estimate += times * whole
         else:
             values = {}
@@ -202,14 +200,18 @@ def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: fl
             own = {b: mean(x for r, x in values.items() if base_of[r] == b) for b in numbers}
             estimate += times * mean(values.values())
         bases = {b: bases.get(b, 0.0) + times * x for b, x in own.items()}
-    return interval(estimate, list(bases.values()), tail, is_bound)
+    if {1.0, -1.0} <= ends:  # a lower bound less another says nothing
+        raise OutsideError
+    return interval(estimate, list(bases.values()), tail, sum(ends))
 
 
-def interval(estimate: float, bases: list[float], tail: float, is_bound: bool):
-    """(estimate, low, high, reading), by a t-interval over bases."""
+def interval(estimate: float, bases: list[float], tail: float, end: float):
+    """(estimate, low, high, reading), by a t-interval over bases; with no upper end where `end` is
+    1, and no lower one where it is -1."""
     half = student.isf(tail, len(bases) - 1) * deviation(bases) / math.sqrt(len(bases))
     low, high = estimate - half, estimate + half
-    return estimate, low, high, reading(low, math.inf if is_bound else high)
+    read = reading(-math.inf if end < 0 else low, math.inf if end > 0 else high)
+    return estimate, low, high, read
 
 
 def reading(low: float, high: float) -> str:

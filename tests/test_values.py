@@ -48,6 +48,9 @@ def test_values_are_those_of_the_published_runs(published):
     front = verdicts.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
     assert values.fill_values("{{gain merging/EMA}}").startswith(f"{gain:+.1f} (")
+    less = verdicts.gain_of("merging", "EMA", front, less=1.0).values.mean()
+    assert less < gain
+    assert values.fill_values("{{gain_less merging/EMA}}").startswith(f"{less:+.1f} (")
     same = values.fill_values("{{difference A_ZS merging/EMA - merging/EMA}}")
     assert same == "+0.0 (0.0 to 0.0)"
 

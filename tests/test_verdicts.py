@@ -52,6 +52,8 @@ CLAIMS = [
     CLAIM | {"name": "end", "terms": [{"of": "end"}]},
     CLAIM | {"name": "minus a bound",
              "terms": [{"of": "above"}, {"of": "beyond", "times": -1.0}]},
+    CLAIM | {"name": "two bounds",
+             "terms": [{"of": "end"}, {"of": "beyond", "times": -1.0}]},
     CLAIM | {"name": "partial", "study": "partial"},
     CLAIM | {"name": "later", "study": "later"},
 ]  # fmt: skip
@@ -100,6 +102,14 @@ def test_intervals_are_read_in_one_order():
     assert {case: verdicts.read_interval(*case) for case in cases} == cases
 
 
+def test_a_small_effect_of_the_sign_that_was_claimed_contradicts_nothing():
+    same = verdicts.SAME
+    assert verdicts._agrees(same, "above 0", 0.1, 0.9) == ""
+    assert verdicts._agrees(same, "below 0", 0.1, 0.9) == "no"
+    assert verdicts._agrees(same, "no difference", 0.1, 0.9) == "yes"
+    assert verdicts._agrees(same, "above 0", -0.3, 0.9) == "no"
+
+
 @given(st.floats(-5, 5), st.floats(0, 5))
 def test_another_hand_reads_them_alike_and_signs_mirror(centre, half):
     low, high = centre - half, centre + half
@@ -119,15 +129,17 @@ def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
     assert readings["spread"] == "helps"
     assert readings["lacking"] == "hurts"
     assert found.loc["on", "estimate"] == pytest.approx(0, abs=0.6)
-    assert found.loc["beyond", "is_bound"]
+    assert found.loc["beyond", "bound"] == 1
     assert "at least" in found.loc["beyond", "sentence"]
     assert "below the front" in found.loc["low", "sentence"]
     assert found.loc["spread", "estimate"] == pytest.approx(5, abs=0.7)
     assert found.loc["above", "agrees"] == "yes"
     assert (found["level"] == 1 - 0.05 / len(CLAIMS)).all()
-    assert found.loc["end", "is_bound"]
-    assert readings["minus a bound"] == verdicts.NOT_COVERED
-    assert "is a lower bound, which cannot be subtracted" in found.loc["minus a bound", "sentence"]
+    assert found.loc["end", "bound"] == 1
+    assert found.loc["minus a bound", "bound"] == -1
+    assert "at most" in found.loc["minus a bound", "sentence"]
+    assert readings["two bounds"] == verdicts.NOT_COVERED
+    assert "another such is subtracted" in found.loc["two bounds", "sentence"]
     assert readings["partial"] == readings["later"] == verdicts.NOT_COMPUTED
     again = independent.verdicts(folder / "claims.yaml", folder / "results")
     assert again.keys() == set(found.index)
@@ -234,6 +246,13 @@ def test_claims_on_one_front_err_together(load):
     assert -1 <= table.loc["above", "on"] <= 1
 
 
+def test_a_class_is_one_concept_in_however_many_drawings(corpus):
+    questions = evaluation.list_questions(corpus).assign(concept=verdicts.concepts_of("embedded"))
+    by_dataset = questions.groupby("dataset")["concept"].nunique()
+    assert (by_dataset["new-digits"], by_dataset["new-counts"], by_dataset["icons"]) == (10, 8, 30)
+    assert (questions.groupby("group")["concept"].nunique() == 1).all()
+
+
 def test_the_error_over_concepts_is_that_of_one_evaluation_where_replicates_agree(
     load, monkeypatch, corpus
 ):
@@ -241,7 +260,7 @@ def test_the_error_over_concepts_is_that_of_one_evaluation_where_replicates_agre
     _, hits, seeds = verdicts._final_hits("methods", "above")
     one = np.repeat(hits[:1], len(hits), axis=0)
     monkeypatch.setattr(verdicts, "_final_hits", lambda *_: ("embedded", one, seeds))
-    questions = evaluation.list_questions(corpus)
+    questions = evaluation.list_questions(corpus).assign(group=verdicts.concepts_of("embedded"))
     expected = [
         evaluation.aggregate(
             questions.assign(hit=one[0].astype(float)), corpus.by_role(evaluation.ROLES[name])

@@ -145,8 +145,8 @@ def order_spreads() -> pd.DataFrame:
     the guideline take it.
 
     Returns:
-        Rows "five orders", "five random streams", "difference" and "a perfect learner", of the five
-        orders; columns "during the stream" and "at the end": points, with intervals at the level of
+        Rows "five orders", "five random streams", "difference" and those of "a perfect learner" of
+        both; columns "during the stream" and "at the end": points, with intervals at the level of
         the claims.
     """
     [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
@@ -164,7 +164,9 @@ def order_spreads() -> pd.DataFrame:
             )
             for name, values in rows.items()
         }
-        columns[words]["a perfect learner"] = f"{ideal_spread(claim.study, orders, at):.1f}"
+        for name, of in (("orders", orders), ("random streams", draws)):
+            row = f"a perfect learner, five {name}"
+            columns[words][row] = f"{ideal_spread(claim.study, of, at):.1f}"
     return pd.DataFrame(columns)
 
 

@@ -29,8 +29,8 @@ LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
-KINDS = ("A_KA", "A_ZS", "GM", "gain", "difference", "before", "n", "bases", "peak", "verdict",
-         "reading")  # fmt: skip
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "difference", "before", "n", "bases",
+         "peak", "verdict", "reading")  # fmt: skip
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -79,7 +79,8 @@ def fill_values(text: str, source: str = "") -> str:
     """Return a text with its measured values filled in.
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
-    `{{gain study/setting}}` is the gain from the front of plain fine-tuning, and
+    `{{gain study/setting}}` is the gain from the front of plain fine-tuning, `gain_less` the same
+    if the setting had a point of A_KA less, and
     `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
     bases, at the level of the claims, once all streams of their study are published.
     `{{before A_KA study/setting}}` is the same mean before the stream,
@@ -116,8 +117,8 @@ def _value(kind: str, what: str) -> str:
     try:
         if kind == "difference":
             return difference(what)
-        if kind == "gain":
-            return gain(what)
+        if kind in ("gain", "gain_less"):
+            return gain(what, verdicts.MATTERS if kind == "gain_less" else 0.0)
         if kind == "before":
             return before(what)
         table = verdicts.setting_scores(*_place(what))
@@ -145,12 +146,17 @@ def difference(what: str) -> str:
     return estimate_mean(values, first["base"], planned, level).in_words()
 
 
-def gain(what: str) -> str:
-    """Return the gain of "study/setting" with its interval, or that the front does not cover it."""
+def gain(what: str, less: float = 0.0) -> str:
+    """Return the gain of "study/setting" with its interval, or that the front does not cover it.
+
+    Args:
+        what: The setting.
+        less: Points of A_KA that it gives away.
+    """
     study, setting = _place(what)
     verdicts.setting_scores(study, setting)  # raises for a name that there is not
     try:
-        found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"])
+        found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
     except verdicts.NotComputed:
         raise
     except CmpError:

@@ -22,8 +22,11 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from cmp.config import STRICT
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
@@ -290,7 +293,9 @@ def setting_scores(study: str, setting: str) -> pd.DataFrame:
     raise NotComputed(f"{setting!r} of study {study} is not published yet")
 
 
-def gain_of(study: str, setting: str, front: FrontOf, names: str = "all") -> fronts.Gain:
+def gain_of(
+    study: str, setting: str, front: FrontOf, names: str = "all", less: float = 0.0
+) -> fronts.Gain:
     """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
 
     Args:
@@ -298,12 +303,15 @@ def gain_of(study: str, setting: str, front: FrontOf, names: str = "all") -> fro
         setting: The setting.
         front: The front.
         names: Whose A_ZS counts, see `Claim`.
+        less: Points of A_KA that the setting gives away, so that it is compared where the front is
+            less steep.
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
         CmpError: The front says nothing of the setting.
     """
     own = _by_names(setting_scores(study, setting), names)
+    own["A_KA"] -= less
     peaks, tables = {}, {}
     for each in front.settings:
         scores = setting_scores(front.study, each)
@@ -332,13 +340,14 @@ class _Contrast:
     Attributes:
         values: Per replicate.
         pseudo: Per base, independent of each other.
-        is_bound: Whether a gain in it is a lower bound.
+        bound: 1 where the estimate is a lower bound, as a gain in it is, -1 where it is an upper
+            one, as such a gain is subtracted, and else 0.
         parts: Settings in it: (study, setting, weight in A_ZS, weight in A_KA).
     """
 
     values: pd.Series
     pseudo: pd.Series
-    is_bound: bool
+    bound: int
     parts: list[tuple[str, str, float, float]]
 
 
@@ -350,10 +359,13 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
         else _measure_scores(claim, term)
         for term in claim.terms
     ]
+    bounds = {term.bound for term in terms if term.bound}
+    if len(bounds) > 1:
+        raise CmpError("one of its gains is a lower bound, and another such is subtracted")
     return _Contrast(
         functools.reduce(operator.add, (term.values for term in terms)),
         functools.reduce(operator.add, (term.pseudo for term in terms)),
-        any(term.is_bound for term in terms),
+        sum(bounds),
         [part for term in terms for part in term.parts],
     )
 
@@ -362,13 +374,12 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
     """Return a gain; concepts count in it as in the setting and in the front's nearest peak."""
     [setting], times = term.of, term.times
     gain = gain_of(claim.study, setting, front, claim.names)
-    if gain.is_bound and times < 0:
-        raise CmpError(f"{setting!r}: its gain is a lower bound, which cannot be subtracted")
     parts = [
         (claim.study, setting, times, -times * gain.slope),
         (front.study, gain.nearest, -times, times * gain.slope),
     ]
-    return _Contrast(times * gain.values, times * gain.pseudo, gain.is_bound, parts)
+    bound = int(np.sign(times)) * gain.is_bound
+    return _Contrast(times * gain.values, times * gain.pseudo, bound, parts)
 
 
 def _measure_scores(claim: Claim, term: Term) -> _Contrast:
@@ -376,7 +387,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     times = term.times
     if claim.measure == "spread":
         values, base = spread_of(claim.study, term)
-        return _Contrast(times * values, times * values.groupby(base).mean(), False, [])
+        return _Contrast(times * values, times * values.groupby(base).mean(), 0, [])
     [setting] = term.of
     scores = setting_scores(claim.study, setting)
     scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
@@ -387,7 +398,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
     part = (claim.study, setting, times * retention, times * accumulation)
-    return _Contrast(times * values, times * bases, False, [part])
+    return _Contrast(times * values, times * bases, 0, [part])
 
 
 def spread_of(study: str, term: Term) -> tuple[pd.Series, pd.Series]:
@@ -410,7 +421,7 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
         `measure`, `expected`, `reading`, `agrees` (whether the reading is the one that was
         expected; empty where it is open), `n`, `estimate`, `low` and `high` (over bases, in
         points), `level`, `low crossed` and `high crossed` (at the same level), `planned` and `half`
-        (of the interval's width), `is_bound`, and `sentence`.
+        (of the interval's width), `bound` (1: lower, -1: upper, 0: none), and `sentence`.
 
     Raises:
         CmpError: Published runs are of bases that tuned what is claimed.
@@ -439,7 +450,7 @@ def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
     except CmpError as error:
         return row | {"reading": NOT_COVERED, "agrees": "", "sentence": f"Not measured: {error}."}
     estimate = float(contrast.values.mean())
-    row |= {"n": len(contrast.values), "estimate": estimate, "is_bound": contrast.is_bound}
+    row |= {"n": len(contrast.values), "estimate": estimate, "bound": contrast.bound}
     _, error, half = t_interval(contrast.pseudo.to_numpy(), level)
     crossed = np.nan
     if contrast.parts:
@@ -447,9 +458,10 @@ def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
         crossed = t_factor(len(contrast.pseudo), level) * float(np.hypot(error, concepts))
     row |= {"half": half, "low": estimate - half, "high": estimate + half}
     row |= {"low crossed": estimate - crossed, "high crossed": estimate + crossed}
-    low, high = row["low"], np.inf if contrast.is_bound else row["high"]
+    low = -np.inf if contrast.bound < 0 else row["low"]
+    high = np.inf if contrast.bound > 0 else row["high"]
     row["reading"] = read_interval(low, high)
-    row["agrees"] = _agrees(row["reading"], claim.expected)
+    row["agrees"] = _agrees(row["reading"], claim.expected, low, high)
     return row | {"sentence": _sentence(row, claim)}
 
 
@@ -479,8 +491,9 @@ def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
     return ""
 
 
-def _agrees(reading: str, expected: str) -> str:
-    if reading == OPEN:
+def _agrees(reading: str, expected: str, low: float, high: float) -> str:
+    is_small = {"above 0": low > 0, "below 0": high < 0}.get(expected, False)
+    if reading == OPEN or (reading == SAME and is_small):  # a small effect of the sign expected
         return ""
     signs = {HELPS: "above 0", HELPS_OPEN: "above 0", HURTS: "below 0", HURTS_OPEN: "below 0"}
     return "yes" if signs.get(reading, "no difference") == expected else "no"
@@ -493,8 +506,9 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     if claim.names != "all":
         words = {"kept": "whose pictures the fresh pool may show", "lacking": "that replay lacked"}
         unit += f", on names {words[claim.names]}"
-    if row["is_bound"]:
-        at_least = " at least, as the front does not reach that A_KA"
+    if row["bound"]:
+        words = "at least" if row["bound"] > 0 else "at most"
+        at_least = f" {words}, as a front does not reach that A_KA"
     size = others = ""
     reading = reading_in_words(row)
     if reading == SAME and (row["low"] > 0 or row["high"] < 0):
@@ -525,9 +539,21 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
         factors = np.where(questions["is_retention"], retention, accumulation)
         total = total + factors * (questions["weights"] * hits).mean(axis=0)
         weights = questions["weights"].mean(axis=0)
-    dataset, group = questions["dataset"], questions["group"]
+    dataset, concept = questions["dataset"], questions["concept"]
     means = np.bincount(dataset, total) / np.maximum(np.bincount(dataset, weights), 1e-12)
-    return 100 * float(np.linalg.norm(np.bincount(group, total - weights * means[dataset])))
+    return 100 * float(np.linalg.norm(np.bincount(concept, total - weights * means[dataset])))
+
+
+@functools.cache
+def concepts_of(data: str) -> np.ndarray:
+    """Return the number of each test question's concept: what shares a class or a group, as the
+    drawings of one emoji in several datasets do, is one concept."""
+    questions = results.test_of(data)
+    names = load_data(data).table["label"].astype(str).to_numpy()[questions["row"]]
+    group = pd.factorize(questions["group"])[0]
+    name = pd.factorize(questions["dataset"].astype(str) + "/" + names)[0] + group.max() + 1
+    edges = coo_array((np.ones(len(group)), (group, name)), shape=(name.max() + 1,) * 2)
+    return connected_components(edges, directed=False)[1][group]
 
 
 def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
@@ -546,10 +572,10 @@ def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, .
 
 @functools.lru_cache(maxsize=8)
 def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
-    """Return of each question its dataset's and group's number, whether it counts in A_ZS, and its
-    `weights` in the aggregates, [seeds, questions]."""
+    """Return of each question its dataset's and concept's number, whether it counts in A_ZS, and
+    its `weights` in the aggregates, [seeds, questions]."""
     questions = results.test_of(data)
-    dataset, group = (pd.factorize(questions[key])[0] for key in ("dataset", "group"))
+    dataset, concept = pd.factorize(questions["dataset"])[0], concepts_of(data)
     is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
     is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()
     weight = questions["weight"].to_numpy() * is_scored
@@ -564,7 +590,7 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
             scale = np.bincount(dataset, own) / np.maximum(np.bincount(dataset, part), 1e-12)
             own = part * scale[dataset]
         rows.append(own)
-    return {"dataset": dataset, "group": group, "is_retention": is_retention,
+    return {"dataset": dataset, "concept": concept, "is_retention": is_retention,
             "weights": np.array(rows)}  # fmt: skip
 
 
