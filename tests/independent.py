@@ -91,6 +91,17 @@ def front_points(points: list[tuple[float, float]], top: int) -> tuple[list, lis
     return list(x), list(y)
 
 
+def hits_disagree(path: Path) -> list[str]:
+    """Where a classification score is not the share of the images that were answered right."""
+    table = pd.read_parquet(path)
+    rows = table[(table["metric"] == "top-1") & (table["scope"] == "full")].dropna(subset="hits")
+    if not len(rows):
+        return ["no hits"]
+    right = rows["hits"].map(lambda bits: int.from_bytes(bits, "big").bit_count())
+    wrong = (100 * right / rows["images"] - rows["score"]).abs() > 1e-9
+    return [f"{r.setting}, {r.replicate}, {r.task}: {r.dataset}" for r in rows[wrong].itertuples()]
+
+
 class OutsideError(Exception):
     """The front says nothing of a setting."""
 
@@ -144,8 +155,10 @@ def pseudo(whole: float, parts: dict[int, float]) -> dict[int, float]:
 NOTHING = (math.nan, math.nan, math.nan)
 
 
-def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float, str]]:
-    """Return (estimate, low, high, reading) of every claim."""
+def verdicts(
+    claims: Path, results: Path, needed: int = 20
+) -> dict[str, tuple[float, float, float, str]]:
+    """Return (estimate, low, high, reading) of every claim that has so many replicates."""
     tree = yaml.safe_load(claims.read_text())
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, found = 0.05 / 2 / len(tree["claims"]), {}
@@ -155,7 +168,7 @@ def verdicts(claims: Path, results: Path) -> dict[str, tuple[float, float, float
         if claim["measure"] == "gain":
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
         counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
-        if min(counts) < 20:
+        if min(counts) < needed:
             found[claim["name"]] = (*NOTHING, "not computed yet")
             continue
         try:

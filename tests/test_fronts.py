@@ -1,5 +1,6 @@
 """Fronts: they fall, settings on them gain nothing, and intervals cover what they say."""
 
+import intervals
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import fronts, verdicts
+from cmp.experiments import fronts
 from cmp.experiments.fronts import fit_front, measure_gain
-from cmp.experiments.scores import estimate_from_bases
 
 PEAKS = 1e-4 * 1.6 ** np.arange(7)
 A_KA = np.array([30.0, 36, 42, 46, 49, 51, 50])
@@ -136,41 +136,11 @@ def test_a_front_without_the_setting_s_replicates_is_refused():
         gain(runs(46, 50), front)
 
 
-def true_retention(accumulation):
-    """A smooth front like that of the book: flat, and steep where it ends."""
-    return 53.2 - 0.25 * (accumulation - 27) - np.exp(accumulation - 51.2)
-
-
-STEPS = np.arange(8)
-TRUE_A_KA = 54 - 27 * np.exp(-STEPS / 2.6)
-"""Of eight peaks a factor of 1.6 apart, from 27 to 52."""
-
-
-@pytest.mark.parametrize(
-    ("accumulation", "used"),
-    [(45.0, slice(8)), (51.9, slice(8)), (48.8, slice(2, 6))],
-    ids=["inside", "steep end", "local"],
-)
-def test_intervals_at_the_level_of_the_claims_cover_the_true_gain(accumulation, used):
-    """With what settings share of a base and a replicate, and what is each setting's own."""
-    noise, true, draws, names = np.random.default_rng(0), 2.0, 60, [f"{x}" for x in STEPS[used]]
-    peaks = dict(zip(names, 4e-5 * 1.6 ** STEPS[used], strict=True))
-    gained = np.array([accumulation, *TRUE_A_KA[used]])
-    means = np.array([gained, true_retention(gained)]).T
-    means[0, 1] += true
-    missed = {0.95: 0, verdicts.claims_level(): 0}
-    for _ in range(draws):
-        base = noise.normal(0, 1.5, (2, 10)) + noise.normal(0, 0.5, (len(means), 2, 10))
-        own = noise.normal(0, 1.0, (2, 20)) + noise.normal(0, 0.8, (len(means), 2, 20))
-        values = means[:, :, None] + base[:, :, BASES - 2] + own
-        mine, *front = (pd.DataFrame({"A_KA": a, "A_ZS": z, "base": BASES}) for a, z in values)
-        tables = dict(zip(names, front, strict=True))
-        found = measure_gain(mine, tables, peaks, "mine", is_local=len(names) < 8)
-        for each in missed:
-            made = estimate_from_bases(found.values.mean(), found.pseudo, 20, 20, each)
-            missed[each] += made.low > true or (made.high < true and not found.is_bound)
-    for each, count in missed.items():
-        assert count <= stats.binom.isf(0.001, draws, 1 - each), each
+@pytest.mark.parametrize("place", intervals.PLACES)
+def test_intervals_at_the_level_of_the_claims_cover_the_true_gain(place):
+    draws = 60
+    for level, row in intervals.count_misses(place, draws).iterrows():
+        assert row.sum() <= stats.binom.isf(0.001, draws, 1 - level), level
 
 
 def test_a_part_a_little_beyond_the_front_is_measured_along_the_tangent():

@@ -149,6 +149,32 @@ def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
         assert found.loc[name, "reading"] == numbers[3]
 
 
+def test_another_hand_finds_the_same_in_the_published_results(monkeypatch):
+    """With as few replicates as there are, so that the two agree before all are computed."""
+    known = verdicts.load_claims()
+    used = {claim.study for claim in known.claims} | {each.study for each in known.fronts.values()}
+    needed = min(len(verdicts.published_scores(study)[1].unstack(0)) for study in used)
+    monkeypatch.setattr(verdicts, "REPLICATES", needed)
+    found = verdicts.judge_claims(known)
+    again = independent.verdicts(verdicts.CLAIMS, results.RESULTS, needed)
+    assert again.keys() == set(found.index)
+    assert found["estimate"].notna().sum() > len(found) / 2
+    for name, numbers in again.items():
+        own = found.loc[name, ["estimate", "low", "high"]].astype(float)
+        assert own.to_numpy() == pytest.approx(numbers[:3], abs=1e-8, nan_ok=True), name
+        assert found.loc[name, "reading"] == numbers[3]
+    assert (found["estimate later"] != found["estimate"]).all()
+    later = verdicts.setting_scores("mixtures", "no buffer").drop(list(verdicts.LOOKED_AT))
+    thirds = verdicts.setting_scores("mixtures", "thirds").drop(list(verdicts.LOOKED_AT))
+    expected = (later["A_KA"] - thirds["A_KA"]).mean()
+    assert found.loc["the buffer is crucial", "estimate later"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("study", ["merging", "orders"])
+def test_published_scores_are_the_shares_of_their_hits(study):
+    assert independent.hits_disagree(results.results_file(study)) == []
+
+
 def test_what_lies_beyond_the_front_by_chance_perhaps_has_the_errors_of_its_tangent(
     load, monkeypatch
 ):

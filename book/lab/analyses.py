@@ -145,9 +145,10 @@ def order_spreads() -> pd.DataFrame:
     the guideline take it.
 
     Returns:
-        Rows "five orders", "five random streams", "difference" and those of "a perfect learner" of
-        both; columns "during the stream" and "at the end": points, with intervals at the level of
-        the claims.
+        Rows "five orders", "five random streams", "difference", "orders beyond chance" (the root of
+        the difference of the squares, as variances add) and those of "a perfect learner" of both;
+        columns "during the stream" and "at the end": points, with intervals at the level of the
+        claims.
     """
     [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
     orders, draws = (term.of for term in claim.terms)
@@ -164,10 +165,18 @@ def order_spreads() -> pd.DataFrame:
             )
             for name, values in rows.items()
         }
+        variance = estimate_mean(
+            (own**2 - other**2).dropna(), base, planned, verdicts.claims_level()
+        )
+        columns[words]["orders beyond chance"] = variance.in_words(convert=_signed_root)
         for name, of in (("orders", orders), ("random streams", draws)):
             row = f"a perfect learner, five {name}"
             columns[words][row] = f"{ideal_spread(claim.study, of, at):.1f}"
     return pd.DataFrame(columns)
+
+
+def _signed_root(value: float) -> float:
+    return float(np.copysign(np.sqrt(abs(value)), value))
 
 
 def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:

@@ -25,6 +25,11 @@ from scipy.optimize import brentq, isotonic_regression
 
 from cmp.errors import CmpError
 
+
+class OutsideFrontError(CmpError):
+    """A front says nothing of a setting, as it does not reach the setting's A_KA."""
+
+
 MIN_PEAKS, MIN_LOCAL, MIN_SIGN, MAX_RATIO = 6, 4, 3, 1.61
 """Peaks that a front has at least, those of a local one, those of one that is to tell a sign alone,
 and the largest factor between neighbours: 1.6 and rounding. A local front serves between its own
@@ -178,7 +183,8 @@ def measure_gain(
         least: How many peaks the front takes; `MIN_LOCAL` or `MIN_PEAKS` where None.
 
     Raises:
-        CmpError: The front does not cover the A_KA, lacks replicates, or cannot be fitted.
+        OutsideFrontError: The front does not cover the A_KA.
+        CmpError: The front lacks replicates or cannot be fitted.
     """
     if missing := [each for each in front if not own.index.isin(front[each].index).all()]:
         raise CmpError(f"{name!r}: the front's {missing[0]!r} lacks some of its replicates")
@@ -220,15 +226,15 @@ def _pseudo_values(whole: float, parts: np.ndarray) -> np.ndarray:
 
 
 def _check_covered(name: str, gained: float, curve: Front, ends_rising: bool) -> None:
-    """Raise `CmpError` unless a front says something of an A_KA."""
+    """Raise `OutsideFrontError` unless a front says something of an A_KA."""
     first, last = curve.accumulation[[0, -1]]
     if ends_rising and gained > last:
-        raise CmpError(
+        raise OutsideFrontError(
             f"{name!r}: its A_KA of {gained:.1f} is {BEYOND}, a local one, which ends at "
             f"{last:.1f}: a higher peak of the front or a lower one of the setting"
         )
     if gained < first:
-        raise CmpError(
+        raise OutsideFrontError(
             f"{name!r}: its A_KA of {gained:.1f} is {BELOW}, which begins at "
             f"{first:.1f}: a lower peak of the front or a higher one of the setting"
         )
@@ -249,13 +255,13 @@ def _distance_of_part(
         name: What errors call the setting.
 
     Raises:
-        CmpError: The setting lies more than `REACH` beyond the front.
+        OutsideFrontError: The setting lies more than `REACH` beyond the front.
     """
     (gained, kept), *points = means
     curve = fit_front(rates, *np.array(points).T, least, count)
     first, last = curve.accumulation[[0, -1]]
     if gained < first - REACH or (gained > last + REACH and not is_bound):
-        raise CmpError(
+        raise OutsideFrontError(
             f"{name!r}: without one of the bases its A_KA of {gained:.1f} is more than {REACH:g} "
             f"{BELOW if gained < first else BEYOND}, from {first:.1f} to {last:.1f}"
         )

@@ -6,7 +6,7 @@ before an interval is made. There is none before a study has all its streams, se
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,18 +74,21 @@ class Estimate(NamedTuple):
         """How many streams there are of how many, such as "2 of 20 streams"; "" with all."""
         return progress_words(self.streams, self.planned)
 
-    def in_words(self, sign: str = "+") -> str:
+    def in_words(
+        self, sign: str = "+", convert: Callable[[float], float] = lambda value: value
+    ) -> str:
         """Return the estimate with its interval, such as "+4.9 (3.1 to 6.7)", or why it has none.
 
         Args:
             sign: "+" shows the sign of what is positive, "" does not.
+            convert: A rising function of the value and of the interval's ends, such as a root.
         """
-        words = f"{self.low:.1f} to {self.high:.1f}"
+        words = f"{convert(self.low):.1f} to {convert(self.high):.1f}"
         if self.progress:
             words = f"preliminary, {self.progress}"
         elif self.bases < 2:
             words = f"{self.streams} streams of one base" if self.streams > 1 else "one stream"
-        return f"{self.value:{sign}.1f} ({words})".replace("-", "−")
+        return f"{convert(self.value):{sign}.1f} ({words})".replace("-", "−")
 
 
 def progress_words(streams: int, planned: int) -> str:

@@ -49,8 +49,11 @@ MATTERS = 1.0
 """Points that a reader would care about, in A_KA, in A_ZS and in a gain alike."""
 HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
-NOT_COMPUTED, NOT_COVERED = "not computed yet", "outside the front"
+NOT_COMPUTED, NOT_COVERED, NO_FRONT = "not computed yet", "outside the front", "no front"
 SPREAD_SETTINGS = 3
+LOOKED_AT = (0, 1)
+"""Replicates that were computed when fronts were widened and four settings tuned again, see
+`book/claims.yaml`."""
 
 Text = Annotated[str, Field(min_length=1)]
 Settings = Annotated[
@@ -361,7 +364,9 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
     ]
     bounds = {term.bound for term in terms if term.bound}
     if len(bounds) > 1:
-        raise CmpError("one of its gains is a lower bound, and another such is subtracted")
+        raise fronts.OutsideFrontError(
+            "one of its gains is a lower bound, and another such is subtracted"
+        )
     return _Contrast(
         functools.reduce(operator.add, (term.values for term in terms)),
         functools.reduce(operator.add, (term.pseudo for term in terms)),
@@ -421,7 +426,8 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
         `measure`, `expected`, `reading`, `agrees` (whether the reading is the one that was
         expected; empty where it is open), `n`, `estimate`, `low` and `high` (over bases, in
         points), `level`, `low crossed` and `high crossed` (at the same level), `planned` and `half`
-        (of the interval's width), `bound` (1: lower, -1: upper, 0: none), and `sentence`.
+        (of the interval's width), `bound` (1: lower, -1: upper, 0: none), `estimate later` (without
+        the replicates of `LOOKED_AT`, along the same front), and `sentence`.
 
     Raises:
         CmpError: Published runs are of bases that tuned what is claimed.
@@ -448,9 +454,11 @@ def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
     try:
         contrast = _measure(claim, known)
     except CmpError as error:
-        return row | {"reading": NOT_COVERED, "agrees": "", "sentence": f"Not measured: {error}."}
+        reading = NOT_COVERED if isinstance(error, fronts.OutsideFrontError) else NO_FRONT
+        return row | {"reading": reading, "agrees": "", "sentence": f"Not measured: {error}."}
     estimate = float(contrast.values.mean())
     row |= {"n": len(contrast.values), "estimate": estimate, "bound": contrast.bound}
+    row["estimate later"] = float(contrast.values.drop([*LOOKED_AT], errors="ignore").mean())
     _, error, half = t_interval(contrast.pseudo.to_numpy(), level)
     crossed = np.nan
     if contrast.parts:
@@ -510,16 +518,24 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         words = "at least" if row["bound"] > 0 else "at most"
         at_least = f" {words}, as a front does not reach that A_KA"
     size = others = ""
+    own = _range_in_words(row["low"], row["high"], row["bound"])
     reading = reading_in_words(row)
     if reading == SAME and (row["low"] > 0 or row["high"] < 0):
         size = ", a small gain" if row["low"] > 0 else ", a small loss"
     if np.isfinite(row["low crossed"]):
-        others = f"; on other concepts {row['low crossed']:.1f} to {row['high crossed']:.1f}"
+        crossed = _range_in_words(row["low crossed"], row["high crossed"], row["bound"])
+        others = f"; on other concepts {crossed}"
     return (
         f"{reading.capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
-        f"({100 * row['level']:.2f}% interval {row['low']:.1f} to {row['high']:.1f}{others}; "
-        f"n = {row['n']})."
+        f"({100 * row['level']:.2f}% interval {own}{others}; n = {row['n']})."
     )
+
+
+def _range_in_words(low: float, high: float, bound: int) -> str:
+    """Return an interval as a text, without the end that a bound leaves open."""
+    if bound:
+        return f"from {low:.1f} up" if bound > 0 else f"up to {high:.1f}"
+    return f"{low:.1f} to {high:.1f}"
 
 
 def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all") -> float:

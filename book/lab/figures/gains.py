@@ -19,7 +19,10 @@ LOOKS = {
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_NOTE = f"{BAND} Arrow: a lower bound, as the front ends before this A_KA."
-VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
+VERDICT_NOTE = (
+    "Thick: the verdict's {level} interval. Thin: with other concepts, too. Arrow: a bound, which "
+    "leaves that end open."
+)
 
 
 def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
@@ -115,6 +118,9 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
                     axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
                     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
                     axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
+                    if bound := line["bound"]:
+                        end, arrow = (beyond[1], ">") if bound > 0 else (beyond[0], "<")
+                        axes.plot(end, place, arrow, color=colour, markersize=6)
                 beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
                 words = verdicts.reading_in_words(line)
                 axes.text(1.01, place, words, color=colour, **beside)

@@ -1,0 +1,78 @@
+"""How often intervals of gains miss the truth, in simulations with fronts like the book's.
+
+`python -m tests.intervals --draws 2000` prints the shares; the suite takes fewer draws.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from cmp.experiments import verdicts
+from cmp.experiments.fronts import measure_gain
+from cmp.experiments.scores import estimate_from_bases
+
+STEPS = np.arange(8)
+A_KA = 54 - 27 * np.exp(-STEPS / 2.6)
+"""Of eight peaks a factor of 1.6 apart, from 27 to 52."""
+BASES = np.repeat(np.arange(10), 2)
+PLACES = {
+    "inside": (45.0, slice(8)),
+    "steep end": (51.9, slice(8)),
+    "beyond": (53.0, slice(8)),
+    "local": (48.8, slice(2, 6)),
+}
+"""Where the setting ends, and which peaks its front has."""
+GAIN = 2.0
+
+
+def retention(accumulation):
+    """A smooth front like that of the book: flat, and steep where it ends."""
+    return 53.2 - 0.25 * (accumulation - 27) - np.exp(accumulation - 51.2)
+
+
+def count_misses(place: str, draws: int, seed: int = 0) -> pd.DataFrame:
+    """Return how many intervals miss the true gain: a row per level, columns `above` and `below`.
+
+    Settings share what a base and a replicate do, and each has noise of its own. The truth beyond
+    the front is the distance from its last point; there, only a miss above counts.
+
+    Args:
+        place: One of `PLACES`.
+        draws: How many studies of ten bases and twenty streams are drawn.
+        seed: Of the noise.
+    """
+    accumulation, used = PLACES[place]
+    noise, names = np.random.default_rng(seed), [f"{step}" for step in STEPS[used]]
+    peaks = dict(zip(names, 4e-5 * 1.6 ** STEPS[used], strict=True))
+    gained = np.array([accumulation, *A_KA[used]])
+    means = np.array([gained, retention(gained)]).T
+    means[0, 1] = retention(min(accumulation, gained[1:].max())) + GAIN
+    levels = (0.95, verdicts.claims_level())
+    missed = pd.DataFrame(0, index=levels, columns=["above", "below"])
+    for _ in range(draws):
+        base = noise.normal(0, 1.5, (2, 10)) + noise.normal(0, 0.5, (len(means), 2, 10))
+        own = noise.normal(0, 1.0, (2, 20)) + noise.normal(0, 0.8, (len(means), 2, 20))
+        values = means[:, :, None] + base[:, :, BASES] + own
+        mine, *front = (pd.DataFrame({"A_KA": a, "A_ZS": z, "base": BASES}) for a, z in values)
+        tables = dict(zip(names, front, strict=True))
+        found = measure_gain(mine, tables, peaks, "mine", is_local=len(names) < 8)
+        for level in levels:
+            made = estimate_from_bases(found.values.mean(), found.pseudo, 20, 20, level)
+            missed.loc[level, "above"] += made.low > GAIN
+            missed.loc[level, "below"] += made.high < GAIN and not found.is_bound
+    return missed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=2000)
+    draws = parser.parse_args().draws
+    for place in PLACES:
+        share = 100 * count_misses(place, draws) / draws
+        share.index = [f"{100 * (1 - level):.2f}% allowed" for level in share.index]
+        print(f"{place}: percent of {draws} intervals that miss\n{share.round(2)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
