@@ -95,9 +95,27 @@ def test_a_chapter_has_a_picture_before_its_results_and_something_to_do(source):
     before, found, _ = text.partition("## What we measured")
     assert "{{diagram " in (before if found else text)
     assert any("Your turn" in title for _, title in headings(source))
-    main = text.partition("## Exercises")[0]
-    words = re.sub(r"<details>.*?</details>|^[|>].*$|\$\$.*?\$\$", "", main, flags=re.S | re.M)
-    assert len(words.split()) <= MAX_WORDS.get(number, 2000)
+    assert count_words(text.partition("## Exercises")[0]) <= MAX_WORDS.get(number, 2000)
+
+
+APART = re.compile(
+    r"<details>.*?</details>|:{3,}.*?:{3,}|\$\$.*?\$\$"
+    r"|\{\{(?:caption|diagram) (?:[^{}]|\{\{[^{}]*\}\}|\{[^{}]*\})*\}\}",
+    re.S,
+)
+"""Folded parts, boxes, captions and displayed formulas."""
+
+
+def count_words(text):
+    """Words of a main line: what stands apart, and tables and quotations, do not count."""
+    return len(re.sub(r"^[|>].*$", "", APART.sub("", text), flags=re.M).split())
+
+
+def test_words_are_counted_without_what_stands_apart():
+    text = (
+        "one two\n\n| a | b |\n\nthree {{caption a: much {{n a/b}} more}}\n\n::: {note}\nno\n:::\n"
+    )
+    assert count_words(text + "\n$$ a b c $$ four") == 4
 
 
 @each_chapter
