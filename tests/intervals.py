@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cmp.experiments import verdicts
-from cmp.experiments.fronts import measure_gain
+from cmp.experiments.fronts import OutsideFrontError, measure_gain
 from cmp.experiments.scores import estimate_from_bases
 
 STEPS = np.arange(8)
@@ -32,7 +32,8 @@ def retention(accumulation):
 
 
 def count_misses(place: str, draws: int, seed: int = 0) -> pd.DataFrame:
-    """Return how many intervals miss the true gain: a row per level, columns `above` and `below`.
+    """Return how many intervals miss the true gain: a row per level, columns `above`, `below`, and
+    `refused`, of studies whose setting lies beyond a local front.
 
     Settings share what a base and a replicate do, and each has noise of its own. The truth beyond
     the front is the distance from its last point; there, only a miss above counts.
@@ -49,14 +50,18 @@ def count_misses(place: str, draws: int, seed: int = 0) -> pd.DataFrame:
     means = np.array([gained, retention(gained)]).T
     means[0, 1] = retention(min(accumulation, gained[1:].max())) + GAIN
     levels = (0.95, verdicts.claims_level())
-    missed = pd.DataFrame(0, index=levels, columns=["above", "below"])
+    missed = pd.DataFrame(0, index=levels, columns=["above", "below", "refused"])
     for _ in range(draws):
         base = noise.normal(0, 1.5, (2, 10)) + noise.normal(0, 0.5, (len(means), 2, 10))
         own = noise.normal(0, 1.0, (2, 20)) + noise.normal(0, 0.8, (len(means), 2, 20))
         values = means[:, :, None] + base[:, :, BASES] + own
         mine, *front = (pd.DataFrame({"A_KA": a, "A_ZS": z, "base": BASES}) for a, z in values)
         tables = dict(zip(names, front, strict=True))
-        found = measure_gain(mine, tables, peaks, "mine", is_local=len(names) < 8)
+        try:
+            found = measure_gain(mine, tables, peaks, "mine", is_local=len(names) < 8)
+        except OutsideFrontError:
+            missed["refused"] += 1
+            continue
         for level in levels:
             made = estimate_from_bases(found.values.mean(), found.pseudo, 20, 20, level)
             missed.loc[level, "above"] += made.low > GAIN

@@ -140,7 +140,7 @@ def test_a_front_without_the_setting_s_replicates_is_refused():
 def test_intervals_at_the_level_of_the_claims_cover_the_true_gain(place):
     draws = 60
     for level, row in intervals.count_misses(place, draws).iterrows():
-        assert row.sum() <= stats.binom.isf(0.001, draws, 1 - level), level
+        assert row[["above", "below"]].sum() <= stats.binom.isf(0.001, draws, 1 - level), level
 
 
 def test_a_part_a_little_beyond_the_front_is_measured_along_the_tangent():
