@@ -18,9 +18,9 @@ from cmp import distributed, models
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
+from cmp.execution import autocast
 from cmp.models import Network
 from cmp.seeds import unit_interval
-from cmp.training import autocast
 
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}

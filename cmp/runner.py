@@ -23,6 +23,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
+from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
@@ -30,7 +31,6 @@ from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
 from cmp.training import (
-    ExecutionConfig,
     StepResult,
     TrainState,
     create_optimizer,

@@ -34,10 +34,10 @@ from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.experiments import store, studies, workers
 from cmp.files import SHORT_ID
 from cmp.runner import Observer
-from cmp.training import ExecutionConfig
 
 STORING = "storing"
 """What a child says right before it stores its result."""

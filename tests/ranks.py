@@ -15,8 +15,8 @@ from cmp import config, distributed
 from cmp.checkpoints import CheckpointManager
 from cmp.embedded import packed
 from cmp.errors import Interrupted
+from cmp.execution import ExecutionConfig
 from cmp.runner import Observer, execute
-from cmp.training import ExecutionConfig
 
 SMALL = (
     "model.name=tiny-vit", "model.start=random",

@@ -10,14 +10,15 @@ from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
 from cmp.cli import shared
-from cmp.data import load_data
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
 from cmp.runner import Observer
-from cmp.training import ExecutionConfig, make_train_state
+from cmp.training import make_train_state
 
 
 def run(
@@ -55,12 +56,13 @@ def run(
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
-        # impossible runs are refused before anything starts
-        pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
         if not dry_run:
             execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-            return compute_run(run_config, local_device, execution, keep_weights, tensorboard)
-        make_train_state(run_config, corpus)
+            return compute_run(
+                run_config, corpus, local_device, execution, keep_weights, tensorboard
+            )
+    pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
+    make_train_state(run_config, corpus)
     run_id = store.run_id_of(run_config, corpus)
     begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
     state = "goes on from its last checkpoint" if begun else "to be computed"
@@ -101,12 +103,13 @@ def resume(
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         store.fetch_start(run_config)
-        if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
+        corpus = preflight.load_run_data(run_config)
+        if store.run_id_of(run_config, corpus) != progress.run:
             raise CmpError(
                 f"{name} was begun with other data, other starting weights or another version of "
                 "this package; `cmpt run` begins it anew"
             )
-        compute_run(run_config, local_device, execution, keep_weights)
+        compute_run(run_config, corpus, local_device, execution, keep_weights)
 
 
 def evaluate(
@@ -223,6 +226,7 @@ def read_config(what: str, settings: list[str]) -> config.RunConfig:
 
 def compute_run(
     run_config: config.RunConfig,
+    corpus: Corpus,
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
@@ -235,7 +239,7 @@ def compute_run(
     total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
     is_first = distributed.rank() == 0
     store.fetch_start(run_config)
-    run_id = store.run_id_of(run_config, preflight.load_run_data(run_config))
+    run_id = store.run_id_of(run_config, corpus)
     if is_kept := workers.is_kept(run_id, keep_weights):
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:

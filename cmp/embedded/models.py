@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp.errors import CmpError
-from cmp.files import build_folder, project_folder
-from cmp.readers.files import check_digest
+from cmp.files import build_folder, check_digest, project_folder
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"

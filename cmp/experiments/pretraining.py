@@ -14,10 +14,10 @@ from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.experiments import store
-from cmp.files import make_folder, parse_record, write_atomic
-from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
+from cmp.files import listed_file, make_folder, parse_record, write_atomic
+from cmp.readers.files import parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 
 _TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))

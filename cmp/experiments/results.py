@@ -20,13 +20,13 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.data import load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import child_path, project_folder
+from cmp.files import check_digest, child_path, listed_file, project_folder
 from cmp.mixtures import is_kept_concept
-from cmp.readers.files import check_digest, explain_errors, listed_file, read_table
+from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 

@@ -28,10 +28,10 @@ import cmp
 from cmp import budgets, config, distributed, mixtures, models, registry, streams
 from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, load_data, named_sources
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, build_folder, child_path, file_digest, parse_record
-from cmp.readers.files import atomic_folder, explain_errors, parse_json, read_table
+from cmp.files import SHORT_ID, atomic_folder, build_folder, child_path, file_digest, parse_record
+from cmp.readers.files import parse_json, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}

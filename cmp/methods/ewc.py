@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cmp import config as configs
 from cmp import models, training
 from cmp.errors import CmpError
+from cmp.execution import autocast
 from cmp.methods import importance
 from cmp.registry import register
 from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod
@@ -37,7 +38,7 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
         output = forward()
     for index in range(len(output.pixels)):
         place = output.place[index, None].to(output.tokens.device)
-        with training.autocast(precision, output.pixels.device):
+        with autocast(precision, output.pixels.device):
             image = models.encode_image(model, output.pixels[index, None])  # [1, E]
             text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
         yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
