@@ -336,6 +336,11 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
     return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
 
 
+def total_steps(run_config: RunConfig) -> int:
+    """Return the steps of a run, over all tasks, that its budget allows."""
+    return run_config.stream.tasks * apply_budget(run_config).training.steps
+
+
 def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
     """Return what a run was allowed and has used, in memory-adjusted GFLOPs, for its provenance."""
     return {

@@ -271,6 +271,7 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     manager = MemoryManager()
     result = execute(run_config, forked.small_corpus(), hook, manager=manager)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
+    assert budgets.total_steps(run_config) == len(counted)
     spent = result.provenance["budget"]
     assert spent["steps_per_task"] == steps
     assert (

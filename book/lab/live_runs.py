@@ -74,7 +74,7 @@ async def _computed(
     try:
         yield {"state": "starting", "progress": 0.0}
         process.stdin.write(json.dumps(run_config.to_dict()).encode() + b"\n")
-        total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+        total = budgets.total_steps(run_config)
         seen, ended = 0, asyncio.create_task(process.wait())
         while not ended.done():
             await asyncio.wait([ended], timeout=POLL_SECONDS)

@@ -236,7 +236,7 @@ def compute_run(
 
     Of several processes the first alone prints.
     """
-    total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    total = budgets.total_steps(run_config)
     is_first = distributed.rank() == 0
     store.fetch_start(run_config)
     run_id = store.run_id_of(run_config, corpus)

@@ -47,7 +47,7 @@ def run(
     device = models.default_device(run_config.model.name, device)
     store.fetch_start(run_config)
     is_stored = store.is_stored(store.run_id_of(run_config))
-    total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    total = budgets.total_steps(run_config)
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
             step=lambda task, step, loss, model: bar.update() and None,

@@ -379,6 +379,25 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis(columns=None).reset_index()
 
 
+def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run after its last task.
+
+    Args:
+        table: Metrics, or a trajectory of them; of several runs told apart by `setting` and
+            `replicate`.
+    """
+    keys = [key for key in ("setting", "replicate") if key in table]
+    last = table.groupby(keys)["task"].transform("max") if keys else table["task"].max()
+    return table[table["task"] == last]
+
+
+def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a `trajectory` after each run's last task, on the widest test of all that
+    were scored."""
+    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
+    return after_last_task(trajectory[trajectory["scope"] == wide])
+
+
 def scores_on_way(run: StoredRun) -> pd.DataFrame:
     """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, on the widest
     test that was scored then; index task."""
