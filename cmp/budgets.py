@@ -251,7 +251,7 @@ def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
     end = state.method.end_task
     if end is UpdateMethod.end_task:
         return 0.0
-    flops = count_flops(lambda: end(state, lambda step: (None, forward_shapes(state, 1))))
+    flops = count_flops(lambda: end(state, lambda step: forward_shapes(state, 1)))
     return batches * batch * flops
 
 

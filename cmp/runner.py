@@ -46,17 +46,16 @@ class Observer:
     """Functions that hear of a run's progress; any may be left out.
 
     Attributes:
-        step: (task, step, loss, model), after each step; the model must not be changed.
+        step: (task, step, result, model), after each step; the model must not be changed, and a
+            look at the numbers of the result would wait for a card.
         task: (tasks done, scores), after each evaluation, with 0 for the one before the stream; of
             the subset if there is one, so that scores can be compared.
         resumed: (steps done), first of all, when a run goes on from a checkpoint.
-        record: (task, step, result), after each step, see `cmp.training.StepResult`.
     """
 
-    step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
+    step: Callable[[int, int, StepResult, nn.Module], None] = lambda task, step, result, model: None
     task: Callable[[int, Scores], None] = lambda done, scores: None
     resumed: Callable[[int], None] = lambda steps: None
-    record: Callable[[int, int, StepResult], None] = lambda task, step, result: None
 
 
 NO_OBSERVER = Observer()
@@ -318,8 +317,7 @@ class Run:
     ) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
-        self.observer.step(task, step, result.loss, self.model)
-        self.observer.record(task, step, result)
+        self.observer.step(task, step, result, self.model)
         done = step + 1
         if done == self.branch:
             tensors = checkpoints.state_tensors(self.model, optimizer)

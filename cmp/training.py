@@ -119,7 +119,7 @@ class StepResult(NamedTuple):
     rate: float
 
 
-ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
+ForwardStep = Callable[[int], ForwardOutput]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -371,7 +371,7 @@ def train_step(
     return StepResult(loss.detach(), norm, rate)
 
 
-UncheckedStep = tuple[Callable[[], bool], Callable[[], Diverged]]
+UncheckedStep = tuple[Callable[[], Tensor], Callable[[], Diverged]]
 """Of a step: what waits until the host knows whether it was finite, and the error if it was not."""
 
 
@@ -413,17 +413,19 @@ def check_last_step(state: TrainState) -> None:
             raise error()
 
 
-def copy_to_host(flag: Tensor) -> Callable[[], bool]:
-    """Begin to copy a flag from a card; return what waits for it, and for nothing that the card is
-    given to do afterwards."""
-    copy = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
-    copy.copy_(flag, non_blocking=True)
+def copy_to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor from a card; return what waits for it, and for nothing that the card
+    is given to do afterwards."""
+    if x.device.type not in DEFERRED:
+        return lambda: x
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    copy.copy_(x, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(flag.device))
+    event.record(torch.cuda.current_stream(x.device))
 
-    def wait() -> bool:
+    def wait() -> Tensor:
         event.synchronize()
-        return bool(copy)
+        return copy
 
     return wait
 
@@ -482,9 +484,8 @@ def train_task(
 
     check_last_step(state)
 
-    def forward_step(step: int) -> tuple[Batch, ForwardOutput]:
-        batch = state.loader.batch(pools, task, step)
-        return batch, forward_batch(state, batch, task, step)
+    def forward_step(step: int) -> ForwardOutput:
+        return forward_batch(state, state.loader.batch(pools, task, step), task, step)
 
     with state.execution.outside_steps():
         method.end_task(state, forward_step)

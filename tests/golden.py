@@ -109,7 +109,7 @@ def corpus(whole: bool) -> Corpus:
 def compute_run(case: Case) -> dict[str, Any]:
     """Id, losses, weights' hash and scores of a run. Rows that come to one case share it."""
     losses = []
-    observer = Observer(step=lambda task, step, loss, model: losses.append(loss.item()))
+    observer = Observer(step=lambda task, step, result, model: losses.append(result.loss.item()))
     result = execute(case.config, corpus(case.whole), observer)
     return {
         "id": store.run_id_of(case.config, corpus(case.whole)),

@@ -172,7 +172,7 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
         run_id = f"{stop}" * 64
         counts = {"seen": 0}
 
-        def step(task, number, loss, model, counts=counts, stop=stop):
+        def step(task, number, result, model, counts=counts, stop=stop):
             counts["seen"] += 1
             if counts["seen"] == stop:
                 raise Interrupted("here", 15)

@@ -878,7 +878,7 @@ def test_a_per_step_average_is_its_recurrence(corpus):
     model = models.load_model(run_config.model, 0)
     average = {name: x.clone() for name, x in model.state_dict().items()}
 
-    def step(task, number, loss, network):
+    def step(task, number, result, network):
         for name, x in network.state_dict().items():
             average[name] = 0.7 * average[name] + 0.3 * x
         seen.append(copy.deepcopy(network.state_dict()))

@@ -169,7 +169,7 @@ def test_moments_are_carried_where_asked_for(corpus):
 def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     manager, scored = MemoryManager(), {}
     settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
-    watch = Observer(step=lambda t, n, loss, model: scored.update({(t, n): digest_of(model)}))
+    watch = Observer(step=lambda t, n, result, model: scored.update({(t, n): digest_of(model)}))
     result = execute(small(*settings), corpus, watch, manager=manager)
     states = {place: weights_of(state.tensors) for place, state in manager.states.items()}
     assert states[0, 2] == scored[0, 1] == weights_of(manager.states[0, 2].tensors, "trunk/")
@@ -250,7 +250,8 @@ def test_evaluation_does_not_move_training(corpus):
     losses = {}
     for subset in (1, 3):
         values = losses[subset] = []
-        hook = Observer(step=lambda task, step, loss, model, values=values: values.append(loss))
+        keep = lambda task, step, result, model, v=values: v.append(result.loss)  # noqa: E731
+        hook = Observer(step=keep)
         execute(small(f"evaluation.subset={subset}"), corpus, hook)
     assert torch.equal(torch.stack(losses[1]), torch.stack(losses[3]))
 

@@ -1,5 +1,6 @@
 """`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,7 @@ from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
 from cmp.runner import Observer
-from cmp.training import make_train_state
+from cmp.training import StepResult, copy_to_host, make_train_state
 
 
 def run(
@@ -200,12 +201,16 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
 
 
 def progress_observer(bar: tqdm) -> Observer:
-    """Return an observer that moves a progress bar and shows the loss of every 20th step."""
+    """Return an observer that moves a progress bar, with a loss of at most 40 steps before, so that
+    no step waits for a card."""
+    losses: list[Callable[[], torch.Tensor]] = []
 
-    def step(task: int, step: int, loss: torch.Tensor, network: torch.nn.Module) -> None:
+    def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
         if step % 20 == 0:
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
+            losses.append(copy_to_host(result.loss))
+            if len(losses) > 1:
+                bar.set_postfix_str(f"loss {losses.pop(0)():.3f}")
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
         words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())

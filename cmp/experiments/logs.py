@@ -5,7 +5,6 @@ seconds), `samples_per_second`, and on a card `memory`, the most bytes so far. A
 evaluation has `done` (tasks), `A_KA`, `A_ZS` and `GM`, as far as they were scored.
 """
 
-import dataclasses
 import json
 import time
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
+from torch import nn
 
 from cmp import budgets
 from cmp.config import RunConfig
@@ -109,13 +109,13 @@ class RunLog:
             observer.resumed(steps)
             self._cut(steps)
 
-        def record(task: int, step: int, result: StepResult) -> None:
-            observer.record(task, step, result)
+        def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
+            observer.step(task, step, result, model)
             self.noted.append((task, step, result, time.time()))
             if time.monotonic() - self.flushed >= FLUSH_SECONDS:
                 self.flush()
 
-        return dataclasses.replace(observer, task=task, resumed=resumed, record=record)
+        return Observer(step, task, resumed)
 
     def flush(self) -> None:
         """Write the steps that were noted; the device is waited for once."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from cmp import budgets, config, models
@@ -16,6 +16,7 @@ from cmp.files import SHORT_ID, build_folder
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
+from cmp.training import StepResult
 
 
 def run(
@@ -50,7 +51,7 @@ def run(
     total = budgets.total_steps(run_config)
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
-            step=lambda task, step, loss, model: bar.update() and None,
+            step=lambda task, step, result, model: bar.update() and None,
             resumed=lambda steps: bar.update(steps) and None,
         )
         return workers.run_one(run_config, observer, device)
@@ -115,7 +116,7 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
     last = budgets.apply_budget(config).training.steps - 1
 
-    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
+    def keep(task: int, step: int, result: StepResult, model: nn.Module) -> None:
         if step == last:
             merged = adapters.merged_state_dict(model)
             weights.append({name: x.cpu().clone() for name, x in merged.items()})

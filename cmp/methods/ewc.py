@@ -5,6 +5,7 @@ F <- gamma F + F_new after each task. The Fisher pass sees the temperature that 
 1 / exp(logit_scale). It reads the `batches` batches that would come next in the task, at its end.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -79,7 +80,7 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
     config, total, count = state.config, None, 0
     first = config.training.steps
     for step in range(first, first + config.method.get("batches")):
-        samples = FISHERS[config.method.fisher](state, lambda step=step: forward_step(step)[1])
+        samples = FISHERS[config.method.fisher](state, functools.partial(forward_step, step))
         for gradient in samples:
             squares = [x.square() for x in gradient]
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares
