@@ -140,10 +140,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         CmpError: The disk refuses.
     """
-    try:
+    with explain_errors(f"{folder}: cannot be made a folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
-        raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
 
 
 def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) -> None:

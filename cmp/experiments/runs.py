@@ -1,5 +1,6 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
+import fcntl
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,3 +149,17 @@ def find_unfinished(prefix: str) -> Progress:
         names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
         raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
     return matching[0]
+
+
+def runs_in_progress() -> int:
+    """Return how many runs of this build folder are being computed, by whatever process."""
+    count = 0
+    for path in (build_folder() / "checkpoints").glob("*/lock"):
+        try:
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            count += 1
+        except OSError:  # the run has just ended
+            continue
+    return count

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged, parse_options
 from cmp.merging.rules import MERGE_SETTINGS
@@ -36,10 +36,8 @@ class TensorFile(Mapping[str, Tensor]):
         self.metadata: dict[str, str] = file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
-        try:
+        with explain_errors(f"{self.path}: {name}: cannot be read", "", SafetensorError):
             return self.file.get_tensor(name)
-        except SafetensorError as error:
-            raise CmpError(f"{self.path}: {name}: cannot be read ({error})") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -54,10 +52,8 @@ class TensorFile(Mapping[str, Tensor]):
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a safetensors file; raise `CmpError` that names a file that is none."""
-    try:
+    with explain_errors(f"{path}: no readable safetensors file", "", SafetensorError):
         file = safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CmpError(f"{path}: no readable safetensors file ({error})") from error
     with file:
         yield TensorFile(path, file)
 

@@ -14,7 +14,7 @@ import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from cmp import files
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 
 T = TypeVar("T")
 
@@ -63,10 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         CmpError: The file cannot be read or holds no keys.
     """
-    try:
+    with explain_errors(f"{path}: cannot be read as YAML"):
         tree = files.parse_yaml(read_text(path, MAX_YAML_BYTES))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
     return tree
