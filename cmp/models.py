@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import files
-from cmp.config import STARTS, Model, Preprocessing
-from cmp.data import to_device
+from cmp.config import STARTS, Model
+from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors
 from cmp.registry import entry_names, load_entry
 

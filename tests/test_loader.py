@@ -16,8 +16,8 @@ from PIL import Image
 
 from cmp import config, data, mixtures, models
 from cmp.checkpoints import CheckpointManager
-from cmp.config import Model, Preprocessing
-from cmp.data import load_data, stored_images, worker_count
+from cmp.config import Model
+from cmp.data import Preprocessing, load_data, stored_images, worker_count
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted

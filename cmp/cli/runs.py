@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
 from cmp.cli import shared
-from cmp.data import Corpus, load_data
+from cmp.data import Corpus, Preprocessing, load_data
 from cmp.errors import CmpError
 from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
@@ -194,7 +194,7 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
     if models.is_hub(name):
         return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
-    usual, own = (asdict(how) for how in (config.Preprocessing(), models.preprocessing(model)))
+    usual, own = (asdict(how) for how in (Preprocessing(), models.preprocessing(model)))
     keys = ("mean", "std", "interpolation", "resize_mode")  # others there is no argument for
     changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
