@@ -273,9 +273,9 @@ def compute_runs(
     if not todo:
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
-        told = finished or (lambda _: bar.update())
-        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
-            failures = BACKENDS[backend](todo, jobs, device, told, noted)
+        report = finished or (lambda _: bar.update())
+        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
+            failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
         names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())
