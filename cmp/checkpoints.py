@@ -130,15 +130,8 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def restore(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Load a state's weights into a network, and its moments into an optimizer.
-
-    Raises:
-        CmpError: They are another network's.
-    """
-    try:
-        model.load_state_dict(strip_prefix(tensors, "weights/"))
-    except RuntimeError as error:
-        raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
+    """Load a state's weights into a network, and its moments into an optimizer."""
+    model.load_state_dict(strip_prefix(tensors, "weights/"))
     for name, parameter in model.named_parameters():
         if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
             device = parameter.device

@@ -21,7 +21,7 @@ from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtur
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
@@ -264,35 +264,12 @@ class Run:
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         hits = checkpoints.strip_prefix(saved.tensors, "hits/")
         self.hits = {name: x.numpy() for name, x in hits.items()}
-        self.check_progress(progress)
         if differences := machine_differences(progress.machine, self.machine):
             message = f"the run began elsewhere, its last bits may differ: {differences}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(progress.task * self.config.training.steps + progress.step)
         return progress.task, progress.step
-
-    def check_progress(self, progress: Progress) -> None:
-        """Raise `CmpError` where a checkpoint is none that a run of this config writes."""
-        done, tasks = progress.task, self.config.stream.tasks
-        keys = ("task", "scope", "dataset")
-        rows = sorted("/".join(str(row.get(key)) for key in keys) for row in self.rows)
-        sizes = {task: evaluation_sizes(self.config, task) for task in range(min(done, tasks) + 1)}
-        scopes = [f"{task}/{scope_of(size)}" for task in sizes for size in sizes[task]]
-        names = {str(row.get("dataset")) for row in self.rows}
-        expected = sorted(f"{scope}/{name}" for scope in scopes for name in names)
-        are_scored = bool(rows) and all(isinstance(row.get("score"), float) for row in self.rows)
-        steps = self.config.training.steps if done < tasks else 0
-        full = {row.replace("/full/", "/") for row in rows if "/full/" in row}
-        wrong = {
-            "task": not 0 <= done <= tasks,
-            "step": not 0 <= progress.step <= steps,
-            "metrics": not are_scored or rows != expected,
-            "hits": full != self.hits.keys(),
-        }
-        for key in (key for key, is_wrong in wrong.items() if is_wrong):
-            place = (self.manager and self.manager.last) or "checkpoint"
-            raise CmpError(f"{place}: {key}: does not fit the run's config; delete the file")
 
     def evaluate(self, done: int) -> None:
         """Score the model after some tasks: the subset, and at both ends the full test."""

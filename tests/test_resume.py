@@ -119,41 +119,6 @@ def test_a_run_without_whole_test_sets_keeps_no_hits(build):
     assert not (store.run_folder(run.id) / store.HITS).exists()
 
 
-FORGED = {
-    "task": {"task": 99},
-    "step": {"step": 4},
-    "metrics": {"metrics": []},
-    "metrics of a task are missing": {"metrics": lambda rows: [r for r in rows if r["task"] != 1]},
-    "metrics of a set are missing": {"metrics": lambda rows: rows[:-1]},
-    "metrics twice": {"metrics": lambda rows: [*rows, rows[0]]},
-    "metrics without a score": {"metrics": lambda rows: [r | {"score": None} for r in rows]},
-    "metrics without keys": {"metrics": [{}]},
-    "metrics of lists": {"metrics": [{"task": [1], "dataset": {}}]},
-}
-
-
-@pytest.mark.parametrize("name", FORGED)
-def test_a_checkpoint_that_the_run_could_not_have_written_is_refused(name, build):
-    run_config, corpus, manager = small(), forked.small_corpus(), MemoryManager()
-    execute(run_config, corpus, manager=manager)
-    state, run_id = manager.states[MIDDLE], store.run_id_of(run_config, corpus)
-    progress = dataclasses.replace(state.progress, run=run_id)
-    changes = {
-        key: change(getattr(progress, key)) if callable(change) else change
-        for key, change in FORGED[name].items()
-    }
-    progress = dataclasses.replace(progress, **changes)
-    path = checkpoints.write_checkpoint(
-        dataclasses.replace(state, progress=progress), checkpoints.checkpoint_folder(run_id)
-    )
-    key = name.partition(" ")[0]
-    with (
-        CheckpointManager(run_id) as manager,
-        pytest.raises(CmpError, match=f"{path}: {key}: does not fit the run's config"),
-    ):
-        execute(run_config, corpus, manager=manager)
-
-
 def test_moments_are_carried_where_asked_for(corpus):
     manager = MemoryManager()
     execute(small("optimizer.carry=true"), corpus, manager=manager)
