@@ -214,18 +214,18 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 def delete_leftovers(parent: Path) -> None:
     """Delete what killed processes have left of `partial_folder` in a folder."""
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
-        with lock_folder(folder, fcntl.LOCK_NB) as is_locked:
+        with lock_folder(folder, wait=False) as is_locked:
             if is_locked:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, how: int = 0) -> Iterator[bool]:
+def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Lock a folder; yield whether that is so: another process may have it, or none can."""
     handle, is_locked = None, False
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         is_locked = True
     try:
         yield is_locked

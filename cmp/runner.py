@@ -170,12 +170,12 @@ def execute(
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    given, config = config, budgets.apply_budget(config)
+    original, config = config, budgets.apply_budget(config)
     pools = mixtures.task_pools(config, corpus)
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | state.execution.record()
-        run = Run(state, observer, manager, stop, machine, given)
+        run = Run(state, observer, manager, stop, machine, original)
         optimizer = create_optimizer(state)
         first_task, first_step = run.begin(optimizer)
         for task in range(first_task, len(pools)):
@@ -204,7 +204,7 @@ class Run:
         manager: Keeps checkpoints.
         stop: Whether a signal asked to stop.
         machine: Where the run is computed.
-        given: The config before its budget was applied.
+        original: The config before its budget was applied.
         rows: Rows of the metrics so far.
         hits: As in `RunResult`, so far.
         trunk: State that a branch of the schedule left behind.
@@ -218,7 +218,7 @@ class Run:
     manager: CheckpointManager | None
     stop: StopRequest
     machine: dict[str, Any]
-    given: RunConfig
+    original: RunConfig
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
@@ -331,8 +331,8 @@ class Run:
             return
         machine = self.machine.get("began", self.machine)
         progress = Progress(
-            SCHEMA, self.manager.run_id, self.given.to_dict(), task, step, self.rows,
-            self.seconds(), machine, self.given.option_record(),
+            SCHEMA, self.manager.run_id, self.original.to_dict(), task, step, self.rows,
+            self.seconds(), machine, self.original.option_record(),
         )  # fmt: skip
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
@@ -374,7 +374,7 @@ class Run:
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
         model, machine = adapters.merge_and_unload(self.model), self.machine
-        if budget := budgets.task_budget(self.given):
+        if budget := budgets.task_budget(self.original):
             spent = budgets.budget_spent(budget, self.config.stream.tasks)
             machine = machine | {"budget": spent}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

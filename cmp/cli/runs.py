@@ -65,8 +65,8 @@ def run(
     pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
     make_train_state(run_config, corpus)
     run_id = store.run_id_of(run_config, corpus)
-    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if begun else "to be computed"
+    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if saved else "to be computed"
     print_config(run_config)
     typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
     typer.echo("\n".join(preflight.describe_run(run_config)))
