@@ -251,7 +251,7 @@ def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
     end = state.method.end_task
     if end is UpdateMethod.end_task:
         return 0.0
-    flops = count_flops(lambda: end(state, lambda step: (None, forward_shapes(state, 1))))
+    flops = count_flops(lambda: end(state, lambda step: forward_shapes(state, 1)))
     return batches * batch * flops
 
 
@@ -334,6 +334,11 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
     tree = run_config.to_dict()
     tree["training"] |= {"steps": budget.steps, "budget": None}
     return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
+
+
+def total_steps(run_config: RunConfig) -> int:
+    """Return the steps of a run, over all tasks, that its budget allows."""
+    return run_config.stream.tasks * apply_budget(run_config).training.steps
 
 
 def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:

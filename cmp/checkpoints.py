@@ -5,7 +5,6 @@ in the hash of its content, so it needs no pointer that could be lost or lag beh
 name and content agree is whole, and the furthest whole one is where the run goes on.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -16,7 +15,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmp import distributed, files
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError, Interrupted, explain_errors
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
@@ -131,15 +130,8 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def restore(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Load a state's weights into a network, and its moments into an optimizer.
-
-    Raises:
-        CmpError: They are another network's.
-    """
-    try:
-        model.load_state_dict(strip_prefix(tensors, "weights/"))
-    except RuntimeError as error:
-        raise CmpError(f"weights of another network: {str(error).splitlines()[0]}") from error
+    """Load a state's weights into a network, and its moments into an optimizer."""
+    model.load_state_dict(strip_prefix(tensors, "weights/"))
     for name, parameter in model.named_parameters():
         if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
             device = parameter.device
@@ -176,7 +168,7 @@ def read_checkpoint(path: Path) -> RunState:
         CmpError: The file is not what was once written.
     """
     match = _FILE_NAME.fullmatch(path.name)
-    with _explain_errors(path):
+    with explain_errors(f"{path}: no readable checkpoint", "", SafetensorError):
         if not match or match[3] != files.file_digest(path):
             raise CmpError(f"{path}: damaged: its content is not what its name says")
         return RunState(read_progress(path), load_file(path))
@@ -188,20 +180,12 @@ def read_progress(path: Path) -> Progress:
     Raises:
         CmpError: The file is no checkpoint of this schema.
     """
-    with _explain_errors(path), safe_open(path, framework="pt") as file:
+    damaged = explain_errors(f"{path}: no readable checkpoint", "", SafetensorError)
+    with damaged, safe_open(path, framework="pt") as file:
         progress = files.parse_record((file.metadata() or {}).get("progress", ""), Progress)
     if progress.schema != SCHEMA:
         raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
     return progress
-
-
-@contextlib.contextmanager
-def _explain_errors(path: Path) -> Iterator[None]:
-    """Turn what reading a checkpoint raises into a `CmpError`."""
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CmpError(f"{path}: no readable checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def checkpoint_folder(run_id: str) -> Path:
@@ -370,17 +354,3 @@ class CheckpointManager:
         """Delete the checkpoints of a run that is finished and stored."""
         self.finish()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def runs_in_progress() -> int:
-    """Return how many runs of this build folder are being computed, by whatever process."""
-    count = 0
-    for path in (files.build_folder() / "checkpoints").glob("*/lock"):
-        try:
-            with path.open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            count += 1
-        except OSError:  # the run has just ended
-            continue
-    return count

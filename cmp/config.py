@@ -264,31 +264,6 @@ class Model:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Preprocessing:
-    """How images become what a network sees, with the keys and values of open_clip's
-    `PreprocessCfg`; nothing of a run's config, but of the network that it names.
-
-    Attributes:
-        size: Pixels per side.
-        mode: The colours.
-        mean: What is taken from each channel, in [0, 1].
-        std: What each channel is then divided by.
-        interpolation: The filter; "random" is for training, and bicubic in evaluation.
-        resize_mode: "shortest" takes the square in the middle, "squash" gives up the proportions,
-            "longest" fills up what is missing to a square.
-        fill_color: What it is filled with, of each channel.
-    """
-
-    size: Count = 224
-    mode: Literal["RGB"] = "RGB"
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill_color: Annotated[int, Field(ge=0, le=255)] = 0
-
-
-@dataclass(frozen=True, config=STRICT)
 class Stream:
     """The order of the adaptation classes and their cut into tasks; see `cmp.streams`.
 

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cmp import distributed
-from cmp.config import Preprocessing
+from cmp.config import STRICT, Count, Positive
 from cmp.errors import CmpError
 from cmp.registry import entry_names, load_entry
 
@@ -39,6 +41,31 @@ contrast, brightness, saturation."""
 TINT_PROBABILITY = 0.6
 JOBS = "CMP_JOBS"
 """The environment variable that tells a study's workers how many they are."""
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Preprocessing:
+    """How images become what a network sees, with the keys and values of open_clip's
+    `PreprocessCfg`.
+
+    Attributes:
+        size: Pixels per side.
+        mode: The colours.
+        mean: What is taken from each channel, in [0, 1].
+        std: What each channel is then divided by.
+        interpolation: The filter; "random" is for training, and bicubic in evaluation.
+        resize_mode: "shortest" takes the square in the middle, "squash" gives up the proportions,
+            "longest" fills up what is missing to a square.
+        fill_color: What it is filled with, of each channel.
+    """
+
+    size: Count = 224
+    mode: Literal["RGB"] = "RGB"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: Annotated[int, Field(ge=0, le=255)] = 0
 
 
 class DatasetInfo(Protocol):

@@ -1,5 +1,8 @@
 """The one error type for what a user can mend."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class CmpError(Exception):
     """What is wrong, where (file and key), and how to mend it, in a sentence.
@@ -50,3 +53,18 @@ class Interrupted(BaseException):
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows: no traceback, since nothing went wrong."""
         return [f"{self}; in a notebook, run the cell again"]
+
+
+@contextlib.contextmanager
+def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
+    """Turn what reading raises at a bad file into a `CmpError`.
+
+    Args:
+        what: What is wrong, in words; the error's own follow in brackets.
+        then: What follows those.
+        *errors: What may be raised beside `OSError` and `ValueError`.
+    """
+    try:
+        yield
+    except (OSError, ValueError, *errors) as error:
+        raise CmpError(f"{what} ({error}){then}") from error

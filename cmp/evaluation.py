@@ -18,9 +18,9 @@ from cmp import distributed, models
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
+from cmp.execution import autocast
 from cmp.models import Network
 from cmp.seeds import unit_interval
-from cmp.training import autocast
 
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
@@ -239,18 +239,17 @@ def retrieval_hits(
     return to_text.any(1).cpu().numpy(), to_image.any(1).cpu().numpy()
 
 
-def chance_of_recall(owner: np.ndarray, k: int = RETRIEVAL_K) -> float:
-    """Return the mean of both directions' recall@k where similarities are random.
+def chance_of_recall(owner: np.ndarray) -> float:
+    """Return the mean of both directions' recall@`RETRIEVAL_K` where similarities are random.
 
     Args:
         owner: The image that each of M texts describes, [M].
-        k: How many of the nearest count.
     """
     texts, images = len(owner), len(np.unique(owner))
-    drawn = min(k, texts)
+    drawn = min(RETRIEVAL_K, texts)
     captions = np.bincount(owner, minlength=images).tolist()
     missed = [math.comb(texts - count, drawn) / math.comb(texts, drawn) for count in captions]
-    return (1 - sum(missed) / images + min(1, k / images)) / 2
+    return (1 - sum(missed) / images + min(1, RETRIEVAL_K / images)) / 2
 
 
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:

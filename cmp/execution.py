@@ -1,11 +1,15 @@
-"""What a network has to allow before a step is computed in parts or compiled."""
+"""How a step is computed: its arithmetic, in parts, compiled; and what a network has to allow."""
 
+import contextlib
+import functools
 import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from cmp import models
+from cmp import distributed, models
+from cmp.config import Training
 from cmp.errors import CmpError
 from cmp.models import Network
 
@@ -13,6 +17,79 @@ BACKEND = "inductor"
 """What compiles the graphs of `compile_towers`."""
 _STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
 """Where layers that draw at random while they train keep their rate."""
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    if device.type == "meta":  # has no arithmetic
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a step is computed. It decides the last bits only, so it is no part of a run's config.
+
+    Attributes:
+        micro_batch: Samples that each process sees at a time; the loss is still that of the whole
+            batch. All of them where None.
+        checkpoint_activations: Whether activations are computed again for the backward pass
+            instead of kept.
+        compile_towers: Whether torch compiles both towers, see `compile_towers`.
+    """
+
+    micro_batch: int | None = None
+    checkpoint_activations: bool = False
+    compile_towers: bool = False
+
+    @functools.cached_property  # so that a step need not ask again
+    def uses_micro_batches(self) -> bool:
+        """Whether no process sees the whole batch at once."""
+        return self.micro_batch is not None or distributed.world_size() > 1
+
+    def record(self) -> dict[str, str]:
+        """Return what a run's provenance says of it; nothing for the default."""
+        processes = distributed.world_size()
+        words = [f"{processes} processes"] * (processes > 1)
+        words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
+        words += ["activations recomputed"] * self.checkpoint_activations
+        words += ["compiled"] * self.compile_towers
+        return {"execution": ", ".join(words)} if words else {}
+
+    def outside_steps(self) -> contextlib.AbstractContextManager:
+        """Return the context of all but training steps: no tower is compiled anew for the batches
+        there, which have many sizes."""
+        return (
+            torch.compiler.set_stance("force_eager")
+            if self.compile_towers
+            else contextlib.nullcontext()
+        )
+
+    def prepare(self, model: Network, name: str, section: Training) -> None:
+        """Make a network ready.
+
+        Args:
+            model: The network, changed in place.
+            name: Its name, for errors.
+            section: The config section.
+
+        Raises:
+            CmpError: The network or the batch cannot be computed in this way.
+        """
+        if self.checkpoint_activations:
+            trunk = getattr(model.visual, "trunk", None)
+            if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
+                raise CmpError(
+                    f"--checkpoint-activations: the image tower of {name!r} does not offer it; "
+                    "transformers of open_clip do"
+                )
+            model.set_grad_checkpointing(True)
+        if self.uses_micro_batches:
+            distributed.local_slice(section.batch)
+            check_divisible(model, name)
+        if self.compile_towers:
+            with autocast(section.precision, model.logit_scale.device):
+                compile_towers(model)
 
 
 def compile_towers(model: Network) -> None:

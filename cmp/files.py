@@ -1,5 +1,5 @@
-"""Paths of a project, YAML and JSON that are read strictly, files that are written whole or not at
-all, and tables."""
+"""Paths of a project, strict YAML and JSON, and files and folders that are written whole or not at
+all; `cmp.readers.files` reads."""
 
 import contextlib
 import fcntl
@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 
 T = TypeVar("T")
+DIGESTS = "SHA256SUMS"
+"""The name of the list of sha256 of the files beside it."""
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at once."""
 PARTIAL_PREFIX = ".cmp-partial-"
@@ -138,10 +140,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         CmpError: The disk refuses.
     """
-    try:
+    with explain_errors(f"{folder}: cannot be made a folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
-        raise CmpError(f"{folder}: cannot be made a folder ({error})") from error
 
 
 def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) -> None:
@@ -214,18 +214,18 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 def delete_leftovers(parent: Path) -> None:
     """Delete what killed processes have left of `partial_folder` in a folder."""
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
-        with lock_folder(folder, fcntl.LOCK_NB) as is_locked:
+        with lock_folder(folder, wait=False) as is_locked:
             if is_locked:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, how: int = 0) -> Iterator[bool]:
+def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Lock a folder; yield whether that is so: another process may have it, or none can."""
     handle, is_locked = None, False
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         is_locked = True
     try:
         yield is_locked
@@ -260,3 +260,67 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Write a folder, whole or not at all.
+
+    Args:
+        target: The folder; one that is there is replaced, anything else refused.
+
+    Yields:
+        An empty folder to fill; it becomes the target at the end, and is deleted after an error.
+
+    Raises:
+        CmpError: The disk refuses, and the target is as before; or see `check_target`.
+    """
+    check_target(target, stat.S_ISDIR)
+    with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
+        folder, previous = partial / "new", partial / "previous"
+        folder.mkdir()
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            sync_to_disk(path)
+        if target.exists():  # stands aside until the new one is there
+            os.rename(target, previous)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if previous.exists():
+                os.rename(previous, target)
+            raise
+        sync_to_disk(target.parent)
+
+
+@contextlib.contextmanager
+def listed_file(target: Path) -> Iterator[Path]:
+    """Write a file as `atomic_file` does, and its sha256 into the list beside it.
+
+    For a moment the list has both the old sha256 and the new one, so that the file is never taken
+    for damaged. `sha256sum --check` reads the list, too.
+    """
+    place = target.with_name(DIGESTS)
+    with contextlib.ExitStack() as stack:
+        with atomic_file(target) as partial:
+            yield partial
+            stack.enter_context(lock_folder(target.parent))  # others may write there
+            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+            new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
+            write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
+        lines = [new, *(line for line in lines if not line.endswith(name))]
+        write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
+
+
+def check_digest(path: Path, remedy: str) -> None:
+    """Raise `CmpError` unless a file is what the list beside it says.
+
+    Args:
+        path: The file.
+        remedy: What to do about it.
+    """
+    with explain_errors(f"{path}: cannot be checked", f"; {remedy}"):
+        lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
+        is_known = f"{file_digest(path)}  {path.name}" in lines
+    if not is_known:
+        raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")

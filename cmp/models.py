@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import files
-from cmp.config import STARTS, Model, Preprocessing
-from cmp.data import to_device
-from cmp.errors import CmpError
+from cmp.config import STARTS, Model
+from cmp.data import Preprocessing, to_device
+from cmp.errors import CmpError, explain_errors
 from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -286,12 +286,9 @@ def preprocessing(model: Network) -> Preprocessing:
     side, width = np.broadcast_to(model.visual.image_size, 2).tolist()
     if side != width:
         raise CmpError(f"model.name: takes images of {side} x {width}, which are not square")
-    try:
-        return files.parse_record(
-            json.dumps(model.visual.preprocess_cfg | {"size": side}), Preprocessing
-        )
-    except (TypeError, ValueError) as error:
-        raise CmpError(f"model.name: preprocess_cfg: {error}; it cannot be followed") from error
+    settings = model.visual.preprocess_cfg | {"size": side}
+    with explain_errors("model.name: preprocess_cfg: cannot be followed", "", TypeError):
+        return files.parse_record(json.dumps(settings), Preprocessing)
 
 
 def encode_image(model: Network, pixels: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtur
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
+from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, apply_policy, update_step_average
 from cmp.merging.rules import Weights
@@ -30,7 +31,6 @@ from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
 from cmp.training import (
-    ExecutionConfig,
     StepResult,
     TrainState,
     create_optimizer,
@@ -46,17 +46,16 @@ class Observer:
     """Functions that hear of a run's progress; any may be left out.
 
     Attributes:
-        step: (task, step, loss, model), after each step; the model must not be changed.
+        step: (task, step, result, model), after each step; the model must not be changed, and a
+            look at the numbers of the result would wait for a card.
         task: (tasks done, scores), after each evaluation, with 0 for the one before the stream; of
             the subset if there is one, so that scores can be compared.
         resumed: (steps done), first of all, when a run goes on from a checkpoint.
-        record: (task, step, result), after each step, see `cmp.training.StepResult`.
     """
 
-    step: Callable[[int, int, Tensor, nn.Module], None] = lambda task, step, loss, model: None
+    step: Callable[[int, int, StepResult, nn.Module], None] = lambda task, step, result, model: None
     task: Callable[[int, Scores], None] = lambda done, scores: None
     resumed: Callable[[int], None] = lambda steps: None
-    record: Callable[[int, int, StepResult], None] = lambda task, step, result: None
 
 
 NO_OBSERVER = Observer()
@@ -171,12 +170,12 @@ def execute(
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    given, config = config, budgets.apply_budget(config)
+    original, config = config, budgets.apply_budget(config)
     pools = mixtures.task_pools(config, corpus)
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | state.execution.record()
-        run = Run(state, observer, manager, stop, machine, given)
+        run = Run(state, observer, manager, stop, machine, original)
         optimizer = create_optimizer(state)
         first_task, first_step = run.begin(optimizer)
         for task in range(first_task, len(pools)):
@@ -205,7 +204,7 @@ class Run:
         manager: Keeps checkpoints.
         stop: Whether a signal asked to stop.
         machine: Where the run is computed.
-        given: The config before its budget was applied.
+        original: The config before its budget was applied.
         rows: Rows of the metrics so far.
         hits: As in `RunResult`, so far.
         trunk: State that a branch of the schedule left behind.
@@ -219,7 +218,7 @@ class Run:
     manager: CheckpointManager | None
     stop: StopRequest
     machine: dict[str, Any]
-    given: RunConfig
+    original: RunConfig
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
@@ -265,35 +264,12 @@ class Run:
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         hits = checkpoints.strip_prefix(saved.tensors, "hits/")
         self.hits = {name: x.numpy() for name, x in hits.items()}
-        self.check_progress(progress)
         if differences := machine_differences(progress.machine, self.machine):
             message = f"the run began elsewhere, its last bits may differ: {differences}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(progress.task * self.config.training.steps + progress.step)
         return progress.task, progress.step
-
-    def check_progress(self, progress: Progress) -> None:
-        """Raise `CmpError` where a checkpoint is none that a run of this config writes."""
-        done, tasks = progress.task, self.config.stream.tasks
-        keys = ("task", "scope", "dataset")
-        rows = sorted("/".join(str(row.get(key)) for key in keys) for row in self.rows)
-        sizes = {task: evaluation_sizes(self.config, task) for task in range(min(done, tasks) + 1)}
-        scopes = [f"{task}/{scope_of(size)}" for task in sizes for size in sizes[task]]
-        names = {str(row.get("dataset")) for row in self.rows}
-        expected = sorted(f"{scope}/{name}" for scope in scopes for name in names)
-        are_scored = bool(rows) and all(isinstance(row.get("score"), float) for row in self.rows)
-        steps = self.config.training.steps if done < tasks else 0
-        full = {row.replace("/full/", "/") for row in rows if "/full/" in row}
-        wrong = {
-            "task": not 0 <= done <= tasks,
-            "step": not 0 <= progress.step <= steps,
-            "metrics": not are_scored or rows != expected,
-            "hits": full != self.hits.keys(),
-        }
-        for key in (key for key, is_wrong in wrong.items() if is_wrong):
-            place = (self.manager and self.manager.last) or "checkpoint"
-            raise CmpError(f"{place}: {key}: does not fit the run's config; delete the file")
 
     def evaluate(self, done: int) -> None:
         """Score the model after some tasks: the subset, and at both ends the full test."""
@@ -318,8 +294,7 @@ class Run:
     ) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
-        self.observer.step(task, step, result.loss, self.model)
-        self.observer.record(task, step, result)
+        self.observer.step(task, step, result, self.model)
         done = step + 1
         if done == self.branch:
             tensors = checkpoints.state_tensors(self.model, optimizer)
@@ -356,8 +331,8 @@ class Run:
             return
         machine = self.machine.get("began", self.machine)
         progress = Progress(
-            SCHEMA, self.manager.run_id, self.given.to_dict(), task, step, self.rows,
-            self.seconds(), machine, self.given.option_record(),
+            SCHEMA, self.manager.run_id, self.original.to_dict(), task, step, self.rows,
+            self.seconds(), machine, self.original.option_record(),
         )  # fmt: skip
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
@@ -399,7 +374,7 @@ class Run:
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
         model, machine = adapters.merge_and_unload(self.model), self.machine
-        if budget := budgets.task_budget(self.given):
+        if budget := budgets.task_budget(self.original):
             spent = budgets.budget_spent(budget, self.config.stream.tasks)
             machine = machine | {"budget": spent}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

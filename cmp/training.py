@@ -5,7 +5,6 @@ it. A batch that is too large to be seen at once, or that several processes shar
 `backward_in_micro_batches`.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from cmp import distributed, models, schedules
 from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
-from cmp.execution import check_divisible, compile_towers
+from cmp.execution import ExecutionConfig, autocast
 from cmp.mixtures import BatchLoader, Pools
 from cmp.models import Network
 from cmp.registry import get_option
@@ -29,72 +28,6 @@ from cmp.seeds import torch_generator
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
 DEFERRED = {"cuda"}
 """Devices that the host does not wait for to learn whether a step was finite."""
-
-
-@dataclass(frozen=True)
-class ExecutionConfig:
-    """How a step is computed. It decides the last bits only, so it is no part of a run's config.
-
-    Attributes:
-        micro_batch: Samples that each process sees at a time; the loss is still that of the whole
-            batch. All of them where None.
-        checkpoint_activations: Whether activations are computed again for the backward pass
-            instead of kept.
-        compile_towers: Whether torch compiles both towers, see `compile_towers`.
-    """
-
-    micro_batch: int | None = None
-    checkpoint_activations: bool = False
-    compile_towers: bool = False
-
-    @property
-    def uses_micro_batches(self) -> bool:
-        """Whether no process sees the whole batch at once."""
-        return self.micro_batch is not None or distributed.world_size() > 1
-
-    def record(self) -> dict[str, str]:
-        """Return what a run's provenance says of it; nothing for the default."""
-        processes = distributed.world_size()
-        words = [f"{processes} processes"] * (processes > 1)
-        words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
-        words += ["activations recomputed"] * self.checkpoint_activations
-        words += ["compiled"] * self.compile_towers
-        return {"execution": ", ".join(words)} if words else {}
-
-    def outside_steps(self) -> contextlib.AbstractContextManager:
-        """Return the context of all but training steps: no tower is compiled anew for the batches
-        there, which have many sizes."""
-        return (
-            torch.compiler.set_stance("force_eager")
-            if self.compile_towers
-            else contextlib.nullcontext()
-        )
-
-    def prepare(self, model: Network, name: str, section: configs.Training) -> None:
-        """Make a network ready.
-
-        Args:
-            model: The network, changed in place.
-            name: Its name, for errors.
-            section: The config section.
-
-        Raises:
-            CmpError: The network or the batch cannot be computed in this way.
-        """
-        if self.checkpoint_activations:
-            trunk = getattr(model.visual, "trunk", None)
-            if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
-                raise CmpError(
-                    f"--checkpoint-activations: the image tower of {name!r} does not offer it; "
-                    "transformers of open_clip do"
-                )
-            model.set_grad_checkpointing(True)
-        if self.uses_micro_batches:
-            distributed.local_slice(section.batch)
-            check_divisible(model, name)
-        if self.compile_towers:
-            with autocast(section.precision, model.logit_scale.device):
-                compile_towers(model)
 
 
 @dataclass(frozen=True)
@@ -151,7 +84,7 @@ class TrainState:
     tokens: Tensor
     method_state: dict[str, Tensor] = field(default_factory=dict)
     frozen_models: dict[str, Network] = field(default_factory=dict)
-    execution: ExecutionConfig = ExecutionConfig()
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     unchecked: "list[UncheckedStep]" = field(default_factory=list)
 
     @functools.cached_property
@@ -186,7 +119,7 @@ class StepResult(NamedTuple):
     rate: float
 
 
-ForwardStep = Callable[[int], tuple[Batch | None, ForwardOutput]]
+ForwardStep = Callable[[int], ForwardOutput]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
@@ -294,13 +227,6 @@ def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
 def add_up(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of the terms of a loss, of which there is at least one."""
     return functools.reduce(torch.add, terms)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
-    if device.type == "meta":  # has no arithmetic
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def forward(
@@ -445,7 +371,7 @@ def train_step(
     return StepResult(loss.detach(), norm, rate)
 
 
-UncheckedStep = tuple[Callable[[], bool], Callable[[], Diverged]]
+UncheckedStep = tuple[Callable[[], Tensor], Callable[[], Diverged]]
 """Of a step: what waits until the host knows whether it was finite, and the error if it was not."""
 
 
@@ -487,17 +413,19 @@ def check_last_step(state: TrainState) -> None:
             raise error()
 
 
-def copy_to_host(flag: Tensor) -> Callable[[], bool]:
-    """Begin to copy a flag from a card; return what waits for it, and for nothing that the card is
-    given to do afterwards."""
-    copy = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
-    copy.copy_(flag, non_blocking=True)
+def copy_to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor from a card; return what waits for it, and for nothing that the card
+    is given to do afterwards."""
+    if x.device.type not in DEFERRED:
+        return lambda: x
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    copy.copy_(x, non_blocking=True)
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(flag.device))
+    event.record(torch.cuda.current_stream(x.device))
 
-    def wait() -> bool:
+    def wait() -> Tensor:
         event.synchronize()
-        return bool(copy)
+        return copy
 
     return wait
 
@@ -556,9 +484,8 @@ def train_task(
 
     check_last_step(state)
 
-    def forward_step(step: int) -> tuple[Batch, ForwardOutput]:
-        batch = state.loader.batch(pools, task, step)
-        return batch, forward_batch(state, batch, task, step)
+    def forward_step(step: int) -> ForwardOutput:
+        return forward_batch(state, state.loader.batch(pools, task, step), task, step)
 
     with state.execution.outside_steps():
         method.end_task(state, forward_step)

@@ -29,8 +29,8 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
+from cmp.files import DIGESTS
 from cmp.merging.files import merge_files
-from cmp.readers.files import DIGESTS
 from cmp.runner import execute
 
 REFUSED, SAME, SEEN, DIFFERENT = "refused", "the same", "another id", "silently different"

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import options
 import pandas as pd
 import pytest
-import torch
 from torch import nn
 
 from cmp import checkpoints, cli, config, files
@@ -34,10 +33,11 @@ from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.experiments import store, studies, workers
 from cmp.files import SHORT_ID
 from cmp.runner import Observer
-from cmp.training import ExecutionConfig
+from cmp.training import StepResult
 
 STORING = "storing"
 """What a child says right before it stores its result."""
@@ -190,7 +190,7 @@ def compute(
         _before_save(save, TROUBLES[trouble])
     steps_done: list[int] = []
     observer = Observer(
-        step=lambda task, step, loss, model: tell("a step"),
+        step=lambda task, step, result, model: tell("a step"),
         task=lambda done, scores: steps_done.append(0),
         resumed=steps_done.append,
     )
@@ -225,8 +225,8 @@ def command(
     def watch_and_stop(bar) -> Observer:
         observer = watch(bar)
 
-        def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
-            observer.step(task, step, loss, model)
+        def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
+            observer.step(task, step, result, model)
             if number and task * STEPS + step + 1 == at:
                 os.kill(os.getpid(), number)
 
@@ -262,7 +262,7 @@ def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
     place.mkdir(exist_ok=True)
 
     def watched(run_config: RunConfig, **options) -> store.StoredRun:
-        def step(task: int, step: int, loss: torch.Tensor, model: nn.Module) -> None:
+        def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
             if (place / "slow").exists():
                 time.sleep(0.2)
             peak, mark = run_config.schedule.peak, place / "died"

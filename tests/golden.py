@@ -21,7 +21,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
 from cmp.merging.apply import merge
-from cmp.merging.rules import MergeOptions, Weights
+from cmp.merging.rules import Weights
 from cmp.registry import get_option, option_names
 from cmp.runner import Observer, execute, machine_differences, machine_record
 from cmp.seeds import numpy_generator
@@ -109,7 +109,7 @@ def corpus(whole: bool) -> Corpus:
 def compute_run(case: Case) -> dict[str, Any]:
     """Id, losses, weights' hash and scores of a run. Rows that come to one case share it."""
     losses = []
-    observer = Observer(step=lambda task, step, loss, model: losses.append(loss.item()))
+    observer = Observer(step=lambda task, step, result, model: losses.append(result.loss.item()))
     result = execute(case.config, corpus(case.whole), observer)
     return {
         "id": store.run_id_of(case.config, corpus(case.whole)),
@@ -128,8 +128,8 @@ def compute_rule(rule: str, dtype: torch.dtype) -> dict[str, Any]:
         step = synthetic(f"model {number}", dtype)
         made.append({name: x + (step[name] / 8).to(x.dtype) for name, x in base.items()})
     made[0][UNMOVED] = base[UNMOVED].clone()
-    how = MergeOptions(weights=WEIGHTS.get(rule), draw=(0, 1, "golden"))
-    found = merge(rule, made, None if rule in WEIGHTS else base, how)
+    settings = {"weights": WEIGHTS.get(rule), "draw": (0, 1, "golden")}
+    found = merge(rule, made, None if rule in WEIGHTS else base, **settings)
     digest = hashlib.sha256()
     for name, x in found.items():
         digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())

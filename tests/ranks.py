@@ -15,8 +15,8 @@ from cmp import config, distributed
 from cmp.checkpoints import CheckpointManager
 from cmp.embedded import packed
 from cmp.errors import Interrupted
+from cmp.execution import ExecutionConfig
 from cmp.runner import Observer, execute
-from cmp.training import ExecutionConfig
 
 SMALL = (
     "model.name=tiny-vit", "model.start=random",
@@ -52,8 +52,8 @@ def noted(
     a signal of this number."""
     losses = []
 
-    def step(task, step, loss, model):
-        losses.append(loss.item())
+    def step(task, step, result, model):
+        losses.append(result.loss.item())
         if len(losses) == stop_at and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), number)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import cmp
 from cmp.evaluation import ROLES
 from cmp.experiments import results, store, studies
-from cmp.readers.files import listed_file
+from cmp.files import listed_file
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
 

@@ -139,7 +139,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
     run_config = small("method.name=lora", "merging.policy=ema", "merging.weight=0.25")
     manager, ends, starts = MemoryManager(), [], []
 
-    def step(task, number, loss, model):
+    def step(task, number, result, model):
         if number == run_config.training.steps - 1:
             ends.append(adapters.merged_state_dict(model))
 

@@ -267,10 +267,11 @@ def test_a_run_has_the_steps_of_its_budget_and_says_what_it_used():
     steps = budgets.apply_budget(run_config).training.steps
     assert steps > run_config.training.steps
     counted = []
-    hook = Observer(step=lambda task, number, loss, model: counted.append((task, number)))
+    hook = Observer(step=lambda task, number, result, model: counted.append((task, number)))
     manager = MemoryManager()
     result = execute(run_config, forked.small_corpus(), hook, manager=manager)
     assert counted == [(task, number) for task in range(2) for number in range(steps)]
+    assert budgets.total_steps(run_config) == len(counted)
     spent = result.provenance["budget"]
     assert spent["steps_per_task"] == steps
     assert (

@@ -20,7 +20,7 @@ from scipy import stats
 from cmp import checkpoints, config, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import logs, planner, store, verdicts
+from cmp.experiments import logs, planner, runs, store, verdicts
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 from cmp.registry import option_names
@@ -313,7 +313,7 @@ def test_a_run_that_fails_says_why(build):
 
 
 def test_a_third_run_waits(build, monkeypatch):
-    monkeypatch.setattr(checkpoints, "runs_in_progress", lambda: 2)
+    monkeypatch.setattr(runs, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
     assert [about["state"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it again to go on",
@@ -339,14 +339,14 @@ def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build):
         fcntl.flock(lock, fcntl.LOCK_SH)
         threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         with checkpoints.CheckpointManager("a" * 64):
-            assert checkpoints.runs_in_progress() == 1
+            assert runs.runs_in_progress() == 1
 
 
 def test_runs_in_progress_are_counted(build):
-    assert checkpoints.runs_in_progress() == 0
+    assert runs.runs_in_progress() == 0
     with checkpoints.CheckpointManager("a" * 64), checkpoints.CheckpointManager("b" * 64):
-        assert checkpoints.runs_in_progress() == 2
-    assert checkpoints.runs_in_progress() == 0
+        assert runs.runs_in_progress() == 2
+    assert runs.runs_in_progress() == 0
 
 
 def test_a_run_ends_with_the_kernel(build):

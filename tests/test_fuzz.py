@@ -37,8 +37,7 @@ from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, store, studies
 from cmp.experiments.runs import recorded_threads
-from cmp.files import file_digest
-from cmp.readers.files import listed_file
+from cmp.files import file_digest, listed_file
 from cmp.readers.manifest import MANIFESTS, read_manifest
 from lab import chapters, run
 

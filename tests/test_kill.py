@@ -228,7 +228,7 @@ class Stop(BaseException):
 def run_until(count, *settings, model=None):
     """Compute the small run here, a checkpoint a step, and break it off in step `count`."""
 
-    def step(task, step, loss, model):
+    def step(task, step, result, model):
         if task * forked.STEPS + step + 1 == count:
             raise Stop
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from cmp import config, data, mixtures, models
 from cmp.checkpoints import CheckpointManager
-from cmp.config import Model, Preprocessing
-from cmp.data import load_data, stored_images, worker_count
+from cmp.config import Model
+from cmp.data import Preprocessing, load_data, stored_images, worker_count
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
@@ -172,7 +172,7 @@ def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
         run_id = f"{stop}" * 64
         counts = {"seen": 0}
 
-        def step(task, number, loss, model, counts=counts, stop=stop):
+        def step(task, number, result, model, counts=counts, stop=stop):
             counts["seen"] += 1
             if counts["seen"] == stop:
                 raise Interrupted("here", 15)

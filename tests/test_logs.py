@@ -3,17 +3,21 @@
 import functools
 import json
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from forked import small_config, small_corpus
 from typer.testing import CliRunner
 
 from cmp import checkpoints, cli
+from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import logs, store, workers
 from cmp.runner import Observer
+from cmp.training import StepResult
 from lab import chapter_setup
 
 RUN = ("model.start=random", "evaluation.full=false")
@@ -35,7 +39,7 @@ def every_step(table: pd.DataFrame) -> bool:
 
 def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     losses = []
-    watch = Observer(lambda task, step, loss, model: losses.append(loss.item()))
+    watch = Observer(lambda task, step, result, model: losses.append(result.loss.item()))
     run = workers.run_one(small_config(*RUN), watch)
     table = logs.read_log(run.id)
     assert every_step(table)
@@ -50,6 +54,20 @@ def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     assert scores["A_KA"].iloc[-1] == pytest.approx(last["A_KA"])
     assert logs.log_path(run.id) == build / "logs" / f"{run.id[:12]}.jsonl"
     assert store.stored_ids() == [run.id[:12]]
+
+
+def test_a_progress_bar_waits_for_no_step(monkeypatch):
+    """Each loss that it shows is asked for twenty steps later, when a card has long had it."""
+    waited, shown = [], []
+    copy_later = lambda x: lambda: waited.append(x.item()) or x  # noqa: E731
+    monkeypatch.setattr(runs, "copy_to_host", copy_later)
+    bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append)
+    observer = runs.progress_observer(bar)
+    for step in range(41):
+        result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3)
+        observer.step(0, step, result, torch.nn.Identity())
+        assert waited == [0.0, 20.0][: step // 20]
+    assert shown == ["loss 0.000", "loss 20.000"]
 
 
 def test_a_cell_shows_the_losses_of_runs_in_progress(build):

@@ -22,6 +22,7 @@ from test_merging import (
 )
 from typer.testing import CliRunner
 
+import cmp
 from cmp import cli, models
 from cmp.bench import merge as merge_bench
 from cmp.cli import tools
@@ -88,6 +89,15 @@ def test_metadata_name_the_parents(files, tmp_path):
         "rule": "ties", "models": parents[:2], "base": parents[2],
         "settings": {"scale": None, "density": 0.4},
     }  # fmt: skip
+
+
+def test_files_take_the_keywords_of_state_dicts(files, tmp_path):
+    new, old, base = (load_file(path) for path in files)
+    out, settings = tmp_path / "out.safetensors", {"density": 0.5, "outliers": 0.2}
+    cmp.merge_files("breadcrumbs", files[:2], out, files[2], **settings)
+    assert identical(load_file(out), cmp.merge("breadcrumbs", [new, old], base, **settings))
+    with pytest.raises(CmpError, match="'ties' takes scale, density, not 'densty'"):
+        cmp.merge_files("ties", files[:2], out, files[2], densty=0.5)
 
 
 def test_settings_reach_the_rule(files, tmp_path):

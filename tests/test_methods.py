@@ -187,7 +187,7 @@ def test_galore_finds_directions_anew_every_gap_and_keeps_small_moments():
 def run_losses(*settings):
     """Losses and final weights of a small run."""
     losses = []
-    hook = Observer(step=lambda task, number, loss, model: losses.append(loss.item()))
+    hook = Observer(step=lambda task, number, result, model: losses.append(result.loss.item()))
     result = execute(small(*settings), forked.small_corpus(), hook)
     return losses, models.weights_digest(result.model)
 
@@ -206,8 +206,7 @@ def make_forward_step(state):
     pools = mixtures.task_pools(state.config, state.corpus)[0]
 
     def forward_step(step):
-        batch = state.loader.batch(pools, 0, step)
-        return batch, forward_batch(state, batch, 0, step)
+        return forward_batch(state, state.loader.batch(pools, 0, step), 0, step)
 
     return forward_step
 
@@ -226,7 +225,7 @@ def test_fisher_by_hand():
         ewc.end_task(state, forward_step)
         states[kind] = (state, forward_step)
     for kind, (state, forward_step) in states.items():
-        _, output = forward_step(state.config.training.steps)
+        output = forward_step(state.config.training.steps)
         scale = state.model.logit_scale
         logits = scale.exp() * output.image @ output.text.T
         rows = torch.arange(len(logits))

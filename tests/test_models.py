@@ -19,7 +19,7 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import preflight
 from cmp.experiments.pretraining import PRETRAINING
-from cmp.readers.files import DIGESTS
+from cmp.files import DIGESTS
 from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
 
 

@@ -141,7 +141,7 @@ def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
     ends, deployed = [], []
     corpus, last = forked.small_corpus(), run_config.training.steps - 1
 
-    def step(task, number, loss, model):
+    def step(task, number, result, model):
         if number == last:
             ends.append(copy.deepcopy(model.state_dict()))
 

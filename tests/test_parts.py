@@ -21,12 +21,11 @@ from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.execution import check_divisible
+from cmp.execution import ExecutionConfig, check_divisible
 from cmp.files import build_folder, project_folder
 from cmp.runner import machine_differences, machine_record
 from cmp.seeds import torch_generator
 from cmp.training import (
-    ExecutionConfig,
     backward,
     backward_in_micro_batches,
     clamp_logit_scale,

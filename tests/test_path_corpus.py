@@ -25,11 +25,11 @@ from cmp.experiments.runs import find_unfinished, unfinished_runs
 from cmp.files import (
     PARTIAL_PREFIX,
     atomic_file,
+    atomic_folder,
     delete_leftovers,
     make_folder,
     partial_folder,
 )
-from cmp.readers.files import atomic_folder
 from cmp.runner import Observer, RunResult
 from lab import chapters, run
 

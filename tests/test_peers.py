@@ -97,7 +97,7 @@ def forward(model, x):
 def forward_step_of(state, task):
     """What passes the batches of a task through the network, again after the last."""
     batches = peers.samples(task).split(peers.BATCH)
-    return lambda step: (None, forward(state.model, batches[step % len(batches)]))
+    return lambda step: forward(state.model, batches[step % len(batches)])
 
 
 def train_task(state, optimizer, task):
@@ -105,7 +105,7 @@ def train_task(state, optimizer, task):
     state.method.begin_task(state, task)
     parameters, of_penalty = dict(state.model.named_parameters()), {}
     for step in range(peers.BATCHES):
-        _, output = forward_step_of(state, task)(step)
+        output = forward_step_of(state, task)(step)
         optimizer.zero_grad()
         budgets.total_loss(state, output).backward()
         state.method.after_backward(state)
@@ -198,7 +198,7 @@ def test_on_gradient_descent_the_path_is_what_mammoth_adds_up():
         optimizer, squares = kind(state.model.parameters(), lr=1 / 16), {}
         state.method.begin_task(state, 0)
         for step in range(peers.BATCHES):
-            _, output = forward_step_of(state, 0)(step)
+            output = forward_step_of(state, 0)(step)
             optimizer.zero_grad()
             budgets.total_loss(state, output).backward()
             state.method.after_backward(state)

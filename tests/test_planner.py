@@ -211,7 +211,7 @@ def test_a_study_that_is_not_published_is_not_asked(known):
 def test_runs_that_chapters_are_compared_with_are_no_evidence(published, known):
     """They are short, and scored on subsets."""
     band = studies.band_of(dataclasses.replace(studies.load_study("merging"), live=("EMA",)))
-    shown = results.results_file(band.chapter)
+    shown = results.results_file(band.name)
     shown.write_bytes(results.results_file("merging").read_bytes())
     try:
         assert evidence.gather_evidence().runs.keys() == known.runs.keys()

@@ -21,8 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.config import Preprocessing
-from cmp.data import stored_images
+from cmp.data import Preprocessing, stored_images
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars

@@ -68,7 +68,7 @@ def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_f
 
 def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys, monkeypatch):
     study, restored = studies.load_study("recipe"), []
-    monkeypatch.setattr(results, "restore_runs", lambda study: restored.append(study.chapter))
+    monkeypatch.setattr(results, "restore_runs", lambda study: restored.append(study.name))
     live = chapter_setup.begin_chapter(dict(PARAMETERS), study)
     assert live == study.configs("quick", 2, live_only=True)
     words = "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about "

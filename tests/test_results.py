@@ -17,8 +17,7 @@ from cmp import NUMERICS, cli, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, results, store, studies, workers
-from cmp.files import SHORT_ID
-from cmp.readers.files import DIGESTS, listed_file
+from cmp.files import DIGESTS, SHORT_ID, listed_file
 
 invoke = CliRunner().invoke
 GRID = {

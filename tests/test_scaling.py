@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
-from cmp.experiments import pretraining
+from cmp.experiments import pretraining, store
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means
 from cmp.readers.files import read_yaml
@@ -45,6 +45,20 @@ def test_means_have_intervals_over_bases():
     assert setting_estimates(frame, "a")["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
     less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
     assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"
+
+
+def test_a_run_ends_after_its_own_last_task_on_the_widest_test():
+    places = [(name, task, scope) for name, tasks in (("a", 2), ("joint", 1))
+              for task in range(tasks + 1) for scope in ("subset", "full")]  # fmt: skip
+    table = pd.DataFrame(places, columns=["setting", "task", "scope"])
+    table = table[(table["scope"] == "subset") | (table["task"] != 1) | (table["setting"] != "a")]
+    ends = store.final_scores(table.assign(replicate=0))
+    assert ends[["setting", "task", "scope"]].to_numpy().tolist() == [
+        ["a", 2, "full"],
+        ["joint", 1, "full"],
+    ]
+    of_one = table[table["setting"] == "a"].drop(columns="setting")  # as of a single run
+    assert store.after_last_task(of_one)["scope"].tolist() == ["subset", "full"]
 
 
 def test_the_catalogue_agrees_with_the_paper_s_model():

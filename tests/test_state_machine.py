@@ -32,7 +32,7 @@ def table():
     """Before all: the digests of one run's weights after 0, 1, ... `TOTAL` steps, its metrics."""
     digests = [models.weights_digest(models.load_model(small_config().model, 0))]
     observer = Observer(
-        lambda task, step, loss, model: digests.append(models.weights_digest(model))
+        lambda task, step, result, model: digests.append(models.weights_digest(model))
     )
     metrics = execute(small_config(), small_corpus(), observer).metrics
     assert len(set(digests)) == TOTAL + 1

@@ -10,8 +10,9 @@ import torch
 import cmp
 from cmp import config, execution, merging, mixtures, models, registry, training
 from cmp.errors import CmpError, Diverged
+from cmp.execution import ExecutionConfig
 from cmp.runner import execute
-from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
+from cmp.training import create_optimizer, make_train_state, train_step
 from tests import forked, options
 
 PACKAGE = Path(cmp.__file__).parent

@@ -90,8 +90,8 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
     with pytest.raises(CmpError, match=r"77\.yaml: common: Input should be an object"):
         studies.load_study("77")
-    (tmp_path / "77.yaml").write_text(json.dumps(grid | {"chapter": "78"}))
-    with pytest.raises(CmpError, match=r"77\.yaml: chapter: is the file's name"):
+    (tmp_path / "77.yaml").write_text(json.dumps(grid | {"name": "78"}))
+    with pytest.raises(CmpError, match=r"77\.yaml: name: is the file's name"):
         studies.load_study("77")
 
 
@@ -240,7 +240,7 @@ def test_a_study_that_fails_stops_no_later_one(build, write, monkeypatch):
         return {todo[0]: "no memory"} if len(began) == 2 else {}
 
     monkeypatch.setitem(studies.BACKENDS, "local", compute)
-    monkeypatch.setattr(results, "publish_study", lambda grid: told.append(grid.chapter))
+    monkeypatch.setattr(results, "publish_study", lambda grid: told.append(grid.name))
     result = CliRunner().invoke(cli.app, ["study", "77", "88", "99", "--publish"])
     assert isinstance(result.exception, CmpError)
     assert str(result.exception).startswith("study 88: 1 of 1 runs failed:")

@@ -115,8 +115,8 @@ def _run_rows(metrics: pd.DataFrame, first: int) -> list[list[float]]:
     """
     places = {name: first + place for place, name in enumerate(metrics["setting"].unique())}
     table = store.trajectory(metrics).query("scope in ('full', 'subset')").dropna(subset=AXES)
-    table = table.sort_values(["task", "scope"], ascending=[True, False])  # "full" comes last
-    ends = table.groupby(["setting", "replicate"], sort=False).tail(1)
+    table = store.after_last_task(table).sort_values("scope", kind="stable")  # "full" comes first
+    ends = table.drop_duplicates(["setting", "replicate"])
     ends = ends.assign(place=[places[name] for name in ends["setting"]]).round(2)
     return ends[["place", "replicate", *AXES]].astype(object).to_numpy().tolist()
 

@@ -87,10 +87,10 @@ SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "dry_run", "stream_se
 
 def published_words(runs: object) -> str:
     """Return of which runs the published figures of a chapter are, if it has a study."""
-    if not isinstance(runs, studies.Study) or not results.is_published(runs.chapter):
+    if not isinstance(runs, studies.Study) or not results.is_published(runs.name):
         return ""
-    count = results.published_metrics(runs.chapter)["replicate"].nunique()
-    return f"Published: cpu, {count} replicates of study {runs.chapter}."
+    count = results.published_metrics(runs.name)["replicate"].nunique()
+    return f"Published: cpu, {count} replicates of study {runs.name}."
 
 
 def profile_control(scope: dict[str, Any]) -> widgets.Widget:
@@ -149,7 +149,7 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
         if "loss" not in log or store.is_stored(run_id):
             continue
         losses = log["loss"].dropna()
-        total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+        total = budgets.total_steps(run_config)
         words = name if isinstance(name, str) else name[0]
         lines.append(
             f"{words}: step {len(losses)} of {total}, loss {losses.iloc[0]:.2f} "

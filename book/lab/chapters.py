@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cmp.config import PROFILES
-from cmp.errors import CmpError
-from cmp.readers.files import explain_errors
+from cmp.errors import CmpError, explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
 PAGES = (

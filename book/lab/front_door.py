@@ -3,8 +3,6 @@
 `book/lab/answer.md` states it, its numbers come from published results.
 """
 
-from pathlib import Path
-
 from cmp.errors import CmpError
 from cmp.files import write_atomic
 from lab import chapters, values
@@ -33,9 +31,9 @@ def with_answer(page: str, source: str) -> str:
     return f"{before}{BEGIN}\n\n{answer}\n{END}{after}"
 
 
-def write_answer(pages: tuple[Path, ...] = PAGES) -> None:
+def write_answer() -> None:
     """Write the answer into all pages that open with it."""
-    for page in pages:
+    for page in PAGES:
         write_atomic(page, with_answer(page.read_text(encoding="utf-8"), str(page)))
 
 

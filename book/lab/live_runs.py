@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from cmp import budgets, checkpoints, config
+from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.errors import Interrupted
-from cmp.experiments import logs, store, workers
+from cmp.experiments import logs, runs, store, workers
 from cmp.files import SHORT_ID, build_folder
 from lab import chapters
 
@@ -41,7 +41,7 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
     await asyncio.to_thread(store.fetch_start, run_config)
     run_id = store.run_id_of(run_config)
     if not store.is_stored(run_id):
-        while checkpoints.runs_in_progress() >= AT_A_TIME and not stop.is_set():
+        while runs.runs_in_progress() >= AT_A_TIME and not stop.is_set():
             yield {"state": "queued: two runs are in progress", "progress": 0.0}
             await asyncio.sleep(POLL_SECONDS)
         if not stop.is_set():
@@ -74,7 +74,7 @@ async def _computed(
     try:
         yield {"state": "starting", "progress": 0.0}
         process.stdin.write(json.dumps(run_config.to_dict()).encode() + b"\n")
-        total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+        total = budgets.total_steps(run_config)
         seen, ended = 0, asyncio.create_task(process.wait())
         while not ended.done():
             await asyncio.wait([ended], timeout=POLL_SECONDS)

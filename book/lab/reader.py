@@ -14,9 +14,8 @@ from pathlib import Path
 
 import nbformat
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder, make_folder, write_atomic
-from cmp.readers.files import explain_errors
 from lab import chapters
 
 START = "start.md"

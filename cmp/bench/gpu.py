@@ -22,9 +22,9 @@ from cmp.bench.report import Report
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.mixtures import Pools
 from cmp.training import (
-    ExecutionConfig,
     StepResult,
     TrainState,
     create_optimizer,

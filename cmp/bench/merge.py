@@ -76,29 +76,41 @@ def moved(base: Weights, number: int) -> Weights:
     return {k: torch.randn(x.shape, generator=noise).mul_(0.01).add_(x) for k, x in base.items()}
 
 
+def merge_finite(
+    rule: str,
+    models: list[Weights],
+    base: Weights | None = None,
+    out: Weights | None = None,
+    **settings: Any,
+) -> Weights:
+    """Merge weights that are known to be finite, as a run does after it has checked them."""
+    option, options = get_option("merge_rule", rule), apply.parse_options(rule, **settings)
+    return dict(apply.iter_merged(option, models, base, options, out, finite=True))
+
+
 def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str, Any]]:
     """Return rows of merges in memory, into tensors that are there already."""
     pair, out = tuned[:2], {name: torch.empty_like(x) for name, x in base.items()}
-    half, into = {"weights": (0.5, 0.5)}, {"out": out, "finite": True}
+    half, into = {"weights": (0.5, 0.5)}, {"out": out}
     memory = {"average": out}
     section = Merging(policy="step-ema")
     operations = {
         "interpolation of 2": Operation(
-            lambda: apply.merge("interpolation", pair, **half, **into), 3, 1.2
+            lambda: merge_finite("interpolation", pair, **half, **into), 3, 1.2
         ),
-        "mean of 5": Operation(lambda: apply.merge("interpolation", tuned, **into), 6, 1.2),
+        "mean of 5": Operation(lambda: merge_finite("interpolation", tuned, **into), 6, 1.2),
         "EMA, a step": Operation(
             lambda: update_step_average(section, memory, lambda: tuned[0]), 3, 1.3
         ),
-        "slerp of 2": Operation(lambda: apply.merge("slerp", pair, **half, **into), 5, 1.4),
+        "slerp of 2": Operation(lambda: merge_finite("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(
-            lambda: apply.merge("task-arithmetic", tuned, base, scale=0.3, **into), 7, 3
+            lambda: merge_finite("task-arithmetic", tuned, base, scale=0.3, **into), 7, 3
         ),
         "interpolation of 2, checked": Operation(
             lambda: apply.merge("interpolation", pair, **half, out=out), 3
         ),
         "interpolation of 2, new tensors": Operation(
-            lambda: apply.merge("interpolation", pair, **half, finite=True), 3
+            lambda: merge_finite("interpolation", pair, **half), 3
         ),
     }
     return measure(operations, base, rounds)

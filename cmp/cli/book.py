@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def study(
-    chapters: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...")] = None,
     profile: str = "cpu",
     jobs: shared.OptionalPositive = None,
     backend: str = "local",
@@ -30,7 +30,7 @@ def study(
     If the command is stopped or killed, repeat it to continue.
 
     Args:
-        chapters: Names of studies, such as front.
+        names: Names of studies, such as front.
         profile: Size of the runs: quick, cpu or gpu.
         jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
         backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
@@ -49,7 +49,7 @@ def study(
     if pause or resume:
         workers.pause_studies(pause)
         return
-    if not chapters:
+    if not names:
         raise CmpError("study: name one or more, such as front")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
@@ -60,15 +60,15 @@ def study(
     device = models.default_device(usual, device)
     # a full run takes hours: of a model that is not embedded, the live settings once each
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
-    for grid in map(studies.load_study, chapters):
+    for grid in map(studies.load_study, names):
         restored = results.restore_runs(grid, dry_run)
         runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
             continue
         part = studies.shard_runs([*runs.values()], shard or "1/1")
-        plans[grid.chapter] = plan = studies.plan_study(part, device)
-        typer.echo(f"{grid.question}\nstudy {grid.chapter}, {profile}: {plan}")
+        plans[grid.name] = plan = studies.plan_study(part, device)
+        typer.echo(f"{grid.question}\nstudy {grid.name}, {profile}: {plan}")
         if dry_run and restored:
             typer.echo(f"{restored} published runs would be stored first, and not computed")
     if not dry_run:
@@ -99,15 +99,15 @@ def compute_programme(
     failures: list[str] = []
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
-        for chapter, plan in plans.items():
-            bar.set_description(f"study {chapter}")
+        for name, plan in plans.items():
+            bar.set_description(f"study {name}")
             try:
                 todo = list(plan.todo)
                 studies.compute_runs(todo, jobs, device, backend, lambda x: bar.update(weights[x]))
                 if publish:
-                    bar.write(f"published: {results.publish_study(studies.load_study(chapter))}")
+                    bar.write(f"published: {results.publish_study(studies.load_study(name))}")
             except CmpError as error:
-                failures.append(f"study {chapter}: {error}")
+                failures.append(f"study {name}: {error}")
     if failures:
         raise CmpError("\n".join(failures))
 

@@ -28,7 +28,7 @@ def ls() -> None:
         except CmpError as error:  # damaged, or of a version with other settings
             left_out.append(f"left out: {error}")
             continue
-        last = store.trajectory(run.metrics).iloc[-1]
+        [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
         changes = runs.changes_to_cpu(run.config).items()
         words = " ".join(f"{key}={value}" for key, value in changes)
         scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS)]
@@ -88,7 +88,7 @@ def verify(
         )
     answers = set()
     for run in chosen:
-        total = run.config.stream.tasks * budgets.apply_budget(run.config).training.steps
+        total = budgets.total_steps(run.config)
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             place = shared.recorded_device(run.provenance, device)
             verdict = results.verify_published(run, progress_observer(bar), place)

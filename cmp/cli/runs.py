@@ -1,5 +1,6 @@
 """`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,14 +11,15 @@ from tqdm import tqdm
 
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
 from cmp.cli import shared
-from cmp.data import load_data
+from cmp.data import Corpus, Preprocessing, load_data
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
 from cmp.experiments.runs import find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
 from cmp.runner import Observer
-from cmp.training import ExecutionConfig, make_train_state
+from cmp.training import StepResult, copy_to_host, make_train_state
 
 
 def run(
@@ -55,15 +57,16 @@ def run(
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
-        # impossible runs are refused before anything starts
-        pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
         if not dry_run:
             execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-            return compute_run(run_config, local_device, execution, keep_weights, tensorboard)
-        make_train_state(run_config, corpus)
+            return compute_run(
+                run_config, corpus, local_device, execution, keep_weights, tensorboard
+            )
+    pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
+    make_train_state(run_config, corpus)
     run_id = store.run_id_of(run_config, corpus)
-    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if begun else "to be computed"
+    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if saved else "to be computed"
     print_config(run_config)
     typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
     typer.echo("\n".join(preflight.describe_run(run_config)))
@@ -101,12 +104,13 @@ def resume(
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         store.fetch_start(run_config)
-        if store.run_id_of(run_config, preflight.load_run_data(run_config)) != progress.run:
+        corpus = preflight.load_run_data(run_config)
+        if store.run_id_of(run_config, corpus) != progress.run:
             raise CmpError(
                 f"{name} was begun with other data, other starting weights or another version of "
                 "this package; `cmpt run` begins it anew"
             )
-        compute_run(run_config, local_device, execution, keep_weights)
+        compute_run(run_config, corpus, local_device, execution, keep_weights)
 
 
 def evaluate(
@@ -190,19 +194,23 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
     if models.is_hub(name):
         return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
-    usual, own = (asdict(how) for how in (config.Preprocessing(), models.preprocessing(model)))
+    usual, own = (asdict(how) for how in (Preprocessing(), models.preprocessing(model)))
     keys = ("mean", "std", "interpolation", "resize_mode")  # others there is no argument for
     changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
 def progress_observer(bar: tqdm) -> Observer:
-    """Return an observer that moves a progress bar and shows the loss of every 20th step."""
+    """Return an observer that moves a progress bar, with a loss of at most 40 steps before, so that
+    no step waits for a card."""
+    losses: list[Callable[[], torch.Tensor]] = []
 
-    def step(task: int, step: int, loss: torch.Tensor, network: torch.nn.Module) -> None:
+    def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
         if step % 20 == 0:
-            bar.set_postfix_str(f"loss {loss.item():.3f}")
+            losses.append(copy_to_host(result.loss))
+            if len(losses) > 1:
+                bar.set_postfix_str(f"loss {losses.pop(0)():.3f}")
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
         words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
@@ -223,6 +231,7 @@ def read_config(what: str, settings: list[str]) -> config.RunConfig:
 
 def compute_run(
     run_config: config.RunConfig,
+    corpus: Corpus,
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
@@ -232,10 +241,10 @@ def compute_run(
 
     Of several processes the first alone prints.
     """
-    total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    total = budgets.total_steps(run_config)
     is_first = distributed.rank() == 0
     store.fetch_start(run_config)
-    run_id = store.run_id_of(run_config, preflight.load_run_data(run_config))
+    run_id = store.run_id_of(run_config, corpus)
     if is_kept := workers.is_kept(run_id, keep_weights):
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:

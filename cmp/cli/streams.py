@@ -15,9 +15,10 @@ import typer
 from cmp import config, models, streams
 from cmp.cli import shared
 from cmp.data import load_data
+from cmp.errors import explain_errors
 from cmp.experiments import statistics
 from cmp.files import atomic_file
-from cmp.readers.files import explain_errors, read_text
+from cmp.readers.files import read_text
 
 
 def show(

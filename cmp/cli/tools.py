@@ -10,9 +10,7 @@ from tqdm import tqdm
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.files import build_folder
-from cmp.merging import files as merging_files
-from cmp.merging.apply import parse_options
-from cmp.merging.rules import MergeOptions
+from cmp.merging.files import merge_files
 
 
 def merge(
@@ -53,10 +51,11 @@ def merge(
     torch.set_num_threads(threads)
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
                 "beta": beta}  # fmt: skip
-    options = merge_options(rule, weights, settings, seed)
+    given = {key: value for key, value in settings.items() if value is not None}
+    numbers = parse_weights(weights)
     total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
-        merging_files.merge_files(rule, models, out, base, options, bar.update)
+        merge_files(rule, models, out, base, bar.update, weights=numbers, draw=(seed,), **given)
     typer.echo(f"{out}: {rule} of {len(models)} models")
 
 
@@ -68,18 +67,12 @@ def merged_bytes(paths: Sequence[Path]) -> int:
     return sum(sizes) + sizes[0]
 
 
-def merge_options(
-    rule: str, weights: str | None, settings: dict[str, float | None], seed: int
-) -> MergeOptions:
-    """Return the options of a merge; raise `CmpError` for what the rule does not take."""
-    numbers = None
-    if weights is not None:
-        try:
-            numbers = [float(number) for number in weights.split(",")]
-        except ValueError as error:
-            raise CmpError(f"--weights {weights}: expected numbers such as 0.7,0.3") from error
-    given = {key: value for key, value in settings.items() if value is not None}
-    return parse_options(rule, numbers, (seed,), **given)
+def parse_weights(text: str | None) -> list[float] | None:
+    """Return the numbers of `--weights`; raise `CmpError` where they are none."""
+    try:
+        return text and [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise CmpError(f"--weights {text}: expected numbers such as 0.7,0.3") from error
 
 
 def plan(

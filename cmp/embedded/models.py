@@ -18,9 +18,9 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
-from cmp.files import build_folder, project_folder
-from cmp.readers.files import check_digest
+from cmp.files import build_folder, check_digest, project_folder
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -128,16 +128,15 @@ class StemTransformer(Tower):
         width: Size of a token.
         layers: Number of blocks.
         heads: Attention heads per block.
-        image_size: Side of the image in pixels.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, image_size: int = 32):
+    def __init__(self, width: int, layers: int, heads: int):
         super().__init__()
         stem: list[nn.Module] = []
         for before, after in itertools.pairwise((3, width // 4, width // 2, width)):
             stem += [nn.Conv2d(before, after, 3, stride=2, padding=1), group_norm(after), nn.GELU()]
         self.stem = nn.Sequential(*stem[:-2])  # what follows has a norm of its own
-        tokens = (image_size // 8) ** 2
+        tokens = (IMAGE_SIZE // 8) ** 2
         self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)

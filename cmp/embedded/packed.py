@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
 from cmp.embedded import manifest
-from cmp.errors import CmpError
-from cmp.files import file_digest, parse_record
-from cmp.readers.files import atomic_folder, explain_errors, read_table
+from cmp.errors import CmpError, explain_errors
+from cmp.files import atomic_folder, file_digest, parse_record
+from cmp.readers.files import read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
 

@@ -111,11 +111,7 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
         if (key := _timing_key(run_config)) not in seconds:
             is_embedded = run_config.model.name in families
             seconds[key] = (_measure_step if is_embedded else _estimate_step)(run_config, device)
-    return [seconds[_timing_key(each)] * _total_steps(each) for each in configs]
-
-
-def _total_steps(run_config: RunConfig) -> int:
-    return run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    return [seconds[_timing_key(each)] * budgets.total_steps(each) for each in configs]
 
 
 def _timing_key(run_config: RunConfig) -> str:
@@ -135,14 +131,14 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
             continue
         provenance = record.provenance
         if provenance["threads"] == 1 and provenance.get("device") == device_name(device):
-            per_step = provenance["seconds"] / _total_steps(run_config)
+            per_step = provenance["seconds"] / budgets.total_steps(run_config)
             seconds.setdefault(_timing_key(run_config), []).append(per_step)
     return {key: float(np.median(values)) for key, values in seconds.items()}
 
 
 def _estimate_step(run_config: RunConfig, device: str) -> float:
     """Return the seconds of a step by its FLOPs; nothing is computed, and scoring comes on top."""
-    return training_flops(run_config) / device_facts(device).speed / _total_steps(run_config)
+    return training_flops(run_config) / device_facts(device).speed / budgets.total_steps(run_config)
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:
@@ -165,7 +161,7 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
             started = clock()
             evaluation.evaluate(model, name, corpus, subset=size, precision=precision)
             others += sizes.count(size) * (clock() - started)
-        return step + others / _total_steps(run_config)
+        return step + others / budgets.total_steps(run_config)
     finally:
         torch.set_num_threads(threads)
 

@@ -6,7 +6,6 @@ published studies, so that another result is another text.
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
@@ -78,9 +77,9 @@ class Guideline:
 
 
 @functools.cache
-def load_guidelines(path: Path = ADVICE) -> dict[str, Guideline]:
+def load_guidelines() -> dict[str, Guideline]:
     """Return the guidelines by name; raise `CmpError` that names the key at fault."""
-    guidelines = check_record(read_yaml(path), dict[str, tuple[Guideline, ...]], f"{path}: ")
+    guidelines = check_record(read_yaml(ADVICE), dict[str, tuple[Guideline, ...]], f"{ADVICE}: ")
     return {each.name: each for each in guidelines.get("guidelines", ())}
 
 

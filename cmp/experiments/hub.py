@@ -15,7 +15,8 @@ from cmp import models
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store
-from cmp.readers.files import atomic_folder, read_yaml
+from cmp.files import atomic_folder
+from cmp.readers.files import read_yaml
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
 CARD_FILE = "README.md"

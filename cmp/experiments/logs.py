@@ -5,7 +5,6 @@ seconds), `samples_per_second`, and on a card `memory`, the most bytes so far. A
 evaluation has `done` (tasks), `A_KA`, `A_ZS` and `GM`, as far as they were scored.
 """
 
-import dataclasses
 import json
 import time
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
+from torch import nn
 
 from cmp import budgets
 from cmp.config import RunConfig
@@ -75,7 +75,7 @@ class RunLog:
         self.path, self.device, self.board = log_path(run_id), device, None
         self.steps = budgets.apply_budget(run_config).training.steps
         self.batch = run_config.training.batch
-        self.noted: list[tuple[int, int, StepResult, float]] = []
+        self.pending: list[tuple[int, int, StepResult, float]] = []
         self.flushed, self._stack = time.monotonic(), ExitStack()
         if board:
             try:
@@ -109,29 +109,29 @@ class RunLog:
             observer.resumed(steps)
             self._cut(steps)
 
-        def record(task: int, step: int, result: StepResult) -> None:
-            observer.record(task, step, result)
-            self.noted.append((task, step, result, time.time()))
+        def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
+            observer.step(task, step, result, model)
+            self.pending.append((task, step, result, time.time()))
             if time.monotonic() - self.flushed >= FLUSH_SECONDS:
                 self.flush()
 
-        return dataclasses.replace(observer, task=task, resumed=resumed, record=record)
+        return Observer(step, task, resumed)
 
     def flush(self) -> None:
-        """Write the steps that were noted; the device is waited for once."""
+        """Write the steps that are pending; the device is waited for once."""
         now = time.monotonic()
-        if self.noted:
-            numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.noted])
-            rate = len(self.noted) * self.batch / max(now - self.flushed, 1e-9)
+        if self.pending:
+            numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.pending])
+            rate = len(self.pending) * self.batch / max(now - self.flushed, 1e-9)
             common: dict[str, Any] = {"samples_per_second": float(f"{rate:.4g}")}
             if self.device != "cpu":
                 common["memory"] = torch.cuda.max_memory_allocated(self.device)
-            pairs = zip(self.noted, numbers.tolist(), strict=True)
+            pairs = zip(self.pending, numbers.tolist(), strict=True)
             for (task, step, result, when), (loss, norm) in pairs:
                 row = {"task": task, "step": step, "loss": loss, "gradient_norm": norm}
                 row |= {"rate": result.rate, "time": round(when, 3)} | common
                 self._write(row, task * self.steps + step)
-        self.noted, self.flushed = [], now
+        self.pending, self.flushed = [], now
         self.file.flush()
 
     def _write(self, row: dict[str, Any], place: int) -> None:

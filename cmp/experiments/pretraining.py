@@ -14,11 +14,12 @@ from cmp import config, evaluation, models
 from cmp.checkpoints import CheckpointManager
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.experiments import store
-from cmp.files import make_folder, parse_record, write_atomic
-from cmp.readers.files import explain_errors, listed_file, parse_json, read_yaml
+from cmp.files import listed_file, make_folder, parse_record, write_atomic
+from cmp.readers.files import parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
+from cmp.training import StepResult
 
 _TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))
 PRETRAINING: dict[str, Any] = _TREES["recipe"]
@@ -98,10 +99,10 @@ def pretrain(
     starts = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
     paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in starts}
 
-    def after_step(task: int, step: int, loss: torch.Tensor, model: torch.nn.Module) -> None:
+    def after_step(task: int, step: int, result: StepResult, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
             save_base(model, paths["unannealed"])
-        observer.step(task, step, loss, model)
+        observer.step(task, step, result, model)
 
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:

@@ -20,13 +20,13 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.data import load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import child_path, project_folder
+from cmp.files import check_digest, child_path, listed_file, project_folder
 from cmp.mixtures import is_kept_concept
-from cmp.readers.files import check_digest, explain_errors, listed_file, read_table
+from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
@@ -38,17 +38,17 @@ RUN_COLUMNS = {"run": str, "weights": str, "config": str, "provenance": str}
 """What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
 
 
-def results_file(chapter: str) -> Path:
+def results_file(name: str) -> Path:
     """Return the file of a study's published results, whether it exists or not."""
-    return child_path(RESULTS, chapter, ".parquet")
+    return child_path(RESULTS, name, ".parquet")
 
 
-def is_published(chapter: str) -> bool:
+def is_published(name: str) -> bool:
     """Return whether a study has published results, of whatever `NUMERICS`."""
-    return results_file(chapter).exists()
+    return results_file(name).exists()
 
 
-def published_metrics(chapter: str) -> pd.DataFrame:
+def published_metrics(name: str) -> pd.DataFrame:
     """Return the published metrics of a study, settings in the order of its grid.
 
     Returns:
@@ -58,21 +58,21 @@ def published_metrics(chapter: str) -> pd.DataFrame:
     Raises:
         CmpError: There are none, or they are of another `NUMERICS` and so stale.
     """
-    frame = _read_results(chapter)
+    frame = _read_results(name)
     numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
     if numerics != {cmp.NUMERICS}:
         raise CmpError(
-            f"results of chapter {chapter}: of NUMERICS {', '.join(map(str, sorted(numerics)))}, "
-            f"but this is {cmp.NUMERICS}; `cmpt study {chapter} --publish` computes them again"
+            f"results of study {name}: of NUMERICS {', '.join(map(str, sorted(numerics)))}, "
+            f"but this is {cmp.NUMERICS}; `cmpt study {name} --publish` computes them again"
         )
-    order = {name: number for number, name in enumerate(studies.load_study(chapter).settings)}
+    order = {name: number for number, name in enumerate(studies.load_study(name).settings)}
     frame = frame.drop(columns=["weights", "provenance"])
     return frame.sort_values("setting", key=lambda names: names.map(order), kind="stable")
 
 
-def _read_results(chapter: str) -> pd.DataFrame:
-    path = results_file(chapter)
-    remedy = f"write it by `cmpt study {chapter} --publish`"
+def _read_results(name: str) -> pd.DataFrame:
+    path = results_file(name)
+    remedy = f"write it by `cmpt study {name} --publish`"
     if not path.exists():
         raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
     check_digest(path, remedy)
@@ -111,16 +111,16 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         CmpError: Every replicate lacks runs, the study mixes a validation split with others, or
             the file is too large.
     """
-    path, configs = results_file(study.chapter), study.configs(profile)
+    path, configs = results_file(study.name), study.configs(profile)
     grid = {key: store.run_id_of(each) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():
-        runs = {run.id: run for run in published_runs(study.chapter) if run.id in ids} | runs
+        runs = {run.id: run for run in published_runs(study.name) if run.id in ids} | runs
     splits = {run_config.evaluation.split for run_config in configs.values()}
     if "validation" in splits and len(splits) > 1:
         raise CmpError(
-            f"study {study.chapter}: scores of a validation split are published by themselves, as "
+            f"study {study.name}: scores of a validation split are published by themselves, as "
             "the grounds of a choice"
         )
     missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
@@ -128,7 +128,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     grid = {key: run_id for key, run_id in grid.items() if key[1] not in partial}
     if not grid:
         count = len(set(missing.values()))
-        raise CmpError(f"study {study.chapter}: {count} runs are missing; compute them first")
+        raise CmpError(f"study {study.name}: {count} runs are missing; compute them first")
     tables, frames = {run_id: _metrics_with_hits(run) for run_id, run in runs.items()}, []
     for (setting, replicate), run_id in grid.items():
         run = runs[run_id]
@@ -208,12 +208,12 @@ def question_counts(data: str) -> dict[str, int]:
     return test_of(data).groupby("dataset", sort=False).size().to_dict()
 
 
-def published_runs(chapter: str) -> list[StoredRun]:
+def published_runs(name: str) -> list[StoredRun]:
     """Return the published runs of a study, by setting and replicate."""
     runs = []
-    for run_id, rows in _read_results(chapter).groupby("run", sort=False):
+    for run_id, rows in _read_results(name).groupby("run", sort=False):
         weights, tree, provenance = rows.iloc[0][["weights", "config", "provenance"]]
-        run_config = config.parse(json.loads(tree), f"results of chapter {chapter}")
+        run_config = config.parse(json.loads(tree), f"results of study {name}")
         # two settings that come to the same config are one run, with rows for each
         rows = rows[~rows["scope"].isin([KEPT, LACKING])]
         metrics = rows.drop(columns=["setting", "replicate", *RUN_COLUMNS])
@@ -243,7 +243,7 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
         How many there are.
     """
     try:
-        published = published_runs(study.chapter) if is_published(study.chapter) else []
+        published = published_runs(study.name) if is_published(study.name) else []
     except CmpError as error:
         warnings.warn(f"{error}; its runs are computed again", stacklevel=2)
         return 0
@@ -261,8 +261,8 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
 
 def all_published_runs() -> list[StoredRun]:
     """Return every published run of the book."""
-    chapters = sorted({path.stem for path in RESULTS.glob("*.parquet")})
-    return [run for chapter in chapters for run in published_runs(chapter)]
+    names = sorted({path.stem for path in RESULTS.glob("*.parquet")})
+    return [run for name in names for run in published_runs(name)]
 
 
 def sample_published(count: int, seed: int) -> list[StoredRun]:

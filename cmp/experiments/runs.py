@@ -1,9 +1,10 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
+import fcntl
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from cmp import budgets, config, models
@@ -16,6 +17,7 @@ from cmp.files import SHORT_ID, build_folder
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
+from cmp.training import StepResult
 
 
 def run(
@@ -47,10 +49,10 @@ def run(
     device = models.default_device(run_config.model.name, device)
     store.fetch_start(run_config)
     is_stored = store.is_stored(store.run_id_of(run_config))
-    total = run_config.stream.tasks * budgets.apply_budget(run_config).training.steps
+    total = budgets.total_steps(run_config)
     with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
-            step=lambda task, step, loss, model: bar.update() and None,
+            step=lambda task, step, result, model: bar.update() and None,
             resumed=lambda steps: bar.update(steps) and None,
         )
         return workers.run_one(run_config, observer, device)
@@ -115,7 +117,7 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
     last = budgets.apply_budget(config).training.steps - 1
 
-    def keep(task: int, step: int, loss: Tensor, model: nn.Module) -> None:
+    def keep(task: int, step: int, result: StepResult, model: nn.Module) -> None:
         if step == last:
             merged = adapters.merged_state_dict(model)
             weights.append({name: x.cpu().clone() for name, x in merged.items()})
@@ -147,3 +149,17 @@ def find_unfinished(prefix: str) -> Progress:
         names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
         raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
     return matching[0]
+
+
+def runs_in_progress() -> int:
+    """Return how many runs of this build folder are being computed, by whatever process."""
+    count = 0
+    for path in (build_folder() / "checkpoints").glob("*/lock"):
+        try:
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            count += 1
+        except OSError:  # the run has just ended
+            continue
+    return count

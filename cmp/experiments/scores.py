@@ -170,27 +170,14 @@ def study_trajectory(study: str) -> pd.DataFrame:
     return table.assign(planned=planned.astype(int))
 
 
-def _widest_scope(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the widest test that was scored."""
-    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
-    return trajectory[trajectory["scope"] == wide]
-
-
-def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of each run after its last task, on the widest test that was scored.
+def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each aggregate at the end over replicates, a row per setting.
 
     Args:
         trajectory: As `cmp.experiments.store.trajectory` returns it, of several settings and
             replicates; so for the other functions of this module.
     """
-    rows = _widest_scope(trajectory)
-    last = rows.groupby(RUN_KEYS, sort=False)["task"].transform("max")
-    return rows[rows["task"] == last]
-
-
-def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of each aggregate at the end over replicates, a row per setting."""
-    return final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
+    return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
 
 
 def setting_estimates(
@@ -203,7 +190,7 @@ def setting_estimates(
         setting: The setting.
         level: The intervals'.
     """
-    rows = final_scores(trajectory[trajectory["setting"] == setting]).set_index("replicate")
+    rows = store.final_scores(trajectory[trajectory["setting"] == setting]).set_index("replicate")
     planned = int(rows["planned"].iloc[0])
     return {name: estimate_mean(rows[name], rows["base"], planned, level) for name in AGGREGATES}
 
@@ -221,7 +208,7 @@ def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) 
     Raises:
         CmpError: A run is there twice; it would count as two replicates.
     """
-    rows = final_scores(trajectory)
+    rows = store.final_scores(trajectory)
     if (twice := rows.duplicated(RUN_KEYS)).any():
         setting, replicate = rows.loc[twice, RUN_KEYS].iloc[0]
         raise CmpError(f"trajectory: replicate {replicate} of {setting!r} is there twice")

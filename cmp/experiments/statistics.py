@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from cmp import evaluation, mixtures, streams
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, child_path
 from cmp.readers import class_tables
-from cmp.readers.files import explain_errors, parse_json, read_text
+from cmp.readers.files import parse_json, read_text
 
 PRECISION = "fp32"
 

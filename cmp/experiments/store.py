@@ -28,10 +28,10 @@ import cmp
 from cmp import budgets, config, distributed, mixtures, models, registry, streams
 from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, load_data, named_sources
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, build_folder, child_path, file_digest, parse_record
-from cmp.readers.files import atomic_folder, explain_errors, parse_json, read_table
+from cmp.files import SHORT_ID, atomic_folder, build_folder, child_path, file_digest, parse_record
+from cmp.readers.files import parse_json, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
@@ -377,6 +377,25 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     table = means.reindex(columns=[*ROLES.values()]).set_axis([*ROLES], axis=1)
     table["GM"] = np.sqrt(table["A_KA"] * table["A_ZS"])
     return table.rename_axis(columns=None).reset_index()
+
+
+def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each run after its last task.
+
+    Args:
+        table: Metrics, or a trajectory of them; of several runs told apart by `setting` and
+            `replicate`.
+    """
+    keys = [key for key in ("setting", "replicate") if key in table]
+    last = table.groupby(keys)["task"].transform("max") if keys else table["task"].max()
+    return table[table["task"] == last]
+
+
+def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a `trajectory` after each run's last task, on the widest test of all that
+    were scored."""
+    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
+    return after_last_task(trajectory[trajectory["scope"] == wide])
 
 
 def scores_on_way(run: StoredRun) -> pd.DataFrame:

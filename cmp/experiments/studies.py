@@ -56,7 +56,7 @@ failed."""
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Study:
-    """A chapter's study: the keys of its file, see the module's docstring.
+    """A study: the keys of its file, see the module's docstring.
 
     Attributes:
         question: What the study asks.
@@ -66,7 +66,7 @@ class Study:
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
         explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
-        chapter: The chapter's number, or NN-NAME; of a file, its name.
+        name: The name of its file, such as "orders".
     """
 
     question: str
@@ -75,7 +75,7 @@ class Study:
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     explores: bool = False
-    chapter: str = dataclasses.field(kw_only=True)
+    name: str = dataclasses.field(kw_only=True)
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
@@ -108,7 +108,7 @@ class Study:
         changes = seeds | translate_changes(changes, profile)
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(config.profile(profile), assignments)
-        run_config = config.parse(tree, f"study {self.chapter}, setting {name!r}")
+        run_config = config.parse(tree, f"study {self.name}, setting {name!r}")
         return joint_training(run_config) if joint else run_config
 
     def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
@@ -119,15 +119,15 @@ class Study:
         return {"seed": seed, "seeds.init": base}
 
 
-def load_study(chapter: str) -> Study:
+def load_study(name: str) -> Study:
     """Return a study; "quick-NAME" is the band of study NAME, see `band_of`.
 
     Raises:
         CmpError: There is no such study, or its file is not well-formed; names file and key.
     """
-    if chapter.startswith(BAND):
-        return band_of(load_study(chapter.removeprefix(BAND)))
-    path = child_path(STUDIES, chapter, ".yaml")
+    if name.startswith(BAND):
+        return band_of(load_study(name.removeprefix(BAND)))
+    path = child_path(STUDIES, name, ".yaml")
     if not STUDIES.is_dir():
         raise CmpError(f"{STUDIES}: no such folder; studies need a checkout of the project")
     if not path.exists():
@@ -135,9 +135,9 @@ def load_study(chapter: str) -> Study:
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
     *keys, _ = Study.__dataclass_fields__
     tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
-    if "chapter" in tree:
-        raise CmpError(f"{path}: chapter: is the file's name{remedy}")
-    study = check_record(tree | {"chapter": path.stem}, Study, f"{path}: ", remedy)
+    if "name" in tree:
+        raise CmpError(f"{path}: name: is the file's name{remedy}")
+    study = check_record(tree | {"name": path.stem}, Study, f"{path}: ", remedy)
     settings = {}
     for name, changes in study.settings.items():
         source, changes = f"{path}: settings: {name}", study.common | (changes or {})
@@ -164,8 +164,8 @@ def band_of(study: Study) -> Study:
     settings = {
         name: sizes | study.settings[name] | {"replicates": BAND_RUNS} for name in study.live
     }
-    name = f"{BAND}{study.chapter}"
-    return dataclasses.replace(study, settings=settings, explores=False, chapter=name)
+    name = f"{BAND}{study.name}"
+    return dataclasses.replace(study, settings=settings, explores=False, name=name)
 
 
 def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
@@ -273,9 +273,9 @@ def compute_runs(
     if not todo:
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
-        told = finished or (lambda _: bar.update())
-        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
-            failures = BACKENDS[backend](todo, jobs, device, told, noted)
+        report = finished or (lambda _: bar.update())
+        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
+            failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
         names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())

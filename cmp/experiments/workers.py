@@ -22,12 +22,12 @@ from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest, checkpoint_
 from cmp.config import RunConfig
 from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
+from cmp.execution import ExecutionConfig
 from cmp.experiments import store
 from cmp.experiments.logs import RunLog
 from cmp.files import build_folder, delete_leftovers, write_atomic
 from cmp.registry import load_plugin
 from cmp.runner import NO_OBSERVER, Observer, execute
-from cmp.training import ExecutionConfig
 
 ATTEMPTS = 5
 """Times that a run is started or resumed before its lost workers are taken for its own fault."""

@@ -48,12 +48,10 @@ class NotFiniteError(CmpError):
 
 
 def merge(
-    rule: str | Option,
+    rule: str,
     models: Sequence[StateDict],
     base: StateDict | None = None,
-    options: MergeOptions | None = None,
     out: Weights | None = None,
-    finite: bool = False,
     **settings: Any,
 ) -> Weights:
     """Merge state dicts by a rule.
@@ -62,9 +60,7 @@ def merge(
         rule: A registered rule, such as "ties".
         models: State dicts with equal names and shapes, newest first, on any one device.
         base: The weights before the stream, for rules on task vectors.
-        options: The rule's settings, in place of keywords.
         out: Tensors to write the result into, not shared with the arguments.
-        finite: Whether all entries are known to be finite; they are checked otherwise.
         **settings: `weights`, `draw`, and those of `cmp.merging.rules.MERGE_SETTINGS` that the
             rule reads, such as `density`.
 
@@ -80,12 +76,9 @@ def merge(
         >>> cmp.merge("ties", [a, b], base=zero, density=0.5)["w"]
         tensor([4., 1.])
     """
-    rule = rule if isinstance(rule, Option) else get_option("merge_rule", rule)
-    if options and settings:
-        raise CmpError(f"merge: options and {', '.join(settings)}: give one or the other")
-    options = options or (parse_options(rule.name, **settings) if settings else MergeOptions())
-    check_mergeable(rule, models, base, options)
-    return dict(iter_merged(rule, models, base, options, out, finite))
+    option, options = get_option("merge_rule", rule), parse_options(rule, **settings)
+    check_mergeable(option, models, base, options)
+    return dict(iter_merged(option, models, base, options, out))
 
 
 def parse_options(
@@ -102,6 +95,9 @@ def parse_options(
     Raises:
         CmpError: A value is impossible, or the rule does not read the key.
     """
+    own = {"weights": weights and tuple(weights), "draw": draw}
+    if not settings:
+        return MergeOptions(**own)
     read = get_option("merge_rule", rule).settings
     known = [*["weights"] * ("weight" in read), *filter(read.__contains__, rules.MERGE_SETTINGS)]
     if unread := [key for key in settings if key not in known]:
@@ -109,7 +105,7 @@ def parse_options(
         takes = ", ".join(known) or "no settings"
         raise CmpError(f"merge: {rule!r} takes {takes}, not {unread[0]!r}{advice}")
     section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
-    return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
+    return rules.options_of(section, **own)
 
 
 def check_mergeable(
@@ -203,7 +199,8 @@ def iter_merged(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, merged tensor) one by one; nothing is kept.
 
-    Takes the arguments of `merge`, for models that were checked.
+    Takes the arguments of `merge`, for models that were checked; `finite` says that all entries are
+    known to be finite, which is checked otherwise.
     """
     check: ResultCheck = (lambda name, result, sources: None) if finite else require_finite
     parameters = [name for name in models[0] if is_mergeable(name, models[0][name])]

@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
-from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged
-from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
+from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged, parse_options
+from cmp.merging.rules import MERGE_SETTINGS
 from cmp.registry import get_option
 
 DTYPE_NAMES = {
@@ -36,10 +36,8 @@ class TensorFile(Mapping[str, Tensor]):
         self.metadata: dict[str, str] = file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
-        try:
+        with explain_errors(f"{self.path}: {name}: cannot be read", "", SafetensorError):
             return self.file.get_tensor(name)
-        except SafetensorError as error:
-            raise CmpError(f"{self.path}: {name}: cannot be read ({error})") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -54,10 +52,8 @@ class TensorFile(Mapping[str, Tensor]):
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
     """Open a safetensors file; raise `CmpError` that names a file that is none."""
-    try:
+    with explain_errors(f"{path}: no readable safetensors file", "", SafetensorError):
         file = safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CmpError(f"{path}: no readable safetensors file ({error})") from error
     with file:
         yield TensorFile(path, file)
 
@@ -67,8 +63,8 @@ def merge_files(
     paths: Sequence[Path],
     out: Path,
     base: Path | None = None,
-    options: MergeOptions | None = None,
     progress: ByteCounter = lambda count: None,
+    **settings: Any,
 ) -> None:
     """Merge safetensors files into one, whole or not at all; its metadata say how it was made.
 
@@ -77,8 +73,8 @@ def merge_files(
         paths: The models, newest first.
         out: The file to write.
         base: The weights before the stream, for rules on task vectors.
-        options: The rule's settings.
         progress: Called with counts of bytes as they are hashed and then written.
+        **settings: As `cmp.merge` takes them.
 
     Raises:
         CmpError: As `cmp.merging.apply.merge` does, naming files; `out` is then as it was.
@@ -93,7 +89,7 @@ def merge_files(
     check_target(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
-    option, options = get_option("merge_rule", rule), options or MergeOptions()
+    option, options = get_option("merge_rule", rule), parse_options(rule, **settings)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]
@@ -101,10 +97,10 @@ def merge_files(
         check_mergeable(option, models, start, options, [str(path) for path in parents])
         hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
         family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
-        settings = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
-        settings |= {"weights": options.weights} if "weight" in option.settings else {}
-        settings |= {"seed": options.draw[0]} if option.facts["draws"] else {}
-        record = {"rule": rule, **family, "settings": settings}
+        used = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
+        used |= {"weights": options.weights} if "weight" in option.settings else {}
+        used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
+        record = {"rule": rule, **family, "settings": used}
         metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
         tensors = iter_merged(option, models, start, options)
         try:

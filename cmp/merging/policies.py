@@ -78,7 +78,7 @@ class TaskEnd:
         Args:
             models: The models.
             choice: What the merge is for; two choices draw differently.
-            **changed: Fields of `MergeOptions` that differ from the config.
+            **changed: Settings that differ from the config's, as `cmp.merge` takes them.
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
         base = self.memory["zero"] if self.rule.facts["base"] else None

@@ -307,7 +307,7 @@ def check_option(option: Option) -> None:
         )
     model = base or {"x": entries}
     if option.facts["idempotent"]:
-        merged = merge(option, [model] * count, base)["x"]
+        merged = merge(option.name, [model] * count, base)["x"]
         if not torch.allclose(merged, model["x"], atol=1e-5):
             raise CmpError(
                 f"merge_rule {option.name!r}: equal models merge into something else; declare "

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models
+from cmp.execution import autocast
 from cmp.registry import register
-from cmp.training import ForwardOutput, TrainState, UpdateMethod, autocast
+from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 
 def prepare(state: TrainState) -> None:

@@ -5,6 +5,7 @@ F <- gamma F + F_new after each task. The Fisher pass sees the temperature that 
 1 / exp(logit_scale). It reads the `batches` batches that would come next in the task, at its end.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from cmp import config as configs
 from cmp import models, training
 from cmp.errors import CmpError
+from cmp.execution import autocast
 from cmp.methods import importance
 from cmp.registry import register
 from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod
@@ -37,7 +39,7 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
         output = forward()
     for index in range(len(output.pixels)):
         place = output.place[index, None].to(output.tokens.device)
-        with training.autocast(precision, output.pixels.device):
+        with autocast(precision, output.pixels.device):
             image = models.encode_image(model, output.pixels[index, None])  # [1, E]
             text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
         yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
@@ -78,7 +80,7 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
     config, total, count = state.config, None, 0
     first = config.training.steps
     for step in range(first, first + config.method.get("batches")):
-        samples = FISHERS[config.method.fisher](state, lambda step=step: forward_step(step)[1])
+        samples = FISHERS[config.method.fisher](state, functools.partial(forward_step, step))
         for gradient in samples:
             squares = [x.square() for x in gradient]
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from cmp.data import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder, child_path
-from cmp.readers.files import explain_errors, read_table
+from cmp.readers.files import read_table
 from cmp.readers.manifest import STATISTICS
 
 CLASS_COLUMNS = {

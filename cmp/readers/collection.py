@@ -11,9 +11,8 @@ import pandas as pd
 import torch
 
 from cmp.data import Corpus, build_corpus, load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.readers import fomo, images, tables, tars
-from cmp.readers.files import explain_errors
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 

@@ -1,12 +1,10 @@
-"""What data and records need beside `cmp.files`: YAML, JSON and tables from files, and folders that
-are written whole or not at all."""
+"""What is read from files: text, YAML, JSON, records and tables, and the bytes of images."""
 
-import contextlib
 import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,29 +14,12 @@ import pyarrow
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from cmp import files
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 
 T = TypeVar("T")
-DIGESTS = "SHA256SUMS"
-"""The name of the list of sha256 of the files beside it."""
 
 MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
 """Largest text that is read, such as a list of images, and YAML, which is written by hand."""
-
-
-@contextlib.contextmanager
-def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
-    """Turn what reading raises at a bad file into a `CmpError`.
-
-    Args:
-        what: What is wrong, in words; the error's own follow in brackets.
-        then: What follows those.
-        *errors: What may be raised beside `OSError` and `ValueError`.
-    """
-    try:
-        yield
-    except (OSError, ValueError, *errors) as error:
-        raise CmpError(f"{what} ({error}){then}") from error
 
 
 def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
@@ -82,10 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         CmpError: The file cannot be read or holds no keys.
     """
-    try:
+    with explain_errors(f"{path}: cannot be read as YAML"):
         tree = files.parse_yaml(read_text(path, MAX_YAML_BYTES))
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
     return tree
@@ -109,70 +88,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(counts) < len(pairs):
         raise ValueError(f"{max(counts, key=counts.__getitem__)!r} stands there twice")
     return dict(pairs)
-
-
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Write a folder, whole or not at all.
-
-    Args:
-        target: The folder; one that is there is replaced, anything else refused.
-
-    Yields:
-        An empty folder to fill; it becomes the target at the end, and is deleted after an error.
-
-    Raises:
-        CmpError: The disk refuses, and the target is as before; or see `cmp.files.check_target`.
-    """
-    files.check_target(target, stat.S_ISDIR)
-    with files.report_disk_errors(f"{target}:"), files.partial_folder(target.parent) as partial:
-        folder, previous = partial / "new", partial / "previous"
-        folder.mkdir()
-        yield folder
-        for path in [*folder.iterdir(), folder]:
-            files.sync_to_disk(path)
-        if target.exists():  # stands aside until the new one is there
-            os.rename(target, previous)
-        try:
-            os.rename(folder, target)
-        except OSError:
-            if previous.exists():
-                os.rename(previous, target)
-            raise
-        files.sync_to_disk(target.parent)
-
-
-@contextlib.contextmanager
-def listed_file(target: Path) -> Iterator[Path]:
-    """Write a file as `atomic_file` does, and its sha256 into the list beside it.
-
-    For a moment the list has both the old sha256 and the new one, so that the file is never taken
-    for damaged. `sha256sum --check` reads the list, too.
-    """
-    place = target.with_name(DIGESTS)
-    with contextlib.ExitStack() as stack:
-        with files.atomic_file(target) as partial:
-            yield partial
-            stack.enter_context(files.lock_folder(target.parent))  # others may write there
-            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-            new, name = f"{files.file_digest(partial)}  {target.name}", f"  {target.name}"
-            files.write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
-        lines = [new, *(line for line in lines if not line.endswith(name))]
-        files.write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
-
-
-def check_digest(path: Path, remedy: str) -> None:
-    """Raise `CmpError` unless a file is what the list beside it says.
-
-    Args:
-        path: The file.
-        remedy: What to do about it.
-    """
-    with explain_errors(f"{path}: cannot be checked", f"; {remedy}"):
-        lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
-        is_known = f"{files.file_digest(path)}  {path.name}" in lines
-    if not is_known:
-        raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:

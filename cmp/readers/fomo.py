@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.readers import files, tars
-from cmp.readers.files import Stamp, explain_errors, file_stamp, parse_json, read_text
+from cmp.readers.files import Stamp, file_stamp, parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 

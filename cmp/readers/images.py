@@ -21,11 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.config import Preprocessing
-from cmp.data import IMAGE_SIZE, usable_cores
-from cmp.errors import CmpError
+from cmp.data import IMAGE_SIZE, Preprocessing, usable_cores
+from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder, write_atomic
-from cmp.readers.files import ReadImage, explain_errors, parse_json, read_text
+from cmp.readers.files import ReadImage, parse_json, read_text
 from cmp.readers.index import Fault, ImageIndex
 from cmp.readers.manifest import Split
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError
-from cmp.readers.files import NO_FILE, ReadImage, Stamp, explain_errors, file_stamp, read_file
+from cmp.errors import CmpError, explain_errors
+from cmp.readers.files import NO_FILE, ReadImage, Stamp, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder, write_atomic
-from cmp.readers.files import Stamp, explain_errors, parse_json, read_span, read_text
+from cmp.readers.files import Stamp, parse_json, read_span, read_text
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 

@@ -42,12 +42,13 @@ from cmp.bench import checkpoint, gpu, timing
 from cmp.bench.networks import TASK
 from cmp.checkpoints import CheckpointManager
 from cmp.data import worker_count
+from cmp.execution import ExecutionConfig
 from cmp.experiments import store, studies
 from cmp.files import build_folder
 from cmp.merging import apply
 from cmp.registry import option_names
 from cmp.runner import machine_record
-from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_task
+from cmp.training import create_optimizer, make_train_state, train_task
 
 PREDICTED: dict[str, dict[str, float]] = {
     "ceilings": {"product TFLOP/s": 798, "copy TB/s": 3.0},

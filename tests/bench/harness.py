@@ -21,7 +21,8 @@ from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
-from cmp.training import ExecutionConfig, create_optimizer, make_train_state, train_step
+from cmp.execution import ExecutionConfig
+from cmp.training import create_optimizer, make_train_state, train_step
 
 Values = dict[str, Any]
 
