@@ -38,6 +38,7 @@ INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between two checkpoints within a task, and the largest part of the time that they may
 take: where a save takes long, the next one comes later."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
+_MODEL_NAME = re.compile(r"model-(\d{1,6})-([0-9a-f]{64})\.safetensors")
 
 
 class StopRequest:
@@ -81,6 +82,7 @@ class Progress:
         seconds: Computing time so far.
         machine: Where the run began, see `cmp.runner.machine_record`.
         options: Sources of options that are not the package's own, see `RunConfig.option_record`.
+        launch: Options of the command that computed it last, which `cmpt resume` takes over.
     """
 
     schema: int
@@ -92,6 +94,7 @@ class Progress:
     seconds: float
     machine: dict[str, Any]
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    launch: dict[str, bool | int | str] = Field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +243,21 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
     return None
 
 
+def latest_model(folder: Path) -> tuple[int, Path] | None:
+    """Return how many tasks led to the last model that was deployed, and its file.
+
+    Raises:
+        CmpError: The file is not what was once written.
+    """
+    matches = filter(None, (_MODEL_NAME.fullmatch(path.name) for path in folder.glob("model-*")))
+    last = max(matches, key=lambda match: int(match[1]), default=None)
+    if last is None:
+        return None
+    if files.file_digest(folder / last[0]) != last[2]:
+        raise CmpError(f"{folder / last[0]}: damaged: its content is not what its name says")
+    return int(last[1]), folder / last[0]
+
+
 def latest(manager: "CheckpointManager | None") -> RunState | None:
     """Return the state that a run goes on from, None at its start.
 
@@ -259,9 +277,16 @@ class CheckpointManager:
     Attributes:
         last: The checkpoint that was read or written last.
         in_background: Whether `save` returns once the state is copied; a thread writes it.
+        launch: As in `Progress`.
     """
 
-    def __init__(self, run_id: str, interval: float = INTERVAL, wait: bool = False):
+    def __init__(
+        self,
+        run_id: str,
+        interval: float = INTERVAL,
+        wait: bool = False,
+        launch: dict[str, bool | int | str] | None = None,
+    ):
         """Prepare the manager.
 
         Args:
@@ -269,8 +294,9 @@ class CheckpointManager:
             interval: Seconds between two checkpoints within a task; one is also written at its end.
             wait: Whether entering waits for another process that computes the same run, instead
                 of raising `CmpError`.
+            launch: As in `Progress`.
         """
-        self.run_id, self.interval, self.wait = run_id, interval, wait
+        self.run_id, self.interval, self.wait, self.launch = run_id, interval, wait, launch or {}
         self.folder = checkpoint_folder(run_id)
         self.last: Path | None = None
         self.in_background = False
@@ -353,12 +379,32 @@ class CheckpointManager:
 
     def _write(self, state: RunState) -> None:
         path = write_checkpoint(state, self.folder)
-        keep = {path, self.last, self.folder / "lock"}
+        models = sorted(self.folder.glob("model-*"), key=lambda model: model.stat().st_mtime_ns)
+        keep = {path, self.last, self.folder / "lock", *models[-1:]}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
             for other in self.folder.iterdir():
                 if other not in keep and not other.is_dir():
                     other.unlink(missing_ok=True)
         self.last = path
+
+    def keep_model(self, done: int, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write the model that is deployed after some tasks; the next checkpoint deletes the one
+        before it.
+
+        Training goes on from other weights under some policies, so no checkpoint has the model.
+
+        Args:
+            done: How many tasks.
+            weights: Its tensors.
+            metadata: What stands in the header of the file.
+        """
+        self.finish()
+        what = f"{self.folder}: the model after task {done}"
+        with files.report_disk_errors(what), files.partial_folder(self.folder) as place:
+            partial = place / "model"
+            save_file({name: x.contiguous() for name, x in weights.items()}, partial, metadata)
+            name = f"model-{done}-{files.file_digest(partial)}.safetensors"
+            os.replace(partial, self.folder / name)
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""

@@ -28,6 +28,8 @@ PROJECT_MARKERS = ("_build", "data_manifests")
 """Folders by which a project is recognised."""
 SHORT_ID = 12
 """Characters of a run's id that name its folder and are shown to people."""
+WEIGHTS = "weights.safetensors"
+"""The file of a stored run's final weights, where they were kept."""
 
 
 def project_folder() -> Path:
@@ -46,6 +48,17 @@ def project_folder() -> Path:
 def build_folder() -> Path:
     """Return where downloads and results are kept: `$CMP_BUILD`, else `_build` in the project."""
     return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
+
+
+def kept_weights(prefix: str) -> Path | None:
+    """Return the final weights of the stored run whose id starts with a prefix.
+
+    Returns:
+        The file; None unless there is exactly one.
+    """
+    pattern = f"{prefix[:SHORT_ID]}*/{WEIGHTS}"
+    paths = [*(build_folder() / "runs").glob(pattern)] if prefix.isalnum() else []
+    return paths[0] if len(paths) == 1 else None
 
 
 def child_path(folder: Path, name: str, suffix: str = "") -> Path:

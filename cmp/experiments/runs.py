@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cmp import budgets, config, models
+from cmp import budgets, checkpoints, config, models
 from cmp.checkpoints import Progress, latest_progress
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -147,3 +148,35 @@ def find_unfinished(prefix: str) -> Progress:
         names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
         raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
     return matching[0]
+
+
+def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
+    """Return the one run whose id starts with a prefix, and its model.
+
+    Returns:
+        A stored run, or an unfinished one as if its last finished task had been the last of all:
+        its metrics end there.
+        The final network, or what was deployed after that task.
+
+    Raises:
+        CmpError: There is no such run, its weights were not kept, or none of its tasks is finished.
+    """
+    if any(name.startswith(prefix[:SHORT_ID]) for name in store.stored_ids()):
+        run = store.find_run(prefix)
+        return run, store.final_model(run)
+    if not unfinished_runs(prefix):
+        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
+    progress = find_unfinished(prefix)
+    name = f"run {progress.run[:SHORT_ID]}"
+    found = checkpoints.latest_model(checkpoints.checkpoint_folder(progress.run))
+    if found is None:
+        words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
+        raise CmpError(f"{name}: {words}")
+    done, path = found
+    run_config = config.parse(progress.config, f"checkpoint of {name}")
+    model = models.load_from_file(run_config.model.name, path)
+    rows = pd.DataFrame(progress.metrics).query("task <= @done")
+    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored at the ends alone
+    rows = rows[rows["scope"].isin(scopes)]
+    provenance, weights = progress.machine | {"seconds": progress.seconds}, ""
+    return store.StoredRun(progress.run, run_config, provenance, rows, weights), model
