@@ -38,7 +38,6 @@ INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between two checkpoints within a task, and the largest part of the time that they may
 take: where a save takes long, the next one comes later."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
-_MODEL_NAME = re.compile(r"model-(\d{1,6})-([0-9a-f]{64})\.safetensors")
 
 
 class StopRequest:
@@ -152,24 +151,28 @@ def restore(
 def write_checkpoint(state: RunState, folder: Path) -> Path:
     """Write a state, whole or not at all, and return its path.
 
-    The file is whole and on the disk before it gets its name.
-
     Raises:
         CmpError: The disk refuses.
     """
     progress = state.progress
     header = {"progress": json.dumps(dataclasses.asdict(progress))}
-    tensors = {name: x.detach().contiguous() for name, x in state.tensors.items()}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
-    kept = "the one before it is kept"
-    with files.report_disk_errors(what, kept), files.partial_folder(folder) as place:
-        partial = place / "checkpoint"
+    with files.report_disk_errors(what, "the one before it is kept"):
+        name = f"task-{progress.task}-step-{progress.step}"
+        return _write_tensors(state.tensors, header, folder, name)
+
+
+def _write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
+    """Write NAME-HASH.safetensors; it is whole and on the disk before it gets its name."""
+    tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
+    with files.partial_folder(folder) as place:
+        partial = place / "tensors"
         save_file(tensors, partial, header)
-        name = f"task-{progress.task}-step-{progress.step}-{files.file_digest(partial)}.safetensors"
+        path = folder / f"{name}-{files.file_digest(partial)}.safetensors"
         files.sync_to_disk(partial)
-        os.replace(partial, folder / name)
+        os.replace(partial, path)
         files.sync_to_disk(folder)
-    return folder / name
+    return path
 
 
 def read_checkpoint(path: Path) -> RunState:
@@ -243,19 +246,9 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
     return None
 
 
-def latest_model(folder: Path) -> tuple[int, Path] | None:
-    """Return how many tasks led to the last model that was deployed, and its file.
-
-    Raises:
-        CmpError: The file is not what was once written.
-    """
-    matches = filter(None, (_MODEL_NAME.fullmatch(path.name) for path in folder.glob("model-*")))
-    last = max(matches, key=lambda match: int(match[1]), default=None)
-    if last is None:
-        return None
-    if files.file_digest(folder / last[0]) != last[2]:
-        raise CmpError(f"{folder / last[0]}: damaged: its content is not what its name says")
-    return int(last[1]), folder / last[0]
+def model_files(folder: Path) -> list[Path]:
+    """Return what `CheckpointManager.keep_model` wrote, the oldest first."""
+    return sorted(folder.glob("model-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def latest(manager: "CheckpointManager | None") -> RunState | None:
@@ -280,13 +273,7 @@ class CheckpointManager:
         launch: As in `Progress`.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        interval: float = INTERVAL,
-        wait: bool = False,
-        launch: dict[str, bool | int | str] | None = None,
-    ):
+    def __init__(self, run_id: str, interval: float = INTERVAL, wait: bool = False):
         """Prepare the manager.
 
         Args:
@@ -294,9 +281,9 @@ class CheckpointManager:
             interval: Seconds between two checkpoints within a task; one is also written at its end.
             wait: Whether entering waits for another process that computes the same run, instead
                 of raising `CmpError`.
-            launch: As in `Progress`.
         """
-        self.run_id, self.interval, self.wait, self.launch = run_id, interval, wait, launch or {}
+        self.run_id, self.interval, self.wait = run_id, interval, wait
+        self.launch: dict[str, bool | int | str] = {}
         self.folder = checkpoint_folder(run_id)
         self.last: Path | None = None
         self.in_background = False
@@ -379,15 +366,14 @@ class CheckpointManager:
 
     def _write(self, state: RunState) -> None:
         path = write_checkpoint(state, self.folder)
-        models = sorted(self.folder.glob("model-*"), key=lambda model: model.stat().st_mtime_ns)
-        keep = {path, self.last, self.folder / "lock", *models[-1:]}
+        keep = {path, self.last, self.folder / "lock", *model_files(self.folder)[-1:]}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
             for other in self.folder.iterdir():
                 if other not in keep and not other.is_dir():
                     other.unlink(missing_ok=True)
         self.last = path
 
-    def keep_model(self, done: int, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def keep_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
         """Write the model that is deployed after some tasks; the next checkpoint deletes the one
         before it.
 
@@ -396,15 +382,11 @@ class CheckpointManager:
         Args:
             done: How many tasks.
             weights: Its tensors.
-            metadata: What stands in the header of the file.
+            preprocessing: How images are prepared, as `cmp.models.export_weights` writes it.
         """
         self.finish()
-        what = f"{self.folder}: the model after task {done}"
-        with files.report_disk_errors(what), files.partial_folder(self.folder) as place:
-            partial = place / "model"
-            save_file({name: x.contiguous() for name, x in weights.items()}, partial, metadata)
-            name = f"model-{done}-{files.file_digest(partial)}.safetensors"
-            os.replace(partial, self.folder / name)
+        with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
+            _write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""

@@ -50,17 +50,6 @@ def build_folder() -> Path:
     return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
 
 
-def kept_weights(prefix: str) -> Path | None:
-    """Return the final weights of the stored run whose id starts with a prefix.
-
-    Returns:
-        The file; None unless there is exactly one.
-    """
-    pattern = f"{prefix[:SHORT_ID]}*/{WEIGHTS}"
-    paths = [*(build_folder() / "runs").glob(pattern)] if prefix.isalnum() else []
-    return paths[0] if len(paths) == 1 else None
-
-
 def child_path(folder: Path, name: str, suffix: str = "") -> Path:
     """Return the path of a file or folder directly in a folder.
 

@@ -563,9 +563,10 @@ def cached_weights(name: str, start: str) -> Path | None:
         start: As in `locate_weights`.
     """
     location, tag = name.partition(":")[2], pretrained_tag(name, start)
-    if start.startswith(RUN_PREFIX):
-        return files.kept_weights(start.removeprefix(RUN_PREFIX))
-    if name.startswith("local-dir:"):
+    if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
+        stored = files.build_folder() / "runs"
+        paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
+    elif name.startswith("local-dir:"):
         paths = [factory._find_checkpoint_in_dir(Path(location))]
     elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
         repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")

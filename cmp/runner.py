@@ -349,8 +349,7 @@ class Run:
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.carries_moments else None)
         if self.manager and deployed:
-            about = {"preprocess_cfg": json.dumps(self.model.visual.preprocess_cfg)}
-            self.manager.keep_model(done, deployed, about)
+            self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         self.stop_if_requested(done, 0)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -170,7 +170,7 @@ def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatc
     with pytest.warns(match="micro-batches of 4") if given else contextlib.nullcontext():
         result = invoke(cli.app, ["resume", progress.run[:6], *given])
     assert result.exit_code == 0, result.exception
-    said = f"on cpu with 1 thread(s); keep_weights True, micro_batch {size}, workers 0"
+    said = f"goes on: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
     assert said in result.output
     assert os.environ["CMP_WORKERS"] == "0"
     run = store.load_run(progress.run)

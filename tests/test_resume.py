@@ -40,7 +40,7 @@ class MemoryManager:
     def finish(self) -> None:
         pass
 
-    def keep_model(self, done: int, weights: dict, metadata: dict) -> None:
+    def keep_model(self, done: int, weights: dict, preprocessing: str) -> None:
         self.models[done] = weights
 
     def save(self, state: RunState) -> None:

@@ -104,9 +104,9 @@ def resume(
                 "this package; `cmpt run` begins it anew"
             )
         if distributed.rank() == 0:
-            options = ", ".join(f"{key} {value}" for key, value in sorted(launch.items()))
-            where = f"on {local_device} with {torch.get_num_threads()} thread(s)"
-            typer.echo(f"{name} goes on {where}{'; ' * bool(options)}{options}")
+            options = [f"{key} {value}" for key, value in sorted(launch.items())]
+            options = ", ".join([f"{torch.get_num_threads()} thread(s)", *options])
+            typer.echo(f"{name} goes on: {local_device}, {options}")
         compute_run(run_config, local_device, execution, keep, board)
 
 

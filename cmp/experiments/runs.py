@@ -13,7 +13,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
-from cmp.files import SHORT_ID, build_folder
+from cmp.files import SHORT_ID, build_folder, file_digest
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
@@ -168,15 +168,17 @@ def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
         raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
     progress = find_unfinished(prefix)
     name = f"run {progress.run[:SHORT_ID]}"
-    found = checkpoints.latest_model(checkpoints.checkpoint_folder(progress.run))
-    if found is None:
+    paths = checkpoints.model_files(checkpoints.checkpoint_folder(progress.run))
+    if not paths:
         words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
         raise CmpError(f"{name}: {words}")
-    done, path = found
+    done, digest = paths[-1].stem.split("-")[1:]
+    if file_digest(paths[-1]) != digest:
+        raise CmpError(f"{paths[-1]}: damaged: its content is not what its name says")
     run_config = config.parse(progress.config, f"checkpoint of {name}")
-    model = models.load_from_file(run_config.model.name, path)
-    rows = pd.DataFrame(progress.metrics).query("task <= @done")
-    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored at the ends alone
+    model = models.load_from_file(run_config.model.name, paths[-1])
+    rows = pd.DataFrame(progress.metrics).query(f"task <= {done}")
+    scopes = rows[rows["task"] == int(done)]["scope"]  # the full test is scored at the ends alone
     rows = rows[rows["scope"].isin(scopes)]
     provenance, weights = progress.machine | {"seconds": progress.seconds}, ""
     return store.StoredRun(progress.run, run_config, provenance, rows, weights), model

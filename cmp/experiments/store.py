@@ -490,8 +490,9 @@ def fetch_start(run_config: RunConfig) -> RunConfig:
     parent = find_parent(run_config)
     with distributed.first_process_first():
         models.fetch_weights(run_config.model, run_config.seeds.init)
-    start = f"{RUN_PREFIX}{parent.id}" if parent else run_config.model.start
-    return replace(run_config, model=replace(run_config.model, start=start))
+    if parent is None:
+        return run_config
+    return replace(run_config, model=replace(run_config.model, start=f"{RUN_PREFIX}{parent.id}"))
 
 
 def find_parent(run_config: RunConfig) -> StoredRun | None:

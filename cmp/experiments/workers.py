@@ -86,16 +86,14 @@ def run_one(
             with contextlib.suppress(CmpError), CheckpointManager(run_id) as manager:
                 manager.remove()
     else:
-        launch = launch_options(execution or ExecutionConfig(), keep, board)
-        with CheckpointManager(run_id, wait=wait, launch=launch) as manager:
+        with CheckpointManager(run_id, wait=wait) as manager:
+            manager.launch = launch_options(execution or ExecutionConfig(), keep, board)
             stored = is_kept(run_id, keep)  # another process may have been faster
             distributed.broadcast(_IS_STORED if stored else "")
             if not stored:
                 with RunLog(run_id, run_config, device, board) as log:
                     watch = log.observe(observer)
-                    result = execute(
-                        run_config, corpus, watch, None, device, manager, execution=execution
-                    )
+                    result = execute(run_config, corpus, watch, None, device, manager, execution)
                 keep = keep or run_config.model.name not in models.family_names()
                 run = store.make_stored_run(run_config, result, identity)
                 store.save_run(run, result.model if keep else None)
