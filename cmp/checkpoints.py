@@ -80,6 +80,7 @@ class Progress:
         seconds: Computing time so far.
         machine: Where the run began, see `cmp.runner.machine_record`.
         options: Sources of options that are not the package's own, see `RunConfig.option_record`.
+        launch: Options of the command that computed it last, which `cmpt resume` takes over.
     """
 
     schema: int
@@ -91,6 +92,7 @@ class Progress:
     seconds: float
     machine: dict[str, Any]
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    launch: dict[str, bool | int | str] = Field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,24 +143,28 @@ def restore(
 def write_checkpoint(state: RunState, folder: Path) -> Path:
     """Write a state, whole or not at all, and return its path.
 
-    The file is whole and on the disk before it gets its name.
-
     Raises:
         CmpError: The disk refuses.
     """
     progress = state.progress
     header = {"progress": json.dumps(dataclasses.asdict(progress))}
-    tensors = {name: x.detach().contiguous() for name, x in state.tensors.items()}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
-    kept = "the one before it is kept"
-    with files.report_disk_errors(what, kept), files.partial_folder(folder) as place:
-        partial = place / "checkpoint"
+    with files.report_disk_errors(what, "the one before it is kept"):
+        name = f"task-{progress.task}-step-{progress.step}"
+        return _write_tensors(state.tensors, header, folder, name)
+
+
+def _write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
+    """Write NAME-HASH.safetensors; it is whole and on the disk before it gets its name."""
+    tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
+    with files.partial_folder(folder) as place:
+        partial = place / "tensors"
         save_file(tensors, partial, header)
-        name = f"task-{progress.task}-step-{progress.step}-{files.file_digest(partial)}.safetensors"
+        path = folder / f"{name}-{files.file_digest(partial)}.safetensors"
         files.sync_to_disk(partial)
-        os.replace(partial, folder / name)
+        os.replace(partial, path)
         files.sync_to_disk(folder)
-    return folder / name
+    return path
 
 
 def read_checkpoint(path: Path) -> RunState:
@@ -224,6 +230,11 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
     return None
 
 
+def model_files(folder: Path) -> list[Path]:
+    """Return what `CheckpointManager.keep_model` wrote, the oldest first."""
+    return sorted(folder.glob("model-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def latest(manager: "CheckpointManager | None") -> RunState | None:
     """Return the state that a run goes on from, None at its start.
 
@@ -243,6 +254,7 @@ class CheckpointManager:
     Attributes:
         last: The checkpoint that was read or written last.
         in_background: Whether `save` returns once the state is copied; a thread writes it.
+        launch: As in `Progress`.
     """
 
     def __init__(self, run_id: str, interval: float = INTERVAL, wait: bool = False):
@@ -255,6 +267,7 @@ class CheckpointManager:
                 of raising `CmpError`.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
+        self.launch: dict[str, bool | int | str] = {}
         self.folder = checkpoint_folder(run_id)
         self.last: Path | None = None
         self.in_background = False
@@ -337,12 +350,27 @@ class CheckpointManager:
 
     def _write(self, state: RunState) -> None:
         path = write_checkpoint(state, self.folder)
-        keep = {path, self.last, self.folder / "lock"}
+        keep = {path, self.last, self.folder / "lock", *model_files(self.folder)[-1:]}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
             for other in self.folder.iterdir():
                 if other not in keep and not other.is_dir():
                     other.unlink(missing_ok=True)
         self.last = path
+
+    def keep_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
+        """Write the model that is deployed after some tasks; the next checkpoint deletes the one
+        before it.
+
+        Training goes on from other weights under some policies, so no checkpoint has the model.
+
+        Args:
+            done: How many tasks.
+            weights: Its tensors.
+            preprocessing: How images are prepared, as `cmp.models.export_weights` writes it.
+        """
+        self.finish()
+        with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
+            _write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""

@@ -256,7 +256,8 @@ class Model:
     Attributes:
         name: An embedded model, an open_clip name, or a place such as "hf-hub:ORG/NAME".
         start: One of `STARTS`; a pretrained tag of open_clip; the path of a safetensors file or
-            open_clip checkpoint; or "hub", the weights beside a hub's model.
+            open_clip checkpoint; "hub", the weights beside a hub's model; or "run:ID", the final
+            weights of a finished run.
     """
 
     name: ModelName = "small"

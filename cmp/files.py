@@ -30,6 +30,8 @@ PROJECT_MARKERS = ("_build", "data_manifests")
 """Folders by which a project is recognised."""
 SHORT_ID = 12
 """Characters of a run's id that name its folder and are shown to people."""
+WEIGHTS = "weights.safetensors"
+"""The file of a stored run's final weights, where they were kept."""
 
 
 def project_folder() -> Path:

@@ -37,6 +37,8 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 """Names of models that are not open_clip's own: their config and weights are found there."""
 HUB = "hub"
 """The start of a run whose model comes with weights of its own."""
+RUN_PREFIX = "run:"
+"""What the start of a run begins with that goes on from a finished one; its id follows."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
 _SHOWN_TENSORS = 3  # tensors that an error names
@@ -228,7 +230,7 @@ def load_from_file(name: str, path: Path) -> Network:
         )
         if not is_split:
             factory.load_checkpoint(cast(Any, fused), str(path))
-            _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
+        _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
     except Exception as error:  # whatever readers and converters raise at what is no checkpoint
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
     model, family = split_attention(fused), family_of(name)
@@ -500,7 +502,7 @@ def locate_weights(name: str, start: str) -> Path:
 
     Args:
         name: The model.
-        start: The path of a file, a pretrained tag of open_clip, or `HUB`.
+        start: The path of a file, a pretrained tag of open_clip, `HUB`, or `RUN_PREFIX` and an id.
 
     Raises:
         CmpError: There is no such file or tag, its weights are of another model, or they cannot be
@@ -524,7 +526,7 @@ def locate_weights(name: str, start: str) -> Path:
                 return path
             if tag:
                 return Path(pretrained.download_pretrained(tag))
-            if name.startswith("hf-hub:"):
+            if start == HUB and name.startswith("hf-hub:"):
                 return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
     except (OSError, RuntimeError, ValueError) as error:  # urllib's and the hub's are among them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -536,14 +538,14 @@ def locate_weights(name: str, start: str) -> Path:
         raise CmpError(f"model.name: {name!r}: there are no weights in that folder")
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     raise CmpError(
-        f"model.start: {start!r}: neither a file nor a pretrained tag of {name!r}; open_clip has "
-        f"for it: {tags}"
+        f"model.start: {start!r}: neither a file, nor a finished run, nor a pretrained tag of "
+        f"{name!r}; open_clip has for it: {tags}"
     )
 
 
 def _check_hub_start(name: str, start: str) -> None:
     """Raise `CmpError` unless a hub's model, and no other, starts from `HUB`."""
-    if is_hub(name) != (start == HUB):
+    if is_hub(name) != (start == HUB) and not start.startswith(RUN_PREFIX):
         raise CmpError(
             f"model.start: {start!r} does not go with {name!r}: model.start={HUB} is for models of "
             f"a hub, which begin {HUB_PREFIXES}, and these take no other"
@@ -558,14 +560,17 @@ def cached_weights(name: str, start: str) -> Path | None:
         start: As in `locate_weights`.
     """
     location, tag = name.partition(":")[2], pretrained_tag(name, start)
-    if name.startswith("local-dir:"):
+    if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
+        stored = files.build_folder() / "runs"
+        paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
+    elif name.startswith("local-dir:"):
         paths = [factory._find_checkpoint_in_dir(Path(location))]
     elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
         repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")
         file = file or pretrained.HF_WEIGHTS_NAME
-        files = [*pretrained._get_safe_alternatives(file), file]
+        names = [*pretrained._get_safe_alternatives(file), file]
         try:
-            paths = [try_to_load_from_cache(repository, file) for file in files]
+            paths = [try_to_load_from_cache(repository, file) for file in names]
         except ValueError as error:
             raise CmpError(f"model.name: {name!r:.200}: {error}") from error
     else:  # open_clip keeps what it downloads by its address in a folder of its own

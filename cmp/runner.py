@@ -4,6 +4,7 @@ Pretraining and joint training are runs, too.
 """
 
 import functools
+import json
 import platform
 import time
 import warnings
@@ -314,6 +315,7 @@ class Run:
             )  # fmt: skip
             adapters.load_merged(self.model, deployed)
         self.evaluate(done)
+        deployed = self.weights() if self.manager and done < self.config.stream.tasks else {}
         if done < self.config.stream.tasks:
             if self.trunk:
                 checkpoints.restore(self.trunk, self.model, optimizer)
@@ -321,6 +323,8 @@ class Run:
                 adapters.load_merged(self.model, start)
         self.trunk = {}
         self.save(done, 0, optimizer if self.config.carries_moments else None)
+        if self.manager and deployed:
+            self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         self.stop_if_requested(done, 0)
 
     def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -332,7 +336,7 @@ class Run:
         machine = self.machine.get("began", self.machine)
         progress = Progress(
             SCHEMA, self.manager.run_id, self.original.to_dict(), task, step, self.rows,
-            self.seconds(), machine, self.original.option_record(),
+            self.seconds(), machine, self.original.option_record(), self.manager.launch,
         )  # fmt: skip
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}

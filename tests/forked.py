@@ -35,7 +35,7 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.execution import ExecutionConfig
 from cmp.experiments import store, studies, workers
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, WEIGHTS
 from cmp.runner import Observer
 from cmp.training import StepResult
 
@@ -222,8 +222,8 @@ def command(
     """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
     watch = runs.progress_observer
 
-    def watch_and_stop(bar) -> Observer:
-        observer = watch(bar)
+    def watch_and_stop(bar, batch: int) -> Observer:
+        observer = watch(bar, batch)
 
         def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
             observer.step(task, step, result, model)
@@ -405,7 +405,7 @@ TROUBLES: dict[str, Callable[[], None]] = {
 def leftovers(build: Path, run_id: str | None = None) -> list[str]:
     """What a finished run left in its build folder beside itself."""
     name = (run_id or small_id())[:SHORT_ID]
-    files = ("run.json", store.METRICS, store.HITS, store.WEIGHTS)
+    files = ("run.json", store.METRICS, store.HITS, WEIGHTS)
     run = {"runs", f"runs/{name}", *(f"runs/{name}/{file}" for file in files)}
     paths = {str(path.relative_to(build)) for path in build.rglob("*")}
     return sorted(paths - run - {"checkpoints", "logs", f"logs/{name}.jsonl"})

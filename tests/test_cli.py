@@ -49,10 +49,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["pretrain", "tiny", "schedule.peek=1"], ["schedule.peek", "schedule.peak"]),
         (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
         (["run", "quick", "model.name=tinny", "--dry-run"], ["tinny", "tiny"]),
-        (
-            ["run", "quick", "seed=77", "--dry-run"],
-            ["annealed base 77", "cmpt pretrain small --seed 77"],
-        ),
+        (["run", "quick", "seed=77"], ["annealed base 77", "cmpt pretrain small --seed 77"]),
         (
             ["run", "quick", "model.start=cosine", "seed=9"],
             ["cmpt pretrain small schedule.name=cosine"],

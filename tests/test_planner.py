@@ -148,8 +148,8 @@ def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(tmp_path):
     file = tmp_path / "plan.yaml"
     file.write_text(result.stdout)
     dry = invoke(cli.app, ["run", str(file), "--dry-run"])
-    assert dry.exit_code == 0, dry.output
-    assert "absent: weights" in dry.stdout
+    assert dry.exit_code == 1, dry.output  # without data and a card
+    assert "weights   to fetch" in dry.stdout
     run = config.parse(tree)
     assert (run.stream.tasks, run.training.batch, run.schedule.peak) == (20, 512, 1e-5)
     hours = 20 * run.training.steps * budgets.method_cost(run).step / DEVICES["h100"].speed / 3600
@@ -285,7 +285,7 @@ def test_a_merged_plan_keeps_as_many_networks_as_are_counted(known):
     memory = {"zero": weights}
     for done in (1, 2, 3):
         memory, _, _ = apply_policy(merging, memory, weights, done)
-    assert len(memory) == planner.COPIES
+    assert len(memory) == forecast.COPIES
 
 
 def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
@@ -342,3 +342,17 @@ def test_the_weight_of_an_average_follows_the_steps_and_is_the_reference_s_elsew
     assert (few.merging.weight, many.merging.weight) == (0.25, 0.5)
     real = PlanRequest("ViT-B-32", gpu_hours=1.0)
     assert planner.choose_settings(real)["merging"]["weight"] == 0.5
+
+
+def test_a_real_plan_shows_no_image_more_often_than_was_measured_and_says_so(known):
+    request = PlanRequest("ViT-B-32", updates=5, gpu_hours=8.0, images=2000)
+    plan, update = planner.make_plan(request, known), planner._update_share
+    passes = plan.run.training.steps * update(plan.run) / request.images
+    assert planner.MAX_PASSES - 1 < passes <= planner.MAX_PASSES
+    assert plan.costs["hours on h100"] < 1
+    assert any(note.startswith("The compute would buy") for note in plan.notes)
+    more = planner.make_plan(dataclasses.replace(request, images=None), known)
+    assert more.costs["hours on h100"] == pytest.approx(8, rel=0.01)
+    assert not any(note.startswith("The compute would buy") for note in more.notes)
+    tiny = planner.make_plan(dataclasses.replace(request, images=1), known)
+    assert tiny.run.training.steps == 1

@@ -29,7 +29,7 @@ class MemoryManager:
     run_id, in_background = "memory", False
 
     def __init__(self, start: RunState | None = None):
-        self.start, self.states = start, {}
+        self.start, self.states, self.launch, self.models = start, {}, {}, {}
 
     def load(self) -> RunState | None:
         return self.start
@@ -39,6 +39,9 @@ class MemoryManager:
 
     def finish(self) -> None:
         pass
+
+    def keep_model(self, done: int, weights: dict, preprocessing: str) -> None:
+        self.models[done] = weights
 
     def save(self, state: RunState) -> None:
         places = [x.data_ptr() for x in state.tensors.values() if x.numel()]
@@ -140,6 +143,8 @@ def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     assert states[0, 2] == scored[0, 1] == weights_of(manager.states[0, 2].tensors, "trunk/")
     assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
     assert states[2, 0] == scored[1, 2] == digest_of(result.model)  # what is left is deployed
+    kept = {f"weights/{name}": x for name, x in manager.models[1].items()}
+    assert weights_of(kept) == scored[0, 2]  # what was deployed after the first task, too
     assert not any(name.startswith("trunk/") for name in manager.states[1, 0].tensors)
 
 

@@ -1,4 +1,4 @@
-"""List, show and verify finished runs.
+"""List, show, delete and verify runs.
 
 Example:
     cmpt results verify --sample 3
@@ -61,6 +61,19 @@ def show(run_id: str) -> None:
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(log[name])} {last:.4g}")
 
 
+def rm(run_id: str) -> None:
+    """Delete a run with its weights, its log and its checkpoints; nothing is asked.
+
+    Published runs of the book and runs that are being computed are refused. What went on from the
+    run (model.start=run:ID) can then be neither verified nor resumed.
+
+    Example:
+        cmpt results rm 3f2a
+    """
+    name, size = results.delete_run(run_id)
+    typer.echo(f"run {name}: deleted, {size / 1e6:,.1f} MB are free again")
+
+
 def verify(
     run_id: shared.OptionalArgument = None,
     sample: shared.Positive = 1,
@@ -91,11 +104,12 @@ def verify(
         total = budgets.total_steps(run.config)
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             place = shared.recorded_device(run.provenance, device)
-            verdict = results.verify_published(run, progress_observer(bar), place)
+            observer = progress_observer(bar, run.config.training.batch)
+            verdict = results.verify_published(run, observer, place)
         typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
         answers.add(verdict.answer)
     if "different" in answers:
         raise typer.Exit(1)
 
 
-app = shared.make_group(__doc__, ls, show, verify)
+app = shared.make_group(__doc__, ls, show, rm, verify)

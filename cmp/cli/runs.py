@@ -1,7 +1,7 @@
 """`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from cmp.data import Corpus, Preprocessing, load_data
 from cmp.errors import CmpError
 from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
-from cmp.experiments.runs import find_unfinished, recorded_threads
+from cmp.experiments.runs import find_model, find_unfinished, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers.files import read_yaml
 from cmp.runner import Observer
@@ -39,6 +39,9 @@ def run(
     A stored run is looked up, and a stopped run continues from its last checkpoint.
     `torchrun -m cmp run ...` shares each batch between processes.
 
+    model.start=run:ID begins a new stream with the final weights of a finished run, and with
+    nothing else of it: its data are replayed only if their manifests now say `role: pool`.
+
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
@@ -49,28 +52,13 @@ def run(
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
     device = models.default_device(run_config.model.name, device)
-    is_foreign = run_config.model.name not in models.family_names()
-    if dry_run and is_foreign and (missing := preflight.missing_needs(run_config, device)):
-        print_config(run_config)
-        typer.echo("\n".join([*preflight.describe_run(run_config), *missing]))
-        return
+    execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
+    if dry_run:
+        return plan_run(run_config, device, execution)
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
-        if not dry_run:
-            execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-            return compute_run(
-                run_config, corpus, local_device, execution, keep_weights, tensorboard
-            )
-    pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
-    make_train_state(run_config, corpus)
-    run_id = store.run_id_of(run_config, corpus)
-    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if saved else "to be computed"
-    print_config(run_config)
-    typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
-    typer.echo("\n".join(preflight.describe_run(run_config)))
-    typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
+        compute_run(run_config, corpus, local_device, execution, keep_weights, tensorboard)
 
 
 def resume(
@@ -78,16 +66,19 @@ def resume(
     threads: Annotated[int | None, typer.Option(min=1, max=1024)] = None,
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
-    checkpoint_activations: bool = False,
-    compile: bool = False,
-    keep_weights: bool = False,
+    checkpoint_activations: bool | None = None,
+    compile: bool | None = None,
+    keep_weights: bool | None = None,
 ) -> None:
     """Continue a run that was stopped or killed, from its last checkpoint.
+
+    Options that are not given stay as they were, CMP_WORKERS and --tensorboard included.
 
     Args:
         threads: Number of torch threads. Default: as many as the run began with.
         device: Device: cpu or cuda. Each of several processes takes one card. Default: the device
             on which the run began.
+        micro_batch: Samples to process at a time. Default: as before.
 
     Example:
         cmpt resume 3f2a
@@ -95,11 +86,14 @@ def resume(
     progress = find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
     torch.set_num_threads(threads or recorded_threads(progress))
+    given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
+    given |= {"compile_towers": compile, "keep_weights": keep_weights}
+    launch = progress.launch | {key: value for key, value in given.items() if value is not None}
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
-    execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
+    execution, keep, board = workers.take_launch(launch)
     device = shared.recorded_device(progress.machine, device)
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
@@ -110,7 +104,11 @@ def resume(
                 f"{name} was begun with other data, other starting weights or another version of "
                 "this package; `cmpt run` begins it anew"
             )
-        compute_run(run_config, corpus, local_device, execution, keep_weights)
+        if distributed.rank() == 0:
+            options = [f"{key} {value}" for key, value in sorted(launch.items())]
+            options = ", ".join([f"{torch.get_num_threads()} thread(s)", *options])
+            typer.echo(f"{name} goes on: {local_device}, {options}")
+        compute_run(run_config, corpus, local_device, execution, keep, board)
 
 
 def evaluate(
@@ -165,6 +163,8 @@ def evaluate(
 def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "open_clip") -> None:
     """Write a run's final weights to a file that open_clip loads.
 
+    Of a run that is not finished, the model after its last finished task is written.
+
     Args:
         out: File to write, NAME.safetensors; with --to hf, a folder.
         to: Format: open_clip, or hf for a folder of the Hugging Face hub with a model card.
@@ -172,16 +172,18 @@ def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "o
     Example:
         cmpt export 3f2a -o new.safetensors
     """
-    stored = store.find_run(run_id)
-    name = stored.config.model.name
+    found, model = find_model(run_id)
+    name, done = found.config.model.name, found.metrics["task"].max()
+    if done < (tasks := found.config.stream.tasks):
+        words = f"is not finished: this is its model after {done} of {tasks} tasks"
+        typer.echo(f"run {found.id[:SHORT_ID]} {words}")
     if to == "hf":
-        hub.write_hub_folder(stored, load_data(stored.config.data), out)
+        hub.write_hub_folder(found, model, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
     else:
         if out.suffix != ".safetensors":
             raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
-        model = store.final_model(stored)
         with atomic_file(out) as partial:
             models.export_weights(model, partial)
         typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
@@ -200,17 +202,21 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
-def progress_observer(bar: tqdm) -> Observer:
-    """Return an observer that moves a progress bar, with a loss of at most 40 steps before, so that
-    no step waits for a card."""
+def progress_observer(bar: tqdm, batch: int) -> Observer:
+    """Return an observer that moves a progress bar; every 20th step it shows how many pictures of
+    batches of that size are seen in a second, and a loss of at most 40 steps before, so that no
+    step waits for a card."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
-        if step % 20 == 0:
+        if step % 20 == 0 and not bar.disable:
             losses.append(copy_to_host(result.loss))
             if len(losses) > 1:
-                bar.set_postfix_str(f"loss {losses.pop(0)():.3f}")
+                about = bar.format_dict
+                speed = about["rate"] or (bar.n - bar.initial) / about["elapsed"]
+                words = f"{speed * batch:,.0f} pictures/s, loss {losses.pop(0)():.3f}"
+                bar.set_postfix_str(words)
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
         words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
@@ -250,7 +256,7 @@ def compute_run(
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         stored = workers.run_one(
             run_config,
-            progress_observer(bar),
+            progress_observer(bar, run_config.training.batch),
             device,
             execution=execution,
             keep=keep_weights,
@@ -258,6 +264,41 @@ def compute_run(
         )
     if is_first:
         print_run(stored)
+
+
+def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
+    """Print what a run would do and on what, computing nothing; exit with 1 if it cannot start."""
+    print_config(run_config)
+    typer.echo("\n".join(preflight.describe_run(run_config)))
+    checks = preflight.check_run(run_config, device, execution)
+    if checks[0].state == preflight.PRESENT:
+        corpus = preflight.load_run_data(run_config)
+        columns = ("dataset", "role", "classes", "train", "validation", "test")
+        shared.print_table(columns, preflight.count_images(corpus))
+        pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
+        typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
+        typer.echo(f"images that are replayed from the pool: {len(pools[0].pretraining)}")
+        for line in preflight.missing_images(run_config.data):
+            typer.echo(line)
+    report_checks(checks)
+    if not store.has_start(run_config):
+        return typer.echo("run: its id is known once the weights that it starts from are here")
+    corpus = preflight.load_run_data(run_config)
+    make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
+    run_id = store.run_id_of(run_config, corpus)
+    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if begun else "to be computed"
+    typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
+
+
+def report_checks(checks: list[preflight.Check]) -> None:
+    """Print checks; exit with status 1 if anything is missing or damaged."""
+    for check in checks:
+        typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
+    bad = [x.what for x in checks if x.state in (preflight.MISSING, preflight.DAMAGED)]
+    if bad:
+        typer.echo(f"This cannot start. Not here, damaged or too small: {', '.join(bad)}.")
+        raise typer.Exit(1)
 
 
 def print_config(run_config: config.RunConfig) -> None:

@@ -133,7 +133,7 @@ def doctor(
         cmpt doctor --profile gpu
     """
     from cmp import models
-    from cmp.cli.runs import read_config
+    from cmp.cli.runs import read_config, report_checks
     from cmp.experiments import preflight
 
     if profile is None:
@@ -143,10 +143,7 @@ def doctor(
         device = models.default_device(run_config.model.name, device)
         checks = preflight.check_run(run_config, device)
         typer.echo(preflight.describe_run(run_config)[0])
-    for check in checks:
-        typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
-    if {preflight.MISSING, preflight.DAMAGED} & {check.state for check in checks}:
-        raise typer.Exit(1)
+    report_checks(checks)
 
 
 def pretrain(
@@ -179,7 +176,7 @@ def pretrain(
     with tqdm(
         total=run_config.training.steps, desc=f"pretrain {model} {seed}", unit=" steps"
     ) as bar:
-        observer = progress_observer(bar)
+        observer = progress_observer(bar, run_config.training.batch)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
     for start, card in cards.items():
         scores = card["scores"].items()

@@ -24,6 +24,10 @@ from cmp.training import StepResult, create_optimizer, make_train_state, train_t
 GIGA = 1e9
 USABLE_MEMORY = 0.9
 """The part of a device's memory that a step may take."""
+COPIES = 2
+"""Networks that EMA-Merge keeps beside the one that trains; see `cmp.merging.policies`."""
+SAVES = 3
+"""Checkpoints on the disk at once: the last two, and the next while it is written."""
 
 
 class Device(NamedTuple):
@@ -189,6 +193,13 @@ def memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
     `cmp.budgets.memory_account`."""
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     return budgets.memory_account(state, batch)
+
+
+def checkpoint_bytes(run: RunConfig) -> int:
+    """Return the bytes of a run's checkpoints on the disk; any merge is taken for EMA-Merge."""
+    parts = memory_account(run.model.name, run.training.batch, run.method)
+    copies = 1 + COPIES * (run.merging.policy != "none")
+    return SAVES * (copies * parts["weights"] + parts["optimizer"])
 
 
 def step_memory(run: RunConfig) -> float:

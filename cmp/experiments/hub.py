@@ -24,21 +24,23 @@ CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 """The card with places for values, in Markdown."""
 
 
-def write_hub_folder(run: store.StoredRun, corpus: Corpus, folder: Path) -> None:
-    """Write a run's final model, its config and its card, whole or not at all.
+def write_hub_folder(
+    run: store.StoredRun, model: models.Network, corpus: Corpus, folder: Path
+) -> None:
+    """Write a run's model, its config and its card, whole or not at all.
 
     Args:
-        run: A run whose weights were kept.
+        run: The run.
+        model: Its model, see `cmp.experiments.runs.find_model`.
         corpus: Its data, for their licences.
         folder: The folder; one that holds nothing but these three files is replaced.
 
     Raises:
-        CmpError: The folder holds other files, the weights were not kept, or the disk refuses.
+        CmpError: The folder holds other files, or the disk refuses.
     """
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if others := held - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}:
         raise CmpError(f"{folder}: holds {min(others)!r}, which would be lost; name a new folder")
-    model = store.final_model(run)
     about = {
         "model_cfg": open_clip.get_model_config(run.config.model.name),
         "preprocess_cfg": asdict(models.preprocessing(model)),
@@ -68,7 +70,8 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
     changes = pd.DataFrame({"value": {key: str(x) for key, x in about.changes().items()}})
     return CARD.format(
-        name=name, tokenizer=tokenizer, start=f"`{about.model.start}`", tasks=about.stream.tasks,
+        name=name, tokenizer=tokenizer, start=f"`{about.model.start}`",
+        tasks=run.metrics["task"].max(),
         steps=about.training.steps, batch=about.training.batch, method=about.method.name,
         merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
         scores=_markdown(_scores(run.metrics[run.metrics["scope"] == scope])),

@@ -32,16 +32,15 @@ CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
 """Images of all updates of FoMo-in-Flux (spec 9.2)."""
-COPIES = 2
-"""Networks that EMA-Merge keeps beside the one that trains; see `cmp.merging.policies`."""
 MANY_STEPS = 80
 """From so many steps per update on, an average of embedded models takes half of each, else a
 quarter: on the validation side a half was the better at 160 steps and a quarter at 20 and 40,
 whatever the number of updates (studies `tuning-2` to `tuning-4`). Between, nothing was tuned."""
 MERGED_PEAK = 0.0024
 """The peak of an embedded model whose updates are merged (study `tuning-2`)."""
-SAVES = 3
-"""Checkpoints on the disk at once: the last two, and the next while it is written."""
+MAX_PASSES = 20
+"""Times that a plan of a real model shows an image in its own update, at most: about twice what
+was measured. The paper's runs show it 2.8 times, and those of our study `scaling` 10.5 at most."""
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 """Pretrained weights of the paper (spec 1.3); of another model those that open_clip lists first."""
 REAL = config.profile("gpu")
@@ -133,14 +132,13 @@ def _problems(request: PlanRequest) -> Iterator[str]:
 
 def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
-    flops, copies = forecast.training_flops(run), 1 + COPIES
-    parts = forecast.memory_account(run.model.name, run.training.batch, run.method)
+    flops = forecast.training_flops(run)
     return {
         "FLOPs": flops,
         "memory-adjusted GFLOPs": flops / GIGA * _memory_multiplier(run),
         f"hours on {request.device}": flops / DEVICES[request.device].speed / 3600,
         "GB of memory": forecast.step_memory(run) / GIGA,
-        "GB of disk": SAVES * (copies * parts["weights"] + parts["optimizer"]) / GIGA,
+        "GB of disk": forecast.checkpoint_bytes(run) / GIGA,
     }
 
 
@@ -260,7 +258,10 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
         first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
         if first < len(trees):
-            steps = _affordable_steps(request, _run_of(trees[first]))
+            steps, limit = _affordable_steps(request, _run_of(trees[first])), config.MAX_COUNT
+            if not request.embedded:
+                limit = int(MAX_PASSES * request.arriving / _update_share(_run_of(trees[first])))
+            steps = max(1, min(steps, limit))
             trees[first]["training"]["steps"] = steps
             if request.embedded and request.keep != "all" and steps < MANY_STEPS:
                 trees[first]["merging"] = settings["merging"] | {"weight": 0.25}
@@ -293,12 +294,18 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     return budget.steps
 
 
+def _update_share(run: config.RunConfig) -> int:
+    """Return how many images of a batch are of the update, once there is a buffer."""
+    return mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)[1]
+
+
 def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
-    _, update, _ = mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)
     steps, is_locked = run.training.steps, run.method.name == "locked-image"
-    passes = float(f"{steps * update / request.arriving:.2g}")
-    numbers = {"passes": f"{passes:,g}", "steps": steps}
+    bought = steps if request.embedded else _affordable_steps(request, run)
+    each = _update_share(run) / request.arriving
+    passes, most = (f"{float(f'{count * each:.2g}'):,g}" for count in (steps, bought))
+    numbers = {"passes": passes, "steps": steps, "bought": bought, "most": most}
     numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
     facts = {
         "no pool": request.pool == 0,
@@ -308,6 +315,7 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
         "real peak": not request.embedded,
         "forced lock": is_locked and request.new != "names",
         "always": True,
+        "capped": bought > steps,
         "few steps": steps < 10,
         "real images": not request.embedded and request.images is None,
         "own images": request.embedded and request.images is not None,

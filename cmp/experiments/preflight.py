@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from packaging.requirements import Requirement
 
 from cmp import budgets, distributed, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
-from cmp.data import Corpus, load_data, worker_count
+from cmp.data import Corpus, load_data, named_sources, worker_count
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import paper, store
@@ -20,13 +21,20 @@ from cmp.experiments.forecast import (
     DEVICES,
     GIGA,
     USABLE_MEMORY,
+    checkpoint_bytes,
     forecast_sentence,
+    memory_account,
     step_memory,
 )
 from cmp.files import build_folder
+from cmp.readers.collection import dataset_state
+from cmp.readers.manifest import load_manifests
+from cmp.training import ExecutionConfig
 
 DISTRIBUTION = "continual-multimodal-pretraining"
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
+TO_FETCH = "to fetch"
+"""The state of what a run fetches by itself."""
 SHARED_MEMORY, AHEAD = Path("/dev/shm"), 2
 """Where decoding processes hand images over, and the batches that each has ready."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -37,7 +45,7 @@ class Check(NamedTuple):
 
     Attributes:
         what: Its name.
-        state: `PRESENT`, `MISSING`, `DAMAGED` or `OPTIONAL`.
+        state: `PRESENT`, `MISSING`, `DAMAGED`, `OPTIONAL` or `TO_FETCH`.
         sentence: What there is, or how to get it.
     """
 
@@ -63,14 +71,18 @@ def check_setup() -> list[Check]:
     card = _check_card("cuda")
     if card.state == MISSING:
         card = card._replace(state=OPTIONAL)
-    checks = [_check_packages(), _check_data(None), _check_bases(), _check_disk()]
+    checks = [_check_packages(), _check_data(None), _check_bases(), _check_disk(None)]
     return [*checks, _check_browser(), card]
 
 
-def check_run(run_config: RunConfig, device: str) -> list[Check]:
-    """Check what a run needs, whether a step fits the card, and how long the run may take."""
-    memory, time = _check_memory(run_config, device), forecast_sentence(run_config)
-    checks = [*check_needs(run_config, device), memory]
+def check_run(
+    run_config: RunConfig, device: str, execution: ExecutionConfig | None = None
+) -> list[Check]:
+    """Check what a run needs, whether a step fits the card and the checkpoints the disk, and how
+    long the run may take."""
+    memory = _check_memory(run_config, device, execution or ExecutionConfig())
+    time = forecast_sentence(run_config)
+    checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     if run_config.model.name not in models.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)]
@@ -83,7 +95,7 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
 
 def missing_needs(run_config: RunConfig, device: str) -> list[str]:
     """Return a line for each thing that a run needs and that is not here, or damaged."""
-    words = {MISSING: "absent", DAMAGED: DAMAGED}
+    words = {MISSING: "absent", TO_FETCH: "absent", DAMAGED: DAMAGED}
     faulty = [check for check in check_needs(run_config, device) if check.state in words]
     return [f"{words[check.state]}: {check.what}: {check.sentence}" for check in faulty]
 
@@ -103,6 +115,10 @@ def _check_data(run_config: RunConfig | None) -> Check:
 
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
+    try:
+        store.find_parent(run_config)
+    except CmpError as error:
+        return Check("weights", MISSING, str(error).removeprefix("model.start: "))
     sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
     if path := store.start_file(run_config):
         return _check_base_files("weights", [path] if start in STARTS else [], sentence)
@@ -110,9 +126,11 @@ def _check_weights(run_config: RunConfig) -> Check:
         return Check("weights", PRESENT, sentence)
     if start in STARTS:
         other = "only embedded models have bases; set model.start to a tag, a file, or random"
-        sentence += f": {f'`cmpt pretrain {name}` makes them' if models.family_of(name) else other}"
+        command = f"`cmpt pretrain {name} --seed {run_config.seeds.init}` makes them"
+        sentence += f": {command if models.family_of(name) else other}"
     elif start == models.HUB or tag:
         sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
+        return Check("weights", TO_FETCH, sentence)
     else:
         sentence = f"{start!r}: neither a file nor a tag of {name!r}"
     return Check("weights", MISSING, sentence)
@@ -134,12 +152,18 @@ def _check_card(device: str) -> Check:
     return Check("device", PRESENT, f"{many}{card.name}, {card.total_memory / GIGA:.0f} GB")
 
 
-def _check_memory(run_config: RunConfig, device: str) -> Check:
-    """Compare what a step holds with the card; find what would fit."""
-    card, memory = "an H100", DEVICES["h100"].memory
-    if device != "cpu" and torch.cuda.is_available():
-        card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
-    batch = size = run_config.training.batch
+def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
+    """Compare what a step holds with the card, or the machine; find what would fit.
+
+    No forecast knows what is saved by activations that are computed again.
+    """
+    is_here, memory = device == "cpu" or torch.cuda.is_available(), DEVICES["h100"].memory
+    if device == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    elif is_here:
+        memory = torch.cuda.get_device_properties(device).total_memory
+    card = "an H100" if not is_here else "the machine" if device == "cpu" else "the card"
+    batch = size = execution.micro_batch or run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2
     words = f"a step holds {_step_bytes(run_config, batch) / GIGA:.0f} GB at once"
@@ -148,7 +172,8 @@ def _check_memory(run_config: RunConfig, device: str) -> Check:
         return Check("memory", PRESENT, sentence)
     part = f"--micro-batch {size} holds {_step_bytes(run_config, size) / GIGA:.0f} GB"
     remedy = "--checkpoint-activations keeps less for a backward pass"
-    return Check("memory", OPTIONAL, f"{sentence}; {part}, and {remedy}")
+    is_certain = is_here and not execution.checkpoint_activations
+    return Check("memory", MISSING if is_certain else OPTIONAL, f"{sentence}; {part}, and {remedy}")
 
 
 def _step_bytes(run_config: RunConfig, batch: int) -> float:
@@ -215,11 +240,17 @@ def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
     return Check(what, PRESENT, sentence)
 
 
-def _check_disk() -> Check:
-    target = build_folder()
+def _check_disk(run_config: RunConfig | None) -> Check:
+    """Check that there is a gigabyte, or as much as a run's checkpoints and models take."""
+    needed, target = GIGA, build_folder()
+    if run_config:  # the model of the last task, the one before it, and the final one
+        part = memory_account(run_config.model.name, run_config.training.batch, run_config.method)
+        needed += checkpoint_bytes(run_config) + 3 * part["weights"]
     existing = next(path for path in [target, *target.absolute().parents] if path.exists())
-    free = shutil.disk_usage(existing).free / GIGA
-    return Check("disk", PRESENT if free > 1 else MISSING, f"{free:.0f} GB free at {target}")
+    free = shutil.disk_usage(existing).free
+    words = f"{free / GIGA:.0f} GB free at {target}"
+    words += f", checkpoints and weights take {needed / GIGA:.0f}" if run_config else ""
+    return Check("disk", PRESENT if free > needed else MISSING, words)
 
 
 def _check_browser() -> Check:
@@ -248,6 +279,24 @@ def describe_run(run_config: RunConfig) -> list[str]:
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in all",
         *([f"forecast: {forecast_sentence(run_config)}"] if is_foreign else []),
     ]
+
+
+def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
+    """Return the name, role, classes, and images by split of each dataset of a run."""
+    rows = []
+    for name, dataset in corpus.datasets.items():
+        counts = (len(corpus.rows(x, dataset=name)) for x in ("train", "validation", "test"))
+        rows.append((name, dataset.role, len(corpus.classes[name]), *counts))
+    return rows
+
+
+def missing_images(source: str) -> list[str]:
+    """Return a line for each dataset of a collection that is not whole; no image is decoded."""
+    if source != "fomo" and source in named_sources():
+        return []
+    states = [dataset_state(dataset, root, False) for dataset, root in load_manifests(source)]
+    wrong = [each for each in states if each.state not in ("present", "absent")]
+    return [f"{each.dataset.name}: {each.state}: {each.reason}" for each in wrong]
 
 
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:

@@ -11,6 +11,7 @@ anyone can compute it again and compare.
 import dataclasses
 import functools
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -19,12 +20,20 @@ import pandas as pd
 
 import cmp
 from cmp import config
+from cmp.checkpoints import CheckpointManager
 from cmp.data import load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import forecast, store, studies
+from cmp.experiments import forecast, logs, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import check_digest, child_path, listed_file, project_folder
+from cmp.files import (
+    SHORT_ID,
+    build_folder,
+    check_digest,
+    child_path,
+    listed_file,
+    project_folder,
+)
 from cmp.mixtures import is_kept_concept
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
@@ -288,3 +297,36 @@ def verify_published(
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)
     return store.verify_run(run, corpus, observer, device)
+
+
+def delete_run(prefix: str) -> tuple[str, int]:
+    """Delete a stored or unfinished run: its result, weights, log and checkpoints.
+
+    Args:
+        prefix: Its id, or the first digits.
+
+    Returns:
+        The short id, and the bytes that are free again.
+
+    Raises:
+        CmpError: Not one run has this id, it is published, or a process is computing it.
+    """
+    places = (build_folder() / "runs", build_folder() / "checkpoints")
+    found = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
+    names = [name for name in found if name.startswith(prefix[:SHORT_ID])]
+    if len(names) != 1 or not prefix:
+        words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` shows them all"
+        raise CmpError(f"{prefix!r}: {words}")
+    [name] = names
+    for path in RESULTS.glob("*.parquet"):
+        if pd.read_parquet(path, columns=["run"])["run"].str.startswith(name).any():
+            raise CmpError(f"run {name}: published in {path}, so it is kept")
+    with CheckpointManager(name) as manager:
+        folders, log = (store.run_folder(name), manager.folder), logs.log_path(name)
+        files = [path for folder in folders for path in folder.rglob("*")] + [log]
+        size = sum(path.stat().st_size for path in files if path.is_file())
+        log.unlink(missing_ok=True)
+        if folders[0].exists():
+            shutil.rmtree(folders[0])
+        manager.remove()
+    return name, size

@@ -4,16 +4,17 @@ import fcntl
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from cmp import budgets, config, models
+from cmp import budgets, checkpoints, config, models
 from cmp.checkpoints import Progress, latest_progress
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
-from cmp.files import SHORT_ID, build_folder
+from cmp.files import SHORT_ID, build_folder, file_digest
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.runner import Observer, execute
@@ -163,3 +164,37 @@ def runs_in_progress() -> int:
         except OSError:  # the run has just ended
             continue
     return count
+
+
+def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
+    """Return the one run whose id starts with a prefix, and its model.
+
+    Returns:
+        A stored run, or an unfinished one as if its last finished task had been the last of all:
+        its metrics end there.
+        The final network, or what was deployed after that task.
+
+    Raises:
+        CmpError: There is no such run, its weights were not kept, or none of its tasks is finished.
+    """
+    if any(name.startswith(prefix[:SHORT_ID]) for name in store.stored_ids()):
+        run = store.find_run(prefix)
+        return run, store.final_model(run)
+    if not unfinished_runs(prefix):
+        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
+    progress = find_unfinished(prefix)
+    name = f"run {progress.run[:SHORT_ID]}"
+    paths = checkpoints.model_files(checkpoints.checkpoint_folder(progress.run))
+    if not paths:
+        words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
+        raise CmpError(f"{name}: {words}")
+    done, digest = paths[-1].stem.split("-")[1:]
+    if file_digest(paths[-1]) != digest:
+        raise CmpError(f"{paths[-1]}: damaged: its content is not what its name says")
+    run_config = config.parse(progress.config, f"checkpoint of {name}")
+    model = models.load_from_file(run_config.model.name, paths[-1])
+    rows = pd.DataFrame(progress.metrics).query(f"task <= {done}")
+    scopes = rows[rows["task"] == int(done)]["scope"]  # the full test is scored at the ends alone
+    rows = rows[rows["scope"].isin(scopes)]
+    provenance, weights = progress.machine | {"seconds": progress.seconds}, ""
+    return store.StoredRun(progress.run, run_config, provenance, rows, weights), model

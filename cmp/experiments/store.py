@@ -12,7 +12,7 @@ import datetime
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +30,16 @@ from cmp.config import STARTS, STRICT, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, atomic_folder, build_folder, child_path, file_digest, parse_record
+from cmp.files import (
+    SHORT_ID,
+    WEIGHTS,
+    atomic_folder,
+    build_folder,
+    child_path,
+    file_digest,
+    parse_record,
+)
+from cmp.models import RUN_PREFIX
 from cmp.readers.files import parse_json, read_table
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 
@@ -38,8 +47,8 @@ METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score
 """Columns that the metrics of every run have."""
 METRIC_KEYS = ["task", "scope", "dataset"]
 RUN_FORMAT = 3
-METRICS, HITS, WEIGHTS = "metrics.parquet", "hits.safetensors", "weights.safetensors"
-"""Files of a run beside its record."""
+METRICS, HITS = "metrics.parquet", "hits.safetensors"
+"""Files of a run beside its record and its weights."""
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """What stands in an id for a path, whose content counts and not where it lies."""
 RERUN = "; delete the folder and rerun"
@@ -215,6 +224,8 @@ def make_stored_run(
     }
     if options := run_config.option_record():
         provenance["options"] = options
+    if run_config.model.start.startswith(RUN_PREFIX):
+        provenance["parent"] = run_config.model.start.removeprefix(RUN_PREFIX)
     weights = models.weights_digest(result.model)
     run_id = json_digest(identity)
     return StoredRun(run_id, run_config, provenance, result.metrics, weights, identity, result.hits)
@@ -249,6 +260,19 @@ def final_model(run: StoredRun) -> models.Network:
     Raises:
         CmpError: The weights were not kept, or they are damaged.
     """
+    path = kept_path(run)
+    model = models.load_from_file(run.config.model.name, path)
+    if models.weights_digest(model) != run.weights:
+        raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT_ID]} ended in")
+    return model
+
+
+def kept_path(run: StoredRun) -> Path:
+    """Return the file of a stored run's final weights.
+
+    Raises:
+        CmpError: They were not kept, or the file is damaged.
+    """
     path = weights_path(run.id)
     if not path.exists():
         raise CmpError(
@@ -257,10 +281,7 @@ def final_model(run: StoredRun) -> models.Network:
         )
     with explain_errors(f"{path.parent}: no readable run", RERUN):
         _check_file(load_record(run.id)[0], path)
-    model = models.load_from_file(run.config.model.name, path)
-    if models.weights_digest(model) != run.weights:
-        raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT_ID]} ended in")
-    return model
+    return path
 
 
 def load_run(run_id: str) -> StoredRun:
@@ -482,13 +503,49 @@ def has_start(run_config: RunConfig) -> bool:
     return run_config.model.start == "random" or start_file(run_config) is not None
 
 
-def fetch_start(run_config: RunConfig) -> None:
+def fetch_start(run_config: RunConfig) -> RunConfig:
     """Have the weights that a run starts from on this machine: its id counts their content.
 
     Of several processes (`cmp.distributed`) all call this, and the first downloads.
 
+    Returns:
+        The config, with the whole id of the run that it goes on from, if it does.
+
     Raises:
-        CmpError: The weights are missing, and cannot be downloaded.
+        CmpError: The weights are missing, and cannot be downloaded; or see `find_parent`.
     """
+    parent = find_parent(run_config)
     with distributed.first_process_first():
         models.fetch_weights(run_config.model, run_config.seeds.init)
+    if parent is None:
+        return run_config
+    return replace(run_config, model=replace(run_config.model, start=f"{RUN_PREFIX}{parent.id}"))
+
+
+def find_parent(run_config: RunConfig) -> StoredRun | None:
+    """Return the finished run whose final weights a run starts from; None if it starts otherwise.
+
+    Raises:
+        CmpError: There is no such run, it is of another model, or its weights were not kept or are
+            damaged.
+    """
+    name, start = run_config.model.name, run_config.model.start
+    if not start.startswith(RUN_PREFIX):
+        return None
+    prefix = start.removeprefix(RUN_PREFIX)
+    begun = [folder.name for folder in (build_folder() / "checkpoints").glob("*/")]
+    begun = [x for x in begun if x.startswith(prefix[:SHORT_ID]) and not is_stored(x)]
+    try:
+        if not prefix.isalnum():
+            raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
+        if begun:
+            words = f"is not finished; `cmpt resume {begun[0]}` goes on with it"
+            raise CmpError(f"run {begun[0]} {words}, `cmpt export` gives its last task's weights")
+        parent = find_run(prefix)
+        if parent.config.model.name != name:
+            words = f"is of {parent.config.model.name!r}, not of {name!r}: set model.name to that"
+            raise CmpError(f"run {parent.id[:SHORT_ID]} {words}")
+        kept_path(parent)
+    except CmpError as error:
+        raise CmpError(f"model.start: {error}") from error
+    return parent

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -67,7 +68,7 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
-    store.fetch_start(run_config)
+    run_config = store.fetch_start(run_config)
     with distributed.first_process_first():
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))
@@ -86,20 +87,40 @@ def run_one(
                 manager.remove()
     else:
         with CheckpointManager(run_id, wait=wait) as manager:
+            manager.launch = launch_options(execution or ExecutionConfig(), keep, board)
             stored = is_kept(run_id, keep)  # another process may have been faster
             distributed.broadcast(_IS_STORED if stored else "")
             if not stored:
                 with RunLog(run_id, run_config, device, board) as log:
                     watch = log.observe(observer)
-                    result = execute(
-                        run_config, corpus, watch, None, device, manager, execution=execution
-                    )
+                    result = execute(run_config, corpus, watch, None, device, manager, execution)
                 keep = keep or run_config.model.name not in models.family_names()
                 run = store.make_stored_run(run_config, result, identity)
                 store.save_run(run, result.model if keep else None)
             manager.remove()
     distributed.barrier()
     return store.load_run(run_id)
+
+
+def launch_options(
+    execution: ExecutionConfig, keep: bool, board: Path | None
+) -> dict[str, bool | int | str]:
+    """Return the options of a command as `cmp.checkpoints.Progress.launch` has them; those that
+    have their default are left out."""
+    options = asdict(execution) | {"keep_weights": keep, "tensorboard": board and str(board)}
+    options["workers"] = os.environ.get("CMP_WORKERS")
+    return {name: value for name, value in options.items() if value}
+
+
+def take_launch(options: dict[str, bool | int | str]) -> tuple[ExecutionConfig, bool, Path | None]:
+    """Return what `launch_options` was made from; processes that decode images are as many as then,
+    unless this environment names a number."""
+    options = {**options}
+    keep, board = bool(options.pop("keep_weights", False)), options.pop("tensorboard", None)
+    if decoders := options.pop("workers", None):
+        os.environ.setdefault("CMP_WORKERS", str(decoders))
+    execution: Any = options
+    return ExecutionConfig(**execution), keep, Path(str(board)) if board else None
 
 
 def is_kept(run_id: str, weights: bool) -> bool:

@@ -1,0 +1,242 @@
+"""A run from the weights that another one ended in, and what becomes of one that was stopped."""
+
+import contextlib
+import io
+import json
+import os
+import re
+from signal import SIGTERM
+
+import forked
+import pandas as pd
+import pictures
+import pytest
+import torch
+from tqdm import tqdm
+from typer.testing import CliRunner
+
+from cmp import cli, config, evaluation, models
+from cmp.cli import runs
+from cmp.embedded import packed
+from cmp.errors import CmpError, Interrupted
+from cmp.experiments import preflight, results, store, workers
+from cmp.experiments.runs import unfinished_runs
+from cmp.files import SHORT_ID
+from cmp.runner import Observer
+
+invoke = CliRunner().invoke
+QUICK = [*forked.SETTINGS, "stream.tasks=2", "evaluation.subset=30", "evaluation.full=false"]
+EMA = [*QUICK, "merging.policy=ema", "schedule.peak=0.01"]
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    """A build folder of the test's own, and data that are read at once."""
+    corpus = forked.small_corpus()
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: corpus)
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    return tmp_path
+
+
+def computed(*settings):
+    """The run of a command, its weights kept, and what the command said."""
+    result = invoke(cli.app, ["run", "quick", *settings, "--keep-weights"])
+    assert result.exit_code == 0, result.exception
+    run_id = store.stored_ids()[-1]
+    assert f"run {run_id}" in result.output
+    return store.load_run(run_id)
+
+
+def refused(*words):
+    error = invoke(cli.app, [*words]).exception
+    assert isinstance(error, CmpError), error
+    return str(error)
+
+
+def scores(run, task):
+    rows = run.metrics[run.metrics["task"] == task]
+    return rows[["scope", "dataset", "score"]].reset_index(drop=True)
+
+
+def test_month_by_month_a_run_goes_on_from_the_one_before(build):
+    march = computed(*EMA)
+    april = computed(*QUICK, f"model.start=run:{march.id[:6]}", "seeds.stream=1")
+    may = computed(*QUICK, f"model.start=run:{april.id}", "method.name=lora")
+    for before, after in ((march, april), (april, may)):
+        pd.testing.assert_frame_equal(scores(before, 2), scores(after, 0))
+        assert after.provenance["parent"] == before.id
+        assert after.config.model.start == f"run:{before.id}"
+        assert after.weights != before.weights
+    assert "parent" not in march.provenance
+    assert invoke(cli.app, ["results", "verify", may.id[:6]]).output.count("bitwise equal") == 1
+    section = config.Model("small", f"run:{april.id[:8]}")
+    assert models.weights_digest(models.load_model(section, 0)) == april.weights
+
+
+def test_a_parent_counts_by_its_weights_as_an_exported_file_does(build):
+    parent = computed(*EMA)
+    file = build / "exported.safetensors"
+    assert invoke(cli.app, ["export", parent.id[:6], "-o", str(file)]).exit_code == 0
+    ids = {
+        store.run_id_of(forked.small_config(f"model.start={start}"))
+        for start in (f"run:{parent.id}", f"run:{parent.id[:5]}", file)
+    }
+    assert len(ids) == 1
+    other = computed(*EMA, "seeds.data=1")
+    assert store.run_id_of(forked.small_config(f"model.start=run:{other.id}")) not in ids
+
+
+def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
+    parent = computed(*EMA)
+    start = f"model.start=run:{parent.id[:6]}"
+    say = refused("run", "quick", *QUICK, start, "model.name=tiny")
+    assert say.startswith(f"model.start: run {parent.id[:SHORT_ID]} is of 'small', not of 'tiny'")
+    say = refused("run", "quick", *QUICK, "model.start=run:fff0")
+    assert "'fff0': no stored run of this id; `cmpt results ls`" in say
+    assert "run:ID" in refused("run", "quick", *QUICK, "model.start=run:../x")
+    path = store.weights_path(parent.id)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert "weights.safetensors is damaged" in refused("run", "quick", *QUICK, start)
+    path.unlink()
+    assert "--keep-weights" in refused("run", "quick", *QUICK, start)
+    planned = invoke(cli.app, ["run", "quick", *QUICK, start, "--dry-run"])
+    assert planned.exit_code == 1 and "--keep-weights" in planned.output
+    assert store.stored_ids() == [parent.id[:SHORT_ID]]
+
+
+def test_a_run_that_is_not_finished_is_named(build):
+    with workers.CheckpointManager("ab" * 32):
+        say = refused("run", "quick", *QUICK, "model.start=run:abab")
+    assert "run abababababab is not finished; `cmpt resume abababababab`" in say
+
+
+def stopped(*settings, step=6):
+    """A run that is stopped after so many steps, of four in a task."""
+    seen = []
+
+    def after(task, number, loss, model):
+        seen.append((task, number))
+        if len(seen) == step:
+            os.kill(os.getpid(), SIGTERM)
+
+    tree = config.override(config.profile("quick"), [*QUICK, *settings])
+    with pytest.raises(Interrupted):
+        workers.run_one(config.parse(tree), Observer(step=after), keep=True)
+    [progress] = unfinished_runs()
+    return progress
+
+
+@pytest.mark.parametrize("policy", ["none", "last-all"])
+def test_of_a_stopped_run_the_model_after_its_last_task_is_exported(build, policy):
+    """What was deployed, whatever training went on from."""
+    settings = [f"merging.policy={policy}", "schedule.peak=0.01"]
+    progress = stopped(*settings)
+    out = ["-o", str(build / "part.safetensors")]
+    said = invoke(cli.app, ["export", progress.run[:6], *out]).output
+    assert f"run {progress.run[:SHORT_ID]} is not finished: this is its model after 1 of 2" in said
+    model = models.load_from_file("small", build / "part.safetensors")
+    scored = evaluation.evaluate(model, "small", forked.small_corpus(), subset=30)
+    rows = {row["dataset"]: row["score"] for row in progress.metrics if row["task"] == 1}
+    assert scored.datasets["score"].to_dict() == rows
+    hub = invoke(cli.app, ["export", progress.run[:6], "-o", str(build / "hub"), "--to", "hf"])
+    assert hub.exit_code == 0, hub.exception
+    assert "# small, after 1 updates" in (build / "hub" / "README.md").read_text()
+    [file] = (build / "checkpoints").glob("*/model-1-*")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert "damaged" in refused("export", progress.run[:6], *out)
+    assert invoke(cli.app, ["resume", progress.run[:6]]).exit_code == 0
+    assert invoke(cli.app, ["export", progress.run[:6], *out]).exit_code == 0
+
+
+def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):
+    progress = stopped(step=2)
+    say = refused("export", progress.run[:6], "-o", str(build / "x.safetensors"))
+    assert "none of its tasks is finished; `cmpt resume" in say
+    assert "no run of this id" in refused("export", "fff0", "-o", str(build / "x.safetensors"))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatch, size):
+    with monkeypatch.context() as patch:
+        patch.setenv("CMP_WORKERS", "0")
+        patch.setattr(runs, "progress_observer", lambda *_: Observer(step=stop_at_second))
+        settings = [*QUICK, "--micro-batch", "2", "--keep-weights"]
+        with pytest.raises(Interrupted):
+            invoke(cli.app, ["run", "quick", *settings])
+    [progress] = unfinished_runs()
+    monkeypatch.setenv("CMP_WORKERS", "")  # so that it is put back after the test
+    monkeypatch.delenv("CMP_WORKERS")
+    given = ["--micro-batch", "4"] if size == 4 else []
+    with pytest.warns(match="micro-batches of 4") if given else contextlib.nullcontext():
+        result = invoke(cli.app, ["resume", progress.run[:6], *given])
+    assert result.exit_code == 0, result.exception
+    said = f"goes on: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
+    assert said in result.output
+    assert os.environ["CMP_WORKERS"] == "0"
+    run = store.load_run(progress.run)
+    assert run.provenance["execution"] == f"micro-batches of {size}"
+    assert store.weights_path(run.id).exists()
+
+
+def stop_at_second(task, step, loss, model):
+    if step == 1:
+        os.kill(os.getpid(), SIGTERM)
+
+
+def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
+    run = computed(*QUICK)
+    (build / "book").mkdir()
+    monkeypatch.setattr(results, "RESULTS", build / "book")
+    published = pd.DataFrame({"run": ["0" * 64, run.id]})
+    published.to_parquet(build / "book" / "77.parquet")
+    assert "77.parquet, so it is kept" in refused("results", "rm", run.id[:6])
+    published[:1].to_parquet(build / "book" / "77.parquet")
+    with workers.CheckpointManager(run.id):
+        assert "another process" in refused("results", "rm", run.id[:6])
+    said = invoke(cli.app, ["results", "rm", run.id[:6]]).output
+    freed = re.fullmatch(rf"run {run.id[:SHORT_ID]}: deleted, ([\d.]+) MB are free again\n", said)
+    assert float(freed[1]) > 4  # the weights of 1.2 million parameters
+    assert [path for path in build.rglob("*") if run.id[:SHORT_ID] in path.name] == []
+    for name in (run.id[:6], "../x", ""):
+        assert "runs have this id" in refused("results", "rm", name)
+    progress = stopped(step=6)
+    assert invoke(cli.app, ["results", "rm", progress.run[:6]]).exit_code == 0
+    assert unfinished_runs() == []
+
+
+def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_start(build):
+    result = invoke(cli.app, ["run", "quick", *QUICK, "--dry-run"])
+    assert result.exit_code == 0, result.exception
+    said = " ".join(result.output.split())
+    assert re.search(r"new-flags adapt 96 [\d,]+ [\d,]+ [\d,]+", said)
+    for words in ("the machine has", "GB free at", "images that are replayed", "to be computed"):
+        assert words in said
+    result = invoke(cli.app, ["run", "quick", *QUICK, "seeds.init=77", "--dry-run"])
+    assert result.exit_code == 1
+    assert "cmpt pretrain small --seed 77" in result.output
+    assert result.output.endswith("Not here, damaged or too small: weights.\n")
+    assert not (build / "runs").exists()
+
+
+def test_a_dry_run_names_pictures_that_are_missing(build):
+    pictures.classes(build / "mine", ("fox", "owl"), 2)
+    rows = [
+        "filepath,title",
+        *(f"{name}/{n}.png,{name}" for name in ("fox", "owl") for n in range(3)),
+    ]
+    (build / "mine" / "table.csv").write_text("\n".join(rows))
+    about = {"name": "mine", "title": "Mine", "role": "adapt", "licence": "own", "faults": "skip"}
+    about["reader"] = {"kind": "csv", "path": "table.csv"}
+    (build / "mine" / "mine.yaml").write_text(json.dumps(about))
+    [line] = preflight.missing_images(str(build / "mine"))
+    assert line == "mine: partial: 2 of 6 images are missing, such as fox/2.png"
+    assert preflight.missing_images("embedded") == []
+
+
+def test_progress_is_told_in_pictures_per_second(build):
+    bar = tqdm(total=40, file=io.StringIO())
+    observer = runs.progress_observer(bar, 64)
+    observer.step(0, 0, torch.tensor(1.5), torch.nn.Identity())
+    assert re.fullmatch(r"[\d,]+ pictures/s, loss 1\.500", bar.postfix)
+    silent = tqdm(total=40, disable=True)
+    runs.progress_observer(silent, 64).step(0, 0, torch.tensor(1.5), torch.nn.Identity())
