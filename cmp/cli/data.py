@@ -81,7 +81,8 @@ def show(name: str, sheet: Path | None = None) -> None:
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check which datasets are present, absent, partial, of wrong counts, or faulty.
 
-    The exit status is 1 if a dataset is there but cannot be used as it is.
+    The exit status is 1 if a dataset is there but cannot be used as it is. Notes on what can be
+    used, such as pictures that are both trained on and scored, do not change it.
 
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests.
@@ -91,7 +92,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection
+    from cmp.readers import collection, notes
 
     if name == "embedded":
         datasets = manifest.select_datasets()
@@ -107,6 +108,9 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     for reason in dict.fromkeys(state.reason for state in states if state.reason):
         names = [state.dataset.name for state in states if state.reason == reason]
         typer.echo(f"{', '.join(names)}: {reason}")
+    indexes = [state.index for state in states if state.index is not None]
+    for sentence in notes.notes_on(indexes):
+        typer.echo(f"note: {sentence}")
     present = [s for s in states if s.state == "present"]
     skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
     usable, absent = len(present + skipped), sum(s.state == "absent" for s in states)

@@ -12,7 +12,7 @@ import torch
 
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError
-from cmp.readers import fomo, images, tables, tars
+from cmp.readers import fomo, images, notes, tables, tars
 from cmp.readers.files import explain_errors
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
@@ -137,6 +137,9 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
         if not indexes:
             raise CmpError(f"{message}; `cmpt data check {source}` says more")
         warnings.warn(f"{message}; scores are of the others alone", stacklevel=2)
+    if leaked := notes.leaked_pictures(indexes):
+        more = f" (`cmpt data check {source}` names {len(leaked) - 1} more)" * (len(leaked) > 1)
+        warnings.warn(f"{leaked[0]}{more}", stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 
 

@@ -47,7 +47,8 @@ class ImageIndex:
         dataset: The manifest, its task filled in.
         table: One row per image: `source`, its name; `size` in bytes and `changed`, see
             `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
-            texts; `position`, by which `read` takes it.
+            texts; `position`, by which `read` takes it. Once they were checked also `digest`, a
+            number that equal files share.
         read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.
