@@ -1,5 +1,8 @@
 """The one error type for what a user can mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class CmpError(Exception):
     """What is wrong, where (file and key), and how to mend it, in a sentence.
@@ -14,6 +17,12 @@ class CmpError(Exception):
         ...     print(str(error)[:72])
         run 'quick': method.name: no method is called 'lorra'; did you mean 'lor
     """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the nearest of some names, or "" where none is near."""
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class Diverged(CmpError):

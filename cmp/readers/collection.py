@@ -105,7 +105,8 @@ def _corpus_table(index: ImageIndex) -> pd.DataFrame:
     """A set's table as a corpus has it; every image is a group of its own."""
     name = index.dataset.name
     group = name + "/" + index.table["source"].astype(str)
-    return index.table[["split", "label", "captions"]].assign(group=group, dataset=name)
+    columns = ["split", "label", "captions", "update"]
+    return index.table[columns].assign(group=group, dataset=name)
 
 
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:

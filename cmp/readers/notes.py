@@ -63,8 +63,8 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
     torn = int((by_digest["label"].nunique() > 1).sum())
     classes = f", {torn} of them in several classes" if torn else ""
     return [
-        f"{index.dataset.name}: training pictures with several names: {by_digest.ngroups}{classes}, "
-        f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each name is drawn as "
+        f"{index.dataset.name}: training pictures with several names: {by_digest.ngroups}{classes}"
+        f", such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each name is drawn as "
         "often as any other"
     ]
 

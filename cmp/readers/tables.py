@@ -171,7 +171,8 @@ def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
     """The index of a table; an image without a name is called by its row."""
-    splits, labels = (_column(dataset, frame, key) for key in ("split", "label"))
+    keys = ("split", "label", "update")
+    splits, labels, updates = (_column(dataset, frame, key) for key in keys)
     if dataset.reader.label in frame:
         labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
@@ -181,12 +182,13 @@ def _index_frame(
     if not {dataset.reader.label, dataset.reader.caption} & set(frame):
         raise CmpError(f"{dataset.name}: reader: name a column of captions or of labels")
     sources = [name or f"row {row}" for row, name in enumerate(names)]
-    rows = list(map(Row, sources, stamps, map(_split_text, splits), labels, captions))
+    splits, updates = map(_cell_text, splits), map(_cell_text, updates)
+    rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
     return build_index(dataset, rows, read, [])
 
 
-def _split_text(value: object) -> str:
-    """A split as a text, whatever was found; "" for a missing one."""
+def _cell_text(value: object) -> str:
+    """A cell as a text, whatever was found; "" for a missing one."""
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_missing else str(value).strip()
 
@@ -220,7 +222,8 @@ def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedAr
 
 def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
     image = dataset.reader.image
-    wanted = {getattr(dataset.reader, key) for key in ("image", "caption", "label", "split")}
+    keys = ("image", "caption", "label", "split", "update")
+    wanted = {getattr(dataset.reader, key) for key in keys}
     files = [pq.ParquetFile(path) for path in paths]
     schema = files[0].schema_arrow
     if repeated := [name for name in wanted if schema.names.count(name) > 1]:
