@@ -205,7 +205,7 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     elif missing := [fault.where for fault in faults if fault.kind == "missing file"]:
         total = len(index.table) + len(missing)
         state = "partial"
-        reason = f"{len(missing)} of {total} images are missing, such as {missing[0]}"
+        reason = f"{len(missing)} of {total} images are missing, such as {', '.join(missing[:3])}"
         others = [fault for fault in faults if fault.kind != "missing file"]
         reason = "; ".join(filter(None, (reason, summarise_faults(others))))
     elif faults:

@@ -21,7 +21,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.files import build_folder, first_fault
 from cmp.readers.files import read_yaml
 
@@ -81,7 +81,8 @@ class TableReader(StrictModel):
     Attributes:
         kind: "csv" (also for TSV), "parquet" or "frame".
         path: The file, or a pattern of several.
-        image: Column of the image: a path, or the bytes of the file.
+        image: Column of the image: a path that starts from the table's folder, or the bytes of
+            the file.
         caption: Column of the caption, a text or a list of texts.
         label: Column of the class name.
         split: Column of the split.
@@ -124,6 +125,7 @@ class FomoReader(StrictModel):
     resized: bool = False
 
 
+READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
 
 
@@ -306,5 +308,9 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         key, fault = first_fault(error)
-        what = f"{key or '(whole file)'}: {fault['msg']}"
+        message = fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            known = {name for kind in (schema, *READERS) for name in kind.model_fields}
+            message = f"there is no such key{did_you_mean(key.rpartition('.')[2], known)}"
+        what = f"{key or '(whole file)'}: {message}"
         raise CmpError(f"{path}: {what} (found {fault['input']!r:.80})") from error
