@@ -27,7 +27,7 @@ from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
-from cmp.readers.manifest import load_manifests
+from cmp.readers.manifest import SPLIT_SHARES, load_manifests
 
 DATA = (build_folder() / "data").resolve()
 
@@ -658,6 +658,19 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
     (root / "oak/0.png").write_bytes(b"damaged")
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
     assert checked.exit_code == 1 and "corrupt image: oak/0.png" in checked.output
+
+
+@pytest.mark.parametrize("role", list(SPLIT_SHARES))
+def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
+    root = classes(tmp_path / "p", each=20)
+    shell = CliRunner().invoke(cli.app, ["data", "init", str(root), "--role", role])
+    assert shell.exit_code == 0 and f"# {infer.ROLES[role]}" in shell.output
+    [(dataset, where)] = load_manifests(str(root))
+    assert dataset.role == role and dataset.splits == SPLIT_SHARES[role]
+    assert dataset.beside == ("embedded" if role == "adapt" else None)
+    assert ("A_ZS asks what a model has not forgotten" in shell.output) == (role == "adapt")
+    state = collection.dataset_state(dataset, where)
+    assert state.state == "present" and len(state.index.table) == 60
 
 
 @pytest.mark.parametrize("form", ["csv", "tars", "parquet", "nothing"])

@@ -10,7 +10,7 @@ import typer
 
 from cmp.cli import shared
 from cmp.embedded import manifest
-from cmp.readers.manifest import FileSet, load_manifests
+from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
@@ -129,19 +129,22 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
     return dataset.name, dataset.role, *cells, score, state
 
 
-def init(folder: Path, write: bool = True) -> None:
+def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     """Write a manifest for a folder of your own data, with blanks for you to fill in.
 
     Args:
         folder: Folder of pictures, tars or tables.
+        role: What the pictures are for: adapt (they arrive in the stream), eval (scored as A_ZS,
+            never trained on), transfer (scored by itself), pool (replayed) or substitute (replayed
+            instead of a pool).
         write: Write the manifest; --no-write only prints it.
 
     Example:
-        cmpt data init pictures --no-write
+        cmpt data init pictures/kept --role eval
     """
     from cmp.readers import infer
 
-    path, text, words = infer.infer_manifest(folder)
+    path, text, words = infer.infer_manifest(folder, role)
     typer.echo(f"{words}\n{text}")
     if write:
         infer.write_manifest(path, text)
