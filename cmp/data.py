@@ -151,10 +151,8 @@ class Corpus:
             CmpError: The images have another size.
         """
         if isinstance(self.images, Tensor) and side not in self.images.shape[2:]:
-            raise CmpError(
-                f"model.name: {model!r} takes images of {side} pixels, the data have "
-                f"{self.images.shape[-1]}"
-            )
+            words = f"takes images of {side} pixels, the data have {self.images.shape[-1]}"
+            raise CmpError(f"model.name: {model!r} {words}")
 
     def rows(self, split: str, **columns: str) -> np.ndarray:
         """Return the positions of a split's images, of those with some values in other columns.

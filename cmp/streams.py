@@ -34,8 +34,7 @@ def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     names = corpus.table["update"].iloc[rows].astype(str).to_numpy()
     if len(unnamed := rows[names == ""]):
         image = corpus.table["group"].iloc[unnamed[0]]
-        remedy = "say `update: NAME` in its manifest, or name a column in the reader of its table"
-        raise CmpError(f"stream.order: {image} names no update; {remedy}")
+        raise CmpError(f"stream.order: {image} has no update in its table, nor in its manifest")
     return names
 
 
@@ -70,10 +69,8 @@ def _class_order(
         raise CmpError(f"stream.traits: {traits!r}: no class {unknown[0]!r} in the data{hint}")
     if not is_partial:
         if missing := set(entries) - set(table.index):
-            raise CmpError(
-                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}"
-                "; `cmpt stream make` measures them all"
-            )
+            words = f"lacks {len(missing)} classes, such as {min(missing)!r}"
+            raise CmpError(f"stream.traits: {traits!r} {words}; `cmpt stream make` measures all")
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
     return tuple(table.index[positions[::-1] if reverse else positions])
@@ -125,8 +122,7 @@ def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
     if get_option("order", stream.order).facts["updates"]:
         updates, order = update_names(corpus, arriving), class_order(corpus, stream, seed)
         if len(order) != stream.tasks:
-            words = f"the data name {len(order)} updates, {order[0]} to {order[-1]}"
-            raise CmpError(f"stream.tasks: {words}; set stream.tasks={len(order)}")
+            raise CmpError(f"stream.tasks: must be {len(order)}, for {order[0]} to {order[-1]}")
         return [arriving[updates == name] for name in order]
     tasks = enumerate(task_classes(corpus, stream, seed))
     task_of = {entry: task for task, entries in tasks for entry in entries}
@@ -249,10 +245,8 @@ def check_option(option: Option) -> None:
         if sorted(order.ravel().tolist()) != list(range(12)):
             raise CmpError(f"order {option.name!r}: returns {order}, no permutation of 0 to 11")
     if option.facts["seeded"] and all((order == orders[0]).all() for order in orders):
-        raise CmpError(
-            f"order {option.name!r}: the seed makes no difference; declare seeded=False if it is "
-            "meant not to"
-        )
+        words = "the seed makes no difference; declare seeded=False if it is meant not to"
+        raise CmpError(f"order {option.name!r}: {words}")
 
 
 # The path of "similarity" never holds all pairs: each point keeps a list of its nearest, and only

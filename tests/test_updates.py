@@ -117,17 +117,17 @@ def test_what_names_no_update_is_refused(tmp_path, written):
 
 def test_updates_that_do_not_fit_are_refused_with_what_to_do(months, corpus):
     mine = load_data(str(months))
-    words = "stream.tasks: the data name 3 updates, 2026-2 to 2026-10; set stream.tasks=3"
+    words = "stream.tasks: must be 3, for 2026-2 to 2026-10"
     with pytest.raises(CmpError, match=words):
         streams.task_rows(mine, given(2), 0)
-    with pytest.raises(CmpError, match=r"\S+ names no update; say `update: NAME` in its"):
+    with pytest.raises(CmpError, match=r"\S+ has no update in its table, nor in its manifest"):
         streams.task_rows(corpus, given(2), 0)
     frame = pd.read_csv(months / "t.csv", dtype=str)
     frame.loc[frame["filepath"] == "i/7.png", "month"] = ""
     frame.to_csv(months / "t.csv", index=False)
     manifest = collection.load_manifests(str(months))[0][0]
     partly = collection.corpus_from_indexes([collection.read_index(manifest, months)])
-    with pytest.raises(CmpError, match=r"mine/i/7\.png names no update"):
+    with pytest.raises(CmpError, match=r"mine/i/7\.png has no update in its"):
         streams.task_rows(partly, given(3), 0)
 
 
