@@ -6,7 +6,6 @@ is refused with the key's name. Names of options come from `cmp.registry`.
 
 import copy
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -19,7 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from cmp import registry
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.files import first_fault, parse_yaml
 from cmp.registry import check_name
 
@@ -561,8 +560,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "unexpected_keyword_argument":
             dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
-            near = difflib.get_close_matches((dotted or [key])[0], defaults(), n=1)
-            message = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+            message = "there is no such key" + did_you_mean((dotted or [key])[0], defaults())
         elif fault["type"] != "value_error":  # which names the keys and their values itself
             message += f" (found {fault['input']!r:.80})"
         raise CmpError(": ".join(filter(None, (source, key, message)))) from error

@@ -27,6 +27,8 @@ from cmp.registry import entry_names, load_entry
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
+COLUMNS = ["dataset", "split", "label", "group", "update"]
+"""The columns of `Corpus.table`."""
 WHOLE_BATCH = slice(None)
 """All samples of a batch, where a process may want some of them."""
 
@@ -128,8 +130,9 @@ class Corpus:
 
     Attributes:
         images: uint8 RGBA [N, 4, H, W], or files that are decoded when they are asked for.
-        table: A row per image: `dataset`, `split`, `label` (a class name) and `group` (images that
-            are no independent observations share one).
+        table: A row per image: `dataset`, `split`, `label` (a class name), `group` (images that
+            are no independent observations share one) and `update` (the one that it arrives in,
+            "" where none is named).
         texts: The distinct captions.
         caption_ids: Positions in `texts`; those from `caption_starts[i]` to `caption_starts[i + 1]`
             are the captions of image i.
@@ -175,10 +178,8 @@ class Corpus:
             CmpError: The images have another size.
         """
         if isinstance(self.images, Tensor) and side not in self.images.shape[2:]:
-            raise CmpError(
-                f"model.name: {model!r} takes images of {side} pixels, the data have "
-                f"{self.images.shape[-1]}"
-            )
+            words = f"takes images of {side} pixels, the data have {self.images.shape[-1]}"
+            raise CmpError(f"model.name: {model!r} {words}")
 
     def rows(self, split: str, **columns: str) -> np.ndarray:
         """Return the positions of a split's images, of those with some values in other columns.
@@ -238,8 +239,8 @@ def build_corpus(
 
     Args:
         images: The images of all datasets.
-        tables: A table per dataset with the columns of `Corpus.table` and `captions`, lists of
-            texts.
+        tables: A table per dataset with the columns of `Corpus.table`, of which `update` may be
+            missing, and `captions`, lists of texts.
         descriptions: Manifest, classes and hash of each dataset, see `Corpus`.
     """
     table = pd.concat(tables, ignore_index=True)
@@ -247,7 +248,7 @@ def build_corpus(
     ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
     return Corpus(
         images=images,
-        table=table.loc[:, ["dataset", "split", "label", "group"]].astype("category"),
+        table=table.reindex(columns=COLUMNS, fill_value="").fillna("").astype("category"),
         texts=list(texts),
         caption_ids=ids,
         caption_starts=np.cumsum([0, *captions.map(len)]),

@@ -1,7 +1,8 @@
 """The one error type for what a user can mend."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class CmpError(Exception):
@@ -17,6 +18,12 @@ class CmpError(Exception):
         ...     print(str(error)[:72])
         run 'quick': method.name: no method is called 'lorra'; did you mean 'lor
     """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the nearest of some names, or "" where none is near."""
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class Diverged(CmpError):

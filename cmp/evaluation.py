@@ -174,8 +174,7 @@ def evaluation_rows(
 @functools.lru_cache(maxsize=256)
 def _subset_keys(dataset: str, split: str, count: int) -> tuple[float, ...]:
     """Return a number per image that depends on its dataset, split and place in it alone."""
-    name = "evaluation subset"
-    return tuple(unit_interval(name, dataset, split, index) for index in range(count))
+    return tuple(unit_interval("evaluation subset", dataset, split, n) for n in range(count))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
-from cmp.config import Mixture, RunConfig
+from cmp.config import Mixture, RunConfig, parse
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, to_device, worker_count
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
@@ -193,10 +194,8 @@ class MixtureSampler(Sampler[list[int]]):
             CmpError: The shares are not three parts of one.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise CmpError(
-                f"MixtureSampler: shares {tuple(shares)}: expected those of pool, update and "
-                "buffer, which sum to one"
-            )
+            words = "expected those of pool, update and buffer, which sum to one"
+            raise CmpError(f"MixtureSampler: shares {tuple(shares)}: {words}")
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)
@@ -223,8 +222,29 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
     return next((size for size in range(min(batch, sum(sizes)), 0, -1) if fits(size)), 0)
 
 
+def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """Return the config with a mixture that its data can fill; warn if that is another.
+
+    Where no set has the role pool, update and buffer take its share, in the ratio of their own. A
+    mixture of the pool alone, of another pool, or with `last` is left to be refused.
+
+    Raises:
+        CmpError: The method needs a pool.
+    """
+    mixture, (pool, update, buffer) = config.mixture, config.mixture.shares
+    is_fixed = mixture.pool != "pretraining" or mixture.last is not None or pool in (0, 1)
+    if is_fixed or corpus.by_role("pool"):
+        return config
+    update, buffer = update / (update + buffer), buffer / (update + buffer)
+    tree = config.to_dict()
+    tree["mixture"] |= {"pretraining": 0.0, "update": update, "buffer": buffer}
+    words = f"nothing from before is replayed; batches are {update:.0%} update, {buffer:.0%} buffer"
+    warnings.warn(f"mixture.pretraining: no set has role pool, so {words}", stacklevel=2)
+    return parse(tree, "data without a set of role pool")
+
+
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
-    """Return what each task may draw from.
+    """Return what each task may draw from, see also `fit_mixture`.
 
     Raises:
         CmpError: A batch would take more samples of a pool than it holds.
@@ -234,6 +254,7 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         >>> len(pools), len(pools[0].buffer)
         (8, 0)
     """
+    config = fit_mixture(config, corpus)
     mixture, seed = config.mixture, config.seeds.data
     replayed = replay_pool(corpus, mixture, seed)
     if mixture.update + mixture.buffer == 0 and mixture.last is None:
@@ -250,10 +271,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
     largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
-        raise CmpError(
-            f"training.batch: {batch} takes more samples of a pool than it holds; the largest that "
-            f"fits this stream and mixture is {largest}"
-        )
+        words = f"than it holds; the largest that fits this stream and mixture is {largest}"
+        raise CmpError(f"training.batch: {batch} takes more samples of a pool {words}")
     return pools
 
 

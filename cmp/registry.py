@@ -5,7 +5,6 @@ function (or object). From then on its name is valid in a config, on the command
 explorers and when a run is resumed.
 """
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -20,7 +19,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ KINDS = {
     "order": Kind(
         "cmp.streams",
         "stream.order",
-        {"statistics": False, "partial": False, "seeded": True},
+        {"statistics": False, "partial": False, "seeded": True, "updates": False},
     ),
     "buffer": Kind("cmp.mixtures", "mixture.policy", {"capacity": "none"}),
 }  # fmt: skip
@@ -282,8 +281,8 @@ def _check_near(
     name: str, names: Iterable[str], what: str, error: type[Exception] = CmpError
 ) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, list(names), n=1)
-        hint = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+        near = did_you_mean(name, names)
+        hint = f"{near} There are" if near else "; there are"
         raise error(f"no {what} is called {name!r:.60}{hint} {', '.join(names)}")
 
 

@@ -171,7 +171,7 @@ def execute(
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    original, config = config, budgets.apply_budget(config)
+    original, config = config, mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     pools = mixtures.task_pools(config, corpus)
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:

@@ -1,7 +1,7 @@
-"""The order in which classes arrive, and its cut into tasks (spec 6)."""
+"""The order in which classes arrive, and its cut into tasks (spec 6); or updates as data name
+them."""
 
 import collections
-import difflib
 import functools
 import itertools
 from typing import Any
@@ -11,7 +11,7 @@ import pandas as pd
 
 from cmp.config import Stream
 from cmp.data import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.registry import Option, get_option, load_entry, register
 from cmp.seeds import numpy_generator
 
@@ -29,13 +29,17 @@ def adaptation_rows(corpus: Corpus) -> np.ndarray:
     return train[arriving.to_numpy()]
 
 
-def class_entries(corpus: Corpus) -> list[str]:
-    """Return every adaptation class as "DATASET+++class", sorted."""
-    return sorted(set(class_names(corpus, adaptation_rows(corpus))))
+def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """Return the update of each image, [len(rows)]; raise `CmpError` if one names none."""
+    names = corpus.table["update"].iloc[rows].astype(str).to_numpy()
+    if len(unnamed := rows[names == ""]):
+        image = corpus.table["group"].iloc[unnamed[0]]
+        raise CmpError(f"stream.order: {image} has no update in its table, nor in its manifest")
+    return names
 
 
 def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
-    """Return the classes in order of arrival.
+    """Return the classes, or the updates that the data name, in order of arrival.
 
     Args:
         corpus: The data.
@@ -49,7 +53,8 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
     option = get_option("order", stream.order)
     measured = option.facts["statistics"]
     stamp = statistics_tables().statistics_stamp(stream.traits) if measured else ()
-    entries = tuple(class_entries(corpus))
+    names_of = update_names if option.facts["updates"] else class_names
+    entries = tuple(sorted({*names_of(corpus, adaptation_rows(corpus))}))
     return list(_class_order(entries, option, stream.reverse, stream.traits, stamp, seed))
 
 
@@ -57,21 +62,15 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
 def _class_order(
     entries: tuple[str, ...], option: Option, reverse: bool, traits: str, stamp: tuple, seed: int
 ) -> tuple[str, ...]:
-    if not option.facts["statistics"]:
-        table = pd.DataFrame(index=pd.Index(entries))
-    elif option.facts["partial"]:
-        table = class_statistics(traits)
-        if unknown := sorted(set(table.index) - set(entries)):
-            near = difflib.get_close_matches(unknown[0], entries, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise CmpError(f"stream.traits: {traits!r}: no class {unknown[0]!r} in the data{hint}")
-    else:
-        table = class_statistics(traits)
+    is_measured, is_partial = option.facts["statistics"], option.facts["partial"]
+    table = class_statistics(traits) if is_measured else pd.DataFrame(index=pd.Index(entries))
+    if is_partial and (unknown := sorted(set(table.index) - set(entries))):
+        hint = did_you_mean(unknown[0], entries)
+        raise CmpError(f"stream.traits: {traits!r}: no class {unknown[0]!r} in the data{hint}")
+    if not is_partial:
         if missing := set(entries) - set(table.index):
-            raise CmpError(
-                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as {min(missing)!r}"
-                "; `cmpt stream make` measures them all"
-            )
+            words = f"lacks {len(missing)} classes, such as {min(missing)!r}"
+            raise CmpError(f"stream.traits: {traits!r} {words}; `cmpt stream make` measures all")
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
     return tuple(table.index[positions[::-1] if reverse else positions])
@@ -107,7 +106,9 @@ def cut_into_tasks(
 
 
 def task_classes(corpus: Corpus, stream: Stream, seed: int) -> list[list[str]]:
-    """Return the classes of each task."""
+    """Return the classes of each task; in updates that the data name, a class may come again."""
+    if get_option("order", stream.order).facts["updates"]:
+        return [sorted({*class_names(corpus, rows)}) for rows in task_rows(corpus, stream, seed)]
     order = class_order(corpus, stream, seed)
     if stream.equal == "classes":
         return cut_into_tasks(order, stream.tasks)
@@ -118,6 +119,11 @@ def task_classes(corpus: Corpus, stream: Stream, seed: int) -> list[list[str]]:
 def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
     """Return the training images of each task, as sorted corpus positions."""
     arriving = adaptation_rows(corpus)
+    if get_option("order", stream.order).facts["updates"]:
+        updates, order = update_names(corpus, arriving), class_order(corpus, stream, seed)
+        if len(order) != stream.tasks:
+            raise CmpError(f"stream.tasks: must be {len(order)}, for {order[0]} to {order[-1]}")
+        return [arriving[updates == name] for name in order]
     tasks = enumerate(task_classes(corpus, stream, seed))
     task_of = {entry: task for task, entries in tasks for entry in entries}
     task = np.array([task_of.get(name, -1) for name in class_names(corpus, arriving)])
@@ -218,6 +224,13 @@ def listed_order(table: pd.DataFrame, seed: int) -> np.ndarray:
     return np.argsort(statistic(table, "position"), kind="stable")
 
 
+@register("order", "given", updates=True, seeded=False)
+def given_order(table: pd.DataFrame, seed: int) -> np.ndarray:
+    """Sort the updates that the data name by their names, numbers in them by their size."""
+    names = table.index.str.replace(r"\d+", lambda number: number[0].zfill(20), regex=True)
+    return np.argsort(names, kind="stable")
+
+
 def check_option(option: Option) -> None:
     """Check an order on a small table.
 
@@ -232,10 +245,8 @@ def check_option(option: Option) -> None:
         if sorted(order.ravel().tolist()) != list(range(12)):
             raise CmpError(f"order {option.name!r}: returns {order}, no permutation of 0 to 11")
     if option.facts["seeded"] and all((order == orders[0]).all() for order in orders):
-        raise CmpError(
-            f"order {option.name!r}: the seed makes no difference; declare seeded=False if it is "
-            "meant not to"
-        )
+        words = "the seed makes no difference; declare seeded=False if it is meant not to"
+        raise CmpError(f"order {option.name!r}: {words}")
 
 
 # The path of "similarity" never holds all pairs: each point keeps a list of its nearest, and only

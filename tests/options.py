@@ -31,6 +31,8 @@ WITH = {
 
 NOT_SHIPPED = ("model.start", "cosine")
 """A base that has to be made first; its weights take the same way as the others'."""
+OF_OTHER_DATA = ("stream.order", "given")
+"""An order of data that name their updates; `test_updates.py` has some."""
 
 ALSO = {
     "merging.rule": ("merging.policy=ema",),
@@ -61,7 +63,7 @@ def settings() -> list[tuple[str, ...]]:
     rows = [(f"model.name={name}",) for name in models.family_names()]
     for key, names in choices().items():
         for name in names:
-            if (key, name) == NOT_SHIPPED:
+            if (key, name) in (NOT_SHIPPED, OF_OTHER_DATA):
                 continue
             text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
             rows.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))

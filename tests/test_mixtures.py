@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from cmp import config, mixtures, registry
 from cmp.config import Mixture
 from cmp.errors import CmpError
+from cmp.experiments import statistics
 from cmp.mixtures import (
     ROLE_OF_POOL,
     MixtureSampler,
@@ -31,6 +32,7 @@ from cmp.mixtures import (
     sample_evenly,
 )
 from cmp.readers import class_tables
+from cmp.runner import Observer, execute
 from cmp.seeds import numpy_generator
 
 
@@ -447,6 +449,59 @@ def test_a_pool_that_is_not_there_is_refused():
     run_config = forked.small_config("mixture.pool=substitute")
     with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
         mixtures.task_pools(run_config, without)
+
+
+@pytest.fixture
+def without_pool():
+    """Data in which no set has the role pool."""
+    whole = forked.small_corpus()
+    datasets = {n: d for n, d in whole.datasets.items() if d.role != "pool"}
+    return dataclasses.replace(whole, datasets=datasets)
+
+
+def run_losses(run_config, corpus):
+    losses = []
+    observer = Observer(lambda task, step, loss, model: losses.append(loss.item()))
+    execute(run_config, corpus, observer)
+    return losses
+
+
+def test_without_a_pool_update_and_buffer_take_its_share(without_pool):
+    run_config = forked.small_config("evaluation.full=false")
+    with pytest.warns(UserWarning, match=r"no set has role pool.* 50% update, 50% buffer"):
+        losses = run_losses(run_config, without_pool)
+    shares = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
+    half = forked.small_config("evaluation.full=false", *shares)
+    assert losses == run_losses(half, without_pool)
+    uneven = forked.small_config(
+        "mixture.pretraining=0.5", "mixture.update=0.1", "mixture.buffer=0.4"
+    )
+    with pytest.warns(UserWarning, match="20% update, 80% buffer"):
+        fitted = mixtures.fit_mixture(uneven, without_pool)
+        report = statistics.stream_report(uneven, without_pool)
+        assert statistics.sample_counts(uneven, without_pool).sum() == 3 * 4 * 4
+    assert fitted.mixture.shares == pytest.approx((0, 0.2, 0.8))
+    assert (
+        report["passes"].tolist()
+        == statistics.stream_report(fitted, without_pool)["passes"].tolist()
+    )
+    assert mixtures.fit_mixture(half, without_pool) is half
+    assert mixtures.fit_mixture(run_config, forked.small_corpus()) is run_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("mixture.pool=fresh",), "'fresh': there is no such pool"),
+        (("mixture.pretraining=1", "mixture.update=0", "mixture.buffer=0"), "no such pool"),
+        (("mixture.last=[0.1, 0.5, 0.4]",), "'pretraining': there is no such pool"),
+        (("method.name=distillation",), "without a set of role pool.*'distillation' works on"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:mixture.pretraining")
+def test_what_needs_a_pool_is_refused_without_one(without_pool, settings, words):
+    with pytest.raises(CmpError, match=words):
+        mixtures.task_pools(forked.small_config(*settings), without_pool)
 
 
 @given(shares(), shares(), st.integers(2, 30))

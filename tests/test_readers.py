@@ -26,7 +26,7 @@ from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
-from cmp.readers.manifest import load_manifests
+from cmp.readers.manifest import SPLIT_SHARES, load_manifests
 
 DATA = (build_folder() / "data").resolve()
 
@@ -133,10 +133,16 @@ def test_captions_that_are_no_text(tmp_path):
 
 def test_a_column_that_is_missing_is_named(tmp_path):
     frame = pd.DataFrame({"path": ["a.png"], "title": ["a"]})
-    with pytest.raises(CmpError, match=r"reader\.image: no column 'filepath'; there are path"):
+    near = r"no column 'filepath'; did you mean 'path'\? There are path, title"
+    with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
         tables.read_frame(fileset("frame"), frame)
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
+        collection.read_index(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
+    with pytest.raises(CmpError, match=r"reader\.label: no column 'klass'; there are path, title"):
+        tables.read_frame(fileset("frame", reader={"image": "path", "label": "klass"}), frame)
     chosen = fileset("frame", reader={"image": "path", "caption": None})
-    with pytest.raises(CmpError, match="captions or of labels"):
+    with pytest.raises(CmpError, match=r"captions or of labels.*; there are path, title"):
         tables.read_frame(chosen, frame)
 
 
@@ -480,8 +486,44 @@ def test_rows_of_a_table_stay_in_its_folder(tmp_path):
     names = ["oak/0.png", "../secret/oak/0.png", str(outside), str(root / "oak/1.png")]
     pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
     index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
-    assert [fault.kind for fault in index.faults] == ["path lies outside"] * 2
+    assert [fault.kind.partition(" (")[0] for fault in index.faults] == [
+        "path lies outside", "absolute path to another folder",
+    ]  # fmt: skip
     assert len(index.table) == 2
+    pd.DataFrame({"filepath": ["~/0.png", "oak/1.png"], "title": "x"}).to_csv(root / "t.csv")
+    state = collection.dataset_state(fileset("csv", reader={"path": "t.csv"}), root)
+    words = "path starts with ~ (write it relative to the table's folder): ~/0.png"
+    assert state.state == "faulty" and state.reason == words
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
+    root = classes(tmp_path / "p")
+    names = {"lists": ["../oak/0.png", "../oak/1.png"], "red fox": ["0.png", "../../p/oak/2.png"]}
+    for folder, paths in names.items():
+        (root / folder).mkdir(exist_ok=True)
+        frame = pd.DataFrame({"filepath": paths, "title": "x"})
+        if form == "csv":
+            frame.to_csv(root / folder / "t.csv")
+        else:
+            frame.to_parquet(root / folder / "t.parquet")
+    index = collection.read_index(fileset(form, reader={"path": f"*/t.{form}"}), root)
+    assert index.table["source"].tolist() == ["oak/0.png", "oak/1.png", "red fox/0.png"]
+    assert contents(index) == [(root / name).read_bytes() for name in index.table["source"]]
+    assert kinds(index) == ["path lies outside: ../p/oak/2.png"]
+
+
+def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp_path):
+    root = classes(tmp_path / "p")
+    names = [f"images/oak/{n}.png" for n in range(5)]
+    pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
+    words = rf"none of the 5 files .*such as {', '.join(names[:3])}; .*table's folder.* {root}"
+    with pytest.raises(CmpError, match=words):
+        collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
+    (root / "images/oak").mkdir(parents=True)
+    (root / names[4]).write_bytes(picture())
+    state = collection.dataset_state(fileset("csv", reader={"path": "t.csv"}), root)
+    assert state.reason == f"4 of 5 images are missing, such as {', '.join(names[:3])}"
 
 
 def test_keys_that_stand_there_twice_are_refused():
@@ -590,7 +632,9 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
         ({"reader": {"kind": "pipe"}}, "reader"),
         ({"name": "a+++b"}, "name"),
         ({"faults": "ignore"}, "faults"),
-        ({"typo": 1}, "typo"),
+        ({"typo": 1}, "typo: there is no such key"),
+        ({"licens": 1}, "licens: there is no such key; did you mean 'licence'"),
+        ({"reader": {"kind": "csv", "lable": "x"}}, "lable: there is no .* mean 'label'"),
     ],
 )
 def test_a_manifest_that_cannot_be(tmp_path, changes, words):
@@ -613,6 +657,19 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
     (root / "oak/0.png").write_bytes(b"damaged")
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
     assert checked.exit_code == 1 and "corrupt image: oak/0.png" in checked.output
+
+
+@pytest.mark.parametrize("role", list(SPLIT_SHARES))
+def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
+    root = classes(tmp_path / "p", each=20)
+    shell = CliRunner().invoke(cli.app, ["data", "init", str(root), "--role", role])
+    assert shell.exit_code == 0 and f"# {infer.ROLES[role]}" in shell.output
+    [(dataset, where)] = load_manifests(str(root))
+    assert dataset.role == role and dataset.splits == SPLIT_SHARES[role]
+    assert dataset.beside == ("embedded" if role == "adapt" else None)
+    assert ("A_ZS asks what a model has not forgotten" in shell.output) == (role == "adapt")
+    state = collection.dataset_state(dataset, where)
+    assert state.state == "present" and len(state.index.table) == 60
 
 
 @pytest.mark.parametrize("form", ["csv", "tars", "parquet", "nothing"])

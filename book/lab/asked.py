@@ -132,7 +132,7 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
         way = on_way.loc[row["label"]].mean()
         row["way"] = None if np.isnan(way) else round(float(way), 2)
         row["state"] = {key: getattr(configs[row["label"]].stream, key) for key in STREAM}
-    menus = {"order": [name for name in option_names("order") if name != "listed"]}
+    menus = {"order": option_names("order", partial=False, updates=False)}
     facts = {"stored": stored, "datasets": sorted(corpus.by_role("adapt"))}
     answer = functools.partial(_stream_answer, corpus)
     return _make_table("stream", answer, with_answers, menus, **facts)

@@ -10,7 +10,7 @@ import typer
 
 from cmp.cli import shared
 from cmp.embedded import manifest
-from cmp.readers.manifest import FileSet, load_manifests
+from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
@@ -81,7 +81,8 @@ def show(name: str, sheet: Path | None = None) -> None:
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check which datasets are present, absent, partial, of wrong counts, or faulty.
 
-    The exit status is 1 if a dataset is there but cannot be used as it is.
+    The exit status is 1 if a dataset is there but cannot be used as it is. Notes on what can be
+    used, such as pictures that are both trained on and scored, do not change it.
 
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests.
@@ -91,7 +92,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection
+    from cmp.readers import collection, notes
 
     if name == "embedded":
         datasets = manifest.select_datasets()
@@ -107,6 +108,9 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     for reason in dict.fromkeys(state.reason for state in states if state.reason):
         names = [state.dataset.name for state in states if state.reason == reason]
         typer.echo(f"{', '.join(names)}: {reason}")
+    indexes = [state.index for state in states if state.index is not None]
+    for sentence in notes.notes_on(indexes):
+        typer.echo(f"note: {sentence}")
     present = [s for s in states if s.state == "present"]
     skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
     usable, absent = len(present + skipped), sum(s.state == "absent" for s in states)
@@ -125,19 +129,22 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
     return dataset.name, dataset.role, *cells, score, state
 
 
-def init(folder: Path, write: bool = True) -> None:
+def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     """Write a manifest for a folder of your own data, with blanks for you to fill in.
 
     Args:
         folder: Folder of pictures, tars or tables.
+        role: What the pictures are for: adapt (they arrive in the stream), eval (scored as A_ZS,
+            never trained on), transfer (scored by itself), pool (replayed) or substitute (replayed
+            instead of a pool).
         write: Write the manifest; --no-write only prints it.
 
     Example:
-        cmpt data init pictures --no-write
+        cmpt data init pictures/kept --role eval
     """
     from cmp.readers import infer
 
-    path, text, words = infer.infer_manifest(folder)
+    path, text, words = infer.infer_manifest(folder, role)
     typer.echo(f"{words}\n{text}")
     if write:
         infer.write_manifest(path, text)

@@ -249,7 +249,7 @@ def compute_run(
     """
     total = budgets.total_steps(run_config)
     is_first = distributed.rank() == 0
-    store.fetch_start(run_config)
+    run_config = store.fetch_start(run_config)
     run_id = store.run_id_of(run_config, corpus)
     if is_kept := workers.is_kept(run_id, keep_weights):
         typer.echo("this run is stored; nothing to compute")

@@ -107,7 +107,8 @@ def _check_data(run_config: RunConfig | None) -> Check:
 
         corpus = load_run_data(run_config) if run_config else packed.load_embedded()
         if run_config:
-            mixtures.replay_pool(corpus, run_config.mixture, run_config.seeds.data)
+            fitted = mixtures.fit_mixture(run_config, corpus)
+            mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
     except (CmpError, ImportError) as error:
         return Check("data", MISSING, str(error).removeprefix("data: "))
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")

@@ -96,6 +96,7 @@ def _words(text: str) -> str:
 
 def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     """Return how often each task of a run shows each image of the corpus, [tasks, images]."""
+    config = mixtures.fit_mixture(config, corpus)
     mixture, seed, training = config.mixture, config.seeds.data, config.training
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
@@ -113,7 +114,7 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
         A row per task, from 1: `classes`, `datasets` and `images` that arrive, `buffer` (images in
         it) and `passes` (how often the task goes over its own images).
     """
-    rows = []
+    rows, config = [], mixtures.fit_mixture(config, corpus)
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
     pools_of = mixtures.task_pools(config, corpus)
     for task, (block, pools) in enumerate(zip(blocks, pools_of, strict=True)):

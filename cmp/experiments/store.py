@@ -159,7 +159,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         order = streams.class_order(corpus, run_config.stream, run_config.seeds.stream)
         content["order"] = hashlib.sha256("\n".join(order).encode()).hexdigest()
     if run_config.mixture.select != "random":
-        _, kept = mixtures.choose_replay(corpus, run_config.mixture, run_config.seeds.data)
+        fitted = mixtures.fit_mixture(run_config, corpus)
+        _, kept = mixtures.choose_replay(corpus, fitted.mixture, fitted.seeds.data)
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     return content
 

@@ -6,14 +6,13 @@ saved.
 """
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.methods.parameters import check_not_frozen, check_rank
 from cmp.models import Network
 from cmp.seeds import torch_generator
@@ -96,9 +95,8 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
     for target in targets:
         if not any(f".{target}." in f".{name}." for name in layers):
             parts = {part for name in layers for part in name.split(".") if not part.isdigit()}
-            near = difflib.get_close_matches(target, sorted(parts), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(parts))}"
-            raise CmpError(f"method.targets: no layer has {target!r} in its name; {hint}")
+            hint = did_you_mean(target, parts) or f"; there are {', '.join(sorted(parts))}"
+            raise CmpError(f"method.targets: no layer has {target!r} in its name{hint}")
     return {
         name: layer
         for name, layer in layers.items()

@@ -12,7 +12,7 @@ import torch
 
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
-from cmp.readers import fomo, images, tables, tars
+from cmp.readers import fomo, images, notes, tables, tars
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
@@ -104,7 +104,8 @@ def _corpus_table(index: ImageIndex) -> pd.DataFrame:
     """A set's table as a corpus has it; every image is a group of its own."""
     name = index.dataset.name
     group = name + "/" + index.table["source"].astype(str)
-    return index.table[["split", "label", "captions"]].assign(group=group, dataset=name)
+    columns = ["split", "label", "captions", "update"]
+    return index.table[columns].assign(group=group, dataset=name)
 
 
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
@@ -136,6 +137,9 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
         if not indexes:
             raise CmpError(f"{message}; `cmpt data check {source}` says more")
         warnings.warn(f"{message}; scores are of the others alone", stacklevel=2)
+    if leaked := notes.leaked_pictures(indexes):
+        more = f" (`cmpt data check {source}` names {len(leaked) - 1} more)" * (len(leaked) > 1)
+        warnings.warn(f"{leaked[0]}{more}", stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 
 
@@ -200,7 +204,7 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     elif missing := [fault.where for fault in faults if fault.kind == "missing file"]:
         total = len(index.table) + len(missing)
         state = "partial"
-        reason = f"{len(missing)} of {total} images are missing, such as {missing[0]}"
+        reason = f"{len(missing)} of {total} images are missing, such as {', '.join(missing[:3])}"
         others = [fault for fault in faults if fault.kind != "missing file"]
         reason = "; ".join(filter(None, (reason, summarise_faults(others))))
     elif faults:

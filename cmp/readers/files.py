@@ -128,6 +128,7 @@ class Stamp(NamedTuple):
 
 
 NO_FILE = Stamp(-1, problem="missing file")
+OUTSIDE = Stamp(-1, problem="path lies outside")
 
 
 def file_stamp(root: Path, name: str) -> Stamp:
@@ -141,7 +142,7 @@ def file_stamp(root: Path, name: str) -> Stamp:
     """
     inside = name.removeprefix(f"{root}/")
     if inside.startswith("/") or ".." in inside.split("/"):
-        return NO_FILE._replace(problem="path lies outside")
+        return OUTSIDE
     try:
         status = os.stat(os.path.join(root, inside or "."))
     except (OSError, ValueError):  # a NUL in the name, or half a character

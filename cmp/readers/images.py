@@ -243,25 +243,28 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         decode_again: Whether to decode even where a result is kept.
 
     Returns:
-        The set with its `content` filled in, and a fault for each image that is left out.
+        The set with its `content` and the column `digest` filled in, and a fault for each image
+        that is left out.
     """
     path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
     result = None
     if not decode_again:
         with contextlib.suppress(OSError, ValueError):  # there is no result
-            content, faulty = parse_json(read_text(path))
-            result = content, faulty
+            content, faulty, digests = parse_json(read_text(path))
+            result = content, faulty, digests
     if result is None:
         result = _examine(index)
         write_atomic(path, json.dumps(result))
-    content, faulty = result
+    content, faulty, digests = result
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
-    table = index.table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
+    table = index.table.assign(digest=digests)
+    table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
     return dataclasses.replace(index, table=table, content=content), faults
 
 
-def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
-    """The sha256 of the images that can be used, and row and kind of fault of all others."""
+def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]], list[int]]:
+    """The sha256 of the images that can be used, row and kind of fault of all others, and 60 bits
+    of each image's own sha256, which tell millions of images apart."""
     positions = index.table["position"].tolist()
 
     def check_block(start: int) -> list[tuple[str, str]]:
@@ -280,7 +283,8 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]]]:
         images.loc[repeated, "fault"] = "image of another split, too"
     bad = images["fault"][images["fault"] != ""]
     content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
-    return content.hexdigest(), list(zip(bad.index.tolist(), bad, strict=True))
+    digests = [int(digest[:15] or "0", 16) for digest in images["digest"]]
+    return content.hexdigest(), list(zip(bad.index.tolist(), bad, strict=True)), digests
 
 
 def _check_image(read: ReadImage, position: int) -> tuple[str, str]:

@@ -47,7 +47,8 @@ class ImageIndex:
         dataset: The manifest, its task filled in.
         table: One row per image: `source`, its name; `size` in bytes and `changed`, see
             `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
-            texts; `position`, by which `read` takes it.
+            texts; `update`, "" where none is named; `position`, by which `read` takes it. Once they
+            were checked also `digest`, a number that equal files share.
         read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.
@@ -67,14 +68,16 @@ class ImageIndex:
         """Return a sha256 of what decides a result.
 
         That is role, task, prompt, classes, the content of the images once they were checked, and
-        each one's name, size, split, label and captions. No pixels are read here.
+        each one's name, size, split, label, captions and update. No pixels are read here.
 
         Args:
             *more: Further columns of the table that count.
         """
         about = [self.dataset.role, self.dataset.task, self.dataset.prompt, self.classes]
         digest = hashlib.sha256(json.dumps([*about, self.content]).encode())
-        names = ("source", "size", "split", "label", "captions", *more)
+        names = ["source", "size", "split", "label", "captions", *more]
+        if (self.table["update"] != "").any():  # sets of other streams keep their hash
+            names.append("update")
         for row in zip(*(self.table[name].tolist() for name in names), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
@@ -107,6 +110,7 @@ class Row(NamedTuple):
         split: Split as the files name it, "" where they do not.
         label: Class name, None where files have none, "" where it is empty.
         captions: What was found as caption, None where nothing was.
+        update: The update that the image arrives in, "" where none is named.
     """
 
     source: str
@@ -114,6 +118,7 @@ class Row(NamedTuple):
     split: str
     label: str | None
     captions: object
+    update: str = ""
 
 
 def build_index(
@@ -137,7 +142,7 @@ def build_index(
     shares = dataset.splits or SPLIT_SHARES[dataset.role]
     names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
     faults, kept = list(faults), []
-    for position, (source, (size, changed, _), split, label, captions) in enumerate(rows):
+    for position, (source, (size, changed, _), split, label, captions, update) in enumerate(rows):
         texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
         if kind := _row_fault(rows[position], texts, labelled):
             faults.append(Fault(kind, source))
@@ -146,8 +151,10 @@ def build_index(
         split = given or names[bisect(ends, unit_interval("split", source))]
         if split in SPLIT_SHARES[dataset.role]:
             label = label or dataset.name
-            kept.append((source, size, changed, split, bool(given), label, texts, position))
-    columns = ["source", "size", "changed", "split", "given", "label", "captions", "position"]
+            update = update or dataset.update or ""
+            kept.append((source, size, changed, split, bool(given), label, texts, update, position))
+    columns = ["source", "size", "changed", "split", "given", "label", "captions", "update"]
+    columns.append("position")
     table = pd.DataFrame(kept, columns=columns)
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})

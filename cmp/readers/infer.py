@@ -12,6 +12,7 @@ from cmp.errors import CmpError
 from cmp.files import write_atomic
 from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
+from cmp.readers.manifest import SPLIT_SHARES, Role
 from cmp.readers.tables import read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
@@ -19,17 +20,20 @@ MAX_FILES = 100_000
 _WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
 COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> names of columns that are recognised."""
-TEMPLATE: str = _WORDS["template"]
+ROLES: dict[str, str] = _WORDS["roles"]
+"""Role -> what a set of it is for."""
 
 Inference = tuple[dict[str, str], str, bool]
 """(the reader's keys, what was found in words, whether there are labels)."""
 
 
-def infer_manifest(folder: Path) -> tuple[Path, str, str]:
+def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     """Describe a folder of tars, of a table, or of folders of pictures by a manifest.
 
     Args:
         folder: The folder.
+        role: What its pictures are for; the manifest of what arrives in the stream also shows
+            what they may be scored and replayed beside.
 
     Returns:
         Where the manifest belongs, its text, and what was found in words.
@@ -49,8 +53,10 @@ def infer_manifest(folder: Path) -> tuple[Path, str, str]:
     reader, words, labelled = inference
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
-    title, prompt, reader = map(json.dumps, (words, prompt, reader))
-    text = TEMPLATE.format(name=name, title=title, prompt=prompt, reader=reader)
+    parts = {"title": words, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
+    cells = {key: json.dumps(part) for key, part in parts.items()}
+    text = _WORDS["template"].format(name=name, role=role, meaning=ROLES[role], **cells)
+    text += _WORDS["beside"] if role == "adapt" else ""
     return folder / "manifest.yaml", text, f"found: {words}"
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.files import build_folder, first_fault
 from cmp.readers.files import read_yaml
 
@@ -50,6 +50,8 @@ def _check_prompt(prompt: str) -> str:
 SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
+"""The month or number of an update, or a day in quotes, which would be no text without them."""
 Prompt = Annotated[Text, AfterValidator(_check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]
@@ -79,10 +81,12 @@ class TableReader(StrictModel):
     Attributes:
         kind: "csv" (also for TSV), "parquet" or "frame".
         path: The file, or a pattern of several.
-        image: Column of the image: a path, or the bytes of the file.
+        image: Column of the image: a path that starts from the table's folder, or the bytes of
+            the file.
         caption: Column of the caption, a text or a list of texts.
         label: Column of the class name.
         split: Column of the split.
+        update: Column of the update that an image arrives in, see `FileSet.update`.
     """
 
     kind: Literal["csv", "parquet", "frame"]
@@ -91,6 +95,7 @@ class TableReader(StrictModel):
     caption: Text | None = "title"
     label: Text | None = None
     split: Text | None = None
+    update: Text | None = None
 
 
 class TarReader(StrictModel):
@@ -120,6 +125,7 @@ class FomoReader(StrictModel):
     resized: bool = False
 
 
+READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
 
 
@@ -165,6 +171,8 @@ class FileSet(SetManifest):
         licence: Whose images these are.
         reader: Where the images are, and in which layout.
         splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`.
+        update: The update that the set arrives in, such as 2026-01, where its images name none
+            themselves; `stream.order=given` makes each update a task.
         faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
         beside: "embedded" adds the embedded pool and retention sets, for the embedded models.
         counts: What must be found, if that is known.
@@ -178,6 +186,7 @@ class FileSet(SetManifest):
     licence: Text
     reader: Reader
     splits: dict[Split, SplitShare] = Field(default_factory=dict)
+    update: UpdateName | None = None
     faults: Literal["refuse", "skip"] = "refuse"
     beside: Literal["embedded"] | None = None
     counts: Counts | None = None
@@ -299,5 +308,9 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         key, fault = first_fault(error)
-        what = f"{key or '(whole file)'}: {fault['msg']}"
+        message = fault["msg"]
+        if fault["type"] == "extra_forbidden":
+            known = {name for kind in (schema, *READERS) for name in kind.model_fields}
+            message = f"there is no such key{did_you_mean(key.rpartition('.')[2], known)}"
+        what = f"{key or '(whole file)'}: {message}"
         raise CmpError(f"{path}: {what} (found {fault['input']!r:.80})") from error

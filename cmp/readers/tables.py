@@ -13,10 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, explain_errors
-from cmp.readers.files import NO_FILE, ReadImage, Stamp, file_stamp, read_file
+from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.readers.files import NO_FILE, OUTSIDE, ReadImage, Stamp, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
+
+COLUMN_KEYS = ("image", "caption", "label", "split", "update")
+"""The keys of a `manifest.TableReader` that name columns."""
+OWN_FOLDER = " (write it relative to the table's folder)"
 
 
 def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
@@ -102,20 +106,36 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
-        root: The folder that its pattern, and the paths in the table, start from.
+        root: The folder that its pattern starts from, and that all images lie in. The paths in a
+            table start from the table's own folder.
 
     Returns:
         The index.
 
     Raises:
-        CmpError: If no file fits the pattern, or if one cannot be read or lacks a column.
+        CmpError: If no file fits the pattern, or if one cannot be read or lacks a column; or see
+            `read_frame`.
     """
     files = dataset.find_files(root)
     what = f"{dataset.name}: {files[0]}: cannot be read"
     with explain_errors(what, "", pa.ArrowException, LookupError):
         if dataset.reader.kind == "parquet":
             return _read_parquet(dataset, files, root)
-        return read_frame(dataset, pd.concat([read_csv(file) for file in files]), root)
+        frames = [_join_folder(dataset, read_csv(file), file, root) for file in files]
+        return read_frame(dataset, pd.concat(frames), root)
+
+
+def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) -> pd.DataFrame:
+    """A table whose paths start from its own folder, with paths that start from the root."""
+    folder, column = os.path.relpath(file.parent, root), dataset.reader.image
+    if folder == "." or column not in frame:
+        return frame
+    is_path = [isinstance(name, str) and name[:1] not in ("", "~") for name in frame[column]]
+    paths = [
+        os.path.normpath(os.path.join(folder, name)) if known else name
+        for name, known in zip(frame[column], is_path, strict=True)
+    ]
+    return frame.assign(**{column: paths})
 
 
 def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
@@ -141,52 +161,75 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         The index.
 
     Raises:
-        CmpError: If a column is missing.
+        CmpError: If a column is missing, or every file that the table names.
     """
+    _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
         held = [image if isinstance(image, bytes) else None for image in images]
         stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
         return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
-    stamps = [file_stamp(root, name) if name else NO_FILE for name in names]
+    stamps = [_path_stamp(root, name) for name in names]
+    if names and all(stamp == NO_FILE for stamp in stamps):
+        raise CmpError(
+            f"{dataset.name}: reader.image: none of the {len(names)} files of the column "
+            f"{dataset.reader.image!r} is there, such as {', '.join(names[:3])}; paths start from "
+            f"the table's folder, and all files lie in {root}"
+        )
     return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
 
 
-def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
-    """The values of the column that the manifest names by `key`.
+def _path_stamp(root: Path, name: str) -> Stamp:
+    """What is known of a file that a table names."""
+    stamp = file_stamp(root, name) if name else NO_FILE
+    if stamp.size < 0 and name.startswith("~"):  # for another folder on each machine
+        return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
+    if stamp == OUTSIDE and name.startswith("/"):
+        return NO_FILE._replace(problem=f"absolute path to another folder{OWN_FOLDER}")
+    return stamp
 
-    All are None where it names none, or where a column that it does not name is missing.
-    """
+
+def _check_columns(dataset: FileSet, columns: list[str]) -> None:
+    """Raise `CmpError` if a column that the manifest names is missing, or all of a kind."""
+    reader, there = dataset.reader, f"here are {', '.join(columns)}"
+    for key in COLUMN_KEYS:
+        name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
+        if is_named and name is not None and name not in columns:
+            near = did_you_mean(name, columns)
+            hint = f"{near} T{there}" if near else f"; t{there}"
+            raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{hint}")
+    if not {reader.label, reader.caption} & set(columns):
+        what = "name a column of captions or of labels, by `caption` or `label`"
+        raise CmpError(f"{dataset.name}: reader: {what}; t{there}")
+
+
+def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
+    """The values of the column that the manifest names by `key`; all None if it is not there."""
     name = getattr(dataset.reader, key)
-    if name in frame:
-        return frame[name].tolist()
-    if key == "image" or (name is not None and key in dataset.reader.model_fields_set):
-        columns = ", ".join(map(str, frame))
-        raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}; there are {columns}")
-    return [None] * len(frame)
+    return frame[name].tolist() if name in frame else [None] * len(frame)
 
 
 def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
     """The index of a table; an image without a name is called by its row."""
-    splits, labels = (_column(dataset, frame, key) for key in ("split", "label"))
+    keys = ("split", "label", "update")
+    splits, labels, updates = (_column(dataset, frame, key) for key in keys)
     if dataset.reader.label in frame:
         labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
     if dataset.reader.caption in frame:  # what pandas has for a missing one is no caption, either
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
-    if not {dataset.reader.label, dataset.reader.caption} & set(frame):
-        raise CmpError(f"{dataset.name}: reader: name a column of captions or of labels")
     sources = [name or f"row {row}" for row, name in enumerate(names)]
-    rows = list(map(Row, sources, stamps, map(_split_text, splits), labels, captions))
+    splits, updates = map(_cell_text, splits), map(_cell_text, updates)
+    rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
     return build_index(dataset, rows, read, [])
 
 
-def _split_text(value: object) -> str:
-    """A split as a text, whatever was found; "" for a missing one."""
+def _cell_text(value: object) -> str:
+    """A cell as a text, whatever was found; "" for a missing one."""
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_missing else str(value).strip()
 
@@ -220,17 +263,20 @@ def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedAr
 
 def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
     image = dataset.reader.image
-    wanted = {getattr(dataset.reader, key) for key in ("image", "caption", "label", "split")}
+    wanted = {getattr(dataset.reader, key) for key in COLUMN_KEYS}
     files = [pq.ParquetFile(path) for path in paths]
     schema = files[0].schema_arrow
+    _check_columns(dataset, schema.names)
     if repeated := [name for name in wanted if schema.names.count(name) > 1]:
         raise ValueError(f"several columns are called {repeated[0]!r}")
     at = schema.get_field_index(image)
     as_bytes = at >= 0 and schema.types[at] not in (pa.string(), pa.large_string())
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    frame = pd.concat([file.read(columns=columns).to_pandas() for file in files])
+    frames = [file.read(columns=columns).to_pandas() for file in files]
     if not as_bytes:
-        return read_frame(dataset, frame, root)
+        placed = zip(frames, paths, strict=True)
+        frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
+        return read_frame(dataset, pd.concat(frames), root)
     stamps, rows = [], []
     for number, file in enumerate(files):
         changed = paths[number].stat().st_ctime_ns
@@ -241,4 +287,4 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             rows += [(number, group, row) for row in range(len(lengths))]
     read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, frame, names, stamps, read)
+    return _index_frame(dataset, pd.concat(frames), names, stamps, read)

@@ -1,0 +1,99 @@
+"""What keeps the scores of some sets from saying what they seem to: equal pictures, few of them."""
+
+import pandas as pd
+
+from cmp.evaluation import RETRIEVAL_K, chance_of_recall
+from cmp.readers.index import ImageIndex
+
+HIGH_CHANCE = 0.1
+"""The chance level of retrieval from which on it is told."""
+
+
+def notes_on(indexes: list[ImageIndex]) -> list[str]:
+    """Return what `cmpt data check` notes of the sets of a collection, sentence by sentence.
+
+    Args:
+        indexes: The sets; equal pictures are looked for among those that were checked.
+    """
+    checked = [index for index in indexes if "digest" in index.table]
+    sentences = leaked_pictures(checked)
+    sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
+    return sentences + [sentence for index in indexes for sentence in limits_of_recall(index)]
+
+
+def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
+    """Say which pictures are both trained on, or replayed, and scored.
+
+    Pictures are equal if their files are, byte for byte.
+
+    Args:
+        indexes: All sets of a collection, checked.
+
+    Returns:
+        A sentence for each two sets that share such pictures, or a set and itself.
+    """
+    if not indexes:
+        return []
+    table = pd.concat([index.table.assign(set=index.dataset.name) for index in indexes])
+    trained = table.loc[table["split"] == "train"].drop_duplicates(["set", "digest"])
+    scored = table.loc[table["split"] != "train"]
+    shared = scored.merge(trained, on="digest", suffixes=("", "_trained"))
+    return [
+        f"{name}: pictures to score that are training pictures of {other}, too: {len(part)}, such "
+        f"as {part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test what was "
+        "learned by heart, so take them out of one of the two"
+        for (name, other), part in shared.groupby(["set", "set_trained"], sort=False)
+    ]
+
+
+def repeated_pictures(index: ImageIndex) -> list[str]:
+    """Say which training pictures are in a set again under another name.
+
+    Args:
+        index: The set, checked.
+
+    Returns:
+        A sentence, or none.
+    """
+    table = index.table.loc[index.table["split"] == "train"].drop_duplicates(["digest", "source"])
+    part = table.loc[table["digest"].duplicated(keep=False)].sort_values("digest", kind="stable")
+    if part.empty:
+        return []
+    by_digest = part.groupby("digest")
+    torn = int((by_digest["label"].nunique() > 1).sum())
+    classes = f", {torn} of them in several classes" if torn else ""
+    return [
+        f"{index.dataset.name}: training pictures with several names: {by_digest.ngroups}{classes}"
+        f", such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each name is drawn as "
+        "often as any other"
+    ]
+
+
+def limits_of_recall(index: ImageIndex) -> list[str]:
+    """Say where R@5 of a set for retrieval is high by chance, or cannot be 100 %.
+
+    Of pictures or captions that are equal, any model ranks one as high as the other.
+
+    Args:
+        index: The set; equal pictures are found only if it was checked.
+
+    Returns:
+        A sentence for each limit.
+    """
+    rows = index.table.loc[index.table["split"] == "test"].reset_index(drop=True)
+    if index.dataset.task != "retrieval" or rows.empty:
+        return []
+    asked = rows.assign(owner=rows.index).explode("captions")
+    chance = chance_of_recall(asked["owner"].to_numpy())
+    keys = [key for key in ("digest", "captions") if key in asked]
+    equal = [asked.groupby(key)["owner"].transform("nunique") for key in keys]
+    ceiling = (RETRIEVAL_K / pd.concat(equal, axis=1).max(axis=1)).clip(upper=1).mean()
+    what, sentences = f"{index.dataset.name}: R@{RETRIEVAL_K} of {len(rows)} test pictures is", []
+    if chance >= HIGH_CHANCE:
+        sentences.append(f"{what} {100 * chance:.0f} % by chance; with more of them it tells more")
+    if ceiling < 1:
+        sentences.append(
+            f"{what} about {100 * ceiling:.0f} % at best, as more than {RETRIEVAL_K} of them share "
+            "a caption or are equal"
+        )
+    return sentences

@@ -1,0 +1,128 @@
+"""What `cmpt data check` notes of pictures that can be used."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pictures import classes, fileset, picture, tree
+from typer.testing import CliRunner
+
+from cmp import cli
+from cmp.data import load_data
+from cmp.evaluation import retrieval_hits
+from cmp.readers import collection, notes, tables
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    """What was checked is kept in a build folder of the test's own."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A collection of two sets: what arrives, and what is scored alone."""
+    classes(tmp_path / "p/new", ["a", "b"], 4, "train/")
+    tree(tmp_path / "p/new", {"test/a/8.png": picture(8), "test/b/9.png": picture(9)})
+    tree(
+        tmp_path / "p/kept",
+        {f"{name}/{n}.png": picture(ord(name) + 50 * n) for name in "cd" for n in (5, 6)},
+    )
+    for name, role in (("new", "adapt"), ("kept", "eval")):
+        about = fileset(name=name, role=role, splits={"test": 1.0} if role == "eval" else {})
+        write(tmp_path / "p" / name / "manifest.yaml", about)
+    return tmp_path / "p"
+
+
+def write(path, manifest):
+    path.write_text(json.dumps(json.loads(manifest.model_dump_json(exclude_none=True))))
+
+
+def check(folder, *options) -> str:
+    said = CliRunner().invoke(cli.app, ["data", "check", str(folder), *options])
+    assert said.exit_code == 0, said.output
+    return " ".join(said.output.split())
+
+
+def test_a_picture_that_is_trained_on_and_scored_is_named(folder):
+    assert "note" not in check(folder)
+    (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
+    (folder / "kept/d/leak.png").write_bytes((folder / "new/train/b/1.png").read_bytes())
+    words = "kept: pictures to score that are training pictures of new, too: 2, such as c/leak.png"
+    assert f"note: {words} and train/a/1.png" in check(folder)
+    assert "note" not in check(folder, "--no-decode")  # which reads no picture
+    with pytest.warns(UserWarning, match="training pictures of new, too: 2, such as"):
+        load_data(str(folder))
+
+
+def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypatch):
+    (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
+    with pytest.warns(UserWarning, match="training pictures of new, too: 1, such as"):
+        collection.load_collection(str(folder))
+    monkeypatch.setattr("cmp.readers.images._check_image", None)
+    with pytest.warns(UserWarning, match="training pictures of new, too: 1, such as"):
+        collection.load_collection(str(folder))
+
+
+def test_equal_pictures_whose_names_fall_into_two_splits_are_named(tmp_path):
+    """They stay where they are: which picture is in the test is decided by its name alone."""
+    root = classes(tmp_path / "p", ["a", "b"], 30)
+    for number in range(0, 30, 2):
+        (root / f"a/{number + 1}.png").write_bytes((root / f"a/{number}.png").read_bytes())
+    index = collection.check_images(collection.read_index(fileset(), root))
+    assert len(index.table) == 60
+    [sentence] = notes.leaked_pictures([index])
+    held = index.table[index.table["split"] != "train"]
+    contents = {
+        (root / n).read_bytes() for n in index.table["source"][index.table.split == "train"]
+    }
+    count = sum((root / name).read_bytes() in contents for name in held["source"])
+    assert count > 0 and f"training pictures of mine, too: {count}, such" in sentence
+
+
+def test_training_pictures_with_several_names_are_named(tmp_path):
+    root = classes(tmp_path / "p", ["a", "b"], 3)
+    tree(root, {"a/again.png": (root / "a/0.png").read_bytes()})
+    tree(root, {"b/again.png": (root / "b/0.png").read_bytes()})
+    tree(root, {"b/other.png": (root / "a/0.png").read_bytes()})
+    index = collection.check_images(collection.read_index(fileset(role="pool"), root))
+    [sentence] = notes.repeated_pictures(index)
+    assert sentence.startswith(
+        "mine: training pictures with several names: 2, 1 of them in several"
+    )
+    frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
+    named = tables.read_frame(fileset("frame", role="pool"), frame, root)
+    assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
+
+
+def captioned(captions, pictures) -> list[str]:
+    frame = pd.DataFrame({"filepath": [picture(n) for n in pictures], "title": captions})
+    chosen = fileset("frame", role="eval", splits={"test": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return notes.limits_of_recall(collection.check_images(tables.read_frame(chosen, frame)))
+
+
+def test_retrieval_that_is_right_by_chance_is_told():
+    assert "R@5 of 5 test pictures is 100 % by chance" in captioned(list("abcde"), range(5))[0]
+    assert captioned([f"text {n}" for n in range(60)], range(60)) == []
+
+
+@pytest.mark.parametrize("what", ["captions", "pictures"])
+def test_retrieval_that_cannot_be_right_is_told(what):
+    """The ceiling is what a perfect model reaches, which ranks equal ones at random."""
+    group = np.minimum(np.arange(60) // 12, 3)  # three of 12, one of 24
+    random, none = np.random.default_rng(0), np.arange(60)
+    texts, pictures = (group, none) if what == "captions" else (none, group)
+    [sentence] = captioned([f"text {n}" for n in texts], pictures)
+    hits = []
+    for _ in range(50):
+        feature = torch.eye(64)[torch.from_numpy(group)]
+        image, text = (feature + 1e-3 * torch.from_numpy(random.random((60, 64))) for _ in "ab")
+        hits += map(np.mean, retrieval_hits(image.float(), text.float(), torch.arange(60)))
+    expected = 100 * (36 * 5 / 12 + 24 * 5 / 24) / 60
+    assert abs(100 * np.mean(hits) - expected) < 3
+    assert f"is about {expected:.0f} % at best" in sentence
