@@ -281,17 +281,3 @@ def shell(folder, *arguments):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
-
-
-def test_a_plugin_s_options_are_taken_by_the_shell_and_its_workers(corpus, tmp_path, monkeypatch):
-    plugin = tmp_path / "sawtooth.py"
-    plugin.write_text(
-        "import cmp\n\n\n@cmp.register('schedule', 'sawtooth', continuous=False)\n"
-        "def sawtooth(task, step):\n    return 1 - step % 5 / 5\n"
-    )
-    settings = ["schedule.name=sawtooth", "training.steps=3", "stream.tasks=2"]
-    command = ["--plugin", str(plugin), "run", "quick", *settings, "--dry-run"]
-    result = shell(Path(cli.__file__).parents[2], *command)
-    assert "schedule.name: sawtooth" in result.stdout, result.stderr
-    command = command[2:]
-    assert "sawtooth" in shell(Path(cli.__file__).parents[2], *command).stderr
