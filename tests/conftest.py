@@ -25,8 +25,9 @@ LONGEST = (
 follow each other, so that of two processes none waits for the other to build it."""
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("suite", deadline=None, max_examples=25)
+settings.register_profile("deep", deadline=None, max_examples=500)
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(trylast=True)

@@ -286,13 +286,15 @@ def finish_cmpt(*arguments: str) -> str:
 
 @section(3, "killed and resumed")
 def kill_and_resume(lab: Lab) -> Values:
-    """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end."""
+    """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end; where
+    everything is small, without the first two, which other tests do on a CPU."""
     run_config, _ = lab.prepare(f"evaluation.subset={lab.size(8, 1)}", "evaluation.full=false")
     settings = [f"training.steps={lab.size(60, 25)}"]
     file, found = lab.work / "run.yaml", {}
     file.write_text(json.dumps(config.override(run_config.to_dict(), settings)))
     command = ("run", str(file), "--device", lab.device, "--keep-weights")
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
+    signals = ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143))
+    for number, status in signals[lab.size(0, 1) :]:
         log = lab.out / f"run-{number.name}.log"
         with log.open("w") as output:
             process = run_cmpt(*command, stdout=output, stderr=subprocess.STDOUT)
