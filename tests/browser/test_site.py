@@ -15,7 +15,6 @@ from lab import site
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 PAPER = "getComputedStyle(document.body).backgroundColor"
-MILLISECONDS = 60_000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +28,7 @@ def there():
 
 @pytest.fixture(scope="module")
 def browser(there):
-    with browser_site.chromium() as found:
+    with lab.browser() as found:
         yield found
 
 
@@ -43,7 +42,7 @@ def address(there, pages):
 def watched(browser):
     """A page at a desk's width; at its end nothing was asked of elsewhere, nothing went wrong."""
     page = browser.new_page(viewport=DESK)
-    page.set_default_timeout(MILLISECONDS)
+    page.set_default_timeout(1000 * lab.PAGE_SECONDS)
     found = lab.Watched(page)
     page.on("console", lambda said: found.errors.append(said.text) if said.type == "error" else 0)
     yield page
