@@ -147,13 +147,18 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     assert "hidden = 1" not in cells
 
 
-def test_every_broken_reference_is_named_and_fails_the_build(tmp_path, pages):
-    text = "See {ref}`nowhere`, [it](missing.md) and {cite:p}`nobody2020`."
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("See {ref}`nowhere`.", "nowhere"),
+        ("See [it](missing.md).", "missing.md"),
+        ("See {cite:p}`nobody2020`.", "nobody2020"),
+    ],
+)
+def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
-    with pytest.raises(CmpError, match="not built") as caught:
+    with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
         site.build_pages(tmp_path)
-    for name in ("nowhere", "missing.md", "nobody2020"):
-        assert name in str(caught.value)
 
 
 def test_parts_of_a_package_are_placed(tmp_path):
