@@ -10,26 +10,32 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
+from cmp import registry
 from cmp.embedded import packed
 from lab import site
 from tests import options
 
-SLOW = (
-    "test_explorers.py", "test_own_options.py", "test_studies.py", "test_kill.py",
-    "test_budgets.py", "test_cli.py", "test_site.py", "test_h100.py",
+LONGEST = (
+    "browser/test_explorers.py", "test_site.py", "browser/test_site.py", "test_h100.py",
+    "test_cluster.py", "test_foreign.py", "test_own_options.py", "test_parts.py", "test_loader.py",
+    "test_budgets.py", "test_fast.py", "test_book.py", "test_explorers.py", "test_studies.py",
+    "test_kill.py", "test_merging.py",
 )  # fmt: skip
-"""Files of tests that start browsers, kernels or processes."""
+"""The files that take longest, in the order in which they begin. The two that need the site built
+follow each other, so that of two processes none waits for the other to build it."""
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("suite", deadline=None, max_examples=25)
+settings.register_profile("deep", deadline=None, max_examples=500)
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that no process works on one of them alone at the
     end; the order within a file stays."""
-    items.sort(key=lambda item: item.path.name not in SLOW)
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,6 +71,16 @@ def is_first(config: pytest.Config) -> bool:
 def corpus():
     """The whole embedded benchmark, as `make test` built it."""
     return packed.load_embedded()
+
+
+@pytest.fixture
+def own_options():
+    """What a test registers is gone afterwards."""
+    before = {kind: dict(registry._loaded(kind)) for kind in registry.KINDS}
+    yield
+    for kind, known in before.items():
+        registry._loaded(kind).clear()
+        registry._loaded(kind).update(known)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Runs of several processes: `torchrun ranks.py FOLDER` computes them and writes what the first
 process finds; `tests/test_parts.py` compares it with what one process finds. `torchrun ranks.py
-FOLDER killed` is a run in which the last process is killed the first time."""
+FOLDER killed`, which comes first, begins a run in which the last process is killed."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def noted(
 
 
 def main(folder: Path) -> None:
-    """All of `RUNS`, and one that is stopped and goes on."""
+    """All of `RUNS`, one that is stopped and goes on, and one that was killed and goes on."""
     torch.set_num_threads(1)
     with distributed.init_distributed():
         for name, (settings, execution) in RUNS.items():
@@ -75,16 +75,19 @@ def main(folder: Path) -> None:
                 continue
             save_file(weights, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps([losses, metrics["score"].tolist()]))
-        stopped = stop_and_go_on()
-        if distributed.rank() == 0:
-            save_file(stopped, folder / "resumed.safetensors")
+        for name, weights in {"resumed": stop_and_go_on(), "after": go_on()}.items():
+            if distributed.rank() == 0:
+                save_file(weights, folder / f"{name}.safetensors")
+
+
+def manager_of(run_id: str, **options) -> CheckpointManager | None:
+    """What saves a run, in the first process."""
+    return None if distributed.rank() else CheckpointManager(run_id, **options).__enter__()
 
 
 def stop_and_go_on() -> dict:
     """The final weights of the first of `RUNS`, stopped by a signal to one process."""
-    manager = None
-    if distributed.rank() == 0:
-        manager = CheckpointManager("ab" * 32).__enter__()
+    manager = manager_of("ab" * 32)
     try:
         noted(small(), manager=manager, stop_at=4)
     except Interrupted as stop:
@@ -94,26 +97,23 @@ def stop_and_go_on() -> dict:
     return weights
 
 
-def be_killed_or_go_on(folder: Path) -> None:
-    """The first of `RUNS`, saved after each step; one process is killed unless one was before."""
+def be_killed() -> None:
+    """Begin the first of `RUNS`, saved after each step; the last process is killed in it."""
     torch.set_num_threads(1)
-    marker = folder / "killed"
-    first = not marker.exists()
     with distributed.init_distributed():
-        distributed.barrier()  # both have looked
-        manager = None
-        if distributed.rank() == 0:
-            marker.touch()
-            manager = CheckpointManager("cd" * 32, interval=0).__enter__()
-        stop = {"stop_at": 4, "number": signal.SIGKILL} if first else {}
-        losses, weights, _ = noted(small(), manager=manager, **stop)
-        if distributed.rank() == 0:
-            assert 0 < len(losses) < 6, "it went on from a checkpoint"
-            save_file(weights, folder / "after.safetensors")
+        manager = manager_of("cd" * 32, interval=0)
+        noted(small(), manager=manager, stop_at=4, number=signal.SIGKILL)
+
+
+def go_on() -> dict:
+    """The final weights of the run that was killed."""
+    losses, weights, _ = noted(small(), manager=manager_of("cd" * 32))
+    assert 0 < len(losses) < 6, "it went on from a checkpoint"
+    return weights
 
 
 if __name__ == "__main__":
     if sys.argv[2:] == ["killed"]:
-        be_killed_or_go_on(Path(sys.argv[1]))
+        be_killed()
     else:
         main(Path(sys.argv[1]))

@@ -353,7 +353,6 @@ def test_a_chapter_goes_stale_with_numerics(tmp_path, monkeypatch):
 def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, capsys):
     write(tmp_path, "00_a", "1 / 0")
     write(tmp_path, "01_b", "print(hash('a'), profile, seeds)")
-    write(tmp_path, "02_c", "print(hash('a'), profile, seeds)")
 
     def run_all(jobs, target, numbers=None):
         given = {"seeds": "2"}
@@ -363,14 +362,13 @@ def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, caps
         with pytest.raises(CmpError, match=r"1 of the chapters failed\n00_a: cell \[3\]"):
             run_all(jobs, f"out{jobs}")
     assert texts(tmp_path / "out1" / "01_b.ipynb").endswith(" cpu 2\n")
-    found = {texts(tmp_path / f"out{n}" / f"{c}.ipynb") for n in (1, 2) for c in ("01_b", "02_c")}
-    assert len(found) == 1
+    assert len({texts(tmp_path / f"out{jobs}" / "01_b.ipynb") for jobs in (1, 2)}) == 1
     capsys.readouterr()
     before = (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns
-    run_all(1, "out1", ["1", "2"])
+    run_all(1, "out1", ["1"])
     printed = capsys.readouterr().out
     assert (tmp_path / "out1" / "01_b.ipynb").stat().st_mtime_ns == before
-    assert "01_b: current, skipped" in printed and "0 of 2 chapters to run" in printed
+    assert "01_b: current, skipped" in printed and "0 of 1 chapters to run" in printed
     assert str(tmp_path / "out1") in printed
 
 

@@ -140,13 +140,44 @@ def test_the_device_follows_from_the_model(settings, device):
     assert models.default_device(run_config.model.name, "cuda:1") == "cuda:1"
 
 
-def test_the_shell_prints_a_sentence_and_ends_with_status_2():
-    command = [sys.executable, "-c", "from cmp.cli import main; main()", "data", "show", "nothing"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("cmp: no dataset is called 'nothing'")
-    assert result.stderr.count("\n") == 1
+OUTSIDE = """import sys
+from cmp.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["cmpt", *command.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        for stream in (sys.stdout, sys.stderr):
+            print(f"\\0{stop.code}\\0", end="", file=stream)
+"""
+NEED_A_CHECKOUT = (
+    "study front --dry-run", "book --dry-run", "site", "plan --gpu-hours 1", "results verify",
+)  # fmt: skip
+NO_DATASET, TOO_LONG = "data show nothing", f"data init {'a' * 300}"
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """Command -> (status, standard output, standard error) in an empty folder, as from a wheel: no
+    book, no results, no folder `_build`; all in one process, for it starts slowly."""
+    commands = ["doctor", NO_DATASET, TOO_LONG, *NEED_A_CHECKOUT]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    environment.pop("CMP_BUILD", None)
+    done = subprocess.run(
+        [sys.executable, "-c", OUTSIDE, *commands],
+        cwd=tmp_path_factory.mktemp("empty"), env=environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    said, errors = done.stdout.split("\0"), done.stderr.split("\0")
+    statuses = map(int, said[1::2])
+    return dict(zip(commands, zip(statuses, said[::2], errors[::2], strict=False), strict=True))
+
+
+def test_the_shell_prints_a_sentence_and_ends_with_status_2(outside):
+    status, said, errors = outside[NO_DATASET]
+    assert (status, said) == (2, "")
+    assert errors.startswith("cmp: no dataset is called 'nothing'")
+    assert errors.count("\n") == 1
 
 
 def test_version():
@@ -199,10 +230,10 @@ def test_the_build_folder_is_one_wherever_a_child_starts(tmp_path, monkeypatch):
     assert (tmp_path / "mine" / "paused").exists()
 
 
-def test_a_disk_that_refuses_is_a_sentence(tmp_path):
-    result = shell(tmp_path, "data", "init", "a" * 300)
-    assert result.returncode == 2 and "File name too long" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_disk_that_refuses_is_a_sentence(outside):
+    status, _, errors = outside[TOO_LONG]
+    assert status == 2 and "File name too long" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -243,52 +274,16 @@ def test_the_help_is_grouped_and_names_every_command_once():
     assert [name for name in names if not name.startswith("--")] == list(cli.COMMANDS)
 
 
-def test_outside_a_checkout_the_book_s_commands_say_what_they_need(tmp_path):
-    """As from a wheel: no book, no results, no folder `_build`; in one process, for it starts
-    slowly."""
-    commands = ["study front --dry-run", "book --dry-run", "site", "plan --gpu-hours 1"]
-    commands += ["results verify"]
-    code = "import sys; from cmp.cli import main\nfor command in sys.argv[1:]:\n"
-    code += "    sys.argv = ['cmpt', *command.split()]\n    try:\n        main()\n"
-    code += "    except SystemExit as stop:\n        print('status', stop.code)"
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    environment.pop("CMP_BUILD", None)
-    result = subprocess.run(
-        [sys.executable, "-c", code, *commands],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.stdout.splitlines() == ["status 2"] * len(commands), result.stderr
-    assert len(result.stderr.splitlines()) == len(commands)
-    assert result.stderr.count("checkout of the project") == len(commands)
+@pytest.mark.parametrize("command", NEED_A_CHECKOUT)
+def test_outside_a_checkout_the_book_s_commands_say_what_they_need(outside, command):
+    status, said, errors = outside[command]
+    assert (status, said) == (2, "")
+    assert len(errors.splitlines()) == 1 and "checkout of the project" in errors
 
 
-def test_doctor_works_in_an_empty_folder(tmp_path):
-    result = shell(tmp_path, "doctor")
-    assert result.returncode == 1 and result.stderr == ""
-    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+def test_doctor_works_in_an_empty_folder(outside):
+    status, said, errors = outside["doctor"]
+    assert (status, errors) == (1, "")
+    lines = {line.split()[0]: line for line in said.splitlines()}
     assert "missing" in lines["data"] and "cmpt data build" in lines["data"]
     assert "1 of small" in lines["bases"]
-
-
-def shell(folder, *arguments):
-    """The command line in a folder of its own, from this package."""
-    environment = {key: value for key, value in os.environ.items() if key != "CMP_BUILD"}
-    environment["PYTHONPATH"] = str(Path(cli.__file__).parents[2])
-    command = [sys.executable, "-m", "cmp", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_a_plugin_s_options_are_taken_by_the_shell_and_its_workers(corpus, tmp_path, monkeypatch):
-    plugin = tmp_path / "sawtooth.py"
-    plugin.write_text(
-        "import cmp\n\n\n@cmp.register('schedule', 'sawtooth', continuous=False)\n"
-        "def sawtooth(task, step):\n    return 1 - step % 5 / 5\n"
-    )
-    settings = ["schedule.name=sawtooth", "training.steps=3", "stream.tasks=2"]
-    command = ["--plugin", str(plugin), "run", "quick", *settings, "--dry-run"]
-    result = shell(Path(cli.__file__).parents[2], *command)
-    assert "schedule.name: sawtooth" in result.stdout, result.stderr
-    command = command[2:]
-    assert "sawtooth" in shell(Path(cli.__file__).parents[2], *command).stderr

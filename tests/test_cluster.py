@@ -26,7 +26,7 @@ from cmp.experiments.runs import unfinished_runs
 from cmp.files import build_folder
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
-SEEDS = range(8)
+SEEDS = range(5)
 assert "bench-nano" in networks.BENCH  # importing it registers the model
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
@@ -175,7 +175,8 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
 
     on_ray = tables(configs)
     fresh(tmp_path / "local", monkeypatch)
-    studies.compute_runs(configs, 2)
+    for run_config in configs:
+        workers.run_one(run_config)
     pd.testing.assert_frame_equal(on_ray, tables(configs), check_exact=True)
 
 

@@ -49,7 +49,6 @@ MEMORY = 2**30
 """What this process may take beyond what it holds when the tests begin."""
 
 BOUNDED = settings(
-    max_examples=60,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -19,8 +19,8 @@ stream_seed: int = 0  # its stream
 RUNS = """\
 from cmp.experiments import store
 runs = {"thirds": store.load_run(RUN_IDS[stream_seed])}
-if peak == 0.2:
-    raise ValueError("no such peak")"""
+if stream_seed == 1:
+    raise ValueError("no such stream")"""
 
 book_on_path = test_book.book_on_path
 
@@ -54,28 +54,26 @@ def test_an_impossible_grid_is_refused(given, seeds, words):
         grids.expand_grid(given, seeds, 0)
 
 
-def test_a_point_that_fails_leaves_the_others_and_is_listed(tmp_path, capsys):
+def test_a_point_that_fails_leaves_the_others_and_is_listed(tmp_path):
     results.restore_runs(studies.load_study("mixtures"))
     ids = [run.id for run in results.published_runs("mixtures")[:2]]
     runs = RUNS.replace("RUN_IDS", str(ids))
     source = test_book.write(tmp_path, "04_rates", runs, parameters=PARAMETERS)
-    given = {"peak": "0.1,0.2"}
-    with pytest.raises(CmpError, match="no such peak"):
+    given = {"peak": "0.1"}
+    with pytest.raises(CmpError, match="no such stream"):
         grids.run_grid("quick", "04", given, seeds=2, jobs=2, folder=tmp_path)
     folder = build_folder() / "grids" / f"{source.stem}, quick"
     index = (folder / "index.md").read_text()
-    assert index.count("| 0.1 |") == 2 and "| 0.2 |" not in index
-    assert "## Failed" in index and "peak 0.2, stream_seed 1" in index
+    done, failed = index.split("## Failed")
+    assert done.count("| 0.1 |") == 1 and "peak 0.1, stream_seed 1" in failed
     assert (folder / "ends.svg").stat().st_size > 1000
     record = run.run_record(folder / "peak 0.1, stream_seed 0.ipynb")
     gained, kept = record["ends"]["thirds"]
     assert f"| thirds | {gained:.1f} | {kept:.1f} |" in index
-    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("peak 0.1*.ipynb")}
-    capsys.readouterr()
-    with pytest.raises(CmpError, match="2 of the chapters failed"):
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("*0.ipynb")}
+    with pytest.raises(CmpError, match="1 of the chapters failed"):
         grids.run_grid("quick", "04", given, seeds=2, folder=tmp_path)
-    assert made == {path.name: path.stat().st_mtime_ns for path in folder.glob("peak 0.1*.ipynb")}
-    assert json.loads((folder / "peak 0.1, stream_seed 1.ipynb").read_text())["metadata"]["cmp"]
+    assert made == {path.name: path.stat().st_mtime_ns for path in folder.glob("*0.ipynb")} != {}
 
 
 def test_nothing_starts_where_a_parameter_is_wrong(tmp_path):

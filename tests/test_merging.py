@@ -209,7 +209,6 @@ def test_every_rule_of_the_package_has_a_reference():
 
 @pytest.mark.parametrize("rule", REFERENCES)
 @given(SEEDS, COUNTS, st.floats(0.01, 0.9), st.none() | st.floats(0.1, 2))
-@settings(max_examples=25)
 def test_fast_is_reference(rule, seed, count, density, scale):
     tuned, base = several(2 if rule in PAIR_RULES else count, seed)
     options = MergeOptions(scale=scale, density=density, outliers=0.05, draw=(seed, 3))
@@ -254,7 +253,6 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
     "rule", ["interpolation", "slerp", "task-arithmetic", "model-stock", "magmax", "random", "ties"]
 )
 @given(SEEDS, COUNTS)
-@settings(max_examples=20)
 def test_equal_models_give_themselves(rule, seed, count):
     tuned, base = several(1, seed)
     count = 2 if rule in PAIR_RULES else count
@@ -273,7 +271,6 @@ def test_models_that_did_not_move_give_themselves(rule, seed, count):
 
 @pytest.mark.parametrize("rule", registry.option_names("merge_rule", "weight"))
 @given(SEEDS, st.floats(0.01, 0.99))
-@settings(max_examples=20)
 def test_weights_are_of_the_newest_first(rule, seed, weight):
     (newer, older), _ = several(2, seed, size=1.0)
     assert identical(merge(rule, [newer, older], weights=(1.0, 0.0)), newer)
@@ -287,7 +284,6 @@ def test_weights_are_of_the_newest_first(rule, seed, weight):
 
 
 @given(SEEDS, st.permutations(range(4)))
-@settings(max_examples=20)
 def test_the_mean_knows_no_order(seed, order):
     tuned, base = several(4, seed)
     close(merge("interpolation", [tuned[i] for i in order]), merge("interpolation", tuned))
@@ -297,7 +293,6 @@ def test_the_mean_knows_no_order(seed, order):
 
 
 @given(SEEDS, st.floats(0, 1))
-@settings(max_examples=30)
 def test_slerp_keeps_the_norm_of_equal_norms(seed, weight):
     a, b = (torch.randn(64, generator=torch_generator("s", seed, i)) for i in range(2))
     b = b * a.norm() / b.norm()
@@ -315,7 +310,6 @@ def test_slerp_of_opposites_and_zeros_is_a_line():
 
 
 @given(SEEDS)
-@settings(max_examples=20)
 def test_one_model_at_full_density_comes_back(seed):
     tuned, base = several(1, seed)
     for rule in ("ties", "dare", "dare-ties"):
@@ -369,7 +363,6 @@ def test_signs_of_tiny_entries_are_elected():
     st.lists(st.integers(1, 400), min_size=1, max_size=4), SEEDS, DENSITIES,
     st.sampled_from(["normal", "few", "zero", "tail"]),
 )  # fmt: skip
-@settings(max_examples=120)
 def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     rng = np.random.default_rng(seed)
     draw = {

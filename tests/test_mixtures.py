@@ -9,7 +9,7 @@ import forked
 import numpy as np
 import options
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -137,7 +137,6 @@ def make_sampler(sizes=(90, 60, 30), shares=(0.25, 0.25, 0.5), batch=16, steps=2
     st.lists(st.integers(1, 60), min_size=3, max_size=3), shares(), st.integers(2, 40),
     st.booleans(), st.integers(0, 3),
 )  # fmt: skip
-@settings(max_examples=50)
 def test_a_sampler_keeps_the_shares_and_repeats_nothing_within_a_pass(
     sizes, mixture, batch, empty, task
 ):
@@ -380,7 +379,6 @@ def test_policies_want_what_they_need():
 
 
 @given(st.floats(0.001, 1.0), st.integers(0, 5))
-@settings(max_examples=20)
 def test_a_part_of_the_pool_is_kept(share, seed):
     corpus = forked.small_corpus()
     for pool, role in ROLE_OF_POOL.items():

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
-import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from typer.testing import CliRunner
 
 from cmp import cli, config, registry
@@ -19,34 +21,31 @@ from cmp.files import build_folder
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"
 MAX_OPTION_LINES = 12
-EXECUTE = """
-import sys, nbformat
-from nbclient import NotebookClient
-notebook = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-nbformat.write(notebook, sys.argv[1])
-"""
+SHOWS = "asked.stream_explorer"
 
 
-def start(folder: Path, build: Path) -> subprocess.Popen:
-    """Start executing the notebook in a process and a kernel of its own."""
-    path = folder / "own_options.ipynb"
-    nbformat.write(jupytext.read(NOTEBOOK), path)
+def execute(build: Path, without: str = "\0") -> list[str]:
+    """Execute the notebook in a kernel of its own and return what it printed; `without` leaves the
+    cells out that hold it."""
+    notebook = jupytext.read(NOTEBOOK)
+    notebook.cells = [cell for cell in notebook.cells if without not in cell.source]
     environment = os.environ | {
         "CMP_BUILD": str(build),
-        "KERNEL_PID_FILE": str(folder / "pid"),
+        "KERNEL_PID_FILE": str(build / "pid"),
         "PYTHONPATH": os.pathsep.join([str(BOOK), str(BOOK.parent)]),
     }
-    command = [sys.executable, "-c", EXECUTE, str(path)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(env=environment)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output["text"].strip() for output in outputs if "text" in output]
 
 
-def outputs(folder: Path, process: subprocess.Popen) -> list[str]:
-    """Return what the notebook printed, once it has ended."""
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-3000:]
-    cells = nbformat.read(folder / "own_options.ipynb", as_version=4).cells
-    return [o["text"].strip() for cell in cells for o in cell.get("outputs", []) if "text" in o]
+def first_checkpoint(build: Path, has_ended) -> Path:
+    """Wait for the first checkpoint of a run's second task."""
+    deadline = time.monotonic() + 200
+    while not (found := list(build.glob("checkpoints/*/task-1-step-0-*"))):
+        assert not has_ended() and time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    return found[0]
 
 
 @pytest.fixture
@@ -62,19 +61,17 @@ def make_build(tmp_path):
     return make
 
 
-def test_five_options_run_by_name_survive_a_kill_and_resume(tmp_path, make_build):
+def test_five_options_run_by_name_survive_a_kill_and_resume(make_build):
     killed, whole = make_build("killed"), make_build("whole")
-    process = start(tmp_path, killed)
-    deadline = time.monotonic() + 200
-    while not list(killed.glob("checkpoints/*/task-1-step-0-*")):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.05)
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    process.kill()
-    process.communicate()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(execute, killed)
+        first_checkpoint(killed, first.done)
+        os.kill(int((killed / "pid").read_text()), signal.SIGKILL)
+        with pytest.raises(DeadKernelError):
+            first.result()
     assert not list(killed.glob("runs/*/run.json")), "the run had finished before it was killed"
-    resumed, known_names = outputs(tmp_path, start(tmp_path, killed))
-    expected, _ = outputs(tmp_path, start(tmp_path, whole))
+    resumed, known_names = execute(killed)
+    [expected] = execute(whole, without=SHOWS)
     assert resumed == expected  # run id and hash of the final weights
     assert known_names == "['by-name-length', 'low-spread', 'median']"  # explorers offer them
     [record] = whole.glob("runs/*/run.json")
@@ -105,15 +102,22 @@ def halved(task, step):
 """
 
 
-def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monkeypatch):
+@pytest.fixture
+def cmpt(own_options, monkeypatch):
+    """Return a function that does a command as a new process would, which knows no plugin but those
+    that the command names; it returns the status, and what was said."""
+    monkeypatch.setenv("CMP_PLUGINS", "")  # so that it is as before after the test
+
+    def invoke(*words: str) -> tuple[int, str]:
+        registry._loaded("schedule").pop("halved", None)
+        result = CliRunner().invoke(cli.app, words)
+        return result.exit_code, f"{result.output} {result.exception}"
+
+    return invoke
+
+
+def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monkeypatch, cmpt):
     build = make_build("build")
-
-    def cmpt(*words: str) -> tuple[int, str]:
-        environment = os.environ | {"CMP_BUILD": str(build)}
-        command = [sys.executable, "-m", "cmp", *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-
     same, other = tmp_path / "same.py", tmp_path / "other.py"
     same.write_text(PLUGIN.format(divisor=2))
     other.write_text(PLUGIN.format(divisor=4))
@@ -121,25 +125,21 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
     command += ["schedule.name=halved", "stream.tasks=2", "training.steps=60", "training.batch=8"]
     environment = os.environ | {"CMP_BUILD": str(build)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (begun := list(build.glob("checkpoints/*/task-1-step-0-*"))):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.05)
+    run_id = first_checkpoint(build, process.poll).parent.name
     process.kill()
     process.wait()
-    run_id = begun[0].parent.name
 
     monkeypatch.setenv("CMP_BUILD", str(build))
-    result = CliRunner().invoke(cli.app, ["resume", run_id])  # this process lacks the plugin
-    text = str(result.exception)
-    assert "'halved'" in text and "--plugin FILE" in text
+    for words in ("run quick schedule.name=halved --dry-run", f"resume {run_id}"):
+        status, text = cmpt(*words.split())
+        assert status and "'halved'" in text
+    assert "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "resume", run_id)
-    assert status == 2 and "another source" in text
+    assert status and "another source" in text
     status, text = cmpt("--plugin", str(same), "resume", run_id)
     assert status == 0, text
     for words in ("ls", f"show {run_id}", f"verify {run_id}"):
-        result = CliRunner().invoke(cli.app, ["results", *words.split()])
-        text = f"{result.output} {result.exception}"
+        _, text = cmpt("results", *words.split())
         assert "'halved'" in text and "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "results", "verify", run_id)
-    assert status == 2 and "another source" in text
+    assert status and "another source" in text

@@ -110,10 +110,12 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What two processes find, as `ranks.py` writes it."""
+    """What two processes find, as `ranks.py` writes it, after one of two others was killed."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "build").mkdir()
     (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
+    killed = launch(folder, "killed")
+    assert killed.returncode and "SIGKILL" in killed.stderr
     done = launch(folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -145,19 +147,10 @@ def test_two_processes_are_the_same_run_as_one(corpus, together, name):
     assert scores == pytest.approx(alone[2]["score"].tolist())
 
 
-def test_processes_stop_together_and_go_on_in_the_same_bits(together):
-    one, other = (load_file(together / f"{name}.safetensors") for name in ("full", "resumed"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_run_whose_process_was_killed_goes_on_in_the_same_bits(together):
-    killed = launch(together, "killed")
-    assert killed.returncode != 0
-    assert not (together / "after.safetensors").exists()
-    done = launch(together, "killed")
-    assert done.returncode == 0, done.stderr
-    one, other = (load_file(together / f"{name}.safetensors") for name in ("full", "after"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+@pytest.mark.parametrize("name", ["resumed", "after"], ids=["stopped together", "one was killed"])
+def test_processes_that_end_go_on_in_the_same_bits(together, name):
+    one, other = (load_file(together / f"{each}.safetensors") for each in ("full", name))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):

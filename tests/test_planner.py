@@ -8,7 +8,7 @@ import pytest
 import synthetic
 import torch
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -102,7 +102,6 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS, st.booleans())
-@settings(max_examples=40)
 def test_any_feasible_request_is_a_run_that_fits(known, request, adjusted):
     if adjusted:
         request = dataclasses.replace(request, gpu_hours=None, gmafs=request.gpu_hours * 1e5)

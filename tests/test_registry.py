@@ -17,21 +17,7 @@ from cmp.experiments import store
 from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 
-
-@pytest.fixture(autouse=True)
-def own_options():
-    """What a test registers is gone afterwards."""
-    before = {kind: dict(get_options(kind)) for kind in KINDS}
-    yield
-    for kind, options in before.items():
-        get_options(kind).clear()
-        get_options(kind).update(options)
-
-
-def get_options(kind):
-    return registry._loaded(kind)
-
-
+pytestmark = pytest.mark.usefixtures("own_options")
 MODULES: dict[str, dict] = {}
 """The names that cells have defined, by module."""
 IMPORTS = "import functools\nimport torch\nimport cmp\n"
@@ -360,7 +346,7 @@ CELL = """
 
 def digest_of(cell, kind="schedule"):
     """The digest of the option "mine" that a cell of a fresh notebook registers."""
-    get_options(kind).pop("mine", None)
+    registry._loaded(kind).pop("mine", None)
     MODULES.clear()
     run_cell(IMPORTS)
     run_cell(cell)
@@ -517,7 +503,7 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
 @pytest.mark.parametrize("cell", [SAWTOOTH.replace('"sawtooth"', '"mine"'), CELL])
 def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     digest = digest_of(cell)
-    get_options("schedule").pop("mine")
+    registry._loaded("schedule").pop("mine")
     path = tmp_path / "mine.py"
     path.write_text(IMPORTS + textwrap.dedent(cell))
     load_plugin(path)

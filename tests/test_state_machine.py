@@ -10,7 +10,7 @@ import warnings
 
 import pandas as pd
 import pytest
-from forked import STEPS, TASKS, small_config, small_corpus, small_id
+from forked import STEPS, TASKS, small_config, small_corpus
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,9 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cmp import checkpoints, evaluation, models
 from cmp.checkpoints import CheckpointManager
 from cmp.errors import Interrupted
+from cmp.experiments import store
 from cmp.runner import Observer, execute
 
 TOTAL = TASKS * STEPS
+CONFIG = small_config("model.name=tiny-half", "model.start=random")
 
 
 class Killed(BaseException):
@@ -30,13 +32,15 @@ class Killed(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def table():
     """Before all: the digests of one run's weights after 0, 1, ... `TOTAL` steps, its metrics."""
-    digests = [models.weights_digest(models.load_model(small_config().model, 0))]
+    digests = [models.weights_digest(models.load_model(CONFIG.model, 0))]
     observer = Observer(
         lambda task, step, result, model: digests.append(models.weights_digest(model))
     )
-    metrics = execute(small_config(), small_corpus(), observer).metrics
+    metrics = execute(CONFIG, small_corpus(), observer).metrics
     assert len(set(digests)) == TOTAL + 1
-    Life.digests, Life.metrics, Life.model = digests, metrics, models.create_model("small")
+    Life.digests, Life.metrics = digests, metrics
+    Life.model = models.create_model(CONFIG.model.name)
+    Life.run_id = store.run_id_of(CONFIG, small_corpus())
 
 
 def count(position):
@@ -61,7 +65,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.patch, self.place = pytest.MonkeyPatch(), tempfile.TemporaryDirectory()
         self.patch.setenv("CMP_BUILD", self.place.name)
-        self.folder = checkpoints.checkpoint_folder(small_id())
+        self.folder = checkpoints.checkpoint_folder(self.run_id)
         self.kept, self.damaged = [], 0
 
     def teardown(self):
@@ -77,9 +81,9 @@ class Life(RuleBasedStateMachine):
     def sit(self, after_step=lambda done: None):
         """Go on from the last checkpoint; `after_step` gets the number of steps done."""
         observer = Observer(lambda task, step, *_: after_step(count((task, step + 1))))
-        with CheckpointManager(small_id(), interval=0.0) as manager, warnings.catch_warnings():
+        with CheckpointManager(self.run_id, interval=0.0) as manager, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage, which `latest` below counts
-            return execute(small_config(), small_corpus(), observer, manager=manager)
+            return execute(CONFIG, small_corpus(), observer, manager=manager)
 
     def break_off(self, steps, how, error):
         """Go on for `steps` steps, or as many as are left; `how` happens in the last of them."""
@@ -115,7 +119,7 @@ class Life(RuleBasedStateMachine):
         result = self.sit()
         assert models.weights_digest(result.model) == self.digests[TOTAL]
         assert result.metrics.equals(self.metrics)
-        CheckpointManager(small_id()).remove()
+        CheckpointManager(self.run_id).remove()
         self.kept, self.damaged = [], 0
 
     @precondition(lambda self: self.kept)
@@ -123,7 +127,7 @@ class Life(RuleBasedStateMachine):
     def is_evaluated(self):
         path, state = self.latest()
         checkpoints.restore(state.tensors, self.model)
-        scores = evaluation.evaluate(self.model, "small", small_corpus(), subset=1)
+        scores = evaluation.evaluate(self.model, CONFIG.model.name, small_corpus(), subset=1)
         if state.progress.step == 0:
             kept = pd.DataFrame(state.progress.metrics)
             last = kept[(kept["task"] == state.progress.task) & (kept["scope"] == "subset")]

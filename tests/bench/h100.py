@@ -109,7 +109,7 @@ def compare_gradients(lab: Lab) -> Values:
     find = functools.partial(
         gradients, *lab.prepare(*settings, f"training.batch={lab.size(16, 8)}")
     )
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(lab.size(os.cpu_count() or 1, 1))
     on_cpu = find("cpu")
     torch.set_num_threads(1)
     plain, half = find(lab.device), find(lab.device, "bf16")
@@ -262,7 +262,7 @@ def measure_evaluation(lab: Lab) -> Values:
 def measure_methods(lab: Lab) -> Values:
     """Train a few steps by every update method."""
     found = {}
-    for name in option_names("method"):
+    for name in lab.size(option_names("method"), ("full", "ewc")):
         settings = [f"method.name={name}", f"training.batch={lab.size(64, 8)}"]
         settings += ["method.batches=1"] * (name == "ewc")
         values = measure_loop(lab, *settings, captions="short", way=ExecutionConfig(), steps=6)
@@ -287,13 +287,15 @@ def finish_cmpt(*arguments: str) -> str:
 
 @section(3, "killed and resumed")
 def kill_and_resume(lab: Lab) -> Values:
-    """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end."""
-    run_config, _ = lab.prepare("evaluation.subset=8", "evaluation.full=false")
+    """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end; where
+    everything is small, without the first two, which other tests do on a CPU."""
+    run_config, _ = lab.prepare(f"evaluation.subset={lab.size(8, 1)}", "evaluation.full=false")
     settings = [f"training.steps={lab.size(60, 25)}"]
     file, found = lab.work / "run.yaml", {}
     file.write_text(json.dumps(config.override(run_config.to_dict(), settings)))
     command = ("run", str(file), "--device", lab.device, "--keep-weights")
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
+    signals = ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143))
+    for number, status in signals[lab.size(0, 1) :]:
         log = lab.out / f"run-{number.name}.log"
         with log.open("w") as output:
             process = run_cmpt(*command, stdout=output, stderr=subprocess.STDOUT)
@@ -340,7 +342,7 @@ def measure_small_runs(lab: Lab) -> Values:
     settings, rates = lab.size(["model.name=small"], ["model.name=tiny-half", "stream.tasks=2"]), {}
     settings.append(f"evaluation.subset={lab.size(64, 4)}")
     settings += [f"training.steps={lab.size(40, 2)}", "model.start=random"]
-    for jobs in lab.size((1, 4, 8), (1, 2)):
+    for jobs in lab.size((1, 4, 8), (2,)):
         seeds = [f"seed={1000 * jobs + number}" for number in range(lab.size(2, 1) * jobs)]
         trees = [config.override(config.profile("quick"), [*settings, seed]) for seed in seeds]
         runs = [config.parse(tree, "h100") for tree in trees]

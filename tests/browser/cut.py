@@ -34,7 +34,7 @@ def code(source: Path) -> list[str]:
     return [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
 
 
-def notebook(source: Path) -> nbformat.NotebookNode:
+def cells(source: Path) -> list[str]:
     """The chapter's parameters and explorers, and of the other cells those that define what these
     use, and so on."""
     parameters, *rest = code(source)
@@ -44,5 +44,10 @@ def notebook(source: Path) -> nbformat.NotebookNode:
         if EXPLORER.search(cell) or defined & wanted:
             kept.append(cell)
             wanted = wanted - defined | used
-    cells = [nbformat.v4.new_code_cell(cell) for cell in [parameters, *reversed(kept)]]
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": chapters.KERNELSPEC})
+    return [parameters, *reversed(kept)]
+
+
+def notebook(code: list[str]) -> nbformat.NotebookNode:
+    """A notebook of some cells."""
+    made = [nbformat.v4.new_code_cell(cell) for cell in code]
+    return nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": chapters.KERNELSPEC})

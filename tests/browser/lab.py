@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from cmp.files import project_folder
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 HOST = "127.0.0.1"
 OPTIONS = [
@@ -117,9 +117,10 @@ def _stop(server: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def browser() -> "Iterator[Browser]":
-    """A browser without a screen, closed at the end."""
-    from playwright.sync_api import sync_playwright
+    """A browser without a screen, closed at the end; what a test expects has as long as a page."""
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * PAGE_SECONDS)
     options = OPTIONS + ["--no-sandbox"] * (os.geteuid() == 0)  # as root, it refuses to start else
     with sync_playwright() as playwright:
         path = shutil.which("chromium")
@@ -169,9 +170,9 @@ class Watched:
 
 
 @contextlib.contextmanager
-def opened(browser: "Browser", address: str, token: str, notebook: str) -> Iterator[Watched]:
+def opened(context: "BrowserContext", address: str, token: str, notebook: str) -> Iterator[Watched]:
     """A notebook of a `lab` on a page of its own, its kernel ready; the kernel ends with it."""
-    page = browser.new_page(viewport={"width": 1400, "height": 1600})
+    page = context.new_page()
     page.set_default_timeout(1000 * PAGE_SECONDS)
     try:
         watched = Watched(page)

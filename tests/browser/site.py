@@ -3,13 +3,11 @@
 import contextlib
 import functools
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from browser.lab import HOST, OPTIONS
+from browser.lab import HOST
 
 from cmp.embedded import packages
 from cmp.embedded.manifest import Package
@@ -51,17 +49,3 @@ def served(folder: Path) -> Iterator[str]:
             yield f"http://{HOST}:{server.server_port}"
         finally:
             server.shutdown()
-
-
-@contextlib.contextmanager
-def chromium() -> Iterator:
-    """A browser, closed at the end."""
-    from playwright.sync_api import sync_playwright
-
-    options = OPTIONS + ["--no-sandbox"] * (os.geteuid() == 0)  # as root, it refuses to start else
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        try:
-            yield browser
-        finally:
-            browser.close()

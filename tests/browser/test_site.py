@@ -15,7 +15,6 @@ from lab import site
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 PAPER = "getComputedStyle(document.body).backgroundColor"
-MILLISECONDS = 60_000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +28,7 @@ def there():
 
 @pytest.fixture(scope="module")
 def browser(there):
-    with browser_site.chromium() as found:
+    with lab.browser() as found:
         yield found
 
 
@@ -43,7 +42,7 @@ def address(there, pages):
 def watched(browser):
     """A page at a desk's width; at its end nothing was asked of elsewhere, nothing went wrong."""
     page = browser.new_page(viewport=DESK)
-    page.set_default_timeout(MILLISECONDS)
+    page.set_default_timeout(1000 * lab.PAGE_SECONDS)
     found = lab.Watched(page)
     page.on("console", lambda said: found.errors.append(said.text) if said.type == "error" else 0)
     yield page
@@ -58,19 +57,25 @@ def paths(pages):
 
 
 def ready(page, to):
+    """Open a page; its explorers, once each of them is there."""
     page.goto(to)
-    for place in page.locator("[data-explorer]").all():
+    places = page.locator("[data-explorer]").all()
+    for place in places:
         place.and_(page.locator("[data-ready]")).wait_for()
+    return places
 
 
 def test_every_page_is_whole_and_for_everybody(watched, address, pages):
     """No error, no request elsewhere (see `watched`), no page wider than its window, no image that
-    is not there or has no place kept free; nothing that axe finds serious, by light and by dark."""
-    script, found = browser_site.axe(), {}
+    is not there or has no place kept free; nothing that axe finds serious, by light and by dark;
+    and every explorer is there and answers."""
+    script, found, names = browser_site.axe(), {}, set()
     for path in paths(pages):
         watched.set_viewport_size(DESK)
         watched.emulate_media(color_scheme="light")
-        ready(watched, f"{address}/{path}")
+        for place in ready(watched, f"{address}/{path}"):
+            names.add(place.get_attribute("data-explorer"))
+            assert place.locator(".explorer").count() == 1
         assert watched.locator("h1").count() == 1
         watched.evaluate(script)
         for scheme, rules in (("light", []), ("dark", ["color-contrast"])):
@@ -85,6 +90,8 @@ def test_every_page_is_whole_and_for_everybody(watched, address, pages):
         unsized = "[...document.images].filter(i => !i.getAttribute('height')).map(i => i.alt)"
         assert watched.evaluate(unsized) == [], path
     assert found == {}
+    tables = {path.stem for path in (pages / "explorers" / "data").iterdir()}
+    assert names == tables | {"scrubber"}  # whose table is in its notebook
 
 
 def test_search_finds(watched, address):
@@ -205,17 +212,6 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     expect(said).to_have_text(words)
     place.get_by_label("Copy as").select_option("YAML")
     expect(place.locator("pre")).to_contain_text("peak: 0.01")
-
-
-def test_every_explorer_of_the_site_answers(watched, address, pages):
-    names = set()
-    for path in paths(pages):
-        ready(watched, f"{address}/{path}")
-        for place in watched.locator("[data-explorer]").all():
-            names.add(place.get_attribute("data-explorer"))
-            assert place.locator(".explorer").count() == 1
-    tables = {path.stem for path in (pages / "explorers" / "data").iterdir()}
-    assert names == tables | {"scrubber"}  # whose table is in its notebook
 
 
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
