@@ -281,7 +281,7 @@ def test_a_paused_study_begins_no_run_until_it_is_resumed(build, monkeypatch):
 def test_replicates_that_confirm_share_no_base_and_no_stream_with_those_that_explore():
     def seeds(**more):
         tree = {"question": "Why?", "replicates": 20, "live": ["a"], "settings": {"a": {}}}
-        grid = studies.check_record(tree | more | {"chapter": "topic"}, studies.Study, "grid: ")
+        grid = studies.check_record(tree | more | {"name": "topic"}, studies.Study, "grid: ")
         return grid, [each.seeds for each in grid.configs("cpu").values()]
 
     grid, confirming = seeds()
