@@ -578,7 +578,7 @@ def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):
         (folder / f"{role}.yaml").write_text(dataset.model_dump_json(exclude_none=True))
     given = [
         f"data={folder}", "model.start=random", "stream.tasks=2", "training.steps=1",
-        "training.batch=3", "training.budget=null", "mixture.replay=1.0", "merging.policy=ema",
+        "training.batch=8", "training.budget=null", "mixture.replay=1.0", "merging.policy=ema",
         "evaluation.subset=1", "evaluation.full=false",
     ]  # fmt: skip
     invoke = CliRunner().invoke
