@@ -350,7 +350,7 @@ def test_a_real_plan_shows_no_image_more_often_than_was_measured_and_says_so(kno
     assert planner.MAX_PASSES - 1 < passes <= planner.MAX_PASSES
     assert plan.costs["hours on h100"] < 1
     assert any(note.startswith("The compute would buy") for note in plan.notes)
-    more = planner.make_plan(dataclasses.replace(request, images=None), known)
+    more = planner.make_plan(PlanRequest("ViT-B-16", gpu_hours=8.0), known)
     assert more.costs["hours on h100"] == pytest.approx(8, rel=0.01)
     assert not any(note.startswith("The compute would buy") for note in more.notes)
     tiny = planner.make_plan(dataclasses.replace(request, images=1), known)
