@@ -131,7 +131,7 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def restore(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Load a state's weights into a network, and its moments into an optimizer.
+    """Load a state's weights into a network, and its moments into an optimiser.
 
     Raises:
         CmpError: They are another network's.
