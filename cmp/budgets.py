@@ -36,7 +36,7 @@ class Cost:
     """What a method costs.
 
     Attributes:
-        step: FLOPs of one step, forward, backward and optimizer.
+        step: FLOPs of one step, forward, backward and optimiser.
         end: FLOPs at the end of a task, once.
         memory: Bytes at the peak of a step, in fp32.
 
@@ -226,7 +226,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def _optimizer_cost(state: TrainState) -> tuple[float, int]:
-    """Return the FLOPs of the optimizer's step and the bytes of its state.
+    """Return the FLOPs of the optimiser's step and the bytes of its state.
 
     What it does every `optimizer.gap` steps, if it has one, is shared out among them.
     """

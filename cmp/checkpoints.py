@@ -132,7 +132,7 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def restore(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Load a state's weights into a network, and its moments into an optimizer."""
+    """Load a state's weights into a network, and its moments into an optimiser."""
     model.load_state_dict(strip_prefix(tensors, "weights/"))
     for name, parameter in model.named_parameters():
         if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):

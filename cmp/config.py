@@ -362,7 +362,7 @@ class Training:
     """How long a task is trained, and in which arithmetic.
 
     Attributes:
-        steps: Optimizer steps per task.
+        steps: Optimiser steps per task.
         batch: Samples per step.
         precision: The arithmetic of the forward pass.
         budget: What a task may cost, as a multiple of `steps` of full fine-tuning; the method's
@@ -457,7 +457,7 @@ class RunConfig:
 
     @property
     def carries_moments(self) -> bool:
-        """Whether the optimizer's moments go on from task to task.
+        """Whether the optimiser's moments go on from task to task.
 
         They do by default, except for adapters that begin anew with each task.
         """

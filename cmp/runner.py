@@ -354,7 +354,7 @@ class Run:
         Args:
             task: Tasks done.
             step: Steps of the next task done.
-            unsaved: The optimizer, where the state has to be saved before.
+            unsaved: The optimiser, where the state has to be saved before.
 
         Raises:
             Interrupted: The run stops; its state is saved.

@@ -34,7 +34,7 @@ class TaskSchedule:
     Attributes:
         schedule: The config section.
         t: The task's number, from 0.
-        steps: Optimizer steps of every task of the stream.
+        steps: Optimiser steps of every task of the stream.
         peak: The task's peak as a multiple of `schedule.peak`.
 
     Example:
@@ -298,11 +298,11 @@ def lr_scheduler(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Return a torch scheduler for a training loop of your own.
 
-    Call its `step()` after each of the optimizer's steps. The learning rate of each parameter
+    Call its `step()` after each of the optimiser's steps. The learning rate of each parameter
     group takes the place of `schedule.peak`. Past the last task the rate stays at its last value.
 
     Args:
-        optimizer: The optimizer whose groups hold the peaks.
+        optimizer: The optimiser whose groups hold the peaks.
         schedule: The schedule; a loop with "infinite" goes back to each `branch_step` itself.
         steps: Steps of each task; one number for an endless stream of equal tasks.
 

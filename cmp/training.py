@@ -1,4 +1,4 @@
-"""Training through one task: what a network sees, its loss, the optimizer, the step.
+"""Training through one task: what a network sees, its loss, the optimiser, the step.
 
 `train_step` is one optimisation step from a batch to new weights; `train_task` is the loop around
 it. A batch that is too large to be seen at once, or that several processes share, goes through
@@ -291,7 +291,7 @@ def build_adamw(
     Args:
         model: The network.
         config: The config section.
-        factory: Another optimizer that takes AdamW's arguments.
+        factory: Another optimiser that takes AdamW's arguments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -302,7 +302,7 @@ def build_adamw(
 
 
 def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
-    """Return a fresh optimizer over what trains: AdamW, or the method's own.
+    """Return a fresh optimiser over what trains: AdamW, or the method's own.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -337,7 +337,7 @@ def train_step(
 
     Args:
         state: The network and all that belongs to it, changed in place.
-        optimizer: The optimizer.
+        optimizer: The optimiser.
         batch: The batch of (task, step).
         task: The task's number, from 0.
         step: The step within the task, from 0.
@@ -383,7 +383,7 @@ def check_step(
 ) -> None:
     """Check a step before its weights change, without waiting for a card.
 
-    There the optimizer is told to leave weights and moments as they are if the step is not finite,
+    There the optimiser is told to leave weights and moments as they are if the step is not finite,
     and the host looks at the answer during the next step, while the card is busy with that one.
 
     Args:
@@ -456,7 +456,7 @@ def train_task(
         pools: What the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, what it came to) after each step.
-        optimizer: The optimizer to go on with; a fresh one where None.
+        optimizer: The optimiser to go on with; a fresh one where None.
         first: The step to go on from.
 
     Raises:

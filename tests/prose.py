@@ -45,6 +45,7 @@ PRIVATE_WORDS = {
     r"knobs? of (?:a|one) trade(?:-off)?": "two ways to trade one for the other",
     rf"(?:images|folders?|steps|hours|palettes?|epochs?|one|two|three) an? {_UNITS}": _PER,
     rf"(?:an?|one) (?:cell|colour|copy|idea|line|pass|prompt|run) an? {_UNITS}": _PER,
+    r"\d+\s%(?!\w)": "no space before the sign, as in 40%",
     rf"{_COUNT} (?:cells|copies|lines|passes|prompts|runs|samples) an? {_UNITS}": _PER,
     rf"(?:once|twice) an? {_UNITS}(?=[.,;:)])": _PER,
 }

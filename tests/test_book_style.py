@@ -11,6 +11,10 @@ SOURCES = chapters.select()
 [SOLUTIONS] = chapters.select(["A4"])
 EXERCISED = [source for source in SOURCES if source != SOLUTIONS]
 MAX_LINES = 15
+MAX_COLUMNS = 86
+"""What a box of code shows of a line on the site, without scrolling."""
+TRACKS = r"With one hour, .*?of your own\."
+"""What to read in how much time."""
 LIMITS = "What this does not show"
 OPENING = 3
 """Cells of code before the story: parameters, imports, set-up."""
@@ -58,6 +62,20 @@ def test_cells_are_short(source):
         assert len(own_lines(cell.source)) <= MAX_LINES, cell.source
 
 
+def test_lines_of_code_fit_their_boxes():
+    """The API page shows signatures as the package's own code has them."""
+    for page in (path for path in chapters.BOOK.glob("*.md") if path.name != "api.md"):
+        for code in re.findall(r"^```(?:\{code|\w).*?^```", page.read_text("utf-8"), re.M | re.S):
+            assert max(map(len, code.splitlines())) <= MAX_COLUMNS, code
+
+
+def test_the_pages_agree_on_what_to_read():
+    pages = [chapters.BOOK.parent / "README.md", chapters.BOOK / "index.md", SOURCES[0]]
+    found = [re.search(TRACKS, page.read_text("utf-8"), re.S) for page in pages]
+    texts = {" ".join(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", each[0]).split()) for each in found}
+    assert len(texts) == 1, texts
+
+
 @each_chapter
 def test_chapters_define_no_logic(source):
     """No class and no handling of errors: those belong in a module."""
@@ -87,6 +105,7 @@ def test_the_answer_comes_first(source):
     cells = chapters.notebook(source).cells
     before = [cell.source for cell in cells[: cells.index(code_cells(source)[0])]]
     assert "In one minute" in "\n".join(before)
+    assert "**The question.**" not in prose(source)
 
 
 @pytest.mark.parametrize("source", MAIN, ids=lambda source: source.stem)
@@ -130,8 +149,9 @@ def test_every_figure_that_is_referred_to_is_there(source, monkeypatch):
 def test_the_end_is_limits_and_exercises(source):
     words = [title for level, title in headings(source) if level == 2]
     assert LIMITS in words
-    assert words[-1] == "Exercises"
+    assert words[-1] == "Exercises" and "Summary" not in words
     exercises = prose(source).rpartition("## Exercises")[2]
+    assert exercises.startswith("\n\nPredict first, then run.\n")
     assert re.findall(r"^(\d+)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
     number = source.stem.partition("_")[0]
     assert f"Solutions: [chapter A4](A4_solutions.ipynb#A4-{number})." in exercises

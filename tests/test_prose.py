@@ -192,6 +192,7 @@ def test_words_are_counted_with_code_and_formulas_as_one():
         "Fisher information is computed once a task.",
         "What we do otherwise is in the table.",
         "Transfer is reported apart.",
+        "The card reaches 40 % of its peak.",
     ],
 )
 def test_private_words_are_errors(sentence):
@@ -215,6 +216,7 @@ def test_private_words_are_errors(sentence):
         "The way there is no shortcut.",
         "Make room for the model.",
         "There are forty steps per task.",
+        "The card reaches 40% of its peak.",
     ],
 )
 def test_ordinary_english_is_none(sentence):

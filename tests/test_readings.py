@@ -87,6 +87,9 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
         "jobs 2. Computed at every reading and not stored: about 10 s." in capsys.readouterr().out
     )
     cell = "profile: str = 'quick'\nseeds: int = 2\njobs: int = 2\ndevice: str = 'cpu'"
+    declared = {"In": ["", f"{cell}\npictures: str = ''\npeak: float = 0.1"]}
+    chapter_setup.begin_chapter({**declared, **PARAMETERS, "pictures": "", "peak": 0.1})
+    assert "Live: quick, peak=0.1." in capsys.readouterr().out  # an empty text says nothing
     with pytest.raises(CmpError, match="-1 must be at least 1"):
         chapter_setup.begin_chapter({"In": ["", cell], **PARAMETERS, "seeds": -1}, study)
 

@@ -41,8 +41,10 @@ function neighbours(project, slug, base) {
 function bibliography({ references }) {
   const { order = [], data = {} } = references?.cite ?? {};
   if (!order.length) return "";
-  const rows = order.map((key) => `<li id="cite-${escape(key)}">${data[key].html}</li>`);
-  return `<section class="bibliography"><h2 id="bibliography">References</h2><ol>${rows.join("")}</ol></section>`;
+  // As texts cite them: by name and year, so without numbers, and "et al." for further authors.
+  const words = (key) => data[key].html.replace(/,? (?:&amp;|&) others\b\.?/, ", <i>et al.</i>");
+  const rows = order.map((key) => `<li id="cite-${escape(key)}">${words(key)}</li>`);
+  return `<section class="bibliography"><h2 id="bibliography">References</h2><ul>${rows.join("")}</ul></section>`;
 }
 
 function scripts(context, base) {

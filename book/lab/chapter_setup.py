@@ -75,6 +75,7 @@ def begin_chapter(
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
     own = [f"{name}={scope[name]}" for name in declared if name not in SHARED_PARAMETERS]
+    own = [words for words in own if not words.endswith("=")]  # an empty text says nothing
     print(f"Live: {', '.join([profile, *own])}. {published_words(runs)}".strip())
     if declared:
         display(profile_control(scope))

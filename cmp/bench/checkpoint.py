@@ -74,7 +74,7 @@ def make_save(
         manager: Keeps the checkpoints.
         tree: The run's config.
         model: The network.
-        optimizer: Its optimizer.
+        optimizer: Its optimiser.
     """
 
     def save() -> None:

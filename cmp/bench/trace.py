@@ -38,7 +38,7 @@ BANDWIDTH = 3.0e12
 LAUNCH, HOST = 2e-6, 6e-6
 """Seconds that a kernel takes at least; and those that the host needs for one."""
 CHUNK = 320 * 65536
-"""Entries of many tensors that one launch of a fused optimizer works on."""
+"""Entries of many tensors that one launch of a fused optimiser works on."""
 CAPTIONS = (24, 77)
 """Tokens of a caption, on average, that are traced; at most the context's."""
 COLUMNS = ("step", "ms", "products", "samples/s", "% of peak", "kernels", "GB", "host")

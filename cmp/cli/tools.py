@@ -201,7 +201,7 @@ def bench(
     """Measure the speed of alternatives, and write the result to a JSON file.
 
     The alternatives run in turn within this process. Each number is the median over rounds, with
-    the range from 10 to 90 % of the rounds.
+    the range from 10 to 90% of the rounds.
 
     Args:
         name: Benchmark: step, pieces, loop, evaluate, checkpoint, study, merge, data, gpu or

@@ -44,7 +44,7 @@ was measured. The paper's runs show it 2.8 times, and those of our study `scalin
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 """Pretrained weights of the paper (spec 1.3); of another model those that open_clip lists first."""
 REAL = config.profile("gpu")
-"""Whose data, peak, optimizer and evaluation the plan of a real model has: the paper's."""
+"""Whose data, peak, optimiser and evaluation the plan of a real model has: the paper's."""
 BATCHES = (512, 256, 128, 64, 32)
 """Batches of a real model: the largest that fits, at most the paper's."""
 LINE_WIDTH = 98

@@ -211,8 +211,8 @@ def _count_claims(path: str, stamp: int) -> int:
 
 
 def level_in_words() -> str:
-    """Return `claims_level` as a text, such as "99.58%"."""
-    return f"{100 * claims_level():.2f}%"
+    """Return `claims_level` as a text, such as "99.6%"."""
+    return f"{100 * claims_level():.1f}%"
 
 
 def read_interval(low: float, high: float) -> str:
@@ -527,7 +527,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         others = f"; on other concepts {crossed}"
     return (
         f"{reading.capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
-        f"({100 * row['level']:.2f}% interval {own}{others}; n = {row['n']})."
+        f"({100 * row['level']:.1f}% interval {own}{others}; n = {row['n']})."
     )
 
 

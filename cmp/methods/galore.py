@@ -35,7 +35,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
     """AdamW with projected matrices; a vector's step is AdamW's own, decay acts on the weights."""
 
     def __init__(self, groups: Any, rank: int, gap: int, scale: float, **defaults: Any):
-        """Prepare the optimizer.
+        """Prepare the optimiser.
 
         Args:
             groups: Parameter groups.

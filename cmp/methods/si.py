@@ -3,7 +3,7 @@
 A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
 ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
 -g dtheta. g is the gradient of the loss without SI's own penalty, before it is clipped, and dtheta
-what the optimizer changed.
+what the optimiser changed.
 """
 
 import torch
@@ -38,7 +38,7 @@ def after_backward(state: TrainState) -> None:
 
 @torch.no_grad()
 def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
-    """Take the optimizer's step and add it to the path integral."""
+    """Take the optimiser's step and add it to the path integral."""
     kept, parameters = state.method_state, trainable_parameters(state.model)
     gradients = {name: kept.pop(f"gradient/{name}", None) for name in parameters}
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -165,15 +165,15 @@ def drag(page, handle, right, down):
 def test_the_triangle_of_mixtures_is_dragged_without_a_kernel(watched, address, pages):
     place = page_with(watched, address, pages, "mixture")
     said, handle = place.locator(".said"), place.locator("circle.shares")
-    expect(said).to_contain_text("pool P 33 %, update D 33 %, buffer B 33 %")
+    expect(said).to_contain_text("pool P 33%, update D 33%, buffer B 33%")
     drag(watched, handle, 0, -40)
-    expect(said).not_to_contain_text("pool P 33 %")  # while it is dragged
+    expect(said).not_to_contain_text("pool P 33%")  # while it is dragged
     watched.mouse.up()
     place.get_by_role("button", name="thirds", exact=True).click()
-    expect(said).to_contain_text("pool P 33 %")
+    expect(said).to_contain_text("pool P 33%")
     handle.focus()
     watched.keyboard.press("ArrowUp")
-    expect(said).to_contain_text("pool P 38 %")  # the grid has no thirds
+    expect(said).to_contain_text("pool P 38%")  # the grid has no thirds
     place.get_by_role("button", name="no pool", exact=True).click()
     expect(said).to_contain_text("Stored, ")
     place.get_by_role("button", name="Pin to compare").click()

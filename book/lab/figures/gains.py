@@ -104,7 +104,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """
     groups = rows.reset_index().groupby("guideline", sort=False)
     lines = [line for name, group in groups for line in (name, *group.to_dict("records"))]
-    note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.2f}%")
+    note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.1f}%")
     with style.canvas(11, 1.3 + 0.34 * len(lines), note) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)

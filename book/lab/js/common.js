@@ -124,9 +124,9 @@ export function form(place, change, warn) {
     return element("label", { class: "check" }, box, element("span", {}, label));
   }
 
-  // With `percent`, a share is shown and typed as per cent: 30, or 30 %, is 0.3.
+  // With `percent`, a share is shown and typed as per cent: 30, or 30%, is 0.3.
   function number({ key, label, range: [low, high], step, log, percent, unit = () => "" }) {
-    const format = (value) => (percent ? `${short(100 * value)} %` : short(value));
+    const format = (value) => (percent ? `${short(100 * value)}%` : short(value));
     let current = low;
     const [to, from] = log ? [Math.log10, (x) => Number((10 ** x).toPrecision(3))] : [Number, Number];
     const slider = element("input", { type: "range", min: to(low), max: to(high), step: step ?? 0.01 });

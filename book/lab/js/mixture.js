@@ -72,7 +72,7 @@ export function explore(el, { table, kernel, start }) {
       words: `Interpolated linearly between stored mixtures, ${found.value[2] == null ? "below the front's A_KA" : `A_ZS at equal A_KA ${signed(found.value[2])} points`}. Left out in turn, stored mixtures are missed by ${table.misses.map(points).join(" and ")} points.`,
     };
     const seen = passes(shares);
-    const words = (from) => from.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", ");
+    const words = (from) => from.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", ");
     return {
       label: usual && !varies ? "thirds" : from(shares) + (varies ? ` to ${from(last)}` : ""),
       sentence: `${words(shares)}${varies ? `, in the last update ${words(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
@@ -186,7 +186,7 @@ export function explore(el, { table, kernel, start }) {
       .attr("aria-label", (d) => d.name)
       .attr("aria-valuenow", (d) => Math.round(100 * d.shares[0]))
       .attr("aria-valuetext", (d) =>
-        d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)} %`).join(", "),
+        d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", "),
       );
     draggable(
       made,

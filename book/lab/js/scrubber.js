@@ -106,7 +106,7 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
       .attr("aria-valuemax", last);
     mark
       .attr("aria-valuenow", update)
-      .attr("aria-valuetext", `${when(update)}: ${Math.round(percent[update])} %`);
+      .attr("aria-valuetext", `${when(update)}: ${Math.round(percent[update])}%`);
   }
 
   function show() {
