@@ -25,7 +25,7 @@ LISTS = {"parameters": "Arguments", "attributes": "Attributes", "returns": "Retu
 def reference_page() -> str:
     """Return the page as MyST Markdown, with what stands below each name written anew."""
     package = griffe.load("cmp", search_paths=[str(project_folder())])
-    below = re.compile(rf"{HEADING.pattern}.*?(?=^##|\Z)", re.M | re.S)
+    below = re.compile(rf"{HEADING.pattern}.*?(?=^#{{2,3}} |\Z)", re.M | re.S)
     text = PAGE.read_text(encoding="utf-8")
     text = below.sub(lambda found: "\n".join([*_entry(package, found[1]), ""]), text)
     return text.rstrip() + "\n"
@@ -42,7 +42,7 @@ def _entry(package: griffe.Module, name: str) -> Iterator[str]:
     for member in entry.members.values() if entry.is_class else ():
         is_public = member.is_function or "property" in member.labels
         if is_public and not member.name.startswith("_") and member.docstring:
-            yield f"```python\n.{_signature(member)}\n```\n"
+            yield f"#### `{name}.{member.name}`\n\n```python\n{_signature(member)}\n```\n"
             yield from _description(member)
 
 
