@@ -12,10 +12,12 @@ import {
   PATIENCE,
   plane,
   points,
+  say,
   score,
   short,
   table,
   takeAway,
+  write,
 } from "./common.js";
 
 const SLOW = 150; // milliseconds after which an answer is said to be on its way
@@ -75,7 +77,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   const up = d3.scaleLinear([0, d3.max(images)], [90, 24]);
   const middle = (n) => x(n) + x.bandwidth() / 2;
   const every = Math.ceil(20 / x.step()); // label one update of so many
-  const write = (parent, rows) =>
+  const label = (parent, rows) =>
     parent
       .selectAll("text")
       .data(rows)
@@ -95,7 +97,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
     .attr("width", x.bandwidth())
     .attr("y", up)
     .attr("height", (d) => 90 - up(d));
-  write(bars, [
+  label(bars, [
     [168, 88, "images", "end"],
     ...images.map((d, n) => [middle(n), up(d) - 4, n % every ? "" : d]),
   ]);
@@ -115,12 +117,12 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   rows.each(function (row, k) {
     const base = y.bandwidth() - 5;
     const numbers = row.map((d, n) => [middle(n), base, d && x.bandwidth() > 15 ? d : ""]);
-    write(d3.select(this), [...numbers, [168, base, `${data.datasets[k]} (${d3.sum(row)})`, "end"]]).classed(
+    label(d3.select(this), [...numbers, [168, base, `${data.datasets[k]} (${d3.sum(row)})`, "end"]]).classed(
       "light",
       (_, n) => row[n] > 0.5 * most,
     );
   });
-  write(group(svg, "updates"), [
+  label(group(svg, "updates"), [
     ...images.map((_, n) => [middle(n), height - 18, n % every ? "" : n + 1]),
     [(176 + width) / 2, height - 2, "update"],
   ]);
@@ -159,12 +161,13 @@ function budget({ picture, more }, data, state, found) {
     const bought = (steps * full.step * (1 + data.slack) - cost.end * ratio) / (cost.step * ratio);
     return { method, cost, ratio, steps: Math.max(0, Math.floor(bought)) };
   });
+  const named = (method) => data.names[method] ?? method;
   const names = data.each.method; // those still to come have their places
   const svg = drawing(picture, 70 + 24 * names.length, "Steps per update by method", 760);
   const [width, height] = svg.property("extent");
-  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [104, width - 70]);
+  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [150, width - 70]);
   const y = d3.scaleBand(d3.reverse(names), [height - 44, 20]).padding(0.2);
-  axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""]);
+  axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""], 6, named);
   const bars = group(svg, "amounts");
   bars
     .selectAll("rect")
@@ -190,16 +193,16 @@ function budget({ picture, more }, data, state, found) {
   const giga = (value) => rough(value / 1e9);
   const head = [
     "method",
-    "GFLOPs of a step",
-    "GB",
-    "memory, × full",
-    "memory-adjusted GFLOPs",
-    "at an update's end",
+    "GFLOPs per step",
+    "memory (GB)",
+    "memory (× full)",
+    "adjusted GFLOPs per step",
+    "adjusted GFLOPs at an update’s end",
     "steps per update",
     "samples per update",
   ];
   const cells = rows.map(({ method, cost, ratio, steps: n }) => [
-    method,
+    named(method),
     giga(cost.step),
     giga(cost.memory),
     rough(ratio),
@@ -211,7 +214,7 @@ function budget({ picture, more }, data, state, found) {
   more.replaceChildren(table(head, cells));
   const total = Number(((state.total * full.step) / 1e9).toPrecision(6));
   return {
-    sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of ${state.model} at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
+    sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of the model “${state.model}” at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
     away: {
       command: `cmpt budget --model ${state.model} --batch ${state.batch} --tasks ${state.updates} --total ${total}`,
     },
@@ -269,7 +272,7 @@ function path({ picture, drawPlane }, data, state, found, change) {
     .join("text")
     .attr("x", x(1) + 10)
     .attr("y", (d) => y(last.at[d.k]) + 4)
-    .text((d) => d.name);
+    .call(write, (d) => d.name);
   const rule = group(svg, "rule")
     .selectAll("g")
     .data([0])
@@ -298,15 +301,15 @@ function path({ picture, drawPlane }, data, state, found, change) {
     own: [{ trail, colour: BLUE }],
     predicted: { at, half: [0, 0], weight: exact ? 1 : 0.4 },
   });
-  const say = (values) =>
+  const words = (values) =>
     ["A_KA", "A_ZS", "GM"]
       .slice(0, values.length)
-      .map((name, k) => `${name} ${points(values[k])}%`)
+      .map((name, k) => `${name} ${points(values[k])}\u00a0%`)
       .join(", ");
   const mean = d3.interpolate(first.at.slice(0, 2), last.at.slice(0, 2))(state.share);
   const weights = `${state.share},${short(1 - state.share)}`;
   return {
-    sentence: `${state.share.toFixed(2)} of the fine-tuned weights, by ${state.rule}: ${exact ? say(at) : "being scored"} (${data.subset} images per dataset). A mean of both ends' scores, dashed in the plane, would be ${say(mean)}.`,
+    sentence: `${state.share.toFixed(2)} of the fine-tuned weights, by ${state.rule}: ${exact ? words(at) : "being scored"} (${data.subset} images per dataset). A mean of both ends' scores, dashed in the plane, would be ${words(mean)}.`,
     away: {
       command: `cmpt merge ${state.rule} tuned.safetensors before.safetensors --weights ${weights} --out merged.safetensors`,
       Python: `cmp.merge("${state.rule}", [tuned, before], weights=(${weights.replace(",", ", ")}))`,
@@ -345,6 +348,13 @@ const KINDS = {
   planner: [planner, "command", "YAML"],
 };
 
+// What the layers of a plane are, where it is not as for settings.
+const LAYERS = {
+  stream: { pinned: "of this stream" },
+  path: { front: "a mean of both ends’ scores", own: "the path", predicted: "this share" },
+  planner: { dots: "stored setting", stored: "nearest to this plan" },
+};
+
 export function explore(el, { table: data, kernel, start }) {
   const [chart, ...forms] = KINDS[data.kind];
   const keys = ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"];
@@ -375,7 +385,11 @@ export function explore(el, { table: data, kernel, start }) {
   const ask = asker(kernel, data.answers, refresh);
   const draw = {
     form: form(place.controls, change, (words) => (warning = words)),
-    plane: plane(place.plane, { preview() {}, choose: (run) => run.state && change(run.state) }),
+    plane: plane(place.plane, {
+      preview() {},
+      choose: (run) => run.state && change(run.state),
+      key: LAYERS[data.kind],
+    }),
     away: takeAway(
       place.away,
       Object.fromEntries(
@@ -431,7 +445,7 @@ export function explore(el, { table: data, kernel, start }) {
     const isOld = !said && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
     if (!said) return;
-    place.said.textContent = said.sentence;
+    say(place.said, said.sentence);
     draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state) });
   }
 

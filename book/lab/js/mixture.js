@@ -1,11 +1,13 @@
 // What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
-import { d3, draggable, drawing, points, signed, workbench } from "./common.js";
+import { d3, draggable, drawing, points, signed, workbench, write } from "./common.js";
 
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
 const COLOURS = ["#0173b2", "#de8f05", "#029e73"];
 const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
 const VALUES = Object.keys(HEATS);
+const BAR = { width: 12, height: 96, parts: 24 };
+const whole = (value) => String(value).replace("-", "−");
 
 export function explore(el, { table, kernel, start }) {
   const parts = table.parts;
@@ -88,7 +90,7 @@ export function explore(el, { table, kernel, start }) {
 
   let drawn = "";
 
-  // The triangle coloured by what runs came to, with lines of equal value.
+  // The triangle coloured by what runs came to, with lines of equal value, as far as there are runs.
   function drawHeat(group, at, key, size) {
     const n = VALUES.indexOf(key);
     const shown = known(n);
@@ -96,7 +98,19 @@ export function explore(el, { table, kernel, start }) {
       d3.extent(shown, (each) => each.value[n]),
       d3.interpolateCividis,
     );
+    const hull = d3.polygonHull(table.runs.filter((run) => run.shares).map((run) => at(run.shares)));
+    group("hull")
+      .selectAll("clipPath")
+      .data([hull])
+      .join("clipPath")
+      .attr("id", "hull-of-mixtures")
+      .selectAll("path")
+      .data([hull])
+      .join("path")
+      .attr("d", (d) => `M${d.join("L")}Z`);
+    drawBar(group, colour, `${HEATS[key]} (${n < 2 ? "%" : "points"})`);
     group("heat")
+      .attr("clip-path", "url(#hull-of-mixtures)")
       .selectAll("circle")
       .data(shown)
       .join("circle")
@@ -106,6 +120,7 @@ export function explore(el, { table, kernel, start }) {
       .attr("fill", (d) => colour(d.value[n]));
     const lines = levels(shown, n, d3.ticks(...colour.domain(), 6), at);
     group("contours")
+      .attr("clip-path", "url(#hull-of-mixtures)")
       .selectAll("path")
       .data(lines)
       .join("path")
@@ -116,11 +131,33 @@ export function explore(el, { table, kernel, start }) {
       .join("text")
       .attr("x", (d) => d.label[0])
       .attr("y", (d) => d.label[1])
-      .text((d) => points(d.level));
+      .text((d) => whole(d.level));
+  }
+
+  // What the colours are.
+  function drawBar(group, colour, name) {
+    const [low, high] = colour.domain();
+    const y = d3.scaleLinear([low, high], [BAR.height, 0]);
+    const bar = group("scale").attr("transform", "translate(6,34)");
+    bar
+      .selectAll("rect")
+      .data(d3.quantize(d3.interpolateNumber(low, high), BAR.parts))
+      .join("rect")
+      .attr("width", BAR.width)
+      .attr("height", BAR.height / BAR.parts + 0.5)
+      .attr("y", (_, n) => BAR.height * (1 - (n + 1) / BAR.parts))
+      .attr("fill", colour);
+    bar
+      .selectAll("text")
+      .data([[name, 0, -12], ...y.ticks(4).map((d) => [whole(d), BAR.width + 4, y(d) + 4])])
+      .join("text")
+      .attr("x", (d) => d[1])
+      .attr("y", (d) => d[2])
+      .call(write, (d) => d[0]);
   }
 
   function picture(place, state, change, pins) {
-    const svg = drawing(place, 425, "The triangle of mixtures, and how often an image is seen", 560);
+    const svg = drawing(place, 445, "The triangle of mixtures, and how often an image is seen", 640);
     const [width] = svg.property("extent");
     const side = Math.min(width - 60, 340);
     const corners = [
@@ -130,7 +167,7 @@ export function explore(el, { table, kernel, start }) {
     ];
     const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, (0.6 * side) / parts); // which takes long
+    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
     group("outline")
       .selectAll("path")
@@ -204,20 +241,21 @@ export function explore(el, { table, kernel, start }) {
     const seen = passes(state.shares);
     const rows = [
       ["pool", [[0, seen[0]]]],
-      [
-        "first update",
-        [
-          [1, seen[1]],
-          [2, seen[2]],
-        ],
-      ],
+      ["first update", [1, 2].map((k) => [k, seen[k]])],
       ["last update", [[1, seen[1]]]],
     ];
-    const x = d3.scaleLinear(
-      [0, Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]) * 1.02],
-      [96, width - 12],
-    );
-    const top = 34 + side * 0.866 + 34;
+    const most = Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]);
+    const x = d3.scaleLinear([0, most], [96, width - 70]);
+    const top = 34 + side * 0.866 + 54;
+    group("seen")
+      .selectAll("text.name")
+      .data(["Times that an image is seen: by replay of the pool, in its own update + by later replay"])
+      .join("text")
+      .attr("class", "name")
+      .attr("x", width / 2)
+      .attr("y", top - 8)
+      .attr("text-anchor", "middle")
+      .text((d) => d);
     group("seen")
       .selectAll("g")
       .data(rows)
@@ -225,14 +263,19 @@ export function explore(el, { table, kernel, start }) {
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
+        const numbers = bars.map(([, value]) => points(value)).join(" + ");
+        const end = x(d3.sum(bars, ([, value]) => value)) + 6;
         row
           .selectAll("text")
-          .data([name])
+          .data([
+            [name, 90, "end"],
+            [numbers, end, "start"],
+          ])
           .join("text")
-          .attr("x", 90)
+          .attr("x", (d) => d[1])
           .attr("y", 10)
-          .attr("text-anchor", "end")
-          .text(name);
+          .attr("text-anchor", (d) => d[2])
+          .text((d) => d[0]);
         let left = 0;
         const spans = bars.map(([k, value]) => ({ k, from: left, to: (left += value) }));
         row
@@ -247,7 +290,8 @@ export function explore(el, { table, kernel, start }) {
   }
 
   for (const run of table.runs) run.state = run.shares ? { shares: rounded(run.shares), varies: false } : {};
-  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle });
+  const hint = "Drag the circle. A small white dot is a stored mixture.";
+  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle, hint });
 }
 
 function barycentric([[ax, ay], [bx, by], [cx, cy]], [x, y]) {

@@ -245,5 +245,6 @@ export function explore(el, { table, kernel, start }) {
     return { ...level, peak: (state.peak * d3.mean(ratesOf(state))) / d3.mean(ratesOf(level)) };
   };
   const actions = [{ label: "Compare with its constant twin", to: twin }];
-  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, actions });
+  const hint = "Drag a circle: a peak, the end of the warmup (on the axis), or the start of the cooldown.";
+  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, hint, actions });
 }
