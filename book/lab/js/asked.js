@@ -7,6 +7,7 @@ import {
   element,
   form,
   FORMS,
+  join,
   linked,
   linkTo,
   PATIENCE,
@@ -78,10 +79,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   const middle = (n) => x(n) + x.bandwidth() / 2;
   const every = Math.ceil(20 / x.step()); // label one update of so many
   const label = (parent, rows) =>
-    parent
-      .selectAll("text")
-      .data(rows)
-      .join("text")
+    join(parent, "text", rows)
       .attr("x", (d) => d[0])
       .attr("y", (d) => d[1])
       .attr("text-anchor", (d) => d[3] ?? "middle")
@@ -89,10 +87,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   const bars = group(svg, "amounts")
     .attr("role", "img")
     .attr("aria-label", `Images of updates: ${images.join(", ")}`);
-  bars
-    .selectAll("rect")
-    .data(images)
-    .join("rect")
+  join(bars, "rect", images)
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
     .attr("y", up)
@@ -106,10 +101,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   rows
     .attr("aria-label", (row, k) => `Classes of ${data.datasets[k]} per update: ${row.join(", ")}`)
     .attr("transform", (_, k) => `translate(0,${y(data.datasets[k])})`);
-  const cells = rows
-    .selectAll("rect")
-    .data((row) => row)
-    .join("rect")
+  const cells = join(rows, "rect", (row) => row)
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
     .attr("height", y.bandwidth());
@@ -169,26 +161,17 @@ function budget({ picture, more }, data, state, found) {
   const y = d3.scaleBand(d3.reverse(names), [height - 44, 20]).padding(0.2);
   axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""], 6, named);
   const bars = group(svg, "amounts");
-  bars
-    .selectAll("rect")
-    .data(rows)
-    .join("rect")
+  join(bars, "rect", rows)
     .attr("x", x(0))
     .attr("y", (d) => y(d.method))
     .attr("height", y.bandwidth())
     .attr("width", (d) => x(d.steps) - x(0));
   const ends = names.map((name) => rows.find((row) => row.method === name) ?? { method: name });
-  bars
-    .selectAll("text")
-    .data(ends)
-    .join("text")
+  join(bars, "text", ends)
     .attr("x", (d) => x(d.steps ?? 0) + 6)
     .attr("y", (d) => y(d.method) + y.bandwidth() / 2 + 4)
     .text((d) => (d.steps === 0 ? "not one" : d.steps ? whole(d.steps) : "…"));
-  group(svg, "rule")
-    .selectAll("path")
-    .data([rows[0].steps])
-    .join("path")
+  join(group(svg, "rule"), "path", [rows[0].steps])
     .attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const giga = (value) => rough(value / 1e9);
   const head = [
@@ -247,10 +230,7 @@ function path({ picture, drawPlane }, data, state, found, change) {
   const y = d3.scaleLinear(d3.extent(known.flatMap((d) => d.at.slice(0, 2))), [height - 44, 26]).nice();
   axes(svg, x, y, ["share of the fine-tuned weights", "score (%)"]);
   const lines = ["A_KA", "A_ZS"].map((name, k) => ({ name, k, colour: [BLUE, ORANGE][k] }));
-  group(svg, "lines")
-    .selectAll("path")
-    .data(lines)
-    .join("path")
+  join(group(svg, "lines"), "path", lines)
     .attr("stroke", (d) => d.colour)
     .attr("stroke-width", 2)
     .attr("d", ({ k }) =>
@@ -259,29 +239,17 @@ function path({ picture, drawPlane }, data, state, found, change) {
         (d) => y(d.at[k]),
       )(known),
     );
-  group(svg, "marks")
-    .selectAll("path")
-    .data(lines.flatMap((d) => known.map((each) => ({ ...d, each }))))
-    .join("path")
+  join(group(svg, "marks"), "path", lines.flatMap((d) => known.map((each) => ({ ...d, each }))))
     .attr("fill", (d) => d.colour)
     .attr("transform", (d) => `translate(${x(d.each.share)},${y(d.each.at[d.k])})`)
     .attr("d", (d) => d3.symbol([d3.symbolCircle, d3.symbolSquare][d.k], 36)());
-  group(svg, "ends")
-    .selectAll("text")
-    .data(lines)
-    .join("text")
+  join(group(svg, "ends"), "text", lines)
     .attr("x", x(1) + 10)
     .attr("y", (d) => y(last.at[d.k]) + 4)
     .call(write, (d) => d.name);
-  const rule = group(svg, "rule")
-    .selectAll("g")
-    .data([0])
-    .join("g")
+  const rule = join(group(svg, "rule"), "g", [0])
     .attr("transform", `translate(${x(state.share)},0)`);
-  rule
-    .selectAll("path")
-    .data([0])
-    .join("path")
+  join(rule, "path", [0])
     .attr("d", `M0,${height - 44}V26`);
   const handle = rule.selectAll("circle").data([0]).join("circle").attr("r", 8).attr("cy", 26);
   handle

@@ -25,10 +25,7 @@ const worded = (text) =>
   text.nodeType ? [text] : String(text).split(INDEX).flatMap((part, n) => (n % 2 ? low(part) : part));
 export const say = (place, text) => place.replaceChildren(...worded(text));
 export function write(texts, wordsOf) {
-  texts
-    .selectAll("tspan")
-    .data((d) => wordsOf(d).split(INDEX))
-    .join("tspan")
+  join(texts, "tspan", (d) => wordsOf(d).split(INDEX))
     .attr("dy", (_, n) => n && (n % 2 ? 3 : -3))
     .attr("font-size", (_, n) => (n % 2 ? 9 : null))
     .text((part) => part);
@@ -40,6 +37,9 @@ export const signed = (value) => (value > 0 ? "+" : "") + points(value);
 const mean = (values) => d3.mean(values) ?? Number.NaN;
 // A setting's score with half its interval, where there is one.
 export const score = ({ at, half }, axis) => points(at[axis]) + (half ? ` ± ${points(half[axis])}` : "");
+
+// The children of a kind that a part of a drawing has, one for each row of data.
+export const join = (parent, tag, data) => parent.selectAll(tag).data(data).join(tag);
 
 // A drawing that fills the width of its place, at most `most` wide.
 export function drawing(place, height, label, most = 720) {
@@ -225,10 +225,7 @@ export function plane(place, { preview, choose, key = {} }) {
     axes(svg, x, y, ["A_KA (%), what is new", "A_ZS (%), what was known"]);
     const at = (d) => `translate(${x(d[0])},${y(d[1])})`;
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    group("front")
-      .selectAll("path")
-      .data([front])
-      .join("path")
+    join(group("front"), "path", [front])
       .attr(
         "d",
         d3.line(
@@ -244,10 +241,7 @@ export function plane(place, { preview, choose, key = {} }) {
       });
     const layer = group("stored");
     bars(layer.selectAll("path").data(stored).join("path"), (d) => d.half);
-    layer
-      .selectAll("circle")
-      .data(stored)
-      .join("circle")
+    join(layer, "circle", stored)
       .attr("r", 4.5)
       .attr("tabindex", 0)
       .attr("role", "button")
@@ -261,10 +255,7 @@ export function plane(place, { preview, choose, key = {} }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("pinned")
-      .selectAll("circle")
-      .data(pinned)
-      .join("circle")
+    join(group("pinned"), "circle", pinned)
       .attr("r", 8)
       .attr("transform", (d) => at(d.at))
       .attr("stroke", (d) => d.colour);
@@ -276,21 +267,12 @@ export function plane(place, { preview, choose, key = {} }) {
         .join("path"),
       (d) => d.half,
     );
-    guess
-      .selectAll("circle")
-      .data(predicted ? [predicted] : [])
-      .join("circle")
+    join(guess, "circle", predicted ? [predicted] : [])
       .attr("r", 6.5)
       .attr("transform", (d) => at(d.at));
-    const runs = group("own")
-      .selectAll("g")
-      .data(own)
-      .join("g")
+    const runs = join(group("own"), "g", own)
       .attr("stroke", (d) => d.colour);
-    runs
-      .selectAll("path")
-      .data((d) => [d.trail])
-      .join("path")
+    join(runs, "path", (d) => [d.trail])
       .attr(
         "d",
         d3.line(
@@ -298,10 +280,7 @@ export function plane(place, { preview, choose, key = {} }) {
           (d) => y(d[1]),
         ),
       );
-    runs
-      .selectAll("circle")
-      .data((d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
-      .join("circle")
+    join(runs, "circle", (d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
       .attr("r", (d) => (d.last ? 6 : 2))
       .attr("fill", (d) => d.d.colour)
       .attr("transform", (d) => at(d.at));

@@ -1,5 +1,5 @@
 // What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
-import { d3, draggable, drawing, points, signed, workbench, write } from "./common.js";
+import { d3, draggable, drawing, join, points, signed, workbench, write } from "./common.js";
 
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
@@ -99,10 +99,7 @@ export function explore(el, { table, kernel, start }) {
       d3.interpolateCividis,
     );
     const hull = d3.polygonHull(table.runs.filter((run) => run.shares).map((run) => at(run.shares)));
-    group("hull")
-      .selectAll("clipPath")
-      .data([hull])
-      .join("clipPath")
+    join(group("hull"), "clipPath", [hull])
       .attr("id", "hull-of-mixtures")
       .selectAll("path")
       .data([hull])
@@ -125,10 +122,7 @@ export function explore(el, { table, kernel, start }) {
       .data(lines)
       .join("path")
       .attr("d", (d) => d.path);
-    group("levels")
-      .selectAll("text")
-      .data(lines.filter((d) => d.label))
-      .join("text")
+    join(group("levels"), "text", lines.filter((d) => d.label))
       .attr("x", (d) => d.label[0])
       .attr("y", (d) => d.label[1])
       .text((d) => whole(d.level));
@@ -139,18 +133,12 @@ export function explore(el, { table, kernel, start }) {
     const [low, high] = colour.domain();
     const y = d3.scaleLinear([low, high], [BAR.height, 0]);
     const bar = group("scale").attr("transform", "translate(6,34)");
-    bar
-      .selectAll("rect")
-      .data(d3.quantize(d3.interpolateNumber(low, high), BAR.parts))
-      .join("rect")
+    join(bar, "rect", d3.quantize(d3.interpolateNumber(low, high), BAR.parts))
       .attr("width", BAR.width)
       .attr("height", BAR.height / BAR.parts + 0.5)
       .attr("y", (_, n) => BAR.height * (1 - (n + 1) / BAR.parts))
       .attr("fill", colour);
-    bar
-      .selectAll("text")
-      .data([[name, 0, -12], ...y.ticks(4).map((d) => [whole(d), BAR.width + 4, y(d) + 4])])
-      .join("text")
+    join(bar, "text", [[name, 0, -12], ...y.ticks(4).map((d) => [whole(d), BAR.width + 4, y(d) + 4])])
       .attr("x", (d) => d[1])
       .attr("y", (d) => d[2])
       .call(write, (d) => d[0]);
@@ -169,24 +157,15 @@ export function explore(el, { table, kernel, start }) {
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
     if (drawn !== state.heat + width) drawHeat(group, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
-    group("outline")
-      .selectAll("path")
-      .data([corners])
-      .join("path")
+    join(group("outline"), "path", [corners])
       .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
-    group("corners")
-      .selectAll("text")
-      .data(corners)
-      .join("text")
+    join(group("corners"), "text", corners)
       .attr("x", (d) => d[0])
       .attr("y", (d, k) => d[1] + (k ? 20 : -10))
       .attr("text-anchor", "middle")
       .text((_, k) => NAMES[k]);
     const runs = table.runs.filter((run) => run.shares);
-    group("mixtures")
-      .selectAll("circle")
-      .data(runs)
-      .join("circle")
+    join(group("mixtures"), "circle", runs)
       .attr("r", 3)
       .attr("transform", (d) => `translate(${at(d.shares)})`)
       .on("click", (_, d) => change(d.state))
@@ -194,27 +173,18 @@ export function explore(el, { table, kernel, start }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("marks")
-      .selectAll("circle")
-      .data(pins)
-      .join("circle")
+    join(group("marks"), "circle", pins)
       .attr("r", 9)
       .attr("stroke", (d) => d.colour)
       .attr("transform", (d) => `translate(${at(d.state.shares)})`);
     const ends = state.varies ? [state.shares, state.last] : [];
-    group("way")
-      .selectAll("path")
-      .data([ends.map(at)])
-      .join("path")
+    join(group("way"), "path", [ends.map(at)])
       .attr("d", d3.line());
     const handles = [
       ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
       { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
     ];
-    const made = group("handles")
-      .selectAll("circle")
-      .data(handles, (d) => d.key)
-      .join("circle")
+    const made = join(group("handles"), "circle", handles, (d) => d.key)
       .attr("r", 9)
       .attr("class", (d) => d.key);
     made
@@ -256,10 +226,7 @@ export function explore(el, { table, kernel, start }) {
       .attr("y", top - 8)
       .attr("text-anchor", "middle")
       .text((d) => d);
-    group("seen")
-      .selectAll("g")
-      .data(rows)
-      .join("g")
+    join(group("seen"), "g", rows)
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
@@ -278,10 +245,7 @@ export function explore(el, { table, kernel, start }) {
           .text((d) => d[0]);
         let left = 0;
         const spans = bars.map(([k, value]) => ({ k, from: left, to: (left += value) }));
-        row
-          .selectAll("rect")
-          .data(spans)
-          .join("rect")
+        join(row, "rect", spans)
           .attr("x", (d) => x(d.from))
           .attr("width", (d) => x(d.to) - x(d.from))
           .attr("height", 12)
