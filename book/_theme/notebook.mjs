@@ -78,7 +78,8 @@ const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
 const LONG_WORDS = 30; // characters of a cell of words from which its column wraps
 const text = (cell) => cell.replace(/<[^>]*>/g, "");
 
-// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them.
+// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them. Each
+// cell knows its column's head, which stands before it on a phone.
 function aligned(content) {
   const rows = content.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
   const cells = rows.map((row) => row.match(/<t[dh][\s\S]*?<\/t[dh]>/g) ?? []);
@@ -89,10 +90,15 @@ function aligned(content) {
       if (kinds.get(n - row.length) !== "words long")
         kinds.set(n - row.length, text(cell).length > LONG_WORDS ? "words long" : "words");
     }
-  const marked = (cell, kind) => (kind ? cell.replace(/^<t[dh]/, `$& class="${kind}"`) : cell);
+  const heads = /<thead/.test(content) ? cells[0].map((cell) => text(cell).replace(/"/g, "&quot;")) : [];
+  const marked = (cell, at) => {
+    const kind = kinds.has(at) ? ` class="${kinds.get(at)}"` : "";
+    const head = /^<td/.test(cell) && heads.at(at) ? ` data-head="${heads.at(at)}: "` : "";
+    return cell.replace(/^<t[dh]/, `$&${kind}${head}`);
+  };
   const written = rows.map((row, r) =>
     cells[r].reduce(
-      (all, cell, n) => all.replace(cell, () => marked(cell, kinds.get(n - cells[r].length))),
+      (all, cell, n) => all.replace(cell, () => marked(cell, n - cells[r].length)),
       row,
     ),
   );

@@ -37,7 +37,8 @@ def _entry(package: griffe.Module, name: str) -> Iterator[str]:
     entry: Any = package[value.__module__.removeprefix("cmp.")][value.__name__]
     yield f"### `cmp.{name}`\n"
     if not (isinstance(value, type) and issubclass(value, Exception)):
-        yield f"```python\n{_signature(entry, dataclasses.is_dataclass(value))}\n```\n"
+        has_fields = dataclasses.is_dataclass(value) or hasattr(value, "_fields")
+        yield f"```python\n{_signature(entry, has_fields)}\n```\n"
     yield from _description(entry)
     for member in entry.members.values() if entry.is_class else ():
         is_public = member.is_function or "property" in member.labels
@@ -46,12 +47,12 @@ def _entry(package: griffe.Module, name: str) -> Iterator[str]:
             yield from _description(member)
 
 
-def _signature(entry: Any, is_dataclass: bool = False) -> str:
+def _signature(entry: Any, has_fields: bool = False) -> str:
     """Return a call with types and defaults, on several lines where one would be too long."""
     if "property" in entry.labels:
         return f"{entry.name}: {entry.annotation}"
     result = f" -> {entry.returns}" if entry.is_function and entry.returns else ""
-    parameters = _fields(entry) if is_dataclass else _parameters(entry)
+    parameters = _fields(entry) if has_fields else _parameters(entry)
     parameters = [text.replace("'", '"') for text in parameters]  # as the package writes literals
     line = f"{entry.name}({', '.join(parameters)}){result}"
     if len(line) <= WIDTH:
@@ -60,7 +61,7 @@ def _signature(entry: Any, is_dataclass: bool = False) -> str:
 
 
 def _fields(entry: Any) -> Iterator[str]:
-    """Yield the fields of a dataclass; a default that is made by a function is left open."""
+    """Yield the fields of a class that has them; a default that a function makes is left open."""
     for field in entry.attributes.values():
         if "property" not in field.labels:
             made = field.value and str(field.value).startswith("_section(")

@@ -94,7 +94,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
     .attr("height", (d) => 90 - up(d));
   label(bars, [
     [168, 88, "images", "end"],
-    ...images.map((d, n) => [middle(n), up(d) - 4, n % every ? "" : d]),
+    ...images.map((d, n) => [middle(n), up(d) - 4, every > 2 || n % every ? "" : d]),
   ]);
   const most = d3.max(counts, (row) => d3.max(row));
   const rows = group(svg, "counts").selectAll("g").data(counts).join("g").attr("role", "img");
@@ -105,7 +105,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
     .attr("height", y.bandwidth());
-  cells.attr("fill-opacity", (d) => (d ? 0.15 + (0.85 * d) / most : 0.03));
+  cells.attr("fill-opacity", (d) => (d ? 0.3 + (0.7 * d) / most : 0.03));
   rows.each(function (row, k) {
     const base = y.bandwidth() - 5;
     const numbers = row.map((d, n) => [middle(n), base, d && x.bandwidth() > 15 ? d : ""]);
@@ -157,22 +157,21 @@ function budget({ picture, more }, data, state, found) {
   const names = data.each.method; // those still to come have their places
   const svg = drawing(picture, 70 + 24 * names.length, "Steps per update by method", 760);
   const [width, height] = svg.property("extent");
-  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [150, width - 70]);
+  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [112, width - 44]);
   const y = d3.scaleBand(d3.reverse(names), [height - 44, 20]).padding(0.2);
-  axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""], 6, named);
-  const bars = group(svg, "amounts");
-  join(bars, "rect", rows)
+  axes(svg, x, y, ["steps per update; dashed: full fine-tuning", ""], 6, named);
+  join(group(svg, "amounts"), "rect", rows)
     .attr("x", x(0))
     .attr("y", (d) => y(d.method))
     .attr("height", y.bandwidth())
     .attr("width", (d) => x(d.steps) - x(0));
+  join(group(svg, "rule"), "path", [rows[0].steps])
+    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const ends = names.map((name) => rows.find((row) => row.method === name) ?? { method: name });
-  join(bars, "text", ends)
+  join(group(svg, "values"), "text", ends)
     .attr("x", (d) => x(d.steps ?? 0) + 6)
     .attr("y", (d) => y(d.method) + y.bandwidth() / 2 + 4)
     .text((d) => (d.steps === 0 ? "not one" : d.steps ? whole(d.steps) : "…"));
-  join(group(svg, "rule"), "path", [rows[0].steps])
-    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const giga = (value) => rough(value / 1e9);
   const head = [
     "method",

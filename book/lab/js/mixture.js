@@ -122,7 +122,7 @@ export function explore(el, { table, kernel, start }) {
       .data(lines)
       .join("path")
       .attr("d", (d) => d.path);
-    join(group("levels"), "text", lines.filter((d) => d.label))
+    join(group("levels"), "text", apart(lines.filter((d) => d.label)))
       .attr("x", (d) => d.label[0])
       .attr("y", (d) => d.label[1])
       .text((d) => whole(d.level));
@@ -145,9 +145,10 @@ export function explore(el, { table, kernel, start }) {
   }
 
   function picture(place, state, change, pins) {
-    const svg = drawing(place, 445, "The triangle of mixtures, and how often an image is seen", 640);
+    const side = Math.min((place.clientWidth || 640) - 60, 340);
+    const height = 34 + side * 0.866 + 108;
+    const svg = drawing(place, height, "The triangle of mixtures, and how often an image is seen", 640);
     const [width] = svg.property("extent");
-    const side = Math.min(width - 60, 340);
     const corners = [
       [width / 2, 34],
       [width / 2 - side / 2, 34 + side * 0.866],
@@ -157,7 +158,7 @@ export function explore(el, { table, kernel, start }) {
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
     if (drawn !== state.heat + width) drawHeat(group, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
-    join(group("outline"), "path", [corners])
+    join(group("rim"), "path", [corners])
       .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
     join(group("corners"), "text", corners)
       .attr("x", (d) => d[0])
@@ -219,7 +220,7 @@ export function explore(el, { table, kernel, start }) {
     const top = 34 + side * 0.866 + 54;
     group("seen")
       .selectAll("text.name")
-      .data(["Times that an image is seen: by replay of the pool, in its own update + by later replay"])
+      .data(["Times that an image is seen: new + replayed"])
       .join("text")
       .attr("class", "name")
       .attr("x", width / 2)
@@ -257,6 +258,13 @@ export function explore(el, { table, kernel, start }) {
   const hint = "Drag the circle. A small white dot is a stored mixture.";
   workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle, hint });
 }
+
+// Labels that do not lie on an earlier one.
+const apart = (lines) =>
+  lines.reduce((kept, d) => {
+    const near = ({ label: [x, y] }) => Math.abs(x - d.label[0]) < 18 && Math.abs(y - d.label[1]) < 14;
+    return kept.some(near) ? kept : [...kept, d];
+  }, []);
 
 function barycentric([[ax, ay], [bx, by], [cx, cy]], [x, y]) {
   const area = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy);
