@@ -4,7 +4,6 @@ The page says what stands where: below the heading of each name, all is written 
 `python -m lab.api_reference`, from the folder `book`.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -37,8 +36,8 @@ def _entry(package: griffe.Module, name: str) -> Iterator[str]:
     entry: Any = package[value.__module__.removeprefix("cmp.")][value.__name__]
     yield f"### `cmp.{name}`\n"
     if not (isinstance(value, type) and issubclass(value, Exception)):
-        has_fields = dataclasses.is_dataclass(value) or hasattr(value, "_fields")
-        yield f"```python\n{_signature(entry, has_fields)}\n```\n"
+        # a dataclass and a named tuple have these, and an `__init__` that is not written
+        yield f"```python\n{_signature(entry, hasattr(value, '__match_args__'))}\n```\n"
     yield from _description(entry)
     for member in entry.members.values() if entry.is_class else ():
         is_public = member.is_function or "property" in member.labels
