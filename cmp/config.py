@@ -151,7 +151,7 @@ class Method:
         gamma: Part of the old Fisher information that "ewc" keeps after a task.
         fisher: Whether "ewc" squares each sample's gradient or a batch's.
         batches: Batches that the Fisher information is measured on.
-        damping: xi of "si".
+        damping: What "si" adds to a weight's squared way before it divides by it.
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
 
     Example:
@@ -476,7 +476,7 @@ class RunConfig:
         return {k: value for k, value in flat_keys(self.to_dict()) if value != defaults()[k]}
 
     def option_record(self) -> dict[str, dict[str, Any]]:
-        """Return the sources of the options that are not the package's own, as "kind:name" ->
+        """Return the sources of the options that are not the package's own, by kind and name: their
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]

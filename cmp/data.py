@@ -206,7 +206,7 @@ class Corpus:
 def load_data(source: str) -> Corpus:
     """Return the data of a source.
 
-    Sources are the entry points of the group "cmp.data": functions that return a `Corpus`, and
+    Sources are the entry points of the group `cmp.data`: functions that return a `Corpus`, and
     "folder", which takes the folder's path.
 
     Args:

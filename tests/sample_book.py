@@ -66,6 +66,20 @@ def f(x):
     return x
 ```
 
+**Figure 1.1.** What A_KA is, beside `A_KA`.
+
+```{code-block} bash
+cmpt export run  # for others
+```
+
+:::{glossary}
+Base
+: Where it starts.
+
+Batch
+: What a step takes.
+:::
+
 ## Another part
 
 More text.
@@ -79,6 +93,11 @@ PIXEL = (
 )
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" width="9" height="9"/>'
 STILL = '<div class="answering" data-explorer="schedule" data-script="schedule"><p>Still.</p></div>'
+FIXED = '<div class="answering"><p>A_ZS.</p></div>'
+FRAME = (
+    "<table><thead><tr><th>n</th><th>words</th></tr></thead><tbody><tr><td>1</td><td>short</td></tr>"
+    f"<tr><td>2</td><td>{'long ' * 8}</td></tr></tbody></table><p>2 rows × 2 columns</p>"
+)
 TABLE = '<table border="1"><tr><th></th><th>n</th></tr><tr><th>a</th><td>1</td></tr></table>'
 MYST = """\
 version: 1
@@ -104,6 +123,7 @@ def cells() -> list:
         ("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}),
         ("display_data", {"image/svg+xml": SVG, "text/plain": "<SVG>"}),
         ("display_data", {"text/html": STILL}),
+        ("execute_result", {"text/html": FRAME, "text/plain": "1 short"}),
     ]
     outputs = [nbformat.v4.new_output(kind, data) for kind, data in shown]
     outputs.append(nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mprinted\x1b[0m\n"))
@@ -116,6 +136,9 @@ def cells() -> list:
     code = [
         nbformat.v4.new_code_cell(f"print({n})", outputs=[each]) for n, each in enumerate(outputs)
     ]
+    both = [{"text/html": FIXED}, {"image/png": PIXEL}]
+    still = [nbformat.v4.new_output("display_data", data) for data in both]
+    code.append(nbformat.v4.new_code_cell("still", outputs=still))
     hidden = nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["remove-input"]})
     return [*code, hidden, nbformat.v4.new_code_cell(long)]
 

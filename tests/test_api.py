@@ -51,6 +51,7 @@ def test_the_reference_page_is_that_of_the_docstrings():
     assert sorted(api_reference.HEADING.findall(page)) == sorted(cmp.__all__)
     message = "write it again: cd book && python -m lab.api_reference"
     assert page == api_reference.reference_page(), message
+    assert "#### `Schedule.durations`\n" in page and "StepResult(loss: " in page
 
 
 def test_what_stands_below_the_name_of_an_option_is_written_anew(tmp_path, monkeypatch):

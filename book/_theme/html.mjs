@@ -5,6 +5,10 @@ export const escape = (text) =>
     (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c],
   );
 
+// HTML whose texts show the index of A_KA and A_ZS set low; what is copied or read aloud keeps "_".
+export const indexed = (html) =>
+  html.replace(/(?<=^|>)[^<]+/g, (text) => text.replace(/_(KA|ZS)\b/g, '<span class="hidden">_</span><sub>$1</sub>'));
+
 export const plain = (node) => node.value ?? (node.children ?? []).map(plain).join("");
 
 export function id(node) {

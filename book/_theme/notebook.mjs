@@ -1,17 +1,23 @@
 // Cells of a notebook and their outputs.
 import fs from "node:fs";
 import hljs from "./vendor/highlight.mjs";
-import { escape, id, scrolling, source } from "./html.mjs";
+import { escape, id, indexed, scrolling, source } from "./html.mjs";
 
 const LONG = 12; // lines of a cell without outputs beyond which it is folded
+const SHELLS = ["bash", "sh", "shell", "console"];
 const figures = new URL("./data/figures.json", import.meta.url);
 // Function that draws -> what its figure shows, written by `cmpt site`.
 const SHOWS = fs.existsSync(figures) ? JSON.parse(fs.readFileSync(figures)) : {};
 
 const children = (node, context) => (node.children ?? []).map(context.render).join("");
 
-const coloured = (code, language) =>
-  hljs.getLanguage(language ?? "") ? hljs.highlight(code, { language }).value : escape(code);
+// In a shell's lines, only strings and comments: its keywords are words of commands, too.
+function coloured(code, language) {
+  if (!hljs.getLanguage(language ?? "")) return escape(code);
+  const { value } = hljs.highlight(code, { language });
+  if (!SHELLS.includes(language)) return value;
+  return value.replace(/<span class="hljs-(?:keyword|built_in)">(.*?)<\/span>/g, "$1");
+}
 
 // A reader sees words, not a terminal's colours.
 // eslint-disable-next-line no-control-regex
@@ -44,7 +50,9 @@ function block(node, context) {
 
 function outputs(node, context) {
   if (node.visibility === "remove" || !node.children?.length) return "";
-  const shown = `<div class="outputs">${children(node, context)}</div>`;
+  // An explorer's still has its picture inside its box.
+  const still = /(<div class="answering"[^>]*>)(.*?)<\/div>(<figure.*?<\/figure>)/s;
+  const shown = `<div class="outputs">${children(node, context).replace(still, "$1$3$2</div>")}</div>`;
   return node.visibility === "hide"
     ? `<details class="folded"><summary>Output</summary>${shown}</details>`
     : shown;
@@ -67,33 +75,35 @@ function picture(data, context) {
 }
 
 const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
-const LONG_WORDS = 30; // characters from which a cell of words wraps
+const LONG_WORDS = 30; // characters of a cell of words from which its column wraps
+const text = (cell) => cell.replace(/<[^>]*>/g, "");
 
-function marked(cell, words) {
-  if (!words) return cell;
-  const inner = cell.replace(/^<t[dh][^>]*>|<\/t[dh]>$/g, "");
-  return cell.replace(/^<t[dh]/, `$& class="words${inner.length > LONG_WORDS ? " long" : ""}"`);
-}
-
-// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them.
+// Columns of words stand at the left and wrap; numbers stand at the right, as frames have them. Each
+// cell knows its column's head, which stands before it on a phone.
 function aligned(content) {
   const rows = content.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
   const cells = rows.map((row) => row.match(/<t[dh][\s\S]*?<\/t[dh]>/g) ?? []);
-  const wordy = new Set(
-    cells.flatMap((row) =>
-      row.flatMap((cell, n) =>
-        /^<td/.test(cell) && !NUMBER.test(cell.replace(/<[^>]*>/g, "")) ? [n - row.length] : [],
-      ),
-    ),
-  );
+  const kinds = new Map(); // of columns of words, counted from the right
+  for (const row of cells)
+    for (const [n, cell] of row.entries()) {
+      if (!/^<td/.test(cell) || NUMBER.test(text(cell))) continue;
+      if (kinds.get(n - row.length) !== "words long")
+        kinds.set(n - row.length, text(cell).length > LONG_WORDS ? "words long" : "words");
+    }
+  const heads = /<thead/.test(content) ? cells[0].map((cell) => text(cell).replace(/"/g, "&quot;")) : [];
+  const marked = (cell, at) => {
+    const kind = kinds.has(at) ? ` class="${kinds.get(at)}"` : "";
+    const head = /^<td/.test(cell) && heads.at(at) ? ` data-head="${heads.at(at)}: "` : "";
+    return cell.replace(/^<t[dh]/, `$&${kind}${head}`);
+  };
   const written = rows.map((row, r) =>
     cells[r].reduce(
-      (text, cell, n) => text.replace(cell, () => marked(cell, wordy.has(n - cells[r].length))),
+      (all, cell, n) => all.replace(cell, () => marked(cell, n - cells[r].length)),
       row,
     ),
   );
   return rows
-    .reduce((text, row, r) => text.replace(row, () => written[r]), content)
+    .reduce((all, row, r) => all.replace(row, () => written[r]), content)
     .replace(/<th( [^>]*)?><\/th>/g, "<td></td>");
 }
 
@@ -103,7 +113,7 @@ function beside(content) {
   const rows = head?.match(/<tr[\s\S]*?<\/tr>/g) ?? [];
   if (rows.length !== 2) return content;
   const cells = rows.map((row) => row.match(/<th[\s\S]*?<\/th>/g) ?? []);
-  const words = cells.map((row) => row.map((cell) => cell.replace(/<[^>]*>/g, "").trim()));
+  const words = cells.map((row) => row.map((cell) => text(cell).trim()));
   const names = words[1].findLastIndex(Boolean) + 1;
   if (!names || words[0].length !== words[1].length || words[0].slice(0, names).some(Boolean)) return content;
   const joined = [...cells[1].slice(0, names), ...cells[0].slice(names)].join("");
@@ -113,16 +123,18 @@ function beside(content) {
 const TALL = 40; // rows of a table beyond which it scrolls in a box of its own
 
 function table(content) {
-  const bare = beside(content.replace(/ border="\d"|<style scoped>[\s\S]*?<\/style>/g, ""));
+  const extras = / border="\d"|<style scoped>[\s\S]*?<\/style>|<p>\d+ rows × \d+ columns<\/p>/g;
+  const bare = indexed(beside(content.replace(extras, "")));
   const rows = bare.match(/<tr/g)?.length ?? 0;
   return scrolling(aligned(bare), rows > TALL ? "wide html tall" : "wide html");
 }
 
 // An explorer's still stands as it is; the page's script puts the explorer in its place.
 function html(content, context) {
-  if (/data-explorer="/.test(content)) {
-    context.answers = true;
-    return content;
+  if (/class="answering"/.test(content)) {
+    const answers = /data-explorer="/.test(content);
+    context.answers ||= answers;
+    return answers ? content : indexed(content);
   }
   if (!/class="highlight"/.test(content)) return table(content);
   // The colours are the theme's, for light and dark.
@@ -143,8 +155,8 @@ function output(node, context) {
   const data = found.data ?? {};
   if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
   if (data["text/html"]) return html(data["text/html"].content ?? "", context);
-  const text = data["text/plain"]?.content ?? "";
-  return text && `<pre class="stream">${escape(uncoloured(text))}</pre>`;
+  const words = data["text/plain"]?.content ?? "";
+  return words && `<pre class="stream">${escape(uncoloured(words))}</pre>`;
 }
 
 export const cells = { block, code, output, outputs };

@@ -1,8 +1,8 @@
 // The page around a text: chapters, outline, search, what comes before and after, the bibliography.
-import { escape, plain } from "./html.mjs";
+import { escape, indexed, plain } from "./html.mjs";
 import { render } from "./render.mjs";
 
-const DEPTH = 3; // headings down to this level stand in the outline
+const DEPTH = 4; // headings down to this level stand in the outline
 
 function chapters(project, slug, base) {
   const rows = project.pages.map((each) => {
@@ -22,7 +22,7 @@ function headings(node) {
 function outline(page) {
   const rows = headings(page.mdast).map(
     (each) =>
-      `<li class="level${each.depth}"><a href="#${escape(each.html_id)}">${escape(plain(each))}</a></li>`,
+      `<li class="level${each.depth}"><a href="#${escape(each.html_id)}">${indexed(escape(plain(each)))}</a></li>`,
   );
   if (rows.length < 2) return '<div class="outline"></div>';
   return `<nav class="outline" aria-label="On this page"><p>On this page</p><ul>${rows.join("")}</ul></nav>`;

@@ -1,6 +1,6 @@
 // MyST's tree of a page as HTML: a function a kind of node, each given the node and the page's
 // context {page, slug, base, assets, ...}. Cells and their outputs are in notebook.mjs.
-import { escape, href, id, plain, scrolling, source } from "./html.mjs";
+import { escape, href, id, indexed, plain, scrolling, source } from "./html.mjs";
 import { definitions } from "./glossary.mjs";
 import { cells } from "./notebook.mjs";
 
@@ -35,6 +35,25 @@ function crossReference(node, context) {
   const words = term ? DEFINITIONS[node.identifier] : null;
   const hover = words ? ` data-definition="${escape(words)}"` : "";
   return `<a class="reference${term ? " term" : ""}" href="${target}"${hover}>${children(node, context)}</a>`;
+}
+
+// A chapter writes the caption of a figure as "**Figure 4.1.** What it shows."
+function paragraph(node, context) {
+  const [first] = node.children ?? [];
+  const isCaption = first?.type === "strong" && /^Figure [\w.]+\.$/.test(plain(first));
+  return element("p", isCaption ? ' class="caption"' : "")(node, context);
+}
+
+const TERMS = (node) => (node.type === "definitionTerm" ? [node] : (node.children ?? []).flatMap(TERMS));
+
+// The terms, below a link to the first of each letter.
+function glossary(node, context) {
+  const firsts = new Map(TERMS(node).reverse().map((each) => [plain(each)[0].toUpperCase(), each]));
+  const links = [...firsts].reverse().map(
+    ([letter, term]) => `<a href="#${escape(term.html_id ?? term.identifier)}">${escape(letter)}</a>`,
+  );
+  const letters = `<nav class="letters" aria-label="First letters">${links.join(" ")}</nav>`;
+  return `${letters}<div class="glossary">${children(node, context)}</div>`;
 }
 
 function image(node, context) {
@@ -126,7 +145,7 @@ const kinds = {
   blockquote: element("blockquote"),
   break: () => "<br>",
   caption: element("figcaption"),
-  captionNumber: (node, context) => `<b>${children(node, context)}</b> `,
+  captionNumber: (node) => `<b>${escape(plain(node)).replace(/:$/, ".")}</b> `,
   card: element("div", ' class="card"'),
   cite: citation,
   citeGroup: citations,
@@ -147,7 +166,7 @@ const kinds = {
     `<div class="footnote" id="fn-${footnote(node)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,
   footnoteReference: (node) =>
     `<sup><a href="#fn-${footnote(node)}" aria-label="Footnote ${escape(node.enumerator)}">${escape(node.enumerator)}</a></sup>`,
-  glossary: element("div", ' class="glossary"'),
+  glossary,
   grid: element("div", ' class="grid"'),
   header: element("header"),
   heading,
@@ -164,7 +183,7 @@ const kinds = {
   listItem,
   math,
   mystTarget: (node) => `<span${id(node)}></span>`,
-  paragraph: element("p"),
+  paragraph,
   proof: box("proof", "Proof"),
   root: children,
   solution: box("solution", "Solution", () => true),
@@ -178,7 +197,7 @@ const kinds = {
   table,
   tableCell: cell,
   tableRow: element("tr"),
-  text: (node) => escape(node.value),
+  text: (node) => indexed(escape(node.value)),
   thematicBreak: () => "<hr>",
 };
 

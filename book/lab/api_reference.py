@@ -4,7 +4,6 @@ The page says what stands where: below the heading of each name, all is written 
 `python -m lab.api_reference`, from the folder `book`.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ LISTS = {"parameters": "Arguments", "attributes": "Attributes", "returns": "Retu
 def reference_page() -> str:
     """Return the page as MyST Markdown, with what stands below each name written anew."""
     package = griffe.load("cmp", search_paths=[str(project_folder())])
-    below = re.compile(rf"{HEADING.pattern}.*?(?=^##|\Z)", re.M | re.S)
+    below = re.compile(rf"{HEADING.pattern}.*?(?=^#{{2,3}} |\Z)", re.M | re.S)
     text = PAGE.read_text(encoding="utf-8")
     text = below.sub(lambda found: "\n".join([*_entry(package, found[1]), ""]), text)
     return text.rstrip() + "\n"
@@ -37,21 +36,22 @@ def _entry(package: griffe.Module, name: str) -> Iterator[str]:
     entry: Any = package[value.__module__.removeprefix("cmp.")][value.__name__]
     yield f"### `cmp.{name}`\n"
     if not (isinstance(value, type) and issubclass(value, Exception)):
-        yield f"```python\n{_signature(entry, dataclasses.is_dataclass(value))}\n```\n"
+        # a dataclass and a named tuple have these, and an `__init__` that is not written
+        yield f"```python\n{_signature(entry, hasattr(value, '__match_args__'))}\n```\n"
     yield from _description(entry)
     for member in entry.members.values() if entry.is_class else ():
         is_public = member.is_function or "property" in member.labels
         if is_public and not member.name.startswith("_") and member.docstring:
-            yield f"```python\n.{_signature(member)}\n```\n"
+            yield f"#### `{name}.{member.name}`\n\n```python\n{_signature(member)}\n```\n"
             yield from _description(member)
 
 
-def _signature(entry: Any, is_dataclass: bool = False) -> str:
+def _signature(entry: Any, has_fields: bool = False) -> str:
     """Return a call with types and defaults, on several lines where one would be too long."""
     if "property" in entry.labels:
         return f"{entry.name}: {entry.annotation}"
     result = f" -> {entry.returns}" if entry.is_function and entry.returns else ""
-    parameters = _fields(entry) if is_dataclass else _parameters(entry)
+    parameters = _fields(entry) if has_fields else _parameters(entry)
     parameters = [text.replace("'", '"') for text in parameters]  # as the package writes literals
     line = f"{entry.name}({', '.join(parameters)}){result}"
     if len(line) <= WIDTH:
@@ -60,7 +60,7 @@ def _signature(entry: Any, is_dataclass: bool = False) -> str:
 
 
 def _fields(entry: Any) -> Iterator[str]:
-    """Yield the fields of a dataclass; a default that is made by a function is left open."""
+    """Yield the fields of a class that has them; a default that a function makes is left open."""
     for field in entry.attributes.values():
         if "property" not in field.labels:
             made = field.value and str(field.value).startswith("_section(")

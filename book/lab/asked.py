@@ -200,7 +200,8 @@ def budget_table(with_answers: bool = False) -> Table:
     first = SHEET["budget"]["each"]["method"]
     methods = list(dict.fromkeys([*first, *option_names("method")]))
     menus = {"model": [*models.family_names(), *paper.CATALOGUE_MODELS], "method": methods}
-    return _make_table("budget", _budget_answer, with_answers, menus, slack=budgets.SLACK)
+    facts = {"slack": budgets.SLACK, "names": SHEET["budget"]["names"]}
+    return _make_table("budget", _budget_answer, with_answers, menus, **facts)
 
 
 def _budget_answer(request: Mapping[str, Any]) -> dict[str, float]:
@@ -218,6 +219,7 @@ def budget_calculator() -> Explorer:
     state, methods = table["defaults"], table["each"]["method"][:READY]
     steps = state["total"] / state["updates"]
     costs = paper.budget_table(state["model"], state["batch"], steps, methods)
+    costs = costs.rename(index=table["names"])
     allowed = ", ".join(f"{name} {count:,}" for name, count in costs["steps"].items())
     words = f"Steps per update for the cost of {steps:g} steps of full fine-tuning: {allowed}."
     return _explorer(table, figures.plot_allowed_steps(costs), words, _budget_answer)

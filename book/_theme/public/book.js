@@ -165,8 +165,14 @@ function reachable() {
     const scrolls = each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight + 1;
     if (scrolls) each.tabIndex = 0;
     else each.removeAttribute("tabindex");
+    shade(each);
   }
 }
+// What goes on at the right fades there.
+function shade(each) {
+  each.toggleAttribute("data-more", each.scrollLeft + each.clientWidth < each.scrollWidth - 1);
+}
+document.addEventListener("scroll", ({ target }) => target !== document && shade(target), true);
 addEventListener("load", reachable);
 addEventListener("resize", reachable);
 document.addEventListener("toggle", reachable, true);

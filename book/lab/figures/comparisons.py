@@ -111,7 +111,7 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
             axes.annotate(words, (x[place], y[place]), (-8, down), ha="right", **beside)
         point, colour = (chosen["A_KA"], chosen["A_ZS"]), style.COLOURS[1]
         axes.plot(*point, "o", color=colour, markersize=14, markeredgecolor="0.2", zorder=5)
-        axes.annotate(f"share {chosen.name:.2f}", point, (12, -16), **beside, **style.bold(colour))
+        axes.annotate(f"share {chosen.name:.2f}", point, (14, 10), **beside, **style.bold(colour))
         axes.margins(0.14)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
     return figure

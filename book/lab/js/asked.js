@@ -7,15 +7,18 @@ import {
   element,
   form,
   FORMS,
+  join,
   linked,
   linkTo,
   PATIENCE,
   plane,
   points,
+  say,
   score,
   short,
   table,
   takeAway,
+  write,
 } from "./common.js";
 
 const SLOW = 150; // milliseconds after which an answer is said to be on its way
@@ -75,11 +78,8 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   const up = d3.scaleLinear([0, d3.max(images)], [90, 24]);
   const middle = (n) => x(n) + x.bandwidth() / 2;
   const every = Math.ceil(20 / x.step()); // label one update of so many
-  const write = (parent, rows) =>
-    parent
-      .selectAll("text")
-      .data(rows)
-      .join("text")
+  const label = (parent, rows) =>
+    join(parent, "text", rows)
       .attr("x", (d) => d[0])
       .attr("y", (d) => d[1])
       .attr("text-anchor", (d) => d[3] ?? "middle")
@@ -87,40 +87,34 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   const bars = group(svg, "amounts")
     .attr("role", "img")
     .attr("aria-label", `Images of updates: ${images.join(", ")}`);
-  bars
-    .selectAll("rect")
-    .data(images)
-    .join("rect")
+  join(bars, "rect", images)
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
     .attr("y", up)
     .attr("height", (d) => 90 - up(d));
-  write(bars, [
+  label(bars, [
     [168, 88, "images", "end"],
-    ...images.map((d, n) => [middle(n), up(d) - 4, n % every ? "" : d]),
+    ...images.map((d, n) => [middle(n), up(d) - 4, every > 2 || n % every ? "" : d]),
   ]);
   const most = d3.max(counts, (row) => d3.max(row));
   const rows = group(svg, "counts").selectAll("g").data(counts).join("g").attr("role", "img");
   rows
     .attr("aria-label", (row, k) => `Classes of ${data.datasets[k]} per update: ${row.join(", ")}`)
     .attr("transform", (_, k) => `translate(0,${y(data.datasets[k])})`);
-  const cells = rows
-    .selectAll("rect")
-    .data((row) => row)
-    .join("rect")
+  const cells = join(rows, "rect", (row) => row)
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
     .attr("height", y.bandwidth());
-  cells.attr("fill-opacity", (d) => (d ? 0.15 + (0.85 * d) / most : 0.03));
+  cells.attr("fill-opacity", (d) => (d ? 0.3 + (0.7 * d) / most : 0.03));
   rows.each(function (row, k) {
     const base = y.bandwidth() - 5;
     const numbers = row.map((d, n) => [middle(n), base, d && x.bandwidth() > 15 ? d : ""]);
-    write(d3.select(this), [...numbers, [168, base, `${data.datasets[k]} (${d3.sum(row)})`, "end"]]).classed(
+    label(d3.select(this), [...numbers, [168, base, `${data.datasets[k]} (${d3.sum(row)})`, "end"]]).classed(
       "light",
       (_, n) => row[n] > 0.5 * most,
     );
   });
-  write(group(svg, "updates"), [
+  label(group(svg, "updates"), [
     ...images.map((_, n) => [middle(n), height - 18, n % every ? "" : n + 1]),
     [(176 + width) / 2, height - 2, "update"],
   ]);
@@ -159,47 +153,38 @@ function budget({ picture, more }, data, state, found) {
     const bought = (steps * full.step * (1 + data.slack) - cost.end * ratio) / (cost.step * ratio);
     return { method, cost, ratio, steps: Math.max(0, Math.floor(bought)) };
   });
+  const named = (method) => data.names[method] ?? method;
   const names = data.each.method; // those still to come have their places
   const svg = drawing(picture, 70 + 24 * names.length, "Steps per update by method", 760);
   const [width, height] = svg.property("extent");
-  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [104, width - 70]);
+  const x = d3.scaleLinear([0, d3.max(rows, (row) => row.steps) || 1], [112, width - 44]);
   const y = d3.scaleBand(d3.reverse(names), [height - 44, 20]).padding(0.2);
-  axes(svg, x, y, ["steps per update; dashed: those of full fine-tuning", ""]);
-  const bars = group(svg, "amounts");
-  bars
-    .selectAll("rect")
-    .data(rows)
-    .join("rect")
+  axes(svg, x, y, ["steps per update; dashed: full fine-tuning", ""], 6, named);
+  join(group(svg, "amounts"), "rect", rows)
     .attr("x", x(0))
     .attr("y", (d) => y(d.method))
     .attr("height", y.bandwidth())
     .attr("width", (d) => x(d.steps) - x(0));
+  join(group(svg, "rule"), "path", [rows[0].steps])
+    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const ends = names.map((name) => rows.find((row) => row.method === name) ?? { method: name });
-  bars
-    .selectAll("text")
-    .data(ends)
-    .join("text")
+  join(group(svg, "values"), "text", ends)
     .attr("x", (d) => x(d.steps ?? 0) + 6)
     .attr("y", (d) => y(d.method) + y.bandwidth() / 2 + 4)
     .text((d) => (d.steps === 0 ? "not one" : d.steps ? whole(d.steps) : "…"));
-  group(svg, "rule")
-    .selectAll("path")
-    .data([rows[0].steps])
-    .join("path")
-    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const giga = (value) => rough(value / 1e9);
   const head = [
     "method",
-    "GFLOPs of a step",
-    "GB",
-    "memory, × full",
-    "memory-adjusted GFLOPs",
-    "at an update's end",
+    "GFLOPs per step",
+    "memory (GB)",
+    "memory (× full)",
+    "adjusted GFLOPs per step",
+    "adjusted GFLOPs at an update’s end",
     "steps per update",
     "samples per update",
   ];
   const cells = rows.map(({ method, cost, ratio, steps: n }) => [
-    method,
+    named(method),
     giga(cost.step),
     giga(cost.memory),
     rough(ratio),
@@ -211,7 +196,7 @@ function budget({ picture, more }, data, state, found) {
   more.replaceChildren(table(head, cells));
   const total = Number(((state.total * full.step) / 1e9).toPrecision(6));
   return {
-    sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of ${state.model} at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
+    sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of the model “${state.model}” at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
     away: {
       command: `cmpt budget --model ${state.model} --batch ${state.batch} --tasks ${state.updates} --total ${total}`,
     },
@@ -244,10 +229,7 @@ function path({ picture, drawPlane }, data, state, found, change) {
   const y = d3.scaleLinear(d3.extent(known.flatMap((d) => d.at.slice(0, 2))), [height - 44, 26]).nice();
   axes(svg, x, y, ["share of the fine-tuned weights", "score (%)"]);
   const lines = ["A_KA", "A_ZS"].map((name, k) => ({ name, k, colour: [BLUE, ORANGE][k] }));
-  group(svg, "lines")
-    .selectAll("path")
-    .data(lines)
-    .join("path")
+  join(group(svg, "lines"), "path", lines)
     .attr("stroke", (d) => d.colour)
     .attr("stroke-width", 2)
     .attr("d", ({ k }) =>
@@ -256,29 +238,17 @@ function path({ picture, drawPlane }, data, state, found, change) {
         (d) => y(d.at[k]),
       )(known),
     );
-  group(svg, "marks")
-    .selectAll("path")
-    .data(lines.flatMap((d) => known.map((each) => ({ ...d, each }))))
-    .join("path")
+  join(group(svg, "marks"), "path", lines.flatMap((d) => known.map((each) => ({ ...d, each }))))
     .attr("fill", (d) => d.colour)
     .attr("transform", (d) => `translate(${x(d.each.share)},${y(d.each.at[d.k])})`)
     .attr("d", (d) => d3.symbol([d3.symbolCircle, d3.symbolSquare][d.k], 36)());
-  group(svg, "ends")
-    .selectAll("text")
-    .data(lines)
-    .join("text")
+  join(group(svg, "ends"), "text", lines)
     .attr("x", x(1) + 10)
     .attr("y", (d) => y(last.at[d.k]) + 4)
-    .text((d) => d.name);
-  const rule = group(svg, "rule")
-    .selectAll("g")
-    .data([0])
-    .join("g")
+    .call(write, (d) => d.name);
+  const rule = join(group(svg, "rule"), "g", [0])
     .attr("transform", `translate(${x(state.share)},0)`);
-  rule
-    .selectAll("path")
-    .data([0])
-    .join("path")
+  join(rule, "path", [0])
     .attr("d", `M0,${height - 44}V26`);
   const handle = rule.selectAll("circle").data([0]).join("circle").attr("r", 8).attr("cy", 26);
   handle
@@ -298,15 +268,15 @@ function path({ picture, drawPlane }, data, state, found, change) {
     own: [{ trail, colour: BLUE }],
     predicted: { at, half: [0, 0], weight: exact ? 1 : 0.4 },
   });
-  const say = (values) =>
+  const words = (values) =>
     ["A_KA", "A_ZS", "GM"]
       .slice(0, values.length)
-      .map((name, k) => `${name} ${points(values[k])}%`)
+      .map((name, k) => `${name} ${points(values[k])}\u00a0%`)
       .join(", ");
   const mean = d3.interpolate(first.at.slice(0, 2), last.at.slice(0, 2))(state.share);
   const weights = `${state.share},${short(1 - state.share)}`;
   return {
-    sentence: `${state.share.toFixed(2)} of the fine-tuned weights, by ${state.rule}: ${exact ? say(at) : "being scored"} (${data.subset} images per dataset). A mean of both ends' scores, dashed in the plane, would be ${say(mean)}.`,
+    sentence: `${state.share.toFixed(2)} of the fine-tuned weights, by ${state.rule}: ${exact ? words(at) : "being scored"} (${data.subset} images per dataset). A mean of both ends' scores, dashed in the plane, would be ${words(mean)}.`,
     away: {
       command: `cmpt merge ${state.rule} tuned.safetensors before.safetensors --weights ${weights} --out merged.safetensors`,
       Python: `cmp.merge("${state.rule}", [tuned, before], weights=(${weights.replace(",", ", ")}))`,
@@ -345,6 +315,13 @@ const KINDS = {
   planner: [planner, "command", "YAML"],
 };
 
+// What the layers of a plane are, where it is not as for settings.
+const LAYERS = {
+  stream: { pinned: "of this stream" },
+  path: { front: "a mean of both ends’ scores", own: "the path", predicted: "this share" },
+  planner: { dots: "stored setting", stored: "nearest to this plan" },
+};
+
 export function explore(el, { table: data, kernel, start }) {
   const [chart, ...forms] = KINDS[data.kind];
   const keys = ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"];
@@ -375,7 +352,11 @@ export function explore(el, { table: data, kernel, start }) {
   const ask = asker(kernel, data.answers, refresh);
   const draw = {
     form: form(place.controls, change, (words) => (warning = words)),
-    plane: plane(place.plane, { preview() {}, choose: (run) => run.state && change(run.state) }),
+    plane: plane(place.plane, {
+      preview() {},
+      choose: (run) => run.state && change(run.state),
+      key: LAYERS[data.kind],
+    }),
     away: takeAway(
       place.away,
       Object.fromEntries(
@@ -431,7 +412,7 @@ export function explore(el, { table: data, kernel, start }) {
     const isOld = !said && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
     if (!said) return;
-    place.said.textContent = said.sentence;
+    say(place.said, said.sentence);
     draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state) });
   }
 

@@ -12,6 +12,7 @@ import {
   linkTo,
   PALETTE,
   points,
+  say,
   table,
   takeAway,
 } from "./common.js";
@@ -20,7 +21,8 @@ const ALL = "all";
 const CLASSES = 2 * PALETTE.length; // numbered from 1: each colour as a disc, then as a ring
 const [OTHERS, OWN] = [0, CLASSES + 1];
 const [GREY, VERMILION] = ["#8c8c8c", "#d55e00"];
-const AREA = 38; // of a dot, in square pixels
+const AREA = 26; // of a dot, in square pixels
+const [SOLID, EDGE] = [0.6, 0.01]; // opacity of a dot; share of runs that may lie beyond an edge
 const FADED = 0.2; // opacity of dots outside the box
 const ROWS = 25; // of the list; more would neither be read nor drawn within a frame
 const SHARE = 0.05; // of the plane: half a new box, and what a key moves it by
@@ -39,6 +41,7 @@ function pictures(ratio, ink) {
     const fill = n === OWN ? VERMILION : n === OTHERS ? GREY : PALETTE[(n - 1) % PALETTE.length];
     Object.assign(context, { fillStyle: fill, strokeStyle: isRing ? fill : ink, lineWidth: isRing ? 2 : 1 });
     context.setTransform(ratio, 0, 0, ratio, 8 * ratio, 8 * ratio);
+    context.globalAlpha = n === OWN ? 1 : SOLID;
     const area = n === OWN ? 2.5 * AREA : n === OTHERS ? AREA / 2 : AREA;
     context.beginPath();
     d3.symbol(n === OWN ? d3.symbolDiamond2 : d3.symbolCircle, area).context(context)();
@@ -115,7 +118,7 @@ export function explore(el, { table: data, kernel, start }) {
     );
     const [width, height] = svg.property("extent");
     const ratio = window.devicePixelRatio || 1;
-    const span = (of) => [d3.min(of) - 1, d3.max(of) + 1];
+    const span = (of) => [d3.quantile(of, EDGE) - 1, d3.max(of) + 1];
     const x = d3.scaleLinear(span(scores[0]), [44, width - 10]).clamp(true);
     const y = d3.scaleLinear(span(scores[1]), [height - 44, 26]).clamp(true);
     const ranks = new Map(
@@ -252,7 +255,7 @@ export function explore(el, { table: data, kernel, start }) {
     const where = at
       ? `In the box, A_KA ${range(0)} and A_ZS ${range(1)}`
       : "Drag a box, click, or press an arrow key in the plane. Shown";
-    place.said.textContent = `${where}: ${inside.length} runs of ${counts.size} settings.`;
+    say(place.said, `${where}: ${inside.length} runs of ${counts.size} settings${at ? "" : "; a dot on the edge lies beyond it"}.`);
     list(d3.sort(counts, (pair) => -pair[1]));
     about();
   }

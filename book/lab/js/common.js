@@ -13,8 +13,22 @@ export function element(tag, attributes = {}, ...inner) {
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
     else if (value !== false && value != null) made.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...inner.filter((each) => each != null));
+  const plain = ["option", "pre", "code"].includes(tag);
+  made.append(...inner.filter((each) => each != null).flatMap((each) => (plain ? each : worded(each))));
   return made;
+}
+
+// The index of A_KA and A_ZS is set low: in a text, where it is copied with its "_", and in a drawing.
+const INDEX = /_(KA|ZS)\b/;
+const low = (part) => [element("span", { class: "hidden" }, "_"), element("sub", {}, part)];
+const worded = (text) =>
+  text.nodeType ? [text] : String(text).split(INDEX).flatMap((part, n) => (n % 2 ? low(part) : part));
+export const say = (place, text) => place.replaceChildren(...worded(text));
+export function write(texts, wordsOf) {
+  join(texts, "tspan", (d) => wordsOf(d).split(INDEX))
+    .attr("dy", (_, n) => n && (n % 2 ? 3 : -3))
+    .attr("font-size", (_, n) => (n % 2 ? 9 : null))
+    .text((part) => part);
 }
 
 export const short = (value, digits = 3) => String(Number(Number(value).toPrecision(digits)));
@@ -23,6 +37,9 @@ export const signed = (value) => (value > 0 ? "+" : "") + points(value);
 const mean = (values) => d3.mean(values) ?? Number.NaN;
 // A setting's score with half its interval, where there is one.
 export const score = ({ at, half }, axis) => points(at[axis]) + (half ? ` ± ${points(half[axis])}` : "");
+
+// The children of a kind that a part of a drawing has, one for each row of data.
+export const join = (parent, tag, data) => parent.selectAll(tag).data(data).join(tag);
 
 // A drawing that fills the width of its place, at most `most` wide.
 export function drawing(place, height, label, most = 720) {
@@ -40,7 +57,7 @@ export function drawing(place, height, label, most = 720) {
     .property("extent", [width, height]);
 }
 
-export function axes(svg, x, y, [xLabel, yLabel], ticks = 6) {
+export function axes(svg, x, y, [xLabel, yLabel], ticks = 6, named = null) {
   const [left, right] = x.range();
   const [bottom, top] = y.range();
   const group = svg.selectAll("g.axes").data([0]).join("g").attr("class", "axes").lower();
@@ -52,6 +69,7 @@ export function axes(svg, x, y, [xLabel, yLabel], ticks = 6) {
   const up = d3
     .axisLeft(y)
     .ticks(5)
+    .tickFormat(named)
     .tickSize(left - right)
     .tickPadding(6);
   const place = (name, axis, shift) =>
@@ -70,7 +88,7 @@ export function axes(svg, x, y, [xLabel, yLabel], ticks = 6) {
     .attr("x", (d) => d[1])
     .attr("y", (d) => d[2])
     .attr("text-anchor", (d) => d[3])
-    .text((d) => d[0]);
+    .call(write, (d) => d[0]);
 }
 
 // Lets an element be dragged by a pointer and moved by arrow keys: `move` gets the pointer's place in
@@ -91,19 +109,18 @@ export function draggable(handle, move, nudge) {
   });
 }
 
+// A column of numbers stands at the right.
+const NUMBER = /^([+−]?[\d,.]+( ± [\d.]+)?|–|…)$/;
 export function table(head, rows) {
+  const numeric = head.map((_, k) => rows.every((cells) => NUMBER.test(cells[k])));
   const row = (cells, tag) =>
-    element(
-      "tr",
-      {},
-      ...cells.map((cell) => element(tag, {}, ...(cell?.nodeType ? [cell] : [String(cell)]))),
-    );
+    element("tr", {}, ...cells.map((cell, k) => element(tag, { class: numeric[k] && "figure" }, cell)));
   const body = element("tbody", {}, ...rows.map((cells) => row(cells, "td")));
   return element("div", { class: "wide", tabindex: 0 }, element("table", {}, element("thead", {}, row(head, "th")), body));
 }
 
 // Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, percent,
-// unit}; what does not matter for a state is left out by the explorer.
+// unit}, and `long` where it takes two places of the grid; what does not matter for a state is left out by the explorer.
 export function form(place, change, warn) {
   let drawn = "";
   const shown = new Map();
@@ -171,6 +188,7 @@ export function form(place, change, warn) {
         ...fields.map((field) => {
           const made = field.options ? choice(field) : field.range ? number(field) : check(field);
           made.dataset.key = field.key;
+          made.classList.toggle("long", Boolean(field.long));
           return made;
         }),
       );
@@ -183,11 +201,19 @@ export function form(place, change, warn) {
 
 // The plane of A_KA and A_ZS. `stored` are settings {label, at, half}, `dots` single runs [A_KA, A_ZS],
 // `front` a line of places; of the layers that move, `predicted` is {at, half} and `own` are runs
-// {at, trail, colour, label}.
-export function plane(place, { preview, choose }) {
+// {at, trail, colour, label}; `key` says what the layers are.
+const KEY = {
+  stored: "stored setting",
+  dots: "single run",
+  front: "plain fine-tuning’s front",
+  pinned: "chosen or pinned",
+  predicted: "predicted",
+  own: "your run",
+};
+export function plane(place, { preview, choose, key = {} }) {
   const label = "Where runs end: new knowledge, A_KA, to the right; what was kept, A_ZS, upwards";
   return ({ stored = [], dots = [], front = [], predicted, own = [], pinned = [] }) => {
-    const svg = drawing(place, 330, label, 420);
+    const svg = drawing(place, 330, label);
     const [width, height] = svg.property("extent");
     const places = [...stored.map((d) => d.at), ...dots, ...front, ...own.flatMap((d) => d.trail)];
     const span = (k) => {
@@ -199,10 +225,7 @@ export function plane(place, { preview, choose }) {
     axes(svg, x, y, ["A_KA (%), what is new", "A_ZS (%), what was known"]);
     const at = (d) => `translate(${x(d[0])},${y(d[1])})`;
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    group("front")
-      .selectAll("path")
-      .data([front])
-      .join("path")
+    join(group("front"), "path", [front])
       .attr(
         "d",
         d3.line(
@@ -218,10 +241,7 @@ export function plane(place, { preview, choose }) {
       });
     const layer = group("stored");
     bars(layer.selectAll("path").data(stored).join("path"), (d) => d.half);
-    layer
-      .selectAll("circle")
-      .data(stored)
-      .join("circle")
+    join(layer, "circle", stored)
       .attr("r", 4.5)
       .attr("tabindex", 0)
       .attr("role", "button")
@@ -235,10 +255,7 @@ export function plane(place, { preview, choose }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("pinned")
-      .selectAll("circle")
-      .data(pinned)
-      .join("circle")
+    join(group("pinned"), "circle", pinned)
       .attr("r", 8)
       .attr("transform", (d) => at(d.at))
       .attr("stroke", (d) => d.colour);
@@ -250,21 +267,12 @@ export function plane(place, { preview, choose }) {
         .join("path"),
       (d) => d.half,
     );
-    guess
-      .selectAll("circle")
-      .data(predicted ? [predicted] : [])
-      .join("circle")
+    join(guess, "circle", predicted ? [predicted] : [])
       .attr("r", 6.5)
       .attr("transform", (d) => at(d.at));
-    const runs = group("own")
-      .selectAll("g")
-      .data(own)
-      .join("g")
+    const runs = join(group("own"), "g", own)
       .attr("stroke", (d) => d.colour);
-    runs
-      .selectAll("path")
-      .data((d) => [d.trail])
-      .join("path")
+    join(runs, "path", (d) => [d.trail])
       .attr(
         "d",
         d3.line(
@@ -272,13 +280,16 @@ export function plane(place, { preview, choose }) {
           (d) => y(d[1]),
         ),
       );
-    runs
-      .selectAll("circle")
-      .data((d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
-      .join("circle")
+    join(runs, "circle", (d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
       .attr("r", (d) => (d.last ? 6 : 2))
       .attr("fill", (d) => d.d.colour)
       .attr("transform", (d) => at(d.at));
+    const layers = { stored, dots, front, pinned, predicted: predicted ? [predicted] : [], own };
+    const named = Object.entries({ ...KEY, ...key }).filter(([name]) => layers[name].length);
+    place.querySelector(".key")?.remove();
+    place.append(
+      element("p", { class: "key" }, ...named.map(([name, words]) => element("span", { class: `of-${name}` }, words))),
+    );
   };
 }
 
@@ -324,7 +335,8 @@ function comparison(place, one, other, { bases, factors }) {
       .append("text")
       .attr("x", 8)
       .attr("y", row(k) + 4)
-      .text(name);
+      .datum(name)
+      .call(write, (d) => d);
     svg
       .append("g")
       .attr("class", "dots")
@@ -476,7 +488,7 @@ function runRow(run, runs, colour) {
 // makes a state possible.
 export function workbench(
   el,
-  { table: data, kernel, start, name, fields, picture, describe, settle, actions = [] },
+  { table: data, kernel, start, name, fields, picture, describe, settle, hint, actions = [] },
 ) {
   const place = Object.fromEntries(
     ["presets", "controls", "picture", "plane", "said", "warned", "runs", "pins", "away"].map((key) => [
@@ -487,7 +499,8 @@ export function workbench(
   place.said.setAttribute("aria-live", "polite");
   place.warned.setAttribute("role", "status");
   el.classList.add("explorer");
-  const sides = element("div", { class: "sides" }, place.picture, place.plane);
+  const drawn = element("div", {}, place.picture, element("p", { class: "key" }, hint));
+  const sides = element("div", { class: "sides" }, drawn, place.plane);
   el.append(
     place.presets,
     place.controls,
@@ -578,10 +591,11 @@ export function workbench(
     ...data.presets.map(({ label, state: to }) =>
       element("button", { type: "button", onclick: () => change(to) }, label),
     ),
-    ...actions.map(({ label, to }) =>
-      element("button", { type: "button", class: "act", onclick: () => compare(to) }, label),
-    ),
   );
+  const acts = actions.map(({ label, to }) =>
+    element("button", { type: "button", class: "act", onclick: () => compare(to) }, label),
+  );
+  buttons.append(...acts);
   function compare(to) {
     pin(state);
     change(to(state));
@@ -682,7 +696,7 @@ export function workbench(
       : about.predicted
         ? ` Predicted: A_KA ${points(about.predicted.at[0])}, A_ZS ${points(about.predicted.at[1])}. ${about.predicted.words}`
         : " No prediction: no stored run is near.";
-    place.said.textContent = about.sentence + ends;
+    say(place.said, about.sentence + ends);
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     const rows = runs.all().map((run) => runRow(run, runs, colour(run.label)));
     if (rows.length !== list.children.length || rows.some((row, n) => row !== list.children[n]))

@@ -1,11 +1,13 @@
 // What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
-import { d3, draggable, drawing, points, signed, workbench } from "./common.js";
+import { d3, draggable, drawing, join, points, signed, workbench, write } from "./common.js";
 
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
 const COLOURS = ["#0173b2", "#de8f05", "#029e73"];
 const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
 const VALUES = Object.keys(HEATS);
+const BAR = { width: 12, height: 96, parts: 24 };
+const whole = (value) => String(value).replace("-", "−");
 
 export function explore(el, { table, kernel, start }) {
   const parts = table.parts;
@@ -88,7 +90,7 @@ export function explore(el, { table, kernel, start }) {
 
   let drawn = "";
 
-  // The triangle coloured by what runs came to, with lines of equal value.
+  // The triangle coloured by what runs came to, with lines of equal value, as far as there are runs.
   function drawHeat(group, at, key, size) {
     const n = VALUES.indexOf(key);
     const shown = known(n);
@@ -96,7 +98,16 @@ export function explore(el, { table, kernel, start }) {
       d3.extent(shown, (each) => each.value[n]),
       d3.interpolateCividis,
     );
+    const hull = d3.polygonHull(table.runs.filter((run) => run.shares).map((run) => at(run.shares)));
+    join(group("hull"), "clipPath", [hull])
+      .attr("id", "hull-of-mixtures")
+      .selectAll("path")
+      .data([hull])
+      .join("path")
+      .attr("d", (d) => `M${d.join("L")}Z`);
+    drawBar(group, colour, `${HEATS[key]} (${n < 2 ? "%" : "points"})`);
     group("heat")
+      .attr("clip-path", "url(#hull-of-mixtures)")
       .selectAll("circle")
       .data(shown)
       .join("circle")
@@ -106,23 +117,38 @@ export function explore(el, { table, kernel, start }) {
       .attr("fill", (d) => colour(d.value[n]));
     const lines = levels(shown, n, d3.ticks(...colour.domain(), 6), at);
     group("contours")
+      .attr("clip-path", "url(#hull-of-mixtures)")
       .selectAll("path")
       .data(lines)
       .join("path")
       .attr("d", (d) => d.path);
-    group("levels")
-      .selectAll("text")
-      .data(lines.filter((d) => d.label))
-      .join("text")
+    join(group("levels"), "text", apart(lines.filter((d) => d.label)))
       .attr("x", (d) => d.label[0])
       .attr("y", (d) => d.label[1])
-      .text((d) => points(d.level));
+      .text((d) => whole(d.level));
+  }
+
+  // What the colours are.
+  function drawBar(group, colour, name) {
+    const [low, high] = colour.domain();
+    const y = d3.scaleLinear([low, high], [BAR.height, 0]);
+    const bar = group("scale").attr("transform", "translate(6,34)");
+    join(bar, "rect", d3.quantize(d3.interpolateNumber(low, high), BAR.parts))
+      .attr("width", BAR.width)
+      .attr("height", BAR.height / BAR.parts + 0.5)
+      .attr("y", (_, n) => BAR.height * (1 - (n + 1) / BAR.parts))
+      .attr("fill", colour);
+    join(bar, "text", [[name, 0, -12], ...y.ticks(4).map((d) => [whole(d), BAR.width + 4, y(d) + 4])])
+      .attr("x", (d) => d[1])
+      .attr("y", (d) => d[2])
+      .call(write, (d) => d[0]);
   }
 
   function picture(place, state, change, pins) {
-    const svg = drawing(place, 425, "The triangle of mixtures, and how often an image is seen", 560);
+    const side = Math.min((place.clientWidth || 640) - 60, 340);
+    const height = 34 + side * 0.866 + 108;
+    const svg = drawing(place, height, "The triangle of mixtures, and how often an image is seen", 640);
     const [width] = svg.property("extent");
-    const side = Math.min(width - 60, 340);
     const corners = [
       [width / 2, 34],
       [width / 2 - side / 2, 34 + side * 0.866],
@@ -130,26 +156,17 @@ export function explore(el, { table, kernel, start }) {
     ];
     const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, (0.6 * side) / parts); // which takes long
+    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
-    group("outline")
-      .selectAll("path")
-      .data([corners])
-      .join("path")
+    join(group("rim"), "path", [corners])
       .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
-    group("corners")
-      .selectAll("text")
-      .data(corners)
-      .join("text")
+    join(group("corners"), "text", corners)
       .attr("x", (d) => d[0])
       .attr("y", (d, k) => d[1] + (k ? 20 : -10))
       .attr("text-anchor", "middle")
       .text((_, k) => NAMES[k]);
     const runs = table.runs.filter((run) => run.shares);
-    group("mixtures")
-      .selectAll("circle")
-      .data(runs)
-      .join("circle")
+    join(group("mixtures"), "circle", runs)
       .attr("r", 3)
       .attr("transform", (d) => `translate(${at(d.shares)})`)
       .on("click", (_, d) => change(d.state))
@@ -157,27 +174,18 @@ export function explore(el, { table, kernel, start }) {
       .data((d) => [d])
       .join("title")
       .text((d) => d.label);
-    group("marks")
-      .selectAll("circle")
-      .data(pins)
-      .join("circle")
+    join(group("marks"), "circle", pins)
       .attr("r", 9)
       .attr("stroke", (d) => d.colour)
       .attr("transform", (d) => `translate(${at(d.state.shares)})`);
     const ends = state.varies ? [state.shares, state.last] : [];
-    group("way")
-      .selectAll("path")
-      .data([ends.map(at)])
-      .join("path")
+    join(group("way"), "path", [ends.map(at)])
       .attr("d", d3.line());
     const handles = [
       ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
       { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
     ];
-    const made = group("handles")
-      .selectAll("circle")
-      .data(handles, (d) => d.key)
-      .join("circle")
+    const made = join(group("handles"), "circle", handles, (d) => d.key)
       .attr("r", 9)
       .attr("class", (d) => d.key);
     made
@@ -204,41 +212,41 @@ export function explore(el, { table, kernel, start }) {
     const seen = passes(state.shares);
     const rows = [
       ["pool", [[0, seen[0]]]],
-      [
-        "first update",
-        [
-          [1, seen[1]],
-          [2, seen[2]],
-        ],
-      ],
+      ["first update", [1, 2].map((k) => [k, seen[k]])],
       ["last update", [[1, seen[1]]]],
     ];
-    const x = d3.scaleLinear(
-      [0, Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]) * 1.02],
-      [96, width - 12],
-    );
-    const top = 34 + side * 0.866 + 34;
+    const most = Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]);
+    const x = d3.scaleLinear([0, most], [96, width - 70]);
+    const top = 34 + side * 0.866 + 54;
     group("seen")
-      .selectAll("g")
-      .data(rows)
-      .join("g")
+      .selectAll("text.name")
+      .data(["Times that an image is seen: new + replayed"])
+      .join("text")
+      .attr("class", "name")
+      .attr("x", width / 2)
+      .attr("y", top - 8)
+      .attr("text-anchor", "middle")
+      .text((d) => d);
+    join(group("seen"), "g", rows)
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
+        const numbers = bars.map(([, value]) => points(value)).join(" + ");
+        const end = x(d3.sum(bars, ([, value]) => value)) + 6;
         row
           .selectAll("text")
-          .data([name])
+          .data([
+            [name, 90, "end"],
+            [numbers, end, "start"],
+          ])
           .join("text")
-          .attr("x", 90)
+          .attr("x", (d) => d[1])
           .attr("y", 10)
-          .attr("text-anchor", "end")
-          .text(name);
+          .attr("text-anchor", (d) => d[2])
+          .text((d) => d[0]);
         let left = 0;
         const spans = bars.map(([k, value]) => ({ k, from: left, to: (left += value) }));
-        row
-          .selectAll("rect")
-          .data(spans)
-          .join("rect")
+        join(row, "rect", spans)
           .attr("x", (d) => x(d.from))
           .attr("width", (d) => x(d.to) - x(d.from))
           .attr("height", 12)
@@ -247,8 +255,16 @@ export function explore(el, { table, kernel, start }) {
   }
 
   for (const run of table.runs) run.state = run.shares ? { shares: rounded(run.shares), varies: false } : {};
-  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle });
+  const hint = "Drag the circle. A small white dot is a stored mixture.";
+  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle, hint });
 }
+
+// Labels that do not lie on an earlier one.
+const apart = (lines) =>
+  lines.reduce((kept, d) => {
+    const near = ({ label: [x, y] }) => Math.abs(x - d.label[0]) < 18 && Math.abs(y - d.label[1]) < 14;
+    return kept.some(near) ? kept : [...kept, d];
+  }, []);
 
 function barycentric([[ax, ay], [bx, by], [cx, cy]], [x, y]) {
   const area = (by - cy) * (ax - cx) + (cx - bx) * (ay - cy);

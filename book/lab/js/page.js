@@ -14,7 +14,6 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
   const [table, { explore }] = await Promise.all([found.json(), import(`./${script}.js`)]);
   const made = document.createElement("div");
   place.replaceChildren(made);
-  place.closest(".outputs")?.querySelector("figure")?.remove();
   explore(made, { table, kernel: null, start: {} });
   place.dataset.ready = "";
 }

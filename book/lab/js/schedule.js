@@ -151,8 +151,8 @@ export function explore(el, { table, kernel, start }) {
     const first = d3.scaleLinear([0, N], [44, split]);
     const x = d3.scaleLinear([0, T], [split + 30, width - 8]);
     const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    axes(group("one"), first, y, ["steps of update 1", "rate (10⁻³)"], 4);
-    axes(group("all"), x, y, ["updates", ""], 8);
+    axes(group("one"), first, y, ["steps of update 1", "rate (10⁻³)"], Math.min(4, split / 40));
+    axes(group("all"), x, y, ["updates", ""], Math.min(8, (width - split) / 40));
     const place_ = (scale, per) =>
       d3.line(
         (_, n) => scale((n + 0.5) / per),
@@ -221,8 +221,9 @@ export function explore(el, { table, kernel, start }) {
       value,
       label: `Peak of update ${t + 1}, ${short(value)} of the highest`,
     }));
+    const every = Math.ceil(12 / (x(1) - x(0))); // as many handles as do not touch
     const shown =
-      curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars;
+      curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars.filter(({ t }) => t % every === 0);
     const dots = group("peaks").selectAll("circle").data(shown).join("circle").attr("r", 5);
     slider(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
     draggable(
@@ -245,5 +246,6 @@ export function explore(el, { table, kernel, start }) {
     return { ...level, peak: (state.peak * d3.mean(ratesOf(state))) / d3.mean(ratesOf(level)) };
   };
   const actions = [{ label: "Compare with its constant twin", to: twin }];
-  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, actions });
+  const hint = "Drag a circle: a peak, the end of the warmup (on the axis), or the start of the cooldown.";
+  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, hint, actions });
 }

@@ -66,7 +66,7 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
     const [width, height] = svg.property("extent");
     const x = d3.scaleLinear([0, last], [44, width - 20]);
     const y = d3.scaleLinear([0, Math.max(...percent) * 1.08], [height - 44, 26]);
-    axes(svg, x, y, ["update", `named right, % of all ${scored} images`], Math.min(last, 10));
+    axes(svg, x, y, ["update", `named right (% of all ${scored} images)`], Math.min(last, 10));
     const line = d3.line((_, n) => x(n), y);
     svg
       .selectAll("g.lines")
