@@ -45,7 +45,7 @@ def test_stream_with_images_above():
 def test_gallery():
     images = np.zeros((5, 4, 32, 32), np.uint8)
     images[1, [0, 3]] = 255
-    figure = figures.plot_gallery(images, list("abcde"), columns=4, subtitles=["x"] * 5)
+    figure = figures.plot_gallery(images, list("abcdefghi")[: len(images)])
     shown = [axes.images[0] for axes in figure.axes if axes.images]
     assert (len(figure.axes), len(shown)) == (8, 5)
     assert (shown[0].get_array() == 1).all()  # transparent is white

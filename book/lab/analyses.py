@@ -96,7 +96,8 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
 
     Returns:
         A row per setting: the means, "NAME half", half the width of their intervals at the level of
-        the claims (NaN where there is none yet), and `preliminary`, such as "2 of 20 streams".
+        the claims (NaN where there is none yet), `streams`, how many there are, and `preliminary`,
+        such as "2 of 20 streams".
     """
     rows, level = {}, verdicts.claims_level()
     for words, place in settings.items():
@@ -108,7 +109,8 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
         }
         rows[words] = {name: each.value for name, each in found.items()}
         rows[words] |= {f"{name} half": each.half for name, each in found.items()}
-        rows[words]["preliminary"] = next(iter(found.values())).progress
+        first = next(iter(found.values()))
+        rows[words] |= {"streams": first.streams, "preliminary": first.progress}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
