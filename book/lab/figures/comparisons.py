@@ -81,7 +81,7 @@ def plot_allowed_steps(table: pd.DataFrame) -> Figure:
     with style.canvas(1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
         for axes, colour, column in zip(panels, style.COLOURS, columns, strict=False):
             bars = axes.barh(table.index, table[column], color=colour)
-            form = "{:,.3g}" if column == "GMAFs" else "{:,}"
+            form = "{:,.0f}" if table[column].max() >= 100 else "{:.3g}"
             axes.bar_label(bars, fmt=form, padding=3, fontsize=11)
             axes.set(xlabel=columns[column], ylim=(len(table) - 0.4, -0.6))
             axes.margins(x=0.16)
@@ -101,18 +101,17 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     Returns:
         The figure.
     """
-    with style.canvas(5.4, "Dashed: between the scores of both ends") as (figure, axes):
+    with style.canvas(5.4, "Dashed: between the scores of both ends.") as (figure, axes):
         x, y = (between[name].to_numpy() for name in style.AXES)
         axes.plot(x, y, color=style.COLOURS[0], marker="o", markersize=5)
         axes.plot(x[[0, -1]], y[[0, -1]], color="0.6", linestyle="--", linewidth=1.4)
-        beside = {"textcoords": "offset points"}
-        for place, words, down in ((0, "before", 8), (-1, "fine-tuned", -18)):
-            axes.annotate(words, (x[place], y[place]), (-8, down), ha="right", **beside)
         point, colour = (chosen["A_KA"], chosen["A_ZS"]), style.COLOURS[1]
         axes.plot(*point, "o", color=colour, markersize=14, markeredgecolor="0.2", zorder=5)
-        axes.annotate(f"share {chosen.name:.2f}", point, (12, -16), **beside, **style.bold(colour))
+        labels = [(*point, f"share {chosen.name:.2f}", style.bold(colour))]
+        labels += [(x[0], y[0], "before", {}), (x[-1], y[-1], "fine-tuned", {})]
         axes.margins(0.14)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        style.label_points(axes, labels)
     return figure
 
 
@@ -173,7 +172,10 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
                 rows, look = rows.sort_values(x), looks[name] | {"markersize": 7, "capsize": 3}
                 bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
                 bars[0].set_label(name if len(looks) > 1 else "_")
-                hollow, look = few[few["group"] == name], looks[name] | {"linestyle": ""}
+                hollow, look = (
+                    few[few["group"] == name],
+                    looks[name] | {"linestyle": "", "zorder": 3},
+                )
                 axes.plot(hollow[x], hollow[column], **look, markersize=7, markerfacecolor="white")
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])

@@ -1,5 +1,6 @@
 """Figures of gains: the front, what each technique keeps beyond it, and the verdicts of claims."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,8 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
                 foot = curve.retention_at(end)
                 axes.vlines(row.A_KA, foot, row.A_ZS, color=look["color"], linewidth=1.5)
             axes.plot(row.A_KA, row.A_ZS, **look | {"linestyle": "", "markersize": 9})
-            labels.append((row.A_KA, row.A_ZS, row.setting, style.bold(look["color"])))
+            name = textwrap.fill(row.setting, 14)
+            labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
         small = {"color": "0.4", "fontsize": 11}
         labels += [(a, z, style.peak_in_words(peak), small) for peak, a, z in front.to_numpy()]
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
@@ -89,8 +91,9 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
             side = int(row.low > 0) - int(row.high < 0 and not row.is_bound)
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
             if outside[place]:
-                edge, marker = (left, "<") if row.gain < left else (right, ">")
-                axes.plot(edge, place, marker, color=colour, markersize=9, clip_on=False)
+                inset = 0.02 * (right - left)
+                edge, marker = (left + inset, "<") if row.gain < left else (right - inset, ">")
+                axes.plot(edge, place, marker, color=colour, markersize=8)
             else:
                 look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
                 axes.errorbar(row.gain, place, xerr=[[half], [half * (not row.is_bound)]], **look)
@@ -117,15 +120,15 @@ def _left_out(table: pd.DataFrame) -> str:
 
 def _limits(known: pd.DataFrame) -> tuple[float, float]:
     """Return the ends of the axis of gains: without a single one that would double it."""
-    gains = np.sort(known["gain"])
+    zero, gains = [-1.5, 1.5], np.sort(known["gain"])
     for rest in (gains[1:], gains[:-1]):
-        if len(rest) > 2 and np.ptp(gains) > 2 * np.ptp(rest):
+        if np.ptp([*gains, *zero]) > 2 * np.ptp([*rest, *zero]):
             gains = rest
             break
     rows = known[known["gain"].isin(gains)]
-    ends = np.concatenate([rows[["gain", "low", "high"]].to_numpy(float).ravel(), [-1.5, 1.5]])
+    ends = np.concatenate([rows[["gain", "low", "high"]].to_numpy(float).ravel(), zero])
     left, right = np.nanmin(ends), np.nanmax(ends)
-    return left - 0.05 * (right - left), right + 0.08 * (right - left)
+    return left - 0.05 * (right - left), right + 0.13 * (right - left)  # an arrow's length
 
 
 def plot_verdicts(rows: pd.DataFrame) -> Figure:
