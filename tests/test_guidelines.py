@@ -7,6 +7,7 @@ import synthetic
 from cmp.experiments import guidelines, verdicts
 from cmp.experiments.guidelines import Guideline, guideline_box, measure_guideline
 from cmp.readers.files import check_record
+from lab import boxes
 
 LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006, 0.0009)}
 ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (46, 50),
@@ -53,21 +54,23 @@ def test_networks_of_one_sign_agree_and_of_two_do_not(published):
     assert same.sentences == ('Claim: "It keeps." Helps.',)
     assert not same.disagrees
     *words, about = same.networks
-    assert all(": merging: +" in each and "(n = 20)" in each for each in words)
+    for place, each in enumerate(words):
+        assert each.startswith(f"merging on `net-{place}`: +")
+        assert "(n = 20)" in each
     assert about == guidelines.UNTUNED
     assert measure_guideline(guideline("up", "down"), judged("yes")).disagrees
     assert measure_guideline(guideline("up"), judged("no")).disagrees
 
 
 def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, monkeypatch):
-    assert "merging: -" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
+    assert "`net-0`: −" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
     assert not measure_guideline(guideline("up", "flat"), judged("yes")).disagrees
     monkeypatch.setattr(guidelines, "DEFAULTS", {"merging": ("more", "down")})
     front = verdicts.FrontOf("more", tuple(LOCAL), local=True, least=3)
     known = verdicts.ClaimsFile({"plain": front}, ())
     monkeypatch.setattr(verdicts, "load_claims", lambda: known)
     measured = measure_guideline(guideline("up"), judged("yes"))
-    assert measured.networks[0].startswith(f"{guidelines.OWN}: merging: -")
+    assert measured.networks[0].startswith("merging on `small` (the book's network): −")
     assert measured.disagrees
 
 
@@ -78,10 +81,10 @@ def test_a_claim_of_ours_does_not_contradict_the_paper(published):
 
 def test_what_cannot_be_measured_is_said(published):
     words, _ = measure_guideline(guideline("beyond"), judged("")).networks
-    assert "net-0: merging: its gain cannot be formed, as its A_KA" in words
+    assert "merging on `net-0`: its gain cannot be formed, as its A_KA" in words
     synthetic.write_study("later", {"up": {}} | LOCAL)
     words, _ = measure_guideline(guideline("up", study="later"), judged("")).networks
-    assert words == "net-0: merging: not computed yet."
+    assert words == "merging on `net-0`: not computed yet."
 
 
 def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
@@ -99,4 +102,12 @@ def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
 
 def test_without_the_studies_a_box_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(verdicts, "CLAIMS", tmp_path / "claims.yaml")
-    assert guideline_box("order")["We measured"] == guidelines.NOT_HERE
+    assert guideline_box("order")["We measured"] == (guidelines.NOT_HERE,)
+
+
+def test_a_box_has_a_paragraph_for_each_sentence_and_printers_signs(monkeypatch):
+    texts = ('Claim: "It\'s <b>." No.', "LoRA on `tiny`: \N{MINUS SIGN}1.0 points.")
+    monkeypatch.setattr(boxes, "guideline_box", lambda name: {"We measured": texts})
+    box = boxes.beside_paper("order").data
+    assert ">Claim: “It’s &lt;b&gt;.” No.</p><p" in box
+    assert ">LoRA on <code>tiny</code>: −1.0 points.</p></td>" in box

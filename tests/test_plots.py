@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -82,12 +82,47 @@ def test_summary_keeps_to_one_scope():
         runs.summarise(mixed)
 
 
-def test_palette():
+def test_looks():
     names = [f"s{i}" for i in range(len(figures.COLOURS))]
-    colours = figures.palette([figures.CONTROL, *names, *names, "joint"])
-    assert [colours[name] for name in names] == figures.COLOURS
-    assert len(set(colours.values())) == len(names) + 2
-    assert figures.palette(names[:1])["joint"] == colours["joint"]
+    found = figures.looks([figures.CONTROL, *names, *names, "joint"])
+    assert [found[name]["color"] for name in names] == figures.COLOURS
+    assert len({look["color"] for look in found.values()}) == len(names) + 2
+    assert figures.looks(["joint"])["joint"] == found["joint"]
+    few = figures.looks(["a", "LoRA", "b"])
+    assert few["LoRA"] == figures.looks(["LoRA"])["LoRA"]
+    assert len({look["color"] for look in few.values()}) == 3
+
+
+@pytest.mark.parametrize("colour", [*figures.COLOURS, runs.HELD, "white"])
+def test_words_have_the_contrast_that_reading_needs(colour):
+    contrast = 1.05 / (style._luminance(np.array(to_rgb(style.ink(colour)))) + 0.05)
+    assert contrast >= 4.5
+    assert colour == "white" or contrast < 8 or style.ink(colour) == colour
+
+
+def test_titles_have_lines_of_about_one_length_and_leave_the_streams_to_the_note():
+    words = "Gain +4.0 (preliminary, 4 of 20 streams) points of A_ZS at equal A_KA, " + "word " * 12
+    with style.canvas(3, "Preliminary: 4 of 20 streams.") as (figure, _):
+        pass
+    title = style.with_title(figure, words)._suptitle.get_text()
+    assert "preliminary" not in title
+    assert "$A_{\\mathrm{ZS}}$" in title
+    first, second = style.with_title(figure, "word " * 20)._suptitle.get_text().splitlines()
+    assert abs(len(first) - len(second)) <= 5
+    with style.canvas(3) as (figure, _):
+        pass
+    assert "preliminary" in style.with_title(figure, words)._suptitle.get_text()
+
+
+def test_labels_of_points_keep_off_the_markers_of_others():
+    with style.canvas(3) as (_, axes):
+        places = [(0, 0), (1, 0), (0.16, 0.02), (0.5, 1)]
+        for place in places:
+            axes.plot(*place, "o", color="k", markersize=14)
+        style.label_points(axes, [(0, 0, "a long name", {})])
+    [label] = axes.texts
+    box = label.get_window_extent()
+    assert not any(box.contains(*axes.transData.transform(place)) for place in places)
 
 
 @given(st.lists(st.floats(-100, 100), max_size=9), st.floats(0.01, 20))
@@ -106,8 +141,8 @@ def test_plane():
     figure = figures.plot_plane(frame)
     assert isinstance(figure, Figure)
     (axes,) = figure.axes
-    assert axes.get_xlabel() == "Knowledge accumulation A_KA (%)"
-    assert axes.get_ylabel() == "Zero-shot retention A_ZS (%)"
+    assert axes.get_xlabel() == r"Knowledge accumulation $A_{\mathrm{KA}}$ (%)"
+    assert axes.get_ylabel() == r"Zero-shot retention $A_{\mathrm{ZS}}$ (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
     note = f"Means over 6 streams. {verdicts.level_in_words()} t-intervals over bases."
     assert note in figure.get_supxlabel().replace("\n", " ")
@@ -138,17 +173,21 @@ def test_one_replicate_has_no_interval(draw):
 def test_settings_have_the_colours_of_the_palette(draw):
     axis, frame = ["A_KA", "A_ZS"] if draw is figures.plot_plane else ["task", "A_KA"], trajectory()
     points = runs.summarise(frame).loc["update only"].sort_index().reset_index()[axis]
-    assert colour_of(draw(frame).axes[0], points.to_numpy()) == figures.palette(ENDS)["update only"]
+    assert (
+        colour_of(draw(frame).axes[0], points.to_numpy())
+        == figures.looks(ENDS)["update only"]["color"]
+    )
 
 
 def test_over_tasks():
     frame = trajectory()
     figure = figures.plot_over_tasks(frame)
     left, right = figure.axes
-    assert {left.get_xlabel(), right.get_xlabel()} == {"Updates learned"}
-    assert [left.get_ylabel(), right.get_ylabel()] == list(style.AXES.values())
-    assert [text.get_text() for text in left.texts] == []
-    assert texts(figure) == set(ENDS)
+    assert right.get_xlabel() == "Updates learned"
+    assert [axes.get_ylabel().replace("\n", " ") for axes in (left, right)] == [
+        style.with_subscripts(title) for title in style.AXES.values()
+    ]
+    assert [{text.get_text() for text in axes.texts} for axes in (left, right)] == [{*ENDS}] * 2
     joint = runs.summarise(frame).loc[("joint", 1), "A_KA"]
     levels = [line for line in left.lines if set(line.get_ydata()) == {joint}]
     assert [line.get_linestyle() for line in levels] == ["--"]
@@ -173,7 +212,7 @@ def test_drift_keeps_equal_losses_on_the_floor():
 
 
 def test_a_long_note_is_wrapped():
-    with style.canvas(9, 3, ", ".join(["the name of a setting"] * 12)) as (figure, _):
+    with style.canvas(3, ", ".join(["the name of a setting"] * 12)) as (figure, _):
         pass
     note = figure._supxlabel.get_window_extent()
     assert "\n" in figure.get_supxlabel()
@@ -181,5 +220,5 @@ def test_a_long_note_is_wrapped():
 
 
 def test_an_error_leaves_no_figure_open():
-    with pytest.raises(ValueError, match="while drawing"), style.canvas(2, 2):
+    with pytest.raises(ValueError, match="while drawing"), style.canvas(2):
         raise ValueError("while drawing")

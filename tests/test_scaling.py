@@ -144,3 +144,18 @@ def test_the_paper_s_sum_of_learning_rates_is_that_of_its_profile():
     paper = read_yaml(chapters.BOOK / "regime.yaml")
     assert rates.sum() == pytest.approx(paper["sum of learning rates"], rel=0.02)
     assert run.training.steps == pytest.approx(paper["steps of an update"], rel=0.01)
+
+
+def test_points_of_fewer_streams_are_hollow():
+    points = pd.DataFrame({"group": "a", "x": [1, 2], "y": [3.0, 4], "streams": [1, 4]})
+    figure = figures.plot_curves(points, "x", {"y": "Score (%)"}, "Compute")
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[1, 3]]]
+    assert "Streams of a filled point: 4; of a hollow one: 1." in figure.get_supxlabel()
+
+
+def test_tables_are_shown_with_thousands_and_dashes():
+    table = pd.DataFrame({"a": [1234567, 1], "b": [0.26, None], "c": ["x", "y"]})
+    shown = analyses.readable(table.rename_axis("name"))
+    assert shown.to_numpy().tolist() == [["1,234,567", "0.3", "x"], ["1", "–", "y"]]
+    assert shown.index.name is None

@@ -109,12 +109,13 @@ def test_a_surface_takes_the_settings_that_differ_in_shares_alone():
 @pytest.mark.usefixtures("clean_drawing")
 def test_triangles_show_every_stored_mixture_at_its_place():
     found = linear(GRID)
+    found.names[4] = "thirds"
     figure = figures.plot_triangles(found)
     for axes, column in zip(figure.axes[:2], (0, 1), strict=True):
         texts = [text.get_text() for text in axes.texts]
         assert {"Pool P", "Update D", "Buffer B"} <= set(texts)
         values = [f"{value:.0f}" for value in found.scores.mean(axis=0)[:, column]]
-        assert sorted(texts) == sorted([*values, "Pool P", "Update D", "Buffer B"])
+        assert sorted(texts) == sorted([*values, "thirds", "Pool P", "Update D", "Buffer B"])
     corners = np.array(list(comparisons.CORNERS.values()))
     assert np.linalg.norm(corners[0] - corners[1]) == pytest.approx(1)
     assert np.linalg.norm(corners[1] - corners[2]) == pytest.approx(1)
@@ -128,5 +129,5 @@ def test_curves_are_in_the_order_of_the_quantity():
     lines = [bars.lines[0].get_xydata().tolist() for bars in axes.containers]
     assert lines == [[[10, 20], [100, 30]], [[10, 5]]]
     assert axes.get_xscale() == "log"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Steps", "A_KA (%)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Steps", r"$A_{\mathrm{KA}}$ (%)")
     assert {text.get_text() for text in axes.texts} == {"a", "b"}

@@ -4,6 +4,7 @@ import json
 
 import independent
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from hypothesis import given
@@ -228,17 +229,35 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(table["setting"])[:-1]
     assert "Below the front: low." in drawn.get_supxlabel().replace("\n", " ")
-    assert f"{verdicts.level_in_words()} t-intervals over bases." in drawn.get_supxlabel()
+    note = drawn.get_supxlabel().replace("\n", " ")
+    assert f"{verdicts.level_in_words()} t-intervals over bases." in note
     scores = verdicts.published_scores("front")[1].groupby("setting")[["peak", "A_KA", "A_ZS"]]
     plane = figures.plot_front(table, scores.mean().sort_values("peak"))
     assert {"above", "low", "0.001"} <= {text.get_text() for text in plane.axes[0].texts}
     later = CLAIM | {"name": "later one", "study": "later", "guideline": "rates"}
     rows = verdicts.judge_claims(load(*CLAIMS, later))
     [axes] = figures.plot_verdicts(rows).axes
+    assert (axes.get_xlabel(), axes.spines["bottom"].get_visible()) == ("Points", True)
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["methods", *rows.index[:-1], "rates", "later one"]
     said = rows["reading"].mask(rows["measure"] == "spread", "larger")
-    assert [text.get_text() for text in axes.texts] == list(said)
+    words = [text.get_text() for text in axes.texts if text.get_text()]
+    assert words == list(said)
+    assert len(axes.texts) - len(words) == (rows["bound"].fillna(0) != 0).sum()  # arrows
+    nothing = figures.plot_verdicts(rows[rows["reading"] == verdicts.NOT_COMPUTED])
+    assert (nothing.get_supxlabel(), nothing.axes[0].xaxis.get_visible()) == ("", False)
+
+
+def test_a_gain_far_from_all_others_lies_off_the_scale():
+    rows = pd.DataFrame({"setting": list("abcd"), "gain": [4.0, 3, 2, -20.7], "n": 4})
+    rows = rows.assign(low=np.nan, high=np.nan, is_bound=False, reason="", preliminary="")
+    drawn = figures.plot_technique_gains(rows)
+    [axes] = drawn.axes
+    assert axes.get_xlim()[0] > -5
+    assert "off the scale" in drawn.get_supxlabel()
+    assert "Arrow" not in drawn.get_supxlabel()
+    assert axes.texts[-1].get_text() == "−20.7 (n = 4)"
+    assert "off the scale" not in figures.plot_technique_gains(rows[:3]).get_supxlabel()
 
 
 def test_what_lacks_streams_has_no_interval_and_says_so(load):

@@ -96,7 +96,8 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
 
     Returns:
         A row per setting: the means, "NAME half", half the width of their intervals at the level of
-        the claims (NaN where there is none yet), and `preliminary`, such as "2 of 20 streams".
+        the claims (NaN where there is none yet), `streams`, how many there are, and `preliminary`,
+        such as "2 of 20 streams".
     """
     rows, level = {}, verdicts.claims_level()
     for words, place in settings.items():
@@ -108,7 +109,8 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
         }
         rows[words] = {name: each.value for name, each in found.items()}
         rows[words] |= {f"{name} half": each.half for name, each in found.items()}
-        rows[words]["preliminary"] = next(iter(found.values())).progress
+        first = next(iter(found.values()))
+        rows[words] |= {"streams": first.streams, "preliminary": first.progress}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -391,11 +393,11 @@ def retraining_costs() -> pd.DataFrame:
         samples = 1e9 * max(map(int, re.findall(r"laion2b_s(\d+)b_", tags)))
         hours = about["GFLOPs"] * forecast.GIGA / card.speed / 3600
         rows[name] = {
-            "million parameters": f"{about['parameters']:.0f}",
-            "samples of pretraining": f"{samples / 1e9:.0f} billion",
-            "pretraining": f"{samples * hours / 24:,.0f} days",
+            "parameters (M)": f"{about['parameters']:.0f}",
+            "pretraining samples": f"{samples / 1e9:.0f} billion",
+            "their time": f"{samples * hours / 24:,.0f} days",
             "samples of 20 updates": f"{updates / 1e6:.1f} million",
-            "20 updates": f"{updates * hours:.1f} hours",
+            "time of 20 updates": f"{updates * hours:.1f} hours",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -418,13 +420,17 @@ DOMAINS = {
 """Domain -> what the manifests of FoMo-in-Flux say of the images."""
 
 
+ROLES = {"adapt": "to adapt to", "eval": "to evaluate on"}
+"""Role of a dataset -> what tables call it."""
+
+
 def fomo_table() -> pd.DataFrame:
     """Tabulate the datasets of FoMo-in-Flux, from their manifests.
 
     Returns:
-        A row per dataset: `title`, `domain`, `role`, `task`, `concepts` (none where a set has
-        captions alone), `train` and `test`, numbers of images; of datasets to evaluate on, only
-        those to test with are counted.
+        A row per dataset: `title`, `domain`, `role` (of `ROLES`), `task`, `concepts` (none where a
+        set has captions alone), `train` and `test`, numbers of images; of datasets to evaluate on,
+        only those to test with are counted.
     """
     domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
     rows = []
@@ -432,7 +438,7 @@ def fomo_table() -> pd.DataFrame:
         about = read_yaml(path)
         row = {key: about[key] for key in ("title", "role", "task")}
         counts = about["counts"]
-        row["domain"] = domain[about["images"]]
+        row |= {"role": ROLES[about["role"]], "domain": domain[about["images"]]}
         row["concepts"] = counts["classes"] if counts["classes"] > 1 else 0
         row["train"] = counts["train"] if about["role"] == "adapt" else 0
         rows.append(row | {"test": counts["test"]})
@@ -450,13 +456,28 @@ def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
     """
     table = datasets.assign(samples=datasets["train"] + datasets["test"])
     groups = table.groupby("domain")
-    counts = pd.crosstab(table["domain"], table["role"]).rename(
-        columns={"adapt": "to adapt to", "eval": "to evaluate on"}
-    )
+    counts = pd.crosstab(table["domain"], table["role"])
     counts = counts.join(groups[["concepts", "samples"]].sum()).reindex([*DOMAINS])
     counts.loc["all"] = counts.sum()
     first = groups["title"].agg(lambda titles: ", ".join(sorted(titles, key=str.lower)[:3]))
-    return counts.join(first.rename("such as")).fillna({"such as": ""})
+    counts = readable(counts).join(first.rename("such as"))
+    return counts.fillna({"such as": ""})
+
+
+def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+    """Return a table as a page shows it: thousands with commas, and a dash for what is missing.
+
+    Args:
+        table: Numbers and words.
+        digits: Of numbers that are not whole by their type.
+    """
+
+    def words(value: Any) -> Any:
+        if isinstance(value, float | np.floating):
+            return "–" if np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+        return f"{value:,}" if isinstance(value, int | np.integer) else value
+
+    return table.astype(object).map(words).rename_axis(index=None, columns=None)
 
 
 STEP_STUDIES = {40: ("front", "plain, "), 80: ("scaling-more", "80 steps, peak"),

@@ -1,5 +1,6 @@
-"""The boxes of chapters: tables of sentences."""
+"""The boxes of chapters: tables of paragraphs."""
 
+import re
 from html import escape
 
 from IPython.display import HTML
@@ -17,8 +18,17 @@ def beside_paper(*guidelines: str) -> HTML:
     """
     boxes = []
     for guideline in guidelines:
-        rows = guideline_box(guideline).items()
-        cells = [f"<th {LEFT}>{name}</th><td {LEFT}>{escape(text)}</td>" for name, text in rows]
+        cells = [
+            f"<th {LEFT}>{name}</th><td {LEFT}>{''.join(map(_paragraph, texts))}</td>"
+            for name, texts in guideline_box(guideline).items()
+        ]
         name = f"<h3>{guideline.capitalize()}</h3>" * (len(guidelines) > 1)
         boxes.append(f"{name}<table><tr>{'</tr><tr>'.join(cells)}</tr></table>")
     return HTML("\n".join(boxes))
+
+
+def _paragraph(text: str) -> str:
+    """Return a text as HTML, with `names` as code and with printers' quotes and apostrophes."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    text = re.sub(r'"([^"]+)"', r"“\1”", text).replace("'", "’")
+    return f'<p style="margin: 0 0 0.5em">{text}</p>'

@@ -6,7 +6,7 @@ published studies, so that another result is another text.
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import Field
@@ -16,6 +16,7 @@ from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
+from cmp.experiments.scores import signed
 from cmp.experiments.verdicts import FrontOf
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
@@ -25,7 +26,7 @@ ROWS = ("The paper found", "We measured", "On other networks", "So you should")
 NOT_HERE = "The studies are in a checkout of the project, not in this installation."
 DEFAULTS = {"LoRA": ("methods", "LoRA"), "EMA-Merge": ("merging", "EMA")}
 """Technique -> the study and setting that measure it on the book's own network."""
-OWN = "small, the book's network"
+OWN = "small"
 UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
 
 Text = Annotated[str, Field(min_length=1)]
@@ -106,17 +107,18 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
         guideline: The guideline.
         judged: The verdicts, see `cmp.experiments.verdicts.judge_claims`.
     """
-    own = judged[judged["guideline"] == guideline.name]
-    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in own.itertuples())
+    claims = judged[judged["guideline"] == guideline.name]
+    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in claims.itertuples())
     words, signs = [], dict[str, set[bool]]()
     for network in _with_default(guideline.networks):
         text, sign = _measure_network(network)
-        words.append(f"{network.network}: {network.technique}: {text}.")
+        own = " (the book's network)" * (network.network == OWN)
+        words.append(f"{network.technique} on `{network.network}`{own}: {text}.")
         if sign is not None:
             signs.setdefault(network.technique, set()).add(sign)
     words += [UNTUNED] * bool(words)
     flips = any(len(found) > 1 for found in signs.values())
-    disagrees = (own.loc[own["source"] == "paper", "agrees"] == "no").any()
+    disagrees = (claims.loc[claims["source"] == "paper", "agrees"] == "no").any()
     return Measured(sentences, tuple(words), flips or bool(disagrees))
 
 
@@ -142,24 +144,24 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     found = verdicts.estimate_gain(network.study, network.setting, gain)
     sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
-    return f"{found.value:+.1f} points of A_ZS at equal A_KA ({counted})", sign
+    return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
 
 
-def guideline_box(name: str) -> dict[str, str]:
-    """Return the rows of a guideline's box: `ROWS` -> text."""
+def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
+    """Return the rows of a guideline's box: `ROWS` -> paragraphs."""
     guideline = load_guidelines()[name]
     measured = Measured((NOT_HERE,), (), False)
     if verdicts.CLAIMS.exists():
         measured = measure_guideline(guideline, judged_claims())
     follows_paper = guideline.follows == "paper" or measured.disagrees
-    why = " The advice follows the paper, whose evidence is at scale." * follows_paper
-    texts: tuple[Any, ...] = (
-        f"{guideline.paper} ({guideline.scale})",
-        " ".join(measured.sentences),
-        " ".join(measured.networks) or "Not tried for these claims.",
-        f"{guideline.advice}{why} Still open: {guideline.open}",
+    why = ("The advice follows the paper, whose evidence is at scale.",) * follows_paper
+    paragraphs = (
+        (guideline.paper, f"Its scale: {guideline.scale}."),
+        measured.sentences,
+        measured.networks or ("Not tried for these claims.",),
+        (guideline.advice, *why, f"Still open: {guideline.open}"),
     )
-    return dict(zip(ROWS, texts, strict=True))
+    return dict(zip(ROWS, paragraphs, strict=True))
 
 
 def judged_claims() -> pd.DataFrame:

@@ -91,6 +91,12 @@ class Estimate(NamedTuple):
         return f"{convert(self.value):{sign}.1f} ({words})".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """Return points with their sign and one digit, such as "−10.1"; zero has no sign."""
+    text = f"{value:+.1f}".replace("-", "−")
+    return text[1:] if text[1:] == "0.0" else text
+
+
 def progress_words(streams: int, planned: int) -> str:
     """Return "2 of 20 streams", or "" where all are there."""
     return f"{streams} of {planned} streams" if streams < planned else ""

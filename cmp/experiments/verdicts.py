@@ -35,6 +35,7 @@ from cmp.experiments.scores import (
     estimate_from_bases,
     planned_streams,
     run_bases,
+    signed,
     t_factor,
     t_interval,
 )
@@ -526,16 +527,17 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         crossed = _range_in_words(row["low crossed"], row["high crossed"], row["bound"])
         others = f"; on other concepts {crossed}"
     return (
-        f"{reading.capitalize()}{size}: {row['estimate']:+.1f} {unit}{at_least} "
+        f"{reading.capitalize()}{size}: {signed(row['estimate'])} {unit}{at_least} "
         f"({100 * row['level']:.1f}% interval {own}{others}; n = {row['n']})."
     )
 
 
 def _range_in_words(low: float, high: float, bound: int) -> str:
     """Return an interval as a text, without the end that a bound leaves open."""
+    words = f"{low:.1f} to {high:.1f}"
     if bound:
-        return f"from {low:.1f} up" if bound > 0 else f"up to {high:.1f}"
-    return f"{low:.1f} to {high:.1f}"
+        words = f"from {low:.1f} up" if bound > 0 else f"up to {high:.1f}"
+    return words.replace("-", "−")
 
 
 def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all") -> float:

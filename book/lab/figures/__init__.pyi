@@ -23,6 +23,5 @@ from .runs import plot_stream as plot_stream
 from .runs import write_idea as write_idea
 from .style import COLOURS as COLOURS
 from .style import CONTROL as CONTROL
-from .style import SPECIAL as SPECIAL
-from .style import palette as palette
+from .style import looks as looks
 from .style import with_title as with_title

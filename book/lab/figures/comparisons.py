@@ -29,17 +29,16 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
     Returns:
         The figure.
     """
-    colours, labels = style.palette(points.index), []
+    looks, labels = style.looks(points.index), []
     dot = {"markersize": 10, "markeredgecolor": "white", "linestyle": ""}
     dot |= {"capsize": 3, "elinewidth": 1.3}
-    with style.canvas(9, 5.8, _means_note(points, [x, y])) as (figure, axes):
-        for place, (name, row) in enumerate(points.iterrows()):
-            look = style.line_style(place // len(style.COLOURS), colours[name]) | dot
-            axes.errorbar(row[x], row[y], row.get(f"{y} half"), row.get(f"{x} half"), **look)
-            labels.append((row[x], row[y], name, style.bold(colours[name])))
+    with style.canvas(5.2, _means_note(points, [x, y])) as (figure, axes):
+        for name, row in points.iterrows():
+            halves = row.get(f"{y} half"), row.get(f"{x} half")
+            axes.errorbar(row[x], row[y], *halves, **looks[name] | dot)
+            labels.append((row[x], row[y], name, style.bold(looks[name]["color"])))
         axes.margins(0.14)
         axes.set(xlabel=x, ylabel=y)
-        axes.plot(points[x], points[y], linestyle="", color="none")  # labels keep off all points
         style.label_points(axes, labels)
     return figure
 
@@ -59,7 +58,7 @@ def plot_ends(ends: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    with style.canvas(9, 5.4) as (figure, axes):
+    with style.canvas(5.4) as (figure, axes):
         for merges, words in enumerate(("without merging", "with merging")):
             rows, look = ends[ends["merges"] == bool(merges)], {"alpha": 0.4, "markersize": 4}
             colour = style.COLOURS[merges]
@@ -79,10 +78,10 @@ def plot_allowed_steps(table: pd.DataFrame) -> Figure:
         The figure.
     """
     columns = {"GMAFs": "Memory-adjusted GFLOPs of a step", "steps": "Steps per update"}
-    with style.canvas(11, 1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
+    with style.canvas(1.5 + 0.42 * len(table), ncols=2, sharey=True) as (figure, panels):
         for axes, colour, column in zip(panels, style.COLOURS, columns, strict=False):
             bars = axes.barh(table.index, table[column], color=colour)
-            form = "{:,.3g}" if column == "GMAFs" else "{:,}"
+            form = "{:,.0f}" if table[column].max() >= 100 else "{:.3g}"
             axes.bar_label(bars, fmt=form, padding=3, fontsize=11)
             axes.set(xlabel=columns[column], ylim=(len(table) - 0.4, -0.6))
             axes.margins(x=0.16)
@@ -102,18 +101,17 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     Returns:
         The figure.
     """
-    with style.canvas(8, 5.4, "Dashed: between the scores of both ends") as (figure, axes):
+    with style.canvas(5.4, "Dashed: between the scores of both ends.") as (figure, axes):
         x, y = (between[name].to_numpy() for name in style.AXES)
         axes.plot(x, y, color=style.COLOURS[0], marker="o", markersize=5)
         axes.plot(x[[0, -1]], y[[0, -1]], color="0.6", linestyle="--", linewidth=1.4)
-        beside = {"textcoords": "offset points"}
-        for place, words, down in ((0, "before", 8), (-1, "fine-tuned", -18)):
-            axes.annotate(words, (x[place], y[place]), (-8, down), ha="right", **beside)
         point, colour = (chosen["A_KA"], chosen["A_ZS"]), style.COLOURS[1]
         axes.plot(*point, "o", color=colour, markersize=14, markeredgecolor="0.2", zorder=5)
-        axes.annotate(f"share {chosen.name:.2f}", point, (14, 10), **beside, **style.bold(colour))
+        labels = [(*point, f"share {chosen.name:.2f}", style.bold(colour))]
+        labels += [(x[0], y[0], "before", {}), (x[-1], y[-1], "fine-tuned", {})]
         axes.margins(0.14)
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
+        style.label_points(axes, labels)
     return figure
 
 
@@ -132,7 +130,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     note = f"Grey: stored settings of {model if stored else 'other models'}."
     if plan.place is not None:
         note = f"Blue: {plan.place.setting}, study {plan.place.study}. {note}"
-    with style.canvas(9, 5.4, note) as (figure, axes):
+    with style.canvas(5.4, note) as (figure, axes):
         means = setting_means(evidence.trajectory)
         points = means.loc[stored or means.index, list(style.AXES)].to_numpy()
         axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
@@ -147,9 +145,11 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
 def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str) -> Figure:
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
+    Hollow points are means over fewer streams than others.
+
     Args:
         points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
-            half width of its interval; `preliminary`, see `lab.analyses.mean_scores`.
+            half width of its interval; `streams` and `preliminary`, see `lab.analyses.mean_scores`.
         x: The column of the quantity.
         panels: Column -> title of its axis.
         label: Of the horizontal axis.
@@ -157,23 +157,32 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
     Returns:
         The figure.
     """
-    groups = points.groupby("group", sort=False)
-    colours = style.palette(points["group"])
-    size, ticks = (3.7 * len(panels) + 1.3, 4.4), sorted(set(points[x]))
-    note = f"{_means_note(points, panels)} The horizontal axis is logarithmic.".strip()
-    with style.canvas(*size, note, ncols=len(panels), squeeze=False) as (figure, [grid]):
-        for axes, (column, title) in zip(grid, panels.items(), strict=True):
-            for place, (name, rows) in enumerate(groups):
-                rows = rows.sort_values(x)
-                look = style.line_style(place, colours[name]) | {"markersize": 7, "capsize": 3}
+    looks, ticks = style.looks(points["group"]), sorted(set(points[x]))
+    note = f"{_means_note(points, panels)} The horizontal axis is logarithmic."
+    few = points.iloc[:0]
+    if "streams" in points and points["streams"].nunique() > 1:
+        most = points["streams"].max()
+        few = points[points["streams"] < most]
+        counts = " or ".join(map(str, sorted(set(few["streams"]))))
+        note += f" Streams of a filled point: {most}; of a hollow one: {counts}."
+    grid = {"nrows": len(panels), "squeeze": False, "sharex": True}
+    with style.canvas(2.9 * len(panels) + 0.9, note.strip(), **grid) as (figure, column_of):
+        for axes, (column, title) in zip(column_of[:, 0], panels.items(), strict=True):
+            for name, rows in points.groupby("group", sort=False):
+                rows, look = rows.sort_values(x), looks[name] | {"markersize": 7, "capsize": 3}
                 bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
-                bars[0].set_label(name if len(groups) > 1 else "_")
+                bars[0].set_label(name if len(looks) > 1 else "_")
+                hollow, look = (
+                    few[few["group"] == name],
+                    looks[name] | {"linestyle": "", "zorder": 3},
+                )
+                axes.plot(hollow[x], hollow[column], **look, markersize=7, markerfacecolor="white")
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
-            axes.set(xlabel=label, ylabel=title)
-        style.label_ends(grid[-1])
-        figure.get_layout_engine().set(wspace=0.05)
+            axes.set_ylabel(title)
+            style.label_ends(axes)
+        axes.set_xlabel(label)
     return figure
 
 
@@ -187,14 +196,12 @@ def plot_spread(spread: pd.DataFrame) -> Figure:
         The figure.
     """
     last = spread.index[-1]
-    with style.canvas(9, 4.2, "Grey: the middle half of the stream.") as (figure, axes):
+    with style.canvas(4.2, "Grey: the middle half of the stream.") as (figure, axes):
         axes.axvspan(0.25 * last, 0.75 * last, color="0.93", zorder=0)
-        for place, (name, colour) in enumerate(style.palette(spread.columns).items()):
-            if name in spread:
-                look = style.line_style(place, colour) | {"linewidth": 2}
-                axes.plot(spread.index, spread[name], **look, label=name)
+        for name, look in style.looks(spread.columns).items():
+            axes.plot(spread.index, spread[name], **look, label=name)
         axes.set(xlabel="Updates learned", ylabel="Spread of A_KA (points)", ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.mark_updates(axes)
         style.label_ends(axes)
     return figure
 
@@ -203,27 +210,31 @@ def plot_triangles(surface: Surface) -> Figure:
     """Both aggregates over the triangle of mixtures, interpolated between the means of stored runs.
 
     Args:
-        surface: The stored runs.
+        surface: The stored runs; the setting "thirds" is named.
 
     Returns:
         The figure.
     """
     corners = np.array(list(CORNERS.values()))
     places, means = surface.shares @ corners, surface.scores.mean(axis=0)
+    aside = 0.045 * ((surface.shares[:, 2] == 0) * 1.0 - (surface.shares[:, 1] == 0))  # off edges
     note = f"Means over {len(surface.scores)} bases at the points; between them, "
-    with style.canvas(12, 5.4, f"{note}linear interpolation", ncols=2) as (figure, panels):
+    with style.canvas(4.9, f"{note}linear interpolation.", ncols=2) as (figure, panels):
         for axes, values, title in zip(panels, means.T, style.AXES.values(), strict=True):
             levels = MaxNLocator(9).tick_values(values.min(), values.max())
             shade = axes.tricontourf(*places.T, values, levels=levels, cmap="cividis")
             axes.plot(*corners[[0, 1, 2, 0]].T, color="0.3", linewidth=1)
             for name, (x, y) in CORNERS.items():
-                axes.text(x, y + (0.075 if y else -0.055), name, ha="center", va="center")
+                axes.text(x, y + (0.06 if y else -0.06), name, ha="center", va="center")
             axes.plot(*places.T, "o", color="white", markeredgecolor="0.2", markersize=5)
             halo = {"ha": "center", "fontsize": 11, "path_effects": style.HALO}
-            for (x, y), value in zip(places, values, strict=True):
-                axes.text(x, y + 0.022, f"{value:.0f}", **halo)
+            for name, (x, y), side, value in zip(surface.names, places, aside, values, strict=True):
+                axes.text(x + side, y + 0.024, f"{value:.0f}", **halo)
+                if name == "thirds":
+                    axes.text(x, y - 0.07, name, fontweight="bold", **halo)
             axes.set_axis_off()
-            axes.set(aspect="equal", xlim=(-0.14, 1.14), ylim=(-0.09, 0.98))
-            bar = figure.colorbar(shade, ax=axes, shrink=0.75, pad=0.02, label=title)
-            bar.ax.tick_params(labelsize=10)
+            axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.09, 0.95))
+            bar = figure.colorbar(shade, ax=axes, location="bottom", pad=0.02, shrink=0.9)
+            bar.set_label(title, fontsize=12)
+            bar.ax.tick_params(labelsize=10.5)
     return figure

@@ -1,10 +1,16 @@
 """Figures of gains: the front, what each technique keeps beyond it, and the verdicts of claims."""
 
+import textwrap
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments import fronts, verdicts
+from cmp.experiments.scores import signed
 from lab.figures import style
 
 LOOKS = {
@@ -18,11 +24,10 @@ LOOKS = {
 """Reading -> colour and marker."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
-GAIN_NOTE = f"{BAND} Arrow: a lower bound, as the front ends before this A_KA."
-VERDICT_NOTE = (
-    "Thick: the verdict's {level} interval. Thin: with other concepts, too. Arrow: a bound, which "
-    "leaves that end open."
-)
+GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
+OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
+VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
+VERDICT_BOUND = " Arrow: a bound, which leaves that end open."
 
 
 def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
@@ -37,20 +42,24 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     """
     curve = fronts.fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
     x = np.linspace(curve.accumulation[0], curve.accumulation[-1], 200)
-    with style.canvas(9, 6) as (figure, axes):
+    looks, known = style.looks(table["setting"]), table.dropna(subset="gain")
+    note = style.interval_note(known, False)
+    with style.canvas(5.6, note) as (figure, axes):
         axes.plot(x, [curve.retention_at(value) for value in x], color="0.3", linewidth=2)
         axes.plot(front["A_KA"], front["A_ZS"], "o", color="0.3")
-        labels = [(a, z, f"{peak:g}", {"color": "0.4"}) for peak, a, z in front.to_numpy()]
-        for row, colour in zip(table.itertuples(), style.COLOURS * len(table), strict=False):
-            end = min(row.A_KA, curve.accumulation[-1])
+        labels = []
+        for row in table.itertuples():
+            look, end = looks[row.setting], min(row.A_KA, curve.accumulation[-1])
             if not np.isnan(row.gain):
-                axes.vlines(
-                    row.A_KA, curve.retention_at(end), row.A_ZS, color=colour, linewidth=1.5
-                )
-            axes.plot(row.A_KA, row.A_ZS, "D", color=colour, markersize=8)
-            labels.append((row.A_KA, row.A_ZS, row.setting, style.bold(colour)))
+                foot = curve.retention_at(end)
+                axes.vlines(row.A_KA, foot, row.A_ZS, color=look["color"], linewidth=1.5)
+            axes.plot(row.A_KA, row.A_ZS, **look | {"linestyle": "", "markersize": 9})
+            name = textwrap.fill(row.setting, 14)
+            labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
+        small = {"color": "0.4", "fontsize": 11}
+        labels += [(a, z, style.peak_in_words(peak), small) for peak, a, z in front.to_numpy()]
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
-        axes.margins(0.12)
+        axes.margins(0.16, 0.1)
         style.label_points(axes, labels)
     return figure
 
@@ -58,7 +67,8 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
 def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """What each technique buys: its gain over the front, with an interval.
 
-    A colour says that the interval, which has the level of the claims, does not hold zero.
+    A colour says that the interval, which has the level of the claims, does not hold zero. A single
+    gain far from all others lies off the scale.
 
     Args:
         table: As `cmp.experiments.verdicts.gains_table` returns it; settings that have no gain are
@@ -68,28 +78,57 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
         The figure.
     """
     table = table.reset_index(drop=True)
-    known = table.dropna(subset="gain")
-    note = f"{GAIN_NOTE} {style.interval_note(known, bool(known['low'].notna().any()))}"
-    groups = [fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED]
-    reason = table["reason"].map(lambda said: next((part for part in groups if part in said), said))
-    for words, rows in table[reason != ""].groupby(reason, sort=False):
-        note += f" {words.capitalize()}: {', '.join(rows['setting'])}."
-    with style.canvas(10, 1.4 + 0.36 * len(known), note) as (figure, axes):
+    known = table.dropna(subset="gain").reset_index(drop=True)
+    left, right = _limits(known)
+    outside = known["gain"].lt(left) | known["gain"].gt(right)
+    note = f"{BAND}{GAIN_BOUND * bool(known['is_bound'].any())}{OFF_SCALE * bool(outside.any())} "
+    note += style.interval_note(known, bool(known["low"].notna().any()))
+    with style.canvas(1.4 + 0.36 * len(known), note + _left_out(table)) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, row in enumerate(known.itertuples()):
             half = 0 if np.isnan(row.low) else row.gain - row.low
             side = int(row.low > 0) - int(row.high < 0 and not row.is_bound)
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
-            look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
-            axes.errorbar(row.gain, place, xerr=half, xlolims=row.is_bound, **look)
-            words = f"{'at least ' * row.is_bound}{style.signed(row.gain)}  (n = {row.n})"
+            if outside[place]:
+                inset = 0.02 * (right - left)
+                edge, marker = (left + inset, "<") if row.gain < left else (right - inset, ">")
+                axes.plot(edge, place, marker, color=colour, markersize=8)
+            else:
+                look = {"color": colour, "marker": "o", "capsize": 3, "linestyle": ""}
+                axes.errorbar(row.gain, place, xerr=[[half], [half * (not row.is_bound)]], **look)
+                if row.is_bound:
+                    style.draw_open_end(axes, row.gain, place, 1, colour)
+            words = f"{'at least ' * row.is_bound}{signed(row.gain)} (n = {row.n})"
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
-            axes.text(1.01, place, words, color=colour, **beside)
+            axes.text(1.01, place, words, color=style.ink(colour), **beside)
         axes.set_yticks(range(len(known)), known["setting"])
-        axes.set(xlabel=AXIS, ylim=(len(known) - 0.4, -0.6))
+        axes.set(xlabel=AXIS, xlim=(left, right), ylim=(len(known) - 0.4, -0.6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _left_out(table: pd.DataFrame) -> str:
+    """Return a line of a note for each reason why settings have no gain."""
+    groups, lines = [fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED], ""
+    reason = table["reason"].map(lambda said: next((part for part in groups if part in said), said))
+    for words, rows in table[reason != ""].groupby(reason, sort=False):
+        lines += f"\n{words.capitalize()}: {'; '.join(rows['setting'])}."
+    return lines
+
+
+def _limits(known: pd.DataFrame) -> tuple[float, float]:
+    """Return the ends of the axis of gains: without a single one that would double it."""
+    zero, gains = [-1.5, 1.5], np.sort(known["gain"])
+    for rest in (gains[1:], gains[:-1]):
+        if np.ptp([*gains, *zero]) > 2 * np.ptp([*rest, *zero]):
+            gains = rest
+            break
+    rows = known[known["gain"].isin(gains)]
+    ends = np.concatenate([rows[["gain", "low", "high"]].to_numpy(float).ravel(), zero])
+    left, right = np.nanmin(ends), np.nanmax(ends)
+    return left - 0.05 * (right - left), right + 0.13 * (right - left)  # an arrow's length
 
 
 def plot_verdicts(rows: pd.DataFrame) -> Figure:
@@ -104,30 +143,44 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """
     groups = rows.reset_index().groupby("guideline", sort=False)
     lines = [line for name, group in groups for line in (name, *group.to_dict("records"))]
-    note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.1f}%")
-    with style.canvas(11, 1.3 + 0.34 * len(lines), note) as (figure, axes):
-        axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
-        axes.axvline(0, color="0.4", linewidth=1)
+    known = rows[rows["reading"].isin(LOOKS)]
+    note = ""
+    if len(known):
+        level, has_bounds = f"{100 * rows['level'].iloc[0]:.1f}%", known["bound"].astype(bool).any()
+        note = f"{BAND} {VERDICT_NOTE}{VERDICT_BOUND * bool(has_bounds)}".format(level=level)
+    with style.canvas((0.9 if len(known) else 0.2) + 0.32 * len(lines), note) as (figure, axes):
         for place, line in enumerate(lines):
             if not isinstance(line, str):
-                colour, marker = LOOKS.get(line["reading"], ("0.5", ""))
+                colour, _ = LOOKS.get(line["reading"], ("0.4", ""))
                 if line["reading"] in LOOKS:
-                    beyond, own = (
-                        [line[f"low{part}"], line[f"high{part}"]] for part in (" crossed", "")
-                    )
-                    axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
-                    axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
-                    axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
-                    if bound := line["bound"]:
-                        end, arrow = (beyond[1], ">") if bound > 0 else (beyond[0], "<")
-                        axes.plot(end, place, arrow, color=colour, markersize=6)
+                    _draw_verdict(axes, place, line)
                 beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
-                words = verdicts.reading_in_words(line)
-                axes.text(1.01, place, words, color=colour, **beside)
+                words, x = verdicts.reading_in_words(line), 1.01 if len(known) else 0.02
+                axes.text(x, place, words, color=style.ink(colour), **beside)
         names = [line if isinstance(line, str) else line["claim"] for line in lines]
         axes.set_yticks(range(len(names)), names)
         for label, line in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if isinstance(line, str) else "normal")
-        axes.set(xlabel="Points", ylim=(len(lines) - 0.4, -0.6))
+        axes.set(ylim=(len(lines) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
+        if len(known):
+            axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
+            axes.axvline(0, color="0.4", linewidth=1)
+            axes.set_xlabel("Points")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            axes.xaxis.set_visible(False)
+            axes.spines[:].set_visible(False)
     return figure
+
+
+def _draw_verdict(axes: Axes, place: int, line: dict[str, Any]) -> None:
+    """Draw the estimate of a claim and both of its intervals."""
+    colour, marker = LOOKS[line["reading"]]
+    beyond, own = ([line[f"low{part}"], line[f"high{part}"]] for part in (" crossed", ""))
+    axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
+    axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
+    axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
+    if bound := line["bound"]:
+        end = np.nanmax([beyond[1], own[1]]) if bound > 0 else np.nanmin([beyond[0], own[0]])
+        style.draw_open_end(axes, end, place, 1 if bound > 0 else -1, colour)

@@ -35,6 +35,8 @@ HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 MIN_SPAN = 5.0
 """Points that an axis with a reader's runs shows at least."""
+IN_A_ROW, MOMENTS = 7, 5
+"""Images in a row of a gallery, and columns of predicted names, that leave room for words."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
@@ -76,13 +78,9 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
     """Return (setting, rows by task, line style) per line, and the note."""
-    frame, layers = summarise(trajectory), []
-    for place, (name, colour) in enumerate(style.palette(frame.index.unique("setting")).items()):
-        if name in frame.index:
-            look = style.line_style(place, colour)
-            if name in style.SPECIAL:
-                look |= {"linestyle": "--", "marker": "X", "markersize": 4}
-            layers.append((name, frame.loc[name].sort_index(), look))
+    frame = summarise(trajectory)
+    looks = style.looks(frame.index.unique("setting"))
+    layers = [(name, frame.loc[name].sort_index(), look) for name, look in looks.items()]
     notes = [f"Means over {', '.join(map(str, sorted(set(frame['n']))))} streams."]
     notes.append(style.interval_note(frame, bool(frame["A_KA half"].notna().any())))
     notes += ["On fixed subsets of the tests."] * ("subset" in set(trajectory["scope"]))
@@ -92,11 +90,11 @@ def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
 def _contours(axes: Axes) -> None:
     """Draw lines of equal geometric mean, named above the axes, whose limits stay as they are."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    above = {"textcoords": "offset points", "color": "0.55", "fontsize": 10}
+    above = {"textcoords": "offset points", "color": "0.45", "fontsize": 10}
     for mean in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(1, np.sqrt(right * top))[1:]:
         x = np.linspace(max(mean**2 / top, left), right, 100)
         axes.plot(x, mean**2 / x, color="0.9", linewidth=1, zorder=0)
-        if left <= mean**2 / top <= right:
+        if left <= mean**2 / top <= right - 0.06 * (right - left):  # else its arc is tiny
             axes.annotate(f"{mean:g}", (mean**2 / top, top), (0, 4), ha="center", **above)
     axes.annotate("geometric mean (%)", (right, top), (0, 20), ha="right", **above)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -116,7 +114,7 @@ def plot_plane(trajectory: pd.DataFrame) -> Figure:
     layers, note = _layers(trajectory)
     labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
-    with style.canvas(9, 6.2, note) as (figure, axes):
+    with style.canvas(6.2, note) as (figure, axes):
         for name, rows, look in layers:
             path, end = rows[list(style.AXES)].to_numpy(), {"markersize": 11, "zorder": 5}
             end |= {"marker": "*", "markersize": 17} if name == style.JOINT else {}
@@ -149,12 +147,14 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     note = "Small dots: other runs of this size, on other streams and with other batches."
     if others.empty:
         note = "No other runs of this size are published."
-    colours = style.palette(others["setting"].unique())
-    with style.canvas(9, 5.4, note) as (figure, axes):
+    looks = style.looks(others["setting"].unique())
+    with style.canvas(3.6, note) as (figure, axes):
         labels = []
         for name, rows in others.groupby("setting", sort=False):
-            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colours[name], alpha=0.5, markersize=5)
-            labels.append((*rows[["A_KA", "A_ZS"]].mean(), name, style.bold(colours[name])))
+            dots = looks[name] | {"linestyle": "", "alpha": 0.5, "markersize": 5}
+            axes.plot(rows["A_KA"], rows["A_ZS"], **dots)
+            colour = style.bold(looks[name]["color"])
+            labels.append((*rows[["A_KA", "A_ZS"]].mean(), name, colour))
         for words, run in own.items():
             metrics = run.metrics.assign(setting=words, replicate=0)
             place = analyses.ends_on_subset(metrics)[["A_KA", "A_ZS"]].iloc[0]
@@ -180,13 +180,12 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
         The figure.
     """
     keys = [key for key in ends.columns if key not in ("stream_seed", "A_KA", "A_ZS")]
-    with style.canvas(9, 5.4, "Small dots: single runs. Large dots: means over streams.") as (
-        figure, axes,
-    ):  # fmt: skip
+    note = "Small dots: single runs. Large dots: means over streams."
+    with style.canvas(5.4, note) as (figure, axes):
         labels, groups = [], list(ends.groupby(keys, sort=False))
-        colours = style.palette([str(point) for point, _ in groups])
+        looks = style.looks(str(point) for point, _ in groups)
         for point, rows in groups:
-            colour, mean = colours[str(point)], rows[["A_KA", "A_ZS"]].mean()
+            colour, mean = looks[str(point)]["color"], rows[["A_KA", "A_ZS"]].mean()
             axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, alpha=0.5, markersize=4)
             axes.plot(*mean, "o", color=colour, markersize=9)
             labels.append((*mean, ", ".join(map(str, point)), style.bold(colour)))
@@ -197,7 +196,7 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
 
 
 def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
-    """A_KA and A_ZS over the updates learned, side by side.
+    """A_KA and A_ZS over the updates learned, one above the other.
 
     The joint upper bound is a level: its score after its last task.
 
@@ -209,7 +208,7 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     """
     layers, note = _layers(trajectory)
     last = max(rows.index[-1] for _, rows, _ in layers)
-    with style.canvas(12, 5, note, ncols=2) as (figure, panels):
+    with style.canvas(6.6, note, nrows=2, sharex=True) as (figure, panels):
         for axes, (column, title) in zip(panels, style.AXES.items(), strict=True):
             for name, rows, look in layers:
                 if name == style.JOINT:
@@ -218,10 +217,10 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
                 axes.plot(tasks, mean, **look, label=name)
                 band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
                 axes.fill_between(tasks, *np.clip([mean - half, mean + half], 0, 100), **band)
-            axes.set(xlabel="Updates learned", ylabel=title, xlim=(-0.02 * last, 1.02 * last))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        style.label_ends(panels[1])
-        figure.get_layout_engine().set(wspace=0.05)
+            axes.set(ylabel=title.replace(" A_", "\nA_"), xlim=(-0.02 * last, 1.02 * last))
+            style.mark_updates(axes)
+            style.label_ends(axes)
+        axes.set_xlabel("Updates learned")
     return figure
 
 
@@ -239,15 +238,16 @@ def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
     """
     distance = losses.drop(columns=reference).sub(losses[reference], axis=0).abs()
     floor = np.floor(np.log10(distance[distance > 0].min().min())) - 1
-    with style.canvas(9, 4.2, f"Bottom line: equal to {reference}, to the bit") as (figure, axes):
+    with style.canvas(4.2, f"Bottom line: equal to {reference}, to the bit.") as (figure, axes):
         axes.axhline(floor, color="0.7", linewidth=1)
         logarithms = np.log10(distance.clip(lower=10**floor))
-        logarithms.plot(ax=axes, color=style.palette(distance.columns), legend=False)
+        for name, look in style.looks(distance.columns).items():
+            axes.plot(logarithms.index, logarithms[name], **look | {"marker": ""}, label=name)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
-        axes.set(xlabel="Optimiser step", ylabel="Distance of the loss")
-        style.label_ends(axes, "normal")
+        axes.set(xlabel="Optimiser step", ylabel="Absolute difference of the loss")
+        style.label_ends(axes)
     return figure
 
 
@@ -261,8 +261,12 @@ def write_idea(path: Path = IDEA) -> Path:
         The path.
     """
     figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"))
-    figure.axes[0].set_xlabel("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
-    figure.axes[0].set_ylabel("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
+    figure.axes[0].set_xlabel(
+        style.with_subscripts("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
+    )
+    figure.axes[0].set_ylabel(
+        style.with_subscripts("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
+    )
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     return path
@@ -278,52 +282,49 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     Returns:
         The figure.
     """
-    table = counts.T.set_axis([f"{name}  ({total})" for name, total in counts.sum().items()])
+    table = counts.T.set_axis([f"{name} ({total})" for name, total in counts.sum().items()])
     above = [] if report is None else [0.28]
-    size = (3 + 0.5 * max(len(counts), 4), 0.42 * len(table) * (1 + sum(above)) + 1.1)
+    height = 0.42 * len(table) * (1 + sum(above)) + 1.1
     grid = {"nrows": 1 + len(above), "height_ratios": [*above, 1], "squeeze": False}
-    with style.canvas(*size, "Classes; in brackets: over all updates", **grid) as (figure, panels):
+    with style.canvas(height, "Classes; in brackets: over all updates.", **grid) as (
+        figure,
+        panels,
+    ):
+        figure.set_figwidth(max(style.WIDTH, 2.5 + 0.3 * len(counts)))  # room for the numbers
         text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
-        shade = {"cmap": "Blues", "vmin": 0, "vmax": 1.15 * table.to_numpy().max()}
+        shade = {"cmap": "Blues", "vmin": 0, "vmax": 2 * table.to_numpy().max()}
         style.heatmap(panels[-1, 0], table, **text, **shade)
         panels[-1, 0].set_xlabel("Update")
         if report is not None:
             axes, images = panels[0, 0], report["images"]
             bars = axes.bar(range(len(images)), images, color=style.COLOURS[1], width=0.8)
-            axes.bar_label(bars, images, fontsize=10 if len(images) < 12 else 8)
+            axes.bar_label(bars, images, fontsize=10)
             axes.set(xlim=(-0.5, len(images) - 0.5), ylim=(0, 1.2 * images.max()), ylabel="Images")
             axes.set(xticks=[], yticks=[])
     return figure
 
 
-def plot_gallery(
-    images: Any, titles: Sequence[str], columns: int = 8, subtitles: Sequence[str] = ()
-) -> Figure:
+def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
     """Images, enlarged without smoothing, each with its name below.
 
     Args:
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
         titles: A name per image.
-        columns: Images per row.
-        subtitles: A second line per image.
 
     Returns:
         The figure.
     """
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
-    rows, below = -(-len(pixels) // columns), {"ha": "center", "va": "top"}
-    size = (1.45 * columns, (2.1 if len(subtitles) else 1.9) * rows)
-    with style.canvas(*size, nrows=rows, ncols=columns, squeeze=False) as (figure, grid):
+    rows, below = -(-len(pixels) // IN_A_ROW), {"ha": "center", "va": "top", "fontsize": 10.5}
+    size = {"nrows": rows, "ncols": IN_A_ROW, "squeeze": False}
+    with style.canvas(1.75 * rows, **size) as (figure, grid):
         for axes in grid.flat:
             axes.set_axis_off()
-        for n, (axes, image) in enumerate(zip(grid.flat, pixels, strict=False)):
+        for axes, image, title in zip(grid.flat, pixels, titles, strict=False):
             axes.imshow(image, interpolation="nearest")
-            title, units = textwrap.fill(titles[n], 15), ("axes fraction", "offset points")
-            axes.annotate(title, (0.5, 0), (0, -5), *units, fontsize=10.5, **below)
-            if len(subtitles):
-                down, text = (0, -21 - 13 * title.count("\n")), textwrap.fill(subtitles[n], 18)
-                axes.annotate(text, (0.5, 0), down, *units, fontsize=9, color="0.45", **below)
+            words, units = textwrap.fill(title, 14), ("axes fraction", "offset points")
+            axes.annotate(words, (0.5, 0), (0, -5), *units, **below)
     return figure
 
 
@@ -365,13 +366,13 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
     """
     (name, rates), *held = curves.items()
     scale, power = power_of_ten(curves.values())
-    note = f"Thin lines: a new task begins. Shaded{', dotted' * bool(held)}: mean of each task"
-    with style.canvas(9, 3.7, note) as (figure, axes):
+    note = f"Thin lines: a new task begins. Shaded{', dotted' * bool(held)}: mean of each task."
+    with style.canvas(3.7, note) as (figure, axes):
         line = {"transform": axes.get_xaxis_transform(), "color": "0.85", "linewidth": 1}
         axes.vlines(np.arange(1, len(rates)) * rates.shape[1] - 0.5, 0, 1, **line, zorder=0)
         for other, other_rates in held:
             _draw_rates(axes, other_rates / scale, HELD, held=True)
-            axes.text(1, 1.04, other, transform=axes.transAxes, ha="right", color=HELD)
+            axes.text(1, 1.04, other, transform=axes.transAxes, ha="right", color=style.ink(HELD))
         _draw_rates(axes, rates / scale, style.COLOURS[0])
         axes.text(0, 1.04, name, transform=axes.transAxes, **style.bold(style.COLOURS[0]))
         axes.set(xlabel="Optimiser step", ylabel=f"Learning rate ({power})", ylim=(0, None))
@@ -385,15 +386,15 @@ def plot_schedules() -> Figure:
     Returns:
         The figure.
     """
-    grid = {"nrows": 2, "ncols": 3, "sharex": True, "sharey": True}
-    with style.canvas(12, 4.4, "Shaded: mean of each update", **grid) as (figure, axes):
+    grid = {"nrows": 3, "ncols": 2, "sharex": True, "sharey": True}
+    with style.canvas(6, "Shaded: mean of each update.", **grid) as (figure, axes):
         for panel, (name, meta) in zip(axes.flat, SCHEDULES, strict=True):
             rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks=8, steps=40)
             _draw_rates(panel, rates, style.COLOURS[0])
             panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:
-            panel.set_xlabel("Optimiser step", fontsize=11)
-        figure.supylabel("Learning rate (multiple of the peak)", fontsize=12)
+            panel.set_xlabel("Optimiser step")
+        figure.supylabel("Learning rate (multiple of the peak)", fontsize=13)
     return figure
 
 
@@ -402,7 +403,8 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
 
     Args:
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
-        answers: The predicted name of each image, a row per image and a column per update.
+        answers: The predicted name of each image, a row per image and a column per update, of
+            which the first, the last and some between them are shown.
         truth: The right name of each image.
 
     Returns:
@@ -410,13 +412,14 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
     """
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
-    count, width = len(pixels), answers.shape[1]
+    shown = np.unique(np.linspace(0, answers.shape[1] - 1, MOMENTS).round().astype(int))
+    count, width = len(pixels), len(shown)
     fills = {True: "#dbe9f5", False: "#f8dcc6"}
-    with style.canvas(1.5 * width + 2.4, 0.78 * count + 0.7) as (figure, axes):
+    with style.canvas(0.7 * count + 0.6) as (figure, axes):
         for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
             box = (-1.47, -1.03, place + 0.42, place - 0.42)  # a square, in inches
             axes.imshow(picture, extent=box, interpolation="nearest", aspect="auto")
-            for column, answer in enumerate(answers.iloc[place]):
+            for column, answer in enumerate(answers.iloc[place, shown]):
                 cell = (column + 0.02, place - 0.46)
                 axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
                 words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
@@ -424,7 +427,7 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 axes.text(column + 0.5, place, words, **middle)
             beside = {"ha": "center", "va": "center", "fontsize": 10.5}
             axes.text(-0.5, place, textwrap.fill(right, 15), **beside)
-        heads = ["image", "right name", "before", *(f"update {n}" for n in range(1, width))]
+        heads = ["image", "right name", "before", *(f"update {n}" for n in shown[1:])]
         axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
         axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])
         axes.xaxis.tick_top()

@@ -1,7 +1,8 @@
-"""The house style of every figure: a canvas, colours of settings, and where labels go."""
+"""The house style of every figure: a canvas, looks of settings, and where labels go."""
 
 import contextlib
 import itertools
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,19 +11,37 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments.verdicts import level_in_words
 from cmp.readers.files import read_yaml
 from lab import chapters
 
+WIDTH = 9
+"""Inches of every figure: pages show all as wide as their text, so that their letters are alike."""
 JOINT, CONTROL = "joint", "replay-only control"
-SPECIAL = {JOINT: "#222222", CONTROL: "#858585"}
-"""Settings that look the same in every figure: the upper bound and the control."""
 # of seaborn's "colorblind", but for the seventh
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
+BLUE, ORANGE, GREEN, VERMILION, PINK, SKY, WINE, BROWN = COLOURS
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
+FIXED = {
+    JOINT: ("#222222", "X"), CONTROL: ("#858585", "X"),
+    "plain fine-tuning": (BLUE, "o"), "full": (BLUE, "o"), "thirds": (BLUE, "o"),
+    "new data alone": (ORANGE, "s"), "new data alone, usual rate": (VERMILION, "^"),
+    "with replay": (GREEN, "D"), "with moments": (BROWN, "v"), "with wsd": (PINK, "h"),
+    "recipe": (WINE, "P"), "EMA": (WINE, "P"), "EMA-Merge": (WINE, "P"),
+    "merged at the end": (GREEN, "D"), "merged at the end, 3 to 1": (SKY, "s"),
+    "average deployed": (VERMILION, "^"),
+    "LoRA": (ORANGE, "s"), "EWC": (GREEN, "D"),
+    "meta-rsqrt": (VERMILION, "^"), "constant twin": (SKY, "v"),
+    "random": (BLUE, "o"), "easy first": (ORANGE, "s"), "hard first": (GREEN, "D"),
+    "similarity": (VERMILION, "^"), "dataset": (PINK, "v"), "time": (SKY, "P"),
+}  # fmt: skip
+"""Setting -> its colour and marker in every figure, those of the book's diagrams."""
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
 STYLE = read_yaml(chapters.BOOK / "style.yaml")
 """Settings of matplotlib."""
@@ -30,55 +49,94 @@ HALO = [withStroke(linewidth=3, foreground="white")]
 
 
 @contextlib.contextmanager
-def canvas(width: float, height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
+def canvas(height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
     """Open a figure in the house style; it is closed at the end, so that a notebook shows it once.
 
     Args:
-        width, height: In inches.
-        note: What stands below the axes.
+        height: In inches.
+        note: What stands below the axes; its lines are wrapped.
         **grid: Arguments of `plt.subplots`.
 
     Yields:
         The figure and its axes, as `plt.subplots` returns them.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", **grid)
         try:
-            note = textwrap.fill(note, int(width * 13))
+            note = "\n".join(textwrap.fill(line, 13 * WIDTH) for line in note.splitlines())
             figure.supxlabel(note, x=0.01, ha="left", fontsize=10.5, color="0.4")
             yield figure, axes
+            for text in figure.findobj(Text):
+                text.set_text(with_subscripts(text.get_text()))
             figure.draw_without_rendering()  # makes the ticks while the style holds
         finally:
             plt.close(figure)
 
 
-def palette(settings: Iterable[str]) -> dict[str, str]:
-    """Give each setting a colour by its first appearance; `SPECIAL` ones keep theirs.
+def with_subscripts(text: str) -> str:
+    """Return a text with the aggregates as they are written in formulas."""
+    return re.sub(r"\bA_(KA|ZS)\b", r"$A_{\\mathrm{\1}}$", text)
+
+
+def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Give each setting the colour, marker and dashes of its line.
+
+    `FIXED` ones have theirs in every figure; the others take free colours as they appear.
 
     Args:
         settings: Names; repeated names count once.
 
     Returns:
-        Setting -> colour.
+        Setting -> arguments of `plot`.
     """
-    ordinary = [name for name in dict.fromkeys(settings) if name not in SPECIAL]
-    return dict(zip(ordinary, itertools.cycle(COLOURS), strict=False)) | SPECIAL
+    names = list(dict.fromkeys(settings))
+    taken = {FIXED[name][0] for name in names if name in FIXED}
+    free = itertools.cycle([colour for colour in COLOURS if colour not in taken] or COLOURS)
+    found, places = {}, itertools.count()
+    for name in names:
+        if name in FIXED:
+            (colour, marker), line = FIXED[name], "--" if name in (JOINT, CONTROL) else "-"
+        else:
+            colour, place = next(free), next(places)
+            marker = MARKERS[place % len(MARKERS)]
+            line = LINES[place // len(COLOURS) % len(LINES)]
+        found[name] = {"color": colour, "marker": marker, "linestyle": line}
+    return found
 
 
-def line_style(place: int, colour: str) -> dict[str, Any]:
-    """Return colour, marker and dashes of the line that is at a place among the settings."""
-    marker, line = MARKERS[place % len(MARKERS)], LINES[place // len(COLOURS) % len(LINES)]
-    return {"color": colour, "marker": marker, "linestyle": line}
+def ink(colour: str) -> str:
+    """Return a colour as words need it on white: darkened until its contrast is 4.5 to 1."""
+    rgb = np.array(to_rgb(colour))
+    while _luminance(rgb) > 1.05 / 4.5 - 0.05:
+        rgb *= 0.98
+    return to_hex(rgb)
+
+
+def _luminance(rgb: np.ndarray) -> float:
+    """Return the relative luminance of WCAG 2 of an sRGB colour."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def bold(colour: str) -> dict[str, str]:
     """Return the properties of a label in a line's colour."""
-    return {"color": colour, "fontweight": "bold"}
+    return {"color": ink(colour), "fontweight": "bold"}
 
 
-def signed(value: float) -> str:
-    """Return a number of points with its sign and one digit."""
-    return f"{value:+.1f}".replace("-", "−")
+def peak_in_words(peak: float) -> str:
+    """Return a learning rate as its settings are called, such as "0.00004"."""
+    return np.format_float_positional(peak, trim="-")
+
+
+def mark_updates(axes: Axes) -> None:
+    """Set ticks of a horizontal axis of updates, such as 0, 5, ... 20."""
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
+
+
+def draw_open_end(axes: Axes, x: float, y: float, sign: int, colour: str) -> None:
+    """Draw an arrow from a point to the side where its interval has no end."""
+    arrow = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (x, y), (30 * sign, 0), textcoords="offset points", arrowprops=arrow)
 
 
 def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
@@ -97,7 +155,9 @@ def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
     """Draw a table as shaded cells; options as those of `seaborn.heatmap`."""
     import seaborn
 
-    seaborn.heatmap(table, ax=axes, linewidths=1.5, annot_kws={"size": 11}, **options)
+    seaborn.heatmap(
+        table, ax=axes, linewidths=1.5, annot_kws={"size": 11, "color": "0.1"}, **options
+    )
     axes.tick_params(length=0, labelrotation=0)
     axes.set(xlabel="", ylabel="")
 
@@ -124,36 +184,41 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
 
 
 def with_title(figure: Figure, finding: str) -> Figure:
-    """Write what a figure shows above it, and return the figure.
+    """Write what a figure shows above it, in lines of about the same length; return the figure.
 
     Args:
-        figure: The figure.
+        figure: The figure. Where its note says that it is preliminary, its title does not.
         finding: A sentence.
     """
-    width = int(figure.get_figwidth() * 9.5)
+    if "Preliminary" in figure.get_supxlabel():
+        finding = re.sub(r" \(preliminary, [^)]*\)", "", finding)
+    lines, width = len(textwrap.wrap(finding, 9 * WIDTH)), 1
+    while len(textwrap.wrap(finding, width)) > lines:
+        width += 1
+    title = with_subscripts(textwrap.fill(finding, width))
     figure.axes[0].set_title("")
-    figure.suptitle(
-        textwrap.fill(finding, width), x=0.01, ha="left", fontsize=13, fontweight="bold"
-    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
 
 
-def label_ends(axes: Axes, weight: str = "bold") -> None:
+def label_ends(axes: Axes) -> None:
     """Write the labels of lines at their right ends, each tied to its own and none on another."""
     axes.figure.draw_without_rendering()
     height = 1.3 * plt.rcParams["font.size"] * axes.figure.dpi / 72
     gap = height / axes.bbox.height * np.ptp(axes.get_ylim())
-    shift = 0.06 * np.ptp(axes.get_xlim())
-    tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 5, "relpos": (0, 0.5)}
-    look = {"va": "center", "annotation_clip": False, "path_effects": HALO, "fontweight": weight}
+    tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 6, "relpos": (0, 0.5)}
+    look = {"va": "center", "annotation_clip": False, "path_effects": HALO}
+    to_screen = axes.transData
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # labelled
     lines.sort(key=lambda line: line.get_xdata()[-1])
     for x, group in itertools.groupby(lines, lambda line: line.get_xdata()[-1]):
         ends = [(line, line.get_ydata()[-1], line.get_color()) for line in group]
         places = spread([y for _, y, _ in ends], gap)
         for (line, y, colour), place in zip(ends, places, strict=True):
-            arrow = {"xytext": (x + shift, place), "arrowprops": tie | {"color": colour}}
-            axes.annotate(line.get_label(), (x, y), color=colour, **arrow, **look)
+            start = to_screen.transform((x, place))
+            beside = to_screen.inverted().transform((start[0] + 28, start[1]))
+            arrow = {"xytext": beside, "arrowprops": tie | {"color": colour}}
+            axes.annotate(line.get_label(), (x, y), **arrow, **look, **bold(colour))
 
 
 def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str, Any]]]) -> None:
@@ -164,23 +229,46 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
         points: x, y, text and the properties of the text.
     """
     axes.figure.draw_without_rendering()
-    paths = [line.get_xydata() for line in axes.lines]
-    paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
-    pairs = [pair for path in paths for pair in itertools.pairwise(axes.transData.transform(path))]
-    drawn = np.concatenate([np.empty((0, 2)), *(np.linspace(*pair, 40) for pair in pairs)])
-    inside, boxes = axes.bbox, []
+    marks, lines = _drawn_marks(axes), _drawn_lines(axes)
+    inside, boxes, scale = axes.bbox, [], axes.figure.dpi / 72
     centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
-    tie = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 7}
     for x, y, text, style in points:
+        middle = axes.transData.transform((x, y))
+        own = marks[np.hypot(*(marks[:, :2] - middle).T) < 1, 2].max(initial=0.0)
+        tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": own / scale + 1}
+        tie |= {"color": style.get("color", "0.4")}
         label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
-        size, middle, options = label.get_window_extent().size, axes.transData.transform((x, y)), []
-        for radius, angle in itertools.product((11, 18, 28, 40), np.arange(24) * np.pi / 12):
-            move = np.array([np.cos(angle), np.sin(angle)]) * (size / 2 + radius)
+        size, options = label.get_window_extent().size, []
+        for beyond, angle in itertools.product((5, 12, 22, 36, 54), np.arange(24) * np.pi / 12):
+            move = np.array([np.cos(angle), np.sin(angle)]) * (size / 2 + own + beyond)
             low, high = middle + move - size / 2 - 3, middle + move + size / 2 + 3
-            cost = 0.3 * radius + np.all((drawn > low) & (drawn < high), axis=1).sum()
+            nearest = np.clip(marks[:, :2], low, high)  # of the box, to each mark
+            cost = 0.3 * beyond + 4 * np.all((lines > low) & (lines < high), axis=1).sum()
+            cost += 40 * (np.hypot(*(marks[:, :2] - nearest).T) < marks[:, 2]).sum()
             cost += 1000 * ((low < inside.min).any() + (high > inside.max).any())
             cost += 1000 * sum((low < b).all() and (high > a).all() for a, b in boxes)
             options.append((cost, move, (low, high)))
         _, move, box = min(options, key=lambda option: option[0])
-        label.set_position(move * 72 / axes.figure.dpi)
+        label.set_position(move / scale)
         boxes.append(box)
+
+
+def _drawn_marks(axes: Axes) -> np.ndarray:
+    """Return x, y and radius of each marker in pixels, [N, 3]."""
+    scale, found = axes.figure.dpi / 144, [np.empty((0, 3))]
+    for line in axes.lines:
+        if line.get_marker() not in ("", "None", None) and len(line.get_xydata()):
+            places = axes.transData.transform(line.get_xydata())
+            found.append(np.insert(places, 2, line.get_markersize() * scale, axis=1))
+    return np.concatenate(found)
+
+
+def _drawn_lines(axes: Axes) -> np.ndarray:
+    """Return points in pixels on all lines, about five pixels apart, [N, 2]."""
+    paths = [line.get_xydata() for line in axes.lines if line.get_linestyle() != "None"]
+    paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
+    paths = [axes.transData.transform(path) for path in paths]
+    pairs = [pair for path in paths for pair in itertools.pairwise(path) if np.isfinite(pair).all()]
+    steps = [max(2, int(np.hypot(*(end - start)) / 5)) for start, end in pairs]
+    points = [np.linspace(*pair, count) for pair, count in zip(pairs, steps, strict=True)]
+    return np.concatenate([np.empty((0, 2)), *points])

@@ -271,7 +271,7 @@ function path({ picture, drawPlane }, data, state, found, change) {
   const words = (values) =>
     ["A_KA", "A_ZS", "GM"]
       .slice(0, values.length)
-      .map((name, k) => `${name} ${points(values[k])}\u00a0%`)
+      .map((name, k) => `${name} ${points(values[k])}%`)
       .join(", ");
   const mean = d3.interpolate(first.at.slice(0, 2), last.at.slice(0, 2))(state.share);
   const weights = `${state.share},${short(1 - state.share)}`;
