@@ -106,8 +106,8 @@ def test_without_the_studies_a_box_says_so(monkeypatch, tmp_path):
 
 
 def test_a_box_has_a_paragraph_for_each_sentence_and_printers_signs(monkeypatch):
-    texts = ('Claim: "It\'s <b>." No.', "LoRA on `tiny`: \N{MINUS SIGN}1.0 points.")
+    texts = ("Claim: \"It's <b>.\" No 'EMA'.", "LoRA on `tiny`: \N{MINUS SIGN}1.0 points.")
     monkeypatch.setattr(boxes, "guideline_box", lambda name: {"We measured": texts})
     box = boxes.beside_paper("order").data
-    assert ">Claim: “It’s &lt;b&gt;.” No.</p><p" in box
+    assert ">Claim: “It’s &lt;b&gt;.” No ‘EMA’.</p><p" in box
     assert ">LoRA on <code>tiny</code>: −1.0 points.</p></td>" in box

@@ -30,5 +30,6 @@ def beside_paper(*guidelines: str) -> HTML:
 def _paragraph(text: str) -> str:
     """Return a text as HTML, with `names` as code and with printers' quotes and apostrophes."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
-    text = re.sub(r'"([^"]+)"', r"“\1”", text).replace("'", "’")
+    text = re.sub(r"(?<!\w)'([^']+)'", r"‘\1’", re.sub(r'"([^"]+)"', r"“\1”", text))
+    text = text.replace("'", "’")
     return f'<p style="margin: 0 0 0.5em">{text}</p>'

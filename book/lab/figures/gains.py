@@ -57,7 +57,9 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
             name = textwrap.fill(row.setting, 14)
             labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
         small = {"color": "0.4", "fontsize": 11}
-        labels += [(a, z, style.peak_in_words(peak), small) for peak, a, z in front.to_numpy()]
+        for peak, *place in front.to_numpy():
+            words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
+            labels.append((*place, words, small))
         axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.margins(0.16, 0.1)
         style.label_points(axes, labels)

@@ -261,12 +261,9 @@ def write_idea(path: Path = IDEA) -> Path:
         The path.
     """
     figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"))
-    figure.axes[0].set_xlabel(
-        style.with_subscripts("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}")
-    )
-    figure.axes[0].set_ylabel(
-        style.with_subscripts("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}")
-    )
+    named = style.with_subscripts
+    figure.axes[0].set_xlabel(named("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}"))
+    figure.axes[0].set_ylabel(named("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}"))
     with plt.rc_context({"svg.hashsalt": "idea", "svg.fonttype": "path"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     return path
@@ -286,10 +283,8 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     above = [] if report is None else [0.28]
     height = 0.42 * len(table) * (1 + sum(above)) + 1.1
     grid = {"nrows": 1 + len(above), "height_ratios": [*above, 1], "squeeze": False}
-    with style.canvas(height, "Classes; in brackets: over all updates.", **grid) as (
-        figure,
-        panels,
-    ):
+    note = "Classes; in brackets: over all updates."
+    with style.canvas(height, note, **grid) as (figure, panels):
         figure.set_figwidth(max(style.WIDTH, 2.5 + 0.3 * len(counts)))  # room for the numbers
         text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
         shade = {"cmap": "Blues", "vmin": 0, "vmax": 2 * table.to_numpy().max()}

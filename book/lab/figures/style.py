@@ -26,25 +26,9 @@ WIDTH = 9
 JOINT, CONTROL = "joint", "replay-only control"
 # of seaborn's "colorblind", but for the seventh
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
-BLUE, ORANGE, GREEN, VERMILION, PINK, SKY, WINE, BROWN = COLOURS
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
-FIXED = {
-    JOINT: ("#222222", "X"), CONTROL: ("#858585", "X"),
-    "plain fine-tuning": (BLUE, "o"), "full": (BLUE, "o"), "thirds": (BLUE, "o"),
-    "new data alone": (ORANGE, "s"), "new data alone, usual rate": (VERMILION, "^"),
-    "with replay": (GREEN, "D"), "with moments": (BROWN, "v"), "with wsd": (PINK, "h"),
-    "recipe": (WINE, "P"), "EMA": (WINE, "P"), "EMA-Merge": (WINE, "P"),
-    "merged at the end": (GREEN, "D"), "merged at the end, 3 to 1": (SKY, "s"),
-    "average deployed": (VERMILION, "^"),
-    "LoRA": (ORANGE, "s"), "EWC": (GREEN, "D"),
-    "meta-rsqrt": (VERMILION, "^"), "constant twin": (SKY, "v"),
-    "random": (BLUE, "o"), "easy first": (ORANGE, "s"), "hard first": (GREEN, "D"),
-    "similarity": (VERMILION, "^"), "dataset": (PINK, "v"), "time": (SKY, "P"),
-}  # fmt: skip
-"""Setting -> its colour and marker in every figure, those of the book's diagrams."""
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
 STYLE = read_yaml(chapters.BOOK / "style.yaml")
-"""Settings of matplotlib."""
 HALO = [withStroke(linewidth=3, foreground="white")]
 
 
@@ -60,7 +44,7 @@ def canvas(height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
     Yields:
         The figure and its axes, as `plt.subplots` returns them.
     """
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE["matplotlib"]):
         figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", **grid)
         try:
             note = "\n".join(textwrap.fill(line, 13 * WIDTH) for line in note.splitlines())
@@ -81,7 +65,7 @@ def with_subscripts(text: str) -> str:
 def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Give each setting the colour, marker and dashes of its line.
 
-    `FIXED` ones have theirs in every figure; the others take free colours as they appear.
+    Those of `book/style.yaml` have theirs in every figure; others take free ones as they appear.
 
     Args:
         settings: Names; repeated names count once.
@@ -89,19 +73,15 @@ def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     Returns:
         Setting -> arguments of `plot`.
     """
-    names = list(dict.fromkeys(settings))
-    taken = {FIXED[name][0] for name in names if name in FIXED}
-    free = itertools.cycle([colour for colour in COLOURS if colour not in taken] or COLOURS)
-    found, places = {}, itertools.count()
-    for name in names:
-        if name in FIXED:
-            (colour, marker), line = FIXED[name], "--" if name in (JOINT, CONTROL) else "-"
-        else:
-            colour, place = next(free), next(places)
-            marker = MARKERS[place % len(MARKERS)]
-            line = LINES[place // len(COLOURS) % len(LINES)]
-        found[name] = {"color": colour, "marker": marker, "linestyle": line}
-    return found
+    names, fixed = list(dict.fromkeys(settings)), STYLE["looks"]
+    taken = {fixed[name]["color"] for name in names if name in fixed}
+    free = [colour for colour in COLOURS if colour not in taken] or COLOURS
+    found = {name: fixed[name] for name in names if name in fixed}
+    for place, name in enumerate(name for name in names if name not in fixed):
+        line = LINES[place // len(COLOURS) % len(LINES)]
+        marker = MARKERS[place % len(MARKERS)]
+        found[name] = {"color": free[place % len(free)], "marker": marker, "linestyle": line}
+    return {name: found[name] for name in names}
 
 
 def ink(colour: str) -> str:
@@ -121,11 +101,6 @@ def _luminance(rgb: np.ndarray) -> float:
 def bold(colour: str) -> dict[str, str]:
     """Return the properties of a label in a line's colour."""
     return {"color": ink(colour), "fontweight": "bold"}
-
-
-def peak_in_words(peak: float) -> str:
-    """Return a learning rate as its settings are called, such as "0.00004"."""
-    return np.format_float_positional(peak, trim="-")
 
 
 def mark_updates(axes: Axes) -> None:
@@ -155,9 +130,8 @@ def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
     """Draw a table as shaded cells; options as those of `seaborn.heatmap`."""
     import seaborn
 
-    seaborn.heatmap(
-        table, ax=axes, linewidths=1.5, annot_kws={"size": 11, "color": "0.1"}, **options
-    )
+    words = {"size": 11, "color": "0.1"}
+    seaborn.heatmap(table, ax=axes, linewidths=1.5, annot_kws=words, **options)
     axes.tick_params(length=0, labelrotation=0)
     axes.set(xlabel="", ylabel="")
 
