@@ -477,7 +477,8 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
             return "–" if np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
         return f"{value:,}" if isinstance(value, int | np.integer) else value
 
-    return table.astype(object).map(words).rename_axis(index=None, columns=None)
+    shown = table.astype(object).map(words).rename_axis(columns=None)
+    return shown if table.index.nlevels > 1 else shown.rename_axis(index=None)
 
 
 STEP_STUDIES = {40: ("front", "plain, "), 80: ("scaling-more", "80 steps, peak"),
