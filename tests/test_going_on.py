@@ -23,6 +23,7 @@ from cmp.experiments import preflight, results, store, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID
 from cmp.runner import Observer
+from cmp.training import StepResult
 
 invoke = CliRunner().invoke
 QUICK = [*forked.SETTINGS, "stream.tasks=2", "evaluation.subset=30", "evaluation.full=false"]
@@ -229,14 +230,16 @@ def test_a_dry_run_names_pictures_that_are_missing(build):
     about["reader"] = {"kind": "csv", "path": "table.csv"}
     (build / "mine" / "mine.yaml").write_text(json.dumps(about))
     [line] = preflight.missing_images(str(build / "mine"))
-    assert line == "mine: partial: 2 of 6 images are missing, such as fox/2.png"
+    assert line == "mine: partial: 2 of 6 images are missing, such as fox/2.png, owl/2.png"
     assert preflight.missing_images("embedded") == []
 
 
 def test_progress_is_told_in_pictures_per_second(build):
     bar = tqdm(total=40, file=io.StringIO())
     observer = runs.progress_observer(bar, 64)
-    observer.step(0, 0, torch.tensor(1.5), torch.nn.Identity())
+    result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3)
+    for step in (0, 20):  # a loss is shown when the next is there
+        observer.step(0, step, result, torch.nn.Identity())
     assert re.fullmatch(r"[\d,]+ pictures/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
-    runs.progress_observer(silent, 64).step(0, 0, torch.tensor(1.5), torch.nn.Identity())
+    runs.progress_observer(silent, 64).step(0, 0, result, torch.nn.Identity())

@@ -61,13 +61,14 @@ def test_a_progress_bar_waits_for_no_step(monkeypatch):
     waited, shown = [], []
     copy_later = lambda x: lambda: waited.append(x.item()) or x  # noqa: E731
     monkeypatch.setattr(runs, "copy_to_host", copy_later)
-    bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append)
-    observer = runs.progress_observer(bar)
+    bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append, disable=False)
+    bar.format_dict = {"rate": 2.0}
+    observer = runs.progress_observer(bar, 8)
     for step in range(41):
         result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3)
         observer.step(0, step, result, torch.nn.Identity())
         assert waited == [0.0, 20.0][: step // 20]
-    assert shown == ["loss 0.000", "loss 20.000"]
+    assert shown == ["16 pictures/s, loss 0.000", "16 pictures/s, loss 20.000"]
 
 
 def test_a_cell_shows_the_losses_of_runs_in_progress(build):

@@ -459,7 +459,7 @@ def without_pool():
 
 def run_losses(run_config, corpus):
     losses = []
-    observer = Observer(lambda task, step, loss, model: losses.append(loss.item()))
+    observer = Observer(lambda task, step, result, model: losses.append(result.loss.item()))
     execute(run_config, corpus, observer)
     return losses
 
