@@ -36,9 +36,9 @@ def with_answer(page: str, source: str) -> str:
 
 def say_once(answer: str) -> str:
     """Return an answer that says below its table what all its values have in their brackets."""
-    found = {*re.findall(r"[+−]\d+\.\d \(([^)]*)\)", answer)}
-    words = next(iter(found), "")
-    if len(found) > 1 or not words.startswith("preliminary"):
+    statuses = {*re.findall(r"[+−]\d+\.\d \(([^)]*)\)", answer)}
+    words = next(iter(statuses), "")
+    if len(statuses) > 1 or not words.startswith("preliminary"):
         return answer
     return answer.replace(f" ({words})", "").replace(BRACKETS, f"All values are {words}.")
 

@@ -286,8 +286,8 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
     corpus = preflight.load_run_data(run_config)
     make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
     run_id = store.run_id_of(run_config, corpus)
-    begun = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if begun else "to be computed"
+    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
+    state = "goes on from its last checkpoint" if saved else "to be computed"
     typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
 
 

@@ -303,8 +303,8 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
     steps, is_locked = run.training.steps, run.method.name == "locked-image"
     bought = steps if request.embedded else _affordable_steps(request, run)
-    each = _update_share(run) / request.arriving
-    passes, most = (f"{float(f'{count * each:.2g}'):,g}" for count in (steps, bought))
+    passes_per_step = _update_share(run) / request.arriving
+    passes, most = (f"{float(f'{count * passes_per_step:.2g}'):,g}" for count in (steps, bought))
     numbers = {"passes": passes, "steps": steps, "bought": bought, "most": most}
     numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
     facts = {

@@ -312,8 +312,8 @@ def delete_run(prefix: str) -> tuple[str, int]:
         CmpError: Not one run has this id, it is published, or a process is computing it.
     """
     places = (build_folder() / "runs", build_folder() / "checkpoints")
-    found = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
-    names = [name for name in found if name.startswith(prefix[:SHORT_ID])]
+    run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
+    names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
     if len(names) != 1 or not prefix:
         words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` shows them all"
         raise CmpError(f"{prefix!r}: {words}")

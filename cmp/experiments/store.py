@@ -534,14 +534,16 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
     if not start.startswith(RUN_PREFIX):
         return None
     prefix = start.removeprefix(RUN_PREFIX)
-    begun = [folder.name for folder in (build_folder() / "checkpoints").glob("*/")]
-    begun = [x for x in begun if x.startswith(prefix[:SHORT_ID]) and not is_stored(x)]
+    unfinished = [folder.name for folder in (build_folder() / "checkpoints").glob("*/")]
+    unfinished = [x for x in unfinished if x.startswith(prefix[:SHORT_ID]) and not is_stored(x)]
     try:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
-        if begun:
-            words = f"is not finished; `cmpt resume {begun[0]}` goes on with it"
-            raise CmpError(f"run {begun[0]} {words}, `cmpt export` gives its last task's weights")
+        if unfinished:
+            words = f"is not finished; `cmpt resume {unfinished[0]}` goes on with it"
+            raise CmpError(
+                f"run {unfinished[0]} {words}, `cmpt export` gives its last task's weights"
+            )
         parent = find_run(prefix)
         if parent.config.model.name != name:
             words = f"is of {parent.config.model.name!r}, not of {name!r}: set model.name to that"

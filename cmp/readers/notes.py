@@ -83,10 +83,10 @@ def limits_of_recall(index: ImageIndex) -> list[str]:
     rows = index.table.loc[index.table["split"] == "test"].reset_index(drop=True)
     if index.dataset.task != "retrieval" or rows.empty:
         return []
-    asked = rows.assign(owner=rows.index).explode("captions")
-    chance = chance_of_recall(asked["owner"].to_numpy())
-    keys = [key for key in ("digest", "captions") if key in asked]
-    equal = [asked.groupby(key)["owner"].transform("nunique") for key in keys]
+    questions = rows.assign(owner=rows.index).explode("captions")
+    chance = chance_of_recall(questions["owner"].to_numpy())
+    keys = [key for key in ("digest", "captions") if key in questions]
+    equal = [questions.groupby(key)["owner"].transform("nunique") for key in keys]
     ceiling = (RETRIEVAL_K / pd.concat(equal, axis=1).max(axis=1)).clip(upper=1).mean()
     what, sentences = f"{index.dataset.name}: R@{RETRIEVAL_K} of {len(rows)} test pictures is", []
     if chance >= HIGH_CHANCE:

@@ -76,12 +76,12 @@ def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     names, fixed = list(dict.fromkeys(settings)), STYLE["looks"]
     taken = {fixed[name]["color"] for name in names if name in fixed}
     free = [colour for colour in COLOURS if colour not in taken] or COLOURS
-    found = {name: fixed[name] for name in names if name in fixed}
+    arguments = {name: fixed[name] for name in names if name in fixed}
     for place, name in enumerate(name for name in names if name not in fixed):
         line = LINES[place // len(COLOURS) % len(LINES)]
         marker = MARKERS[place % len(MARKERS)]
-        found[name] = {"color": free[place % len(free)], "marker": marker, "linestyle": line}
-    return {name: found[name] for name in names}
+        arguments[name] = {"color": free[place % len(free)], "marker": marker, "linestyle": line}
+    return {name: arguments[name] for name in names}
 
 
 def ink(colour: str) -> str:
@@ -229,12 +229,12 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
 
 def _drawn_marks(axes: Axes) -> np.ndarray:
     """Return x, y and radius of each marker in pixels, [N, 3]."""
-    scale, found = axes.figure.dpi / 144, [np.empty((0, 3))]
+    scale, circles = axes.figure.dpi / 144, [np.empty((0, 3))]
     for line in axes.lines:
         if line.get_marker() not in ("", "None", None) and len(line.get_xydata()):
             places = axes.transData.transform(line.get_xydata())
-            found.append(np.insert(places, 2, line.get_markersize() * scale, axis=1))
-    return np.concatenate(found)
+            circles.append(np.insert(places, 2, line.get_markersize() * scale, axis=1))
+    return np.concatenate(circles)
 
 
 def _drawn_lines(axes: Axes) -> np.ndarray:
