@@ -79,7 +79,7 @@ def test_the_readers_own_runs_are_in_the_notebook_alone(published):
 
 @pytest.fixture
 def names(corpus):
-    """Two of three images of each of two datasets change their name, of one dataset only one."""
+    """Two of three images of each of two datasets lose their name, of one dataset only one."""
     datasets = corpus.table["dataset"].astype(str)
     rows = [datasets[datasets == name].index[:3] for name in ("icons", "shapes", "emoji-line")]
     index = np.concatenate(rows)
@@ -88,7 +88,7 @@ def names(corpus):
     return table, rows
 
 
-def test_shown_images_change_and_come_from_each_dataset_in_turn(names, corpus):
+def test_shown_images_lose_their_name_and_come_from_each_dataset_in_turn(names, corpus):
     table, (icons, shapes, lines) = names
     everything = scrubber.shown_images(table, corpus).tolist()
     assert everything == sorted([*icons[1:], *shapes[1:], lines[0]])
@@ -100,7 +100,7 @@ def test_shown_images_change_and_come_from_each_dataset_in_turn(names, corpus):
 def test_the_scrubber_counts_all_and_shows_the_pictures_of_some(names, corpus):
     table, rows = names[0], scrubber.shown_images(names[0], corpus)
     found = scrubber.scrubber_table(table, corpus)
-    assert (found["scored"], found["changed"], found["right"]) == (9, 5, [9, 4, 9])
+    assert (found["scored"], found["lost"], found["right"]) == (9, 5, [9, 4, 9])
     assert found["images"] == [{"truth": "x", "names": ["x", "y", "x"]}] * 5
     sprite = Image.open(io.BytesIO(base64.b64decode(found["sprite"].partition(",")[2])))
     side = corpus.images.shape[-1]

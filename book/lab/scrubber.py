@@ -16,7 +16,7 @@ SHOWN, IN_STILL = 24, 9
 
 
 def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.ndarray:
-    """Choose images whose name changed at least once, from each dataset in turn.
+    """Choose images that lost their right name at least once, from each dataset in turn.
 
     Args:
         names: As `lab.analyses.names_by_update` returns it.
@@ -26,10 +26,15 @@ def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.
     Returns:
         Their corpus positions, sorted.
     """
-    answers = names.drop(columns="truth")
-    changed = np.sort(names.index[answers.ne(answers[0], axis=0).any(axis=1)])
-    turn = pd.Series(changed).groupby(corpus.table["dataset"].array[changed].astype(str)).cumcount()
-    return np.sort(changed[np.argsort(turn, kind="stable")[:count]])
+    lost = np.sort(names.index[_lost(names)])
+    turn = pd.Series(lost).groupby(corpus.table["dataset"].array[lost].astype(str)).cumcount()
+    return np.sort(lost[np.argsort(turn, kind="stable")[:count]])
+
+
+def _lost(names: pd.DataFrame) -> pd.Series:
+    """Return which images had their right name at the start, and not after some update."""
+    right = names.drop(columns="truth").eq(names["truth"], axis=0)
+    return right[0] & ~right.all(axis=1)
 
 
 def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
     Returns:
         `images`: the `truth` and the `names` of each by update; `sprite`: their pictures side by
         side, as an address; `right`: by update, how many of all `scored` images are named right;
-        `changed`: how many change their name.
+        `lost`: how many lose their right name.
     """
     answers, rows = names.drop(columns="truth"), shown_images(names, corpus)
     pixels = np.asarray(corpus.images[rows]).transpose(2, 0, 3, 1)  # side by side
@@ -55,7 +60,7 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
         "sprite": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}",
         "right": answers.eq(names["truth"], axis=0).sum().tolist(),
         "scored": len(names),
-        "changed": int(answers.ne(answers[0], axis=0).any(axis=1).sum()),
+        "lost": int(_lost(names).sum()),
     }
 
 

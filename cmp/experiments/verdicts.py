@@ -298,7 +298,12 @@ def setting_scores(study: str, setting: str) -> pd.DataFrame:
 
 
 def gain_of(
-    study: str, setting: str, front: FrontOf, names: str = "all", less: float = 0.0
+    study: str,
+    setting: str,
+    front: FrontOf,
+    names: str = "all",
+    less: float = 0.0,
+    replicates: pd.Index | None = None,
 ) -> fronts.Gain:
     """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
 
@@ -309,6 +314,7 @@ def gain_of(
         names: Whose A_ZS counts, see `Claim`.
         less: Points of A_KA that the setting gives away, so that it is compared where the front is
             less steep.
+        replicates: Those to use, all by default.
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
@@ -316,6 +322,8 @@ def gain_of(
     """
     own = _by_names(setting_scores(study, setting), names)
     own["A_KA"] -= less
+    if replicates is not None:
+        own = own.loc[replicates]
     peaks, tables = {}, {}
     for each in front.settings:
         scores = setting_scores(front.study, each)
@@ -612,7 +620,9 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
             "weights": np.array(rows)}  # fmt: skip
 
 
-def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFrame:
+def gains_table(
+    front: FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
+) -> pd.DataFrame:
     """Return what each of some published settings buys.
 
     Their intervals have the level of the claims; verdicts are those of `judge_claims` alone.
@@ -620,6 +630,8 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
     Args:
         front: The front.
         settings: The settings of each study.
+        shared: Use only the replicates that all these settings have, so that the rows compare on
+            the same streams; there are no intervals then.
 
     Returns:
         A row per setting, the largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
@@ -627,7 +639,7 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
         `n`, `preliminary` (such as "2 of 20 streams", "" with all), and `reason` where there is no
         gain.
     """
-    rows = []
+    rows, replicates = [], _shared_replicates(settings) if shared else None
     for study, names in settings.items():
         for name in names:
             row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
@@ -636,8 +648,9 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
             rows.append(row)
             try:
                 scores = setting_scores(study, name)
+                scores = scores if replicates is None else scores.loc[replicates]
                 row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
-                gain = gain_of(study, name, front)
+                gain = gain_of(study, name, front, replicates=replicates)
             except NotComputed:
                 row["reason"] = NOT_COMPUTED
                 continue
@@ -645,10 +658,20 @@ def gains_table(front: FrontOf, settings: dict[str, Sequence[str]]) -> pd.DataFr
                 row["reason"] = str(error)
                 continue
             found = estimate_gain(study, name, gain)
-            row |= {"gain": found.value, "low": found.low, "high": found.high}
-            row |= {"mirror": gain.mirror, "is_bound": gain.is_bound}
-            row |= {"preliminary": found.progress}
+            row |= {"gain": found.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
+            if not shared:
+                row |= {"low": found.low, "high": found.high, "preliminary": found.progress}
     return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+
+
+def _shared_replicates(settings: dict[str, Sequence[str]]) -> pd.Index:
+    """Return the replicates that all those of some settings have that are published."""
+    found = []
+    for study, names in settings.items():
+        for name in names:
+            with contextlib.suppress(NotComputed):
+                found.append(setting_scores(study, name).index)
+    return functools.reduce(pd.Index.intersection, found) if found else pd.Index([])
 
 
 def claim_correlations(known: ClaimsFile) -> pd.DataFrame:

@@ -229,9 +229,10 @@ def plot_triangles(surface: Surface) -> Figure:
             axes.plot(*places.T, "o", color="white", markeredgecolor="0.2", markersize=5)
             halo = {"ha": "center", "fontsize": 11, "path_effects": style.HALO}
             for name, (x, y), side, value in zip(surface.names, places, aside, values, strict=True):
-                axes.text(x + side, y + 0.024, f"{value:.0f}", **halo)
+                words, weight = f"{value:.0f}", "normal"
                 if name == "thirds":
-                    axes.text(x, y - 0.07, name, fontweight="bold", **halo)
+                    words, weight = f"{name} {words}", "bold"
+                axes.text(x + side, y + 0.024, words, fontweight=weight, **halo)
             axes.set_axis_off()
             axes.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.09, 0.95))
             bar = figure.colorbar(shade, ax=axes, location="bottom", pad=0.02, shrink=0.9)

@@ -361,7 +361,7 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
     """
     (name, rates), *held = curves.items()
     scale, power = power_of_ten(curves.values())
-    note = f"Thin lines: a new task begins. Shaded{', dotted' * bool(held)}: mean of each task."
+    note = f"Thin lines: an update begins. Shaded{', dotted' * bool(held)}: mean of each update."
     with style.canvas(3.7, note) as (figure, axes):
         line = {"transform": axes.get_xaxis_transform(), "color": "0.85", "linewidth": 1}
         axes.vlines(np.arange(1, len(rates)) * rates.shape[1] - 0.5, 0, 1, **line, zorder=0)
@@ -417,7 +417,7 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
             for column, answer in enumerate(answers.iloc[place, shown]):
                 cell = (column + 0.02, place - 0.46)
                 axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
-                words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
+                words, weight = textwrap.fill(answer, 13), "normal" if answer == right else "bold"
                 middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
                 axes.text(column + 0.5, place, words, **middle)
             beside = {"ha": "center", "va": "center", "fontsize": 10.5}

@@ -4,7 +4,7 @@ import { axes, d3, draggable, drawing, element, linked } from "./common.js";
 const SIDE = 64; // pixels of a picture, which has half as many
 const PACE = 1000; // milliseconds between updates while it plays
 
-export function explore(el, { table: { images, right, scored, changed, sprite }, start }) {
+export function explore(el, { table: { images, right, scored, lost, sprite }, start }) {
   const last = right.length - 1;
   const isRight = ({ truth, names }, update) => names[update] === truth;
   const percent = right.map((count) => (100 * count) / scored);
@@ -40,8 +40,8 @@ export function explore(el, { table: { images, right, scored, changed, sprite },
     );
   });
   const rule =
-    `Shown are ${images.length} of the ${changed} images whose name changes at least once: from each dataset in turn, in the order of the data. ` +
-    `So they change more often than others do; the chart counts all ${scored}.`;
+    `Shown are ${images.length} of the ${lost} images that lose their right name at least once: from each dataset in turn, in the order of the data. ` +
+    `So they do worse than others do; the chart counts all ${scored}.`;
 
   function begin() {
     if (update === last) go(0);
