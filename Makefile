@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: study lab site test kill-test study-kill-test flip-test lint clean
+.PHONY: study lab site test test-long kill-test study-kill-test flip-test lint clean
 
 study: $(READY)
 	$(BIN)/cmpt data build
@@ -20,7 +20,11 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-long: $(READY)
+	$(BIN)/cmpt data build
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build

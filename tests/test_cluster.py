@@ -154,6 +154,7 @@ def tables(configs):
     return frame.assign(weights=digests)
 
 
+@pytest.mark.long
 def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_path, monkeypatch):
     """Its run goes on from its checkpoint elsewhere; nothing that was finished is done again."""
     configs = [small(f"seed={seed}") for seed in SEEDS]
@@ -180,6 +181,7 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
     pd.testing.assert_frame_equal(on_ray, tables(configs), check_exact=True)
 
 
+@pytest.mark.long
 def test_a_failed_run_is_named_and_the_others_finish(nodes, build, corpus):
     configs = [small("seed=0", steps=2), small("seed=99", "model.start=annealed")]
     with pytest.raises(CmpError, match=r"1 of 2 runs failed:\n  a run without .*99.*cmpt pretrain"):
@@ -187,6 +189,7 @@ def test_a_failed_run_is_named_and_the_others_finish(nodes, build, corpus):
     assert studies.missing_runs(configs) == [configs[1]]
 
 
+@pytest.mark.long
 def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypatch):
     monkeypatch.setattr(workers, "ATTEMPTS", 2)
     monkeypatch.setattr(
@@ -218,6 +221,7 @@ def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monk
     assert models.weights_digest(store.final_model(run)) == run.weights
 
 
+@pytest.mark.long
 def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     configs = [small("seed=0", steps=1), small("seed=1", steps=10_000), small("seed=2")]
     handler = signal.getsignal(signal.SIGTERM)
@@ -233,11 +237,13 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
     assert [progress.step for progress in unfinished_runs()] == [int(steps)]
 
 
+@pytest.mark.long
 def test_no_gpu_is_a_sentence(nodes, build, corpus):
     with pytest.raises(CmpError, match="no node of the Ray cluster has a GPU"):
         run_on_ray([small()], 1, "cuda", lambda run_config: None)
 
 
+@pytest.mark.long
 def test_an_address_where_nothing_is_is_a_sentence(nodes, build, corpus, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(CmpError, match=r"backend ray: 127.0.0.1:9: .*refused"):

@@ -84,6 +84,7 @@ def test_colours_are_what_happens_one_after_the_other():
     torch.testing.assert_close((mix @ rgba.flatten(2) + offset).view_as(x), expected)
 
 
+@pytest.mark.long
 def test_steps_are_plain_open_clips(corpus, monkeypatch):
     setting = nano(corpus, batch=16, steps=25)
     assert setting.config.optimizer.weight_decay > 0
@@ -218,6 +219,7 @@ def test_flops_of_a_step(corpus):
     assert (full - less) / (text * (1 - share)) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.long
 def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     result = run(cli.app, ["bench", "step", "--model", "tiny", "--rounds", "2", "--batch", "8"])
@@ -249,6 +251,7 @@ def test_misuse_is_refused(arguments, words, corpus):
     assert all(word in str(error) for word in words)
 
 
+@pytest.mark.long
 def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     """Everything but the device itself, on embedded images and on JPEGs."""
     for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():

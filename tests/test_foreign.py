@@ -566,6 +566,7 @@ def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):
     """The full route at its real size, on a CPU: two updates of a step, logged, exported, loaded
     by open_clip alone with equal features."""

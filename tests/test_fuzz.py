@@ -742,6 +742,7 @@ def test_memory_is_bounded():
         bytearray(2 * MEMORY)
 
 
+@pytest.mark.long
 def test_a_few_of_the_thousands():
     """The rest by `python -m tests.fuzz`; in a process of its own, as it forks and changes much."""
     root = Path(__file__).parents[1]

@@ -321,6 +321,7 @@ config.PROFILES["gpu"]["stream"] = {"tasks": 2}
 '''
 
 
+@pytest.mark.long
 def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
     """Through papermill: four replicates of each setting, a worker per card, nothing computed."""
     import nbformat

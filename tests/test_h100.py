@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cmp.files import build_folder
 
 SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
@@ -22,6 +24,7 @@ SECTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_all_stages_run_whole_on_a_cpu(tmp_path):
     build = tmp_path / "build"
     build.mkdir()

@@ -148,6 +148,7 @@ def test_killed_while_the_result_is_stored_it_is_stored_once(build, reference, m
     assert forked.leftovers(build) == []
 
 
+@pytest.mark.long
 def test_ten_kills_at_random_moments_change_nothing(uncut, tmp_path):
     family = Family(("merging.policy=step-ema", "evaluation.full=true"), 3)
     references = {None: uncut} | uninterrupted(tmp_path, family)

@@ -161,6 +161,7 @@ def test_cores_are_those_of_the_job_and_not_of_the_machine(monkeypatch):
     assert data.usable_cores() == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [0, 2])
 def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):
     monkeypatch.setenv("CMP_WORKERS", "0")
@@ -301,6 +302,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:
 """
 
 
+@pytest.mark.long
 def test_shards_of_a_hundred_thousand_samples_go_on_at_any_step(tmp_path, monkeypatch):
     """Tars of webdataset's layout: a process, and then another one from the index that is kept,
     reads what its steps ask for, and no more."""

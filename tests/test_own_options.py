@@ -61,6 +61,7 @@ def make_build(tmp_path):
     return make
 
 
+@pytest.mark.long
 def test_five_options_run_by_name_survive_a_kill_and_resume(make_build):
     killed, whole = make_build("killed"), make_build("whole")
     with ThreadPoolExecutor() as pool:

@@ -138,6 +138,7 @@ def launch(folder, *arguments):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ranks.RUNS)
 def test_two_processes_are_the_same_run_as_one(corpus, together, name):
     losses, scores = json.loads((together / f"{name}.json").read_text())
@@ -147,6 +148,7 @@ def test_two_processes_are_the_same_run_as_one(corpus, together, name):
     assert scores == pytest.approx(alone[2]["score"].tolist())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resumed", "after"], ids=["stopped together", "one was killed"])
 def test_processes_that_end_go_on_in_the_same_bits(together, name):
     one, other = (load_file(together / f"{each}.safetensors") for each in ("full", name))

@@ -141,6 +141,7 @@ async def interrupted(folder):
         await manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.long
 def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path, monkeypatch):
     data = build_folder().resolve() / "data"
     (tmp_path / "data").symlink_to(data)

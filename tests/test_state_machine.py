@@ -21,6 +21,8 @@ from cmp.errors import Interrupted
 from cmp.experiments import store
 from cmp.runner import Observer, execute
 
+pytestmark = pytest.mark.long
+
 TOTAL = TASKS * STEPS
 CONFIG = small_config("model.name=tiny-half", "model.start=random")
 

@@ -208,6 +208,7 @@ else:
 """
 
 
+@pytest.mark.long
 def test_a_path_through_the_whole_reference_fits_into_a_gigabyte_and_a_minute():
     answer = subprocess.run(
         [sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=300

@@ -497,6 +497,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_study_that_is_killed(tmp_path, write):
     """With a fork server of its own, as the shell has it, and the whole corpus."""
     data = build_folder() / "data"
@@ -548,6 +549,7 @@ def test_workers_of_a_gpu_are_spawned():
 # kills
 
 
+@pytest.mark.long
 def test_a_study_that_is_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path):
     campaign = Campaign(tmp_path, random.Random(0), 6, 1, 2)
     campaign.go()

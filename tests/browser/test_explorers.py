@@ -201,6 +201,7 @@ def test_a_meta_schedule_runs_beside_its_constant_twin(small):
     keep(explorer, "twin")
 
 
+@pytest.mark.long
 def test_a_run_stops_and_a_third_waits(small):
     _, explorer = small
     explorer.run("cpu")
@@ -227,6 +228,7 @@ def beside_last_cell(watched):
     return explorer
 
 
+@pytest.mark.long
 def test_beside_a_busy_cell_a_run_begins_or_waits_and_can_be_cancelled(served):
     with lab.opened(*served, "busy.ipynb") as watched:
         explorer = beside_last_cell(watched)
@@ -248,6 +250,7 @@ def test_beside_a_busy_cell_a_run_begins_or_waits_and_can_be_cancelled(served):
     assert watched.elsewhere == []
 
 
+@pytest.mark.long
 def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(served):
     with lab.opened(*served, "await.ipynb") as watched:
         explorer = beside_last_cell(watched)
@@ -258,6 +261,7 @@ def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(se
         explorer.shows("done", 2 * SECONDS)
 
 
+@pytest.mark.long
 def test_a_kernel_that_is_gone_is_said(served):
     with lab.opened(*served, "small.ipynb") as watched:
         watched.command("notebook:run-all-cells")
@@ -271,6 +275,7 @@ def test_a_kernel_that_is_gone_is_said(served):
     assert watched.elsewhere == []
 
 
+@pytest.mark.long
 def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
     with lab.opened(*served, "long.ipynb") as watched:
         page, others = watched.page, set((build / "logs").glob("*"))
