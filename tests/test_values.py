@@ -172,8 +172,11 @@ def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
     for match in (match for text in texts for match in values.MARK.finditer(text)):
         kind, what = match["kind"], " ".join(match["what"].split())
         assert kind in values.KINDS, match[0]
-        if kind in ("verdict", "reading"):
+        if kind == "verdict":
             assert what in claims, match[0]
+            continue
+        if kind == "spread":  # a wrong one raises
+            values.fill_values(match[0])
             continue
         if kind in ("difference", "before"):
             what = what.partition(" ")[2]

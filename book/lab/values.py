@@ -19,7 +19,7 @@ from cmp.experiments.scores import (
     study_trajectory,
 )
 from cmp.readers.files import read_yaml
-from lab import chapters
+from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"
 FIGURE = re.compile(
@@ -30,7 +30,7 @@ REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
 KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "difference", "before", "n", "bases",
-         "peak", "verdict", "reading")  # fmt: skip
+         "peak", "spread", "verdict")  # fmt: skip
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -86,8 +86,8 @@ def fill_values(text: str, source: str = "") -> str:
     `{{before A_KA study/setting}}` is the same mean before the stream,
     `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
     they start from, `{{peak study/setting}}` the peak of its learning rate.
-    `{{verdict claim}}` is the sentence of a primary claim, and `{{reading claim}}` its first words.
-    What is not published yet is said to be so.
+    `{{verdict claim}}` is the sentence of a primary claim, and `{{spread row, column}}` a value of
+    `lab.analyses.order_spreads`. What is not published yet is said to be so.
 
     Args:
         text: The text.
@@ -99,7 +99,7 @@ def fill_values(text: str, source: str = "") -> str:
 
     def value(match: re.Match[str]) -> str:
         try:
-            return _value(match["kind"], match["what"].strip())
+            return _value(match["kind"], " ".join(match["what"].split()))
         except CmpError as error:
             raise CmpError(f"{source}{match[0]}: {error}") from error
 
@@ -107,11 +107,14 @@ def fill_values(text: str, source: str = "") -> str:
 
 
 def _value(kind: str, what: str) -> str:
-    if kind in ("verdict", "reading"):
+    if kind == "verdict":
         judged = guidelines.judged_claims()
         if what not in judged.index:
             raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
-        return str(judged.loc[what, "sentence" if kind == "verdict" else "reading"])
+        return str(judged.loc[what, "sentence"])
+    if kind == "spread":
+        row, _, column = what.partition(", ")
+        return str(analyses.order_spreads().loc[row, column])
     if kind not in KINDS:
         raise CmpError(f"no such value; there are {', '.join(KINDS)}")
     try:
