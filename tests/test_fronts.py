@@ -41,8 +41,6 @@ def test_a_front_goes_through_its_peaks_up_to_the_highest_accumulation():
     assert front.retention_at(60) == pytest.approx(A_ZS[5])
     assert front.slope_at(60) == 0
     assert front.slope_at(47) < 0
-    assert front.accumulation_at(50.3) == pytest.approx(46)
-    assert np.isnan(front.accumulation_at(53))
 
 
 scores = st.integers(100, 600).map(lambda tenths: tenths / 10)
@@ -61,8 +59,6 @@ def test_a_front_falls_whatever_the_scores(points):
     retention = np.array([front.retention_at(x) for x in grid])
     assert (np.diff(retention) <= 1e-9).all()
     assert all(front.slope_at(x) <= 1e-9 for x in grid)
-    middle = retention[25]
-    assert front.retention_at(front.accumulation_at(middle)) == pytest.approx(middle, abs=1e-3)
 
 
 def test_fronts_that_cannot_be_trusted_are_refused():
@@ -83,12 +79,6 @@ def test_a_setting_on_the_front_gains_nothing_and_one_above_it_what_it_is_above(
     assert above.values.mean() == pytest.approx(1.5)
     assert above.pseudo.to_numpy() == pytest.approx(np.full(10, 1.5))
     assert not above.is_bound
-
-
-def test_a_mirror_is_the_accumulation_beyond_the_front():
-    assert gain(runs(46, 50.3)).mirror == pytest.approx(0)
-    assert gain(runs(48, 50.3)).mirror == pytest.approx(2)
-    assert np.isnan(gain(runs(48, 58)).mirror)
 
 
 def test_what_all_settings_of_a_replicate_share_moves_nothing():

@@ -3,7 +3,7 @@
 A learning rate moves plain fine-tuning along a trade-off: with a higher peak it gains more A_KA and
 keeps less A_ZS. The front is that curve, fitted to means over replicates of one family of plain
 fine-tuning at several peaks. The *gain* of a setting is its A_ZS minus that of the front at the
-same A_KA, in points; its mirror is the A_KA that it has beyond the front at the same A_ZS.
+same A_KA, in points.
 
 Errors are those of a jackknife that leaves out one base at a time, from the setting and the front
 alike, so that they hold the front's own error. The whole sample decides what is asked: whether the
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq, isotonic_regression
+from scipy.optimize import isotonic_regression
 
 from cmp.errors import CmpError
 
@@ -59,14 +59,11 @@ class Front:
 
     def retention_at(self, accumulation: float) -> float:
         """Return the A_ZS at an A_KA; beyond its last point that of the last point."""
-        last = self.accumulation[-1]
-        return float(self._curve(min(accumulation, last)))
+        return float(self._curve(min(accumulation, self.accumulation[-1])))
 
     def extended_to(self, accumulation: float) -> float:
         """Return the A_ZS at an A_KA; beyond both ends along the tangent."""
         inside = min(max(accumulation, self.accumulation[0]), self.accumulation[-1])
-        if inside == accumulation:
-            return self.retention_at(inside)
         return self.retention_at(inside) + self.slope_at(inside) * (accumulation - inside)
 
     def slope_at(self, accumulation: float) -> float:
@@ -74,15 +71,6 @@ class Front:
         if accumulation > self.accumulation[-1]:
             return 0.0
         return float(self._curve.derivative()(accumulation))
-
-    def accumulation_at(self, retention: float) -> float:
-        """Return the A_KA at an A_ZS; NaN where the front has no such A_ZS."""
-        if not self.retention[-1] <= retention <= self.retention[0]:
-            return float("nan")
-        curve, (low, *_, high) = self._curve, self.accumulation
-        if curve(low) <= retention or curve(high) >= retention:  # an end, but for rounding
-            return float(low if curve(low) <= retention else high)
-        return float(brentq(lambda x: curve(x) - retention, low, high))
 
     @functools.cached_property
     def _curve(self) -> PchipInterpolator:
@@ -116,7 +104,7 @@ def fit_front(
     last = count or int(np.argmax(accumulation)) + 1
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
-    # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
+    # peaks with one A_KA or one A_ZS count as one point, so that the curve falls everywhere
     rising, falling = _merge_ties(rising, falling)
     falling, rising = _merge_ties(-falling, rising)
     if len(rising) < 2:
@@ -147,7 +135,6 @@ class Gain:
     Attributes:
         values: Of each replicate, in points of A_ZS; their mean is the estimate, [replicates].
         pseudo: The jackknife's pseudo-values, one per base; they count as independent, [bases].
-        mirror: Points of A_KA beyond the front at the same A_ZS; NaN where it has no such A_ZS.
         slope: dA_ZS/dA_KA of the front there.
         nearest: The front's setting that the replicates are paired with.
         is_bound: Whether A_KA is more than the front reaches, so that the gain is at least this.
@@ -155,7 +142,6 @@ class Gain:
 
     values: pd.Series
     pseudo: pd.Series
-    mirror: float
     slope: float
     nearest: str
     is_bound: bool
@@ -215,9 +201,8 @@ def measure_gain(
         over = _pseudo_values(gained - last, beyond)
         if gained - last < DOUBT * over.std(ddof=1) / np.sqrt(len(over)):
             pseudo -= curve.slope_at(last) * (over - (gained - last))
-    mirror = float(gained - curve.accumulation_at(kept))
     by_base = pd.Series(pseudo, bases[: len(parts)], dtype=float)
-    return Gain(values, by_base, mirror, slope, nearest, is_bound)
+    return Gain(values, by_base, slope, nearest, is_bound)
 
 
 def _pseudo_values(whole: float, parts: np.ndarray) -> np.ndarray:

@@ -6,10 +6,9 @@ published studies, so that another result is another text.
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import pandas as pd
-from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
@@ -17,7 +16,7 @@ from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
 from cmp.experiments.scores import signed
-from cmp.experiments.verdicts import FrontOf
+from cmp.experiments.verdicts import FrontOf, Text
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -28,8 +27,6 @@ DEFAULTS = {"LoRA": ("methods", "LoRA"), "EMA-Merge": ("merging", "EMA")}
 """Technique -> the study and setting that measure it on the book's own network."""
 OWN = "small"
 UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 @checked_dataclass(frozen=True, config=STRICT)

@@ -26,14 +26,7 @@ from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, logs, store, studies
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import (
-    SHORT_ID,
-    build_folder,
-    check_digest,
-    child_path,
-    listed_file,
-    project_folder,
-)
+from cmp.files import SHORT_ID, build_folder, check_digest, child_path, listed_file, project_folder
 from cmp.mixtures import is_kept_concept
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
@@ -268,12 +261,6 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
     return count
 
 
-def all_published_runs() -> list[StoredRun]:
-    """Return every published run of the book."""
-    names = sorted({path.stem for path in RESULTS.glob("*.parquet")})
-    return [run for name in names for run in published_runs(name)]
-
-
 def sample_published(count: int, seed: int) -> list[StoredRun]:
     """Return a random sample of the published runs whose starting weights are on this machine.
 
@@ -281,7 +268,9 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
         count: Runs at most.
         seed: Another seed is another sample.
     """
-    runs = [run for run in all_published_runs() if store.has_start(run.config)]
+    names = sorted(path.stem for path in RESULTS.glob("*.parquet"))
+    published = [run for name in names for run in published_runs(name)]
+    runs = [run for run in published if store.has_start(run.config)]
     order = numpy_generator("sample of results", seed).permutation(len(runs))
     return [runs[number] for number in order[:count]]
 

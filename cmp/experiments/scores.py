@@ -6,7 +6,7 @@ before an interval is made. There is none before a study has all its streams, se
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,8 @@ class Estimate(NamedTuple):
     @property
     def progress(self) -> str:
         """How many streams there are of how many, such as "2 of 20 streams"; "" with all."""
-        return progress_words(self.streams, self.planned)
+        complete = self.streams >= self.planned
+        return "" if complete else f"{self.streams} of {self.planned} streams"
 
     def in_words(
         self, sign: str = "+", convert: Callable[[float], float] = lambda value: value
@@ -95,11 +96,6 @@ def signed(value: float) -> str:
     """Return points with their sign and one digit, such as "−10.1"; zero has no sign."""
     text = f"{value:+.1f}".replace("-", "−")
     return text[1:] if text[1:] == "0.0" else text
-
-
-def progress_words(streams: int, planned: int) -> str:
-    """Return "2 of 20 streams", or "" where all are there."""
-    return f"{streams} of {planned} streams" if streams < planned else ""
 
 
 def estimate_mean(
@@ -237,7 +233,10 @@ def paired_differences(
     Raises:
         CmpError: A setting is not there.
     """
-    _check_settings(trajectory["setting"], (one, other), "paired difference")
+    known = trajectory["setting"].unique()
+    if missing := [name for name in (one, other) if name not in known]:
+        there = ", ".join(known)
+        raise CmpError(f"paired difference: no setting {missing[0]!r}; there are {there}")
     rows = trajectory[trajectory["setting"].isin([one, other])]
     table, bases = by_replicate(rows), by_replicate(rows, ["base"])["base", one]
     planned = int(rows["planned"].min())
@@ -245,9 +244,3 @@ def paired_differences(
     return {
         name: estimate_mean(values, bases, planned, level) for name, values in differences.items()
     }
-
-
-def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
-    known = list(dict.fromkeys(settings))
-    if missing := [name for name in names if name not in known]:
-        raise CmpError(f"{source}: no setting {missing[0]!r}; there are {', '.join(known)}")

@@ -59,25 +59,17 @@ def class_statistics(name: str) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=8)
 def _class_statistics(path: Path, written: int) -> pd.DataFrame:
-    table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
-    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
-    _read_statistics(path, columns, "cmpt stream make")
-    if (repeated := table["entry"].duplicated()).any():
-        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
-    return table.set_index("entry").sort_index()
-
-
-def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.DataFrame:
+    remedy = "`cmpt stream make` or `cmpt stream import` makes"
     if not path.exists():
         folders, ending = (STATISTICS, statistics_folder()), "-classes.parquet"
         tables = [path.name for folder in folders for path in folder.glob(f"*{ending}")]
-        names = sorted({name.removesuffix(ending) for name in tables})
-        raise CmpError(
-            f"traits: no table {path.name}; there are {', '.join(names) or 'none'}; `{command}` "
-            "makes one"
-        )
-    with explain_errors(f"{path}: cannot be read", f"; `{command}` makes it again"):
-        return read_table(path, columns)
+        names = ", ".join(sorted({name.removesuffix(ending) for name in tables})) or "none"
+        raise CmpError(f"traits: no table {path.name}; there are {names}; {remedy} one")
+    with explain_errors(f"{path}: cannot be read", f"; {remedy} it again"):
+        table = read_table(path, {"entry": str}, CLASS_COLUMNS)
+    if (repeated := table["entry"].duplicated()).any():
+        raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
+    return table.set_index("entry").sort_index()
 
 
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
