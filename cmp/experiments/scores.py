@@ -15,11 +15,11 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
+from cmp.experiments.store import RUN_KEYS
 
 LEVEL = 0.95
 """Where no other is given; measured values have `cmp.experiments.verdicts.claims_level`."""
 AGGREGATES = ("A_KA", "A_ZS", "GM")
-RUN_KEYS = ["setting", "replicate"]
 
 
 def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:

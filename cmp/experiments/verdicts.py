@@ -31,7 +31,6 @@ from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
 from cmp.experiments.scores import (
-    RUN_KEYS,
     Estimate,
     estimate_from_bases,
     planned_streams,
@@ -40,6 +39,7 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
+from cmp.experiments.store import RUN_KEYS
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
