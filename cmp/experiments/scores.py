@@ -4,7 +4,6 @@ Two streams that start from one base are not independent, so that streams are av
 before an interval is made. There is none before a study has all its streams, see `Estimate`.
 """
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -129,23 +128,10 @@ def planned_streams(study: str, setting: str) -> int:
     Raises:
         CmpError: There is no such study or setting.
     """
-    counts = _stream_counts(study)
+    counts = studies.load_study(study).counts
     if setting not in counts:
         raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(counts)}")
     return counts[setting]
-
-
-def _stream_counts(study: str) -> dict[str, int]:
-    path = studies.STUDIES / f"{study.removeprefix(studies.BAND)}.yaml"
-    return _read_stream_counts(study, str(path), path.stat().st_mtime_ns if path.exists() else 0)
-
-
-@functools.lru_cache(maxsize=64)
-def _read_stream_counts(study: str, path: str, stamp: int) -> dict[str, int]:
-    grid = studies.load_study(study)
-    return {
-        name: changes.get("replicates", grid.replicates) for name, changes in grid.settings.items()
-    }
 
 
 def run_bases(published: pd.DataFrame) -> pd.Series:
@@ -167,7 +153,8 @@ def study_trajectory(study: str) -> pd.DataFrame:
     """
     published = results.published_metrics(study)
     table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
-    counts = _stream_counts(study)  # a setting that the study has no more lacks streams for good
+    counts = studies.load_study(study).counts
+    # a setting that the study has no more lacks streams for good
     planned = table["setting"].map(counts).fillna(max(counts.values()))
     return table.assign(planned=planned.astype(int))
 
