@@ -150,12 +150,13 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
 
     No forecast knows what is saved by activations that are computed again.
     """
-    is_here, memory = device == "cpu" or torch.cuda.is_available(), DEVICES["h100"].memory
-    if device == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    elif is_here:
-        memory = torch.cuda.get_device_properties(device).total_memory
-    card = "an H100" if not is_here else "the machine" if device == "cpu" else "the card"
+    is_here = device == "cpu" or torch.cuda.is_available()
+    if not is_here:
+        card, memory = "an H100", DEVICES["h100"].memory
+    elif device == "cpu":
+        card, memory = "the machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
     batch = size = execution.micro_batch or run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2

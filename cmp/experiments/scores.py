@@ -16,12 +16,10 @@ from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
 from cmp.experiments.store import RUN_KEYS
 
-LEVEL = 0.95
-"""Where no other is given; measured values have `cmp.experiments.verdicts.claims_level`."""
 AGGREGATES = ("A_KA", "A_ZS", "GM")
 
 
-def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+def t_interval(values: np.ndarray, level: float) -> tuple[float, float, float]:
     """Return the mean of independent values, its standard error, and half its t-interval's width.
 
     A single value says nothing about spread: the last two are NaN then, and all are without values.
@@ -97,23 +95,21 @@ def signed(value: float) -> str:
     return text[1:] if text[1:] == "0.0" else text
 
 
-def estimate_mean(
-    values: pd.Series, bases: pd.Series, planned: int, level: float = LEVEL
-) -> Estimate:
+def estimate_mean(values: pd.Series, bases: pd.Series, planned: int, level: float) -> Estimate:
     """Return the mean of the values of streams, which are averaged by base.
 
     Args:
         values: Of each stream.
         bases: The base of each, of the same index.
         planned: How many streams there will be.
-        level: The interval's.
+        level: The interval's; that of measured values is `cmp.experiments.verdicts.claims_level`.
     """
     by_base = values.groupby(bases.reindex(values.index)).mean()
     return estimate_from_bases(float(values.mean()), by_base, len(values), planned, level)
 
 
 def estimate_from_bases(
-    value: float, by_base: pd.Series, streams: int, planned: int, level: float = LEVEL
+    value: float, by_base: pd.Series, streams: int, planned: int, level: float
 ) -> Estimate:
     """Return an estimate whose interval is that of the mean of one value per base."""
     _, error, half = t_interval(by_base.to_numpy(float), level)
@@ -169,9 +165,7 @@ def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
     return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
 
 
-def setting_estimates(
-    trajectory: pd.DataFrame, setting: str, level: float = LEVEL
-) -> dict[str, Estimate]:
+def setting_estimates(trajectory: pd.DataFrame, setting: str, level: float) -> dict[str, Estimate]:
     """Return where a setting ended, by aggregate.
 
     Args:
@@ -207,7 +201,7 @@ def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) 
 
 
 def paired_differences(
-    trajectory: pd.DataFrame, one: str, other: str, level: float = LEVEL
+    trajectory: pd.DataFrame, one: str, other: str, level: float
 ) -> dict[str, Estimate]:
     """Return one setting minus another, paired by replicate, by aggregate.
 
