@@ -262,6 +262,7 @@ def compute_runs(
     device: str = "cpu",
     backend: str = "local",
     finished: Callable[[RunConfig], Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Compute the runs that are missing, with a progress bar.
 
@@ -274,6 +275,7 @@ def compute_runs(
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
         finished: Called with each run that is done, in place of a bar over these runs.
+        stop: Notes signals; by default they are noted here, which only the main thread can.
 
     Raises:
         Interrupted: A signal came; unfinished runs are saved.
@@ -287,8 +289,8 @@ def compute_runs(
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
         report = finished or (lambda _: bar.update())
-        with StopRequest() as stop:
-            failures = BACKENDS[backend](todo, jobs, device, report, stop)
+        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
+            failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
         names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())
