@@ -1,5 +1,7 @@
 """Guidelines: what their boxes say follows from what is published."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import synthetic
@@ -22,7 +24,6 @@ def published(tmp_path, monkeypatch):
     settings = LOCAL | {name: {"schedule.peak": 0.001 + i / 1e4} for i, name in enumerate(ENDS)}
     synthetic.write_study("more", LOCAL | {n: settings[n] for n in TRIED})
     synthetic.publish("more", ENDS)
-    monkeypatch.setattr(guidelines, "DEFAULTS", {})
 
 
 def guideline(*settings, **more):
@@ -65,11 +66,14 @@ def test_networks_of_one_sign_agree_and_of_two_do_not(published):
 def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, monkeypatch):
     assert "`net-0`: −" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
     assert not measure_guideline(guideline("up", "flat"), judged("yes")).disagrees
-    monkeypatch.setattr(guidelines, "DEFAULTS", {"merging": ("more", "down")})
     front = verdicts.FrontOf("more", tuple(LOCAL), local=True, least=3)
     known = verdicts.ClaimsFile({"plain": front}, ())
     monkeypatch.setattr(verdicts, "load_claims", lambda: known)
-    measured = measure_guideline(guideline("up"), judged("yes"))
+    own = guideline("down", network=guidelines.OWN, front=[])
+    others = guideline("up").networks
+    measured = measure_guideline(
+        dataclasses.replace(own, networks=own.networks + others), judged("yes")
+    )
     assert measured.networks[0].startswith("merging on `small` (the book's network): −")
     assert measured.disagrees
 

@@ -42,8 +42,8 @@ def test_means_have_intervals_over_bases():
     ]
     frame = pd.DataFrame(rows)
     assert setting_means(frame).loc["a", "GM"] == 21
-    assert setting_estimates(frame, "a")["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
+    assert setting_estimates(frame, "a", 0.95)["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    less = setting_estimates(frame[frame["replicate"] < 5], "a", 0.95)["GM"]
     assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"
 
 

@@ -380,14 +380,12 @@ def test_a_damaged_table_of_traits_is_refused(build):
     (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
         streams.class_statistics("broken")
-    statistics.write_statistics(
-        pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]}), "twice", "classes"
-    )
+    twice = pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]})
+    statistics.write_statistics(twice, "twice")
     with pytest.raises(CmpError, match=r"'a\+\+\+b' is listed twice"):
         streams.class_statistics("twice")
-    statistics.write_statistics(
-        pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]}), "words", "classes"
-    )
+    words = pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]})
+    statistics.write_statistics(words, "words")
     with pytest.raises(CmpError, match="loss: must be one column of float"):
         streams.class_statistics("words")
     with pytest.raises(CmpError, match=r"not the name of anything.*letters, digits, - and _"):

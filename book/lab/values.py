@@ -29,8 +29,8 @@ LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
-KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "difference", "before", "n", "bases",
-         "peak", "spread", "verdict")  # fmt: skip
+KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "mirror", "difference", "before", "n",
+         "bases", "peak", "spread", "verdict")  # fmt: skip
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -80,8 +80,8 @@ def fill_values(text: str, source: str = "") -> str:
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
     `{{gain study/setting}}` is the gain from the front of plain fine-tuning, `gain_less` the same
-    if the setting had a point of A_KA less, and
-    `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
+    if the setting had a point of A_KA less, `mirror` the A_KA beyond the front at the same A_ZS,
+    and `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
     bases, at the level of the claims, once all streams of their study are published.
     `{{before A_KA study/setting}}` is the same mean before the stream,
     `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
@@ -122,6 +122,9 @@ def _value(kind: str, what: str) -> str:
             return difference(what)
         if kind in ("gain", "gain_less"):
             return gain(what, verdicts.MATTERS if kind == "gain_less" else 0.0)
+        if kind == "mirror":
+            found = verdicts.gain_of(*_place(what), verdicts.load_claims().fronts["plain"])
+            return f"{found.mirror:+.1f}".replace("-", "−")
         if kind == "before":
             return before(what)
         table = verdicts.setting_scores(*_place(what))

@@ -97,7 +97,7 @@ def verify(
     if not chosen:
         raise CmpError(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
-            "publish a study by `cmpt study NN --publish`"
+            "publish a study by `cmpt study NAME --publish`"
         )
     answers = set()
     for run in chosen:

@@ -241,7 +241,7 @@ def compute_run(
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
-    board: Path | None = None,
+    board: Path | None,
 ) -> None:
     """Compute a run, from its last checkpoint on, or look it up, and print its scores.
 

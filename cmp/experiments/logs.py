@@ -60,7 +60,7 @@ def sparkline(values: pd.Series) -> str:
 class RunLog:
     """The log of a run that goes on; used as a context."""
 
-    def __init__(self, run_id: str, run_config: RunConfig, device: str, board: Path | None = None):
+    def __init__(self, run_id: str, run_config: RunConfig, device: str, board: Path | None):
         """Prepare the log.
 
         Args:

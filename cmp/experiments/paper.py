@@ -85,8 +85,7 @@ def model_catalogue(
     """
     rows, batch = {}, TABLE4_BATCH
     for name in names:
-        tree = {"model": {"name": name, "start": "random"}, "training": {"batch": batch}}
-        cost = budgets.method_cost(config.parse(tree, "catalogue"))
+        cost = method_cost(name, batch, "full")
         parameters = sum(p.numel() for p in models.create_on_meta(name).parameters()) / 1e6
         count = int(total * GIGA / cost.step)
         sizes = (cost.step / batch / GIGA, cost.memory / GIGA)

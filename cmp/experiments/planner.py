@@ -16,6 +16,7 @@ from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
+from cmp.experiments.scores import AGGREGATES
 from cmp.experiments.verdicts import level_in_words
 from cmp.readers.files import read_yaml
 
@@ -361,7 +362,7 @@ def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
         return _WORDS["no place"].format(reason=plan.outside)
-    rows = plan.place.scores.loc[list(evidence.AGGREGATES)]
+    rows = plan.place.scores.loc[list(AGGREGATES)]
     scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
     over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
     over *= bool(rows["low"].notna().all())

@@ -16,16 +16,8 @@ from cmp.config import STARTS, RunConfig, parse
 from cmp.data import Corpus, load_data, named_sources, worker_count
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.experiments import paper, store
-from cmp.experiments.forecast import (
-    DEVICES,
-    GIGA,
-    USABLE_MEMORY,
-    checkpoint_bytes,
-    forecast_sentence,
-    memory_account,
-    step_memory,
-)
+from cmp.experiments import forecast, paper, store
+from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.files import build_folder
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
@@ -81,7 +73,7 @@ def check_run(
     """Check what a run needs, whether a step fits the card and the checkpoints the disk, and how
     long the run may take."""
     memory = _check_memory(run_config, device, execution or ExecutionConfig())
-    time = forecast_sentence(run_config)
+    time = forecast.forecast_sentence(run_config)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     if run_config.model.name not in models.family_names():
         checks.append(_check_shared_memory(run_config, device))
@@ -158,12 +150,13 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
 
     No forecast knows what is saved by activations that are computed again.
     """
-    is_here, memory = device == "cpu" or torch.cuda.is_available(), DEVICES["h100"].memory
-    if device == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    elif is_here:
-        memory = torch.cuda.get_device_properties(device).total_memory
-    card = "an H100" if not is_here else "the machine" if device == "cpu" else "the card"
+    is_here = device == "cpu" or torch.cuda.is_available()
+    if not is_here:
+        card, memory = "an H100", DEVICES["h100"].memory
+    elif device == "cpu":
+        card, memory = "the machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
     batch = size = execution.micro_batch or run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2
@@ -180,7 +173,7 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
 def _step_bytes(run_config: RunConfig, batch: int) -> float:
     tree = run_config.to_dict()
     tree["training"] |= {"batch": batch, "budget": None}
-    return step_memory(parse(tree, "memory"))
+    return forecast.step_memory(parse(tree, "memory"))
 
 
 def _check_shared_memory(run_config: RunConfig, device: str) -> Check:
@@ -245,8 +238,9 @@ def _check_disk(run_config: RunConfig | None) -> Check:
     """Check that there is a gigabyte, or as much as a run's checkpoints and models take."""
     needed, target = GIGA, build_folder()
     if run_config:  # the model of the last task, the one before it, and the final one
-        part = memory_account(run_config.model.name, run_config.training.batch, run_config.method)
-        needed += checkpoint_bytes(run_config) + 3 * part["weights"]
+        model, batch = run_config.model.name, run_config.training.batch
+        part = forecast.memory_account(model, batch, run_config.method)
+        needed += forecast.checkpoint_bytes(run_config) + 3 * part["weights"]
     existing = next(path for path in [target, *target.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     words = f"{free / GIGA:.0f} GB free at {target}"
@@ -278,7 +272,7 @@ def describe_run(run_config: RunConfig) -> list[str]:
         f"the buffer; {first[0]} and {first[1]} in the first task, which has none",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in all",
-        *([f"forecast: {forecast_sentence(run_config)}"] if is_foreign else []),
+        *([f"forecast: {forecast.forecast_sentence(run_config)}"] if is_foreign else []),
     ]
 
 

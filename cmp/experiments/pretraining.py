@@ -139,6 +139,7 @@ def make_card(
     """
     model = models.load_from_file(run_config.model.name, weights)
     scores = evaluation.evaluate(model, run_config.model.name, corpus)
+    aggregates = {key: scores.aggregate(key) for key in evaluation.ROLES}
     return {
         "weights": weights.name,
         "config": run_config.to_dict(),
@@ -148,17 +149,11 @@ def make_card(
         "machine": result.provenance,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tolerance": store.TOLERANCE,
-        "scores": round_scores(scores),
+        "scores": {
+            key: {"value": round(value, 2), "standard_error": round(error, 2)}
+            for key, (value, error) in aggregates.items()
+        },
         "datasets": scores.datasets.round(2).to_dict(orient="index"),
-    }
-
-
-def round_scores(scores: evaluation.Scores) -> dict[str, dict[str, float]]:
-    """Return A_KA and A_ZS with their standard errors, for a card."""
-    values = {key: scores.aggregate(key) for key in evaluation.ROLES}
-    return {
-        key: {"value": round(value, 2), "standard_error": round(error, 2)}
-        for key, (value, error) in values.items()
     }
 
 

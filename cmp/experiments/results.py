@@ -25,15 +25,8 @@ from cmp.data import load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, logs, store, studies
-from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, StoredRun, Verdict
-from cmp.files import (
-    SHORT_ID,
-    build_folder,
-    check_digest,
-    child_path,
-    listed_file,
-    project_folder,
-)
+from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun, Verdict
+from cmp.files import SHORT_ID, build_folder, check_digest, child_path, listed_file, project_folder
 from cmp.mixtures import is_kept_concept
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
@@ -41,7 +34,6 @@ from cmp.seeds import numpy_generator
 
 RESULTS = project_folder() / "book" / "results"
 MAX_BYTES = 2_000_000
-RESULT_KEYS = ["setting", "replicate", *METRIC_KEYS]
 KEPT, LACKING = "kept", "lacking"
 RUN_COLUMNS = {"run": str, "weights": str, "config": str, "provenance": str}
 """What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
@@ -144,7 +136,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         texts = json.dumps(run.config.to_dict()), json.dumps(run.provenance)
         columns = dict(zip(RUN_COLUMNS, (run_id, run.weights, *texts), strict=True))
         frames.append(tables[run_id].assign(setting=setting, replicate=replicate, **columns))
-    table = pd.concat(frames).set_index(RESULT_KEYS).sort_index().reset_index()
+    table = pd.concat(frames).set_index([*RUN_KEYS, *METRIC_KEYS]).sort_index().reset_index()
     with listed_file(path) as partial:
         table.to_parquet(partial, index=False)
         if (size := partial.stat().st_size) > MAX_BYTES:
@@ -225,7 +217,7 @@ def published_runs(name: str) -> list[StoredRun]:
         run_config = config.parse(json.loads(tree), f"results of study {name}")
         # two settings that come to the same config are one run, with rows for each
         rows = rows[~rows["scope"].isin([KEPT, LACKING])]
-        metrics = rows.drop(columns=["setting", "replicate", *RUN_COLUMNS])
+        metrics = rows.drop(columns=[*RUN_KEYS, *RUN_COLUMNS])
         metrics = metrics.drop_duplicates(METRIC_KEYS, ignore_index=True)
         rows = metrics.dropna(subset="hits") if "hits" in metrics else metrics[:0]
         hits = {
@@ -268,12 +260,6 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
     return count
 
 
-def all_published_runs() -> list[StoredRun]:
-    """Return every published run of the book."""
-    names = sorted({path.stem for path in RESULTS.glob("*.parquet")})
-    return [run for name in names for run in published_runs(name)]
-
-
 def sample_published(count: int, seed: int) -> list[StoredRun]:
     """Return a random sample of the published runs whose starting weights are on this machine.
 
@@ -281,7 +267,9 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
         count: Runs at most.
         seed: Another seed is another sample.
     """
-    runs = [run for run in all_published_runs() if store.has_start(run.config)]
+    names = sorted(path.stem for path in RESULTS.glob("*.parquet"))
+    published = [run for name in names for run in published_runs(name)]
+    runs = [run for run in published if store.has_start(run.config)]
     order = numpy_generator("sample of results", seed).permutation(len(runs))
     return [runs[number] for number in order[:count]]
 

@@ -4,9 +4,8 @@ Two streams that start from one base are not independent, so that streams are av
 before an interval is made. There is none before a study has all its streams, see `Estimate`.
 """
 
-import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,12 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
+from cmp.experiments.store import RUN_KEYS
 
-LEVEL = 0.95
-"""Where no other is given; measured values have `cmp.experiments.verdicts.claims_level`."""
 AGGREGATES = ("A_KA", "A_ZS", "GM")
-RUN_KEYS = ["setting", "replicate"]
 
 
-def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+def t_interval(values: np.ndarray, level: float) -> tuple[float, float, float]:
     """Return the mean of independent values, its standard error, and half its t-interval's width.
 
     A single value says nothing about spread: the last two are NaN then, and all are without values.
@@ -72,7 +69,8 @@ class Estimate(NamedTuple):
     @property
     def progress(self) -> str:
         """How many streams there are of how many, such as "2 of 20 streams"; "" with all."""
-        return progress_words(self.streams, self.planned)
+        complete = self.streams >= self.planned
+        return "" if complete else f"{self.streams} of {self.planned} streams"
 
     def in_words(
         self, sign: str = "+", convert: Callable[[float], float] = lambda value: value
@@ -97,28 +95,21 @@ def signed(value: float) -> str:
     return text[1:] if text[1:] == "0.0" else text
 
 
-def progress_words(streams: int, planned: int) -> str:
-    """Return "2 of 20 streams", or "" where all are there."""
-    return f"{streams} of {planned} streams" if streams < planned else ""
-
-
-def estimate_mean(
-    values: pd.Series, bases: pd.Series, planned: int, level: float = LEVEL
-) -> Estimate:
+def estimate_mean(values: pd.Series, bases: pd.Series, planned: int, level: float) -> Estimate:
     """Return the mean of the values of streams, which are averaged by base.
 
     Args:
         values: Of each stream.
         bases: The base of each, of the same index.
         planned: How many streams there will be.
-        level: The interval's.
+        level: The interval's; that of measured values is `cmp.experiments.verdicts.claims_level`.
     """
     by_base = values.groupby(bases.reindex(values.index)).mean()
     return estimate_from_bases(float(values.mean()), by_base, len(values), planned, level)
 
 
 def estimate_from_bases(
-    value: float, by_base: pd.Series, streams: int, planned: int, level: float = LEVEL
+    value: float, by_base: pd.Series, streams: int, planned: int, level: float
 ) -> Estimate:
     """Return an estimate whose interval is that of the mean of one value per base."""
     _, error, half = t_interval(by_base.to_numpy(float), level)
@@ -133,23 +124,10 @@ def planned_streams(study: str, setting: str) -> int:
     Raises:
         CmpError: There is no such study or setting.
     """
-    counts = _stream_counts(study)
+    counts = studies.load_study(study).counts
     if setting not in counts:
         raise CmpError(f"study {study} has no setting {setting!r}; there are {', '.join(counts)}")
     return counts[setting]
-
-
-def _stream_counts(study: str) -> dict[str, int]:
-    path = studies.STUDIES / f"{study.removeprefix(studies.BAND)}.yaml"
-    return _read_stream_counts(study, str(path), path.stat().st_mtime_ns if path.exists() else 0)
-
-
-@functools.lru_cache(maxsize=64)
-def _read_stream_counts(study: str, path: str, stamp: int) -> dict[str, int]:
-    grid = studies.load_study(study)
-    return {
-        name: changes.get("replicates", grid.replicates) for name, changes in grid.settings.items()
-    }
 
 
 def run_bases(published: pd.DataFrame) -> pd.Series:
@@ -171,7 +149,8 @@ def study_trajectory(study: str) -> pd.DataFrame:
     """
     published = results.published_metrics(study)
     table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
-    counts = _stream_counts(study)  # a setting that the study has no more lacks streams for good
+    counts = studies.load_study(study).counts
+    # a setting that the study has no more lacks streams for good
     planned = table["setting"].map(counts).fillna(max(counts.values()))
     return table.assign(planned=planned.astype(int))
 
@@ -186,9 +165,7 @@ def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
     return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
 
 
-def setting_estimates(
-    trajectory: pd.DataFrame, setting: str, level: float = LEVEL
-) -> dict[str, Estimate]:
+def setting_estimates(trajectory: pd.DataFrame, setting: str, level: float) -> dict[str, Estimate]:
     """Return where a setting ended, by aggregate.
 
     Args:
@@ -224,7 +201,7 @@ def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) 
 
 
 def paired_differences(
-    trajectory: pd.DataFrame, one: str, other: str, level: float = LEVEL
+    trajectory: pd.DataFrame, one: str, other: str, level: float
 ) -> dict[str, Estimate]:
     """Return one setting minus another, paired by replicate, by aggregate.
 
@@ -237,7 +214,10 @@ def paired_differences(
     Raises:
         CmpError: A setting is not there.
     """
-    _check_settings(trajectory["setting"], (one, other), "paired difference")
+    known = trajectory["setting"].unique()
+    if missing := [name for name in (one, other) if name not in known]:
+        there = ", ".join(known)
+        raise CmpError(f"paired difference: no setting {missing[0]!r}; there are {there}")
     rows = trajectory[trajectory["setting"].isin([one, other])]
     table, bases = by_replicate(rows), by_replicate(rows, ["base"])["base", one]
     planned = int(rows["planned"].min())
@@ -245,9 +225,3 @@ def paired_differences(
     return {
         name: estimate_mean(values, bases, planned, level) for name, values in differences.items()
     }
-
-
-def _check_settings(settings: Iterable[str], names: Iterable[str], source: str) -> None:
-    known = list(dict.fromkeys(settings))
-    if missing := [name for name in names if name not in known]:
-        raise CmpError(f"{source}: no setting {missing[0]!r}; there are {', '.join(known)}")

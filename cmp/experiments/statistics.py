@@ -17,9 +17,10 @@ from cmp import evaluation, mixtures, streams
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_file, child_path
+from cmp.files import atomic_file
 from cmp.readers import class_tables
 from cmp.readers.files import parse_json, read_text
+from cmp.readers.manifest import STATISTICS
 
 PRECISION = "fp32"
 
@@ -157,27 +158,22 @@ def read_stream_file(path: Path) -> list[str]:
     return entries
 
 
-def stream_table(order: list[str]) -> pd.DataFrame:
-    """Return the table of class statistics of an imported list: each entry's position in it."""
-    return pd.DataFrame({"entry": order, "position": range(len(order))})
-
-
-def new_statistics_path(name: str, kind: str) -> Path:
-    """Return where a table of statistics is written.
+def new_statistics_path(name: str) -> Path:
+    """Return where a table of class statistics is written.
 
     Raises:
         CmpError: It cannot be called so, or this package has a table of that name, which is read
             before any other.
     """
-    path = child_path(class_tables.statistics_folder(), f"{name}-{kind}", ".parquet")
-    if class_tables.statistics_path(name, kind) != path:
+    path = class_tables.statistics_path(name)
+    if path.parent == STATISTICS:
         raise CmpError(f"{name!r}: a table of this name comes with the package; choose another")
     return path
 
 
-def write_statistics(table: pd.DataFrame, name: str, kind: str) -> Path:
-    """Write a table of statistics, whole or not at all, and return its path."""
-    path = new_statistics_path(name, kind)
+def write_statistics(table: pd.DataFrame, name: str) -> Path:
+    """Write a table of class statistics, whole or not at all, and return its path."""
+    path = new_statistics_path(name)
     with atomic_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path

@@ -46,6 +46,8 @@ from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differ
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
 """Columns that the metrics of every run have."""
 METRIC_KEYS = ["task", "scope", "dataset"]
+RUN_KEYS = ["setting", "replicate"]
+"""What tells the runs of a study apart."""
 RUN_FORMAT = 3
 METRICS, HITS = "metrics.parquet", "hits.safetensors"
 """Files of a run beside its record and its weights."""
@@ -394,7 +396,7 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
         A row per (task, scope), and per setting and replicate where there are several: `A_KA`,
         `A_ZS` and their geometric mean `GM`, in percent; NaN where no set of that role was scored.
     """
-    keys = [key for key in ("setting", "replicate") if key in metrics] + ["task", "scope"]
+    keys = [key for key in RUN_KEYS if key in metrics] + ["task", "scope"]
     means = metrics.groupby([*keys, "role"], sort=False)["score"].mean().unstack()
     table = means.reindex(columns=[*ROLES.values()]).set_axis([*ROLES], axis=1)
     table["GM"] = np.sqrt(table["A_KA"] * table["A_ZS"])
@@ -408,7 +410,7 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
         table: Metrics, or a trajectory of them; of several runs told apart by `setting` and
             `replicate`.
     """
-    keys = [key for key in ("setting", "replicate") if key in table]
+    keys = [key for key in RUN_KEYS if key in table]
     last = table.groupby(keys)["task"].transform("max") if keys else table["task"].max()
     return table[table["task"] == last]
 

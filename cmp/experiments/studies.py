@@ -18,10 +18,12 @@ their own that explore, on the validation split; what is claimed of settings sta
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -77,6 +79,12 @@ class Study:
     explores: bool = False
     name: str = dataclasses.field(kw_only=True)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many replicates each setting has."""
+        settings = self.settings.items()
+        return {name: changes.get("replicates", self.replicates) for name, changes in settings}
+
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
     ) -> dict[tuple[str, int], RunConfig]:
@@ -90,12 +98,12 @@ class Study:
         """
         names = self.live if live_only else self.settings
         names = [name for name in names if is_translatable(self.settings[name], profile)]
-        counts = {name: self.settings[name].get("replicates", self.replicates) for name in names}
+        counts = dict.fromkeys(names, replicates) if replicates else self.counts
         return {
             (name, replicate): self._config(profile, name, replicate)
-            for replicate in range(replicates or max(counts.values()))
+            for replicate in range(max((counts[name] for name in names), default=0))
             for name in names
-            if replicates or replicate < counts[name]
+            if replicate < counts[name]
         }
 
     def _config(self, profile: str, name: str, replicate: int) -> RunConfig:
@@ -133,6 +141,13 @@ def load_study(name: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")
+    status = path.stat()
+    return _read_study(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_study(path: Path, *stamp: int) -> Study:
+    """Return the study of a file, read once for as long as the file's stamp stays."""
     *keys, _ = Study.__dataclass_fields__
     tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
     if "name" in tree:

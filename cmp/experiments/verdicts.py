@@ -39,6 +39,7 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
+from cmp.experiments.store import RUN_KEYS
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -247,20 +248,15 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half of the
         updates, NaN where the whole test was scored at the ends alone; `peak` and `base`.
     """
-    keys = ["setting", "replicate"]
-    table = store.trajectory(published).set_index([*keys, "scope"])
-    last = table.groupby(keys)["task"].max()
-    ends = table[table["task"] == last.reindex(table.index.droplevel("scope")).to_numpy()]
-    full = ends.xs("full", level="scope")
-    scores = full[["A_KA", "A_ZS"]].copy()
-    for scope in (results.KEPT, results.LACKING):
-        if scope in ends.index.get_level_values("scope"):
-            scores[scope] = ends.xs(scope, level="scope")["A_ZS"]
-    on_way = table.xs("full", level="scope")
-    progress = on_way["task"] / last.reindex(on_way.index)
-    middle = on_way[progress.between(0.25, 0.75)].groupby(keys)["A_KA"]
+    table = store.trajectory(published)
+    table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
+    ends = table[table["progress"] == 1].set_index([*RUN_KEYS, "scope"])
+    by_names = ends["A_ZS"].unstack("scope").filter([results.KEPT, results.LACKING])
+    scores = ends.xs("full", level="scope")[["A_KA", "A_ZS"]].join(by_names)
+    on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
+    middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(keys)["config"].first()
+    trees = published.groupby(RUN_KEYS)["config"].first()
     scores["base"] = run_bases(published)
     scores["peak"] = trees.map(lambda tree: json.loads(tree)["schedule"]["peak"])
     return scores
@@ -447,16 +443,9 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
 
 
 def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "guideline": claim.guideline,
-        "study": claim.study,
-        "source": claim.source,
-        "claimed": claim.sentence,
-        "measure": claim.measure,
-        "expected": claim.expected,
-        "planned": claim.half_width,
-        "level": level,
-    }
+    row = {key: getattr(claim, key) for key in ("guideline", "study", "source")}
+    row |= {"claimed": claim.sentence, "measure": claim.measure, "expected": claim.expected}
+    row |= {"planned": claim.half_width, "level": level}
     if words := _missing_runs(claim, known):
         sentence = f"Not computed yet: {words}."
         return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
@@ -587,7 +576,7 @@ def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, .
     setting."""
     published = published_scores(study)[0]
     rows = published[(published["setting"] == setting) & (published["scope"] == "full")]
-    rows = rows[rows["task"] == rows.groupby("replicate")["task"].transform("max")]
+    rows = store.after_last_task(rows)
     tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
     data, bits = tree[0]["data"], []
     names = results.question_counts(data)
@@ -644,18 +633,15 @@ def gains_table(
         for name in names:
             row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
             row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
-            row |= {"preliminary": ""}
+            row["preliminary"] = ""
             rows.append(row)
             try:
                 scores = setting_scores(study, name)
                 scores = scores if replicates is None else scores.loc[replicates]
                 row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
                 gain = gain_of(study, name, front, replicates=replicates)
-            except NotComputed:
-                row["reason"] = NOT_COMPUTED
-                continue
             except CmpError as error:
-                row["reason"] = str(error)
+                row["reason"] = NOT_COMPUTED if isinstance(error, NotComputed) else str(error)
                 continue
             found = estimate_gain(study, name, gain)
             row |= {"gain": found.value, "mirror": gain.mirror, "is_bound": gain.is_bound}

@@ -16,6 +16,8 @@ from cmp.files import build_folder, child_path
 from cmp.readers.files import read_table
 from cmp.readers.manifest import STATISTICS
 
+ENDING = "-classes.parquet"
+"""What follows the name of a table of classes in that of its file."""
 CLASS_COLUMNS = {
     "accuracy": float, "loss": float, "alignment": float, "frequency": int, "year": float,
     "position": int, "embedding": list,
@@ -25,26 +27,24 @@ POOL_COLUMNS = {"dataset": str, "place": int, "alignment": float, "cluster": int
 """Columns of the table of the embedded pools; place is an image's number in its dataset."""
 
 
-def statistics_folder() -> Path:
-    """Return the folder of tables that are made on this machine."""
-    return build_folder() / "traits"
+def _folders() -> tuple[Path, Path]:
+    """Return the folders of tables: of those of this package, and of those made on this machine."""
+    return STATISTICS, build_folder() / "traits"
 
 
-def statistics_path(name: str, kind: str) -> Path:
-    """Return where a table is, or would be made.
+def statistics_path(name: str) -> Path:
+    """Return where a table of classes is, or would be made.
 
     Args:
         name: The table's name, as in `stream.traits`.
-        kind: "classes" or "pool".
     """
-    folders = (STATISTICS, statistics_folder())
-    paths = [child_path(folder, f"{name}-{kind}", ".parquet") for folder in folders]
+    paths = [child_path(folder, name, ENDING) for folder in _folders()]
     return next((path for path in paths if path.exists()), paths[-1])
 
 
 def statistics_stamp(name: str) -> tuple[Path, int]:
     """Return the file of a table of classes and when it was written (0 if never), for caches."""
-    path = statistics_path(name, "classes")
+    path = statistics_path(name)
     return path, path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -59,25 +59,16 @@ def class_statistics(name: str) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=8)
 def _class_statistics(path: Path, written: int) -> pd.DataFrame:
-    table = _read_statistics(path, {"entry": str}, "cmpt stream make` or `cmpt stream import")
-    columns = {name: kind for name, kind in CLASS_COLUMNS.items() if name in table}
-    _read_statistics(path, columns, "cmpt stream make")
+    remedy = "`cmpt stream make` or `cmpt stream import` makes"
+    if not path.exists():
+        tables = [path.name for folder in _folders() for path in folder.glob(f"*{ENDING}")]
+        names = ", ".join(sorted({name.removesuffix(ENDING) for name in tables})) or "none"
+        raise CmpError(f"traits: no table {path.name}; there are {names}; {remedy} one")
+    with explain_errors(f"{path}: cannot be read", f"; {remedy} it again"):
+        table = read_table(path, {"entry": str}, CLASS_COLUMNS)
     if (repeated := table["entry"].duplicated()).any():
         raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
     return table.set_index("entry").sort_index()
-
-
-def _read_statistics(path: Path, columns: dict[str, type], command: str) -> pd.DataFrame:
-    if not path.exists():
-        folders, ending = (STATISTICS, statistics_folder()), "-classes.parquet"
-        tables = [path.name for folder in folders for path in folder.glob(f"*{ending}")]
-        names = sorted({name.removesuffix(ending) for name in tables})
-        raise CmpError(
-            f"traits: no table {path.name}; there are {', '.join(names) or 'none'}; `{command}` "
-            "makes one"
-        )
-    with explain_errors(f"{path}: cannot be read", f"; `{command}` makes it again"):
-        return read_table(path, columns)
 
 
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:

@@ -90,12 +90,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def read_table(
+    path: Path, columns: Mapping[str, type], optional: Mapping[str, type] | None = None
+) -> pd.DataFrame:
     """Return the table of a parquet file.
 
     Args:
         path: The file.
         columns: What each column that must be there holds: str, int, float, or list for anything.
+        optional: The same of columns that may be missing.
 
     Raises:
         OSError: The file cannot be read.
@@ -106,7 +109,8 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
         table = pd.read_parquet(path)
     except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
         raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
-    for name, kind in columns.items():
+    held = {name: kind for name, kind in (optional or {}).items() if name in table}
+    for name, kind in {**columns, **held}.items():
         unique = list(table.columns).count(name) == 1
         if not unique or (kind in checks and not checks[kind](table[name])):
             raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")

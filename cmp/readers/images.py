@@ -247,15 +247,13 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         that is left out.
     """
     path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
-    result = None
-    if not decode_again:
-        with contextlib.suppress(OSError, ValueError):  # there is no result
-            content, faulty, digests = parse_json(read_text(path))
-            result = content, faulty, digests
-    if result is None:
-        result = _examine(index)
-        write_atomic(path, json.dumps(result))
-    content, faulty, digests = result
+    if decode_again:
+        path.unlink(missing_ok=True)
+    try:
+        content, faulty, digests = parse_json(read_text(path))
+    except (OSError, ValueError):  # there is no result
+        content, faulty, digests = _examine(index)
+        write_atomic(path, json.dumps([content, faulty, digests]))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
     table = index.table.assign(digest=digests)
     table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
