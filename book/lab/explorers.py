@@ -313,16 +313,16 @@ def mixture_table() -> dict[str, Any]:
     front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
     rows = []
     for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
-        if np.isnan(values).any():
-            rows.append({"at": at, "value": None, "half": None})
-            continue
-        found = [t_interval(values[:, axis], verdicts.claims_level()) for axis in range(2)]
-        (gained, _, _), (kept, _, _) = found
-        halves = [np.nan if len(values) < planned else half for _, _, half in found]
-        value, half = np.round([gained, kept], 2).tolist(), half_widths(halves)
-        covered = gained >= front.accumulation[0]
-        value.append(round(kept - front.retention_at(gained), 2) if covered else None)
-        rows.append({"at": at, "value": value, "half": half})
+        row = {"at": at, "value": None, "half": None}
+        rows.append(row)
+        if not np.isnan(values).any():
+            intervals = [t_interval(column, verdicts.claims_level()) for column in values.T]
+            gained, kept = (mean for mean, _, _ in intervals)
+            covered = gained >= front.accumulation[0]
+            beyond = round(kept - front.retention_at(gained), 2) if covered else None
+            row["value"] = [*np.round([gained, kept], 2).tolist(), beyond]
+            if len(values) >= planned:
+                row["half"] = half_widths([half for _, _, half in intervals])
     run = config.parse(config.profile("cpu"), "cpu")
     shown = run.training.steps * run.training.batch
     update = planner.ARRIVING / run.stream.tasks

@@ -15,13 +15,12 @@ SHOWN, IN_STILL = 24, 9
 """Images that the explorer shows, and those of them that stand in its still."""
 
 
-def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.ndarray:
+def shown_images(names: pd.DataFrame, corpus: Corpus) -> np.ndarray:
     """Choose images whose name changed at least once, from each dataset in turn.
 
     Args:
         names: As `lab.analyses.names_by_update` returns it.
         corpus: The embedded benchmark.
-        count: How many at most.
 
     Returns:
         Their corpus positions, sorted.
@@ -29,7 +28,7 @@ def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.
     answers = names.drop(columns="truth")
     changed = np.sort(names.index[answers.ne(answers[0], axis=0).any(axis=1)])
     turn = pd.Series(changed).groupby(corpus.table["dataset"].array[changed].astype(str)).cumcount()
-    return np.sort(changed[np.argsort(turn, kind="stable")[:count]])
+    return np.sort(changed[np.argsort(turn, kind="stable")[:SHOWN]])
 
 
 def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def fill_notebook(notebook: Any, number: str) -> None:
 
     def figure(match: re.Match[str]) -> str:
         label, kind = match["label"], match["kind"]
-        if label not in labels or (kind == "diagram" and label not in captions):
-            known = captions if kind == "diagram" else labels
+        known = captions if kind == "diagram" else labels
+        if label not in known:
             raise CmpError(f"chapter {number}: {match[0]}: there are {', '.join(known)}")
         if kind == "ref":
             return labels[label]

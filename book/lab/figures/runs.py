@@ -414,7 +414,7 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
     pixels = _over_white(images)
     shown = np.unique(np.linspace(0, answers.shape[1] - 1, MOMENTS).round().astype(int))
     count, width = len(pixels), len(shown)
-    fills = {True: "#dbe9f5", False: "#f8dcc6"}
+    fills, centred = {True: "#dbe9f5", False: "#f8dcc6"}, {"ha": "center", "va": "center"}
     with style.canvas(0.7 * count + 0.6) as (figure, axes):
         for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
             box = (-1.47, -1.03, place + 0.42, place - 0.42)  # a square, in inches
@@ -423,10 +423,8 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 cell = (column + 0.02, place - 0.46)
                 axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
                 words, weight = textwrap.fill(answer, 15), "normal" if answer == right else "bold"
-                middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
-                axes.text(column + 0.5, place, words, **middle)
-            beside = {"ha": "center", "va": "center", "fontsize": 10.5}
-            axes.text(-0.5, place, textwrap.fill(right, 15), **beside)
+                axes.text(column + 0.5, place, words, fontsize=10.5, fontweight=weight, **centred)
+            axes.text(-0.5, place, textwrap.fill(right, 15), fontsize=10.5, **centred)
         heads = ["image", "right name", "before", *(f"update {n}" for n in shown[1:])]
         axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
         axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])

@@ -465,17 +465,14 @@ function runRow(run, runs, colour) {
     element("span"),
     element("progress", { max: 1 }),
     button("", () => (run.over ? runs.forget(run) : runs.stop(run))),
-    element("code", { hidden: true }),
   );
-  const [swatch, said, bar, stop, command] = run.row.children;
+  const [swatch, said, bar, stop] = run.row.children;
   swatch.style.background = colour;
   if (said.textContent !== words) said.textContent = words;
   bar.value = run.progress;
   bar.setAttribute("aria-label", words);
   const verb = run.over ? "Remove" : run.heard ? "Stop" : "Cancel";
   if (stop.textContent !== verb) stop.textContent = verb;
-  command.hidden = !run.command;
-  command.textContent = run.command ?? "";
   return run.row;
 }
 
