@@ -479,7 +479,7 @@ STEP_STUDIES = {
     80: {"plain": "scaling-more/80 steps, peak.*", "joint": "scaling-more/joint, 80 steps"},
     160: {"plain": "scaling/160 steps, peak.*", "joint": "scaling-more/joint, 160 steps"},
 }
-"""Steps per update -> study/settings of plain fine-tuning and of joint training."""
+"""Steps per update -> study/pattern of the settings of plain fine-tuning and joint training."""
 
 
 def steps_table() -> pd.DataFrame:

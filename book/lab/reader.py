@@ -95,16 +95,16 @@ def prepare_copies() -> dict[str, str]:
         if target.exists():
             own = read_copy(target)
             copied = own.metadata.get("cmp", {}).get("copied")
-            if copied != cells_digest(own):
+            is_edited, is_newest = copied != cells_digest(own), copied == cells_digest(fresh)
+            if is_edited and is_newest:
                 notes[source.stem] = "edited by you"
-                if copied != cells_digest(fresh):
-                    notes[source.stem] = (
-                        "your edited copy, kept; the book has another version: "
-                        f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
-                    )
-                continue
-            if copied == cells_digest(fresh):
-                continue  # with the outputs of the reader's own runs
+            elif is_edited:
+                notes[source.stem] = (
+                    "your edited copy, kept; the book has another version: "
+                    f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
+                )
+            if is_edited or is_newest:
+                continue  # with the edits, and with the outputs of the reader's own runs
         write_atomic(target, nbformat.writes(fresh))
     write_atomic(copies_folder() / START, start_page(notes))
     return notes
