@@ -18,7 +18,8 @@ from lab.figures import runs, style
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
-ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), figures.CONTROL: (10, 36)}
+CONTROL = "replay-only control"
+ENDS = {"thirds": (40, 29), "update only": (22, 13), "joint": (51, 32), CONTROL: (10, 36)}
 
 
 def trajectory(names=tuple(ENDS), replicates=6, tasks=4, scopes=("subset", "full"), planned=6):
@@ -84,7 +85,7 @@ def test_summary_keeps_to_one_scope():
 
 def test_looks():
     names = [f"s{i}" for i in range(len(figures.COLOURS))]
-    found = figures.looks([figures.CONTROL, *names, *names, "joint"])
+    found = figures.looks([CONTROL, *names, *names, "joint"])
     assert [found[name]["color"] for name in names] == figures.COLOURS
     assert len({look["color"] for look in found.values()}) == len(names) + 2
     assert figures.looks(["joint"])["joint"] == found["joint"]

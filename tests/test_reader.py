@@ -21,8 +21,8 @@ def copies(tmp_path, monkeypatch):
 def update(monkeypatch):
     """Makes the book's next version, in which the first code cell of every chapter is another."""
 
-    def make(source, names, make_copy=reader.make_copy):
-        copy = make_copy(source, names)
+    def make(source, make_copy=reader.make_copy):
+        copy = make_copy(source)
         next(cell for cell in copy.cells if cell.cell_type == "code").source = WORDS
         copy.metadata["cmp"]["copied"] = reader.cells_digest(copy)
         return copy

@@ -22,15 +22,16 @@ function coloured(code, language) {
 // A reader sees words, not a terminal's colours.
 // eslint-disable-next-line no-control-regex
 const uncoloured = (text) => text.replace(/\x1b\[[0-9;]*[A-Za-z]/g, "");
+const printed = (text, kind = "") => `<pre class="stream${kind}">${escape(uncoloured(text))}</pre>`;
+
+const folded = (words, shown) => `<details class="folded"><summary>${words}</summary>${shown}</details>`;
 
 function code(node) {
   if (node.visibility === "remove") return "";
   const inner = `<pre><code>${coloured(node.value, node.lang)}</code></pre>`;
   const name = node.filename ? `<p class="filename">${escape(node.filename)}</p>` : "";
   const shown = `<div class="code"${id(node)}>${name}${inner}</div>`;
-  if (node.visibility !== "hide") return shown;
-  const lines = node.value.split("\n").length;
-  return `<details class="folded"><summary>Code, ${lines} lines</summary>${shown}</details>`;
+  return node.visibility === "hide" ? folded(`Code, ${node.value.split("\n").length} lines`, shown) : shown;
 }
 
 function block(node, context) {
@@ -53,9 +54,7 @@ function outputs(node, context) {
   // An explorer's still has its picture inside its box.
   const still = /(<div class="answering"[^>]*>)(.*?)<\/div>(<figure.*?<\/figure>)/s;
   const shown = `<div class="outputs">${children(node, context).replace(still, "$1$3$2</div>")}</div>`;
-  return node.visibility === "hide"
-    ? `<details class="folded"><summary>Output</summary>${shown}</details>`
-    : shown;
+  return node.visibility === "hide" ? folded("Output", shown) : shown;
 }
 
 function picture(data, context) {
@@ -145,18 +144,16 @@ function html(content, context) {
 function output(node, context) {
   const found = node.jupyter_data;
   if (!found) return children(node, context);
-  if (found.output_type === "stream") {
-    return `<pre class="stream">${escape(uncoloured(found.text ?? ""))}</pre>`;
-  }
+  if (found.output_type === "stream") return printed(found.text ?? "");
   if (found.output_type === "error") {
     const lines = [found.traceback ?? []].flat().join("\n") || `${found.ename}: ${found.evalue}`;
-    return `<pre class="stream error">${escape(uncoloured(lines))}</pre>`;
+    return printed(lines, " error");
   }
   const data = found.data ?? {};
   if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
   if (data["text/html"]) return html(data["text/html"].content ?? "", context);
   const words = data["text/plain"]?.content ?? "";
-  return words && `<pre class="stream">${escape(uncoloured(words))}</pre>`;
+  return words && printed(words);
 }
 
 export const cells = { block, code, output, outputs };

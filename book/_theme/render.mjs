@@ -44,11 +44,11 @@ function paragraph(node, context) {
   return element("p", isCaption ? ' class="caption"' : "")(node, context);
 }
 
-const TERMS = (node) => (node.type === "definitionTerm" ? [node] : (node.children ?? []).flatMap(TERMS));
+const terms = (node) => (node.type === "definitionTerm" ? [node] : (node.children ?? []).flatMap(terms));
 
 // The terms, below a link to the first of each letter.
 function glossary(node, context) {
-  const firsts = new Map(TERMS(node).reverse().map((each) => [plain(each)[0].toUpperCase(), each]));
+  const firsts = new Map(terms(node).reverse().map((each) => [plain(each)[0].toUpperCase(), each]));
   const links = [...firsts].reverse().map(
     ([letter, term]) => `<a href="#${escape(term.html_id ?? term.identifier)}">${escape(letter)}</a>`,
   );
@@ -113,10 +113,6 @@ function cell(node, context) {
   return `<${tag}${spans.join("")}${align}>${children(node, context)}</${tag}>`;
 }
 
-function table(node, context) {
-  return scrolling(`<table${id(node)}>${children(node, context)}</table>`);
-}
-
 function citation(node, context) {
   const known = context.page.references?.cite?.data?.[node.label];
   const title = known ? ` title="${escape(known.html.replace(/<[^>]+>/g, ""))}"` : "";
@@ -133,8 +129,6 @@ function explorer({ name }, context) {
   context.answers = true;
   return `<div class="answering" data-explorer="${escape(name)}"><p>This explorer needs JavaScript.</p></div>`;
 }
-
-const footnote = (node) => escape(node.identifier);
 
 const kinds = {
   ...cells,
@@ -163,9 +157,9 @@ const kinds = {
   explorer,
   footer: element("footer"),
   footnoteDefinition: (node, context) =>
-    `<div class="footnote" id="fn-${footnote(node)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,
+    `<div class="footnote" id="fn-${escape(node.identifier)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,
   footnoteReference: (node) =>
-    `<sup><a href="#fn-${footnote(node)}" aria-label="Footnote ${escape(node.enumerator)}">${escape(node.enumerator)}</a></sup>`,
+    `<sup><a href="#fn-${escape(node.identifier)}" aria-label="Footnote ${escape(node.enumerator)}">${escape(node.enumerator)}</a></sup>`,
   glossary,
   grid: element("div", ' class="grid"'),
   header: element("header"),
@@ -194,7 +188,7 @@ const kinds = {
   superscript: element("sup"),
   tabItem: children,
   tabSet: tabs,
-  table,
+  table: (node, context) => scrolling(element("table")(node, context)),
   tableCell: cell,
   tableRow: element("tr"),
   text: (node) => indexed(escape(node.value)),

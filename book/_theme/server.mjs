@@ -44,18 +44,16 @@ async function restore(node) {
 }
 
 async function page(slug) {
-  const config = await content("/config.json");
-  const project = config.projects[0];
+  const { projects: [project] } = await content("/config.json");
   const found = await content(`/content/${(slug || project.index).replaceAll("/", ".")}.json`);
   await restore(found.mdast);
   const at = slug === project.index ? "" : slug;
-  const options = config.options ?? {};
-  return sized(document({ project, options, page: found, slug: at, base: BASE_URL, assets }), built);
+  return sized(document({ project, page: found, slug: at, base: BASE_URL, assets }), built);
 }
 
 async function sitemap() {
-  const { projects } = await content("/config.json");
-  const slugs = ["", ...projects[0].pages.map((each) => each.slug).filter((slug) => slug)];
+  const { projects: [project] } = await content("/config.json");
+  const slugs = ["", ...project.pages.map((each) => each.slug).filter((slug) => slug)];
   const rows = slugs.map((slug) => `<url><loc>${BASE_URL}/${slug}</loc></url>`);
   return `<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">${rows.join("")}</urlset>`;
 }

@@ -81,10 +81,9 @@ def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return where runs ended on the fixed subset, or on the whole test where they have no subset:
     `setting`, `A_KA` and `A_ZS`, a row per run."""
     table = store.trajectory(metrics)
-    scope = "subset" if "subset" in set(table["scope"]) else "full"
-    table = table[table["scope"] == scope]
-    last = table.groupby(["setting", "replicate"])["task"].transform("max")
-    return table.loc[table["task"] == last, ["setting", "A_KA", "A_ZS"]].reset_index(drop=True)
+    scope = "subset" if (table["scope"] == "subset").any() else "full"
+    ends = store.after_last_task(table[table["scope"] == scope])
+    return ends[["setting", "A_KA", "A_ZS"]].reset_index(drop=True)
 
 
 def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS) -> pd.DataFrame:
@@ -103,14 +102,11 @@ def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS)
     for words, place in settings.items():
         study, _, setting = place.partition("/")
         scores, planned = verdicts.setting_scores(study, setting), planned_streams(study, setting)
-        found = {
-            name: estimate_mean(scores[key], scores["base"], planned, level)
-            for key, name in columns.items()
-        }
-        rows[words] = {name: each.value for name, each in found.items()}
-        rows[words] |= {f"{name} half": each.half for name, each in found.items()}
-        first = next(iter(found.values()))
-        rows[words] |= {"streams": first.streams, "preliminary": first.progress}
+        rows[words] = {}
+        for key, name in columns.items():
+            mean = estimate_mean(scores[key], scores["base"], planned, level)
+            rows[words] |= {name: mean.value, f"{name} half": mean.half}
+            rows[words] |= {"streams": mean.streams, "preliminary": mean.progress}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -157,23 +153,21 @@ def order_spreads() -> pd.DataFrame:
     planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
     columns = {}
     for words, at in (("during the stream", "way"), ("at the end", "end")):
-        (own, base), (other, _) = (
+        (own, bases), (other, _) = (
             verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
         )
-        rows = {"five orders": own, "five random streams": other, "difference": own - other}
-        columns[words] = {
-            name: estimate_mean(values.dropna(), base, planned, verdicts.claims_level()).in_words(
-                "+" if name == "difference" else ""
-            )
-            for name, values in rows.items()
-        }
-        variance = estimate_mean(
-            (own**2 - other**2).dropna(), base, planned, verdicts.claims_level()
+        estimate = functools.partial(
+            estimate_mean, bases=bases, planned=planned, level=verdicts.claims_level()
         )
-        columns[words]["orders beyond chance"] = variance.in_words(convert=_signed_root)
-        for name, of in (("orders", orders), ("random streams", draws)):
-            row = f"a perfect learner, five {name}"
-            columns[words][row] = f"{ideal_spread(claim.study, of, at):.1f}"
+        beyond = estimate((own**2 - other**2).dropna())
+        columns[words] = {
+            "five orders": estimate(own).in_words(""),
+            "five random streams": estimate(other).in_words(""),
+            "difference": estimate((own - other).dropna()).in_words(),
+            "orders beyond chance": beyond.in_words(convert=_signed_root),
+            "a perfect learner, five orders": f"{ideal_spread(claim.study, orders, at):.1f}",
+            "a perfect learner, five random streams": f"{ideal_spread(claim.study, draws, at):.1f}",
+        }
     return pd.DataFrame(columns)
 
 
@@ -255,9 +249,8 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
-def _changes(run: config.RunConfig, besides: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a run changes besides keys that begin so."""
-    return {k: v for k, v in run.changes().items() if not k.startswith(besides)}
+def _changes_beside_shares(run: config.RunConfig) -> dict[str, Any]:
+    return {k: v for k, v in run.changes().items() if not k.startswith(SHARE_KEYS)}
 
 
 # mixtures
@@ -304,9 +297,9 @@ class Surface(NamedTuple):
         """
         rows = []
         for place in range(len(self.names)):
-            rest = [other for other in range(len(self.names)) if other != place]
-            names = [self.names[other] for other in rest]
-            others = Surface(names, self.shares[rest], self.scores[:, rest])
+            names = [*self.names[:place], *self.names[place + 1 :]]
+            shares, scores = np.delete(self.shares, place, 0), np.delete(self.scores, place, 1)
+            others = Surface(names, shares, scores)
             if others.spans_triangle():
                 guess = (others.weights(self.shares[[place]]) @ others.scores)[:, 0]
                 rows.append((guess - self.scores[:, place]).mean(axis=0) ** 2)
@@ -329,17 +322,17 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     configs = results.setting_configs(published)
     if like not in configs:
         raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
-    wanted = _changes(configs[like], SHARE_KEYS)
+    wanted = _changes_beside_shares(configs[like])
     shares = {
         name: (run.mixture.pretraining, run.mixture.update, run.mixture.buffer)
         for name, run in configs.items()
-        if _changes(run, SHARE_KEYS) == wanted
+        if _changes_beside_shares(run) == wanted
     }
     names, points = list(shares), np.array(list(shares.values()))
     table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
-    bases = run_bases(published)[like].reindex(chosen.index)
-    chosen = chosen.groupby(bases.to_numpy()).mean()  # streams of one base are not independent
+    # streams of one base are not independent
+    chosen = chosen.groupby(run_bases(published)[like]).mean()
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     found = Surface(names, points, scores)
     if not found.spans_triangle() or not len(scores):
@@ -481,10 +474,12 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     return shown if table.index.nlevels > 1 else shown.rename_axis(index=None)
 
 
-STEP_STUDIES = {40: ("front", "plain, "), 80: ("scaling-more", "80 steps, peak"),
-                160: ("scaling", "160 steps, peak")}  # fmt: skip
-"""Steps per update -> the study of plain fine-tuning, and how its settings begin."""
-JOINT_SETTINGS = {40: "joint", 80: "joint, 80 steps", 160: "joint, 160 steps"}
+STEP_STUDIES = {
+    40: {"plain": "front/plain, .*", "joint": "scaling-more/joint"},
+    80: {"plain": "scaling-more/80 steps, peak.*", "joint": "scaling-more/joint, 80 steps"},
+    160: {"plain": "scaling/160 steps, peak.*", "joint": "scaling-more/joint, 160 steps"},
+}
+"""Steps per update -> study/pattern of the settings of plain fine-tuning and joint training."""
 
 
 def steps_table() -> pd.DataFrame:
@@ -495,19 +490,17 @@ def steps_table() -> pd.DataFrame:
         not published.
     """
     rows = {}
-    for steps, (study, begin) in STEP_STUDIES.items():
-        kinds = {"plain": (study, begin), "joint": ("scaling-more", JOINT_SETTINGS[steps])}
+    for steps, kinds in STEP_STUDIES.items():
         rows[steps] = {}
-        for kind, (source, name) in kinds.items():
-            means = pd.DataFrame(columns=["A_KA", "A_ZS"], dtype=float)
-            if results.is_published(source):
-                means = verdicts.published_scores(source)[1].groupby("setting")[["A_KA", "A_ZS"]]
-                means = means.mean()
-            exact = kind == "joint"
-            chosen = means[[one == name if exact else one.startswith(name) for one in means.index]]
-            best = (chosen["A_KA"] * chosen["A_ZS"]).idxmax() if len(chosen) else None
-            for key in ("A_KA", "A_ZS"):
-                rows[steps][f"{kind}, {key}"] = np.nan if best is None else chosen.loc[best, key]
+        for kind, place in kinds.items():
+            (study, _, pattern), best = place.partition("/"), {"A_KA": np.nan, "A_ZS": np.nan}
+            if results.is_published(study):
+                scores = verdicts.published_scores(study)[1]
+                means = scores.groupby("setting")[["A_KA", "A_ZS"]].mean()
+                chosen = means[means.index.str.fullmatch(pattern)]
+                if len(chosen):
+                    best = chosen.loc[(chosen["A_KA"] * chosen["A_ZS"]).idxmax()]
+            rows[steps] |= {f"{kind}, {key}": score for key, score in best.items()}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps per update")
     table.insert(1, "rise of A_KA", table["plain, A_KA"].diff())
     return table.round(1)

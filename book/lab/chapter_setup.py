@@ -74,9 +74,9 @@ def begin_chapter(
         raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
-    own = [f"{name}={scope[name]}" for name in declared if name not in SHARED_PARAMETERS]
-    own = [words for words in own if not words.endswith("=")]  # an empty text says nothing
-    print(f"Live: {', '.join([profile, *own])}. {published_words(runs)}".strip())
+    own = {name: scope[name] for name in declared if name not in SHARED_PARAMETERS}
+    words = [f"{name}={value}" for name, value in own.items() if value != ""]
+    print(f"Live: {', '.join([profile, *words])}. {published_words(runs)}".strip())
     if declared:
         display(profile_control(scope))
     return live

@@ -112,9 +112,7 @@ class Explorer(anywidget.AnyWidget):
     async def _run(self, identity: str, profile: str, changes: Mapping[str, Any]) -> None:
         self._stops[identity] = stop = asyncio.Event()
         try:
-            assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-            tree = config.override(config.profile(profile), assignments)
-            async for about in live_runs.follow_run(config.parse(tree, "explorer"), stop):
+            async for about in live_runs.follow_run(changed_run(profile, changes), stop):
                 self._tell(identity, **about)
         except Exception as error:  # else its row would wait for ever
             self._tell(identity, state=f"failed: {workers.failure_reason(error)}", over=True)
@@ -127,6 +125,12 @@ class Explorer(anywidget.AnyWidget):
         except Exception as error:  # else the script would wait for ever
             content = {"refused": workers.failure_reason(error)}
         self.send({"kind": "answer", "id": identity} | content)
+
+
+def changed_run(profile: str, changes: Mapping[str, Any]) -> config.RunConfig:
+    """Return the run of a profile with some changes by dotted key."""
+    assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    return config.parse(config.override(config.profile(profile), assignments), "explorer")
 
 
 def draw_still(
@@ -185,9 +189,7 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
             if not key.startswith(("seed", "evaluation"))
         }
         about = {"label": name, "planned": planned, "changes": changes}
-        about["ends"] = {
-            str(n): row.tolist() for n, row in zip(ends.index, ends.to_numpy(), strict=True)
-        }
+        about["ends"] = ends.rename(index=str).T.to_dict("list")
         about["at"] = [round(mean.value, 2) for mean in means]
         rows.append(about | {"half": half_widths([mean.half for mean in means])})
     return rows
@@ -198,7 +200,7 @@ def half_widths(halves: Sequence[float]) -> list[float] | None:
     return None if np.isnan(halves).any() else np.round(halves, 2).tolist()
 
 
-def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -> dict[str, Any]:
+def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, Any]:
     """Return what the tables of the explorers of schedules and mixtures share."""
     front = analyses.front_points(verdicts.load_claims().fronts["plain"])
     first, count = studies.CONFIRMING
@@ -211,25 +213,26 @@ def common_table(name: str, study: str, chapter: str, published: pd.DataFrame) -
         "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
         "bases": bases,
         "factors": factors,
-        "chapter": chapter,
     }
 
 
 def schedule_table() -> dict[str, Any]:
     """Return the table of the explorer of schedules."""
-    table = common_table(
-        "schedule", "rates", "04", published := analyses.published_settings(*analyses.SCHEDULES)
+    published = analyses.published_settings(*analyses.SCHEDULES)
+    table, configs = (
+        common_table("schedule", "rates", published),
+        results.setting_configs(published),
     )
-    configs = results.setting_configs(published)
     for row in table["runs"]:
         run = configs[row["label"]]
         row["schedule"] = _schedule_state(run)
         row["besides"] = any(not key.startswith("schedule.") for key in row["changes"])
     cpu = config.parse(config.profile("cpu"), "cpu")
+    usual = _schedule_state(cpu)
     return table | {
         "tasks": cpu.stream.tasks,
         "steps": cpu.training.steps,
-        "usual": (usual := _schedule_state(cpu)),
+        "usual": usual,
         "defaults": usual | {"lock": False},
         "curves": {
             name: {"settings": option_keys(each), "overStream": each.facts["over_stream"]}
@@ -275,9 +278,7 @@ def schedule_explorer(**state: Any) -> Explorer:
     runs = [run for run in table["runs"] if run["label"] in SHEET["schedule"]["still"]]
     curves = {}
     for run in runs:
-        assignments = [f"{key}={json.dumps(value)}" for key, value in run["changes"].items()]
-        tree = config.override(config.profile("cpu"), assignments)
-        schedule = config.parse(tree, "schedule").schedule
+        schedule = changed_run("cpu", run["changes"]).schedule
         curves[run["label"]] = schedules.learning_rates(schedule, table["tasks"], table["steps"])
     words = "The learning rates of " + " and ".join(
         f"{run['label']} (A_KA {run['at'][0]:.1f}%, A_ZS {run['at'][1]:.1f}%)" for run in runs
@@ -299,7 +300,7 @@ def mixture_table() -> dict[str, Any]:
     one in its own update, and one of the first update in the buffer.
     """
     published = analyses.published_settings(*analyses.MIXTURES)
-    table = common_table("mixture", "mixtures", "07", published)
+    table = common_table("mixture", "mixtures", published)
     surface = analyses.surface(published, "thirds")
     planned = int(published.loc[published["setting"].isin(surface.names), "planned"].min())
     places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
@@ -312,16 +313,16 @@ def mixture_table() -> dict[str, Any]:
     front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
     rows = []
     for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
-        if np.isnan(values).any():
-            rows.append({"at": at, "value": None, "half": None})
-            continue
-        found = [t_interval(values[:, axis], verdicts.claims_level()) for axis in range(2)]
-        (gained, _, _), (kept, _, _) = found
-        halves = [np.nan if len(values) < planned else half for _, _, half in found]
-        value, half = np.round([gained, kept], 2).tolist(), half_widths(halves)
-        covered = gained >= front.accumulation[0]
-        value.append(round(kept - front.retention_at(gained), 2) if covered else None)
-        rows.append({"at": at, "value": value, "half": half})
+        row = {"at": at, "value": None, "half": None}
+        rows.append(row)
+        if not np.isnan(values).any():
+            intervals = [t_interval(column, verdicts.claims_level()) for column in values.T]
+            gained, kept = (mean for mean, _, _ in intervals)
+            covered = gained >= front.accumulation[0]
+            beyond = round(kept - front.retention_at(gained), 2) if covered else None
+            row["value"] = [*np.round([gained, kept], 2).tolist(), beyond]
+            if len(values) >= planned:
+                row["half"] = half_widths([half for _, _, half in intervals])
     run = config.parse(config.profile("cpu"), "cpu")
     shown = run.training.steps * run.training.batch
     update = planner.ARRIVING / run.stream.tasks

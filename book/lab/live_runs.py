@@ -19,7 +19,7 @@ from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.errors import Interrupted
 from cmp.experiments import logs, runs, store, workers
-from cmp.files import SHORT_ID, build_folder
+from cmp.files import build_folder
 from lab import chapters
 
 AT_A_TIME = 2
@@ -52,8 +52,7 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
     if store.is_stored(run_id):
         scores = store.scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
-        ended = {"state": "done", "done": True, "run": run_id[:SHORT_ID]}
-        yield ended | {"progress": 1.0, "over": True}
+        yield {"state": "done", "done": True, "progress": 1.0, "over": True}
     elif stop.is_set():
         yield {"state": "stopped; run it again to go on", "over": True}
 

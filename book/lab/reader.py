@@ -42,28 +42,17 @@ def cells_digest(notebook) -> str:
     return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
 
 
-def is_edited(copy) -> bool:
-    """Return whether a reader has edited the cells of a copy."""
-    return copy.metadata.get("cmp", {}).get("copied") != cells_digest(copy)
-
-
-def make_copy(source: Path, names: list[str]):
-    """Return a chapter as a reader gets it: its committed notebook, in plain Markdown.
-
-    Args:
-        source: The chapter.
-        names: Stems of all chapters, in order, for the links to the one before and after.
-    """
+def make_copy(source: Path):
+    """Return a chapter as a reader gets it: its committed notebook, in plain Markdown, with links
+    to the chapters before and after."""
     copy, works = read_copy(source.with_suffix(".ipynb")), cited_works()
     for cell in copy.cells:
         if cell.cell_type == "markdown":
             cell.source = plain_markdown(cell.source, works)
-    place = names.index(source.stem)
-    around = [(names[place - 1] if place else None, "Before"), (START, "Start")]
-    around.append((names[place + 1] if place + 1 < len(names) else None, "Next"))
-    links = [
-        f"[{words}]({name if name == START else name + '.ipynb'})" for name, words in around if name
-    ]
+    files = [None, *(f"{each.stem}.ipynb" for each in chapters.chapters().values()), None]
+    place = files.index(f"{source.stem}.ipynb")
+    around = {"Before": files[place - 1], "Start": START, "Next": files[place + 1]}
+    links = [f"[{words}]({file})" for words, file in around.items() if file]
     copy.cells.append(nbformat.v4.new_markdown_cell(" · ".join(links), id="links"))
     copy.metadata.setdefault("cmp", {})["copied"] = cells_digest(copy)
     return copy
@@ -98,25 +87,24 @@ def prepare_copies() -> dict[str, str]:
     Returns:
         Stem of each chapter -> what a reader must know of the copy, or "".
     """
-    sources = list(chapters.chapters().values())
-    names, notes = [source.stem for source in sources], {}
+    notes = {}
     make_folder(copies_folder())
-    for source in sources:
-        target, fresh = copies_folder() / f"{source.stem}.ipynb", make_copy(source, names)
-        number, notes[source.stem] = source.stem.partition("_")[0], ""
+    for number, source in chapters.chapters().items():
+        target, fresh = copies_folder() / f"{source.stem}.ipynb", make_copy(source)
+        notes[source.stem] = ""
         if target.exists():
             own = read_copy(target)
-            if is_edited(own):
-                if own.metadata.get("cmp", {}).get("copied") != cells_digest(fresh):
-                    notes[source.stem] = (
-                        "your edited copy, kept; the book has another version: "
-                        f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
-                    )
-                else:
-                    notes[source.stem] = "edited by you"
-                continue
-            if cells_digest(own) == cells_digest(fresh):
-                continue  # with the outputs of the reader's own runs
+            copied = own.metadata.get("cmp", {}).get("copied")
+            is_edited, is_newest = copied != cells_digest(own), copied == cells_digest(fresh)
+            if is_edited and is_newest:
+                notes[source.stem] = "edited by you"
+            elif is_edited:
+                notes[source.stem] = (
+                    "your edited copy, kept; the book has another version: "
+                    f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
+                )
+            if is_edited or is_newest:
+                continue  # with the edits, and with the outputs of the reader's own runs
         write_atomic(target, nbformat.writes(fresh))
     write_atomic(copies_folder() / START, start_page(notes))
     return notes
@@ -145,10 +133,9 @@ def find_copy(number: str) -> tuple[Path, Path]:
 def diff_chapter(number: str) -> str:
     """Return how a reader's copy of a chapter differs from the book's, line by line."""
     source, target = find_copy(number)
-    names = [each.stem for each in chapters.chapters().values()]
     texts = [
         "\n\n".join(cell.source for cell in book.cells).splitlines()
-        for book in (make_copy(source, names), read_copy(target))
+        for book in (make_copy(source), read_copy(target))
     ]
     return "\n".join(difflib.unified_diff(*texts, "the book", "your copy", lineterm=""))
 
@@ -160,11 +147,9 @@ def reset_chapter(number: str) -> Path:
         Where the reader's version is now.
     """
     _, target = find_copy(number)
-    kept = target.with_name(f"{target.stem}{MINE}.ipynb")
-    for more in range(2, 1000):
-        if not kept.exists():
-            break
-        kept = target.with_name(f"{target.stem}{MINE} {more}.ipynb")
+    kept, more = target.with_name(f"{target.stem}{MINE}.ipynb"), 2
+    while kept.exists():
+        kept, more = target.with_name(f"{target.stem}{MINE} {more}.ipynb"), more + 1
     os.replace(target, kept)
     prepare_copies()
     return kept

@@ -145,12 +145,11 @@ def drop_widgets(executed) -> None:
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if WIDGET not in data:
+            if WIDGET in data:  # a viewer shows one kind of an output only
+                stills = [{kind: data[kind]} for kind in ("text/html", "image/png") if kind in data]
+                kept += [nbformat.v4.new_output("display_data", still) for still in stills]
+            else:
                 kept.append(output)
-                continue
-            for kind in ("text/html", "image/png"):  # a viewer shows one kind of an output only
-                if kind in data:
-                    kept.append(nbformat.v4.new_output("display_data", {kind: data[kind]}))
         if "outputs" in cell:
             cell.outputs = kept
 
@@ -290,40 +289,34 @@ def check_profile(profile: str, given: Mapping[str, str]) -> None:
 
 def run_book(
     profile: str,
-    numbers: Iterable[str] | None = None,
-    given: dict[str, str] | None = None,
+    numbers: Iterable[str] | None,
+    given: dict[str, str],
     jobs: int = 1,
     dry_run: bool = False,
-    target: Path | None = None,
     folder: Path = chapters.BOOK,
-) -> list[Path]:
+) -> None:
     """Run chapters with a profile; what is current is skipped, and one that fails stops no other.
+
+    The executed notebooks go to `_build/PROFILE`.
 
     Args:
         profile: A profile of `cmp`.
-        numbers: Chapters, all by default.
+        numbers: Chapters, all where None.
         given: Other parameters: name -> text of a value.
         jobs: Chapters at the same time.
         dry_run: Print the plan only.
-        target: Where the executed notebooks go, `_build/PROFILE` by default.
         folder: The book.
-
-    Returns:
-        Where the executed notebooks are, in order.
 
     Raises:
         CmpError: A parameter is wrong, before anything starts; or chapters failed, at the end.
     """
-    given = given or {}
     check_profile(profile, given)
-    target = target or build_folder() / profile
-    sources = chapters.select(numbers, folder)
+    target, sources = build_folder() / profile, chapters.select(numbers, folder)
     tasks = plan_chapters(sources, target, given | {"profile": profile})
     failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
         print(f"notebooks: {target}")
     raise_failures(failures)
-    return [task.target for task in tasks]
 
 
 def stable_notebook(executed, source: Path):

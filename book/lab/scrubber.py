@@ -15,20 +15,19 @@ SHOWN, IN_STILL = 24, 9
 """Images that the explorer shows, and those of them that stand in its still."""
 
 
-def shown_images(names: pd.DataFrame, corpus: Corpus, count: int = SHOWN) -> np.ndarray:
+def shown_images(names: pd.DataFrame, corpus: Corpus) -> np.ndarray:
     """Choose images that lost their right name at least once, from each dataset in turn.
 
     Args:
         names: As `lab.analyses.names_by_update` returns it.
         corpus: The embedded benchmark.
-        count: How many at most.
 
     Returns:
         Their corpus positions, sorted.
     """
     lost = np.sort(names.index[_lost(names)])
     turn = pd.Series(lost).groupby(corpus.table["dataset"].array[lost].astype(str)).cumcount()
-    return np.sort(lost[np.argsort(turn, kind="stable")[:count]])
+    return np.sort(lost[np.argsort(turn, kind="stable")[:SHOWN]])
 
 
 def _lost(names: pd.DataFrame) -> pd.Series:

@@ -137,9 +137,9 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
     lines = (done.stdout + done.stderr).splitlines()
-    for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
-        if html.is_dir():  # for who wants to run a page
-            make_folder(html / "notebooks")
+    if html.is_dir():  # for who wants to run a page
+        make_folder(html / "notebooks")
+        for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
             shutil.copy(path, html / "notebooks")
     faults = []
     if done.returncode or not (html / "index.html").exists():

@@ -12,6 +12,7 @@ import pandas as pd
 
 from cmp.errors import CmpError
 from cmp.experiments import guidelines, verdicts
+from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
     estimate_mean,
     planned_streams,
@@ -59,8 +60,8 @@ def fill_notebook(notebook: Any, number: str) -> None:
 
     def figure(match: re.Match[str]) -> str:
         label, kind = match["label"], match["kind"]
-        if label not in labels or (kind == "diagram" and label not in captions):
-            known = captions if kind == "diagram" else labels
+        known = captions if kind == "diagram" else labels
+        if label not in known:
             raise CmpError(f"chapter {number}: {match[0]}: there are {', '.join(known)}")
         if kind == "ref":
             return labels[label]
@@ -160,12 +161,9 @@ def gain(what: str, less: float = 0.0) -> str:
         less: Points of A_KA that it gives away.
     """
     study, setting = _place(what)
-    verdicts.setting_scores(study, setting)  # raises for a name that there is not
     try:
         found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
-    except verdicts.NotComputed:
-        raise
-    except CmpError:
+    except OutsideFrontError:
         return NO_GAIN
     return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
 
@@ -173,8 +171,8 @@ def gain(what: str, less: float = 0.0) -> str:
 def before(what: str) -> str:
     """Return the mean of "MEASURE study/setting" before the stream, with its interval."""
     measure, _, place = what.partition(" ")
-    verdicts.setting_scores(*_place(place))  # raises for a name that there is not
     study, setting = _place(place)
+    verdicts.setting_scores(study, setting)  # raises for a name that there is not
     start = study_trajectory(study).query("task == 0")
     estimates = setting_estimates(start, setting, verdicts.claims_level())
     if measure not in estimates:

@@ -9,7 +9,6 @@ from .comparisons import plot_triangles as plot_triangles
 from .gains import plot_front as plot_front
 from .gains import plot_technique_gains as plot_technique_gains
 from .gains import plot_verdicts as plot_verdicts
-from .runs import POOLS as POOLS
 from .runs import plot_among_runs as plot_among_runs
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery
@@ -22,6 +21,5 @@ from .runs import plot_schedules as plot_schedules
 from .runs import plot_stream as plot_stream
 from .runs import write_idea as write_idea
 from .style import COLOURS as COLOURS
-from .style import CONTROL as CONTROL
 from .style import looks as looks
 from .style import with_title as with_title

@@ -58,12 +58,11 @@ def plot_ends(ends: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    with style.canvas(5.4) as (figure, axes):
+    with style.plane(5.4) as (figure, axes):
         for merges, words in enumerate(("without merging", "with merging")):
             rows, look = ends[ends["merges"] == bool(merges)], {"alpha": 0.4, "markersize": 4}
             colour = style.COLOURS[merges]
             axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, label=words, **look)
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.legend(frameon=False)
     return figure
 
@@ -101,7 +100,7 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     Returns:
         The figure.
     """
-    with style.canvas(5.4, "Dashed: between the scores of both ends.") as (figure, axes):
+    with style.plane(5.4, "Dashed: between the scores of both ends.") as (figure, axes):
         x, y = (between[name].to_numpy() for name in style.AXES)
         axes.plot(x, y, color=style.COLOURS[0], marker="o", markersize=5)
         axes.plot(x[[0, -1]], y[[0, -1]], color="0.6", linestyle="--", linewidth=1.4)
@@ -110,7 +109,6 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
         labels = [(*point, f"share {chosen.name:.2f}", style.bold(colour))]
         labels += [(x[0], y[0], "before", {}), (x[-1], y[-1], "fine-tuned", {})]
         axes.margins(0.14)
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         style.label_points(axes, labels)
     return figure
 
@@ -130,7 +128,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     note = f"Grey: stored settings of {model if stored else 'other models'}."
     if plan.place is not None:
         note = f"Blue: {plan.place.setting}, study {plan.place.study}. {note}"
-    with style.canvas(5.4, note) as (figure, axes):
+    with style.plane(5.4, note) as (figure, axes):
         means = setting_means(evidence.trajectory)
         points = means.loc[stored or means.index, list(style.AXES)].to_numpy()
         axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
@@ -138,7 +136,6 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
             mean, high = plan.place.scores.loc[list(style.AXES), ["mean", "high"]].to_numpy(float).T
             look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
             axes.errorbar(*mean, *(high - mean)[::-1], zorder=5, **look)
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
     return figure
 
 
@@ -172,11 +169,9 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
                 rows, look = rows.sort_values(x), looks[name] | {"markersize": 7, "capsize": 3}
                 bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
                 bars[0].set_label(name if len(looks) > 1 else "_")
-                hollow, look = (
-                    few[few["group"] == name],
-                    looks[name] | {"linestyle": "", "zorder": 3},
-                )
-                axes.plot(hollow[x], hollow[column], **look, markersize=7, markerfacecolor="white")
+                hollow, look = few[few["group"] == name], looks[name] | {"linestyle": ""}
+                look |= {"markersize": 7, "markerfacecolor": "white", "zorder": 3}
+                axes.plot(hollow[x], hollow[column], **look)
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()

@@ -44,7 +44,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     x = np.linspace(curve.accumulation[0], curve.accumulation[-1], 200)
     looks, known = style.looks(table["setting"]), table.dropna(subset="gain")
     note = style.interval_note(known, False)
-    with style.canvas(5.6, note) as (figure, axes):
+    with style.plane(5.6, note) as (figure, axes):
         axes.plot(x, [curve.retention_at(value) for value in x], color="0.3", linewidth=2)
         axes.plot(front["A_KA"], front["A_ZS"], "o", color="0.3")
         labels = []
@@ -60,7 +60,6 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
         for peak, *place in front.to_numpy():
             words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
             labels.append((*place, words, small))
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.margins(0.16, 0.1)
         style.label_points(axes, labels)
     return figure

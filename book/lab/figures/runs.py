@@ -114,7 +114,7 @@ def plot_plane(trajectory: pd.DataFrame) -> Figure:
     layers, note = _layers(trajectory)
     labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
-    with style.canvas(6.2, note) as (figure, axes):
+    with style.plane(6.2, note) as (figure, axes):
         for name, rows, look in layers:
             path, end = rows[list(style.AXES)].to_numpy(), {"markersize": 11, "zorder": 5}
             end |= {"marker": "*", "markersize": 17} if name == style.JOINT else {}
@@ -127,7 +127,6 @@ def plot_plane(trajectory: pd.DataFrame) -> Figure:
                 near = [text for x, y, text, _ in labels if np.hypot(*(path[0] - (x, y))) < 1.5]
                 labels += [] if "before" in near else [(*path[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         style.label_points(axes, labels)
         _contours(axes)
     return figure
@@ -148,7 +147,7 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     if others.empty:
         note = "No other runs of this size are published."
     looks = style.looks(others["setting"].unique())
-    with style.canvas(3.6, note) as (figure, axes):
+    with style.plane(3.6, note) as (figure, axes):
         labels = []
         for name, rows in others.groupby("setting", sort=False):
             dots = looks[name] | {"linestyle": "", "alpha": 0.5, "markersize": 5}
@@ -160,7 +159,6 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
             place = analyses.ends_on_subset(metrics)[["A_KA", "A_ZS"]].iloc[0]
             axes.plot(*place, "*", color="0.1", markersize=16)
             labels.append((*place, words, style.bold("0.1")))
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.margins(0.15)
         for axis in (axes.xaxis, axes.yaxis):  # small differences shall look small
             low, high = axis.get_view_interval()
@@ -181,7 +179,7 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
     """
     keys = [key for key in ends.columns if key not in ("stream_seed", "A_KA", "A_ZS")]
     note = "Small dots: single runs. Large dots: means over streams."
-    with style.canvas(5.4, note) as (figure, axes):
+    with style.plane(5.4, note) as (figure, axes):
         labels, groups = [], list(ends.groupby(keys, sort=False))
         looks = style.looks(str(point) for point, _ in groups)
         for point, rows in groups:
@@ -189,7 +187,6 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
             axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, alpha=0.5, markersize=4)
             axes.plot(*mean, "o", color=colour, markersize=9)
             labels.append((*mean, ", ".join(map(str, point)), style.bold(colour)))
-        axes.set(xlabel=style.AXES["A_KA"], ylabel=style.AXES["A_ZS"])
         axes.margins(0.15)
         style.label_points(axes, labels)
     return figure
@@ -279,6 +276,8 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     Returns:
         The figure.
     """
+    import seaborn
+
     table = counts.T.set_axis([f"{name} ({total})" for name, total in counts.sum().items()])
     above = [] if report is None else [0.28]
     height = 0.42 * len(table) * (1 + sum(above)) + 1.1
@@ -287,9 +286,11 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     with style.canvas(height, note, **grid) as (figure, panels):
         figure.set_figwidth(max(style.WIDTH, 2.5 + 0.3 * len(counts)))  # room for the numbers
         text = {"annot": table.astype(str).mask(table == 0, ""), "fmt": "", "cbar": False}
+        text["annot_kws"] = {"size": 11, "color": "0.1"}
         shade = {"cmap": "Blues", "vmin": 0, "vmax": 2 * table.to_numpy().max()}
-        style.heatmap(panels[-1, 0], table, **text, **shade)
-        panels[-1, 0].set_xlabel("Update")
+        axes = seaborn.heatmap(table, ax=panels[-1, 0], linewidths=1.5, **text, **shade)
+        axes.tick_params(length=0, labelrotation=0)
+        axes.set(xlabel="Update", ylabel="")
         if report is not None:
             axes, images = panels[0, 0], report["images"]
             bars = axes.bar(range(len(images)), images, color=style.COLOURS[1], width=0.8)
@@ -297,6 +298,12 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
             axes.set(xlim=(-0.5, len(images) - 0.5), ylim=(0, 1.2 * images.max()), ylabel="Images")
             axes.set(xticks=[], yticks=[])
     return figure
+
+
+def _over_white(images: Any) -> np.ndarray:
+    """Return RGBA images [N, 4, H, W] of uint8 as RGB over white, [N, H, W, 3] from 0 to 1."""
+    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
+    return 1 - pixels[..., 3:] * (1 - pixels[..., :3])
 
 
 def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
@@ -309,8 +316,7 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
     Returns:
         The figure.
     """
-    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
-    pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
+    pixels = _over_white(images)
     rows, below = -(-len(pixels) // IN_A_ROW), {"ha": "center", "va": "top", "fontsize": 10.5}
     size = {"nrows": rows, "ncols": IN_A_ROW, "squeeze": False}
     with style.canvas(1.75 * rows, **size) as (figure, grid):
@@ -405,11 +411,10 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
     Returns:
         The figure.
     """
-    pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
-    pixels = 1 - pixels[..., 3:] * (1 - pixels[..., :3])
+    pixels = _over_white(images)
     shown = np.unique(np.linspace(0, answers.shape[1] - 1, MOMENTS).round().astype(int))
     count, width = len(pixels), len(shown)
-    fills = {True: "#dbe9f5", False: "#f8dcc6"}
+    fills, centred = {True: "#dbe9f5", False: "#f8dcc6"}, {"ha": "center", "va": "center"}
     with style.canvas(0.7 * count + 0.6) as (figure, axes):
         for place, (picture, right) in enumerate(zip(pixels, truth, strict=True)):
             box = (-1.47, -1.03, place + 0.42, place - 0.42)  # a square, in inches
@@ -418,10 +423,8 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 cell = (column + 0.02, place - 0.46)
                 axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
                 words, weight = textwrap.fill(answer, 13), "normal" if answer == right else "bold"
-                middle = {"ha": "center", "va": "center", "fontsize": 10.5, "fontweight": weight}
-                axes.text(column + 0.5, place, words, **middle)
-            beside = {"ha": "center", "va": "center", "fontsize": 10.5}
-            axes.text(-0.5, place, textwrap.fill(right, 15), **beside)
+                axes.text(column + 0.5, place, words, fontsize=10.5, fontweight=weight, **centred)
+            axes.text(-0.5, place, textwrap.fill(right, 15), fontsize=10.5, **centred)
         heads = ["image", "right name", "before", *(f"update {n}" for n in shown[1:])]
         axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
         axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])

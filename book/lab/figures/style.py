@@ -23,7 +23,7 @@ from lab import chapters
 
 WIDTH = 9
 """Inches of every figure: pages show all as wide as their text, so that their letters are alike."""
-JOINT, CONTROL = "joint", "replay-only control"
+JOINT = "joint"
 # of seaborn's "colorblind", but for the seventh
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
@@ -57,6 +57,14 @@ def canvas(height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
             plt.close(figure)
 
 
+@contextlib.contextmanager
+def plane(height: float, note: str = "") -> Iterator[tuple[Figure, Axes]]:
+    """Open a figure of A_ZS over A_KA; arguments and what it yields as for `canvas`."""
+    with canvas(height, note) as (figure, axes):
+        axes.set(xlabel=AXES["A_KA"], ylabel=AXES["A_ZS"])
+        yield figure, axes
+
+
 def with_subscripts(text: str) -> str:
     """Return a text with the aggregates as they are written in formulas."""
     return re.sub(r"\bA_(KA|ZS)\b", r"$A_{\\mathrm{\1}}$", text)
@@ -73,15 +81,14 @@ def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     Returns:
         Setting -> arguments of `plot`.
     """
-    names, fixed = list(dict.fromkeys(settings)), STYLE["looks"]
-    taken = {fixed[name]["color"] for name in names if name in fixed}
+    arguments = {name: STYLE["looks"].get(name) for name in settings}
+    taken = {look["color"] for look in arguments.values() if look}
     free = [colour for colour in COLOURS if colour not in taken] or COLOURS
-    arguments = {name: fixed[name] for name in names if name in fixed}
-    for place, name in enumerate(name for name in names if name not in fixed):
+    for place, name in enumerate([name for name, look in arguments.items() if not look]):
         line = LINES[place // len(COLOURS) % len(LINES)]
         marker = MARKERS[place % len(MARKERS)]
         arguments[name] = {"color": free[place % len(free)], "marker": marker, "linestyle": line}
-    return {name: arguments[name] for name in names}
+    return arguments
 
 
 def ink(colour: str) -> str:
@@ -124,16 +131,6 @@ def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
     parts = [f"{level_in_words()} t-intervals over bases."] * has_intervals
     progress = sorted({*table.get("preliminary", [])} - {""})
     return " ".join(parts + [f"Preliminary: {', '.join(progress)}."] * bool(progress))
-
-
-def heatmap(axes: Axes, table: pd.DataFrame, **options: Any) -> None:
-    """Draw a table as shaded cells; options as those of `seaborn.heatmap`."""
-    import seaborn
-
-    words = {"size": 11, "color": "0.1"}
-    seaborn.heatmap(table, ax=axes, linewidths=1.5, annot_kws=words, **options)
-    axes.tick_params(length=0, labelrotation=0)
-    axes.set(xlabel="", ylabel="")
 
 
 def spread(places: Sequence[float], gap: float) -> np.ndarray:

@@ -1,21 +1,26 @@
 // Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
 import {
   axes,
+  button,
   d3,
   draggable,
   drawing,
   element,
   form,
   FORMS,
+  group,
   join,
   linked,
   linkTo,
   PATIENCE,
+  perFrame,
+  places,
   plane,
   points,
   say,
   score,
   short,
+  slider,
   table,
   takeAway,
   write,
@@ -25,7 +30,6 @@ const SLOW = 150; // milliseconds after which an answer is said to be on its way
 const [BLUE, ORANGE] = ["#0173b2", "#de8f05"];
 const whole = d3.format(",");
 const rough = d3.format(",.3~r");
-const group = (svg, name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
 
 // Answers by question: stored ones, and the kernel's where there is one. One question is under way at a
 // time, and the first that is then wanted comes next, so of a moving control only the newest counts.
@@ -97,15 +101,15 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
     ...images.map((d, n) => [middle(n), up(d) - 4, every > 2 || n % every ? "" : d]),
   ]);
   const most = d3.max(counts, (row) => d3.max(row));
-  const rows = group(svg, "counts").selectAll("g").data(counts).join("g").attr("role", "img");
-  rows
+  const rows = join(group(svg, "counts"), "g", counts)
+    .attr("role", "img")
     .attr("aria-label", (row, k) => `Classes of ${data.datasets[k]} per update: ${row.join(", ")}`)
     .attr("transform", (_, k) => `translate(0,${y(data.datasets[k])})`);
-  const cells = join(rows, "rect", (row) => row)
+  join(rows, "rect", (row) => row)
     .attr("x", (_, n) => x(n))
     .attr("width", x.bandwidth())
-    .attr("height", y.bandwidth());
-  cells.attr("fill-opacity", (d) => (d ? 0.3 + (0.7 * d) / most : 0.03));
+    .attr("height", y.bandwidth())
+    .attr("fill-opacity", (d) => (d ? 0.3 + (0.7 * d) / most : 0.03));
   rows.each(function (row, k) {
     const base = y.bandwidth() - 5;
     const numbers = row.map((d, n) => [middle(n), base, d && x.bandwidth() > 15 ? d : ""]);
@@ -165,8 +169,7 @@ function budget({ picture, more }, data, state, found) {
     .attr("y", (d) => y(d.method))
     .attr("height", y.bandwidth())
     .attr("width", (d) => x(d.steps) - x(0));
-  join(group(svg, "rule"), "path", [rows[0].steps])
-    .attr("d", (d) => `M${x(d)},${height - 44}V20`);
+  join(group(svg, "rule"), "path", [rows[0].steps]).attr("d", (d) => `M${x(d)},${height - 44}V20`);
   const ends = names.map((name) => rows.find((row) => row.method === name) ?? { method: name });
   join(group(svg, "values"), "text", ends)
     .attr("x", (d) => x(d.steps ?? 0) + 6)
@@ -217,12 +220,7 @@ function path({ picture, drawPlane }, data, state, found, change) {
   );
   const [low, high] = [known[next - 1], known[next]];
   const exact = [low, high].find((d) => d.share === state.share);
-  const at = d3
-    .interpolate(
-      low.at,
-      high.at,
-    )((state.share - low.share) / (high.share - low.share))
-    .slice();
+  const at = d3.interpolate(low.at, high.at)((state.share - low.share) / (high.share - low.share));
   const svg = drawing(picture, 330, "Both scores over the share of the fine-tuned weights", 640);
   const [width, height] = svg.property("extent");
   const x = d3.scaleLinear([0, 1], [44, width - 60]);
@@ -246,17 +244,11 @@ function path({ picture, drawPlane }, data, state, found, change) {
     .attr("x", x(1) + 10)
     .attr("y", (d) => y(last.at[d.k]) + 4)
     .call(write, (d) => d.name);
-  const rule = join(group(svg, "rule"), "g", [0])
-    .attr("transform", `translate(${x(state.share)},0)`);
-  join(rule, "path", [0])
-    .attr("d", `M0,${height - 44}V26`);
-  const handle = rule.selectAll("circle").data([0]).join("circle").attr("r", 8).attr("cy", 26);
-  handle
-    .attr("role", "slider")
-    .attr("aria-label", "Share of the fine-tuned weights")
-    .attr("aria-valuemin", 0)
-    .attr("aria-valuemax", 1)
-    .attr("aria-valuenow", state.share);
+  const rule = join(group(svg, "rule"), "g", [0]).attr("transform", `translate(${x(state.share)},0)`);
+  join(rule, "path", [0]).attr("d", `M0,${height - 44}V26`);
+  const handle = join(rule, "circle", [0]).attr("r", 8).attr("cy", 26);
+  slider(handle, "Share of the fine-tuned weights", state.share);
+  handle.attr("aria-valuemin", 0).attr("aria-valuemax", 1);
   draggable(
     handle,
     (px) => change({ share: x.invert(px) }),
@@ -325,30 +317,18 @@ const LAYERS = {
 export function explore(el, { table: data, kernel, start }) {
   const [chart, ...forms] = KINDS[data.kind];
   const keys = ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"];
-  const place = Object.fromEntries(keys.map((key) => [key, element("div", { class: key })]));
-  place.said.setAttribute("aria-live", "polite");
-  place.warned.setAttribute("role", "status");
+  const place = places(el, keys);
   const sides = element("div", { class: "sides" }, place.picture, place.plane);
-  el.classList.add("explorer");
-  el.append(
-    place.presets,
-    place.controls,
-    place.said,
-    place.warned,
-    place.waiting,
-    sides,
-    place.more,
-    place.away,
-  );
-  const buttons = data.presets.map(({ label, state: to }) =>
-    element("button", { type: "button", onclick: () => change(to) }, label),
-  );
+  const { presets, controls, said, warned, waiting, more, away } = place;
+  el.append(presets, controls, said, warned, waiting, sides, more, away);
+  const buttons = data.presets.map(({ label, state: to }) => button(label, () => change(to)));
   place.presets.append(...(buttons.length ? ["Begin from", ...buttons] : []));
   const units = {
     minutes: () => "minutes",
     hours: (value) => (value > data.long ? `hours, ${short(value / 24)} GPU-days` : "hours"),
   };
   const fields = data.fields.map((field) => ({ ...field, unit: units[field.unit] }));
+  const refresh = perFrame(update);
   const ask = asker(kernel, data.answers, refresh);
   const draw = {
     form: form(place.controls, change, (words) => (warning = words)),
@@ -369,7 +349,6 @@ export function explore(el, { table: data, kernel, start }) {
   };
   let state = data.defaults;
   let warning = "";
-  let waiting = 0;
 
   function drawPlane(layers) {
     place.plane.hidden = !layers;
@@ -386,9 +365,6 @@ export function explore(el, { table: data, kernel, start }) {
     state = { ...state, ...Object.fromEntries(touched.map((field) => tidy(field, changes[field.key]))) };
     refresh();
   }
-  function refresh() {
-    waiting ||= requestAnimationFrame(update);
-  }
   // What a state asks: the values of its fields, and where `each` has a key, that once per value.
   function questions(shown) {
     const own = Object.fromEntries(shown.filter((field) => !field.local).map(({ key }) => [key, state[key]]));
@@ -398,7 +374,6 @@ export function explore(el, { table: data, kernel, start }) {
   }
 
   function update() {
-    waiting = 0;
     const shown = fields.filter((field) =>
       Object.entries(field.when ?? {}).every(([key, values]) => values.includes(state[key])),
     );

@@ -2,15 +2,19 @@
 import {
   ARROWS,
   axes,
+  button,
   d3,
   drawing,
   element,
   form,
   FORMS,
+  group,
   keywords,
   linked,
   linkTo,
   PALETTE,
+  perFrame,
+  places,
   points,
   say,
   table,
@@ -31,11 +35,8 @@ const GROWTHS = { "+": 1.25, "=": 1.25, "-": 0.8 };
 // A dot of each class as a picture, whose copies are drawn faster than paths.
 function pictures(ratio, ink) {
   return d3.range(OWN + 1).map((n) => {
-    const made = element("canvas", {
-      width: 16 * ratio,
-      height: 16 * ratio,
-      style: "width:16px;height:16px",
-    });
+    const size = { width: 16 * ratio, height: 16 * ratio, style: "width:16px;height:16px" };
+    const made = element("canvas", size);
     const context = made.getContext("2d");
     const isRing = n > PALETTE.length && n <= CLASSES;
     const fill = n === OWN ? VERMILION : n === OTHERS ? GREY : PALETTE[(n - 1) % PALETTE.length];
@@ -63,30 +64,11 @@ export function explore(el, { table: data, kernel, start }) {
   );
   const valueOf = (n, key) => String(settings[n][key]);
   // The values of each field with their numbers of runs, the most frequent first.
-  const values = new Map(
-    keys.map((key) => [
-      key,
-      d3.sort(
-        d3.rollup(
-          runs,
-          (own) => own.length,
-          (run) => valueOf(run[0], key),
-        ),
-        (pair) => -pair[1],
-      ),
-    ]),
-  );
-  const options = (key) => [
-    [ALL, ALL],
-    ...values.get(key).map(([value, count]) => [value, `${value} (${count})`]),
-  ];
+  const frequencies = (of, key) => d3.sort(d3.rollup(of, (own) => own.length, key), (pair) => -pair[1]);
+  const values = new Map(keys.map((key) => [key, frequencies(runs, (run) => valueOf(run[0], key))]));
+  const options = (key) => [[ALL, ALL], ...values.get(key).map(([value, n]) => [value, `${value} (${n})`])];
   const filters = keys.map((key) => ({ key, label: fields[key], options: options(key) }));
-  const place = Object.fromEntries(
-    ["controls", "atlas", "legend", "said", "list", "about", "away"].map((key) => [
-      key,
-      element("div", { class: key }),
-    ]),
-  );
+  const place = places(el, ["controls", "atlas", "legend", "said", "list", "about", "away"]);
   const [canvas, all] = [element("canvas", { "aria-hidden": true }), element("canvas")];
   const nameOf = ({ study, name }) => `${study}: ${name}`; // in links, which outlive places in the table
   let state = {
@@ -96,26 +78,21 @@ export function explore(el, { table: data, kernel, start }) {
     ...start,
   };
   let view = null; // what does not depend on the box
-  let waiting = 0;
   let listed = "";
+  const refresh = perFrame(() => {
+    if (!view) look();
+    update();
+  });
 
   function change(changes) {
     state = { ...state, ...changes };
     if (!("box" in changes || "picked" in changes)) view = null;
-    waiting ||= requestAnimationFrame(() => {
-      waiting = 0;
-      if (!view) look();
-      update();
-    });
+    refresh();
   }
 
   function look() {
-    const svg = drawing(
-      place.atlas,
-      420,
-      "Where runs end: new knowledge, A_KA, to the right; what was kept, A_ZS, upwards",
-      1100,
-    );
+    const words = "Where runs end: new knowledge, A_KA, to the right; what was kept, A_ZS, upwards";
+    const svg = drawing(place.atlas, 420, words, 1100);
     const [width, height] = svg.property("extent");
     const ratio = window.devicePixelRatio || 1;
     const span = (of) => [d3.quantile(of, EDGE) - 1, d3.max(of) + 1];
@@ -152,36 +129,26 @@ export function explore(el, { table: data, kernel, start }) {
   function brush(svg, x, y) {
     const sizes = [x, y].map((scale) => SHARE * (scale.domain()[1] - scale.domain()[0]));
     const boxOf = (...at) => ({ at, half: sizes });
-    const ends = [
-      [x.range()[0], y.range()[1]],
-      [x.range()[1], y.range()[0]],
-    ];
+    const inverted = ([px, py]) => [x.invert(px), y.invert(py)];
+    const ends = [[x.range()[0], y.range()[1]], [x.range()[1], y.range()[0]]];
     const d3Brush = d3
       .brush()
       .extent(ends)
       .on("brush end", ({ sourceEvent, selection }) => {
         if (!sourceEvent) return;
-        if (!selection)
-          return change({
-            box: boxOf(...d3.pointer(sourceEvent, svg.node()).map((each, k) => [x, y][k].invert(each))),
-          });
-        const [one, other] = selection.map(([px, py]) => [x.invert(px), y.invert(py)]);
-        change({
-          box: {
-            at: one.map((each, k) => (each + other[k]) / 2),
-            half: one.map((each, k) => Math.abs(each - other[k]) / 2),
-          },
-        });
+        if (!selection) return change({ box: boxOf(...inverted(d3.pointer(sourceEvent, svg.node()))) });
+        const [one, other] = selection.map(inverted);
+        const at = one.map((each, k) => (each + other[k]) / 2);
+        const half = one.map((each, k) => Math.abs(each - other[k]) / 2);
+        change({ box: { at, half } });
       });
-    const group = svg.selectAll("g.brush").data([0]).join("g").attr("class", "brush").call(d3Brush);
-    group
+    const words = "A box in the plane: arrow keys move it, plus and minus change its size, Escape removes it";
+    const area = group(svg, "brush")
+      .call(d3Brush)
       .attr("tabindex", 0)
       .attr("role", "application")
-      .attr(
-        "aria-label",
-        "A box in the plane: arrow keys move it, plus and minus change its size, Escape removes it",
-      );
-    group.on("keydown", (event) => {
+      .attr("aria-label", words);
+    area.on("keydown", (event) => {
       const [way, growth] = [ARROWS[event.key], GROWTHS[event.key]];
       if (!way && !growth && event.key !== "Escape") return;
       event.preventDefault();
@@ -189,44 +156,21 @@ export function explore(el, { table: data, kernel, start }) {
       if (!state.box) return change({ box: boxOf(...scores.map((each) => d3.median(each))) });
       const { at, half } = state.box;
       const moved = at.map((each, k) => each + (way ? way[k] * sizes[k] : 0));
-      change({
-        box: {
-          at: [x.invert(x(moved[0])), y.invert(y(moved[1]))],
-          half: half.map((each) => each * (growth ?? 1)),
-        },
-      });
+      const grown = half.map((each) => each * (growth ?? 1));
+      change({ box: { at: inverted([x(moved[0]), y(moved[1])]), half: grown } }); // within the axes
     });
     return ([left, right, bottom, top]) =>
-      group.call(
-        d3Brush.move,
-        state.box && [
-          [left, top],
-          [right, bottom],
-        ],
-      );
+      area.call(d3Brush.move, state.box && [[left, top], [right, bottom]]);
   }
 
   function legend(dots, classes) {
     const only = (value) => change({ [state.colour]: state[state.colour] === value ? ALL : value });
-    const named = values
-      .get(state.colour)
-      .slice(0, CLASSES)
-      .map(([value], n) =>
-        element(
-          "button",
-          {
-            type: "button",
-            "aria-pressed": String(state[state.colour] === value),
-            onclick: () => only(value),
-          },
-          dots[n + 1],
-          value,
-        ),
-      );
-    const rest = [
-      [OTHERS, "others"],
-      [OWN, "your own runs"],
-    ].filter(([n]) => classes.includes(n));
+    const named = values.get(state.colour).slice(0, CLASSES).map(([value], n) => {
+      const pressed = String(state[state.colour] === value);
+      const look = { type: "button", "aria-pressed": pressed, onclick: () => only(value) };
+      return element("button", look, dots[n + 1], value);
+    });
+    const rest = [[OTHERS, "others"], [OWN, "your own runs"]].filter(([n]) => classes.includes(n));
     const focused = [...place.legend.children].indexOf(document.activeElement);
     place.legend.replaceChildren(...named, ...rest.map(([n, words]) => element("span", {}, dots[n], words)));
     place.legend.children[focused]?.focus();
@@ -246,17 +190,13 @@ export function explore(el, { table: data, kernel, start }) {
     if (at) paint(canvas, inside);
     view.move(edges ?? []);
     draw([...filters, { key: "colour", label: "Colour by", options: Object.entries(fields) }], state);
-    const counts = d3.rollup(
-      inside,
-      (own) => own.length,
-      (n) => setting[n],
-    );
+    const counts = frequencies(inside, (n) => setting[n]);
     const range = (k) => `${points(at[k] - half[k])} to ${points(at[k] + half[k])}`;
     const where = at
       ? `In the box, A_KA ${range(0)} and A_ZS ${range(1)}`
       : "Drag a box, click, or press an arrow key in the plane. Shown";
-    say(place.said, `${where}: ${inside.length} runs of ${counts.size} settings${at ? "" : "; a dot on the edge lies beyond it"}.`);
-    list(d3.sort(counts, (pair) => -pair[1]));
+    say(place.said, `${where}: ${inside.length} runs of ${counts.length} settings${at ? "" : "; a dot on the edge lies beyond it"}.`);
+    list(counts);
     about();
   }
 
@@ -271,11 +211,7 @@ export function explore(el, { table: data, kernel, start }) {
     listed = String(found);
     const rows = found.slice(0, ROWS).map(([n, inside]) => {
       const { count, means } = totals.get(n);
-      const pick = element(
-        "button",
-        { type: "button", value: n, onclick: () => change({ picked: nameOf(settings[n]) }) },
-        settings[n].name,
-      );
+      const pick = button(settings[n].name, () => change({ picked: nameOf(settings[n]) }), { value: n });
       return [pick, settings[n].study, `${inside} of ${count}`, ...means.map(points), reading(settings[n])];
     });
     const more =
@@ -311,9 +247,7 @@ export function explore(el, { table: data, kernel, start }) {
     });
   }
 
-  place.said.setAttribute("aria-live", "polite");
   place.atlas.append(canvas);
-  el.classList.add("explorer");
   el.append(...Object.values(place));
   const { command, YAML, Python, link } = FORMS;
   const take = takeAway(place.away, { command, YAML, Python, link });

@@ -18,6 +18,29 @@ export function element(tag, attributes = {}, ...inner) {
   return made;
 }
 
+export const button = (words, onclick, more = {}) =>
+  element("button", { type: "button", ...more, onclick }, words);
+
+// The places of an explorer by name; what is said and warned of is read aloud.
+export function places(el, names) {
+  const place = Object.fromEntries(names.map((name) => [name, element("div", { class: name })]));
+  place.said.setAttribute("aria-live", "polite");
+  place.warned?.setAttribute("role", "status");
+  el.classList.add("explorer");
+  return place;
+}
+
+// A function that calls `update` in the next frame, once for all its calls until then.
+export function perFrame(update) {
+  let waiting = 0;
+  return () => {
+    waiting ||= requestAnimationFrame(() => {
+      waiting = 0;
+      update();
+    });
+  };
+}
+
 // The index of A_KA and A_ZS is set low: in a text, where it is copied with its "_", and in a drawing.
 const INDEX = /_(KA|ZS)\b/;
 const low = (part) => [element("span", { class: "hidden" }, "_"), element("sub", {}, part)];
@@ -41,14 +64,25 @@ export const score = ({ at, half }, axis) => points(at[axis]) + (half ? ` ± ${p
 // The children of a kind that a part of a drawing has, one for each row of data.
 export const join = (parent, tag, data) => parent.selectAll(tag).data(data).join(tag);
 
+// The one part of a drawing that is called so.
+export const group = (parent, name) =>
+  parent.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
+
+// What is drawn is named where a pointer rests on it.
+export const hovered = (parts) => join(parts, "title", (d) => [d]).text((d) => d.label);
+
+// A handle as a slider for the keyboard and for who listens.
+export const slider = (handles, label, now, words) =>
+  handles
+    .attr("role", "slider")
+    .attr("aria-label", label)
+    .attr("aria-valuenow", now)
+    .attr("aria-valuetext", words);
+
 // A drawing that fills the width of its place, at most `most` wide.
 export function drawing(place, height, label, most = 720) {
   const width = Math.max(300, Math.min(most, place.clientWidth || most));
-  return d3
-    .select(place)
-    .selectAll("svg")
-    .data([0])
-    .join("svg")
+  return join(d3.select(place), "svg", [0])
     .attr("viewBox", `0 0 ${width} ${height}`)
     .attr("width", width)
     .attr("height", height)
@@ -60,27 +94,16 @@ export function drawing(place, height, label, most = 720) {
 export function axes(svg, x, y, [xLabel, yLabel], ticks = 6, named = null) {
   const [left, right] = x.range();
   const [bottom, top] = y.range();
-  const group = svg.selectAll("g.axes").data([0]).join("g").attr("class", "axes").lower();
-  const across = d3
-    .axisBottom(x)
-    .ticks(ticks)
-    .tickSize(top - bottom)
-    .tickPadding(8);
-  const up = d3
-    .axisLeft(y)
-    .ticks(5)
-    .tickFormat(named)
-    .tickSize(left - right)
-    .tickPadding(6);
-  const place = (name, axis, shift) =>
-    group.selectAll(`g.${name}`).data([0]).join("g").attr("class", name).attr("transform", shift).call(axis);
-  place("x", across, `translate(0,${bottom})`);
-  place("y", up, `translate(${left},0)`);
+  const both = group(svg, "axes").lower();
+  const across = d3.axisBottom(x).ticks(ticks).tickSize(top - bottom).tickPadding(8);
+  const up = d3.axisLeft(y).ticks(5).tickFormat(named).tickSize(left - right).tickPadding(6);
+  group(both, "x").attr("transform", `translate(0,${bottom})`).call(across);
+  group(both, "y").attr("transform", `translate(${left},0)`).call(up);
   const words = [
     [xLabel, (left + right) / 2, bottom + 34, "middle"],
     [yLabel, left - 34, top - 10, "start"],
   ];
-  group
+  both
     .selectAll("text.name")
     .data(words)
     .join("text")
@@ -224,23 +247,16 @@ export function plane(place, { preview, choose, key = {} }) {
     const y = d3.scaleLinear(span(1), [height - 44, 26]);
     axes(svg, x, y, ["A_KA (%), what is new", "A_ZS (%), what was known"]);
     const at = (d) => `translate(${x(d[0])},${y(d[1])})`;
-    const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    join(group("front"), "path", [front])
-      .attr(
-        "d",
-        d3.line(
-          (d) => x(d[0]),
-          (d) => y(d[1]),
-        ),
-      );
-    group("dots").selectAll("circle").data(dots).join("circle").attr("r", 2.5).attr("transform", at);
-    const bars = (selection, half) =>
-      selection.attr("d", (d) => {
-        const [a, b] = half(d) ?? [0, 0];
+    const line = d3.line((d) => x(d[0]), (d) => y(d[1]));
+    join(group(svg, "front"), "path", [front]).attr("d", line);
+    join(group(svg, "dots"), "circle", dots).attr("r", 2.5).attr("transform", at);
+    const bars = (layer, data) =>
+      join(layer, "path", data).attr("d", (d) => {
+        const [a, b] = d.half ?? [0, 0];
         return `M${x(d.at[0] - a)},${y(d.at[1])}H${x(d.at[0] + a)}M${x(d.at[0])},${y(d.at[1] - b)}V${y(d.at[1] + b)}`;
       });
-    const layer = group("stored");
-    bars(layer.selectAll("path").data(stored).join("path"), (d) => d.half);
+    const layer = group(svg, "stored");
+    bars(layer, stored);
     join(layer, "circle", stored)
       .attr("r", 4.5)
       .attr("tabindex", 0)
@@ -251,40 +267,24 @@ export function plane(place, { preview, choose, key = {} }) {
       .on("mouseleave blur", () => preview(null))
       .on("click", (_, d) => choose(d))
       .on("keydown", (event, d) => ["Enter", " "].includes(event.key) && (event.preventDefault(), choose(d)))
-      .selectAll("title")
-      .data((d) => [d])
-      .join("title")
-      .text((d) => d.label);
-    join(group("pinned"), "circle", pinned)
+      .call(hovered);
+    join(group(svg, "pinned"), "circle", pinned)
       .attr("r", 8)
       .attr("transform", (d) => at(d.at))
       .attr("stroke", (d) => d.colour);
-    const guess = group("predicted").attr("opacity", predicted?.weight ?? 1);
-    bars(
-      guess
-        .selectAll("path")
-        .data(predicted ? [predicted] : [])
-        .join("path"),
-      (d) => d.half,
-    );
-    join(guess, "circle", predicted ? [predicted] : [])
+    const guesses = predicted ? [predicted] : [];
+    const guess = group(svg, "predicted").attr("opacity", predicted?.weight ?? 1);
+    bars(guess, guesses);
+    join(guess, "circle", guesses)
       .attr("r", 6.5)
       .attr("transform", (d) => at(d.at));
-    const runs = join(group("own"), "g", own)
-      .attr("stroke", (d) => d.colour);
-    join(runs, "path", (d) => [d.trail])
-      .attr(
-        "d",
-        d3.line(
-          (d) => x(d[0]),
-          (d) => y(d[1]),
-        ),
-      );
+    const runs = join(group(svg, "own"), "g", own).attr("stroke", (d) => d.colour);
+    join(runs, "path", (d) => [d.trail]).attr("d", line);
     join(runs, "circle", (d) => d.trail.map((each, k) => ({ at: each, last: k === d.trail.length - 1, d })))
       .attr("r", (d) => (d.last ? 6 : 2))
       .attr("fill", (d) => d.d.colour)
       .attr("transform", (d) => at(d.at));
-    const layers = { stored, dots, front, pinned, predicted: predicted ? [predicted] : [], own };
+    const layers = { stored, dots, front, pinned, predicted: guesses, own };
     const named = Object.entries({ ...KEY, ...key }).filter(([name]) => layers[name].length);
     place.querySelector(".key")?.remove();
     place.append(
@@ -326,10 +326,7 @@ function comparison(place, one, other, { bases, factors }) {
   const x = d3.scaleLinear(d3.extent(all), [60, width - 16]).nice();
   const row = (k) => 22 + 24 * k;
   svg.append("g").attr("transform", "translate(0,62)").attr("class", "axes").call(d3.axisBottom(x).ticks(7));
-  svg
-    .append("path")
-    .attr("class", "zero")
-    .attr("d", `M${x(0)},8V62`);
+  svg.append("path").attr("class", "zero").attr("d", `M${x(0)},8V62`);
   names.forEach((name, k) => {
     svg
       .append("text")
@@ -337,12 +334,7 @@ function comparison(place, one, other, { bases, factors }) {
       .attr("y", row(k) + 4)
       .datum(name)
       .call(write, (d) => d);
-    svg
-      .append("g")
-      .attr("class", "dots")
-      .selectAll("circle")
-      .data(stored)
-      .join("circle")
+    join(svg.append("g").attr("class", "dots"), "circle", stored)
       .attr("r", 3.5)
       .attr("cx", (d) => x(d[k]))
       .attr("cy", row(k));
@@ -355,6 +347,13 @@ function comparison(place, one, other, { bases, factors }) {
   });
 }
 
+// Changes by dotted key as [section, rows of [section, key, value]].
+const sections = (changes) =>
+  d3.groups(
+    Object.entries(changes).map(([key, value]) => [...key.split("."), value]),
+    ([section]) => section,
+  );
+
 // The ways in which a setting leaves the page.
 export const FORMS = {
   command: ({ profile, changes }) =>
@@ -364,22 +363,20 @@ export const FORMS = {
     ].join(" \\\n    "),
   YAML: ({ profile, changes }) =>
     `profile: ${profile}\n` +
-    [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])]
-      .map(
-        ([section, rows]) =>
-          `${section}:\n` +
-          rows.map(([key, value]) => `  ${key.split(".")[1]}: ${JSON.stringify(value)}\n`).join(""),
-      )
+    sections(changes)
+      .flatMap(([section, rows]) => [
+        `${section}:\n`,
+        ...rows.map(([, key, value]) => `  ${key}: ${JSON.stringify(value)}\n`),
+      ])
       .join(""),
   Python: ({ profile, changes }) =>
-    `cmp.run("${profile}"` +
-    [...d3.group(Object.entries(changes), ([key]) => key.split(".")[0])]
-      .map(
-        ([section, rows]) =>
-          `,\n        ${section}={${rows.map(([key, value]) => `"${key.split(".")[1]}": ${python(value)}`).join(", ")}}`,
-      )
-      .join("") +
-    ")",
+    [
+      `cmp.run("${profile}"`,
+      ...sections(changes).map(([section, rows]) => {
+        const values = rows.map(([, key, value]) => `"${key}": ${python(value)}`);
+        return `${section}={${values.join(", ")}}`;
+      }),
+    ].join(",\n        ") + ")",
   papermill: ({ chapter, parameters }) =>
     `cmpt book --chapter ${chapter}` +
     Object.entries(parameters)
@@ -401,15 +398,14 @@ export function takeAway(place, forms = FORMS) {
     ...Object.keys(forms).map((each) => element("option", { value: each }, each)),
   );
   const text = element("pre", { tabindex: 0 });
-  const copy = element("button", { type: "button" }, "Copy");
-  let given = null;
-  const show = () => (text.textContent = given ? forms[kind.value](given) : "");
-  kind.addEventListener("input", show);
-  copy.addEventListener("click", async () => {
+  const copy = button("Copy", async () => {
     await navigator.clipboard.writeText(text.textContent);
     copy.textContent = "Copied";
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
+  let given = null;
+  const show = () => (text.textContent = given ? forms[kind.value](given) : "");
+  kind.addEventListener("input", show);
   place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);
   return (next) => {
     given = next;
@@ -468,18 +464,15 @@ function runRow(run, runs, colour) {
     element("span", { class: "swatch" }),
     element("span"),
     element("progress", { max: 1 }),
-    element("button", { type: "button", onclick: () => (run.over ? runs.forget(run) : runs.stop(run)) }),
-    element("code", { hidden: true }),
+    button("", () => (run.over ? runs.forget(run) : runs.stop(run))),
   );
-  const [swatch, said, bar, stop, command] = run.row.children;
+  const [swatch, said, bar, stop] = run.row.children;
   swatch.style.background = colour;
   if (said.textContent !== words) said.textContent = words;
   bar.value = run.progress;
   bar.setAttribute("aria-label", words);
   const verb = run.over ? "Remove" : run.heard ? "Stop" : "Cancel";
   if (stop.textContent !== verb) stop.textContent = verb;
-  command.hidden = !run.command;
-  command.textContent = run.command ?? "";
   return run.row;
 }
 
@@ -490,31 +483,16 @@ export function workbench(
   el,
   { table: data, kernel, start, name, fields, picture, describe, settle, hint, actions = [] },
 ) {
-  const place = Object.fromEntries(
-    ["presets", "controls", "picture", "plane", "said", "warned", "runs", "pins", "away"].map((key) => [
-      key,
-      element("div", { class: key }),
-    ]),
-  );
-  place.said.setAttribute("aria-live", "polite");
-  place.warned.setAttribute("role", "status");
-  el.classList.add("explorer");
+  const names = ["presets", "controls", "said", "warned", "runs", "pins", "away", "picture", "plane"];
+  const place = places(el, names);
   const drawn = element("div", {}, place.picture, element("p", { class: "key" }, hint));
   const sides = element("div", { class: "sides" }, drawn, place.plane);
-  el.append(
-    place.presets,
-    place.controls,
-    sides,
-    place.said,
-    place.warned,
-    place.runs,
-    place.pins,
-    place.away,
-  );
+  const { presets, controls, said, warned, pins: pinned, away } = place;
+  el.append(presets, controls, sides, said, warned, place.runs, pinned, away);
   let state = settle({ ...data.defaults, ...linked(name), ...start }, {});
   let seen = null; // a stored setting that the pointer is over
-  let waiting = 0;
   const pins = [];
+  const refresh = perFrame(update);
   const storedOf = (changes) => data.runs.find((run) => same(run.changes, changes));
   const draw = { form: form(place.controls, change, warn), away: takeAway(place.away) };
   draw.plane = plane(place.plane, { preview, choose: (run) => change(run.state) });
@@ -529,12 +507,6 @@ export function workbench(
     state = settle({ ...state, ...changes }, changes);
     refresh();
   }
-  function refresh() {
-    waiting ||= requestAnimationFrame(() => {
-      waiting = 0;
-      update();
-    });
-  }
   function preview(run) {
     if (seen === run) return;
     seen = run;
@@ -548,13 +520,7 @@ export function workbench(
       pins.push({ ...about, state: shown });
     refresh();
   }
-  const colour = (label) =>
-    PALETTE[
-      Math.max(
-        0,
-        pins.findIndex((each) => each.label === label),
-      ) % PALETTE.length
-    ];
+  const colour = (label) => PALETTE[Math.max(0, pins.findIndex((each) => each.label === label))];
   const profile = () => place.runs.querySelector("select")?.value ?? "cpu";
 
   function launch(all) {
@@ -570,32 +536,17 @@ export function workbench(
     "div",
     { class: "tools" },
     kernel && sizes,
-    kernel &&
-      element(
-        "button",
-        { type: "button", class: "go", onclick: () => launch([describe(state)]) },
-        "Run this",
-      ),
-    kernel &&
-      element(
-        "button",
-        { type: "button", class: "both", onclick: () => launch(pins.slice(0, 2)) },
-        "Run the first two pins",
-      ),
-    element("button", { type: "button", onclick: () => pin(state) }, "Pin to compare"),
+    kernel && button("Run this", () => launch([describe(state)]), { class: "go" }),
+    kernel && button("Run the first two pins", () => launch(pins.slice(0, 2)), { class: "both" }),
+    button("Pin to compare", () => pin(state)),
   );
   const list = element("div", { class: "list" });
   place.runs.append(buttons, list);
   place.presets.append(
     element("span", {}, "Begin from"),
-    ...data.presets.map(({ label, state: to }) =>
-      element("button", { type: "button", onclick: () => change(to) }, label),
-    ),
+    ...data.presets.map(({ label, state: to }) => button(label, () => change(to))),
   );
-  const acts = actions.map(({ label, to }) =>
-    element("button", { type: "button", class: "act", onclick: () => compare(to) }, label),
-  );
-  buttons.append(...acts);
+  buttons.append(...actions.map(({ label, to }) => button(label, () => compare(to), { class: "act" })));
   function compare(to) {
     pin(state);
     change(to(state));
@@ -614,21 +565,9 @@ export function workbench(
       const known = stored ?? each.predicted;
       const scored = (axis) => (known ? score(known, axis) : "–");
       const mine = own(each.label);
-      const drop = element(
-        "button",
-        { type: "button", onclick: () => (pins.splice(k, 1), refresh()) },
-        "Unpin",
-      );
-      const show = element(
-        "button",
-        {
-          type: "button",
-          class: "name",
-          style: `border-color:${PALETTE[k]}`,
-          onclick: () => change(each.state),
-        },
-        each.label,
-      );
+      const drop = button("Unpin", () => (pins.splice(k, 1), refresh()));
+      const look = { class: "name", style: `border-color:${PALETTE[k]}` };
+      const show = button(each.label, () => change(each.state), look);
       return [
         show,
         scored(0),
@@ -651,14 +590,8 @@ export function workbench(
         own: own(each.label),
       }));
       comparison(between, one, other, data);
-      if (profile() === "quick")
-        between.append(
-          element(
-            "p",
-            { class: "how" },
-            "Runs of `quick` are too small to test a difference like this: choose `cpu` for it.",
-          ),
-        );
+      const words = "Runs of `quick` are too small to test a difference like this: choose `cpu` for it.";
+      if (profile() === "quick") between.append(element("p", { class: "how" }, words));
     }
   }
 

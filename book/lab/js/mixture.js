@@ -1,5 +1,17 @@
 // What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
-import { d3, draggable, drawing, join, points, signed, workbench, write } from "./common.js";
+import {
+  d3,
+  draggable,
+  drawing,
+  group,
+  hovered,
+  join,
+  points,
+  signed,
+  slider,
+  workbench,
+  write,
+} from "./common.js";
 
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
@@ -8,6 +20,7 @@ const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
 const VALUES = Object.keys(HEATS);
 const BAR = { width: 12, height: 96, parts: 24 };
 const whole = (value) => String(value).replace("-", "−");
+const inWords = (shares) => shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", ");
 
 export function explore(el, { table, kernel, start }) {
   const parts = table.parts;
@@ -74,10 +87,9 @@ export function explore(el, { table, kernel, start }) {
       words: `Interpolated linearly between stored mixtures, ${found.value[2] == null ? "below the front's A_KA" : `A_ZS at equal A_KA ${signed(found.value[2])} points`}. Left out in turn, stored mixtures are missed by ${table.misses.map(points).join(" and ")} points.`,
     };
     const seen = passes(shares);
-    const words = (from) => from.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", ");
     return {
       label: usual && !varies ? "thirds" : from(shares) + (varies ? ` to ${from(last)}` : ""),
-      sentence: `${words(shares)}${varies ? `, in the last update ${words(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
+      sentence: `${inWords(shares)}${varies ? `, in the last update ${inWords(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
       changes,
       parameters: Object.fromEntries(KEYS.map((key, k) => [key, Number(shares[k].toFixed(3))])),
       predicted,
@@ -91,7 +103,7 @@ export function explore(el, { table, kernel, start }) {
   let drawn = "";
 
   // The triangle coloured by what runs came to, with lines of equal value, as far as there are runs.
-  function drawHeat(group, at, key, size) {
+  function drawHeat(svg, at, key, size) {
     const n = VALUES.indexOf(key);
     const shown = known(n);
     const colour = d3.scaleSequential(
@@ -99,40 +111,28 @@ export function explore(el, { table, kernel, start }) {
       d3.interpolateCividis,
     );
     const hull = d3.polygonHull(table.runs.filter((run) => run.shares).map((run) => at(run.shares)));
-    join(group("hull"), "clipPath", [hull])
-      .attr("id", "hull-of-mixtures")
-      .selectAll("path")
-      .data([hull])
-      .join("path")
-      .attr("d", (d) => `M${d.join("L")}Z`);
-    drawBar(group, colour, `${HEATS[key]} (${n < 2 ? "%" : "points"})`);
-    group("heat")
-      .attr("clip-path", "url(#hull-of-mixtures)")
-      .selectAll("circle")
-      .data(shown)
-      .join("circle")
+    const clip = join(group(svg, "hull"), "clipPath", [hull]).attr("id", "hull-of-mixtures");
+    join(clip, "path", [hull]).attr("d", (d) => `M${d.join("L")}Z`);
+    drawBar(svg, colour, `${HEATS[key]} (${n < 2 ? "%" : "points"})`);
+    const clipped = (name) => group(svg, name).attr("clip-path", "url(#hull-of-mixtures)");
+    join(clipped("heat"), "circle", shown)
       .attr("r", size)
       .attr("cx", (d) => at(d.at)[0])
       .attr("cy", (d) => at(d.at)[1])
       .attr("fill", (d) => colour(d.value[n]));
     const lines = levels(shown, n, d3.ticks(...colour.domain(), 6), at);
-    group("contours")
-      .attr("clip-path", "url(#hull-of-mixtures)")
-      .selectAll("path")
-      .data(lines)
-      .join("path")
-      .attr("d", (d) => d.path);
-    join(group("levels"), "text", apart(lines.filter((d) => d.label)))
+    join(clipped("contours"), "path", lines).attr("d", (d) => d.path);
+    join(group(svg, "levels"), "text", apart(lines.filter((d) => d.label)))
       .attr("x", (d) => d.label[0])
       .attr("y", (d) => d.label[1])
       .text((d) => whole(d.level));
   }
 
   // What the colours are.
-  function drawBar(group, colour, name) {
+  function drawBar(svg, colour, name) {
     const [low, high] = colour.domain();
     const y = d3.scaleLinear([low, high], [BAR.height, 0]);
-    const bar = group("scale").attr("transform", "translate(6,34)");
+    const bar = group(svg, "scale").attr("transform", "translate(6,34)");
     join(bar, "rect", d3.quantize(d3.interpolateNumber(low, high), BAR.parts))
       .attr("width", BAR.width)
       .attr("height", BAR.height / BAR.parts + 0.5)
@@ -155,47 +155,35 @@ export function explore(el, { table, kernel, start }) {
       [width / 2 + side / 2, 34 + side * 0.866],
     ];
     const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
-    const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    if (drawn !== state.heat + width) drawHeat(group, at, state.heat, side / parts); // which takes long
+    if (drawn !== state.heat + width) drawHeat(svg, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
-    join(group("rim"), "path", [corners])
-      .attr("d", (d) => `M${d.map((corner) => corner.join()).join("L")}Z`);
-    join(group("corners"), "text", corners)
+    join(group(svg, "rim"), "path", [corners]).attr("d", (d) => `M${d.join("L")}Z`);
+    join(group(svg, "corners"), "text", corners)
       .attr("x", (d) => d[0])
       .attr("y", (d, k) => d[1] + (k ? 20 : -10))
       .attr("text-anchor", "middle")
       .text((_, k) => NAMES[k]);
     const runs = table.runs.filter((run) => run.shares);
-    join(group("mixtures"), "circle", runs)
+    join(group(svg, "mixtures"), "circle", runs)
       .attr("r", 3)
       .attr("transform", (d) => `translate(${at(d.shares)})`)
       .on("click", (_, d) => change(d.state))
-      .selectAll("title")
-      .data((d) => [d])
-      .join("title")
-      .text((d) => d.label);
-    join(group("marks"), "circle", pins)
+      .call(hovered);
+    join(group(svg, "marks"), "circle", pins)
       .attr("r", 9)
       .attr("stroke", (d) => d.colour)
       .attr("transform", (d) => `translate(${at(d.state.shares)})`);
     const ends = state.varies ? [state.shares, state.last] : [];
-    join(group("way"), "path", [ends.map(at)])
-      .attr("d", d3.line());
+    join(group(svg, "way"), "path", [ends.map(at)]).attr("d", d3.line());
     const handles = [
       ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
       { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
     ];
-    const made = join(group("handles"), "circle", handles, (d) => d.key)
+    const made = join(group(svg, "handles"), "circle", handles)
       .attr("r", 9)
-      .attr("class", (d) => d.key);
-    made
-      .attr("transform", (d) => `translate(${at(d.shares)})`)
-      .attr("role", "slider")
-      .attr("aria-label", (d) => d.name)
-      .attr("aria-valuenow", (d) => Math.round(100 * d.shares[0]))
-      .attr("aria-valuetext", (d) =>
-        d.shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", "),
-      );
+      .attr("class", (d) => d.key)
+      .attr("transform", (d) => `translate(${at(d.shares)})`);
+    slider(made, (d) => d.name, (d) => Math.round(100 * d.shares[0]), (d) => inWords(d.shares));
     draggable(
       made,
       (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
@@ -218,7 +206,8 @@ export function explore(el, { table, kernel, start }) {
     const most = Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]);
     const x = d3.scaleLinear([0, most], [96, width - 70]);
     const top = 34 + side * 0.866 + 54;
-    group("seen")
+    const shown = group(svg, "seen");
+    shown
       .selectAll("text.name")
       .data(["Times that an image is seen: new + replayed"])
       .join("text")
@@ -227,19 +216,13 @@ export function explore(el, { table, kernel, start }) {
       .attr("y", top - 8)
       .attr("text-anchor", "middle")
       .text((d) => d);
-    join(group("seen"), "g", rows)
+    join(shown, "g", rows)
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
         const numbers = bars.map(([, value]) => points(value)).join(" + ");
         const end = x(d3.sum(bars, ([, value]) => value)) + 6;
-        row
-          .selectAll("text")
-          .data([
-            [name, 90, "end"],
-            [numbers, end, "start"],
-          ])
-          .join("text")
+        join(row, "text", [[name, 90, "end"], [numbers, end, "start"]])
           .attr("x", (d) => d[1])
           .attr("y", 10)
           .attr("text-anchor", (d) => d[2])
@@ -282,11 +265,8 @@ function levels(known, n, ticks, at) {
     for (let k = 0; k < triangles.length; k += 3) {
       const corner = [0, 1, 2].map((j) => triangles[k + j]);
       const cuts = [];
-      for (const [a, b] of [
-        [0, 1],
-        [1, 2],
-        [2, 0],
-      ].map((pair) => pair.map((j) => corner[j]))) {
+      for (const j of [0, 1, 2]) {
+        const [a, b] = [corner[j], corner[(j + 1) % 3]];
         const [from, to] = [known[a].value[n], known[b].value[n]];
         if (from < level === to < level) continue;
         const share = (level - from) / (to - from);

@@ -1,24 +1,16 @@
 // The learning rate over a stream: the curve of an update, the peaks of all, and where such runs end.
-import { axes, d3, draggable, drawing, short, workbench } from "./common.js";
+import { axes, d3, draggable, drawing, group, join, short, slider, workbench } from "./common.js";
 import { drawable, durations, peaks, rates } from "./schedules.js";
 
 const WIDTH = 0.35; // of the neighbourhood in which stored schedules predict, see `distance`
 const FAINT = 0.05; // weight of the nearest stored schedule below which nothing is predicted
 const PARTS = 4;
+const KEYS = ["name", "meta", "peak", "warmup", "cooldown", "level", "decay", "shift", "peaks"];
 
 export function explore(el, { table, kernel, start }) {
   const { curves, metas, tasks: T, steps: N } = table;
-  const scheduleOf = ({ name, meta, peak, warmup, cooldown, level, decay, shift, peaks: free }) => ({
-    name,
-    meta,
-    peak,
-    warmup,
-    cooldown,
-    level,
-    decay,
-    shift,
-    peaks: free,
-  });
+  const scheduleOf = (state) => Object.fromEntries(KEYS.map((key) => [key, state[key]]));
+  const settingsOf = ({ name, meta }) => [...curves[name].settings, ...metas[meta].settings];
   const ratesOf = (state) => rates(scheduleOf(state), T, N, curves);
   const metasOf = (name) =>
     Object.keys(metas).filter(
@@ -37,7 +29,7 @@ export function explore(el, { table, kernel, start }) {
     if (next.warmup + next.cooldown > 1) next["warmup" in changes ? "cooldown" : "warmup"] = Number(room);
     if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
     if (next.lock && !("peak" in changes)) {
-      const wanted = changes.lock ? d3.mean(ratesOf({ ...next })) : next.mean;
+      const wanted = changes.lock ? d3.mean(ratesOf(next)) : next.mean;
       next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
     }
     next.peak = Number(
@@ -48,7 +40,7 @@ export function explore(el, { table, kernel, start }) {
   }
 
   function fields(state) {
-    const uses = new Set([...curves[state.name].settings, ...metas[state.meta].settings]);
+    const uses = new Set(settingsOf(state));
     const share = { range: [0, 1], step: 0.025, percent: true };
     return [
       {
@@ -111,13 +103,7 @@ export function explore(el, { table, kernel, start }) {
   function describe(state) {
     const schedule = scheduleOf(state);
     const values = ratesOf(state);
-    const uses = new Set([
-      "name",
-      "meta",
-      "peak",
-      ...curves[state.name].settings,
-      ...metas[state.meta].settings,
-    ]);
+    const uses = new Set(["name", "meta", "peak", ...settingsOf(state)]);
     const changes = Object.fromEntries(
       Object.entries(schedule)
         .filter(([key, value]) => uses.has(key) && JSON.stringify(value) !== JSON.stringify(table.usual[key]))
@@ -150,10 +136,9 @@ export function explore(el, { table, kernel, start }) {
     const y = d3.scaleLinear([0, most * 1.08e3], [height - 44, 26]);
     const first = d3.scaleLinear([0, N], [44, split]);
     const x = d3.scaleLinear([0, T], [split + 30, width - 8]);
-    const group = (name) => svg.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
-    axes(group("one"), first, y, ["steps of update 1", "rate (10⁻³)"], Math.min(4, split / 40));
-    axes(group("all"), x, y, ["updates", ""], Math.min(8, (width - split) / 40));
-    const place_ = (scale, per) =>
+    axes(group(svg, "one"), first, y, ["steps of update 1", "rate (10⁻³)"], Math.min(4, split / 40));
+    axes(group(svg, "all"), x, y, ["updates", ""], Math.min(8, (width - split) / 40));
+    const line = (scale, per) =>
       d3.line(
         (_, n) => scale((n + 0.5) / per),
         (rate) => y(1000 * rate),
@@ -162,15 +147,11 @@ export function explore(el, { table, kernel, start }) {
       ...pins.map((pin) => ({ values: ratesOf(pin.state), colour: pin.colour })),
       { values: own, colour: null },
     ];
-    group("lines")
-      .selectAll("path")
-      .data(
-        curvesShown.flatMap(({ values, colour }) => [
-          { path: place_(first, 1)(values.subarray(0, N)), colour },
-          { path: place_(x, N)(values), colour },
-        ]),
-      )
-      .join("path")
+    const paths = curvesShown.flatMap(({ values, colour }) => [
+      { path: line(first, 1)(values.subarray(0, N)), colour },
+      { path: line(x, N)(values), colour },
+    ]);
+    join(group(svg, "lines"), "path", paths)
       .attr("d", (d) => d.path)
       .attr("class", (d) => (d.colour ? "pin" : "now"))
       .style("stroke", (d) => d.colour);
@@ -199,13 +180,13 @@ export function explore(el, { table, kernel, start }) {
       warmup: (right, up) => ({ warmup: Math.max(0, state.warmup + (right + up) / N) }),
       cooldown: (right, up) => ({ cooldown: Math.max(0, state.cooldown - (right - up) / N) }),
     };
-    const handles = group("handles")
+    const handles = group(svg, "handles")
       .selectAll("circle.knee")
       .data(knees, (d) => d.key)
       .join("circle")
       .attr("class", "knee")
       .attr("r", 7);
-    slider(handles.attr("cx", (d) => d.x).attr("cy", (d) => d.y));
+    labelled(handles.attr("cx", (d) => d.x).attr("cy", (d) => d.y));
     draggable(
       handles,
       (px, py, d) => change(moves[d.key](px, py)),
@@ -222,10 +203,10 @@ export function explore(el, { table, kernel, start }) {
       label: `Peak of update ${t + 1}, ${short(value)} of the highest`,
     }));
     const every = Math.ceil(12 / (x(1) - x(0))); // as many handles as do not touch
-    const shown =
-      curves[state.name].overStream || !drawable(state.name, "free") || metas["free"] == null ? [] : bars.filter(({ t }) => t % every === 0);
-    const dots = group("peaks").selectAll("circle").data(shown).join("circle").attr("r", 5);
-    slider(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
+    const isFixed = curves[state.name].overStream || !drawable(state.name, "free") || !metas.free;
+    const shown = isFixed ? [] : bars.filter(({ t }) => t % every === 0);
+    const dots = join(group(svg, "peaks"), "circle", shown).attr("r", 5);
+    labelled(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
     draggable(
       dots,
       (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak),
@@ -233,12 +214,7 @@ export function explore(el, { table, kernel, start }) {
     );
   }
 
-  const slider = (handles) =>
-    handles
-      .attr("role", "slider")
-      .attr("aria-label", (d) => d.label)
-      .attr("aria-valuetext", (d) => d.label)
-      .attr("aria-valuenow", 0);
+  const labelled = (handles) => slider(handles, (d) => d.label, 0, (d) => d.label);
 
   // The same curve at a constant peak, and of the same mean rate.
   const twin = (state) => {

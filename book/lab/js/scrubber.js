@@ -1,5 +1,5 @@
 // The forgetting scrubber: the names that a model gives to the same test images after each update.
-import { axes, d3, draggable, drawing, element, linked } from "./common.js";
+import { axes, button, d3, draggable, drawing, element, group, join, linked, slider } from "./common.js";
 
 const SIDE = 64; // pixels of a picture, which has half as many
 const PACE = 1000; // milliseconds between updates while it plays
@@ -12,32 +12,24 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
   let update = 0;
   let timer = null;
 
-  const slider = element("input", {
+  const range = element("input", {
     type: "range",
     min: 0,
     max: last,
     step: 1,
     "aria-label": "Update",
-    oninput: () => go(Number(slider.value)),
+    oninput: () => go(Number(range.value)),
   });
-  const play = element("button", { type: "button", onclick: () => (timer ? stop() : begin()) });
+  const play = button("Play", () => (timer ? stop() : begin()));
   const named = element("output");
   const said = element("p", { class: "said", "aria-live": "polite" });
   const chart = element("div", { class: "chart" });
   const cards = images.map(({ truth }, n) => {
     const style = `background: #fff url(${sprite}) -${n * SIDE}px 0 / auto ${SIDE}px`;
-    const picture = element("div", {
-      class: "picture",
-      role: "img",
-      "aria-label": `A test image of ${truth}`,
-      style,
-    });
-    return element(
-      "li",
-      {},
-      picture,
-      element("div", {}, element("b", {}, truth), element("p"), element("small")),
-    );
+    const label = `A test image of ${truth}`;
+    const picture = element("div", { class: "picture", role: "img", "aria-label": label, style });
+    const words = element("div", {}, element("b", {}, truth), element("p"), element("small"));
+    return element("li", {}, picture, words);
   });
   const rule =
     `Shown are ${images.length} of the ${lost} images that lose their right name at least once: from each dataset in turn, in the order of the data. ` +
@@ -68,16 +60,7 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
     const y = d3.scaleLinear([0, Math.max(...percent) * 1.08], [height - 44, 26]);
     axes(svg, x, y, ["update", `named right (% of all ${scored} images)`], Math.min(last, 10));
     const line = d3.line((_, n) => x(n), y);
-    svg
-      .selectAll("g.lines")
-      .data([0])
-      .join("g")
-      .attr("class", "lines")
-      .selectAll("path")
-      .data([percent])
-      .join("path")
-      .attr("class", "now")
-      .attr("d", line);
+    join(group(svg, "lines"), "path", [percent]).attr("class", "now").attr("d", line);
     svg
       .selectAll("circle.each")
       .data(percent)
@@ -99,19 +82,13 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
       (px) => go(Math.round(x.invert(px))),
       (across, up) => go(update + across + up),
     );
-    mark
-      .attr("role", "slider")
-      .attr("aria-label", "Update")
-      .attr("aria-valuemin", 0)
-      .attr("aria-valuemax", last);
-    mark
-      .attr("aria-valuenow", update)
-      .attr("aria-valuetext", `${when(update)}: ${Math.round(percent[update])}%`);
+    mark.attr("aria-valuemin", 0).attr("aria-valuemax", last);
+    slider(mark, "Update", update, `${when(update)}: ${Math.round(percent[update])}%`);
   }
 
   function show() {
-    slider.value = update;
-    slider.setAttribute("aria-valuetext", when(update));
+    range.value = update;
+    range.setAttribute("aria-valuetext", when(update));
     named.textContent = when(update);
     images.forEach((image, n) => {
       const before = image.names[update - 1];
@@ -129,14 +106,13 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
 
   el.classList.add("explorer", "scrubber");
   el.append(
-    element("div", { class: "tools" }, play, slider, named),
+    element("div", { class: "tools" }, play, range, named),
     said,
     chart,
     element("ul", {}, ...cards),
     element("p", { class: "how" }, rule),
   );
-  stop();
   go({ ...linked("scrubber"), ...start }.update ?? 0);
-  new ResizeObserver(draw).observe(slider.parentNode);
+  new ResizeObserver(draw).observe(range.parentNode);
   el.dataset.ready = "";
 }
