@@ -88,7 +88,9 @@ def names(corpus):
     return table, rows
 
 
-def test_shown_images_lose_their_name_and_come_from_each_dataset_in_turn(names, corpus, monkeypatch):
+def test_shown_images_lose_their_name_and_come_from_each_dataset_in_turn(
+    names, corpus, monkeypatch
+):
     table, (icons, shapes, lines) = names
     everything = scrubber.shown_images(table, corpus).tolist()
     assert everything == sorted([*icons[1:], *shapes[1:], lines[0]])
