@@ -26,18 +26,12 @@ from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
-from cmp.merging.policies import Memory, apply_policy, update_step_average
+from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
-from cmp.training import (
-    StepResult,
-    TrainState,
-    create_optimizer,
-    make_train_state,
-    train_task,
-)
+from cmp.training import StepResult, TrainState, create_optimizer, make_train_state, train_task
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
@@ -309,10 +303,11 @@ class Run:
         """Score what is deployed after some tasks, load what the next one starts from, save."""
         start: Weights = {}
         if self.config.merging.policy != "none":
-            self.memory, start, deployed = apply_policy(
-                self.config.merging, self.memory, self.weights(), done,
-                self.config.seeds.data, self.device,
-            )  # fmt: skip
+            config, weights = self.config, self.weights()
+            end = TaskEnd(
+                config.merging, self.memory, weights, done, config.seeds.data, self.device
+            )
+            self.memory, start, deployed = apply_policy(end)
             adapters.load_merged(self.model, deployed)
         self.evaluate(done)
         deployed = self.weights() if self.manager and done < self.config.stream.tasks else {}
