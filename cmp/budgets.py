@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import config, mixtures, models, training
-from cmp.config import Method, RunConfig
+from cmp.config import Method, Model, RunConfig
 from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.registry import Option, get_option
@@ -71,10 +71,6 @@ class Budget:
     def steps(self) -> int:
         """Steps per task that fit beside what comes at its end; 0 if none does."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
-
-    def used(self, tasks: int) -> float:
-        """Return what some tasks of `self.steps` steps cost."""
-        return tasks * (self.steps * self.step + self.end)
 
 
 def make_budget(allowed: float, cost: Cost, full: Cost) -> Budget:
@@ -191,8 +187,7 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         method: The config section.
         model: The network, prepared in place.
     """
-    run_config = config.parse({"model": {"name": name, "start": "random"}}, "cmpt budget")
-    run_config = dataclasses.replace(run_config, method=method)
+    run_config = RunConfig(model=Model(name, "random"), method=method)
     no_data: Any = None  # no step on shapes looks at it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
     state.method.prepare(state)
@@ -345,7 +340,7 @@ def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
     """Return what a run was allowed and has used, in memory-adjusted GFLOPs, for its provenance."""
     return {
         "allowed_gflops": tasks * budget.allowed / 1e9,
-        "used_gflops": budget.used(tasks) / 1e9,
+        "used_gflops": tasks * (budget.steps * budget.step + budget.end) / 1e9,
         "steps_per_task": budget.steps,
         "memory_multiplier": budget.multiplier,
     }

@@ -151,11 +151,20 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
     with files.report_disk_errors(what, "the one before it is kept"):
         name = f"task-{progress.task}-step-{progress.step}"
-        return _write_tensors(state.tensors, header, folder, name)
+        return write_tensors(state.tensors, header, folder, name)
 
 
-def _write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
-    """Write NAME-HASH.safetensors; it is whole and on the disk before it gets its name."""
+def write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
+    """Write NAME-HASH.safetensors, HASH of its content, and return its path.
+
+    It is whole and on the disk before it gets its name.
+
+    Args:
+        tensors: The tensors.
+        header: Text for its header.
+        folder: Where it will lie; it is made where it is missing.
+        name: What its name begins with.
+    """
     tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
     with files.partial_folder(folder) as place:
         partial = place / "tensors"
@@ -370,7 +379,7 @@ class CheckpointManager:
         """
         self.finish()
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
-            _write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
+            write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""

@@ -103,12 +103,11 @@ def evaluate(
     model.train(was_training)
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError("evaluation: features are not finite: are the weights those of this model?")
-    scored, first = [], 0
-    for test_set in test_sets:
-        last = first + len(test_set.rows)
-        places = [place[one] for one in test_set.texts]
-        scored.append(_score(corpus, test_set, image[first:last], text[places]))
-        first = last
+    images = image.split([len(test_set.rows) for test_set in test_sets])
+    scored = [
+        _score(corpus, test_set, part, text[[place[one] for one in test_set.texts]])
+        for test_set, part in zip(test_sets, images, strict=True)
+    ]
     hits, datasets = zip(*scored, strict=True)
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import files
+from cmp.checkpoints import write_tensors
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors
@@ -271,11 +271,7 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
         if path.stem.endswith(files.file_digest(path)):
             return load_file(path)["tokens"]
     tokens = tokenizer(name)(list(texts)).int()
-    files.make_folder(folder)
-    with files.partial_folder(folder) as place:
-        partial = place / "tokens"
-        save_file({"tokens": tokens}, partial)
-        os.replace(partial, folder / f"{digest}-{files.file_digest(partial)}.safetensors")
+    write_tensors({"tokens": tokens}, {}, folder, digest)
     return tokens
 
 

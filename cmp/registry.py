@@ -94,7 +94,7 @@ class Option:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_entry_points = functools.cache(lambda group: tuple(entry_points(group=group)))
+_entry_points = functools.cache(lambda group: {x.name: x for x in entry_points(group=group)})
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
 
@@ -248,7 +248,7 @@ def load_plugin(path: Path) -> None:
 
 def entry_names(group: str) -> list[str]:
     """Return the names of a group's installed entry points, none of which is loaded."""
-    return list(dict.fromkeys(entry.name for entry in _entry_points(group)))
+    return list(_entry_points(group))
 
 
 def load_entry(group: str, name: str) -> Any:
@@ -264,7 +264,7 @@ def load_entry(group: str, name: str) -> Any:
         CmpError: It is not installed, or cannot be loaded.
     """
     try:
-        return {entry.name: entry for entry in _entry_points(group)}[name].load()
+        return _entry_points(group)[name].load()
     except Exception as error:  # it is not installed, or whatever the code of others raises
         why = f"cannot be loaded ({type(error).__name__}: {error}); install its package anew"
         raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error

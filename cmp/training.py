@@ -577,7 +577,7 @@ def backward_in_micro_batches(
         gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
         trained = [pair for pair in zip(towers, gradients, strict=True) if pair[0].requires_grad]
         is_last = rows is pieces[-1]
-        with distributed.GradientBuckets(model.parameters() if is_last else ()):
+        with distributed.all_reduce_gradients(model.parameters() if is_last else ()):
             if trained:  # both towers may be frozen
                 torch.autograd.backward([x for x, _ in trained], [x for _, x in trained])
     return terms

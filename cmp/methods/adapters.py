@@ -106,10 +106,7 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
 
 
 def attach(
-    model: nn.Module,
-    make: Callable[[Tensor], Adapter],
-    rank: int,
-    targets: tuple[str, ...] = (),
+    model: nn.Module, make: Callable[[Tensor], Adapter], rank: int, targets: tuple[str, ...]
 ) -> None:
     """Put adapters beside layers, in place, and freeze everything else.
 
