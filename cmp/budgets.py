@@ -72,6 +72,10 @@ class Budget:
         """Steps per task that fit beside what comes at its end; 0 if none does."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
 
+    def used(self, tasks: int) -> float:
+        """Return what some tasks of `self.steps` steps cost."""
+        return tasks * (self.steps * self.step + self.end)
+
 
 def make_budget(allowed: float, cost: Cost, full: Cost) -> Budget:
     """Return a task's budget.
@@ -340,7 +344,7 @@ def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
     """Return what a run was allowed and has used, in memory-adjusted GFLOPs, for its provenance."""
     return {
         "allowed_gflops": tasks * budget.allowed / 1e9,
-        "used_gflops": tasks * (budget.steps * budget.step + budget.end) / 1e9,
+        "used_gflops": budget.used(tasks) / 1e9,
         "steps_per_task": budget.steps,
         "memory_multiplier": budget.multiplier,
     }

@@ -21,12 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cmp import distributed, files
 from cmp.errors import CmpError, Interrupted, explain_errors
@@ -113,9 +113,7 @@ class RunState:
     tensors: dict[str, Tensor]
 
 
-def state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
     """Return the tensors of a run's state by name; they are not copied."""
     tensors = {f"weights/{name}": x for name, x in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -129,9 +127,7 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
-def restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer | None) -> None:
     """Load a state's weights into a network, and its moments into an optimiser."""
     model.load_state_dict(strip_prefix(tensors, "weights/"))
     for name, parameter in model.named_parameters():

@@ -25,7 +25,6 @@ from cmp.registry import check_name
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_COUNT = 2**31 - 1
 Positive = Annotated[float, Field(gt=0)]
-Multiple = Annotated[float, Field(gt=0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -310,10 +309,8 @@ class Mixture:
     capacity: Count | None = None
 
     def __post_init__(self) -> None:
-        for words, shares in (
-            ("pretraining + update + buffer", self.shares),
-            ("the sum of last", self.last),
-        ):
+        sums = {"pretraining + update + buffer": self.shares, "the sum of last": self.last}
+        for words, shares in sums.items():
             if shares is not None and abs(sum(shares) - 1) > 1e-6:
                 raise ValueError(f"{words} must be 1, not {sum(shares):g}")
         capacity = registry.get_option("buffer", self.policy).facts["capacity"]
@@ -376,7 +373,7 @@ class Training:
     steps: Count = 40
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
-    budget: Multiple | None = None
+    budget: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,18 +107,19 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def share_rows(count: int, compute: Callable[[slice], Tensor]) -> Tensor:
-    """Return rows that all processes computed together, on each of them, [count, E].
+def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """Return a row per item that all processes computed together, on each of them, [items, E].
 
     Args:
-        count: How many rows.
-        compute: Returns those of a slice, [n, E].
+        items: A sequence or array of at least one.
+        compute: Returns the rows of some of them, [n, E].
     """
     if world_size() == 1:
-        return compute(slice(0, count))
+        return compute(items)
+    count = len(items)
     size = -(-count // world_size())
-    start = min(rank() * size, count - 1)  # where rows are too few, the last one once more
-    own = compute(slice(start, min(start + size, count)))
+    start = min(rank() * size, count - 1)  # where items are too few, the last one once more
+    own = compute(items[start : start + size])
     return all_gather(F.pad(own, (0, 0, 0, size - len(own))))[:count]
 
 

@@ -172,13 +172,10 @@ def load_model(config: Model, seed: int) -> Network:
         (32, 32)
     """
     path = fetch_weights(config, seed)
-    if path and config.start not in STARTS:
-        model = load_from_file(config.name, path)
-        _follow_preprocessing(model, pretrained_tag(config.name, config.start))
-        return model
-    model = create_model(config.name, seed)
-    if path:
-        load_weights(model, path, family_of(config.name).read_weights)
+    if path is None:
+        return create_model(config.name, seed)
+    model = load_from_file(config.name, path)
+    _follow_preprocessing(model, pretrained_tag(config.name, config.start))
     return model
 
 

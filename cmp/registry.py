@@ -156,13 +156,11 @@ def _add_foreign(option: Option) -> None:
     section = KINDS[option.kind].key.partition(".")[0]
     for key in option.settings:
         _check_near(key, sections[section].type.__dataclass_fields__, f"key of section {section}")
-    options[option.name] = option
+    _options[option.kind] = options | {option.name: option}
     try:
         importlib.import_module(KINDS[option.kind].home).check_option(option)
     except BaseException:
-        del options[option.name]
-        if before:
-            options[option.name] = before
+        _options[option.kind] = options
         raise
 
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import config as configs
 from cmp import distributed, models, schedules
-from cmp.config import Optimizer, RunConfig
+from cmp.config import Method, Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.execution import ExecutionConfig, autocast
@@ -149,8 +148,8 @@ class UpdateMethod:
     prepare: Callable[[TrainState], None] = lambda state: None
     begin_task: Callable[[TrainState, int], None] = lambda state, task: None
     losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda state, out: {}
-    whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
-    optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
+    whole_batch_reason: Callable[[Method], str] = lambda section: ""
+    optimizer: Callable[[Method], OptimizerFactory] = lambda section: ADAMW
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
     end_task: Callable[[TrainState, ForwardStep], None] = lambda state, forward_step: None
@@ -540,17 +539,6 @@ def divergence_error(
 # gradient with respect to the features; then each part again, with that gradient sent back.
 
 
-def forward_micro_batch(
-    state: TrainState, batch: Batch, task: int, step: int, rows: slice
-) -> tuple[Tensor, Tensor]:
-    """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
-    start = distributed.local_slice(state.config.training.batch).start
-    images = batch.images[rows.start - start : rows.stop - start]  # those of this process only
-    piece = Batch(batch.rows[rows], images, batch.texts[rows])
-    output = forward_batch(state, piece, task, step, (rows.start, len(batch.rows)))
-    return output.image, output.text
-
-
 def backward_in_micro_batches(
     state: TrainState, batch: Batch, task: int, step: int
 ) -> dict[str, Tensor]:
@@ -559,7 +547,14 @@ def backward_in_micro_batches(
     size = state.execution.micro_batch or local.stop - local.start
     starts = range(local.start, local.stop, size)
     pieces = [slice(start, min(start + size, local.stop)) for start in starts]
-    forward_piece = functools.partial(forward_micro_batch, state, batch, task, step)
+
+    def forward_piece(rows: slice) -> tuple[Tensor, Tensor]:
+        """Return unit features (image, text), augmented as in the whole batch."""
+        images = batch.images[rows.start - local.start : rows.stop - local.start]
+        piece = Batch(batch.rows[rows], images, batch.texts[rows])
+        output = forward_batch(state, piece, task, step, (rows.start, len(batch.rows)))
+        return output.image, output.text
+
     with torch.set_grad_enabled(len(pieces) == 1):
         outputs = [forward_piece(rows) for rows in pieces]
     features = [

@@ -94,9 +94,6 @@ def parse_options(
     Raises:
         CmpError: A value is impossible, or the rule does not read the key.
     """
-    own = {"weights": weights and tuple(weights), "draw": draw}
-    if not settings:
-        return MergeOptions(**own)
     read = get_option("merge_rule", rule).settings
     known = [*["weights"] * ("weight" in read), *filter(read.__contains__, rules.MERGE_SETTINGS)]
     if unread := [key for key in settings if key not in known]:
@@ -104,14 +101,14 @@ def parse_options(
         takes = ", ".join(known) or "no settings"
         raise CmpError(f"merge: {rule!r} takes {takes}, not {unread[0]!r}{advice}")
     section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
-    return rules.options_of(section, **own)
+    return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
 
 
 def check_mergeable(
     rule: Option,
     models: Sequence[StateDict],
-    base: StateDict | None = None,
-    options: MergeOptions | None = None,
+    base: StateDict | None,
+    options: MergeOptions,
     labels: Sequence[str] = (),
 ) -> None:
     """Check that a rule can merge some models.
@@ -133,7 +130,7 @@ def check_mergeable(
     if (base is None) == rule.facts["base"]:
         wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
         raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base'}")
-    check_merge_weights(rule, len(models), options.weights if options else None)
+    check_merge_weights(rule, len(models), options.weights)
     everything = [*models, *([] if base is None else [base])]
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, other in zip(names[1:], everything[1:], strict=False):
