@@ -25,6 +25,7 @@ from cmp.registry import check_name
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_COUNT = 2**31 - 1
 Positive = Annotated[float, Field(gt=0)]
+Multiple = Annotated[float, Field(gt=0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -373,7 +374,7 @@ class Training:
     steps: Count = 40
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
-    budget: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    budget: Multiple | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
