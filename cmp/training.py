@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmp import config as configs
 from cmp import distributed, models, schedules
-from cmp.config import Method, Optimizer, RunConfig
+from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.execution import ExecutionConfig, autocast
@@ -148,8 +149,8 @@ class UpdateMethod:
     prepare: Callable[[TrainState], None] = lambda state: None
     begin_task: Callable[[TrainState, int], None] = lambda state, task: None
     losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda state, out: {}
-    whole_batch_reason: Callable[[Method], str] = lambda section: ""
-    optimizer: Callable[[Method], OptimizerFactory] = lambda section: ADAMW
+    whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
+    optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
     end_task: Callable[[TrainState, ForwardStep], None] = lambda state, forward_step: None
