@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import config, mixtures, models, training
-from cmp.config import Method, RunConfig
+from cmp.config import Method, Model, RunConfig
 from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.registry import Option, get_option
@@ -191,8 +191,7 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         method: The config section.
         model: The network, prepared in place.
     """
-    run_config = config.parse({"model": {"name": name, "start": "random"}}, "cmpt budget")
-    run_config = dataclasses.replace(run_config, method=method)
+    run_config = RunConfig(model=Model(name, "random"), method=method)
     no_data: Any = None  # no step on shapes looks at it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
     state.method.prepare(state)

@@ -21,12 +21,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cmp import distributed, files
 from cmp.errors import CmpError, Interrupted, explain_errors
@@ -113,9 +113,7 @@ class RunState:
     tensors: dict[str, Tensor]
 
 
-def state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
     """Return the tensors of a run's state by name; they are not copied."""
     tensors = {f"weights/{name}": x for name, x in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -129,9 +127,7 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
-def restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer | None) -> None:
     """Load a state's weights into a network, and its moments into an optimiser."""
     model.load_state_dict(strip_prefix(tensors, "weights/"))
     for name, parameter in model.named_parameters():
@@ -151,11 +147,20 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
     with files.report_disk_errors(what, "the one before it is kept"):
         name = f"task-{progress.task}-step-{progress.step}"
-        return _write_tensors(state.tensors, header, folder, name)
+        return write_tensors(state.tensors, header, folder, name)
 
 
-def _write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
-    """Write NAME-HASH.safetensors; it is whole and on the disk before it gets its name."""
+def write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
+    """Write NAME-HASH.safetensors, HASH of its content, and return its path.
+
+    It is whole and on the disk before it gets its name.
+
+    Args:
+        tensors: The tensors.
+        header: Text for its header.
+        folder: Where it will lie; it is made where it is missing.
+        name: What its name begins with.
+    """
     tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
     with files.partial_folder(folder) as place:
         partial = place / "tensors"
@@ -370,7 +375,7 @@ class CheckpointManager:
         """
         self.finish()
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
-            _write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
+            write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""

@@ -310,10 +310,8 @@ class Mixture:
     capacity: Count | None = None
 
     def __post_init__(self) -> None:
-        for words, shares in (
-            ("pretraining + update + buffer", self.shares),
-            ("the sum of last", self.last),
-        ):
+        sums = {"pretraining + update + buffer": self.shares, "the sum of last": self.last}
+        for words, shares in sums.items():
             if shares is not None and abs(sum(shares) - 1) > 1e-6:
                 raise ValueError(f"{words} must be 1, not {sum(shares):g}")
         capacity = registry.get_option("buffer", self.policy).facts["capacity"]

@@ -9,13 +9,12 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from cmp.errors import CmpError
 
@@ -108,68 +107,65 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def share_rows(count: int, compute: Callable[[slice], Tensor]) -> Tensor:
-    """Return rows that all processes computed together, on each of them, [count, E].
+def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:
+    """Return a row per item that all processes computed together, on each of them, [items, E].
 
     Args:
-        count: How many rows.
-        compute: Returns those of a slice, [n, E].
+        items: A sequence or array of at least one.
+        compute: Returns the rows of some of them, [n, E].
     """
     if world_size() == 1:
-        return compute(slice(0, count))
+        return compute(items)
+    count = len(items)
     size = -(-count // world_size())
-    start = min(rank() * size, count - 1)  # where rows are too few, the last one once more
-    own = compute(slice(start, min(start + size, count)))
+    start = min(rank() * size, count - 1)  # where items are too few, the last one once more
+    own = compute(items[start : start + size])
     return all_gather(F.pad(own, (0, 0, 0, size - len(own))))[:count]
 
 
-class GradientBuckets:
-    """Adds gradients up over all processes while a backward pass goes on; used as a context around
-    the last one of a step.
+@contextlib.contextmanager
+def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within the last backward pass of a step, add gradients up over all processes.
 
     Gradients are sent in buckets as soon as they are there. What this pass does not reach is sent
     at the end. The sums are the same bits on every process.
+
+    Args:
+        parameters: Whose gradients are added up, as far as they train.
     """
+    if world_size() == 1:
+        yield
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    waiting: list[nn.Parameter] = []
+    sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.waiting: list[nn.Parameter] = []
-        self.sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
-        self._hooks: list[RemovableHandle] = []
+    def send() -> None:
+        flat = torch.cat([cast(Tensor, p.grad).flatten() for p in waiting])
+        work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
+        sent.append((work, flat, waiting.copy()))
+        waiting.clear()
 
-    def __enter__(self) -> Self:
-        if world_size() > 1:
-            add = self._add
-            self._hooks = [p.register_post_accumulate_grad_hook(add) for p in self.parameters]
-        return self
+    def add(parameter: nn.Parameter) -> None:
+        waiting.append(parameter)
+        if sum(p.nbytes for p in waiting) >= BUCKET_BYTES:
+            send()
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        for hook in self._hooks:
+    hooks = [p.register_post_accumulate_grad_hook(add) for p in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-        if world_size() == 1 or kind:
-            return
-        reached = {id(p) for *_, bucket in self.sent for p in bucket} | {*map(id, self.waiting)}
-        for p in self.parameters:
-            if p.grad is not None and id(p) not in reached:
-                self.waiting.append(p)
-        self._send()
-        for work, flat, bucket in self.sent:
-            work.wait()
-            parts = flat.split([p.numel() for p in bucket])
-            for p, part in zip(bucket, parts, strict=True):
-                cast(Tensor, p.grad).copy_(part.view_as(p))
-
-    def _add(self, parameter: nn.Parameter) -> None:
-        self.waiting.append(parameter)
-        if sum(p.nbytes for p in self.waiting) >= BUCKET_BYTES:
-            self._send()
-
-    def _send(self) -> None:
-        if self.waiting:
-            flat = torch.cat([cast(Tensor, p.grad).flatten() for p in self.waiting])
-            work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
-            self.sent.append((work, flat, self.waiting))
-            self.waiting = []
+    reached = {*waiting, *(p for *_, bucket in sent for p in bucket)}
+    waiting += [p for p in trained if p.grad is not None and p not in reached]
+    if waiting:
+        send()
+    for work, flat, bucket in sent:
+        work.wait()
+        parts = flat.split([p.numel() for p in bucket])
+        for p, part in zip(bucket, parts, strict=True):
+            cast(Tensor, p.grad).copy_(part.view_as(p))
 
 
 def all_reduce_max(number: int) -> int:

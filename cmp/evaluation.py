@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cmp import distributed, models
+from cmp import models
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
+from cmp.distributed import share_rows
 from cmp.errors import CmpError
 from cmp.execution import autocast
 from cmp.models import Network
@@ -94,21 +95,16 @@ def evaluate(
     was_training = model.training
     model.eval()
     rows = np.concatenate([test_set.rows for test_set in test_sets])
-    image = distributed.share_rows(
-        len(rows), lambda part: image_features(model, corpus, rows[part], precision)
-    )
-    text = distributed.share_rows(
-        len(texts), lambda part: text_features(model, name, texts[part], precision)
-    )
+    image = share_rows(rows, lambda part: image_features(model, corpus, part, precision))
+    text = share_rows(texts, lambda part: text_features(model, name, part, precision))
     model.train(was_training)
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError("evaluation: features are not finite: are the weights those of this model?")
-    scored, first = [], 0
-    for test_set in test_sets:
-        last = first + len(test_set.rows)
-        places = [place[one] for one in test_set.texts]
-        scored.append(_score(corpus, test_set, image[first:last], text[places]))
-        first = last
+    images = image.split([len(test_set.rows) for test_set in test_sets])
+    scored = [
+        _score(corpus, test_set, part, text[[place[one] for one in test_set.texts]])
+        for test_set, part in zip(test_sets, images, strict=True)
+    ]
     hits, datasets = zip(*scored, strict=True)
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 

@@ -59,11 +59,9 @@ class ExecutionConfig:
     def outside_steps(self) -> contextlib.AbstractContextManager:
         """Return the context of all but training steps: no tower is compiled anew for the batches
         there, which have many sizes."""
-        return (
-            torch.compiler.set_stance("force_eager")
-            if self.compile_towers
-            else contextlib.nullcontext()
-        )
+        if self.compile_towers:
+            return torch.compiler.set_stance("force_eager")
+        return contextlib.nullcontext()
 
     def prepare(self, model: Network, name: str, section: Training) -> None:
         """Make a network ready.

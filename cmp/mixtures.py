@@ -24,7 +24,7 @@ from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pools:
     """What a task may draw from, as positions in the corpus.
 
@@ -141,8 +141,7 @@ class BatchLoader:
         """Return the batch at (task, step), with the images of its `local` samples."""
         if not self.workers:
             return make_batch(self.config, self.corpus, pools, task, step, self.side, local)
-        expected = self._next
-        if expected is None or expected[0] is not pools or expected[1:] != (task, step, local):
+        if self._next != (pools, task, step, local):
             sizes = {"side": self.side, "local": local}
             make = functools.partial(make_batch, self.config, self.corpus, pools, task, **sizes)
             steps = range(step, max(self.config.training.steps, step + 1))
@@ -463,27 +462,6 @@ def is_kept_concept(labels: Iterable[str], seed: int) -> np.ndarray:
     return np.array([kept[name] for name in labels], bool)
 
 
-def selection_keys(
-    select: str, corpus: Corpus, pool: np.ndarray, priority: np.ndarray
-) -> list[np.ndarray]:
-    """Return the keys of `choose_lowest` by which a part of the pool is chosen.
-
-    Args:
-        select: "random", "concepts": any image with the same chance; "clustered": equally many of
-            each cluster of image features, as far as it has them; "aligned": those whose captions a
-            base finds nearest to them.
-        corpus: The data.
-        pool: Positions of the pool's images, [n].
-        priority: Their random priorities, [n].
-    """
-    if select in ("random", "concepts"):
-        return [priority]
-    statistics = streams.statistics_tables().pool_statistics(corpus, pool)
-    if select == "clustered":
-        return [priority, rank_within_groups(statistics["cluster"].to_numpy(), priority)]
-    return [priority, -statistics["alignment"].to_numpy()]
-
-
 def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
     """Return the part of the pool that is kept for replay, as sorted corpus positions.
 
@@ -497,8 +475,10 @@ def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
 def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the corpus positions of the whole pool, and the positions in it that are kept.
 
-    Selection "concepts" leaves out the images of half of the class names, see `is_kept_concept`;
-    where fewer images remain than `mixture.replay` asks for, it keeps these.
+    Selection "random" keeps any image with the same chance; "concepts" any but those of half of the
+    class names, see `is_kept_concept`, and where fewer remain than `mixture.replay` asks for, all
+    of these; "clustered" equally many of each cluster of image features, as far as it has them;
+    "aligned" those whose captions a base finds nearest to them.
     """
     rows = corpus.rows("fresh" if mixture.pool == "fresh" else "train")
     replayed = corpus.by_role(ROLE_OF_POOL[mixture.pool])
@@ -509,10 +489,16 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))
     priority = np.argsort(numpy_generator("replay", seed).permutation(len(pool)))
-    keys = selection_keys(mixture.select, corpus, pool, priority)
+    keys = [priority]
     if mixture.select == "concepts":
         is_kept = is_kept_concept(corpus.table["label"].array[pool], seed)
-        keys, size = [*keys, ~is_kept], min(size, int(is_kept.sum()))
+        keys, size = [priority, ~is_kept], min(size, int(is_kept.sum()))
+    elif mixture.select != "random":
+        statistics = streams.statistics_tables().pool_statistics(corpus, pool)
+        if mixture.select == "clustered":
+            keys.append(rank_within_groups(statistics["cluster"].to_numpy(), priority))
+        else:
+            keys.append(-statistics["alignment"].to_numpy())
     if size == 0:
         raise CmpError("mixture.select: 'concepts': all images of the pool are of one class name")
     return pool, choose_lowest(keys, size)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import files
+from cmp.checkpoints import write_tensors
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors
@@ -172,13 +172,10 @@ def load_model(config: Model, seed: int) -> Network:
         (32, 32)
     """
     path = fetch_weights(config, seed)
-    if path and config.start not in STARTS:
-        model = load_from_file(config.name, path)
-        _follow_preprocessing(model, pretrained_tag(config.name, config.start))
-        return model
-    model = create_model(config.name, seed)
-    if path:
-        load_weights(model, path, family_of(config.name).read_weights)
+    if path is None:
+        return create_model(config.name, seed)
+    model = load_from_file(config.name, path)
+    _follow_preprocessing(model, pretrained_tag(config.name, config.start))
     return model
 
 
@@ -193,19 +190,24 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
         The file; None for random weights.
 
     Raises:
-        CmpError: The weights are missing, and cannot be downloaded.
+        CmpError: The weights are missing and cannot be downloaded, or of another kind of model.
     """
-    if config.start == "random":
+    name, start = config.name, config.start
+    if start == "random":
         return None
-    if config.start not in STARTS:
-        return locate_weights(config.name, config.start)
-    _check_hub_start(config.name, config.start)
-    if family := family_of(config.name):
-        return family.find_base(config.name, config.start, seed)
-    create_on_meta(config.name)  # which refuses what is no model
+    if is_hub(name) != (start == HUB) and not start.startswith(RUN_PREFIX):
+        raise CmpError(
+            f"model.start: {start!r} does not go with {name!r}: model.start={HUB} is for models of "
+            f"a hub, which begin {HUB_PREFIXES}, and these take no other"
+        )
+    if start not in STARTS:
+        return locate_weights(name, start)
+    if family := family_of(name):
+        return family.find_base(name, start, seed)
+    create_on_meta(name)  # which refuses what is no model
     raise CmpError(
-        f"model.start: {config.start!r}: {config.name!r} has no bases; give a pretrained tag, the "
-        "path of a file, or random"
+        f"model.start: {start!r}: {name!r} has no bases; give a pretrained tag, the path of a "
+        "file, or random"
     )
 
 
@@ -271,11 +273,7 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
         if path.stem.endswith(files.file_digest(path)):
             return load_file(path)["tokens"]
     tokens = tokenizer(name)(list(texts)).int()
-    files.make_folder(folder)
-    with files.partial_folder(folder) as place:
-        partial = place / "tokens"
-        save_file({"tokens": tokens}, partial)
-        os.replace(partial, folder / f"{digest}-{files.file_digest(partial)}.safetensors")
+    write_tensors({"tokens": tokens}, {}, folder, digest)
     return tokens
 
 
@@ -508,7 +506,6 @@ def locate_weights(name: str, start: str) -> Path:
         CmpError: There is no such file or tag, its weights are of another model, or they cannot be
             downloaded.
     """
-    _check_hub_start(name, start)
     tag = pretrained_tag(name, start)
     if tag:
         quick = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
@@ -541,15 +538,6 @@ def locate_weights(name: str, start: str) -> Path:
         f"model.start: {start!r}: neither a file, nor a finished run, nor a pretrained tag of "
         f"{name!r}; open_clip has for it: {tags}"
     )
-
-
-def _check_hub_start(name: str, start: str) -> None:
-    """Raise `CmpError` unless a hub's model, and no other, starts from `HUB`."""
-    if is_hub(name) != (start == HUB) and not start.startswith(RUN_PREFIX):
-        raise CmpError(
-            f"model.start: {start!r} does not go with {name!r}: model.start={HUB} is for models of "
-            f"a hub, which begin {HUB_PREFIXES}, and these take no other"
-        )
 
 
 def cached_weights(name: str, start: str) -> Path | None:

@@ -94,7 +94,7 @@ class Option:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_entry_points = functools.cache(lambda group: tuple(entry_points(group=group)))
+_entry_points = functools.cache(lambda group: {x.name: x for x in entry_points(group=group)})
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
 
@@ -156,13 +156,11 @@ def _add_foreign(option: Option) -> None:
     section = KINDS[option.kind].key.partition(".")[0]
     for key in option.settings:
         _check_near(key, sections[section].type.__dataclass_fields__, f"key of section {section}")
-    options[option.name] = option
+    _options[option.kind] = options | {option.name: option}
     try:
         importlib.import_module(KINDS[option.kind].home).check_option(option)
     except BaseException:
-        del options[option.name]
-        if before:
-            options[option.name] = before
+        _options[option.kind] = options
         raise
 
 
@@ -248,7 +246,7 @@ def load_plugin(path: Path) -> None:
 
 def entry_names(group: str) -> list[str]:
     """Return the names of a group's installed entry points, none of which is loaded."""
-    return list(dict.fromkeys(entry.name for entry in _entry_points(group)))
+    return list(_entry_points(group))
 
 
 def load_entry(group: str, name: str) -> Any:
@@ -264,7 +262,7 @@ def load_entry(group: str, name: str) -> Any:
         CmpError: It is not installed, or cannot be loaded.
     """
     try:
-        return {entry.name: entry for entry in _entry_points(group)}[name].load()
+        return _entry_points(group)[name].load()
     except Exception as error:  # it is not installed, or whatever the code of others raises
         why = f"cannot be loaded ({type(error).__name__}: {error}); install its package anew"
         raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error

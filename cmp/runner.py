@@ -17,6 +17,7 @@ import open_clip
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtures, training
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
@@ -26,18 +27,12 @@ from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
-from cmp.merging.policies import Memory, apply_policy, update_step_average
+from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
-from cmp.training import (
-    StepResult,
-    TrainState,
-    create_optimizer,
-    make_train_state,
-    train_task,
-)
+from cmp.training import StepResult, TrainState, create_optimizer, make_train_state, train_task
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
@@ -140,11 +135,6 @@ def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
     return [section.subset] + [None] * full
 
 
-def scope_of(size: int | None) -> str:
-    """Return the `scope` of an evaluation by its size, see `evaluation_sizes`."""
-    return "full" if size is None else "subset"
-
-
 def execute(
     config: RunConfig,
     corpus: Corpus,
@@ -240,7 +230,7 @@ class Run:
         """Return a copy of the network's weights on the CPU, adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    def begin(self, optimizer: Optimizer) -> tuple[int, int]:
         """Go on from the last checkpoint, or evaluate the weights that the run starts from.
 
         A run that goes on elsewhere than it began warns and keeps both in its provenance.
@@ -281,7 +271,8 @@ class Run:
                     self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,
                 )  # fmt: skip
-            table = scores.datasets.reset_index().assign(task=done, scope=scope_of(size))
+            scope = "full" if size is None else "subset"
+            table = scores.datasets.reset_index().assign(task=done, scope=scope)
             self.rows += table.to_dict("records")
             if size is None:
                 for name, hits in scores.hits.groupby("dataset")["hit"]:
@@ -290,9 +281,7 @@ class Run:
         if distributed.rank() == 0:
             self.observer.task(done, scored[0])
 
-    def after_step(
-        self, task: int, optimizer: torch.optim.Optimizer, step: int, result: StepResult
-    ) -> None:
+    def after_step(self, task: int, optimizer: Optimizer, step: int, result: StepResult) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, result, self.model)
@@ -305,14 +294,13 @@ class Run:
             self.save(task, done, optimizer)
         self.stop_if_requested(task, done, None if is_due else optimizer)
 
-    def end_task(self, done: int, optimizer: torch.optim.Optimizer) -> None:
+    def end_task(self, done: int, optimizer: Optimizer) -> None:
         """Score what is deployed after some tasks, load what the next one starts from, save."""
         start: Weights = {}
-        if self.config.merging.policy != "none":
-            self.memory, start, deployed = apply_policy(
-                self.config.merging, self.memory, self.weights(), done,
-                self.config.seeds.data, self.device,
-            )  # fmt: skip
+        merging, seed = self.config.merging, self.config.seeds.data
+        if merging.policy != "none":
+            end = TaskEnd(merging, self.memory, self.weights(), done, seed, self.device)
+            self.memory, start, deployed = apply_policy(end)
             adapters.load_merged(self.model, deployed)
         self.evaluate(done)
         deployed = self.weights() if self.manager and done < self.config.stream.tasks else {}
@@ -327,7 +315,7 @@ class Run:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         self.stop_if_requested(done, 0)
 
-    def save(self, task: int, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
         if step:  # at a task's end `train_task` has checked them
             training.check_weights_finite(self.state, task, step)
@@ -346,9 +334,7 @@ class Run:
             tensors |= {f"merging/{kept}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
 
-    def stop_if_requested(
-        self, task: int, step: int, unsaved: torch.optim.Optimizer | None = None
-    ) -> None:
+    def stop_if_requested(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
         """Stop if any process was asked to.
 
         Args:

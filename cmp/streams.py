@@ -94,14 +94,12 @@ def cut_into_tasks(
     if tasks > len(order):
         raise CmpError(f"stream.tasks: {tasks} tasks cannot share {len(order)} classes")
     if images is None:
-        size, more = divmod(len(order), tasks)
-        bounds = np.cumsum([0] + [size + (task < more) for task in range(tasks)])
-    else:
-        total = np.cumsum([0, *images])
-        wanted = total[-1] * np.arange(tasks + 1) / tasks
-        bounds = np.abs(total[:, None] - wanted).argmin(axis=0)
-        room = np.arange(tasks + 1)  # at least one class for each task before and after a bound
-        bounds = np.maximum.accumulate(bounds - room).clip(0, len(order) - tasks) + room
+        return [part.tolist() for part in np.array_split(np.array(order, object), tasks)]
+    total = np.cumsum([0, *images])
+    wanted = total[-1] * np.arange(tasks + 1) / tasks
+    bounds = np.abs(total[:, None] - wanted).argmin(axis=0)
+    room = np.arange(tasks + 1)  # at least one class for each task before and after a bound
+    bounds = np.maximum.accumulate(bounds - room).clip(0, len(order) - tasks) + room
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
 
 

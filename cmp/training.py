@@ -540,17 +540,6 @@ def divergence_error(
 # gradient with respect to the features; then each part again, with that gradient sent back.
 
 
-def forward_micro_batch(
-    state: TrainState, batch: Batch, task: int, step: int, rows: slice
-) -> tuple[Tensor, Tensor]:
-    """Return unit features (image, text) of a part of a batch, augmented as in the whole."""
-    start = distributed.local_slice(state.config.training.batch).start
-    images = batch.images[rows.start - start : rows.stop - start]  # those of this process only
-    piece = Batch(batch.rows[rows], images, batch.texts[rows])
-    output = forward_batch(state, piece, task, step, (rows.start, len(batch.rows)))
-    return output.image, output.text
-
-
 def backward_in_micro_batches(
     state: TrainState, batch: Batch, task: int, step: int
 ) -> dict[str, Tensor]:
@@ -559,7 +548,14 @@ def backward_in_micro_batches(
     size = state.execution.micro_batch or local.stop - local.start
     starts = range(local.start, local.stop, size)
     pieces = [slice(start, min(start + size, local.stop)) for start in starts]
-    forward_piece = functools.partial(forward_micro_batch, state, batch, task, step)
+
+    def forward_piece(rows: slice) -> tuple[Tensor, Tensor]:
+        """Return unit features (image, text), augmented as in the whole batch."""
+        images = batch.images[rows.start - local.start : rows.stop - local.start]
+        piece = Batch(batch.rows[rows], images, batch.texts[rows])
+        output = forward_batch(state, piece, task, step, (rows.start, len(batch.rows)))
+        return output.image, output.text
+
     with torch.set_grad_enabled(len(pieces) == 1):
         outputs = [forward_piece(rows) for rows in pieces]
     features = [
@@ -577,7 +573,7 @@ def backward_in_micro_batches(
         gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
         trained = [pair for pair in zip(towers, gradients, strict=True) if pair[0].requires_grad]
         is_last = rows is pieces[-1]
-        with distributed.GradientBuckets(model.parameters() if is_last else ()):
+        with distributed.all_reduce_gradients(model.parameters() if is_last else ()):
             if trained:  # both towers may be frozen
                 torch.autograd.backward([x for x, _ in trained], [x for _, x in trained])
     return terms

@@ -21,7 +21,7 @@ from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, rules
 from cmp.merging.apply import merge
-from cmp.merging.policies import apply_policy
+from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
 from cmp.runner import Observer, execute
 from cmp.seeds import torch_generator
@@ -445,7 +445,7 @@ def test_model_stock_moves_in_an_average():
     for task in (1, 2, 3):
         before = memory.get("average", memory["zero"])
         trained = {n: x + 0.1 * weights(task)[n] + 0.1 for n, x in before.items()}
-        memory, _, deployed = apply_policy(merging, memory, trained, task)
+        memory, _, deployed = apply_policy(TaskEnd(merging, memory, trained, task, 0))
         assert not identical(deployed, before)
 
 
@@ -684,7 +684,7 @@ def stream(merging, tasks=3, seed=0):
         trained = {n: x + 0.1 * weights(task)[n] for n, x in start.items()}
         if merging.policy == "step-ema":
             memory = memory | {"average": weights(50 + task)}
-        memory, start, deployed = apply_policy(merging, memory, trained, task, seed)
+        memory, start, deployed = apply_policy(TaskEnd(merging, memory, trained, task, seed))
         yield memory, start, deployed, trained
 
 
@@ -697,7 +697,7 @@ def test_every_policy_and_rule_go_on_from_what_was_saved(policy, rule, tmp_path)
     saved, trained = copy.deepcopy(ends[1][0]), copy.deepcopy(ends[2][3])
     if policy == "step-ema":
         saved["average"] = weights(53)
-    memory, start, deployed = apply_policy(merging, saved, trained, 3, 0)
+    memory, start, deployed = apply_policy(TaskEnd(merging, saved, trained, 3, 0))
     assert identical(start, ends[2][1]) and identical(deployed, ends[2][2])
     assert memory.keys() == ends[2][0].keys()
     assert all(identical(memory[name], each) for name, each in ends[2][0].items())
@@ -894,6 +894,7 @@ def test_a_policy_merges_on_the_device_one_tensor_at_a_time(monkeypatch):
 
     monkeypatch.setattr(policies.MovedWeights, "__getitem__", moved)
     zero, trained = ({"a": torch.full((3,), x), "b": torch.full((2,), x)} for x in (0.0, 1.0))
-    output = apply_policy(Merging("ema", weight=0.25), {"zero": zero}, trained, 1, 0, "cpu:0")
+    end = TaskEnd(Merging("ema", weight=0.25), {"zero": zero}, trained, 1, 0, "cpu:0")
+    output = apply_policy(end)
     assert output.deployed["b"].tolist() == [0.25, 0.25]
     assert {device for _, device in seen} == {"cpu:0"}

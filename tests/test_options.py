@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cmp import cli, config, mixtures, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.policies import apply_policy
+from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.runner import Observer, execute
 from cmp.training import make_train_state, train_task
 
@@ -118,7 +118,9 @@ def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
     for task in range(3):
         if policy == "step-ema":
             memory["average"] = weights(9)
-        memory, start, deployed = apply_policy(merging, memory, weights(task + 1), task + 1)
+        memory, start, deployed = apply_policy(
+            TaskEnd(merging, memory, weights(task + 1), task + 1, 0)
+        )
         assert equal(memory["zero"], kept)
         assert start.keys() == deployed.keys() == zero.keys()
         places = [x.data_ptr() for kept_weights in memory.values() for x in kept_weights.values()]
@@ -130,7 +132,7 @@ def test_ema_merge_is_the_recurrence_of_the_specification():
     memory = {"zero": weights(0)}
     for task in range(1, 4):
         m = {name: 0.3 * x + 0.7 * m[name] for name, x in weights(task).items()}
-        memory, start, deployed = apply_policy(merging, memory, weights(task), task)
+        memory, start, deployed = apply_policy(TaskEnd(merging, memory, weights(task), task, 0))
         for name, x in m.items():
             torch.testing.assert_close(start[name], x)
             torch.testing.assert_close(deployed[name], x)

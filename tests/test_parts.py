@@ -270,7 +270,7 @@ def test_rows_are_shared_whatever_their_number(monkeypatch, count):
     for number in range(3):
         monkeypatch.setattr(distributed, "rank", lambda n=number: n)
         monkeypatch.setattr(distributed, "all_gather", lambda x: parts.append(x) or x)
-        distributed.share_rows(count, lambda part: rows[part])
+        distributed.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
 

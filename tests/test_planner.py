@@ -19,7 +19,7 @@ from cmp.errors import CmpError
 from cmp.experiments import evidence, forecast, paper, planner, results, statistics, studies
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
-from cmp.merging.policies import apply_policy
+from cmp.merging.policies import TaskEnd, apply_policy
 from lab import asked
 
 invoke = CliRunner().invoke
@@ -283,7 +283,7 @@ def test_a_merged_plan_keeps_as_many_networks_as_are_counted(known):
     merging, weights = planner.make_plan(core(), known).run.merging, {"w": torch.ones(2)}
     memory = {"zero": weights}
     for done in (1, 2, 3):
-        memory, _, _ = apply_policy(merging, memory, weights, done)
+        memory, _, _ = apply_policy(TaskEnd(merging, memory, weights, done, 0))
     assert len(memory) == forecast.COPIES
 
 

@@ -569,7 +569,8 @@ def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
 def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):
     broken = EntryPoint("broken", "nothing_like_it:load", "cmp.data")
     entries = (broken, EntryPoint("embedded", "cmp.embedded.packed:load_embedded", "cmp.data"))
-    monkeypatch.setattr(registry, "_entry_points", lambda group: entries)
+    named = {entry.name: entry for entry in entries}
+    monkeypatch.setattr(registry, "_entry_points", lambda group: named)
     assert data.named_sources() == ["broken", "embedded"]
     assert registry.load_entry("cmp.data", "embedded") is load_embedded
     with pytest.raises(CmpError, match=r"'broken' of 'cmp\.data': .*\(ModuleNotFound"):

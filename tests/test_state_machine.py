@@ -128,7 +128,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def is_evaluated(self):
         path, state = self.latest()
-        checkpoints.restore(state.tensors, self.model)
+        checkpoints.restore(state.tensors, self.model, None)
         scores = evaluation.evaluate(self.model, CONFIG.model.name, small_corpus(), subset=1)
         if state.progress.step == 0:
             kept = pd.DataFrame(state.progress.metrics)
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
         _, state = checkpoint
         task, step = state.progress.task, state.progress.step
         assert (task, step) == self.kept[-1]
-        checkpoints.restore(state.tensors, self.model)
+        checkpoints.restore(state.tensors, self.model, None)
         assert models.weights_digest(self.model) == self.digests[self.done()]
         rows = self.metrics[self.metrics["task"] <= task].to_dict("records")
         assert state.progress.metrics == rows

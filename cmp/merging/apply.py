@@ -24,7 +24,6 @@ from cmp.merging.rules import BlockContext, Draw, MagnitudeBounds, MergeOptions,
 from cmp.registry import Option, get_option, option_names
 
 StateDict = Mapping[str, Tensor]
-ResultCheck = Callable[[str, Tensor, Sequence[Tensor]], None]
 BLOCK_SIZES = {"linear": 1 << 20, "entries": 1 << 16}
 """Entries that are merged together: by the bytes that a rule needs of each in the cache."""
 THRESHOLD_BLOCK = 1 << 16
@@ -95,9 +94,6 @@ def parse_options(
     Raises:
         CmpError: A value is impossible, or the rule does not read the key.
     """
-    own = {"weights": weights and tuple(weights), "draw": draw}
-    if not settings:
-        return MergeOptions(**own)
     read = get_option("merge_rule", rule).settings
     known = [*["weights"] * ("weight" in read), *filter(read.__contains__, rules.MERGE_SETTINGS)]
     if unread := [key for key in settings if key not in known]:
@@ -105,14 +101,14 @@ def parse_options(
         takes = ", ".join(known) or "no settings"
         raise CmpError(f"merge: {rule!r} takes {takes}, not {unread[0]!r}{advice}")
     section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
-    return rules.options_of(section, **own)
+    return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
 
 
 def check_mergeable(
     rule: Option,
     models: Sequence[StateDict],
-    base: StateDict | None = None,
-    options: MergeOptions | None = None,
+    base: StateDict | None,
+    options: MergeOptions,
     labels: Sequence[str] = (),
 ) -> None:
     """Check that a rule can merge some models.
@@ -134,7 +130,7 @@ def check_mergeable(
     if (base is None) == rule.facts["base"]:
         wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
         raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base'}")
-    check_merge_weights(rule, len(models), options.weights if options else None)
+    check_merge_weights(rule, len(models), options.weights)
     everything = [*models, *([] if base is None else [base])]
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, other in zip(names[1:], everything[1:], strict=False):
@@ -202,7 +198,6 @@ def iter_merged(
     Takes the arguments of `merge`, for models that were checked; `finite` says that all entries are
     known to be finite, which is checked otherwise.
     """
-    check: ResultCheck = (lambda name, result, sources: None) if finite else require_finite
     parameters = [name for name in models[0] if is_mergeable(name, models[0][name])]
     bounds = [KEEP_ALL] * len(models)
     if rule.facts["trims"] and base is not None:
@@ -213,46 +208,73 @@ def iter_merged(
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
     for name in models[0]:
         tensors = [model[name] for model in models]
-        start = None if base is None else base[name]
-        newest = tensors[0]
+        newest, is_parameter = tensors[0], is_mergeable(name, tensors[0])
+        start = base[name] if base is not None and is_parameter else None
         target = out[name] if out else newest.new_empty(newest.shape)
+        versions = TensorVersions(name, tensors, start, target, finite)
         if not newest.is_floating_point():
             target.copy_(newest)
-        elif not is_mergeable(name, newest):
-            mean = MergeOptions().weights_of(len(tensors))
-            write_weighted_sum(name, tensors, mean, target, check)
-        elif not rule.facts["linear"]:
-            write_entries(rule, name, tensors, start, options, bounds, target, check)
-        else:
+        elif not is_parameter:
+            write_weighted_sum(versions, MergeOptions().weights_of(len(tensors)))
+        elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
-            write_weighted_sum(name, tensors, factors, target, check, start)
+            write_weighted_sum(versions, factors)
+        else:
+            write_entries(rule, versions, options, bounds)
         yield name, target
 
 
-def write_weighted_sum(
-    name: str,
-    tensors: list[Tensor],
-    factors: Sequence[float],
-    out: Tensor,
-    check: ResultCheck,
-    base: Tensor | None = None,
-) -> None:
+class TensorVersions:
+    """One tensor of all models, as vectors.
+
+    Attributes:
+        name: Its name.
+        models: Its versions in the models.
+        base: That before the stream, where task vectors are merged.
+        out: Where the result goes.
+        sources: What it is made of: `models`, and `base` if there is one.
+        kind: The type and device that they are merged in.
+        finite: Whether all entries are known to be finite.
+    """
+
+    def __init__(
+        self, name: str, models: list[Tensor], base: Tensor | None, out: Tensor, finite: bool
+    ):
+        self.name, self.out, self.finite = name, out.view(-1), finite
+        self.models = [x.reshape(-1) for x in models]
+        self.base = None if base is None else base.reshape(-1)
+        self.sources = self.models if self.base is None else [*self.models, self.base]
+        self.kind: Any = {"dtype": rules.compute_dtype(self.sources), "device": out.device}
+
+    def check(self, result: Tensor) -> None:
+        """Check that all entries of a result, or of a source, are finite.
+
+        Raises:
+            NotFiniteError: A source holds NaN or infinity.
+            CmpError: The sources are finite and the result overflows.
+        """
+        if self.finite or math.isfinite(result.sum().item()) or bool(result.isfinite().all()):
+            return
+        if all(bool(x.isfinite().all()) for x in self.sources):
+            raise CmpError(
+                f"{self.name}: the merged weights overflow {result.dtype}; lower the scale"
+            )
+        raise NotFiniteError(self.name)
+
+
+def write_weighted_sum(versions: TensorVersions, factors: Sequence[float]) -> None:
     """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
 
     Differences are added up before the base is, since they are small beside it.
 
     Args:
-        name: The tensor's name.
-        tensors: Its versions.
-        factors: One per version.
-        out: Where the result goes.
-        check: Called with each result and what it was made of, see `require_finite`.
-        base: Its version before the stream, if the factors are of task vectors.
+        versions: The tensor.
+        factors: One per model.
     """
-    sources, target, start, kind = _flatten(tensors, base, out)
-    used = [(x, factor) for x, factor in zip(sources, factors, strict=False) if factor]
-    one, size = torch.ones(1, **kind), BLOCK_SIZES["linear"]
-    space = torch.empty(0 if start is None else size, **kind)
+    target, start = versions.out, versions.base
+    used = [(x, factor) for x, factor in zip(versions.models, factors, strict=True) if factor]
+    one, size = torch.ones(1, **versions.kind), BLOCK_SIZES["linear"]
+    space = torch.empty(0 if start is None else size, **versions.kind)
     for at in range(0, len(target), size):
         into = target[at : at + size]
         sums = into if into.dtype == one.dtype else torch.empty_like(into, dtype=one.dtype)
@@ -272,67 +294,29 @@ def write_weighted_sum(
             torch.mul(*blocks[0], out=sums) if blocks else sums.zero_()
         if sums is not into:
             into.copy_(sums)
-        check(name, into, sources)
-    for x, factor in zip(sources, factors, strict=False):
+        versions.check(into)
+    for x, factor in zip(versions.models, factors, strict=True):
         if not factor:
-            check(name, x, [x])
-
-
-def _flatten(
-    tensors: list[Tensor], base: Tensor | None, out: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor | None, dict[str, Any]]:
-    """Return versions of a tensor with the base's last, the target and the base as vectors, and
-    the type and device that they are merged in."""
-    start = None if base is None else base.reshape(-1)
-    flat = [*(x.reshape(-1) for x in tensors), *([] if start is None else [start])]
-    kind = {"dtype": rules.compute_dtype(flat), "device": out.device}
-    return flat, out.view(-1), start, kind
+            versions.check(x)
 
 
 def write_entries(
-    rule: Option,
-    name: str,
-    tensors: list[Tensor],
-    base: Tensor | None,
-    options: MergeOptions,
-    bounds: Sequence[MagnitudeBounds],
-    out: Tensor,
-    check: ResultCheck,
+    rule: Option, versions: TensorVersions, options: MergeOptions, bounds: Sequence[MagnitudeBounds]
 ) -> None:
     """Write what a rule makes of the entries of one tensor, on top of theta_0 if there is one."""
-    sources, target, start, kind = _flatten(tensors, base, out)
-    size = BLOCK_SIZES["entries"]
-    space = torch.empty(len(tensors), min(size, len(target)), **kind)
+    target, start, size = versions.out, versions.base, BLOCK_SIZES["entries"]
+    space = torch.empty(len(versions.models), min(size, len(target)), **versions.kind)
     for number, at in enumerate(range(0, len(target), size)):
         into = target[at : at + size]
         entries = space[:, : len(into)]
         origin = None if start is None else start[at : at + size].to(space.dtype)
-        for row, x in zip(entries, sources, strict=False):
+        for row, x in zip(entries, versions.models, strict=True):
             block = x[at : at + size].to(space.dtype)
             row.copy_(block) if origin is None else torch.sub(block, origin, out=row)
-        check(name, entries, sources)
-        merged = rule.value(entries, BlockContext(options, bounds, name, number))
+        versions.check(entries)
+        merged = rule.value(entries, BlockContext(options, bounds, versions.name, number))
         into.copy_(merged if origin is None else torch.add(origin, merged, out=merged))
-        check(name, into, [])
-
-
-def require_finite(name: str, result: Tensor, sources: Sequence[Tensor]) -> None:
-    """Check that all entries of a result are finite.
-
-    Args:
-        name: The tensor's name.
-        result: What was computed.
-        sources: What it was made of.
-
-    Raises:
-        NotFiniteError: A source holds NaN or infinity.
-        CmpError: The sources are finite and the result overflows.
-    """
-    if math.isfinite(result.sum().item()) or bool(result.isfinite().all()):
-        return
-    if all(bool(x.isfinite().all()) for x in sources):
-        raise CmpError(f"{name}: the merged weights overflow {result.dtype}; lower the scale")
-    raise NotFiniteError(name)
+        versions.check(into)
 
 
 def magnitude_thresholds(

@@ -6,7 +6,8 @@ per-step average, which lives where the network does; they are merged there, too
 time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.apply import StateDict, check_mergeable, iter_merged
+from cmp.merging.apply import check_mergeable, iter_merged
 from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
@@ -81,8 +82,15 @@ class TaskEnd:
             **changed: Settings that differ from the config's, as `cmp.merge` takes them.
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
-        base = self.memory["zero"] if self.rule.facts["base"] else None
-        return merge_on(self.device, self.rule, models, base, options)
+        return self._merge_by(self.rule, models, options)
+
+    def _merge_by(self, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
+        """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
+        base = self.memory["zero"] if rule.facts["base"] else None
+        check_mergeable(rule, models, base, options)
+        moved = [MovedWeights(model, self.device) for model in models]
+        start = MovedWeights(base, self.device) if base else None
+        return {n: x.cpu() for n, x in iter_merged(rule, moved, start, options, finite=True)}
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
         """Merge two models; `merging.weight` is the newer one's."""
@@ -91,36 +99,15 @@ class TaskEnd:
         return self.merge([newer, older], choice, weights=weights)
 
 
-@dataclass(frozen=True)
-class MovedWeights(Mapping[str, Tensor]):
+class MovedWeights(UserDict[str, Tensor]):
     """Weights whose tensors are copied to a device when they are asked for."""
 
-    weights: StateDict
-    device: torch.device | str
+    def __init__(self, weights: Weights, device: torch.device | str):
+        super().__init__(weights)
+        self.device = device
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.weights[name].to(self.device)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-
-def merge_on(
-    device: torch.device | str,
-    rule: Option,
-    models: list[Weights],
-    base: Weights | None,
-    options: MergeOptions,
-) -> Weights:
-    """Merge models on a device, one tensor at a time; they and the result are on the CPU."""
-    check_mergeable(rule, models, base, options)
-    moved = [MovedWeights(model, device) for model in models]
-    start = MovedWeights(base, device) if base else None
-    merged = iter_merged(rule, moved, start, options, finite=True)
-    return {name: x.cpu() for name, x in merged}
+        return self.data[name].to(self.device)
 
 
 ChoiceOutput = tuple[Memory, Weights]
@@ -184,7 +171,7 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
     before = end.memory.get("all", end.memory["zero"])
     options = MergeOptions(weights=(share, 1 - share))
     rule = get_option("merge_rule", "interpolation")
-    mean = merge_on(end.device, rule, [end.trained, before], None, options)
+    mean = end._merge_by(rule, [end.trained, before], options)
     return {"all": mean}, mean
 
 
@@ -246,26 +233,13 @@ for _name, _choices in _POLICIES.items():
 register("merge_policy", "step-ema", ("decay",), merges=())(MergePolicy("steps", "steps"))
 
 
-def apply_policy(
-    merging: Merging,
-    memory: Memory,
-    trained: Weights,
-    done: int,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> MergedWeights:
-    """Apply the policy and the rule that a config names after a task.
+def apply_policy(end: TaskEnd) -> MergedWeights:
+    """Apply the policy that a config names, one other than "none", after a task.
 
     Args:
-        merging: The config section, with a policy other than "none".
-        memory: What the policy remembers, at first {"zero": the weights before the stream}.
-        trained: The weights that the task ended in.
-        done: How many tasks are done, at least one.
-        seed: Seed of rules that draw at random.
-        device: Where models are merged.
+        end: What has happened; at first the memory is {"zero": the weights before the stream}.
     """
-    end = TaskEnd(merging, memory, trained, done, seed, device)
-    return get_option("merge_policy", merging.policy).value(end)
+    return get_option("merge_policy", end.merging.policy).value(end)
 
 
 @torch.no_grad()

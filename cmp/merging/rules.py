@@ -28,6 +28,8 @@ from cmp.registry import Option, register
 from cmp.seeds import torch_generator
 
 Weights = dict[str, Tensor]
+Factors = list[float]
+"""What a linear rule returns: one per model, newest first."""
 Draw = tuple[int, *tuple[int | str, ...]]
 """Seed and counters of a random draw."""
 _PARALLEL_TOLERANCE = 1e-6
@@ -102,17 +104,13 @@ class BlockContext(NamedTuple):
 
 
 @register("merge_rule", "interpolation", ("weight", "shares", "power", "reverse"), linear=True)
-def interpolation(
-    models: list[Tensor], base: Tensor | None, options: MergeOptions, depth: float
-) -> list[float]:
+def interpolation(models: list[Tensor], base: None, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of sum_i w_i theta_i."""
     return options.weights_of(len(models))
 
 
 @register("merge_rule", "slerp", ("weight",), linear=True, count=2)
-def slerp(
-    models: list[Tensor], base: Tensor | None, options: MergeOptions, depth: float
-) -> list[float]:
+def slerp(models: list[Tensor], base: None, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of a point on the arc between two models, per tensor.
 
     Where the two are parallel, as an arc and a line are then one in fp32, or opposite, where there
@@ -129,13 +127,13 @@ def slerp(
 @register("merge_rule", "task-arithmetic", ("scale",), linear=True, base=True, running="sum")
 def task_arithmetic(
     models: list[Tensor], base: Tensor, options: MergeOptions, depth: float
-) -> list[float]:
+) -> Factors:
     """Return the factors of theta_0 + s sum_i tau_i."""
     return [options.sum_scale(len(models))] * len(models)
 
 
 @register("merge_rule", "lines", ("scale", "alpha", "beta"), linear=True, base=True, running="sum")
-def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> list[float]:
+def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of LiNeS: task arithmetic whose scale grows with the block's depth.
 
     The factor is alpha + beta l / (L - 1) in block l of L, and alpha outside of blocks.
@@ -145,9 +143,7 @@ def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: floa
 
 
 @register("merge_rule", "model-stock", linear=True, base=True)
-def model_stock(
-    models: list[Tensor], base: Tensor, options: MergeOptions, depth: float
-) -> list[float]:
+def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of theta_0 + t mean(tau_i) (spec 12.3).
 
     t = k cos / ((k - 1) cos + 1) with cos the mean cosine between two of the k task vectors of a

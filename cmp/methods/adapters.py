@@ -75,9 +75,10 @@ ADAPTED = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 
 
 @torch.no_grad()
-def init_uniform(x: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
-    """Fill with values within 1 / sqrt(fan_in) of zero, as torch initialises a linear layer."""
-    return x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * fan_in**-0.5)
+def init_uniform(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill a matrix [out, in] with values within 1 / sqrt(in) of zero, as torch initialises a
+    linear layer."""
+    return x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * x.shape[1] ** -0.5)
 
 
 def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -106,10 +107,7 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
 
 
 def attach(
-    model: nn.Module,
-    make: Callable[[Tensor], Adapter],
-    rank: int,
-    targets: tuple[str, ...] = (),
+    model: nn.Module, make: Callable[[Tensor], Adapter], rank: int, targets: tuple[str, ...]
 ) -> None:
     """Put adapters beside layers, in place, and freeze everything else.
 

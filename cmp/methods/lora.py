@@ -20,7 +20,7 @@ class LoraAdapter(adapters.Adapter):
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
         """Draw A and set B to zero."""
-        adapters.init_uniform(self.down, self.down.shape[1], generator)
+        adapters.init_uniform(self.down, generator)
         self.reset(weight)
 
     def reset(self, weight: Tensor) -> None:

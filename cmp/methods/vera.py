@@ -71,8 +71,8 @@ def prepare(state: TrainState) -> None:
         if (rows, columns) not in shared:
             generator = torch_generator("vera", state.config.seeds.init, rows, columns)
             rank = layer.adapter.rank
-            down = adapters.init_uniform(layer.weight.new_empty(rank, columns), columns, generator)
-            up = adapters.init_uniform(layer.weight.new_empty(rows, rank), rank, generator)
+            down = adapters.init_uniform(layer.weight.new_empty(rank, columns), generator)
+            up = adapters.init_uniform(layer.weight.new_empty(rows, rank), generator)
             shared[rows, columns] = (KAIMING * down, KAIMING * up)
         cast(VeraAdapter, layer.adapter).share(*shared[rows, columns])
 
