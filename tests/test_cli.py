@@ -77,7 +77,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         ),
         (["stream", "import", "/dev/zero", "x"], ["/dev/zero", "no regular file"]),
         (["stream", "make", "x", "--counts", "/dev/zero"], ["/dev/zero", "no regular file"]),
-        (["stream", "make", "a/b"], ["'a/b-classes'", "letters, digits"]),
+        (["stream", "make", "a/b"], ["'a/b'", "letters, digits"]),
         (["stream", "make", "embedded"], ["'embedded'", "choose another"]),
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
