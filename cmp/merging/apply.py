@@ -94,6 +94,9 @@ def parse_options(
     Raises:
         CmpError: A value is impossible, or the rule does not read the key.
     """
+    own = {"weights": weights and tuple(weights), "draw": draw}
+    if not settings:  # a merge in a loop needs no parsing
+        return MergeOptions(**own)
     read = get_option("merge_rule", rule).settings
     known = [*["weights"] * ("weight" in read), *filter(read.__contains__, rules.MERGE_SETTINGS)]
     if unread := [key for key in settings if key not in known]:
@@ -101,7 +104,7 @@ def parse_options(
         takes = ", ".join(known) or "no settings"
         raise CmpError(f"merge: {rule!r} takes {takes}, not {unread[0]!r}{advice}")
     section = config.parse({"merging": {"policy": "ema", "rule": rule} | settings}, "merge").merging
-    return rules.options_of(section, weights=weights and tuple(weights), draw=draw)
+    return rules.options_of(section, **own)
 
 
 def check_mergeable(
