@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: study lab site test test-long kill-test study-kill-test flip-test lint clean
 
@@ -20,11 +21,11 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+	$(PYTEST) -m "not long"
 
 test-long: $(READY)
 	$(BIN)/cmpt data build
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
+	$(PYTEST) -m long
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build

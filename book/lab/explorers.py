@@ -219,10 +219,8 @@ def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, An
 def schedule_table() -> dict[str, Any]:
     """Return the table of the explorer of schedules."""
     published = analyses.published_settings(*analyses.SCHEDULES)
-    table, configs = (
-        common_table("schedule", "rates", published),
-        results.setting_configs(published),
-    )
+    table = common_table("schedule", "rates", published)
+    configs = results.setting_configs(published)
     for row in table["runs"]:
         run = configs[row["label"]]
         row["schedule"] = _schedule_state(run)

@@ -5,6 +5,7 @@ A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 
 typed, and a value that changes changes in the text, too.
 """
 
+import math
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from cmp.experiments.scores import (
     estimate_mean,
     planned_streams,
     setting_estimates,
+    signed,
     study_trajectory,
 )
 from cmp.readers.files import read_yaml
@@ -30,6 +32,7 @@ LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
+NO_MIRROR = "(no front at its A_ZS)"
 KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "mirror", "difference", "before", "n",
          "bases", "peak", "spread", "verdict")  # fmt: skip
 
@@ -113,19 +116,16 @@ def _value(kind: str, what: str) -> str:
         if what not in judged.index:
             raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
         return str(judged.loc[what, "sentence"])
-    if kind == "spread":
-        row, _, column = what.partition(", ")
-        return str(analyses.order_spreads().loc[row, column])
     if kind not in KINDS:
         raise CmpError(f"no such value; there are {', '.join(KINDS)}")
     try:
         if kind == "difference":
             return difference(what)
-        if kind in ("gain", "gain_less"):
-            return gain(what, verdicts.MATTERS if kind == "gain_less" else 0.0)
-        if kind == "mirror":
-            found = verdicts.gain_of(*_place(what), verdicts.load_claims().fronts["plain"])
-            return f"{found.mirror:+.1f}".replace("-", "−")
+        if kind in ("gain", "gain_less", "mirror"):
+            return gain(what, kind)
+        if kind == "spread":
+            row, _, column = what.partition(", ")
+            return str(analyses.order_spreads().loc[row, column])
         if kind == "before":
             return before(what)
         table = verdicts.setting_scores(*_place(what))
@@ -153,18 +153,21 @@ def difference(what: str) -> str:
     return estimate_mean(values, first["base"], planned, level).in_words()
 
 
-def gain(what: str, less: float = 0.0) -> str:
-    """Return the gain of "study/setting" with its interval, or that the front does not cover it.
+def gain(what: str, kind: str) -> str:
+    """Return a "gain" of "study/setting" with its interval, or that the front does not cover it.
 
     Args:
         what: The setting.
-        less: Points of A_KA that it gives away.
+        kind: "gain", "gain_less" for that with a point of A_KA less, or "mirror".
     """
     study, setting = _place(what)
+    less = verdicts.MATTERS if kind == "gain_less" else 0.0
     try:
         found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
     except OutsideFrontError:
         return NO_GAIN
+    if kind == "mirror":
+        return NO_MIRROR if math.isnan(found.mirror) else signed(found.mirror)
     return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
 
 

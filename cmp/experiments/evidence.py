@@ -108,11 +108,11 @@ class Evidence:
         if count > MAX_DIFFERENCES:
             return None
         rows = self.trajectory[self.trajectory["setting"] == name]
-        found = scores.setting_estimates(rows, name, verdicts.claims_level())
+        estimates = scores.setting_estimates(rows, name, verdicts.claims_level())
         table = pd.DataFrame(
             {"mean": each.value, "low": each.low, "high": each.high, "words": each.in_words("")}
-            for each in found.values()
-        ).set_axis([*found])
+            for each in estimates.values()
+        ).set_axis([*estimates])
         study, _, setting = name.partition("/")
         return Place(study, setting, table, rows["replicate"].nunique(), words)
 

@@ -113,7 +113,7 @@ def fit_front(
     last = count or int(np.argmax(accumulation)) + 1
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
-    # peaks with one A_KA or one A_ZS count as one point, so that the curve falls everywhere
+    # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
     rising, falling = _merge_ties(rising, falling)
     falling, rising = _merge_ties(-falling, rising)
     if len(rising) < 2:

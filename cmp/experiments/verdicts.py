@@ -443,9 +443,16 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
 
 
 def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
-    row = {key: getattr(claim, key) for key in ("guideline", "study", "source")}
-    row |= {"claimed": claim.sentence, "measure": claim.measure, "expected": claim.expected}
-    row |= {"planned": claim.half_width, "level": level}
+    row: dict[str, Any] = {
+        "guideline": claim.guideline,
+        "study": claim.study,
+        "source": claim.source,
+        "claimed": claim.sentence,
+        "measure": claim.measure,
+        "expected": claim.expected,
+        "planned": claim.half_width,
+        "level": level,
+    }
     if words := _missing_runs(claim, known):
         sentence = f"Not computed yet: {words}."
         return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
@@ -651,13 +658,13 @@ def gains_table(
 
 
 def _shared_replicates(settings: dict[str, Sequence[str]]) -> pd.Index:
-    """Return the replicates that all those of some settings have that are published."""
-    found = []
+    """Return the replicates that all of some settings have, of those that are published."""
+    replicates = []
     for study, names in settings.items():
         for name in names:
             with contextlib.suppress(NotComputed):
-                found.append(setting_scores(study, name).index)
-    return functools.reduce(pd.Index.intersection, found) if found else pd.Index([])
+                replicates.append(setting_scores(study, name).index)
+    return functools.reduce(pd.Index.intersection, replicates) if replicates else pd.Index([])
 
 
 def claim_correlations(known: ClaimsFile) -> pd.DataFrame:

@@ -82,21 +82,22 @@ class TaskEnd:
             **changed: Settings that differ from the config's, as `cmp.merge` takes them.
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
-        return self._merge_by(self.rule, models, options)
-
-    def _merge_by(self, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
-        """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
-        base = self.memory["zero"] if rule.facts["base"] else None
-        check_mergeable(rule, models, base, options)
-        moved = [MovedWeights(model, self.device) for model in models]
-        start = MovedWeights(base, self.device) if base else None
-        return {n: x.cpu() for n, x in iter_merged(rule, moved, start, options, finite=True)}
+        return _merge_by(self, self.rule, models, options)
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
         """Merge two models; `merging.weight` is the newer one's."""
         weight = self.merging.weight
         weights = (weight, 1 - weight) if "weight" in self.rule.settings else None
         return self.merge([newer, older], choice, weights=weights)
+
+
+def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
+    """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
+    base = end.memory["zero"] if rule.facts["base"] else None
+    check_mergeable(rule, models, base, options)
+    moved = [MovedWeights(model, end.device) for model in models]
+    start = MovedWeights(base, end.device) if base else None
+    return {n: x.cpu() for n, x in iter_merged(rule, moved, start, options, finite=True)}
 
 
 class MovedWeights(UserDict[str, Tensor]):
@@ -171,7 +172,7 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
     before = end.memory.get("all", end.memory["zero"])
     options = MergeOptions(weights=(share, 1 - share))
     rule = get_option("merge_rule", "interpolation")
-    mean = end._merge_by(rule, [end.trained, before], options)
+    mean = _merge_by(end, rule, [end.trained, before], options)
     return {"all": mean}, mean
 
 
