@@ -27,6 +27,8 @@ export function explore(el, { table, kernel, start }) {
     if (!metasOf(next.name).includes(next.meta)) next.meta = "none";
     const room = (1 - ("warmup" in changes ? next.warmup : next.cooldown)).toFixed(3);
     if (next.warmup + next.cooldown > 1) next["warmup" in changes ? "cooldown" : "warmup"] = Number(room);
+    // 1 - 33 / 40 is 0.17500000000000004
+    for (const key of ["warmup", "cooldown"]) next[key] = Number(next[key].toFixed(6));
     if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
     if (next.lock && !("peak" in changes)) {
       const wanted = changes.lock ? d3.mean(ratesOf(next)) : next.mean;
