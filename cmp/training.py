@@ -353,11 +353,9 @@ def train_step(
         >>> batch, optimizer = state.loader.batch(pools[0], 0, 0), cmp.create_optimizer(state)
         >>> result = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
     """
-    if state.execution.uses_micro_batches:
-        optimizer.zero_grad()
-        terms = backward_in_micro_batches(state, batch, task, step)
-    else:
-        terms = backward(state, optimizer, batch, task, step)
+    optimizer.zero_grad()
+    compute = backward_in_micro_batches if state.execution.uses_micro_batches else backward
+    terms = compute(state, batch, task, step)
     state.method.after_backward(state)
     loss = add_up(terms.values())
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.config.optimizer.clip)
@@ -430,13 +428,10 @@ def copy_to_host(x: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def backward(
-    state: TrainState, optimizer: torch.optim.Optimizer, batch: Batch, task: int, step: int
-) -> dict[str, Tensor]:
+def backward(state: TrainState, batch: Batch, task: int, step: int) -> dict[str, Tensor]:
     """Compute the gradients of a batch and return the terms of its loss by name."""
     output = forward_batch(state, batch, task, step)
     terms = loss_terms(state, output.image, output.text, output)
-    optimizer.zero_grad()
     add_up(terms.values()).backward()
     return terms
 

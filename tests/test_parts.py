@@ -29,7 +29,6 @@ from cmp.training import (
     backward,
     backward_in_micro_batches,
     clamp_logit_scale,
-    create_optimizer,
     forward,
     forward_batch,
     make_train_state,
@@ -189,7 +188,7 @@ def step_of(state, corpus):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        backward(state, create_optimizer(state), batch, 1, 0)
+        backward(state, batch, 1, 0)
     return {name: p.grad for name, p in state.model.named_parameters()}, len(kept)
 
 

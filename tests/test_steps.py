@@ -111,6 +111,27 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
     assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()
 
 
+@pytest.mark.parametrize(("replay", "limit"), [(True, 10**9), (False, 10**9), (True, 10)])
+def test_towers_of_a_small_network_become_cuda_graphs(monkeypatch, replay, limit):
+    """Unless a step computes its batch in parts, since a graph overwrites what it gave before."""
+    monkeypatch.setattr(execution, "LAUNCH_BOUND", limit)
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda tower, **how: asked.append(how))
+    execution.compile_towers(models.create_on_meta("small"), replay)
+    mode = "reduce-overhead" if replay and limit > 10 else None
+    assert [how["mode"] for how in asked if how["backend"] == "inductor"] == [mode, mode]
+    assert mode is None or torch._inductor.list_mode_options(mode)["triton.cudagraphs"]
+
+
+def test_a_step_in_parts_has_no_cuda_graphs(corpus, monkeypatch):
+    asked = []
+    monkeypatch.setattr(execution, "compile_towers", lambda _, replay: asked.append(replay))
+    for part in (None, 6):
+        run_config = config.parse(config.override({}, ["training.batch=12"]))
+        make_train_state(run_config, corpus, execution=ExecutionConfig(part, False, True))
+    assert asked == [True, False]
+
+
 def test_only_steps_are_compiled(corpus, monkeypatch):
     """Evaluations and what methods do between tasks have batches of many sizes."""
     monkeypatch.setattr(execution, "BACKEND", "eager")
