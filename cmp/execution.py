@@ -137,8 +137,7 @@ def compile_towers(model: Network, replay: bool) -> None:
             warnings.warn(f"--compile: the {kind} tower stays as it is ({reason})", stacklevel=2)
         else:
             torch._dynamo.reset()
-            options = {"mode": mode} if BACKEND == "inductor" else {}
-            tower.compile(fullgraph=True, backend=BACKEND, dynamic=kind == "text", **options)
+            tower.compile(fullgraph=True, backend=BACKEND, dynamic=kind == "text", mode=mode)
 
 
 def check_divisible(model: nn.Module, name: str) -> None:

@@ -257,6 +257,7 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(execution, "BACKEND", "eager")
+    monkeypatch.setattr(execution, "LAUNCH_BOUND", 0)
     monkeypatch.setattr(networks, "LARGE", "bench-nano")
     monkeypatch.setitem(timing.SIDE, "cpu", 64)
     rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
-from cmp.experiments import pretraining, store
+from cmp.experiments import pretraining, store, verdicts
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means
 from cmp.readers.files import read_yaml
@@ -146,12 +146,18 @@ def test_the_paper_s_sum_of_learning_rates_is_that_of_its_profile():
     assert run.training.steps == pytest.approx(paper["steps of an update"], rel=0.01)
 
 
-def test_points_of_fewer_streams_are_hollow():
-    points = pd.DataFrame({"group": "a", "x": [1, 2], "y": [3.0, 4], "streams": [1, 4]})
-    figure = figures.plot_curves(points, "x", {"y": "Score (%)"}, "Compute")
-    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
-    assert [line.get_xydata().tolist() for line in hollow] == [[[1, 3]]]
-    assert "Streams of a filled point: 4; of a hollow one: 1." in figure.get_supxlabel()
+def test_means_over_shared_streams_compare_the_same_streams():
+    places = {"plain": "front/plain, peak 0.00063", "joint": "scaling-more/joint"}
+    scores = {words: verdicts.setting_scores(*at.split("/")) for words, at in places.items()}
+    common = scores["plain"].index.intersection(scores["joint"].index)
+    assert 0 < len(common) < len(scores["plain"])
+    means = analyses.mean_scores(places, shared=True)
+    for words, each in scores.items():
+        assert means.loc[words, "A_KA"] == pytest.approx(each.loc[common, "A_KA"].mean())
+    assert set(means["streams"]) == {len(common)}
+    assert means["A_KA half"].isna().all()
+    assert set(means["preliminary"]) == {""}
+    assert analyses.mean_scores(places).loc["plain", "streams"] == len(scores["plain"])
 
 
 def test_tables_are_shown_with_thousands_and_dashes():

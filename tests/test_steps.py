@@ -68,10 +68,16 @@ def test_a_merge_enters_three_files(rule):
     assert len(files) <= 3 + facts["draws"], files
 
 
-@pytest.mark.parametrize("name", ["small", "tiny-vit"])
-def test_compiled_towers_train_alike_and_keep_their_names(corpus, monkeypatch, name):
-    """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
+@pytest.fixture
+def traced(monkeypatch):
+    """Towers are traced as if to be compiled, and computed as they are; there are no graphs."""
     monkeypatch.setattr(execution, "BACKEND", "eager")
+    monkeypatch.setattr(execution, "LAUNCH_BOUND", 0)
+
+
+@pytest.mark.parametrize("name", ["small", "tiny-vit"])
+def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
+    """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
     settings = [f"model.name={name}", "training.batch=12", "training.precision=fp32"]
     run_config = config.parse(config.override({}, [*settings, "method.name=lora"]))
     pools, found = mixtures.task_pools(run_config, corpus), []
@@ -92,8 +98,7 @@ def test_on_a_cpu_nothing_is_compiled(corpus):
         make_train_state(DEFAULT, corpus, execution=ExecutionConfig(compile_towers=True))
 
 
-def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatch):
-    monkeypatch.setattr(execution, "BACKEND", "eager")
+def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatch, traced):
     run_config = config.parse(config.override({}, ["training.batch=12"]))
     model = models.load_model(run_config.model, 0)
     forward = type(model.visual).forward
@@ -119,7 +124,7 @@ def test_towers_of_a_small_network_become_cuda_graphs(monkeypatch, replay, limit
     monkeypatch.setattr(torch.nn.Module, "compile", lambda tower, **how: asked.append(how))
     execution.compile_towers(models.create_on_meta("small"), replay)
     mode = "reduce-overhead" if replay and limit > 10 else None
-    assert [how["mode"] for how in asked if how["backend"] == "inductor"] == [mode, mode]
+    assert [how["mode"] for how in asked if how["backend"] == execution.BACKEND] == [mode, mode]
     assert mode is None or torch._inductor.list_mode_options(mode)["triton.cudagraphs"]
 
 
@@ -132,9 +137,8 @@ def test_a_step_in_parts_has_no_cuda_graphs(corpus, monkeypatch):
     assert asked == [True, False]
 
 
-def test_only_steps_are_compiled(corpus, monkeypatch):
+def test_only_steps_are_compiled(corpus, traced):
     """Evaluations and what methods do between tasks have batches of many sizes."""
-    monkeypatch.setattr(execution, "BACKEND", "eager")
     settings = [
         "stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=1",
         "evaluation.full=false", "method.name=ewc", "method.batches=1",

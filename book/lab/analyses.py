@@ -86,27 +86,31 @@ def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
     return ends[["setting", "A_KA", "A_ZS"]].reset_index(drop=True)
 
 
-def mean_scores(settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS) -> pd.DataFrame:
+def mean_scores(
+    settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS, shared: bool = False
+) -> pd.DataFrame:
     """Return what published settings came to, in the mean over their replicates.
 
     Args:
         settings: What each is called here -> its study/setting.
         columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
+        shared: Use only the replicates that all these settings have; there are no intervals then.
 
     Returns:
         A row per setting: the means, "NAME half", half the width of their intervals at the level of
         the claims (NaN where there is none yet), `streams`, how many there are, and `preliminary`,
         such as "2 of 20 streams".
     """
-    rows, level = {}, verdicts.claims_level()
-    for words, place in settings.items():
-        study, _, setting = place.partition("/")
-        scores, planned = verdicts.setting_scores(study, setting), planned_streams(study, setting)
-        rows[words] = {}
+    rows, places = {}, {words: place.split("/", 1) for words, place in settings.items()}
+    replicates = verdicts.shared_replicates(places.values()) if shared else slice(None)
+    for words, place in places.items():
+        scores, planned = verdicts.setting_scores(*place), planned_streams(*place)
+        scores, rows[words] = scores.loc[replicates], {}
         for key, name in columns.items():
-            mean = estimate_mean(scores[key], scores["base"], planned, level)
-            rows[words] |= {name: mean.value, f"{name} half": mean.half}
-            rows[words] |= {"streams": mean.streams, "preliminary": mean.progress}
+            mean = estimate_mean(scores[key], scores["base"], planned, verdicts.claims_level())
+            half, progress = (np.nan, "") if shared else (mean.half, mean.progress)
+            rows[words] |= {name: mean.value, f"{name} half": half}
+            rows[words] |= {"streams": mean.streams, "preliminary": progress}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -635,35 +635,35 @@ def gains_table(
         `n`, `preliminary` (such as "2 of 20 streams", "" with all), and `reason` where there is no
         gain.
     """
-    rows, replicates = [], _shared_replicates(settings) if shared else None
-    for study, names in settings.items():
-        for name in names:
-            row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
-            row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
-            row["preliminary"] = ""
-            rows.append(row)
-            try:
-                scores = setting_scores(study, name)
-                scores = scores if replicates is None else scores.loc[replicates]
-                row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
-                gain = gain_of(study, name, front, replicates=replicates)
-            except CmpError as error:
-                row["reason"] = NOT_COMPUTED if isinstance(error, NotComputed) else str(error)
-                continue
-            found = estimate_gain(study, name, gain)
-            row |= {"gain": found.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
-            if not shared:
-                row |= {"low": found.low, "high": found.high, "preliminary": found.progress}
+    places = [(study, name) for study, names in settings.items() for name in names]
+    rows, replicates = [], shared_replicates(places) if shared else None
+    for study, name in places:
+        row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
+        row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
+        row["preliminary"] = ""
+        rows.append(row)
+        try:
+            scores = setting_scores(study, name)
+            scores = scores if replicates is None else scores.loc[replicates]
+            row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
+            gain = gain_of(study, name, front, replicates=replicates)
+        except CmpError as error:
+            row["reason"] = NOT_COMPUTED if isinstance(error, NotComputed) else str(error)
+            continue
+        found = estimate_gain(study, name, gain)
+        row |= {"gain": found.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
+        if not shared:
+            row |= {"low": found.low, "high": found.high, "preliminary": found.progress}
     return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
 
 
-def _shared_replicates(settings: dict[str, Sequence[str]]) -> pd.Index:
-    """Return the replicates that all of some settings have, of those that are published."""
+def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
+    """Return the replicates that all of some settings have, each given as study and setting; what
+    is not published is left out."""
     replicates = []
-    for study, names in settings.items():
-        for name in names:
-            with contextlib.suppress(NotComputed):
-                replicates.append(setting_scores(study, name).index)
+    for study, name in places:
+        with contextlib.suppress(NotComputed):
+            replicates.append(setting_scores(study, name).index)
     return functools.reduce(pd.Index.intersection, replicates) if replicates else pd.Index([])
 
 

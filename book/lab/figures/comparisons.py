@@ -142,11 +142,9 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
 def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str) -> Figure:
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
-    Hollow points are means over fewer streams than others.
-
     Args:
         points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
-            half width of its interval; `streams` and `preliminary`, see `lab.analyses.mean_scores`.
+            half width of its interval; `preliminary`, see `lab.analyses.mean_scores`.
         x: The column of the quantity.
         panels: Column -> title of its axis.
         label: Of the horizontal axis.
@@ -156,12 +154,6 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
     """
     looks, ticks = style.looks(points["group"]), sorted(set(points[x]))
     note = f"{_means_note(points, panels)} The horizontal axis is logarithmic."
-    few = points.iloc[:0]
-    if "streams" in points and points["streams"].nunique() > 1:
-        most = points["streams"].max()
-        few = points[points["streams"] < most]
-        counts = " or ".join(map(str, sorted(set(few["streams"]))))
-        note += f" Streams of a filled point: {most}; of a hollow one: {counts}."
     grid = {"nrows": len(panels), "squeeze": False, "sharex": True}
     with style.canvas(2.9 * len(panels) + 0.9, note.strip(), **grid) as (figure, column_of):
         for axes, (column, title) in zip(column_of[:, 0], panels.items(), strict=True):
@@ -169,9 +161,6 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
                 rows, look = rows.sort_values(x), looks[name] | {"markersize": 7, "capsize": 3}
                 bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
                 bars[0].set_label(name if len(looks) > 1 else "_")
-                hollow, look = few[few["group"] == name], looks[name] | {"linestyle": ""}
-                look |= {"markersize": 7, "markerfacecolor": "white", "zorder": 3}
-                axes.plot(hollow[x], hollow[column], **look)
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()

@@ -201,27 +201,38 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
     """
     axes.figure.draw_without_rendering()
     marks, lines = _drawn_marks(axes), _drawn_lines(axes)
-    inside, boxes, scale = axes.bbox, [], axes.figure.dpi / 72
+    scale, boxes = axes.figure.dpi / 72, {}
     centred = {"textcoords": "offset points", "ha": "center", "va": "center", "path_effects": HALO}
+    places = []
     for x, y, text, style in points:
         middle = axes.transData.transform((x, y))
         own = marks[np.hypot(*(marks[:, :2] - middle).T) < 1, 2].max(initial=0.0)
         tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": own / scale + 1}
         tie |= {"color": style.get("color", "0.4")}
         label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
-        size, options = label.get_window_extent().size, []
-        for beyond, angle in itertools.product((5, 12, 22, 36, 54), np.arange(24) * np.pi / 12):
-            move = np.array([np.cos(angle), np.sin(angle)]) * (size / 2 + own + beyond)
-            low, high = middle + move - size / 2 - 3, middle + move + size / 2 + 3
-            nearest = np.clip(marks[:, :2], low, high)  # of the box, to each mark
-            cost = 0.3 * beyond + 4 * np.all((lines > low) & (lines < high), axis=1).sum()
-            cost += 40 * (np.hypot(*(marks[:, :2] - nearest).T) < marks[:, 2]).sum()
-            cost += 1000 * ((low < inside.min).any() + (high > inside.max).any())
-            cost += 1000 * sum((low < b).all() and (high > a).all() for a, b in boxes)
-            options.append((cost, move, (low, high)))
-        _, move, box = min(options, key=lambda option: option[0])
-        label.set_position(move / scale)
-        boxes.append(box)
+        places.append((label, middle, own, label.get_window_extent().size))
+    tried = itertools.product((5, 12, 22, 36, 54), np.arange(24) * np.pi / 12)
+    beyond, angle = np.array([*tried]).T
+    directions = np.column_stack([np.cos(angle), np.sin(angle)])
+    for number, (label, middle, own, size) in [*enumerate(places)] * 2:  # now that all are placed
+        moves = directions * (size / 2 + own + beyond[:, None])
+        low, high = (middle + moves + sign * (size / 2 + 3) for sign in (-1, 1))  # [N, 2]
+        cost = 0.3 * beyond + 4 * (_distance(low, high, lines) == 0).sum(1)
+        cost += 40 * (_distance(low, high, marks[:, :2]) < marks[:, 2]).sum(1)
+        cost += 1000 * ((low < axes.bbox.min).any(1) | (high > axes.bbox.max).any(1))
+        for box in (box for key, box in boxes.items() if key != number):
+            cost += 1000 * ((low < box[1]) & (high > box[0])).all(1)
+        to_points = _distance(low, high, np.array([point for _, point, *_ in places]))
+        cost += 60 * (to_points < to_points[:, [number]]).sum(1)  # it would seem to be theirs
+        best = cost.argmin()
+        boxes[number] = low[best], high[best]
+        label.set_position(moves[best] / scale)
+
+
+def _distance(low: np.ndarray, high: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return how far boxes from `low` to `high` [N, 2] are from points [M, 2], as [N, M]."""
+    nearest = np.clip(points, low[:, None], high[:, None])
+    return np.hypot(*np.moveaxis(points - nearest, -1, 0))
 
 
 def _drawn_marks(axes: Axes) -> np.ndarray:
