@@ -44,7 +44,8 @@ class ForwardOutput:
 
     Example:
         >>> def losses(state, output):  # of a method: keep features of replayed samples small
-        ...     return {"small": output.image[-output.replayed :].square().mean()}
+        ...     first = len(output.image) - output.replayed
+        ...     return {"small": output.image[first:].square().mean()}
         >>> method = cmp.UpdateMethod(losses=losses)
     """
 
@@ -133,7 +134,8 @@ class UpdateMethod:
         begin_task: (state, task), before the task's first step, whatever weights it starts from.
         losses: (state, output), after each forward pass: terms by name that are added to the
             contrastive loss; `output` is None where a batch comes in micro-batches.
-        whole_batch_reason: (section) -> why the method needs the whole batch at once, or "".
+        whole_batch_reason: (section) -> why the method needs the whole batch at once, or "". A
+            method with `losses` that does not say is taken to need it.
         optimizer: (section) -> a function that takes AdamW's arguments.
         after_backward: (state), when the gradients are there, before they are clipped.
         step: (state, optimizer), when they are clipped.
@@ -149,7 +151,7 @@ class UpdateMethod:
     prepare: Callable[[TrainState], None] = lambda state: None
     begin_task: Callable[[TrainState, int], None] = lambda state, task: None
     losses: Callable[[TrainState, ForwardOutput | None], dict[str, Tensor]] = lambda state, out: {}
-    whole_batch_reason: Callable[[configs.Method], str] = lambda section: ""
+    whole_batch_reason: Callable[[configs.Method], str] | None = None
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
@@ -187,7 +189,10 @@ def make_train_state(
     corpus.check_side(models.preprocessing(model).size, config.model.name)
     tokens = models.tokenize(config.model.name, tuple(corpus.texts))
     state = TrainState(config, corpus.on(device), model, tokens, execution=execution)
-    if execution.uses_micro_batches and (why := state.method.whole_batch_reason(config.method)):
+    why, reason = "", state.method.whole_batch_reason
+    if reason or state.method.losses is not UpdateMethod.losses:
+        why = reason(config.method) if reason else "has losses that may look at the whole batch"
+    if execution.uses_micro_batches and why:
         raise CmpError(
             f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
             "one process, or choose another method"

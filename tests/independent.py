@@ -74,7 +74,8 @@ def pool_violators(values: list[float]) -> list[float]:
 
 
 def front_points(points: list[tuple[float, float]], top: int) -> tuple[list, list]:
-    """The front's knots: what is up to the highest accumulation, made to rise and to fall.
+    """The front's knots: what is up to `top`, the first that has the highest accumulation but for a
+    point, made to rise and to fall.
 
     `points` are (A_KA, A_ZS) by rising peak."""
     gained = pool_violators([a for a, _ in points[: top + 1]])
@@ -117,7 +118,8 @@ def gains(own: Study, setting: str, front: Study, spec: dict, scope: str):
         return gained, mean(study.end(name, r, EVAL, scope) for r in kept)
 
     points = [centre(front, name, replicates) for name in names]
-    top = max(range(len(points)), key=lambda i: points[i][0])
+    highest = max(a for a, _ in points)
+    top = next(i for i, (a, _) in enumerate(points) if a >= highest - 1)
     x, y = front_points(points, top)
     gained, retained = centre(own, setting, replicates)
     is_bound = gained > x[-1]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmp import config, mixtures, streams
+from cmp import budgets, config, mixtures, streams
 from cmp.experiments import statistics
 from tests import chapter_code
 
@@ -32,6 +32,17 @@ def test_report(corpus):
     assert report["buffer"].tolist() == [0, *report["images"].cumsum()[:-1]]
     assert report["passes"][2] == pytest.approx(40 * 21 / report["images"][2])
     assert report["passes"][1] == pytest.approx(40 * 32 / report["images"][1])
+
+
+def test_counts_and_passes_are_of_the_steps_that_a_budget_buys(corpus):
+    settings = ["method.name=lora", "training.budget=1.0", "stream.tasks=2"]
+    chosen = config.parse(config.override(config.profile("cpu"), settings))
+    bought = budgets.apply_budget(chosen)
+    assert bought.training.steps != chosen.training.steps
+    counts = statistics.sample_counts(chosen, corpus)
+    assert counts.sum() == 2 * bought.training.steps * chosen.training.batch
+    report = statistics.stream_report(chosen, corpus)
+    assert report.equals(statistics.stream_report(bought, corpus))
 
 
 def test_replay_brings_batches_nearer_to_all_data(corpus):

@@ -45,6 +45,20 @@ def test_a_front_goes_through_its_peaks_up_to_the_highest_accumulation():
     assert np.isnan(front.accumulation_at(53))
 
 
+def test_a_front_ends_where_higher_peaks_gain_hardly_more():
+    """So that a bound does not hang on which of two nearly equal peaks gains most."""
+    gained, kept = np.array([30.0, 36, 42, 46, 49, 49.5, 49.6]), A_ZS.copy()
+    found = []
+    for lead in (0.1, -0.1):  # of the last peak over the one before
+        gained[6] = gained[5] + lead
+        front = fit_front(PEAKS, gained, kept)
+        assert front.accumulation[-1] == 49
+        runs_of = {n: runs(a, z) for n, a, z in zip(NAMES, gained, kept, strict=True)}
+        found.append(gain(runs(52, 49), runs_of))
+    assert all(each.is_bound for each in found)
+    assert [each.values.mean() for each in found] == pytest.approx([49 - 49.2] * 2)
+
+
 scores = st.integers(100, 600).map(lambda tenths: tenths / 10)
 
 

@@ -15,6 +15,7 @@ import torch
 from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
+import cmp
 from cmp import config, distributed, mixtures, models, training
 from cmp.bench import networks
 from cmp.config import Training
@@ -77,6 +78,22 @@ def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
     settings = ("method.name=ewc", "method.fisher=batch", "method.batches=1")
     with pytest.raises(CmpError, match="'ewc' takes the gradient of a whole batch"):
         trained(ExecutionConfig(micro_batch=5), *settings)
+
+
+def test_losses_of_one_s_own_are_refused_in_parts_unless_they_say_that_they_take_them(
+    own_options, corpus
+):
+    """As `output` is None there."""
+    small = {"losses": lambda state, output: {"small": output.image.square().mean()}}
+    cmp.register("method", "small")(cmp.UpdateMethod(**small))
+    with pytest.raises(CmpError, match="'small' has losses that may look at the whole batch"):
+        trained(ExecutionConfig(micro_batch=5), "method.name=small")
+    taken = {"losses": lambda state, output: {}, "whole_batch_reason": lambda section: ""}
+    cmp.register("method", "small")(cmp.UpdateMethod(**taken))
+    same(
+        trained(ExecutionConfig(micro_batch=5), "method.name=small"),
+        trained(ExecutionConfig(), "method.name=small"),
+    )
 
 
 def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):

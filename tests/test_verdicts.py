@@ -342,7 +342,10 @@ def test_what_is_not_published_is_said(load):
         ({"half_width": 1.4}, "above 1, and no `why`"),
         ({"source": "theirs"}, "source"),
         ({"measure": "A_KA", "names": "kept"}, "A_KA is not measured by names"),
-        ({"measure": "GM", "terms": [{"of": "above", "at": "way"}]}, "GM is measured at the end"),
+        (
+            {"measure": "A_KA", "terms": [{"of": "above", "at": "way"}]},
+            "A_KA is measured at the end",
+        ),
         ({"expected": "higher"}, "expected"),
         ({"colour": "red"}, "colour"),
     ],

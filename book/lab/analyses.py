@@ -478,36 +478,43 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     return shown if table.index.nlevels > 1 else shown.rename_axis(index=None)
 
 
-STEP_STUDIES = {
-    40: {"plain": "front/plain, .*", "joint": "scaling-more/joint"},
-    80: {"plain": "scaling-more/80 steps, peak.*", "joint": "scaling-more/joint, 80 steps"},
-    160: {"plain": "scaling/160 steps, peak.*", "joint": "scaling-more/joint, 160 steps"},
+LENGTHS = {
+    "plain fine-tuning": {
+        20: "scaling-more/20 steps, peak 0.00063",
+        40: "front/plain, peak 0.00063",
+        80: "scaling-more/80 steps, peak 0.00048",
+        160: "scaling/160 steps, peak 0.0004",
+    },
+    "EMA-Merge": {
+        20: "scaling-more/20 steps, EMA",
+        40: "scaling/40 steps, EMA",
+        80: "scaling-more/80 steps, EMA",
+        160: "scaling/160 steps, EMA",
+    },
+    "joint": {
+        40: "scaling-more/joint",
+        80: "scaling-more/joint, 80 steps",
+        160: "scaling-more/joint, 160 steps",
+    },
 }
-"""Steps per update -> study/pattern of the settings of plain fine-tuning and joint training."""
+"""Steps per update -> study/setting, at the peaks that the validation split chose."""
+
+
+def scores_by_steps() -> pd.DataFrame:
+    """Return `mean_scores` of `LENGTHS` over the streams that all have, with columns `group` and
+    `steps`."""
+    places = {(name, n): place for name, line in LENGTHS.items() for n, place in line.items()}
+    return mean_scores(places, shared=True).rename_axis(["group", "steps"]).reset_index()
 
 
 def steps_table() -> pd.DataFrame:
-    """Tabulate what more steps buy: plain fine-tuning at its best peak, and joint training.
-
-    Returns:
-        A row per number of steps per update: A_KA and A_ZS of both in percent, NaN for what is
-        not published.
-    """
-    rows = {}
-    for steps, kinds in STEP_STUDIES.items():
-        rows[steps] = {}
-        for kind, place in kinds.items():
-            (study, _, pattern), best = place.partition("/"), {"A_KA": np.nan, "A_ZS": np.nan}
-            if results.is_published(study):
-                scores = verdicts.published_scores(study)[1]
-                means = scores.groupby("setting")[["A_KA", "A_ZS"]].mean()
-                chosen = means[means.index.str.fullmatch(pattern)]
-                if len(chosen):
-                    best = chosen.loc[(chosen["A_KA"] * chosen["A_ZS"]).idxmax()]
-            rows[steps] |= {f"{kind}, {key}": score for key, score in best.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps per update")
-    table.insert(1, "rise of A_KA", table["plain, A_KA"].diff())
-    return table.round(1)
+    """Tabulate what more steps buy plain fine-tuning and joint training, from `scores_by_steps`: a
+    row per number of steps per update, in percent."""
+    table = scores_by_steps().query("group != 'EMA-Merge'").pivot(index="steps", columns="group")
+    table = table[[*MEANS]].swaplevel(axis=1).sort_index(axis=1, ascending=[False, True])
+    table.columns = [", ".join(names) for names in table.columns]
+    table.insert(1, "rise of A_KA", table["plain fine-tuning, A_KA"].diff())
+    return table.rename_axis("steps per update").round(1)
 
 
 def by_technique(gains: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from cmp.errors import CmpError
 from cmp.experiments import guidelines, verdicts
 from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
+    estimate_from_bases,
     estimate_mean,
     planned_streams,
     setting_estimates,
@@ -85,8 +86,9 @@ def fill_values(text: str, source: str = "") -> str:
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
     `{{gain study/setting}}` is the gain from the front of plain fine-tuning, `gain_less` the same
     if the setting had a point of A_KA less, `mirror` the A_KA beyond the front at the same A_ZS,
-    and `{{difference A_KA study/setting - study/setting}}` is paired. All have their interval over
-    bases, at the level of the claims, once all streams of their study are published.
+    and `{{difference A_KA study/setting - study/setting}}` is paired, also for `gain`. All have
+    their interval over bases, at the level of the claims, once all streams of their study are
+    published.
     `{{before A_KA study/setting}}` is the same mean before the stream,
     `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
     they start from, `{{peak study/setting}}` the peak of its learning rate.
@@ -147,10 +149,28 @@ def difference(what: str) -> str:
     if not minus:
         raise CmpError("expected `difference MEASURE study/setting - study/setting`")
     places = [_place(one), _place(other)]
+    planned, level = min(planned_streams(*place) for place in places), verdicts.claims_level()
+    if measure == "gain":
+        return _difference_of_gains(places, planned, level)
     first, second = (verdicts.setting_scores(*place) for place in places)
     values = (_measure(first, measure) - _measure(second, measure)).dropna()
-    planned, level = min(planned_streams(*place) for place in places), verdicts.claims_level()
     return estimate_mean(values, first["base"], planned, level).in_words()
+
+
+def _difference_of_gains(places: list[tuple[str, str]], planned: int, level: float) -> str:
+    """Return the difference of two gains over the streams that both settings have; the error of the
+    front that they share is in it once."""
+    front, replicates = verdicts.load_claims().fronts["plain"], verdicts.shared_replicates(places)
+    try:
+        one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
+    except OutsideFrontError:
+        return NO_GAIN
+    if one.is_bound and other.is_bound:
+        return NO_GAIN
+    apart, words = one.values - other.values, "at least " * one.is_bound
+    pseudo = one.pseudo - other.pseudo
+    found = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned, level)
+    return f"{words}{'at most ' * other.is_bound}{found.in_words()}"
 
 
 def gain(what: str, kind: str) -> str:

@@ -269,21 +269,22 @@ def compute_run(
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
     """Print what a run would do and on what, computing nothing; exit with 1 if it cannot start."""
     print_config(run_config)
-    typer.echo("\n".join(preflight.describe_run(run_config)))
     checks = preflight.check_run(run_config, device, execution)
-    if checks[0].state == preflight.PRESENT:
-        corpus = preflight.load_run_data(run_config)
+    has_data = checks[0].state == preflight.PRESENT
+    corpus = preflight.load_run_data(run_config) if has_data else None
+    fitted = mixtures.fit_mixture(run_config, corpus) if corpus else run_config
+    typer.echo("\n".join(preflight.describe_run(fitted)))
+    if corpus:
         columns = ("dataset", "role", "classes", "train", "validation", "test")
         shared.print_table(columns, preflight.count_images(corpus))
-        pools = mixtures.task_pools(budgets.apply_budget(run_config), corpus)
+        pools = mixtures.task_pools(budgets.apply_budget(fitted), corpus)
         typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
         typer.echo(f"images that are replayed from the pool: {len(pools[0].pretraining)}")
         for line in preflight.missing_images(run_config.data):
             typer.echo(line)
     report_checks(checks)
-    if not store.has_start(run_config):
+    if corpus is None or not store.has_start(run_config):
         return typer.echo("run: its id is known once the weights that it starts from are here")
-    corpus = preflight.load_run_data(run_config)
     make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
     run_id = store.run_id_of(run_config, corpus)
     saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))

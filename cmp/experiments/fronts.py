@@ -34,6 +34,9 @@ MIN_PEAKS, MIN_LOCAL, MIN_SIGN, MAX_RATIO = 6, 4, 3, 1.61
 """Peaks that a front has at least, those of a local one, those of one that is to tell a sign alone,
 and the largest factor between neighbours: 1.6 and rounding. A local front serves between its own
 ends, and beyond its last one only where a higher peak has been seen to gain less."""
+FLAT = 1.0
+"""Points of A_KA that a front's last point may lack of the highest. Peaks beyond it gain hardly
+more and retain less, so that a gain there would hang on which of them happens to gain most."""
 REACH = 0.5
 """Points of A_KA by which the mean may lie beyond an end of the front where one base is left
 out."""
@@ -95,8 +98,9 @@ def fit_front(
 ) -> Front:
     """Fit a front to the mean scores of plain fine-tuning at several peaks.
 
-    What lies beyond the peak of the highest A_KA is cut. Up to there A_KA is made to rise and A_ZS
-    to fall with the peak by isotonic regression; a monotone cubic goes through what results.
+    Peaks beyond the front's last point (see `count_points`) are cut. Up to there A_KA is made to
+    rise and A_ZS to fall with the peak by isotonic regression; a monotone cubic goes through what
+    results.
 
     Args:
         peaks: Learning rates, rising, [n].
@@ -110,7 +114,7 @@ def fit_front(
         CmpError: There are too few peaks, they are too far apart, or A_KA rises nowhere.
     """
     check_peaks(peaks, least)
-    last = count or int(np.argmax(accumulation)) + 1
+    last = count or count_points(accumulation)
     rising = isotonic_regression(accumulation[:last]).x
     falling = isotonic_regression(retention[:last], increasing=False).x
     # peaks with one A_KA or one A_ZS count as one point, so that the curve can be read both ways
@@ -119,6 +123,12 @@ def fit_front(
     if len(rising) < 2:
         raise CmpError("front: A_KA does not rise with the peak: lower peaks are needed")
     return Front(rising, -falling)
+
+
+def count_points(accumulation: np.ndarray) -> int:
+    """Return how many peaks, from the lowest, make a front, of their mean A_KA, [n]: it ends at the
+    first that is within `FLAT` of the highest."""
+    return int(np.argmax(accumulation >= np.max(accumulation) - FLAT)) + 1
 
 
 def check_peaks(peaks: np.ndarray, least: int) -> None:
@@ -192,7 +202,7 @@ def measure_gain(
     scores = np.array([(table["A_KA"], table["A_ZS"]) for table in tables]).swapaxes(1, 2)
     (gained, kept), *points = scores.mean(axis=1)
     reached = np.array(points)[:, 0]
-    count = int(np.argmax(reached)) + 1
+    count = count_points(reached)
     curve = fit_front(rates, *np.array(points).T, least)
     _check_covered(name, gained, curve, is_local and count == len(rates))
     slope, is_bound = curve.slope_at(gained), bool(gained > curve.accumulation[-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import open_clip
 import pandas as pd
 
-from cmp import models
+from cmp import budgets, models
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store
@@ -71,8 +71,8 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     changes = pd.DataFrame({"value": {key: str(x) for key, x in about.changes().items()}})
     return CARD.format(
         name=name, tokenizer=tokenizer, start=f"`{about.model.start}`",
-        tasks=run.metrics["task"].max(),
-        steps=about.training.steps, batch=about.training.batch, method=about.method.name,
+        tasks=run.metrics["task"].max(), steps=budgets.apply_budget(about).training.steps,
+        batch=about.training.batch, method=about.method.name,
         merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
         scores=_markdown(_scores(run.metrics[run.metrics["scope"] == scope])),
         data=_markdown(data), settings=_markdown(changes),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import evaluation, mixtures, streams
+from cmp import budgets, evaluation, mixtures, streams
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
@@ -97,7 +97,7 @@ def _words(text: str) -> str:
 
 def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     """Return how often each task of a run shows each image of the corpus, [tasks, images]."""
-    config = mixtures.fit_mixture(config, corpus)
+    config = mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     mixture, seed, training = config.mixture, config.seeds.data, config.training
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
@@ -115,7 +115,7 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
         A row per task, from 1: `classes`, `datasets` and `images` that arrive, `buffer` (images in
         it) and `passes` (how often the task goes over its own images).
     """
-    rows, config = [], mixtures.fit_mixture(config, corpus)
+    rows, config = [], mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
     pools_of = mixtures.task_pools(config, corpus)
     for task, (block, pools) in enumerate(zip(blocks, pools_of, strict=True)):

@@ -53,9 +53,8 @@ HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
 NOT_COMPUTED, NOT_COVERED, NO_FRONT = "not computed yet", "outside the front", "no front"
 SPREAD_SETTINGS = 3
-LOOKED_AT = (0, 1)
-"""Replicates that were computed when fronts were widened and four settings tuned again, see
-`book/claims.yaml`."""
+LOOKED_AT = range(9)
+"""Replicates that were published when the analysis was last changed, see chapter A2."""
 
 Text = Annotated[str, Field(min_length=1)]
 Settings = Annotated[
@@ -72,7 +71,8 @@ class FrontOf:
     Attributes:
         study: The study.
         settings: Its settings, one per peak.
-        check: Another peak between them, whose gain must be 0 within the noise.
+        check: Another peak between them, whose gain would be 0 if the front were right; chapter 01
+            shows it.
         local: Whether a few peaks around what is measured will do, see `cmp.experiments.fronts`.
         least: How many peaks will do, where that is another number.
     """
@@ -145,7 +145,7 @@ class Claim:
                     f"{self.name!r}: of: a spread takes {SPREAD_SETTINGS} settings or more, all "
                     "else takes one"
                 )
-            if term.at == "way" and self.measure not in ("A_KA", "spread"):
+            if term.at == "way" and self.measure != "spread":
                 raise ValueError(
                     f"{self.name!r}: at: {self.measure} is measured at the end of the stream"
                 )
@@ -402,7 +402,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     scores = setting_scores(claim.study, setting)
     scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
     column = claim.measure if claim.names == "all" else claim.names
-    values = scores["way" if term.at == "way" else column]
+    values = scores[column]
     bases = values.groupby(scores["base"]).mean()
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
