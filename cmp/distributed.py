@@ -168,27 +168,19 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             cast(Tensor, p.grad).copy_(part.view_as(p))
 
 
-def all_reduce_max(number: int) -> int:
-    """Return the largest number of all processes, such as of a signal that reached only some."""
-    if world_size() == 1:
-        return number
-    largest = torch.tensor(number)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+def all_reduce_max(*numbers: int) -> list[int]:
+    """Return the largest of all processes of each number, such as of a signal that reached some."""
+    largest = torch.tensor(numbers, dtype=torch.int64)
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 
 def broadcast(text: str) -> str:
-    """Return the text of process 0."""
-    if world_size() == 1:
-        return text
-    content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    length = torch.tensor(len(content))
-    dist.broadcast(length, 0)
-    if rank():
-        content = torch.empty(int(length), dtype=torch.uint8)
-    if int(length):
-        dist.broadcast(content, 0)
-    return bytes(content.tolist()).decode()
+    """Return the text of process 0; that of the others is ""."""
+    content = text.encode()
+    [length] = all_reduce_max(len(content))
+    return bytes(all_reduce_max(*content.ljust(length, b"\0"))).decode()
 
 
 @contextlib.contextmanager
