@@ -303,9 +303,12 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
         distributed._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),3,1")
+    monkeypatch.setenv("SLURM_NODEID", "2")
     distributed._follow_slurm()
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["3", "8", "1"]
+    assert os.environ["LOCAL_WORLD_SIZE"] == "3"
     monkeypatch.setenv("SLURM_PROCID", "5")
     distributed._follow_slurm()
     assert os.environ["RANK"] == "3"  # what torchrun says stays
