@@ -5,6 +5,7 @@ in the hash of its content, so it needs no pointer that could be lost or lag beh
 name and content agree is whole, and the furthest whole one is where the run goes on.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -16,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -206,10 +207,9 @@ def checkpoint_folder(run_id: str) -> Path:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the furthest first, whole or not."""
-    names = [path.name for path in folder.glob("task-*.safetensors")]
-    matches = [match for match in map(_FILE_NAME.fullmatch, names) if match]
-    matches.sort(key=lambda match: (int(match[1]), int(match[2]), match[3]), reverse=True)
-    return [folder / match[0] for match in matches]
+    matches = filter(None, (_FILE_NAME.fullmatch(path.name) for path in folder.glob("task-*")))
+    order = sorted(matches, key=lambda found: (int(found[1]), int(found[2]), found[3]))
+    return [folder / found[0] for found in reversed(order)]
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
@@ -243,14 +243,12 @@ def model_files(folder: Path) -> list[Path]:
 def latest(manager: "CheckpointManager | None") -> RunState | None:
     """Return the state that a run goes on from, None at its start.
 
-    Of several processes the first has the manager; each of them reads the file that it found, on a
+    Of several processes the first has the manager; the others read the file that it found, on a
     disk that all see.
     """
     state = manager.load() if manager else None
-    if distributed.world_size() == 1:
-        return state
     path = distributed.broadcast(str(manager.last or "") if manager else "")
-    return read_checkpoint(Path(path)) if path else None
+    return read_checkpoint(Path(path)) if path and not manager else state
 
 
 class CheckpointManager:
@@ -258,7 +256,8 @@ class CheckpointManager:
 
     Attributes:
         last: The checkpoint that was read or written last.
-        in_background: Whether `save` returns once the state is copied; a thread writes it.
+        in_background: Whether `save` returns once the state is copied, and `keep_model` at once; a
+            thread writes.
         launch: As in `Progress`.
     """
 
@@ -276,18 +275,16 @@ class CheckpointManager:
         self.folder = checkpoint_folder(run_id)
         self.last: Path | None = None
         self.in_background = False
-        self._lock: int | None = None
+        self._lock = contextlib.ExitStack()
         self._due = time.monotonic() + interval
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: list[futures.Future[None]] = []
 
     def __enter__(self) -> Self:
         if self.folder.is_symlink():
             raise CmpError(f"{self.folder}: is a link; checkpoints elsewhere are not touched")
-        files.make_folder(self.folder)
         try:
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-            self._take_lock(self._lock)
+            self._take_lock()
         except BlockingIOError as error:
             self.__exit__()
             raise CmpError(f"{self.folder}: another process is computing this run") from error
@@ -295,29 +292,32 @@ class CheckpointManager:
             raise CmpError(f"{self.folder}: cannot be written ({error})") from error
         return self
 
-    def _take_lock(self, lock: int) -> None:
+    def _take_lock(self) -> None:
         """Lock the folder; a request to stop ends the wait.
 
+        Who had it before may have deleted it meanwhile: a lock counts if its file is still there.
         Without a wait it is tried for half a second: `runs_in_progress` takes the lock to look.
         """
-        end = time.monotonic() + 0.5
+        path, end = self.folder / "lock", time.monotonic() + 0.5
         with StopRequest() as stop:
             while not stop.signal:
+                files.make_folder(self.folder)
                 try:
-                    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                    lock = self._lock.enter_context(path.open("ab"))
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                        return
+                except (BlockingIOError, FileNotFoundError):
                     if not self.wait and time.monotonic() > end:
                         raise
+                self._lock.close()
                 time.sleep(0.1)
-        self.__exit__()
         message = "stopped waiting for another process that computes run "
         raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()  # what is being written gets its name
-        if self._lock is not None:
-            os.close(self._lock)  # which gives up the lock
-            self._lock = None
+        self._lock.close()  # which gives it up
 
     def is_due(self, done: int, steps: int) -> bool:
         """Return whether a checkpoint is due after `done` of a task's steps."""
@@ -334,24 +334,28 @@ class CheckpointManager:
         """Write a state; of the others only the one before it is kept.
 
         Raises:
-            CmpError: The disk refuses this state, or refused the one before in the background.
+            CmpError: The disk refuses this state, or refused what came before in the background.
         """
         started = time.monotonic()
         self.finish()
         if self.in_background:
             copies = {name: x.detach().to("cpu", copy=True) for name, x in state.tensors.items()}
             state = dataclasses.replace(state, tensors=copies)
-            self._writing = self._writer.submit(self._write, state)
-        else:
-            self._write(state)
+        self._call(self._write, state)
         now = time.monotonic()
         self._due = now + max(self.interval, (now - started) / MAX_SHARE * (self.interval > 0))
 
+    def _call(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Let the thread write, after what it was given before, or write here."""
+        if self.in_background:
+            self._writing.append(self._writer.submit(write, *arguments))
+        else:
+            write(*arguments)
+
     def finish(self) -> None:
-        """Wait until the last state is written; raise `CmpError` if the disk refused it."""
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+        """Wait until all is written; raise `CmpError` if the disk refused it."""
+        while self._writing:
+            self._writing.pop(0).result()
 
     def _write(self, state: RunState) -> None:
         path = write_checkpoint(state, self.folder)
@@ -370,20 +374,23 @@ class CheckpointManager:
 
         Args:
             done: How many tasks.
-            weights: Its tensors.
+            weights: Its tensors on the CPU, which nobody changes any more.
             preprocessing: How images are prepared, as `cmp.models.export_weights` writes it.
         """
-        self.finish()
+        self._call(self._write_model, done, weights, preprocessing)
+
+    def _write_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
             write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""
         path = self.folder / "diverged.json"
+        futures.wait(self._writing)  # a save ends by deleting all but states; its error may wait
         files.write_atomic(path, json.dumps(content, indent=1))
         return path
 
     def remove(self) -> None:
         """Delete the checkpoints of a run that is finished and stored."""
-        self.finish()
+        futures.wait(self._writing)  # whether the disk refused it does not matter any more
         shutil.rmtree(self.folder, ignore_errors=True)

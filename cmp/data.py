@@ -399,7 +399,8 @@ def worker_count(device: torch.device) -> int:
     """Return how many processes decode images: `$CMP_WORKERS`, if it is set.
 
     By default there are none beside training on a CPU; for a GPU there are as many as cores but
-    one, of this process's share of the job's cores where several train on a machine.
+    one, of this process's share of the job's cores where several train on a machine. `srun` may
+    have given each its cores, or let all use all.
 
     Args:
         device: Where the images are used.
@@ -409,8 +410,10 @@ def worker_count(device: torch.device) -> int:
     """
     setting = os.environ.get("CMP_WORKERS")
     if setting is None:
-        sharing = max(distributed.local_world_size(), int(os.environ.get(JOBS, 1)))
-        return max(1, int(usable_cores() / sharing) - 1) if device.type == "cuda" else 0
+        cores, tasks = usable_cores(), distributed.srun_tasks()
+        cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE", cores * tasks)) / tasks)
+        sharing = max(distributed.local_world_size() / tasks, int(os.environ.get(JOBS, 1)))
+        return max(1, int(cores / sharing) - 1) if device.type == "cuda" else 0
     if not setting.isdecimal() or int(setting) > 1024:
         raise CmpError(f"CMP_WORKERS: {setting!r}: expected a number of processes, 0 to 1024")
     return int(setting)

@@ -8,6 +8,7 @@ up, so that the result is what one process computes.
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
@@ -49,28 +50,32 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         torch.cuda.set_device(device)  # before anything else could begin on the first card
     elif device != "cpu":
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
-    dist.init_process_group(  # words between processes go by gloo, and wait for no card
-        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE
-    )
+    # words between processes go by gloo, and wait for no card
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
 
 
 def _follow_slurm() -> None:
     """Take over what `srun` says of this process, where torchrun has said nothing."""
-    names = {
-        "RANK": "SLURM_PROCID",
-        "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # a batch script's own commands have NTASKS, too
-        "LOCAL_RANK": "SLURM_LOCALID",
-    }
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+    names["WORLD_SIZE"] = "SLURM_STEP_NUM_TASKS"  # a batch script's own commands have NTASKS, too
     if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
         return
     if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
-        raise CmpError(
-            "srun: MASTER_ADDR is not set: `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show "
-            "hostnames | head -n 1)` before it"
-        )
+        words = "`export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show hostnames | head -n 1)`"
+        raise CmpError(f"srun: MASTER_ADDR is not set: {words} before it")
     os.environ.update({name: os.environ[other] for name, other in names.items()})
+    os.environ["LOCAL_WORLD_SIZE"] = str(srun_tasks())
+
+
+def srun_tasks() -> int:
+    """Return how many processes `srun` has started on this machine; 1 where it has not."""
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    tasks = [int(count) for count, machines in runs for _ in range(int(machines or 1))]
+    return tasks[int(os.environ.get("SLURM_NODEID", 0))]
 
 
 def world_size() -> int:
@@ -168,27 +173,19 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             cast(Tensor, p.grad).copy_(part.view_as(p))
 
 
-def all_reduce_max(number: int) -> int:
-    """Return the largest number of all processes, such as of a signal that reached only some."""
-    if world_size() == 1:
-        return number
-    largest = torch.tensor(number)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+def all_reduce_max(*numbers: int) -> list[int]:
+    """Return the largest of all processes of each number, such as of a signal that reached some."""
+    largest = torch.tensor(numbers, dtype=torch.int64)
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 
 def broadcast(text: str) -> str:
-    """Return the text of process 0."""
-    if world_size() == 1:
-        return text
-    content = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    length = torch.tensor(len(content))
-    dist.broadcast(length, 0)
-    if rank():
-        content = torch.empty(int(length), dtype=torch.uint8)
-    if int(length):
-        dist.broadcast(content, 0)
-    return bytes(content.tolist()).decode()
+    """Return the text of process 0; that of the others is ""."""
+    content = text.encode()
+    [length] = all_reduce_max(len(content))
+    return bytes(all_reduce_max(*content.ljust(length, b"\0"))).decode()
 
 
 @contextlib.contextmanager

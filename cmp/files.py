@@ -214,10 +214,16 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 
 
 def delete_leftovers(parent: Path) -> None:
-    """Delete what killed processes have left of `partial_folder` in a folder."""
+    """Delete what killed processes have left of `partial_folder` in a folder.
+
+    What `atomic_folder` was about to replace is put back.
+    """
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
-        with lock_folder(folder, wait=False) as is_locked:
+        with lock_folder(folder, wait=False) as is_locked, contextlib.suppress(OSError):
             if is_locked:
+                for previous in folder.glob("previous/*"):
+                    if (folder / "new").exists() and not (parent / previous.name).exists():
+                        os.rename(previous, parent / previous.name)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -268,6 +274,8 @@ def write_atomic(path: Path, text: str) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Write a folder, whole or not at all.
 
+    A kill at the very end may leave none; then `delete_leftovers` puts back the one before.
+
     Args:
         target: The folder; one that is there is replaced, anything else refused.
 
@@ -279,8 +287,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     check_target(target, stat.S_ISDIR)
     with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
-        folder, previous = partial / "new", partial / "previous"
+        folder, previous = partial / "new", partial / "previous" / target.name
         folder.mkdir()
+        previous.parent.mkdir()
         yield folder
         for path in [*folder.iterdir(), folder]:
             sync_to_disk(path)

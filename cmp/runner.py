@@ -146,7 +146,8 @@ def execute(
 ) -> RunResult:
     """Take a model through the stream of a config.
 
-    Of several processes all call this; the first alone has a checkpoint manager and scores.
+    Of several processes all call this and score; the first alone has a checkpoint manager, and
+    tells its observer of scores.
 
     Args:
         config: The run's config.
@@ -242,7 +243,7 @@ class Run:
         if saved is None:
             self.evaluate(0)
             self.save(0, 0)
-            self.stop_if_requested(0, 0)
+            self.save_or_stop(0, 0)
             return 0, 0
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, optimizer)
@@ -289,10 +290,7 @@ class Run:
         if done == self.branch:
             tensors = checkpoints.state_tensors(self.model, optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
-        is_due = self.manager and self.manager.is_due(done, self.config.training.steps)
-        if is_due:
-            self.save(task, done, optimizer)
-        self.stop_if_requested(task, done, None if is_due else optimizer)
+        self.save_or_stop(task, done, optimizer)
 
     def end_task(self, done: int, optimizer: Optimizer) -> None:
         """Score what is deployed after some tasks, load what the next one starts from, save."""
@@ -313,7 +311,7 @@ class Run:
         self.save(done, 0, optimizer if self.config.carries_moments else None)
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
-        self.stop_if_requested(done, 0)
+        self.save_or_stop(done, 0)
 
     def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
@@ -334,26 +332,30 @@ class Run:
             tensors |= {f"merging/{kept}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
 
-    def stop_if_requested(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
-        """Stop if any process was asked to.
+    def save_or_stop(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
+        """Save where that is due, and stop if any process was asked to.
+
+        The first process knows whether a checkpoint is due; all of them check the weights.
 
         Args:
             task: Tasks done.
             step: Steps of the next task done.
-            unsaved: The optimiser, where the state has to be saved before.
+            unsaved: The optimiser, where the state is not saved yet.
 
         Raises:
             Interrupted: The run stops; its state is saved.
+            Diverged: The weights that are to be saved are not finite.
         """
-        signal = distributed.all_reduce_max(self.stop.signal or 0)
+        is_due = self.manager and self.manager.is_due(step, self.config.training.steps)
+        signal, is_due = distributed.all_reduce_max(self.stop.signal or 0, bool(is_due))
+        if unsaved and (signal or is_due):
+            self.save(task, step, unsaved)
         if not signal:
             return
-        if unsaved:
-            self.save(task, step, unsaved)
         if self.manager:
             self.manager.finish()
-        distributed.barrier()  # until the first process has saved
-        run_id = self.manager and self.manager.run_id[:SHORT_ID]
+        run_id = distributed.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
+        distributed.barrier()  # until all know that the first process has saved
         kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import warnings
 from signal import SIGTERM
 
 import forked
@@ -15,10 +16,11 @@ import torch
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models
+from cmp import checkpoints, cli, config, distributed, evaluation, models
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
+from cmp.execution import ExecutionConfig
 from cmp.experiments import preflight, results, store, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID
@@ -182,6 +184,32 @@ def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatc
 def stop_at_second(task, step, loss, model):
     if step == 1:
         os.kill(os.getpid(), SIGTERM)
+
+
+def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, monkeypatch, capsys):
+    progress = stopped()
+    run_config = config.parse(progress.config)
+    saved = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(progress.run))
+    workers.run_one(run_config, keep=True)  # as the first one does meanwhile
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "local_slice", lambda count: slice(0, count))
+    monkeypatch.setattr(checkpoints, "latest", lambda manager: saved[1])
+    capsys.readouterr()
+    runs.compute_run(run_config, forked.small_corpus(), "cpu", ExecutionConfig(), True, None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch, capsys):
+    def stop():
+        raise Interrupted("stopped", SIGTERM)
+
+    monkeypatch.setattr(cli, "app", stop)
+    monkeypatch.setattr(warnings, "showwarning", None)  # so that it is put back after the test
+    for number, said in enumerate(("cmp: stopped\n", "")):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        with pytest.raises(SystemExit, match="143"):
+            cli.main()
+        assert capsys.readouterr().err == said
 
 
 def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):

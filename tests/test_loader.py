@@ -150,6 +150,19 @@ def test_processes_on_a_machine_share_its_cores(monkeypatch):
     assert worker_count(torch.device("cuda")) == 1
 
 
+def test_processes_that_srun_has_given_cores_of_their_own_share_none(monkeypatch):
+    monkeypatch.delenv("CMP_WORKERS", raising=False)
+    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
+    for name, value in (("STEP_TASKS_PER_NODE", "4(x2)"), ("NODEID", "1"), ("CPUS_ON_NODE", "32")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for usable in (8, 32):  # its own; those of all, where srun binds no process
+        monkeypatch.setattr(data, "usable_cores", lambda usable=usable: usable)
+        assert worker_count(torch.device("cuda")) == 7
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2)")  # which is torchrun, with all of them
+    assert worker_count(torch.device("cuda")) == 7
+
+
 def test_cores_are_those_of_the_job_and_not_of_the_machine(monkeypatch):
     """A job of four cores on a machine of 128 starts three processes, not 127."""
     monkeypatch.setattr(data.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 import cmp
 from cmp import config, distributed, mixtures, models, training
 from cmp.bench import networks
+from cmp.checkpoints import StopRequest
 from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.execution import ExecutionConfig, check_divisible
 from cmp.files import build_folder, project_folder
-from cmp.runner import machine_differences, machine_record
+from cmp.runner import NO_OBSERVER, Run, machine_differences, machine_record
 from cmp.seeds import torch_generator
 from cmp.training import (
     backward,
@@ -291,8 +292,24 @@ def test_rows_are_shared_whatever_their_number(monkeypatch, count):
     assert torch.equal(torch.cat(parts)[:count], rows)
 
 
+def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_saves(monkeypatch):
+    reduce = lambda *numbers: [0, 1] if len(numbers) == 2 else list(numbers)  # noqa: E731
+    monkeypatch.setattr(distributed, "all_reduce_max", reduce)  # (signal, whether to save)
+    with pytest.raises(Diverged, match="weights are not finite after 1 steps"):
+        ranks.noted(ranks.small("schedule.peak=1e30"))
+
+
+def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, monkeypatch):
+    monkeypatch.setattr(distributed, "broadcast", lambda text: text or "abababababab")
+    run = Run(make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}, None)
+    run.save_or_stop(1, 0)
+    run.stop.signal = 15
+    with pytest.raises(Interrupted, match=r"all is saved; `cmpt resume abababababab` goes on"):
+        run.save_or_stop(1, 0)
+
+
 def test_processes_of_slurm_find_each_other(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.setenv(name, "")  # so that it is gone again after the test
         monkeypatch.delenv(name)
     for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
@@ -303,9 +320,12 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
         distributed._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),3,1")
+    monkeypatch.setenv("SLURM_NODEID", "2")
     distributed._follow_slurm()
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["3", "8", "1"]
+    assert os.environ["LOCAL_WORLD_SIZE"] == "3"
     monkeypatch.setenv("SLURM_PROCID", "5")
     distributed._follow_slurm()
     assert os.environ["RANK"] == "3"  # what torchrun says stays

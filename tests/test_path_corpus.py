@@ -261,6 +261,44 @@ def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(pl
     assert list(place.glob(".*")) == []
 
 
+class Killed(BaseException):
+    """After it nothing is tidied up."""
+
+
+@pytest.mark.parametrize("renamed", ["folder", "new"])
+def test_a_folder_outlives_a_kill_while_it_is_replaced(place, renamed):
+    target = place / "folder"
+    write(atomic_folder, target)
+    (target / "x").write_text("old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files.os, "rename", die_after(files.os.rename, renamed))
+        with pytest.raises(Killed):
+            write(atomic_folder, target)
+    assert target.exists() == (renamed == "new")
+    delete_leftovers(place)
+    assert content_of(target) == {"x": b"old" if renamed == "folder" else b"new"}
+    assert list(place.glob(".*")) == []
+
+
+def test_a_folder_that_was_replaced_and_then_deleted_does_not_come_back(place):
+    left = place / f"{PARTIAL_PREFIX}left" / "previous" / "folder"
+    left.mkdir(parents=True)
+    delete_leftovers(place)
+    assert not (place / "folder").exists() and list(place.glob(".*")) == []
+
+
+def die_after(rename, name):
+    """`os.rename` of a process that is killed once it has renamed what has this name."""
+
+    def renaming(source, target):
+        rename(source, target)
+        if source.name == name:
+            raise Killed
+
+    return renaming
+
+
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
 def test_a_models_name_is_a_name(place, opened, name):
     models.family_names()  # reads the installed packages' entry points, the first time

@@ -1,7 +1,10 @@
 """A run that goes on from a checkpoint ends as if it had never stopped, to the bit."""
 
 import dataclasses
+import functools
 import hashlib
+import threading
+import time
 
 import forked
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 from options import small
 
-from cmp import checkpoints, models
+from cmp import checkpoints, distributed, models
 from cmp.checkpoints import CheckpointManager, RunState
 from cmp.embedded import packed
 from cmp.errors import CmpError
@@ -26,7 +29,7 @@ FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 class MemoryManager:
     """A manager that keeps every state of a run, and goes on from the one that it is given."""
 
-    run_id, in_background = "memory", False
+    run_id, in_background, last = "memory", False, None
 
     def __init__(self, start: RunState | None = None):
         self.start, self.states, self.launch, self.models = start, {}, {}, {}
@@ -325,3 +328,101 @@ def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, tmp_path
         manager.save(given)
         with pytest.raises(CmpError, match="a file"):
             manager.finish()
+
+
+ID = "e" * 64
+
+
+def some_state():
+    progress = checkpoints.Progress(checkpoints.SCHEMA, ID, {}, 0, 0, [], 0.0, {})
+    return RunState(progress, {"weights/a": torch.zeros(1)})
+
+
+@pytest.fixture
+def manager(tmp_path, monkeypatch):
+    """A manager whose thread writes."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    with CheckpointManager(ID) as manager:
+        manager.in_background = True
+        yield manager
+
+
+def slowly(write, *arguments):
+    time.sleep(0.2)
+    return write(*arguments)
+
+
+def refuse(*_):
+    raise CmpError("the disk refuses")
+
+
+def test_a_thread_writes_the_model_after_a_task_too(manager, monkeypatch):
+    gate, write = threading.Event(), checkpoints.write_tensors
+    monkeypatch.setattr(checkpoints, "write_tensors", lambda *x: gate.wait(5) and write(*x))
+    manager.save(some_state())
+    manager.keep_model(1, {"a": torch.zeros(1)}, "{}")
+    assert not gate.is_set() and checkpoints.model_files(manager.folder) == []
+    gate.set()
+    manager.finish()
+    [model] = checkpoints.model_files(manager.folder)
+    [state] = checkpoints.checkpoint_files(manager.folder)
+    assert model.stat().st_mtime_ns >= state.stat().st_mtime_ns  # a kill leaves no model too early
+    manager.folder = manager.folder / "lock"
+    manager.keep_model(2, {"a": torch.zeros(1)}, "{}")
+    with pytest.raises(CmpError, match="lock"):
+        manager.finish()
+
+
+def test_a_report_outlives_the_checkpoint_that_is_being_written(manager, monkeypatch):
+    write = functools.partial(slowly, checkpoints.write_checkpoint)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", write)
+    manager.save(some_state())
+    path = manager.report({"task": 0})
+    manager.finish()
+    assert path.exists() and checkpoints.checkpoint_files(manager.folder)
+
+
+def test_a_checkpoint_that_failed_hides_no_divergence_and_no_stored_run(manager, monkeypatch):
+    monkeypatch.setattr(checkpoints, "write_checkpoint", refuse)
+    manager.save(some_state())
+    assert manager.report({"task": 0}).exists()
+    manager.remove()
+    assert not manager.folder.exists()
+
+
+def test_the_first_process_reads_its_checkpoint_once_and_tells_the_others_of_it(
+    manager, monkeypatch
+):
+    manager.save(some_state())
+    manager.finish()
+    read, reads = checkpoints.read_checkpoint, []
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda x: reads.append(x) or read(x))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast", lambda text: text or str(manager.last))
+    assert equal(checkpoints.latest(manager), some_state())
+    assert reads == [manager.last]
+    assert equal(checkpoints.latest(None), some_state())
+
+
+@pytest.mark.parametrize("is_begun_again", [False, True])
+def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun_again):
+    """The process that had the run deletes it just before the next one has the lock."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    first, flock = CheckpointManager(ID).__enter__(), checkpoints.fcntl.flock
+
+    def delete_first(*arguments):
+        if first.folder.exists() and not deleted:
+            deleted.append(first.remove())
+            first.__exit__()
+            if is_begun_again:
+                first.folder.mkdir()
+                (first.folder / "lock").touch()
+        return flock(*arguments)
+
+    deleted = []
+    monkeypatch.setattr(checkpoints.fcntl, "flock", delete_first)
+    with CheckpointManager(ID, wait=True) as second:
+        second.in_background = False
+        second.save(some_state())
+        with pytest.raises(CmpError, match="another process"), CheckpointManager(ID):
+            pass

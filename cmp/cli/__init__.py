@@ -67,7 +67,8 @@ def main() -> None:
     """Run the command line.
 
     An error that the user can correct is printed as one line, with exit status 2. A run that was
-    stopped by a signal ends with status 128 plus the signal's number, as usual in shells.
+    stopped by a signal ends with status 128 plus the signal's number, as usual in shells; the first
+    of several processes says so.
     """
     warnings.showwarning = lambda message, *_: complain(message)
     try:
@@ -82,7 +83,10 @@ def main() -> None:
         complain(f"this command needs the package {error.name!r}: pip install '{extras}'")
         sys.exit(2)
     except Interrupted as stop:
-        complain(stop)
+        from cmp import distributed  # which what was stopped has imported
+
+        if distributed.rank() == 0:
+            complain(stop)
         sys.exit(128 + stop.signal)
 
 

@@ -251,16 +251,12 @@ def compute_run(
     is_first = distributed.rank() == 0
     run_config = store.fetch_start(run_config)
     run_id = store.run_id_of(run_config, corpus)
-    if is_kept := workers.is_kept(run_id, keep_weights):
+    if (is_kept := workers.is_kept(run_id, keep_weights)) and is_first:
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
+        observer = progress_observer(bar, run_config.training.batch)
         stored = workers.run_one(
-            run_config,
-            progress_observer(bar, run_config.training.batch),
-            device,
-            execution=execution,
-            keep=keep_weights,
-            board=board,
+            run_config, observer, device, execution=execution, keep=keep_weights, board=board
         )
     if is_first:
         print_run(stored)

@@ -56,7 +56,7 @@ def run_one(
 
     Args:
         run_config: The run's config.
-        observer: Hears of the progress.
+        observer: Hears of the progress; of several processes that of the first.
         device: "cpu" or "cuda".
         wait: Whether to wait for another process that computes the run, instead of an error.
         execution: How a step is computed.
@@ -77,7 +77,7 @@ def run_one(
     delete_leftovers(store.run_folder(run_id).parent)
     if distributed.rank():
         if distributed.broadcast("") != _IS_STORED:
-            execute(run_config, corpus, observer, device=device, execution=execution)
+            execute(run_config, corpus, device=device, execution=execution)
     elif is_kept(run_id, keep):
         distributed.broadcast(_IS_STORED)
         # a kill may have come between the last two lines below; or another process computes the run
