@@ -1,4 +1,4 @@
-"""`python -m cmp` is `cmp`."""
+"""`python -m cmp` is `cmpt`."""
 
 from cmp.cli import main
 

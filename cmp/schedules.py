@@ -252,7 +252,6 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
-@functools.lru_cache(maxsize=4096)
 def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
     """Return the first task whose learning rate is zero throughout, None where all tasks learn.
 
@@ -261,8 +260,14 @@ def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
         tasks: Tasks of the stream, of which the first `CHECKED_TASKS` are looked at.
         steps: Steps of each task.
     """
-    every = (steps,) * min(tasks, CHECKED_TASKS)
-    for t in range(len(every)):
+    options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
+    return _idle_task(schedule, min(tasks, CHECKED_TASKS), steps, *options)
+
+
+@functools.lru_cache(maxsize=4096)
+def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> int | None:
+    every = (steps,) * tasks  # the options are part of the key, as another may get the name
+    for t in range(tasks):
         warmup = TaskSchedule(schedule, t, every).warmup
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
         if not any(learning_rate(schedule, every, t, n) for n in probes):

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from forked import small_config, small_corpus
+from pictures import classes, fileset, picture, tar
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -29,11 +30,14 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
-from cmp.files import DIGESTS
+from cmp.files import DIGESTS, build_folder
 from cmp.merging.files import merge_files
+from cmp.readers import collection, images, tars
+from cmp.readers.manifest import FileSet
 from cmp.runner import execute
 
-REFUSED, SAME, SEEN, DIFFERENT = "refused", "the same", "another id", "silently different"
+REFUSED, SAME, SEEN, MADE = "refused", "the same", "another id", "made again"
+DIFFERENT = "silently different"
 DATASET = "shapes"
 SETTINGS = ("evaluation.full=true", "stream.tasks=2", "training.steps=2")
 
@@ -89,6 +93,39 @@ def read_start(path: Path) -> str:
     return store.start_identity(run_config)[1] + text_of(load_file(path))
 
 
+def read_tokens(texts: tuple[str, ...]) -> str:
+    """The tokens of some texts, of which two are many."""
+    models.tokenize.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "MANY_TEXTS", 2)
+        return text_of({"tokens": models.tokenize("tiny", texts)})
+
+
+def read_checked(manifest: FileSet, root: Path) -> str:
+    """The images of a set that can be used, by what is known of them, and the faults."""
+    usable, damaged = images.usable_images(collection.read_index(manifest, root))
+    return text_of(usable.table) + text_of([usable.content, damaged])
+
+
+def write_kept(place: Path) -> list[Stored]:
+    """Write a file of each kind that is kept in the build folder and made again if need be."""
+    folder = classes(place / "pictures", each=2)
+    (folder / "oak/0.png").write_bytes(b"no picture")
+    path = tar(place / "pictures.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    texts = ("a fox", "an owl")
+    reads = [
+        partial(read_checked, fileset(), folder),
+        lambda: repr(tars.tar_samples(path)),
+        partial(read_tokens, texts),
+    ]
+    files, build = [], build_folder()
+    for read in reads:
+        before = {*build.rglob("*.*")}
+        read()
+        files += [Stored(path, read) for path in {*build.rglob("*.*")} - before]
+    return files
+
+
 def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     """Write a file of each kind, and return how each is read."""
     corpus = small_corpus()  # while the data are in sight
@@ -111,6 +148,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     [base] = (place / "weights").glob("*.safetensors")
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
+    files += write_kept(place)
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
     (place / "77.yaml").write_text(json.dumps(grid))
     tree = run_config.to_dict()
@@ -135,13 +173,14 @@ def flip(stored: Stored, bit: int, before: str) -> str:
     stored.path.write_bytes(changed)
     try:
         now = stored.read()
+        is_made = stored.path.read_bytes() == content
     except CmpError as error:
         names = (stored.path.name, stored.path.parent.name)
         return REFUSED if any(name in str(error) for name in names) else f"unnamed: {error}"
     finally:
         stored.path.write_bytes(content)
     if now == before:
-        return SAME
+        return MADE if is_made else SAME
     return SEEN if stored.shows and now[:64] != before[:64] else DIFFERENT
 
 
@@ -173,7 +212,7 @@ def faults(outcomes: dict[str, Counter]) -> list[str]:
         f"{name}: {outcome}"
         for name, counts in outcomes.items()
         for outcome in counts
-        if outcome not in (REFUSED, SAME, SEEN)
+        if outcome not in (REFUSED, SAME, SEEN, MADE)
     ]
 
 

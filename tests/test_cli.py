@@ -176,7 +176,7 @@ def outside(tmp_path_factory):
 def test_the_shell_prints_a_sentence_and_ends_with_status_2(outside):
     status, said, errors = outside[NO_DATASET]
     assert (status, said) == (2, "")
-    assert errors.startswith("cmp: no dataset is called 'nothing'")
+    assert errors.startswith("cmpt: no dataset is called 'nothing'")
     assert errors.count("\n") == 1
 
 

@@ -165,6 +165,14 @@ def test_evaluation_moves_no_randomness_and_no_mode(corpus):
     pd.testing.assert_frame_equal(first.datasets, second.datasets)
 
 
+def test_an_evaluation_that_breaks_off_moves_no_mode_either(corpus, monkeypatch):
+    model = models.create_model("tiny", 0)
+    monkeypatch.setattr(evaluation, "text_features", lambda *_: {}["no such text"])
+    with pytest.raises(KeyError):
+        evaluation.evaluate(model, "tiny", corpus, subset=1)
+    assert model.training and model.visual.training
+
+
 def test_a_random_model_scores_about_chance(corpus):
     scores = evaluation.evaluate(models.create_model("tiny", 1), "tiny", corpus)
     assert set(scores.datasets["role"]) == {"adapt", "eval", "transfer"}

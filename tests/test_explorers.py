@@ -324,6 +324,19 @@ def test_a_run_stops_before_it_begins(build):
     assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
 
 
+def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
+    begin = asyncio.create_subprocess_exec
+
+    async def begin_and_stop(*words, **settings):
+        process = await begin(*words, **settings)
+        process.terminate()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_and_stop)
+    told = follow(small_run())
+    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+
+
 def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
     kill = asyncio.subprocess.Process.kill
     monkeypatch.setattr(asyncio.subprocess.Process, "terminate", kill)

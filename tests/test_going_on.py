@@ -222,15 +222,23 @@ def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
     published[:1].to_parquet(build / "book" / "77.parquet")
     with workers.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
-    said = invoke(cli.app, ["results", "rm", run.id[:6]]).output
+    assert "the nearest is" in refused("results", "rm", other_end(run.id))
+    said = invoke(cli.app, ["results", "rm", run.id]).output
     freed = re.fullmatch(rf"run {run.id[:SHORT_ID]}: deleted, ([\d.]+) MB are free again\n", said)
     assert float(freed[1]) > 4  # the weights of 1.2 million parameters
     assert [path for path in build.rglob("*") if run.id[:SHORT_ID] in path.name] == []
     for name in (run.id[:6], "../x", ""):
         assert "runs have this id" in refused("results", "rm", name)
     progress = stopped(step=6)
-    assert invoke(cli.app, ["results", "rm", progress.run[:6]]).exit_code == 0
+    assert "no stored run of this id" in refused("results", "rm", other_end(progress.run))
+    assert unfinished_runs() == [progress]
+    assert invoke(cli.app, ["results", "rm", progress.run]).exit_code == 0
     assert unfinished_runs() == []
+
+
+def other_end(run_id):
+    """An id of the same first digits, which name the folder."""
+    return run_id[:-1] + ("0" if run_id[-1] != "0" else "1")
 
 
 def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_start(build):

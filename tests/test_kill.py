@@ -202,7 +202,7 @@ def test_asked_to_stop_the_shell_finishes_the_step_and_can_resume(build, referen
     stopped = Child(build, forked.command, arguments, number, step)
     assert stopped.outcome().status == 128 + number
     short = small_id()[:SHORT_ID]
-    assert f"cmp: stopped after 1 tasks and {step - 4} steps" in stopped.said()
+    assert f"cmpt: stopped after 1 tasks and {step - 4} steps" in stopped.said()
     assert f"`cmpt resume {short}` goes on" in stopped.said()
     assert steps_kept() == step
     resumed = Child(build, forked.command, ("resume", short))
@@ -430,7 +430,7 @@ def test_the_shell_ends_with_an_error_where_a_run_diverges(build):
     settings = (*forked.SETTINGS, "schedule.peak=1e6")
     child = Child(build, forked.command, ("run", "quick", *settings))
     assert child.outcome().status == 2
-    assert "cmp: training diverged at task 0, step 1: loss nan" in child.said()
+    assert "cmpt: training diverged at task 0, step 1: loss nan" in child.said()
     assert "diverged.json says more" in child.said()
     [path] = build.glob("checkpoints/*/diverged.json")
     assert path.read_text().startswith("{")

@@ -278,6 +278,26 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     assert again.data_hash() == kept.data_hash()
 
 
+def test_a_damaged_record_of_a_check_is_made_again(tmp_path):
+    root = classes(tmp_path / "p")
+    (root / "oak/1.png").write_bytes(b"<svg/>")
+
+    def check():
+        index = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+        return index.data_hash(), index.table["source"].tolist()
+
+    checked = check()
+    [kept] = (tmp_path / "build" / "checked").iterdir()
+    written = kept.read_text()
+    digest, _, content = written.partition("\n")
+    other = content.replace('[[1, "corrupt', '[[2, "corrupt')
+    assert other != content
+    for damaged in (f"{digest}\n{other}", content, '["", [], []]', "[]", ""):
+        kept.write_text(damaged)
+        assert check() == checked
+        assert kept.read_text() == written
+
+
 def test_an_image_that_unpacks_to_too_much(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(Image.DecompressionBombError, match="pixels"):

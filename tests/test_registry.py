@@ -13,7 +13,7 @@ import cmp
 from cmp import config, data, registry
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
-from cmp.experiments import store
+from cmp.experiments import forecast, store
 from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 
@@ -184,6 +184,29 @@ def test_a_replaced_option_is_at_once_in_use(notebook):
     assert cmp.learning_rate(schedule, 40, 0, 5) == 0.75
     notebook(SAWTOOTH.replace("False", "False, settings=('warmup',)"))
     assert cmp.learning_rate(schedule, 40, 0, 0) == 0.25  # the first of four steps of warmup
+    late = SAWTOOTH.replace("return task.peak", "return (task.t > 4) * task.peak")
+    notebook(late)  # which the checks at registration cannot see
+    with pytest.raises(CmpError, match="zero at every step of task 0"):
+        config.parse({"schedule": {"name": "sawtooth"}})
+    notebook(SAWTOOTH)
+    config.parse({"schedule": {"name": "sawtooth"}})
+    notebook(late)
+    with pytest.raises(CmpError, match="zero at every step of task 0"):
+        config.parse({"schedule": {"name": "sawtooth"}})
+
+
+def test_the_memory_of_a_replaced_method_is_counted_anew(notebook):
+    cell = """
+        def keep(state):
+            state.model.visual.requires_grad_({})
+
+        cmp.register("method", "mine")(cmp.UpdateMethod(prepare=keep))
+    """
+    counts = []
+    for trains in (True, False, True):
+        notebook(cell.format(trains))
+        counts.append(forecast.memory_account("small", 4, config.Method("mine"))["optimizer"])
+    assert counts[0] == counts[2] > counts[1] > 0
 
 
 # --- declared properties

@@ -401,6 +401,17 @@ def test_a_file_of_the_reference_keeps_its_name(build, tmp_path, corpus):
     assert streams.class_order(corpus, Stream(order="listed", traits=path.stem), 0) == order
 
 
+def test_a_list_that_is_shorter_than_the_usual_stream_is_imported(build, tmp_path, corpus):
+    order = class_entries(corpus)[:12]
+    said = CliRunner().invoke(
+        cli.app, ["stream", "import", str(write(tmp_path / "a", order)), "few"]
+    )
+    assert said.exit_code == 0, said.exception
+    assert "12 classes of 2 datasets" in said.output
+    assert "too few for 20 tasks; set stream.tasks to 12 at most" in said.output
+    assert streams.class_order(corpus, Stream(order="listed", traits="few"), 0) == order
+
+
 def test_a_table_that_would_never_be_read_is_not_written(build, tmp_path):
     path = tmp_path / "order.json"
     path.write_text('["a+++b"]')

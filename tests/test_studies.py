@@ -354,7 +354,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
     child = start(build)
     assert child.outcome().status == 2
     assert stored(grid) == {"b", "c"}
-    assert "cmp: study 77: 1 of 3 runs failed:\n" in child.said()
+    assert "cmpt: study 77: 1 of 3 runs failed:\n" in child.said()
     assert "  a run without weights: seeds.init: no annealed base 99 of 'small'" in child.said()
     assert "Traceback" not in child.said()
 
@@ -418,7 +418,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
         os.kill(pid, number)
     child.signal(number)
     assert child.outcome().status == 128 + number
-    assert "cmp: stopped with 4 runs to go; the same command goes on" in child.said()
+    assert "cmpt: stopped with 4 runs to go; the same command goes on" in child.said()
     assert workers_of(build) == []
     kept = steps_kept()
     assert len(kept) == 2

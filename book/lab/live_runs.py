@@ -53,7 +53,7 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         scores = store.scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         yield {"state": "done", "done": True, "progress": 1.0, "over": True}
-    elif stop.is_set():
+    else:  # whoever stopped it
         yield {"state": "stopped; run it again to go on", "over": True}
 
 

@@ -92,7 +92,7 @@ def main() -> None:
 
 def complain(message: object) -> None:
     """Print a sentence on standard error."""
-    typer.echo(f"cmp: {message}", err=True)
+    typer.echo(f"cmpt: {message}", err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""`cmpt study`, `book` and `site`: compute the runs, notebooks and pages of the book."""
+"""`cmpt study`, `book`, `site` and `lab`: compute the runs, notebooks and pages of the book, and
+open it."""
 
 from typing import TYPE_CHECKING, Annotated
 

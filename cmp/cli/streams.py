@@ -101,6 +101,8 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     path = statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
+    if tasks > len(order):
+        return typer.echo(f"too few for {tasks} tasks; set stream.tasks to {len(order)} at most")
     sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))
     words = ", ".join(f"{count} of {size}" for size, count in sizes.items())
     typer.echo(f"cut into {tasks} tasks: {words}")

@@ -17,7 +17,7 @@ from cmp.config import Method, RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import store
-from cmp.registry import get_option
+from cmp.registry import Option, get_option
 from cmp.runner import evaluation_sizes
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
@@ -187,10 +187,14 @@ def _step_seconds(
     return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1), clock() - ends[-1]
 
 
-@functools.cache
 def memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
     """Return the bytes of a training step in fp32 by what they hold, see
     `cmp.budgets.memory_account`."""
+    return _cached_account(name, batch, method, get_option("method", method.name))
+
+
+@functools.cache
+def _cached_account(name: str, batch: int, method: Method, option: Option) -> dict[str, int]:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     return budgets.memory_account(state, batch)
 

@@ -16,12 +16,12 @@ from cmp.config import STARTS, RunConfig, parse
 from cmp.data import Corpus, load_data, named_sources, worker_count
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
+from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, paper, store
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.files import build_folder
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
-from cmp.training import ExecutionConfig
 
 DISTRIBUTION = "continual-multimodal-pretraining"
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"

@@ -25,6 +25,7 @@ from cmp.data import load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, logs, store, studies
+from cmp.experiments.runs import unfinished_runs
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun, Verdict
 from cmp.files import SHORT_ID, build_folder, check_digest, child_path, listed_file, project_folder
 from cmp.mixtures import is_kept_concept
@@ -306,6 +307,8 @@ def delete_run(prefix: str) -> tuple[str, int]:
         words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` shows them all"
         raise CmpError(f"{prefix!r}: {words}")
     [name] = names
+    if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
+        store.find_run(prefix)  # which compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
         if pd.read_parquet(path, columns=["run"])["run"].str.startswith(name).any():
             raise CmpError(f"run {name}: published in {path}, so it is kept")

@@ -1,5 +1,7 @@
 """What is read from files: text, YAML, JSON, records and tables, and the bytes of images."""
 
+import contextlib
+import hashlib
 import json
 import os
 import stat
@@ -115,6 +117,25 @@ def read_table(
         if not unique or (kind in checks and not checks[kind](table[name])):
             raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
     return table
+
+
+def keep_value(path: Path, make: Callable[[], Any]) -> Any:
+    """Return a value that is kept in a file; make it where there is none, or a damaged one.
+
+    Args:
+        path: The file: a sha256, and below it the JSON that it is of.
+        make: Makes the value, which is returned as JSON gives it back.
+
+    Raises:
+        CmpError: The disk refuses a new file.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, text = read_text(path).partition("\n")
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return parse_json(text)
+    text = json.dumps(make())
+    files.write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    return json.loads(text)
 
 
 class Stamp(NamedTuple):

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import json
 import math
 import threading
 import warnings
@@ -23,8 +22,8 @@ from tqdm.contrib.concurrent import thread_map
 
 from cmp.data import IMAGE_SIZE, Preprocessing, usable_cores
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, write_atomic
-from cmp.readers.files import ReadImage, parse_json, read_text
+from cmp.files import build_folder
+from cmp.readers.files import ReadImage, keep_value
 from cmp.readers.index import Fault, ImageIndex
 from cmp.readers.manifest import Split
 
@@ -249,11 +248,7 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
     path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
     if decode_again:
         path.unlink(missing_ok=True)
-    try:
-        content, faulty, digests = parse_json(read_text(path))
-    except (OSError, ValueError):  # there is no result
-        content, faulty, digests = _examine(index)
-        write_atomic(path, json.dumps([content, faulty, digests]))
+    content, faulty, digests = keep_value(path, functools.partial(_examine, index))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
     table = index.table.assign(digest=digests)
     table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)

@@ -5,7 +5,6 @@ name. A tar is read once to learn where its images lie, and again when it has ch
 then read from its place.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -18,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, write_atomic
-from cmp.readers.files import Stamp, parse_json, read_span, read_text
+from cmp.files import build_folder
+from cmp.readers.files import Stamp, keep_value, parse_json, read_span
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -152,11 +151,12 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
     """
     status = path.stat() if path.is_file() else None
     version = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
-    kept = build_folder() / "checked" / f"tar-{_sha256(json.dumps(version))}.json"
-    with contextlib.suppress(OSError, ValueError):  # there is no result
-        digest, _, content = read_text(kept).partition("\n")
-        if digest == _sha256(content):
-            return tuple(parse_json(content))
+    name = hashlib.sha256(json.dumps(version).encode()).hexdigest()
+    kept = build_folder() / "checked" / f"tar-{name}.json"
+    return tuple(keep_value(kept, functools.partial(_read_samples, path)))
+
+
+def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
     samples, faults = [], []
     members = tar_members(path, faults)
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
@@ -174,13 +174,7 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
             label = label.strip() if isinstance(label, str) else label and ""
             caption = texts.get(".txt", about.get("caption"))
             samples.append([key, image.offset_data, image.size, label, caption])
-    content = json.dumps([samples, faults])
-    write_atomic(kept, f"{_sha256(content)}\n{content}")
-    return samples, [list(fault) for fault in faults]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return samples, faults
 
 
 def _decode_text(content: bytes) -> str:
