@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -232,16 +233,18 @@ def load_plugin(path: Path) -> None:
         >>> _ = path.write_text(f"import cmp\\n{text}")
         >>> cmp.load_plugin(path)
     """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    name = f"cmp_plugin_{path.stem}_{place[:12]}"  # files of one name are not the same plugin
     try:
-        spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)
+        spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
-        module = sys.modules[spec.name] = module_from_spec(spec)
+        module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except CmpError as error:
-        raise CmpError(f"--plugin {path}: {error}") from error
     except Exception as error:  # whatever the user's code raises
-        raise CmpError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+        sys.modules.pop(name, None)
+        kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
+        raise CmpError(f"--plugin {path}: {kind}{error}") from error
 
 
 def entry_names(group: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Options of one's own: what is refused at once, and what tells two definitions apart."""
 
 import linecache
+import sys
 import textwrap
 from importlib.metadata import EntryPoint
 
@@ -537,6 +538,25 @@ def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     assert get_option("schedule", "mine").digest == digest
 
 
+def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
+    plugin = IMPORTS + textwrap.dedent(SAWTOOTH)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(plugin.replace("step %", f"{ord(folder)} %"))
+    load_plugin(tmp_path / "a/mine.py")
+    first = get_option("schedule", "sawtooth")
+    with pytest.raises(CmpError, match=r"b/mine\.py: .*another definition has this name already"):
+        load_plugin(tmp_path / "b/mine.py")
+    assert get_option("schedule", "sawtooth") is first
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    load_plugin(tmp_path / "link/mine.py")  # the same file
+    (tmp_path / "b/mine.py").write_text((tmp_path / "a/mine.py").read_text())
+    registry._loaded("schedule").pop("sawtooth")
+    load_plugin(tmp_path / "b/mine.py")
+    assert get_option("schedule", "sawtooth").digest == first.digest  # wherever it lies
+    assert get_option("schedule", "sawtooth").module != first.module
+
+
 def test_a_plugin_may_have_dataclasses(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -583,8 +603,10 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
 def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(text)
+    modules = set(sys.modules)
     with pytest.raises(CmpError) as error:
         load_plugin(path)
+    assert not [name for name in set(sys.modules) - modules if "plugin" in name]
     for word in (f"--plugin {path}: ", *words):
         assert word in str(error.value)
 
