@@ -5,11 +5,16 @@ function (or object). From then on its name is valid in a config, on the command
 explorers and when a run is resumed.
 """
 
+import contextlib
+import dis
 import functools
 import hashlib
 import importlib
 import inspect
 import json
+import logging
+import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -75,8 +80,8 @@ class Option:
             where the config leaves the key open (None for the config's own default).
         facts: Its declared properties, see `Kind.facts`.
         module: The module that registered it.
-        sources: Source text of the functions and constants that it consists of, by name, for an
-            option that is not the package's own; empty otherwise.
+        sources: Source text of the functions and constants that it consists of and refers to, by
+            name, for an option that is not the package's own; empty otherwise.
     """
 
     kind: str
@@ -232,16 +237,18 @@ def load_plugin(path: Path) -> None:
         >>> _ = path.write_text(f"import cmp\\n{text}")
         >>> cmp.load_plugin(path)
     """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
+    name = f"cmp_plugin_{path.stem}_{place[:12]}"  # files of one name are not the same plugin
     try:
-        spec = spec_from_file_location(f"cmp_plugin_{path.stem}", path)
+        spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
-        module = sys.modules[spec.name] = module_from_spec(spec)
+        module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except CmpError as error:
-        raise CmpError(f"--plugin {path}: {error}") from error
     except Exception as error:  # whatever the user's code raises
-        raise CmpError(f"--plugin {path}: {type(error).__name__}: {error}") from error
+        sys.modules.pop(name, None)
+        kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
+        raise CmpError(f"--plugin {path}: {kind}{error}") from error
 
 
 def entry_names(group: str) -> list[str]:
@@ -296,110 +303,173 @@ def _is_own(module: object) -> bool:
 
 
 Part = tuple[str, Any]
-"""A function, class or constant, with its name."""
+"""Something that an option consists of or refers to, with its name."""
 
 
 def _collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[str, str]:
-    """Return the sources of what an option consists of: of its functions and classes and of those
-    of the same module that they refer to, and all constants, as JSON."""
-    todo = [*_parts("facts", facts), *_parts("settings", settings), *_parts("value", value)]
-    modules = {name for name in (module, getattr(value, "__module__", "")) if not _is_own(name)}
-    seen: dict[int, Any] = {}
+    """Return the sources of what an option consists of and refers to, by name.
+
+    Of functions and classes of the user's the sources, of all others the names; of constants the
+    values, as text; of what was there already the name.
+    """
+    root = module.partition(".")[0]
+    todo: list[Part] = [("facts", facts), ("settings", settings), ("value", value)]
+    seen: dict[int, Part] = {}
     sources: dict[str, str] = {}
+
+    def add(name: str, text: str) -> str:
+        if sources.setdefault(name, text) != text:
+            name = f"{name} {len(sources)}"
+            sources[name] = text
+        return name
+
     while todo:
         name, part = todo.pop()
-        if (text := _constant_text(part)) is not None:
-            sources.setdefault(name, text)
-        elif id(part) not in seen:
-            seen[id(part)] = part
-            if inspect.isclass(part):
-                todo += _class_members(part) if part.__module__ in modules else []
-                continue
-            if not _is_own(part.__module__):
-                name = part.__qualname__
-                sources[f"{name} {len(seen)}" if name in sources else name] = _read_source(part)
-            todo += _references(part)
-    return {name: text for name, text in sources.items() if text != "{}"}
+        part = inspect.unwrap(part, stop=lambda x: inspect.isfunction(x) and _is_users(x, root))
+        text = _constant_text(part)
+        is_users = _is_users(part, root) or (name == "value" and not _is_own(_home(part)))
+        if text is None and not is_users and _is_named(part):
+            text = f"{_home(part).partition('.')[0]}: {part.__name__}"
+        if text is None:
+            if id(part) not in seen:
+                label = getattr(part, "__qualname__", name) if is_users else name
+                if is_users and inspect.isfunction(part):
+                    label = add(label, _read_source(part))
+                seen[id(part)] = label, part  # which keeps the part, and so its id
+                todo += _parts(name, part, root)
+            text = f"as {seen[id(part)][0]}"
+        if text not in ("{}", f"as {name}"):
+            add(name, text)
+    return sources
 
 
-def _parts(name: str, value: Any) -> list[Part]:
-    """Return the functions, classes and constants that an object consists of."""
-    value = inspect.unwrap(value)
-    if isinstance(value, functools.partial):
-        value = [value.func, value.args, value.keywords]
-    elif inspect.ismethod(value):
-        value = [value.__func__, value.__self__]
-    if inspect.isfunction(value) or inspect.isclass(value) or _constant_text(value) is not None:
-        return [(name, value)]
+def _home(part: Any) -> str:
+    """Return the name of a module, or of that which a function, class or object's class is from."""
+    if inspect.ismodule(part):
+        return part.__name__
+    if inspect.isfunction(part):  # to which a decorator may have given the name of another
+        return part.__globals__.get("__name__", "")
+    return str(getattr(part, "__module__", None) or type(part).__module__)
+
+
+def _is_users(part: Any, root: str) -> bool:
+    """Whether something is from the package `root`, which registers an option, or else neither
+    from this package, nor from Python, nor from an installed package."""
+    home = _home(part)
+    first = home.partition(".")[0]
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in (home, first)]
+    folders = {part for file in filter(None, files) for part in Path(file).parts}
+    is_installed = not folders.isdisjoint(("site-packages", "dist-packages"))
+    return first == root or not (is_installed or _is_own(home) or first in sys.stdlib_module_names)
+
+
+def _is_named(part: Any) -> bool:
+    """Whether the name of something says all of it: a function or class that has no state."""
+    bound = getattr(part, "__self__", None)
+    has_state = getattr(part, "__closure__", None) or not (bound is None or inspect.ismodule(bound))
+    return hasattr(part, "__name__") and not has_state
+
+
+def _parts(name: str, value: Any, root: str) -> list[Part]:
+    """Return what a function or class refers to, or what an object consists of."""
+    if inspect.ismodule(value) or isinstance(value, logging.Logger):  # which decides no result
+        return []
+    if inspect.isfunction(value):
+        return _references(value, root)
+    if inspect.isclass(value):
+        return _class_members(value)
+    if inspect.isroutine(value) and _is_named(value):  # written in another language
+        raise _unreadable(name)
     if isinstance(value, Mapping):
-        members = list(value.items())
+        is_plain = all(isinstance(key, str | int) for key in value)
+        members = value.items() if is_plain else enumerate(value.items())
     elif isinstance(value, list | tuple):
-        members = list(enumerate(value))
-    elif hasattr(value, "__dict__"):
-        members = [("class", type(value)), *vars(value).items()]
+        members = enumerate(value)
     else:
-        raise _unreadable(f"{name}: {type(value).__name__}")
-    return [part for key, member in members for part in _parts(f"{name}.{key}", member)]
+        members = _state(name, value).items()
+    return [(f"{name}.{key}", member) for key, member in members]
+
+
+def _state(name: str, value: Any) -> dict[str, Any]:
+    """Return an object's class and what pickle would keep of it, which is all that it holds."""
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception as error:  # such as of a lock, or of an open file
+        raise _unreadable(name, f"what this {type(value).__name__} holds") from error
+    _, args, state, *items = (None, made, None) if isinstance(made, str) else (*made, None)
+    state = state if isinstance(state, dict) else {"state": state}
+    held = {"class": type(value), "args": args} | state
+    return held | {f"items {n}": list(x) for n, x in enumerate(items) if x is not None}
 
 
 def _class_members(part: type) -> list[Part]:
     """Return a class's own functions and constants, and the classes it is made from."""
-    members = {
-        key: inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
-        for key, member in vars(part).items()
-    }
-    return [
-        (f"{part.__qualname__}.{key}", member)
-        for key, member in [*members.items(), *((base.__name__, base) for base in part.__bases__)]
-        if inspect.isclass(member)
-        or (inspect.isfunction(member) and member.__code__.co_filename != "<string>")  # generated
-        or (not key.startswith("__") and _constant_text(member) is not None)
-    ]
+    members = {base.__name__: base for base in part.__bases__}
+    for key, member in vars(part).items():
+        if isinstance(member, functools.cached_property):
+            member = member.func
+        member = getattr(member, "__func__", getattr(member, "fget", member))
+        code = getattr(inspect.unwrap(member), "__code__", None)
+        is_hidden = key.startswith(("__", "_abc_")) or hasattr(type(member), "__get__")
+        if code.co_filename != "<string>" if code else inspect.isclass(member) or not is_hidden:
+            members[key] = member
+    return [(f"{part.__qualname__}.{key}", member) for key, member in members.items()]
 
 
-def _references(function: Any) -> list[Part]:
-    """Return what a function refers to: its defaults, closure, and globals, as far as these are
-    constants, or functions and classes of the same module."""
-    codes, names = [function.__code__], []
-    while codes:
-        code = codes.pop()
+def _references(function: Any, root: str) -> list[Part]:
+    """Return what a function refers to: its defaults and closure; and if it is the user's, its
+    globals, and what it may take from the user's modules among these."""
+    codes, loaded, names = [function.__code__], [], []
+    for code in codes:  # which grows
         codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        steps = dis.get_instructions(code)
+        loaded += [step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
         names += code.co_names
-    own, qualname = _is_own(function.__module__), function.__qualname__
-    outer = {} if own else function.__globals__
+    outer = function.__globals__ if _is_users(function, root) else {}
+    referred = [(name, outer[name]) for name in loaded if name in outer]
+    modules = []
+    for _, part in referred:  # which grows
+        if inspect.ismodule(part) and part not in modules and _is_users(part, root):
+            modules.append(part)
+            referred += [(name, vars(part)[name]) for name in names if name in vars(part)]
     nonlocals = inspect.getclosurevars(function).nonlocals
     given = {"defaults": function.__defaults__, **(function.__kwdefaults__ or {}), **nonlocals}
-    referred = [(name, outer[name]) for name in names if name in outer]
+    qualname = function.__qualname__
     referred += [(f"{qualname}.{name}", part) for name, part in given.items() if part is not None]
-    referred = [(name, inspect.unwrap(part)) for name, part in referred]
-    return [
-        (name, part)
-        for name, part in referred
-        if _constant_text(part) is not None
-        or (
-            (inspect.isfunction(part) or inspect.isclass(part))
-            and (own or part.__module__ == function.__module__)
-        )
-    ]
+    return referred
 
 
 def _constant_text(value: Any) -> str | None:
-    """Return a constant as JSON, None for anything that JSON does not have."""
-    try:
+    """Return a constant as text that is another one for another constant, such as JSON; None for
+    anything that is none, or is made of other things than constants."""
+    with contextlib.suppress(TypeError, ValueError):
         return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError):
-        return None
+    import numpy as np  # which, as torch, is there by now
+    import torch
+
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return f"{value.dtype.str} {value.shape} {_constant_text(value.tobytes())}"
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, set | frozenset):
+        members = [_constant_text(member) for member in value]
+        return None if None in members else f"{{{', '.join(sorted(map(str, members)))}}}"
+    if isinstance(value, re.Pattern):
+        return f"{value.pattern!r} {value.flags}"
+    if isinstance(value, torch.Tensor):
+        return importlib.import_module("cmp.models").tensors_digest({"": value})
+    return None
 
 
-def _read_source(part: Any) -> str:
+def _read_source(function: Any) -> str:
     try:
-        return textwrap.dedent(inspect.getsource(part))
+        return textwrap.dedent(inspect.getsource(function.__code__))
     except (OSError, TypeError) as error:
-        raise _unreadable(part.__qualname__) from error
+        raise _unreadable(function.__qualname__) from error
 
 
-def _unreadable(name: str) -> CmpError:
+def _unreadable(name: str, what: str = "its source") -> CmpError:
     return CmpError(
-        f"{name}: its source cannot be read, so runs that use it could not be told apart; define "
-        "it in a cell or in a file"
+        f"{name}: {what} cannot be read, so runs that use it could not be told apart; define it in "
+        "a cell or in a file, and a lock, an open file or the like inside a function"
     )

@@ -1,6 +1,8 @@
 """Options of one's own: what is refused at once, and what tells two definitions apart."""
 
 import linecache
+import shutil
+import sys
 import textwrap
 from importlib.metadata import EntryPoint
 
@@ -492,6 +494,140 @@ def test_objects_are_told_apart_by_what_they_are_made_of(kind, cell, edits):
         assert digest_of(cell.replace(old, new), kind) != digest, new
 
 
+HOLDS = """
+    import logging
+    import random
+    import re
+    from math import sqrt
+
+    import numpy as np
+
+    LOG = logging.getLogger("mine")
+    KEEP = {0, 8}
+    PAIRS = {("a", 1): 2.0, ("b", 2): [frozenset("cd")]}
+    ARRAY = np.array([1.5, 2.5])
+    TENSOR = torch.tensor([1.5, 3.5], dtype=torch.bfloat16)
+    NUMBER = re.compile("[0-9]+")
+    NOISE = random.Random(3)
+    LAYER = torch.nn.CrossEntropyLoss(label_smoothing=0.4)
+
+    def power(exponent):
+        return lambda x: x**exponent
+
+    def halved(function):
+        @functools.wraps(function)
+        def wrapper(x):
+            return function(x) / 2
+
+        return wrapper
+
+    @halved
+    def quarter(x):
+        return x / 4
+
+    POWERS = {"first": power(2), "second": quarter, "third": torch.abs}
+
+    class Wave:
+        kinds = {"sine"}
+
+        @functools.cached_property
+        def depth(self):
+            return 0.5
+
+    @cmp.register("schedule", "mine")
+    def mine(task, step, given=frozenset({1})):
+        LOG.debug("%s", [sqrt, KEEP, PAIRS, ARRAY, TENSOR, NUMBER, NOISE, LAYER, POWERS, Wave])
+        return task.peak
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{0, 8}", "{0, 9}"),
+        ('("b", 2)', '("b", 3)'),  # a key
+        ('"cd"', '"ce"'),
+        ("[1.5, 2.5]", "[1.5, 2.0]"),
+        ("[1.5, 2.5]", "[[1.5, 2.5]]"),  # a shape
+        ("[1.5, 3.5]", "[1.5, 3.0]"),
+        ("bfloat16", "float32"),
+        ("[0-9]+", "[0-9]*"),
+        ("Random(3)", "Random(4)"),
+        ("smoothing=0.4", "smoothing=0.3"),
+        ("power(2)", "power(3)"),
+        ('"first": power(2), "second": quarter', '"first": quarter, "second": power(2)'),
+        ("function(x) / 2", "function(x) / 3"),  # a decorator
+        ("x / 4", "x / 5"),  # what is decorated
+        ("torch.abs", "torch.neg"),
+        ("from math", "from numpy"),
+        ('{"sine"}', '{"saw"}'),
+        ("return 0.5", "return 0.4"),
+        ("{1}", "{2}"),
+    ],
+)
+def test_what_json_lacks_counts_as_well(old, new):
+    digest = digest_of(HOLDS)
+    assert old in HOLDS
+    assert digest_of(HOLDS.replace(old, new)) != digest
+    same = HOLDS.replace('getLogger("mine")', 'getLogger("other")')
+    same = same.replace("{0, 8}", "{8, 0}")  # which are listed in another order
+    assert digest_of(same) == digest
+
+
+def test_what_cannot_be_told_apart_is_refused_by_its_name():
+    cell = """
+        import threading
+
+        shape = {}
+
+        @cmp.register("schedule", "mine")
+        def mine(task, step):
+            return task.peak * len(torch.ones(1).shape)
+    """
+    digest_of(cell.format("threading.Lock()"))  # only an attribute is called like the lock
+    with pytest.raises(CmpError, match=r"shape: what this lock holds cannot be read.*told apart"):
+        digest_of(cell.format("threading.Lock()").replace("torch.ones(1).shape", "[shape]"))
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("from lent import slope", "slope(x)"),
+        ("import lent", "lent.slope(x)"),
+        ("import lent.steep", "lent.steep.slope(x)"),
+    ],
+)
+def test_functions_of_other_files_of_the_user_count(line, call, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lent").mkdir()
+    text = "FACTOR = 0.5\ndef other(): ...\ndef slope(x):\n    return 1 - FACTOR * x\n"
+    cell = f"""
+        {line}
+
+        FACTOR = 1.0
+
+        @cmp.register("schedule", "mine")
+        def mine(task, step):
+            x = FACTOR * step / task.N
+            return task.peak * {call}
+    """
+
+    def digest(text):
+        for name in ("lent", "lent.steep"):
+            sys.modules.pop(name, None)
+        (tmp_path / "lent/steep.py").write_text(text)
+        (tmp_path / "lent/__init__.py").write_text("from lent.steep import slope\n")
+        shutil.rmtree(tmp_path / "lent/__pycache__", ignore_errors=True)
+        linecache.clearcache()
+        return digest_of(cell)
+
+    assert digest(text) == digest(text.replace("other(): ...", "another(): ..."))
+    edits = ("FACTOR = 0.5", "FACTOR = 0.4"), ("1 - FACTOR", "1 - 0.5 * FACTOR")
+    assert len({digest(text), *(digest(text.replace(*edit)) for edit in edits)}) == 3
+    for name in ("lent", "lent.steep"):
+        del sys.modules[name]
+
+
 def test_what_has_no_source_is_refused():
     names = {"cmp": cmp, "__name__": "__main__"}
     text = "@cmp.register('schedule', 'mine')\ndef mine(task, step): return task.peak"
@@ -535,6 +671,25 @@ def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     load_plugin(path)  # again, as a cell may be run again
     assert get_option("schedule", "mine") is not option
     assert get_option("schedule", "mine").digest == digest
+
+
+def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
+    plugin = IMPORTS + textwrap.dedent(SAWTOOTH)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(plugin.replace("step %", f"{ord(folder)} %"))
+    load_plugin(tmp_path / "a/mine.py")
+    first = get_option("schedule", "sawtooth")
+    with pytest.raises(CmpError, match=r"b/mine\.py: .*another definition has this name already"):
+        load_plugin(tmp_path / "b/mine.py")
+    assert get_option("schedule", "sawtooth") is first
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    load_plugin(tmp_path / "link/mine.py")  # the same file
+    (tmp_path / "b/mine.py").write_text((tmp_path / "a/mine.py").read_text())
+    registry._loaded("schedule").pop("sawtooth")
+    load_plugin(tmp_path / "b/mine.py")
+    assert get_option("schedule", "sawtooth").digest == first.digest  # wherever it lies
+    assert get_option("schedule", "sawtooth").module != first.module
 
 
 def test_a_plugin_may_have_dataclasses(tmp_path):
@@ -583,8 +738,10 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
 def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(text)
+    modules = set(sys.modules)
     with pytest.raises(CmpError) as error:
         load_plugin(path)
+    assert not [name for name in set(sys.modules) - modules if "plugin" in name]
     for word in (f"--plugin {path}: ", *words):
         assert word in str(error.value)
 
