@@ -24,8 +24,9 @@ SMALL = (
 
 
 @pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    """What was checked is kept in a build folder of the test's own."""
+def build(corpus, tmp_path, monkeypatch):
+    """What was checked is kept in a build folder of the test's own; the benchmark, which is not
+    there, has been read before."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
 
 
