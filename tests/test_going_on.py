@@ -205,7 +205,7 @@ def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch,
 
     monkeypatch.setattr(cli, "app", stop)
     monkeypatch.setattr(warnings, "showwarning", None)  # so that it is put back after the test
-    for number, said in enumerate(("cmp: stopped\n", "")):
+    for number, said in enumerate(("cmpt: stopped\n", "")):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
         with pytest.raises(SystemExit, match="143"):
             cli.main()
