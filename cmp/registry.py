@@ -404,7 +404,7 @@ def _state(name: str, value: Any) -> dict[str, Any]:
 
 def _class_members(part: type) -> list[Part]:
     """Return a class's own functions and constants, and the classes it is made from."""
-    members = {base.__name__: base for base in part.__bases__}
+    members: dict[str, Any] = {base.__name__: base for base in part.__bases__}
     for key, member in vars(part).items():
         if isinstance(member, functools.cached_property):
             member = member.func
