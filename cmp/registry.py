@@ -391,7 +391,7 @@ def _parts(name: str, value: Any, root: str) -> list[Part]:
 
 
 def _state(name: str, value: Any) -> dict[str, Any]:
-    """Return an object's class and what pickle would keep of it, which is all that it holds."""
+    """Return an object's class and what a copy of it would keep, which is all that it holds."""
     try:
         made = value.__reduce_ex__(4)
     except Exception as error:  # such as of a lock, or of an open file

@@ -650,10 +650,10 @@ def gains_table(
         except CmpError as error:
             row["reason"] = NOT_COMPUTED if isinstance(error, NotComputed) else str(error)
             continue
-        found = estimate_gain(study, name, gain)
-        row |= {"gain": found.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
+        estimate = estimate_gain(study, name, gain)
+        row |= {"gain": estimate.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
         if not shared:
-            row |= {"low": found.low, "high": found.high, "preliminary": found.progress}
+            row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
     return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
 
 

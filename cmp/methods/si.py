@@ -63,7 +63,7 @@ register("method", "si", {"strength": 1000.0, "damping": 1.0})(
         importance.prepare,
         begin_task,
         losses,
-        lambda section: "",  # the penalty looks at the weights alone
+        whole_batch_reason=lambda section: "",  # the penalty looks at the weights alone
         after_backward=after_backward,
         step=step,
         end_task=end_task,
