@@ -133,7 +133,7 @@ def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.Dat
     return pd.DataFrame(spreads)
 
 
-ORDER_CLAIM = "the order shapes the way"
+ORDER_CLAIM = "orders differ during the stream"
 """The claim whose terms are five orders and five random streams."""
 ON_WAY = (0.25, 0.75)
 """Between these parts of a stream a spread is one on the way, see `verdicts.run_scores`."""
@@ -392,7 +392,7 @@ def retraining_costs() -> pd.DataFrame:
         rows[name] = {
             "parameters (M)": f"{about['parameters']:.0f}",
             "pretraining samples": f"{samples / 1e9:.0f} billion",
-            "their time": f"{samples * hours / 24:,.0f} days",
+            "pretraining time": f"{samples * hours / 24:,.0f} days",
             "samples of 20 updates": f"{updates / 1e6:.1f} million",
             "time of 20 updates": f"{updates * hours:.1f} hours",
         }

@@ -148,6 +148,8 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     about = pd.DataFrame(table["settings"])[["study", "split", "merging"]]
     runs = pd.DataFrame(table["runs"], columns=["place", "replicate", *AXES])
     runs = runs.join(about, on="place").query("split == 'test' and study != @OWN")
+    runs = runs[~runs["study"].str.contains(studies.BAND)]  # which are shorter
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
+    figures.with_title(figure, "At equal A_KA, most runs at the top merge weights")
     return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)

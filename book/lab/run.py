@@ -3,7 +3,9 @@
 The committed notebooks are chapters executed with their defaults, stable to the byte.
 """
 
+import base64
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+from PIL import Image
 from tqdm import tqdm
 
 from cmp import NUMERICS
@@ -323,7 +326,7 @@ def stable_notebook(executed, source: Path):
     """Return an executed notebook as it is committed: another run of the chapter changes nothing.
 
     Times, paths of this machine, addresses, random ids of cells, and versions are left out. Outputs
-    and the source's hash stay.
+    and the source's hash stay; pictures have fewer colours.
 
     Args:
         executed: An nbformat notebook.
@@ -344,11 +347,28 @@ def stable_notebook(executed, source: Path):
         cell.source = ran.source
         if cell.cell_type == "code":
             cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "image/png" in data:
+                    data["image/png"] = shrink_picture(data["image/png"])
     about, ran = page.metadata, executed.metadata["cmp"]
     about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
     about.pop("jupytext", None)  # values are filled in: the text is no longer that of the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
     return page
+
+
+def shrink_picture(png: str) -> str:
+    """Return a picture of a notebook with at most 256 colours, a third of its size.
+
+    A clone holds every version of every notebook, most of which are pictures.
+
+    Args:
+        png: A PNG as base64.
+    """
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(file := io.BytesIO(), "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def commit_notebooks(

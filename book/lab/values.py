@@ -169,8 +169,8 @@ def _difference_of_gains(places: list[tuple[str, str]], planned: int, level: flo
         return NO_GAIN
     apart, words = one.values - other.values, "at least " * one.is_bound
     pseudo = one.pseudo - other.pseudo
-    found = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned, level)
-    return f"{words}{'at most ' * other.is_bound}{found.in_words()}"
+    estimate = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned, level)
+    return f"{words}{'at most ' * other.is_bound}{estimate.in_words()}"
 
 
 def gain(what: str, kind: str) -> str:

@@ -15,7 +15,7 @@ from lab import chapters
 
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"
 SECONDS = 60
-AWAKE = 60
+AWAKE = 30
 """Seconds until a cell that is busy, or awaits, is not any more."""
 LONG = """import os
 os.environ["CMP_BUILD"] = {build!r}

@@ -126,8 +126,6 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     model = plan.run.model.name
     stored = [key for key, run in evidence.runs.items() if run.model.name == model]
     note = f"Grey: stored settings of {model if stored else 'other models'}."
-    if plan.place is not None:
-        note = f"Blue: {plan.place.setting}, study {plan.place.study}. {note}"
     with style.plane(5.4, note) as (figure, axes):
         means = setting_means(evidence.trajectory)
         points = means.loc[stored or means.index, list(style.AXES)].to_numpy()
@@ -136,6 +134,8 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
             mean, high = plan.place.scores.loc[list(style.AXES), ["mean", "high"]].to_numpy(float).T
             look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
             axes.errorbar(*mean, *(high - mean)[::-1], zorder=5, **look)
+            words = f"nearest to the plan: {plan.place.setting}"
+            style.label_points(axes, [(*mean, words, style.bold(style.COLOURS[0]))])
     return figure
 
 

@@ -26,6 +26,12 @@ AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
+NO_GAIN = {
+    fronts.BELOW: "No gain, as A_KA is lower than anywhere on the front",
+    fronts.BEYOND: "No gain, as A_KA is higher than the front reaches",
+    verdicts.NOT_COMPUTED: "Not computed yet",
+}
+"""A part of the reason why a setting has no gain, and the words of a note for it."""
 VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
 VERDICT_BOUND = " Arrow: a bound, which leaves that end open."
 
@@ -52,7 +58,10 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
             look, end = looks[row.setting], min(row.A_KA, curve.accumulation[-1])
             if not np.isnan(row.gain):
                 foot = curve.retention_at(end)
-                axes.vlines(row.A_KA, foot, row.A_ZS, color=look["color"], linewidth=1.5)
+                dashes = "-" if end == row.A_KA else ":"
+                line = {"color": look["color"], "linewidth": 1.5, "linestyle": dashes}
+                axes.vlines(row.A_KA, foot, row.A_ZS, **line)
+                axes.hlines(foot, end, row.A_KA, **line)
             axes.plot(row.A_KA, row.A_ZS, **look | {"linestyle": "", "markersize": 9})
             name = textwrap.fill(row.setting, 14)
             labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
@@ -112,10 +121,10 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
 
 def _left_out(table: pd.DataFrame) -> str:
     """Return a line of a note for each reason why settings have no gain."""
-    groups, lines = [fronts.BELOW, fronts.BEYOND, verdicts.NOT_COMPUTED], ""
-    reason = table["reason"].map(lambda said: next((part for part in groups if part in said), said))
-    for words, rows in table[reason != ""].groupby(reason, sort=False):
-        lines += f"\n{words.capitalize()}: {'; '.join(rows['setting'])}."
+    lines = ""
+    reason = table["reason"].map(lambda said: next((p for p in NO_GAIN if p in said), said))
+    for part, rows in table[reason != ""].groupby(reason, sort=False):
+        lines += f"\n{NO_GAIN.get(part, part)}: {'; '.join(rows['setting'])}."
     return lines
 
 

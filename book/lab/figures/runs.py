@@ -8,6 +8,7 @@ published. Where a frame has "subset" rows, those are drawn, because they score 
 after every task.
 """
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,9 +36,13 @@ HELD = "#7a7a7a"
 """The colour of the learning rates that others are compared with."""
 MIN_SPAN = 5.0
 """Points that an axis with a reader's runs shows at least."""
-IN_A_ROW, MOMENTS = 7, 5
+INSET = (0.54, 0.1, 0.44, 0.46)
+"""Where a plane has what it enlarges: below the ends of runs, as parts of its width and height."""
+IN_A_ROW, MOMENTS = 7, 6
 """Images in a row of a gallery, and columns of predicted names, that leave room for words."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+RECIPE = ("with replay", "with moments", "with wsd", "recipe")
+"""Settings of study `recipe`, each of which adds a step to the one before it."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
     ("cosine", "cosine"), ("rsqrt", "rsqrt"),
@@ -100,36 +105,60 @@ def _contours(axes: Axes) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def plot_plane(trajectory: pd.DataFrame) -> Figure:
+def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
     """A_KA against A_ZS of each setting: a marker per evaluation, the one at the end large.
 
     The joint upper bound is a star at its end, because it sees all tasks at once.
 
     Args:
         trajectory: A trajectory frame.
+        steps: Settings each of which adds a step to the one before it. Their ends are joined by
+            arrows, and shown enlarged as well.
 
     Returns:
         The figure.
     """
     layers, note = _layers(trajectory)
-    labels, circle = [], {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
+    labels, enlarged = [], []
+    circle = {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
     with style.plane(6.2, note) as (figure, axes):
+        inset = axes.inset_axes(INSET) if steps else None
         for name, rows, look in layers:
             path, end = rows[list(style.AXES)].to_numpy(), {"markersize": 11, "zorder": 5}
             end |= {"marker": "*", "markersize": 17} if name == style.JOINT else {}
             half = rows[["A_ZS half", "A_KA half"]].iloc[-1]
+            label = (*path[-1], textwrap.fill(name, 18), style.bold(look["color"]))
             axes.errorbar(*path[-1], *half, **look | bars | end)
-            labels.append((*path[-1], textwrap.fill(name, 18), style.bold(look["color"])))
-            if name != style.JOINT:
+            if name in steps:
+                inset.errorbar(*path[-1], *half, **look | bars | end)
+                enlarged.append(label)
+            else:
+                labels.append(label)
+            if name != style.JOINT and name not in steps[1:]:
                 axes.plot(*path.T, **look)
                 axes.plot(*path[0], "o", **circle)
                 near = [text for x, y, text, _ in labels if np.hypot(*(path[0] - (x, y))) < 1.5]
                 labels += [] if "before" in near else [(*path[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
+        if steps:
+            _enlarge_steps(axes, inset, enlarged)
         style.label_points(axes, labels)
         _contours(axes)
     return figure
+
+
+def _enlarge_steps(axes: Axes, inset: Axes, labels: Sequence[tuple]) -> None:
+    """Join the labelled ends of steps by arrows, in the axes and enlarged in their inset."""
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 6, "shrinkB": 6}
+    for (*start, _, _), (*end, _, _) in itertools.pairwise(labels):
+        for part in (axes, inset):
+            part.annotate("", end, start, arrowprops=arrow)
+            part.plot(*zip(start, end, strict=True), color="0.3", linewidth=1, zorder=1)
+    inset.margins(0.25, 0.3)
+    inset.tick_params(labelsize=10)
+    style.label_points(inset, labels)
+    axes.indicate_inset_zoom(inset, edgecolor="0.5")
 
 
 def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figure:
@@ -143,7 +172,7 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     Returns:
         The figure.
     """
-    note = "Small dots: other runs of this size, on other streams and with other batches."
+    note = "Small marks: other runs of this size, on other streams and with other batches."
     if others.empty:
         note = "No other runs of this size are published."
     looks = style.looks(others["setting"].unique())
@@ -257,7 +286,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"))
+    figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"), RECIPE)
     named = style.with_subscripts
     figure.axes[0].set_xlabel(named("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}"))
     figure.axes[0].set_ylabel(named("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}"))
@@ -424,7 +453,7 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 axes.add_patch(Rectangle(cell, 0.96, 0.92, color=fills[answer == right]))
                 words, weight = textwrap.fill(answer, 13), "normal" if answer == right else "bold"
                 axes.text(column + 0.5, place, words, fontsize=10.5, fontweight=weight, **centred)
-            axes.text(-0.5, place, textwrap.fill(right, 15), fontsize=10.5, **centred)
+            axes.text(-0.5, place, textwrap.fill(right, 13), fontsize=10.5, **centred)
         heads = ["image", "right name", "before", *(f"update {n}" for n in shown[1:])]
         axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
         axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])
