@@ -40,7 +40,6 @@ def test_a_bad_config_is_refused_by_key(tree, words):
 def test_a_recipe_is_short_for_its_settings():
     tree = config.override(config.profile("cpu"), ["recipe=default"])
     written = [
-        "optimizer.carry=true",
         "merging.policy=ema",
         "merging.weight=0.25",
     ]
@@ -52,7 +51,7 @@ def test_a_recipe_is_short_for_its_settings():
 
 def test_what_is_set_by_name_has_its_say_over_a_recipe():
     run = config.parse({"recipe": "default", "merging": {"policy": "zs"}, "seed": 1})
-    assert (run.merging.policy, run.merging.weight, run.optimizer.carry) == ("zs", 0.25, True)
+    assert (run.merging.policy, run.merging.weight, run.carries_moments) == ("zs", 0.25, True)
     with pytest.raises(CmpError, match=r"must be 1, not 0\.6"):
         config.parse({"recipe": "default", "mixture": {"buffer": 0.0}})
     with pytest.raises(CmpError, match=r"recipe: 'best': the recipes are: default"):

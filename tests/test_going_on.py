@@ -22,7 +22,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.execution import ExecutionConfig
 from cmp.experiments import preflight, results, store, workers
-from cmp.experiments.runs import unfinished_runs
+from cmp.experiments.runs import from_keywords, unfinished_runs
 from cmp.files import SHORT_ID
 from cmp.runner import Observer
 from cmp.training import StepResult
@@ -105,6 +105,30 @@ def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
     planned = invoke(cli.app, ["run", "quick", *QUICK, start, "--dry-run"])
     assert planned.exit_code == 1 and "--keep-weights" in planned.output
     assert store.stored_ids() == [parent.id[:SHORT_ID]]
+
+
+def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
+    whole = computed(*EMA)
+    name = whole.id[:SHORT_ID]
+    assert invoke(cli.app, ["results", "rm", name]).exit_code == 0
+    trial = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
+    assert trial.exit_code == 0 and "cmpt resume" in trial.output
+    listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output
+    last = store.scores_on_way(whole).loc[1]
+    assert re.search(rf"{name} +1 of 2 updates +subset", listed)
+    assert all(f"{value:.1f}" in listed for value in last)
+    shown = invoke(cli.app, ["results", "show", name[:6]]).output
+    assert "stream.tasks: 2" in shown and "final weights" not in shown
+    assert computed(*EMA).weights == whole.weights
+
+
+def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
+    (build / "plan.yaml").write_text("stream: {tasks: 3}\nschedule: {peak: 0.001}\n")
+    path = str(build / "plan.yaml")
+    plan = from_keywords(path, {"steps": 7})
+    assert (plan.stream.tasks, plan.schedule.peak, plan.training.steps) == (3, 0.001, 7)
+    shown = invoke(cli.app, ["stream", "show", "--profile", path, *forked.SETTINGS])
+    assert shown.exit_code == 0, shown.exception
 
 
 def test_a_run_that_is_not_finished_is_named(build):

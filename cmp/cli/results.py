@@ -12,11 +12,13 @@ from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
 from cmp.experiments import logs, results, runs, store
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, build_folder
 
 
 def ls() -> None:
-    """List every stored run, oldest first, with its differences from the `cpu` profile.
+    """List every stored and every unfinished run, with its differences from the `cpu` profile.
+
+    Stored runs come first, the oldest of them at the top.
 
     Example:
         cmpt results ls
@@ -24,23 +26,29 @@ def ls() -> None:
     rows, left_out = [], []
     for run_id in store.stored_ids():
         try:
-            run = store.load_run(run_id)
+            rows.append(_row(store.load_run(run_id), ""))
         except CmpError as error:  # damaged, or of a version with other settings
             left_out.append(f"left out: {error}")
-            continue
-        [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
-        changes = runs.changes_to_cpu(run.config).items()
-        words = " ".join(f"{key}={value}" for key, value in changes)
-        scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS)]
-        rows.append((run_id, last.scope, *scores, f"{run.provenance['seconds']:.0f}", words))
-    columns = ("run", "images", "A_KA %", "A_ZS %", "seconds", "differs from cpu in")
-    shared.print_table(columns, rows)
     for progress in runs.unfinished_runs():
-        if not store.is_stored(progress.run):  # a kill may come before checkpoints are removed
-            done = f"{progress.task} tasks and {progress.step} steps are done"
-            typer.echo(f"unfinished: {progress.run[:SHORT_ID]}, {done}")
+        # a kill may come before checkpoints are removed; a pretraining has no scores
+        if progress.metrics and not store.is_stored(progress.run):
+            run = runs.run_so_far(progress, progress.task)
+            rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
+    columns = ("run", "unfinished", "images", "A_KA %", "A_ZS %", "GM %", "seconds")
+    shared.print_table((*columns, "differs from cpu in"), rows)
+    typer.echo(f"runs of {build_folder().absolute()}")
     if left_out:
         typer.echo("\n".join(left_out), err=True)
+
+
+def _row(run: store.StoredRun, unfinished: str) -> tuple[str, ...]:
+    """Return the row of `ls` of a run, or of one as far as it has come."""
+    [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
+    changes = runs.changes_to_cpu(run.config).items()
+    words = " ".join(f"{key}={value}" for key, value in changes)
+    scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS, last.GM)]
+    name, seconds = run.id[:SHORT_ID], f"{run.provenance['seconds']:.0f}"
+    return name, unfinished, str(last.scope), *scores, seconds, words
 
 
 def show(run_id: str) -> None:
@@ -49,7 +57,7 @@ def show(run_id: str) -> None:
     Example:
         cmpt results show 3f2a
     """
-    run = store.find_run(run_id)
+    run = runs.find_run(run_id)
     print_config(run.config)
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")

@@ -1,5 +1,6 @@
 """`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +13,11 @@ from tqdm import tqdm
 from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
 from cmp.cli import shared
 from cmp.data import Corpus, Preprocessing, load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.execution import ExecutionConfig
-from cmp.experiments import forecast, hub, preflight, pretraining, store, workers
-from cmp.experiments.runs import find_model, find_unfinished, recorded_threads
+from cmp.experiments import forecast, hub, preflight, pretraining, statistics, store, workers
+from cmp.experiments.runs import find_model, find_unfinished, read_settings, recorded_threads
 from cmp.files import SHORT_ID, atomic_file
-from cmp.readers.files import read_yaml
 from cmp.runner import Observer
 from cmp.training import StepResult, copy_to_host, make_train_state
 
@@ -33,6 +33,7 @@ def run(
     compile: bool = False,
     keep_weights: bool = False,
     tensorboard: Path | None = None,
+    stop_after: shared.OptionalPositive = None,
 ) -> None:
     """Take a model through a stream of updates: train, evaluate, store.
 
@@ -45,6 +46,8 @@ def run(
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
+        stop_after: Stop after this many updates, to try settings. The same command without it goes
+            on. Default: the whole stream.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
@@ -58,7 +61,15 @@ def run(
     with distributed.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
-        compute_run(run_config, corpus, local_device, execution, keep_weights, tensorboard)
+        try:
+            compute_run(
+                run_config, corpus, local_device, execution, keep_weights, tensorboard, stop_after
+            )
+        except Interrupted:
+            if not stop_after:
+                raise
+            if distributed.rank() == 0:
+                typer.echo("stopped; `cmpt results ls` has the scores, `cmpt resume` goes on")
 
 
 def resume(
@@ -202,10 +213,10 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
-def progress_observer(bar: tqdm, batch: int) -> Observer:
+def progress_observer(bar: tqdm, batch: int, stop_after: int | None = None) -> Observer:
     """Return an observer that moves a progress bar; every 20th step it shows how many pictures of
     batches of that size are seen in a second, and a loss of at most 40 steps before, so that no
-    step waits for a card."""
+    step waits for a card. After `stop_after` tasks it asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
@@ -220,7 +231,9 @@ def progress_observer(bar: tqdm, batch: int) -> Observer:
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
         words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
-        bar.write(f"after {done} tasks: {words}")
+        bar.write(f"{f'after update {done}' if done else 'before the stream'}: {words}")
+        if done == stop_after:
+            signal.raise_signal(signal.SIGINT)  # which saves the state and ends the run
 
     def resumed(steps: int) -> None:  # steps done before say nothing about the speed now
         bar.n, bar.initial = bar.n + steps, bar.initial + steps
@@ -230,9 +243,7 @@ def progress_observer(bar: tqdm, batch: int) -> Observer:
 
 def read_config(what: str, settings: list[str]) -> config.RunConfig:
     """Return the config of a profile or a YAML file, with key=value settings on top."""
-    path = Path(what)
-    tree = read_yaml(path) if path.suffix in (".yaml", ".yml") else config.profile(what)
-    return config.parse(config.override(tree, settings), what)
+    return config.parse(config.override(read_settings(what), settings), what)
 
 
 def compute_run(
@@ -242,6 +253,7 @@ def compute_run(
     execution: ExecutionConfig,
     keep_weights: bool,
     board: Path | None,
+    stop_after: int | None = None,
 ) -> None:
     """Compute a run, from its last checkpoint on, or look it up, and print its scores.
 
@@ -254,7 +266,7 @@ def compute_run(
     if (is_kept := workers.is_kept(run_id, keep_weights)) and is_first:
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        observer = progress_observer(bar, run_config.training.batch)
+        observer = progress_observer(bar, run_config.training.batch, stop_after)
         stored = workers.run_one(
             run_config, observer, device, execution=execution, keep=keep_weights, board=board
         )
@@ -264,7 +276,11 @@ def compute_run(
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
     """Print what a run would do and on what, computing nothing; exit with 1 if it cannot start."""
-    print_config(run_config)
+    usual = dict(config.flat_keys(config.RunConfig().to_dict()))
+    for key, value in config.flat_keys(run_config.to_dict()):
+        if value != usual[key]:
+            typer.echo(f"{key}: {value}")
+    typer.echo("Other keys have their defaults (`cmpt results show` prints all of them later).")
     checks = preflight.check_run(run_config, device, execution)
     has_data = checks[0].state == preflight.PRESENT
     corpus = preflight.load_run_data(run_config) if has_data else None
@@ -274,7 +290,10 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         columns = ("dataset", "role", "classes", "train", "validation", "test")
         shared.print_table(columns, preflight.count_images(corpus))
         pools = mixtures.task_pools(budgets.apply_budget(fitted), corpus)
-        typer.echo(f"images of each update: {', '.join(str(len(pool.update)) for pool in pools)}")
+        report = statistics.stream_report(run_config, corpus)
+        passes = ", ".join(f"{number:.1f}" for number in report["passes"])
+        typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
+        typer.echo(f"times that an image is seen in its own update: {passes}")
         typer.echo(f"images that are replayed from the pool: {len(pools[0].pretraining)}")
         for line in preflight.missing_images(run_config.data):
             typer.echo(line)
@@ -313,4 +332,5 @@ def print_run(stored: store.StoredRun) -> None:
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
     shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
     typer.echo("{seconds:.1f} s on {threads} thread(s)".format_map(stored.provenance))
-    typer.echo(f"final weights sha256 {stored.weights}")
+    if stored.weights:
+        typer.echo(f"final weights sha256 {stored.weights}")

@@ -14,6 +14,7 @@ import typer
 
 from cmp import config, models, streams
 from cmp.cli import shared
+from cmp.cli.runs import read_config
 from cmp.data import load_data
 from cmp.errors import explain_errors
 from cmp.experiments import statistics
@@ -27,14 +28,13 @@ def show(
     """Show the classes, datasets and images of each task, and the passes over its images.
 
     Args:
-        profile: Size of the run: quick or cpu.
+        profile: Size of the run: quick, cpu or gpu, or a file of settings, NAME.yaml.
         picture: Draw the datasets of each task to this .png file. Default: none.
 
     Example:
         cmpt stream show stream.order=similarity --picture stream.png
     """
-    tree = config.override(config.profile(profile), settings or [])
-    run_config = config.parse(tree, "cmpt stream")
+    run_config = read_config(profile, settings or [])
     corpus = load_data(run_config.data)
     report = statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]

@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from cmp.experiments import store, workers
 from cmp.files import SHORT_ID, build_folder, file_digest
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
+from cmp.readers.files import read_yaml
 from cmp.runner import Observer, execute
 from cmp.training import StepResult
 
@@ -29,7 +31,7 @@ def run(
     A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
 
     Args:
-        profile: "quick", "cpu" or "gpu".
+        profile: "quick", "cpu" or "gpu", or a file of settings, NAME.yaml.
         device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
         progress: Whether a progress bar is shown.
         **settings: Sections of the config, as a dict or by the name of their option, or single
@@ -59,18 +61,23 @@ def run(
         return workers.run_one(run_config, observer, device)
 
 
-def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
+def read_settings(what: str) -> dict[str, Any]:
+    """Return the settings of a profile, or of a file NAME.yaml such as `cmpt plan` writes."""
+    return read_yaml(Path(what)) if what.endswith((".yaml", ".yml")) else config.profile(what)
+
+
+def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     """Return a config from a profile and keyword settings, as `cmp.run` takes them.
 
     Args:
-        profile_name: The profile.
+        what: A profile, or a file of settings, NAME.yaml.
         settings: Sections as dicts, or as the text of their `cmp.config.NAMING_KEYS`; single keys
             whose name no two sections share; `seed`, `recipe` and `data`.
 
     Raises:
         CmpError: A key is unknown, or several sections have it.
     """
-    tree = config.profile(profile_name)
+    tree = read_settings(what)
     if "recipe" in settings:
         tree = config.overlay(tree, config.recipe_tree(settings["recipe"]))
     for key, value in settings.items():
@@ -86,7 +93,7 @@ def from_keywords(profile_name: str, settings: Mapping[str, Any]) -> RunConfig:
                 raise CmpError(f"{key}: several sections have it ({', '.join(full)}); name one")
             section, _, leaf = (full or [key])[0].rpartition(".")
             tree = config.overlay(tree, {section: {leaf: value}} if section else {leaf: value})
-    return config.parse(tree, f"run {profile_name!r}")
+    return config.parse(tree, f"run {what!r}")
 
 
 def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
@@ -191,10 +198,26 @@ def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
     done, digest = paths[-1].stem.split("-")[1:]
     if file_digest(paths[-1]) != digest:
         raise CmpError(f"{paths[-1]}: damaged: its content is not what its name says")
-    run_config = config.parse(progress.config, f"checkpoint of {name}")
-    model = models.load_from_file(run_config.model.name, paths[-1])
-    rows = pd.DataFrame(progress.metrics).query(f"task <= {done}")
-    scopes = rows[rows["task"] == int(done)]["scope"]  # the full test is scored at the ends alone
+    run = run_so_far(progress, int(done))
+    return run, models.load_from_file(run.config.model.name, paths[-1])
+
+
+def find_run(prefix: str) -> store.StoredRun:
+    """Return the one run whose id starts with a prefix, stored or as far as it has come; raise
+    `CmpError` otherwise."""
+    if any(name.startswith(prefix[:SHORT_ID]) for name in store.stored_ids()):
+        return store.find_run(prefix)
+    if not unfinished_runs(prefix):
+        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
+    progress = find_unfinished(prefix)
+    return run_so_far(progress, progress.task)
+
+
+def run_so_far(progress: Progress, done: int) -> store.StoredRun:
+    """Return an unfinished run as if it had ended after `done` tasks, with no weights."""
+    run_config = config.parse(progress.config, f"checkpoint of run {progress.run[:SHORT_ID]}")
+    rows = pd.DataFrame(progress.metrics).query("task <= @done")
+    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored at the ends alone
     rows = rows[rows["scope"].isin(scopes)]
-    provenance, weights = progress.machine | {"seconds": progress.seconds}, ""
-    return store.StoredRun(progress.run, run_config, provenance, rows, weights), model
+    provenance = progress.machine | {"seconds": progress.seconds}
+    return store.StoredRun(progress.run, run_config, provenance, rows, "")
