@@ -22,8 +22,9 @@ class CmpError(Exception):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean 'NAME'?" with the nearest of some names, or "" where none is near."""
-    near = difflib.get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    lower = {each.lower(): each for each in sorted(names)}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
 
 
 class Diverged(CmpError):

@@ -29,7 +29,7 @@ from cmp import files
 from cmp.checkpoints import write_tensors
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
-from cmp.errors import CmpError, explain_errors
+from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -103,8 +103,9 @@ def create_on_meta(name: str) -> Network:
 
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
-    if name not in open_clip.list_models() and not is_hub(name):
-        raise CmpError(f"model.name: open_clip knows no {name!r}; embedded are {embedded}")
+    if name not in (names := open_clip.list_models()) and not is_hub(name):
+        words = f"embedded are {embedded}{did_you_mean(name, names)}"
+        raise CmpError(f"model.name: open_clip knows no {name!r}; {words}")
     settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
         if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import forked
 import pytest
+import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -62,6 +64,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["budget", "--total", "1e300"], ["--total", "at most"]),
         (["plan", "--gmafs", "inf"], ["compute", "inf"]),
         (["plan", "--gpu-hours", "1e300"], ["compute", "at most"]),
+        (["plan", "--model", "vit-b-16", "--gpu-hours", "1"], ["did you mean 'ViT-B-16'?"]),
         (["run", "quick", "training.budget=1e300"], ["training.budget", "1000000"]),
         (
             ["run", "quick", "training.batch=2147483647"],
@@ -153,6 +156,7 @@ for command in sys.argv[1:]:
 NEED_A_CHECKOUT = (
     "study front --dry-run", "book --dry-run", "site", "plan --gpu-hours 1", "results verify",
 )  # fmt: skip
+REAL_PLAN = "plan --model ViT-B-16 --gpu-hours 1 --start ours.pt"
 NO_DATASET, TOO_LONG = "data show nothing", f"data init {'a' * 300}"
 
 
@@ -160,7 +164,7 @@ NO_DATASET, TOO_LONG = "data show nothing", f"data init {'a' * 300}"
 def outside(tmp_path_factory):
     """Command -> (status, standard output, standard error) in an empty folder, as from a wheel: no
     book, no results, no folder `_build`; all in one process, for it starts slowly."""
-    commands = ["doctor", NO_DATASET, TOO_LONG, *NEED_A_CHECKOUT]
+    commands = ["doctor", NO_DATASET, TOO_LONG, REAL_PLAN, *NEED_A_CHECKOUT]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
     environment.pop("CMP_BUILD", None)
     done = subprocess.run(
@@ -279,6 +283,34 @@ def test_outside_a_checkout_the_book_s_commands_say_what_they_need(outside, comm
     status, said, errors = outside[command]
     assert (status, said) == (2, "")
     assert len(errors.splitlines()) == 1 and "checkout of the project" in errors
+
+
+def test_a_real_model_is_planned_in_an_empty_folder(outside):
+    status, said, errors = outside[REAL_PLAN]
+    assert (status, errors) == (0, "")
+    assert config.parse(yaml.safe_load(said)).model == config.Model("ViT-B-16", "ours.pt")
+    assert "effects and advice are left out" in " ".join(said.replace("#", "").split())
+
+
+def test_doctor_checks_the_batches_that_a_run_refuses():
+    settings = ["quick", "training.batch=4096"]
+    said = run(cli.app, ["doctor", "--profile", *settings])
+    [line] = [line for line in said.output.splitlines() if line.startswith("batches")]
+    words = "4096 takes more samples of a pool than it holds; the largest that fits"
+    assert said.exit_code == 1 and words in line
+    assert words in str(run(cli.app, ["run", *settings, "--dry-run"]).exception)
+    well = run(cli.app, ["doctor", "--profile", "quick"])
+    assert well.exit_code == 0 and "batches   here" in well.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_doctor_takes_the_options_that_it_advises():
+    large = ["doctor", "--profile", "gpu", "training.batch=1024", "model.start=laion2b"]
+    said = run(cli.app, large).output
+    assert "--micro-batch 512 holds 47 GB, and --checkpoint-activations" in said
+    assert "nor a tag of 'ViT-B-16'; open_clip has for it: openai, " in said
+    said = run(cli.app, [*large, "--micro-batch", "512", "--checkpoint-activations"]).output
+    assert "memory    here      a step holds 47 GB" in said
 
 
 def test_doctor_works_in_an_empty_folder(outside):

@@ -166,10 +166,10 @@ def test_weights_that_are_nowhere_are_missing_in_words():
 def test_the_forecast_is_flops_over_a_stated_rate():
     flops = 20 * 1428 * budgets.full_cost(GPU).step
     assert forecast.training_flops(GPU) == pytest.approx(flops)
-    hours = flops / (0.4 * 989e12) / 3600
-    assert f"{hours:.2g} hours of training on one H100: an estimate" in forecast.forecast_sentence(
-        GPU
-    )
+    said = forecast.forecast_sentence(GPU)
+    assert f"about {forecast.round_time(flops / (0.4 * 989e12))} of training" in said
+    assert "H100" in said and "FLOPs" in said
+    assert "a core" in forecast.forecast_sentence(GPU, "cpu")
 
 
 @pytest.mark.parametrize(

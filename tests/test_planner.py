@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, models, streams
+from cmp import budgets, cli, config, mixtures, models, streams
 from cmp.config import Mixture
 from cmp.embedded import packed
 from cmp.errors import CmpError
@@ -69,6 +69,11 @@ def core(**changes):
     return PlanRequest(**{"gpu_hours": HOURS, "device": "core"} | changes)
 
 
+def real(**changes):
+    """A request for ViT-B-16 on a card."""
+    return PlanRequest(**{"model": "ViT-B-16", "gpu_hours": 8.0, "images": 3000} | changes)
+
+
 def moved(known, name, **points):
     """The same runs, but for a setting that ends elsewhere."""
     frame = known.trajectory.copy()
@@ -95,7 +100,7 @@ REQUESTS = st.builds(
     device=st.sampled_from(sorted(DEVICES)),
     keep=st.sampled_from(sorted(planner.KEEP)),
     new=st.sampled_from(sorted(planner.NEW)),
-    pool=st.sampled_from((0.0, 0.01, 0.1, 1.0)),
+    pool=st.sampled_from((None, 0.0, 0.01, 0.1, 1.0)),
     other_pool=st.booleans(),
     buffer=st.sampled_from((None, 0, 1, 300, 10_000)),
 )
@@ -119,8 +124,8 @@ def test_any_feasible_request_is_a_run_that_fits(known, request, adjusted):
         plan.tree
     )
     assert plan.costs["GB of memory"] * GIGA <= DEVICES[request.device].memory
-    assert plan.run.mixture.pretraining == 0 or request.pool > 0
-    assert plan.run.mixture.buffer == 0 or request.buffer != 0
+    assert (plan.run.mixture.pretraining > 0) == (request.pool != 0 and not request.other_pool)
+    assert (plan.run.mixture.buffer > 0) == (request.buffer != 0 and request.updates > 1)
 
 
 @pytest.mark.usefixtures("published")
@@ -218,10 +223,19 @@ def test_runs_that_chapters_are_compared_with_are_no_evidence(published, known):
         shown.unlink()
 
 
-def test_nothing_is_planned_from_nothing(monkeypatch, tmp_path):
+def test_without_studies_a_real_model_alone_is_planned(known, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    with pytest.raises(CmpError, match="no study is published"):
-        evidence.gather_evidence()
+    nothing = evidence.gather_evidence()
+    with pytest.raises(CmpError, match="no study is published; run this in a checkout"):
+        planner.make_plan(core(), nothing)
+    monkeypatch.setattr(evidence, "load_choices", lambda: pytest.fail("a file of a checkout"))
+    monkeypatch.setattr(planner, "load_guidelines", lambda: pytest.fail("a file of a checkout"))
+    plan = planner.make_plan(real(), nothing)
+    monkeypatch.undo()
+    assert plan.tree == planner.make_plan(real(), known).tree
+    assert (len(plan.effects), plan.advice) == (0, {})
+    said = planner.place_sentence(plan)
+    assert said.endswith("no study is published here, so effects and advice are left out.")
 
 
 @pytest.mark.parametrize(
@@ -236,15 +250,22 @@ def test_nothing_is_planned_from_nothing(monkeypatch, tmp_path):
         ({"gpu_hours": 1e9, "device": "h100"}, "more than a run can count"),
         ({"updates": 0}, "a stream has one at least"),
         ({"updates": 523}, "the embedded stream has 522 classes"),
-        ({"images": 0}, "more updates than images"),
+        ({"images": 1}, "more updates than images"),
         ({"model": "ViT-B-32", "device": "a100", "updates": 2_000_000}, "more updates than images"),
         ({"keep": "all", "pool": 0.0}, "every update that learns something forgets something"),
         ({"keep": "everything"}, "there are balance, most, all"),
         ({"new": "nothing"}, "there are both, names"),
         ({"device": "tpu"}, "there are h100"),
-        ({"pool": 1.5}, "a part of the pretraining data"),
+        ({"pool": 1.5}, "the part of the pool that is replayed"),
+        (
+            {"keep": "all", "other_pool": True},
+            "nothing that the model learned from can be replayed",
+        ),
         ({"buffer": -1}, "a number of images"),
         ({"model": "tinny"}, "open_clip knows no such model"),
+        ({"model": "tinny"}, "did you mean 'tiny'?"),
+        ({"model": "vit-b-16"}, "did you mean 'ViT-B-16'?"),
+        ({"model": "ViT-B-61"}, "did you mean 'ViT-B-16'?"),
         ({"model": "ViT-B-32-256-none"}, "open_clip knows no such model"),
     ],
 )
@@ -326,6 +347,11 @@ def test_the_explorer_is_a_view_of_the_plan(known):
     printed = invoke(cli.app, command[1:])
     assert printed.exit_code == 0
     assert printed.stdout.endswith(answer["YAML"])
+    public = {"model": "ViT-B-16", "hours": 8, "device": "h100", "images": 3000, "pool": "public"}
+    answer = asked._planner_answer(public)
+    printed = invoke(cli.app, answer["command"].split()[1:])
+    assert printed.stdout.endswith(answer["YAML"])
+    assert "replay: 1.0" in answer["YAML"]
 
 
 def test_effects_are_told_with_the_largest_first(known):
@@ -353,5 +379,77 @@ def test_a_real_plan_shows_no_image_more_often_than_was_measured_and_says_so(kno
     more = planner.make_plan(PlanRequest("ViT-B-16", gpu_hours=8.0), known)
     assert more.costs["hours on h100"] == pytest.approx(8, rel=0.01)
     assert not any(note.startswith("The compute would buy") for note in more.notes)
-    tiny = planner.make_plan(dataclasses.replace(request, images=1), known)
-    assert tiny.run.training.steps == 1
+
+
+def note(plan, words):
+    """The one note of a plan that begins so."""
+    [text] = [each for each in plan.notes if each.startswith(words)]
+    return text
+
+
+def test_a_pool_of_one_s_own_is_replayed_whole_and_a_public_one_stands_in(known):
+    mixture = planner.make_plan(real(), known).run.mixture
+    assert (mixture.replay, mixture.select) == (1, "random")
+    assert planner.make_plan(real(pool=0.2), known).run.mixture.replay == 0.2
+    public = planner.make_plan(real(other_pool=True), known)
+    assert public.run.mixture == mixture
+    assert "hardly retained more than none" in note(public, "Your pool stands in for")
+    assert "replay of pretraining data" not in [*public.effects["choice"]]
+    small = planner.make_plan(core(), known).run.mixture
+    assert (small.replay, small.select) == (0.5, "concepts")  # as in the studies
+
+
+def test_an_embedded_model_replays_no_public_data_and_is_told_why(known):
+    plan = planner.make_plan(core(other_pool=True), known)
+    assert plan.run.mixture.shares == (0, 0.5, 0.5)
+    assert "hardly retained more than none" in note(plan, "Public data are not replayed")
+    assert "public data in place of the pretraining data" in plan.rejected
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [({}, 512), ({"images": 40}, 64), ({"images": 2}, 4), ({"buffer": 50}, 128),
+     ({"images": 2, "pool": 0.0}, 2), ({"images": 40, "updates": 1}, 64)],
+)  # fmt: skip
+def test_a_batch_takes_no_more_of_an_update_or_the_buffer_than_they_hold(known, changes, batch):
+    plan = planner.make_plan(real(**changes), known)
+    run, images = plan.run, plan.request.images
+    assert run.training.batch == batch
+    first = mixtures.batch_counts(run.mixture, batch, empty_buffer=True)
+    later = mixtures.batch_counts(run.mixture, batch, empty_buffer=False)
+    assert max(first[1], later[1]) <= images
+    assert later[2] <= min(images, plan.request.buffer or images)
+    is_told = [each for each in plan.notes if each.startswith(f"A batch of more than {batch} ")]
+    assert bool(is_told) == (batch < 512)
+
+
+def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
+    plan = planner.make_plan(real(updates=1), known)
+    assert plan.run.mixture.shares == pytest.approx((2 / 3, 1 / 3, 0))
+    assert note(plan, "Earlier updates are no part of a stream of one")
+    assert " 1 update of " in planner.plan_summary(plan)
+    kept = planner.make_plan(real(updates=1, pool=0.0, buffer=100), known).run.mixture
+    assert (kept.shares, kept.replay, kept.capacity) == ((0.5, 0.5, 0), 1, None)
+    none = planner.make_plan(real(updates=1, buffer=0), known)
+    assert none.run.mixture.shares == (0.5, 0.5, 0)
+    assert not any("a stream of one" in each for each in none.notes)
+    embedded = planner.make_plan(core(updates=1), known)  # its pool has no earlier updates
+    assert embedded.run.mixture.shares == (0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize("make", [core, real])
+def test_new_names_lock_nothing_and_add_a_note(known, make):
+    names, both = (planner.make_plan(make(new=new), known) for new in ("names", "both"))
+    assert names.tree == both.tree and names.run.method.name == "full"
+    assert "method.name=locked-image" in note(names, "Everything is trained all the same")
+
+
+def test_a_plan_begins_with_the_weights_that_are_given(known):
+    plan = planner.make_plan(real(start="ours.pt"), known)
+    usual = planner.make_plan(real(), known)
+    assert plan.tree["model"] == {"name": "ViT-B-16", "start": "ours.pt"}
+    assert plan.costs == usual.costs
+    without = planner.make_plan(PlanRequest("ViT-M-32", gpu_hours=1.0, start="ours.pt"), known)
+    assert without.run.model.start == "ours.pt"  # open_clip has no weights of it
+    place = planner.make_plan(core(start="ours.pt"), known).place
+    assert place.differs == ("model.start=ours.pt instead of annealed",)

@@ -507,8 +507,9 @@ def test_rows_of_a_table_stay_in_its_folder(tmp_path):
     pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
     index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
     assert [fault.kind.partition(" (")[0] for fault in index.faults] == [
-        "path lies outside", "absolute path to another folder",
+        f"path lies outside of {root}", "absolute path to another folder",
     ]  # fmt: skip
+    assert "belong into a folder above all pictures" in index.faults[0].kind
     assert len(index.table) == 2
     pd.DataFrame({"filepath": ["~/0.png", "oak/1.png"], "title": "x"}).to_csv(root / "t.csv")
     state = collection.dataset_state(fileset("csv", reader={"path": "t.csv"}), root)
@@ -530,7 +531,9 @@ def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
     index = collection.read_index(fileset(form, reader={"path": f"*/t.{form}"}), root)
     assert index.table["source"].tolist() == ["oak/0.png", "oak/1.png", "red fox/0.png"]
     assert contents(index) == [(root / name).read_bytes() for name in index.table["source"]]
-    assert kinds(index) == ["path lies outside: ../p/oak/2.png"]
+    [fault] = index.faults
+    assert fault.where == "../p/oak/2.png"
+    assert fault.kind == f"path lies outside of {root}{tables.ABOVE_PICTURES}"
 
 
 def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp_path):
@@ -596,9 +599,49 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
         )
     roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
-    (tmp_path / "all.yaml").write_text((tmp_path / "kept" / "manifest.yaml").read_text())
-    [(only, root)] = load_manifests(str(tmp_path))  # one of its own: no others
-    assert (only.name, root) == ("kept", tmp_path)
+
+
+LEVELS = r"manifest\.yaml and (\S+/)?manifest\.yaml: .*into a folder of its own beside the others"
+
+
+def init(folder, **kwargs) -> None:
+    path, text, _ = infer.infer_manifest(folder, **kwargs)
+    infer.write_manifest(path, text)
+
+
+def test_manifests_at_two_levels_are_refused(tmp_path):
+    root = classes(tmp_path / "pictures")
+    classes(root, ["a", "b"], prefix="kept/")
+    init(root)
+    with pytest.raises(CmpError, match=f"{root}/{LEVELS}"):
+        infer.infer_manifest(root / "kept", "eval")
+    text = (root / "manifest.yaml").read_text()
+    for inside in (text, f"{text}\nfaulty: ["):  # what is meant for one counts, too
+        (root / "kept/manifest.yaml").write_text(inside)
+        with pytest.raises(CmpError, match=f"{root}/{LEVELS}"):
+            load_manifests(str(root))
+
+
+def test_a_manifest_above_those_of_a_collection_is_refused(tmp_path, monkeypatch):
+    for name in ("updates", "kept"):
+        init(classes(tmp_path / name))
+    for folder in (tmp_path, tmp_path / "updates/.."):
+        with pytest.raises(CmpError, match=LEVELS):
+            infer.infer_manifest(folder)
+    init(classes(tmp_path / "pool"))  # beside the others
+    assert len(load_manifests(str(tmp_path))) == 3
+    monkeypatch.chdir(classes(tmp_path / "pool/more"))
+    with pytest.raises(CmpError, match=LEVELS):
+        infer.infer_manifest(files.Path())
+
+
+def test_yaml_that_is_no_manifest_is_no_level(tmp_path):
+    root = tree(classes(tmp_path / "p"), {"data.yaml": b"train: images\nnames: [oak]"})
+    tree(tmp_path, {"compose.yaml": b"services: {role: web}", "binary.yaml": b"role: reader: \xff"})
+    tree(root, {"oak/about.yaml": b"name: oak\nlicence: ours", "oak/list.yaml": b"- role: reader"})
+    init(root)
+    (root / "data.yaml").unlink()  # which a collection would take for a manifest of its own
+    assert len(load_manifests(str(root))) == 1
 
 
 def test_a_manifest_that_is_no_file_is_refused(tmp_path):
@@ -647,21 +690,81 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
         ({"zero_shot": float("nan")}, "zero_shot"),
         ({"zero_shot": 101}, "zero_shot"),
         ({"splits": {"train": float("nan")}}, "splits"),
-        ({"splits": {"train": 0.5}}, "splits"),
-        ({"role": "eval", "splits": {"train": 1.0}}, "held-out"),
-        ({"reader": {"kind": "pipe"}}, "reader"),
-        ({"name": "a+++b"}, "name"),
+        ({"splits": {"train": 0.5}}, "splits: the shares must add up to 1, not to 0.5$"),
+        (
+            {"role": "eval", "splits": {"train": 1.0}},
+            "splits: a held-out set has no 'train', only validation and test$",
+        ),
+        ({"splits": {"training": 1.0}}, r"splits\.training: must be 'train', .* 'training'\)$"),
+        ({"splits": 1}, r"splits: must hold keys of its own \(found 1\)$"),
+        (
+            {"reader": {"kind": "pipe"}},
+            "reader: 'kind': there is no 'pipe'; the kinds are folder, ",
+        ),
+        ({"reader": {"kind": "cvs"}}, "'cvs'; did you mean 'csv'. The kinds are folder, .* fomo$"),
+        ({"reader": {"path": "."}}, "reader: its key 'kind' is missing; the kinds are folder, "),
+        ({"reader": "folder"}, r"reader: must hold keys of its own \(found 'folder'\)$"),
+        ({"name": "a+++b"}, r"name: 'a\+\+\+b' must be at most 100 letters, digits, - and _, the"),
+        ({"licence": 1}, r"licence: must be a valid string \(found 1\)$"),
+        ({"counts": {}}, "counts.classes: is missing$"),
         ({"faults": "ignore"}, "faults"),
-        ({"typo": 1}, "typo: there is no such key"),
+        ({"typo": 1}, "typo: there is no such key; the keys are title, role, .*, zero_shot$"),
         ({"licens": 1}, "licens: there is no such key; did you mean 'licence'"),
-        ({"reader": {"kind": "csv", "lable": "x"}}, "lable: there is no .* mean 'label'"),
+        ({"reader": {"kind": "csv", "lable": "x"}}, "lable: there is no .* mean 'label'. The keys"),
+        (
+            {"reader": {"kind": "csv", "class": "x"}},
+            "there is no such key; the keys are kind, path, image, caption, label, split, update$",
+        ),
     ],
 )
 def test_a_manifest_that_cannot_be(tmp_path, changes, words):
     about = json.loads(fileset().model_dump_json(exclude_none=True)) | changes
     (tmp_path / "m.yaml").write_text(json.dumps(about))
-    with pytest.raises(CmpError, match=rf"m\.yaml.*{words}"):
+    with pytest.raises(CmpError, match=rf"m\.yaml: .*{words}"):
         load_manifests(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: x\nupdate: 2026-01-15", 'update: put it in quotes: "2026-01-15"'),
+        ("{'update': 2026-01-05}", 'update: put it in quotes: "2026-01-05"'),
+        ("# of: 2026-01-15\nupdate: 2026-01-16", 'update: put it in quotes: "2026-01-16"'),
+        ("[2026-01-15]", "cannot be read as YAML (Object of type date is not JSON serializable)"),
+        (
+            "a: 1\ntitle: b: c",
+            "cannot be read as YAML (line 2: mapping values are not allowed here)",
+        ),
+        ("a: 1\na: 2", "cannot be read as YAML (line 1: 'a' stands there twice)"),
+        ("a: \0", "cannot be read as YAML (unacceptable character #x0000: special characters"),
+        (None, "no such file"),
+    ],
+)
+def test_yaml_that_cannot_be_read(tmp_path, text, words):
+    path = tmp_path / "m.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CmpError) as error:
+        files.read_yaml(path)
+    assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
+
+
+def test_a_pool_keeps_the_splits_of_an_earlier_update(tmp_path):
+    root = classes(tmp_path / "p", each=20)
+    init(root)
+    [(adapt, _)] = load_manifests(str(root))
+    text = (root / "manifest.yaml").read_text().replace("role: adapt", "role: pool")
+    (root / "manifest.yaml").write_text(text)
+    [(pool, _)] = load_manifests(str(root))
+    table = collection.read_index(adapt, root).table
+    trained = table.loc[table["split"] == "train", "source"].tolist()
+    replayed = collection.read_index(pool, root).table
+    assert replayed["source"].tolist() == trained and set(replayed["split"]) == {"train"}
+    assert 0 < len(trained) < 60
+    whole = collection.read_index(pool.model_copy(update={"splits": {}}), root)
+    assert len(whole.table) == 60
+    explicit = collection.read_index(pool.model_copy(update={"splits": {"train": 1.0}}), root)
+    assert explicit.data_hash() == whole.data_hash()
 
 
 def test_data_init_writes_what_data_check_passes(tmp_path):
@@ -676,7 +779,12 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
         infer.write_manifest(root / "manifest.yaml", "")
     (root / "oak/0.png").write_bytes(b"damaged")
     checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
-    assert checked.exit_code == 1 and "corrupt image: oak/0.png" in checked.output
+    assert checked.exit_code == 1 and "corrupt image: oak/0.png; mend them, or" in checked.output
+    text = (root / "manifest.yaml").read_text()
+    (root / "manifest.yaml").write_text(text.replace("faults: refuse", "faults: skip"))
+    checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
+    assert checked.exit_code == 0 and "usable, 1 skipped" in checked.output
+    assert "corrupt image: oak/0.png\n" in checked.output
 
 
 @pytest.mark.parametrize("role", list(SPLIT_SHARES))
@@ -711,6 +819,37 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
     [(dataset, root)] = load_manifests(str(tmp_path))
     index = collection.read_index(dataset, root)
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            "file,product,month,caption",
+            "\nnot used: product; name the column of classes by `label:` in `reader`",
+        ),
+        ("file,label,caption,shop,price", "\nnot used: shop, price"),
+        (
+            "file,what",
+            "\nnot used: what; name the column of classes by `label:` or the column of captions by "
+            "`caption:` in `reader`",
+        ),
+        ("file,label", ""),
+    ],
+)
+def test_data_init_names_the_columns_that_are_not_used(tmp_path, columns, words):
+    (tmp_path / "t.csv").write_text(f"{columns}\n")
+    _, text, found = infer.infer_manifest(tmp_path)
+    assert found == f"found: t.csv with the columns {columns.replace(',', ', ')}{words}"
+    assert "not used" not in text
+
+
+def test_a_set_that_cannot_be_read_is_not_usable_by_skipping(tmp_path):
+    about = fileset("csv", faults="skip", reader={"path": "none.csv"})
+    (tmp_path / "m.yaml").write_text(about.model_dump_json(exclude_none=True))
+    said = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)])
+    assert said.exit_code == 1 and "0 of 1 sets can be used" in said.output
+    assert "faulty" in said.output and "mend them" not in said.output
 
 
 SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20), (9, 7), (40, 3)]

@@ -280,7 +280,7 @@ def _make_plan(request: Mapping[str, Any]) -> planner.Plan:
     """Return the plan that a form asks for: in minutes of one core, or in hours of a card."""
     asked, is_public = dict(request), request["pool"] == "public"
     minutes, hours = asked.pop("minutes", None), asked.pop("hours", None)
-    asked |= {"pool": 0.0 if is_public else request["pool"], "other_pool": is_public}
+    asked |= {"pool": None if is_public else request["pool"], "other_pool": is_public}
     if minutes is not None:
         asked["device"], hours = "core", float(f"{minutes / 60:.3g}")
     known = evidence.gather_evidence()

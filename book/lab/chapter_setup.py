@@ -3,7 +3,6 @@
 import asyncio
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,10 +14,9 @@ from cmp import budgets, config
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
 from cmp.experiments import forecast, logs, preflight, results, store, studies, workers
+from cmp.experiments.forecast import round_time
 from lab import chapters
 
-ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
-UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 LOOK_SECONDS = 1.0
 """How often a cell looks at the logs of its runs."""
 
@@ -186,12 +184,6 @@ def run_status(
         seconds = round_time(sum(forecast.forecast_seconds(uncached, device)))
         words.append(f"Computed at every reading and not stored: about {seconds}.")
     return " ".join(words)
-
-
-def round_time(seconds: float) -> str:
-    """Return the nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
-    ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
-    return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
 
 
 def print_ends(scope: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, notes
+    from cmp.readers import collection, index, notes
 
     if name == "embedded":
         datasets = manifest.select_datasets()
@@ -105,15 +105,18 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     shared.print_table(columns, rows)
-    for reason in dict.fromkeys(state.reason for state in states if state.reason):
-        names = [state.dataset.name for state in states if state.reason == reason]
-        typer.echo(f"{', '.join(names)}: {reason}")
+    named: dict[str, list[str]] = {}
+    for s in states:
+        mendable = s.index is not None and s.state in ("partial", "faulty")
+        reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
+        named.setdefault(reason, []).append(s.dataset.name)
+    for reason in filter(None, named):
+        typer.echo(f"{', '.join(named[reason])}: {reason}")
     indexes = [state.index for state in states if state.index is not None]
     for sentence in notes.notes_on(indexes):
         typer.echo(f"note: {sentence}")
-    present = [s for s in states if s.state == "present"]
-    skipped = [s for s in states if s.state in ("partial", "faulty") and s.dataset.faults == "skip"]
-    usable, absent = len(present + skipped), sum(s.state == "absent" for s in states)
+    usable = sum(s.state == "present" or s.state.startswith("usable") for s in states)
+    absent = sum(s.state == "absent" for s in states)
     typer.echo(f"{usable} of {len(states)} sets can be used, {absent} are absent")
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
@@ -131,6 +134,8 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
 
 def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     """Write a manifest for a folder of your own data, with blanks for you to fill in.
+
+    Several sets lie side by side, each in a folder of its own with its manifest.
 
     Args:
         folder: Folder of pictures, tars or tables.

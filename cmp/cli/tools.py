@@ -84,9 +84,10 @@ def plan(
     device: str = "h100",
     keep: str = "balance",
     new: str = "both",
-    pool: float = 0.5,
+    pool: float | None = None,
     other_pool: bool = False,
     buffer: int | None = None,
+    start: str | None = None,
 ) -> None:
     """Plan a run for your model, data and compute, and print it as a file for `cmpt run`.
 
@@ -101,26 +102,32 @@ def plan(
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
         device: Device of the plan: h100, a100, rtx-4090, l4 or core.
         keep: How much of the model's knowledge must be kept: balance, most or all.
-        new: What is new in the updates: both (names and looks), or names.
-        pool: Fraction of the pretraining data that can be replayed, 0 to 1.
-        other_pool: Replay public data instead of the pretraining data.
+        new: What is new in the updates: both (names and looks), or names, which adds a note.
+        pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
+            for embedded models, otherwise 1.
+        other_pool: There are only public data to replay, and no pretraining data.
         buffer: Number of images of earlier updates that can be stored. Default: all.
+        start: Weights to begin with: a pretrained tag of open_clip, or the path of a file. Default:
+            those of the paper, or the first that open_clip lists.
 
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20
     """
     from cmp.experiments import evidence, planner
 
-    pool = 0.0 if other_pool else pool
     request = planner.PlanRequest(
-        model, updates, images, gpu_hours, gmafs, device, keep, new, pool, other_pool, buffer
+        model, updates, images, gpu_hours, gmafs, device, keep, new, pool, other_pool, buffer, start
     )
     made = planner.make_plan(request, evidence.gather_evidence())
     typer.echo(planner.plan_as_yaml(made), nl=False)
 
 
 def doctor(
-    settings: shared.Settings = None, profile: str | None = None, device: str | None = None
+    settings: shared.Settings = None,
+    profile: str | None = None,
+    device: str | None = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
 ) -> None:
     """Check the set-up, and with --profile everything that a run needs.
 
@@ -134,6 +141,7 @@ def doctor(
     """
     from cmp import models
     from cmp.cli.runs import read_config, report_checks
+    from cmp.execution import ExecutionConfig
     from cmp.experiments import preflight
 
     if profile is None:
@@ -141,7 +149,8 @@ def doctor(
     else:
         run_config = read_config(profile, settings or [])
         device = models.default_device(run_config.model.name, device)
-        checks = preflight.check_run(run_config, device)
+        execution = ExecutionConfig(micro_batch, checkpoint_activations)
+        checks = preflight.check_run(run_config, device, execution)
         typer.echo(preflight.describe_run(run_config)[0])
     report_checks(checks)
 

@@ -8,7 +8,6 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
-from cmp.errors import CmpError
 from cmp.experiments import results, scores, studies, verdicts
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
@@ -67,6 +66,8 @@ class Evidence:
             run: The run.
             full_steps: What an update of it costs, in steps of full fine-tuning.
         """
+        if not self.runs:
+            return "no study is published here, so effects and advice are left out"
         similar = [each for each in self.runs.values() if each.model.name == run.model.name]
         if not similar:
             return f"no study has runs of {run.model.name}"
@@ -132,7 +133,8 @@ def _full_samples(run: config.RunConfig, full_steps: float | None = None) -> flo
 
 
 def gather_evidence() -> Evidence:
-    """Return what is published at this moment; files are read again only if one has changed."""
+    """Return what is published at this moment, which may be nothing; files are read again only if
+    one has changed."""
     files = sorted(results.RESULTS.glob("*.parquet"))
     return _gather(tuple((file.stem, file.stat().st_mtime_ns) for file in files))
 
@@ -146,12 +148,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
         published, table = results.published_metrics(study), scores.study_trajectory(study)
         tables.append(table.assign(setting=f"{study}/" + table["setting"]))
         runs |= {f"{study}/{key}": run for key, run in results.setting_configs(published).items()}
-    if not tables:
-        raise CmpError(
-            f"{results.RESULTS}: no study is published; run this in a checkout of the project, or "
-            "compute one by `cmpt study NAME --publish`"
-        )
-    return Evidence(pd.concat(tables, ignore_index=True), runs)
+    return Evidence(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), runs)
 
 
 @checked_dataclass(frozen=True, config=config.STRICT)
@@ -195,7 +192,7 @@ def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:
     return {
         "always": True,
         "buffer": mixture.buffer > 0,
-        "pool": has_pool,
+        "pool": has_pool and not other_pool,
         "other pool": other_pool,
         "replay": mixture.update < 1,
         "no replay": mixture.update == 1,

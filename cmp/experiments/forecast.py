@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,8 @@ _CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
 DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
 """By name. 40% of an H100 is 4e14 FLOP/s, at which spec 1.2 states the paper's budget in hours."""
 
+ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
+UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 MEASURED_STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
 
@@ -91,15 +94,21 @@ def device_facts(device: str) -> Device:
     return next((facts for key, facts in DEVICES.items() if key in name), DEVICES["h100"])
 
 
-def forecast_sentence(run_config: RunConfig) -> str:
-    """Return how long a run's training may take on an H100; nothing is measured."""
-    card = DEVICES["h100"]
-    hours = training_flops(run_config) / card.speed / 3600
+def forecast_sentence(run_config: RunConfig, device: str = "cuda") -> str:
+    """Return how long a run's training may take on a device, or on an H100 in place of a card that
+    is not here; nothing is measured."""
+    is_here = device == "cpu" or torch.cuda.is_available()
+    facts = device_facts(device) if is_here else DEVICES["h100"]
     return (
-        f"{hours:.2g} hours of training on one H100: an estimate from FLOPs at "
-        f"{card.utilisation:.0%} of its {card.peak / 1e12:.0f} TFLOP/s in bf16, not measured; "
-        "reading images and evaluations come on top"
+        f"about {round_time(training_flops(run_config) / facts.speed)} of training, an estimate "
+        f"from FLOPs ({facts.about}); reading images and evaluations come on top"
     )
+
+
+def round_time(seconds: float) -> str:
+    """Return the nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
+    ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
+    return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
 
 
 def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pandas as pd
 import yaml
 
 from cmp import budgets, config, mixtures, models
-from cmp.errors import CmpError
-from cmp.experiments import evidence, forecast
+from cmp.errors import CmpError, did_you_mean
+from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES
@@ -73,9 +74,11 @@ class PlanRequest:
         device: One of `cmp.experiments.forecast.DEVICES`.
         keep: One of `KEEP`.
         new: One of `NEW`.
-        pool: The part of the pretraining data that can be replayed, 0 to 1.
-        other_pool: Whether public data would stand in for the pretraining data.
+        pool: The part of the pool that is to be replayed, 0 to 1; None for half of an embedded
+            model's, as in the studies, and all of a real one's, which is the user's own.
+        other_pool: Whether there are only public data to replay, and no pretraining data.
         buffer: Images of earlier updates that can be kept; None for all.
+        start: The weights to begin with, as in `model.start`; None for the usual ones.
     """
 
     model: str = "small"
@@ -86,9 +89,10 @@ class PlanRequest:
     device: str = "h100"
     keep: str = "balance"
     new: str = "both"
-    pool: float = 0.5
+    pool: float | None = None
     other_pool: bool = False
     buffer: int | None = None
+    start: str | None = None
 
     @property
     def embedded(self) -> bool:
@@ -101,15 +105,24 @@ class PlanRequest:
         total = ARRIVING if self.embedded else FOMO
         return total / self.updates if self.images is None else float(self.images)
 
+    @property
+    def replay(self) -> float:
+        """The part of the pool that is replayed; none of public data by an embedded model, which
+        hardly retained more with these than without (chapter 07)."""
+        if self.embedded and self.other_pool:
+            return 0.0
+        return (0.5 if self.embedded else 1.0) if self.pool is None else self.pool
+
 
 def _problems(request: PlanRequest) -> Iterator[str]:
     """Yield why no run can fulfil a request; each holds for a request that passed those before."""
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}: there are {', '.join(names)}"
-    if not request.embedded and request.model not in open_clip.list_models():
-        embedded = ", ".join(models.family_names())
-        yield f"model {request.model!r}: open_clip knows no such model; embedded are {embedded}"
+    if not request.embedded and request.model not in (names := open_clip.list_models()):
+        near = did_you_mean(request.model, names)
+        words = f"embedded are {', '.join(models.family_names())}{near}"
+        yield f"model {request.model!r}: open_clip knows no such model; {words}"
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute in one unit: GPU hours, or memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
@@ -117,17 +130,18 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
     if not 1 <= request.updates <= config.MAX_COUNT:
         yield PROBLEMS["updates"].format(updates=request.updates, most=config.MAX_COUNT)
-    if not 0 <= request.pool <= 1:
-        yield f"pool {request.pool:g}: it is a part of the pretraining data, 0 to 1"
+    if not 0 <= request.replay <= 1:
+        yield f"pool {request.replay:g}: the part of the pool that is replayed is 0 to 1"
     if request.embedded and request.updates > CLASSES:
         yield PROBLEMS["classes"].format(updates=request.updates, classes=CLASSES)
-    if not 1 <= request.arriving <= config.MAX_COUNT:
+    if not 2 <= request.arriving <= config.MAX_COUNT:
         yield PROBLEMS["images"].format(images=request.arriving)
     if request.buffer is not None and not 0 <= request.buffer <= config.MAX_COUNT:
         yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
-    if request.keep == "all" and request.pool == 0:
+    if request.keep == "all" and request.replay == 0:
         yield PROBLEMS["keep all"]
-    if not request.embedded and not open_clip.list_pretrained_tags_by_model(request.model):
+    needs_tag = not (request.embedded or request.start)
+    if needs_tag and not open_clip.list_pretrained_tags_by_model(request.model):
         yield PROBLEMS["no weights"].format(model=request.model)
 
 
@@ -154,7 +168,7 @@ class Plan:
     Attributes:
         request: What it is for.
         tree: Its settings that differ from the defaults, as a file for `cmpt run` has them.
-        run: Its config, from random weights where its own come from a file.
+        run: Its config.
         costs: What it costs, by quantity, see `plan_costs`.
         place: Where stored runs like it ended, or None.
         outside: Why there is no place.
@@ -186,19 +200,24 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
 
     Raises:
         ImpossibleRequest: There is no such run.
+        CmpError: The model is embedded, and no study is published.
     """
     for problem in _problems(request):
         raise ImpossibleRequest(problem)
+    if request.embedded and not known.runs:
+        raise CmpError(PROBLEMS["no study"].format(folder=results.RESULTS))
     tree = _choose_sizes(request, choose_settings(request))
-    run = _run_of(tree)
+    run = config.parse(tree, "plan")
     step = budgets.method_cost(run).step * _memory_multiplier(run)
     full_steps = run.training.steps * step / budgets.full_cost(run).step
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
-    facts, choices_of = evidence.plan_facts(run, request.other_pool), evidence.load_choices()
+    facts = evidence.plan_facts(run, request.other_pool)
+    choices = evidence.load_choices() if known.runs else {}  # both are files of a checkout
+    guidelines = load_guidelines() if known.runs and not request.embedded else {}
     chosen, rejected = (
-        evidence.effects_of(choices, facts, known, numbers=not outside)
-        for choices in (choices_of["chosen"], choices_of["rejected"])
+        evidence.effects_of(choices.get(kind, ()), facts, known, numbers=not outside)
+        for kind in ("chosen", "rejected")
     )
     effects = chosen.sort_values("size", ascending=False, kind="stable", ignore_index=True)
     return Plan(
@@ -206,7 +225,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
         outside or ("" if place else "no stored setting is like this plan"),
         effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
         {row.words: _rejection(row) for row in rejected.itertuples()} if request.embedded else {},
-        {} if request.embedded else {n: g.advice for n, g in load_guidelines().items()},
+        {name: guideline.advice for name, guideline in guidelines.items()},
         _notes(request, run),
     )  # fmt: skip
 
@@ -222,29 +241,40 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
 
     An average takes half of each update, the default of the paper's code, where no study chose.
     """
-    tree: dict[str, Any] = {"model": {"name": request.model}}
-    if not request.embedded:
-        start = TAGS.get(request.model, open_clip.list_pretrained_tags_by_model(request.model)[0])
-        tree = {"data": REAL["data"], "model": {"name": request.model, "start": start}}
+    tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
+    start = request.start or TAGS.get(request.model)
+    if not (start or request.embedded):
+        start = open_clip.list_pretrained_tags_by_model(request.model)[0]
+    tree["model"] = {"name": request.model} | ({"start": start} if start else {})
     tree["stream"] = {"tasks": request.updates}
-    sources = {"pretraining": request.pool > 0, "update": True, "buffer": request.buffer != 0}
-    parts = sum(sources.values())  # equal ones, of what there is
-    tree["mixture"] = {name: is_there / parts for name, is_there in sources.items()}
-    if request.pool > 0:
-        tree["mixture"]["replay"] = float(request.pool)
-        if request.embedded and request.pool <= 0.5:  # as in the studies
-            tree["mixture"]["select"] = "concepts"
-    if request.buffer and request.buffer < request.updates * request.arriving:
-        tree["mixture"] |= {"policy": "reservoir", "capacity": request.buffer}
+    tree["mixture"] = _choose_mixture(request)
     tree["merging"] = {"policy": "ema", "weight": 0.1 if request.keep == "all" else 0.5}
     if request.embedded:
         peak = MERGED_PEAK if request.keep == "balance" else MERGED_PEAK / 2
         tree["schedule"] = {"name": "wsd", "peak": peak}
     else:
         tree |= {key: REAL[key] for key in ("optimizer", "schedule", "evaluation")}
-    if request.new == "names":
-        tree["method"] = {"name": "locked-image"}
     return tree
+
+
+def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
+    """Return equal shares of what there is, and what of it is kept: of the embedded pool, half of
+    the names, as in the studies.
+
+    A single update has no earlier ones in its stream: a pool of the user's own holds these.
+    """
+    has_earlier = request.buffer != 0 and not (request.embedded and request.updates == 1)
+    sources = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
+    parts = sum(sources.values())
+    mixture: dict[str, Any] = {name: is_there / parts for name, is_there in sources.items()}
+    if request.updates == 1:
+        mixture |= {"pretraining": mixture["pretraining"] + mixture["buffer"], "buffer": 0.0}
+    if mixture["pretraining"] > 0:
+        mixture["replay"] = float(request.replay or 1)
+        mixture["select"] = "concepts" if request.embedded and request.replay <= 0.5 else "random"
+    if mixture["buffer"] and (request.buffer or np.inf) < request.updates * request.arriving:
+        mixture |= {"policy": "reservoir", "capacity": request.buffer}
+    return mixture
 
 
 def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
@@ -253,17 +283,19 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
 
     Where the chosen method does not fit, the image tower is locked, which takes less memory.
     """
-    memory, batches = DEVICES[request.device].memory, (64,) if request.embedded else BATCHES
-    fits = lambda tree: forecast.step_memory(_run_of(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+    memory, parse = DEVICES[request.device].memory, config.parse
+    fits = lambda tree: forecast.step_memory(parse(tree)) <= USABLE_MEMORY * memory  # noqa: E731
+    most = _largest_batch(request, config.Mixture(**settings["mixture"]))
+    batches = [size for size in BATCHES if size <= most and not request.embedded] or [most]
     for part in ({}, {"method": {"name": "locked-image"}}):
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
         first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
         if first < len(trees):
-            steps, limit = _affordable_steps(request, _run_of(trees[first])), config.MAX_COUNT
+            run = parse(trees[first])
+            steps, limit = _affordable_steps(request, run), config.MAX_COUNT
             if not request.embedded:
-                limit = int(MAX_PASSES * request.arriving / _update_share(_run_of(trees[first])))
-            steps = max(1, min(steps, limit))
-            trees[first]["training"]["steps"] = steps
+                limit = int(MAX_PASSES * request.arriving / _update_share(run))
+            trees[first]["training"]["steps"] = steps = min(steps, limit)
             if request.embedded and request.keep != "all" and steps < MANY_STEPS:
                 trees[first]["merging"] = settings["merging"] | {"weight": 0.25}
             return trees[first]
@@ -271,10 +303,17 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))
 
 
-def _run_of(tree: dict[str, Any]) -> config.RunConfig:
-    """Return the run of a plan's tree from random weights: its shapes cost the same."""
-    model = tree["model"] | ({"start": "random"} if "start" in tree["model"] else {})
-    return config.parse(tree | {"model": model}, "plan")
+def _usual_batch(request: PlanRequest) -> int:
+    return 64 if request.embedded else BATCHES[0]
+
+
+def _largest_batch(request: PlanRequest, mixture: config.Mixture) -> int:
+    """Return the largest batch, up to the usual one, that takes no more of an update or of the
+    buffer than these hold; the pool is taken to be large enough."""
+    usual = _usual_batch(request)
+    pool, update = np.empty(usual), np.empty(min(usual, int(request.arriving)))
+    pools = [mixtures.Pools(pool, update, update[:size]) for size in (0, request.buffer)]
+    return min(mixtures.largest_batch(each, mixture, usual) for each in pools)
 
 
 def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
@@ -302,19 +341,23 @@ def _update_share(run: config.RunConfig) -> int:
 
 def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
     """Return the sentences that a reader of a plan must know."""
-    steps, is_locked = run.training.steps, run.method.name == "locked-image"
+    steps = run.training.steps
     bought = steps if request.embedded else _affordable_steps(request, run)
     passes_per_step = _update_share(run) / request.arriving
     passes, most = (f"{float(f'{count * passes_per_step:.2g}'):,g}" for count in (steps, bought))
-    numbers = {"passes": passes, "steps": steps, "bought": bought, "most": most}
-    numbers |= {"peak": REAL["schedule"]["peak"], "device": request.device}
+    numbers = {"request": request, "run": run, "passes": passes, "bought": bought, "most": most}
     facts = {
-        "no pool": request.pool == 0,
+        "no pool": request.replay == 0,
+        "public data, embedded": request.embedded and request.other_pool,
+        "public data": not request.embedded and request.other_pool and request.replay > 0,
         "no buffer": request.buffer == 0,
+        "one update": request.updates == 1 and request.buffer != 0 and not request.embedded,
         "keep all": request.keep == "all",
         "real data": not request.embedded,
         "real peak": not request.embedded,
-        "forced lock": is_locked and request.new != "names",
+        "forced lock": run.method.name == "locked-image",
+        "only names": request.new == "names" and run.method.name == "full",
+        "small updates": _largest_batch(request, run.mixture) < _usual_batch(request),
         "always": True,
         "capped": bought > steps,
         "few steps": steps < 10,
@@ -350,18 +393,20 @@ def plan_summary(plan: Plan) -> str:
     """Return a plan in a sentence."""
     run, mixture, method = plan.run, plan.run.mixture, plan.run.method.name
     trained = "everything trained" if method == "full" else f"trained by {method}"
+    tasks, steps, batch = run.stream.tasks, run.training.steps, run.training.batch
     return (
-        f"{run.model.name}: {run.stream.tasks:,} updates of {run.training.steps:,} steps at batch "
-        f"{run.training.batch}, {trained}; batches of {mixture.pretraining:.0%} pretraining "
-        f"data, {mixture.update:.0%} update, {mixture.buffer:.0%} earlier updates; "
-        f"EMA-Merge, {run.merging.weight:g} of each update."
+        f"{run.model.name}: {tasks:,} update{'s' * (tasks > 1)} of {steps:,} "
+        f"step{'s' * (steps > 1)} at batch {batch}, {trained}; batches of "
+        f"{mixture.pretraining:.0%} pool, {mixture.update:.0%} update, {mixture.buffer:.0%} "
+        f"earlier updates; EMA-Merge, {run.merging.weight:g} of each update."
     )
 
 
 def place_sentence(plan: Plan) -> str:
     """Return where stored runs like a plan ended, or that there are none."""
     if plan.place is None:
-        return _WORDS["no place"].format(reason=plan.outside)
+        signs = f" {_WORDS['signs']}" * (len(plan.effects) > 0)
+        return _WORDS["no place"].format(reason=plan.outside) + signs
     rows = plan.place.scores.loc[list(AGGREGATES)]
     scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
     over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"

@@ -73,8 +73,10 @@ def check_run(
     """Check what a run needs, whether a step fits the card and the checkpoints the disk, and how
     long the run may take."""
     memory = _check_memory(run_config, device, execution or ExecutionConfig())
-    time = forecast.forecast_sentence(run_config)
+    time = forecast.forecast_sentence(run_config, device)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
+    if checks[0].state == PRESENT:
+        checks.insert(1, _check_batches(run_config))
     if run_config.model.name not in models.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)]
@@ -106,6 +108,16 @@ def _check_data(run_config: RunConfig | None) -> Check:
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
 
 
+def _check_batches(run_config: RunConfig) -> Check:
+    """Check that no batch takes more of the pool, an update or the buffer than it holds."""
+    try:
+        pools = mixtures.task_pools(run_config, load_run_data(run_config))
+    except CmpError as error:
+        return Check("batches", MISSING, str(error).removeprefix("training.batch: "))
+    sizes = [len(pool.update) for pool in pools]
+    return Check("batches", PRESENT, f"updates bring {min(sizes)} to {max(sizes)} images")
+
+
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
     try:
@@ -125,7 +137,8 @@ def _check_weights(run_config: RunConfig) -> Check:
         sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
         return Check("weights", TO_FETCH, sentence)
     else:
-        sentence = f"{start!r}: neither a file nor a tag of {name!r}"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        sentence = f"{start!r}: neither a file nor a tag of {name!r}; open_clip has for it: {tags}"
     return Check("weights", MISSING, sentence)
 
 
@@ -259,7 +272,8 @@ def describe_run(run_config: RunConfig) -> list[str]:
     tasks, batch = run_config.stream.tasks, run_config.training.batch
     steps = budgets.apply_budget(run_config).training.steps
     paper_steps = paper.table4_steps(run_config)
-    rule = f" (the paper's rule gives {paper_steps})" if paper_steps else ""
+    is_paper = paper_steps and run_config.data == "fomo"
+    rule = f" (the paper's rule gives {paper_steps})" if is_paper else ""
     pool, update, buffer = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=False)
     first = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=True)
     cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)

@@ -34,8 +34,9 @@ class DatasetState:
 
     Attributes:
         dataset: The manifest.
-        state: "present", "absent", "partial" (files are missing), "wrong counts", "faulty", or
-            "empty" (no image is left).
+        state: "present", "absent", "partial" (files are missing), "wrong counts", "faulty",
+            "empty" (no image is left), or "usable, N skipped" where the manifest says to skip
+            faults.
         reason: Why it is not present, in words.
         index: What was found, if anything.
     """
@@ -211,6 +212,8 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
         state, reason = "faulty", summarise_faults(faults)
     elif reason := count_differences(index):
         state = "wrong counts"
+    if faults and dataset.faults == "skip" and state != "empty":
+        state = f"usable, {len(faults)} skipped"
     return DatasetState(dataset, state, reason, index)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,15 +14,18 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow
+import yaml
 from pandas.api.types import is_integer_dtype, is_numeric_dtype, is_string_dtype
 
 from cmp import files
-from cmp.errors import CmpError, explain_errors
+from cmp.errors import CmpError
 
 T = TypeVar("T")
 
 MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
 """Largest text that is read, such as a list of images, and YAML, which is written by hand."""
+_UNQUOTED_DAY = re.compile(r"(?m)^[^#\n]{0,1000}?([\w-]{1,100})['\"]?:\s+(\d{4}-\d\d?-\d\d?)")
+"""A key and a day as YAML takes it for a date, which JSON could not hold."""
 
 
 def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
@@ -65,11 +69,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         CmpError: The file cannot be read or holds no keys.
     """
-    with explain_errors(f"{path}: cannot be read as YAML"):
-        tree = files.parse_yaml(read_text(path, MAX_YAML_BYTES))
+    try:
+        text = read_text(path, MAX_YAML_BYTES)
+    except FileNotFoundError as error:
+        raise CmpError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be read ({error})") from error
+    try:
+        tree = files.parse_yaml(text)
+    except ValueError as error:
+        raise CmpError(f"{path}: {_explain_yaml(error, text)}") from error
     if not isinstance(tree, dict):
         raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
     return tree
+
+
+def _explain_yaml(error: ValueError, text: str) -> str:
+    """Say in one line what in a text is not taken, and where."""
+    if "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
+        return f'{found[1]}: put it in quotes: "{found[2]}"'
+    words, cause = " ".join(str(error).split()), error.__cause__
+    if isinstance(cause, yaml.MarkedYAMLError):
+        mark = cause.problem_mark or cause.context_mark
+        words = cause.problem or cause.context
+        words = f"line {mark.line + 1}: {words}" if mark else words
+    return f"cannot be read as YAML ({words})"
 
 
 def parse_json(text: str) -> Any:

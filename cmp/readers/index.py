@@ -19,6 +19,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 """Largest size of an image file."""
 MAX_KINDS = 8
 """Kinds of faults that are told of a set."""
+MEND_FAULTS = "mend them, or say `faults: skip` in its manifest"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
@@ -214,6 +215,5 @@ def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
     """
     if faults and dataset.faults == "refuse":
         raise CmpError(
-            f"{dataset.name}: {len(faults)} faults ({summarise_faults(faults)}); mend them, or say "
-            "`faults: skip` in its manifest"
+            f"{dataset.name}: {len(faults)} faults ({summarise_faults(faults)}); {MEND_FAULTS}"
         )

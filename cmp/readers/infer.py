@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cmp.errors import CmpError
 from cmp.files import write_atomic
 from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
-from cmp.readers.manifest import SPLIT_SHARES, Role
+from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
 from cmp.readers.tables import read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
@@ -23,8 +24,8 @@ COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 ROLES: dict[str, str] = _WORDS["roles"]
 """Role -> what a set of it is for."""
 
-Inference = tuple[dict[str, str], str, bool]
-"""(the reader's keys, what was found in words, whether there are labels)."""
+Inference = tuple[dict[str, str], str, list[str]]
+"""(the reader's keys, what was found in words, columns of a table that no key names)."""
 
 
 def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
@@ -39,10 +40,13 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
         Where the manifest belongs, its text, and what was found in words.
 
     Raises:
-        CmpError: If the folder holds none of these.
+        CmpError: If the folder holds none of these, or if manifests would lie at two levels.
     """
     if not folder.is_dir():
         raise CmpError(f"{folder}: no folder lies there")
+    path = folder / "manifest.yaml"
+    refuse_two_levels(find_manifests(Path(os.path.abspath(folder)).parent, "*.yaml"), [path])
+    refuse_two_levels([path], find_manifests(folder, "*/*.yaml"))
     inference = _infer_tars(folder) or _infer_table(folder) or _infer_folder(folder)
     if not inference:
         loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
@@ -50,14 +54,25 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
         raise CmpError(
             f"{folder}: no tars, no table with a column of images, and no folders of pictures{also}"
         )
-    reader, words, labelled = inference
+    reader, words, unused = inference
+    labelled = reader["kind"] == "folder" or "label" in reader
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
     parts = {"title": words, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
     cells = {key: json.dumps(part) for key, part in parts.items()}
     text = _WORDS["template"].format(name=name, role=role, meaning=ROLES[role], **cells)
     text += _WORDS["beside"] if role == "adapt" else ""
-    return folder / "manifest.yaml", text, f"found: {words}"
+    return path, text, f"found: {words}{_describe_unused(reader, unused)}"
+
+
+def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:
+    """A line on the columns that no key names, with the keys that could, or ""."""
+    keys = {"label": "classes", "caption": "captions"}
+    missing = [
+        f"the column of {what} by `{key}:`" for key, what in keys.items() if key not in reader
+    ]
+    hint = f"; name {' or '.join(missing)} in `reader`" if missing else ""
+    return f"\nnot used: {', '.join(unused)}{hint}" if unused else ""
 
 
 def write_manifest(path: Path, text: str) -> None:
@@ -79,7 +94,7 @@ def _infer_tars(folder: Path) -> Inference | None:
     for pattern in ("*.tar", "*/*.tar"):
         if tars := sorted(folder.glob(pattern)):
             words = f"{len(tars)} tars, the first of them {tars[0].name}"
-            return {"kind": "tars", "path": pattern}, words, False
+            return {"kind": "tars", "path": pattern}, words, []
     return None
 
 
@@ -97,7 +112,8 @@ def _infer_table(folder: Path) -> Inference | None:
             matches = [lower[name] for name in names if name in lower]
             reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
-            return reader, f"{path.name} with the columns {', '.join(columns)}", "label" in reader
+            unused = [column for column in columns if column not in reader.values()]
+            return reader, f"{path.name} with the columns {', '.join(columns)}", unused
     return None
 
 
@@ -111,4 +127,4 @@ def _infer_folder(folder: Path) -> Inference | None:
         return None
     words = f"{len(classes)} pictures of {len(set(classes))} classes"
     words += f", split into {', '.join(splits)}" if splits else ""
-    return {"kind": "folder", "path": "."}, words, True
+    return {"kind": "folder", "path": "."}, words, []

@@ -11,11 +11,14 @@ for a set:
     reader: {kind: folder, path: .}
 """
 
+import contextlib
 import glob
 import os
+import re
 import string
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
@@ -23,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, did_you_mean
 from cmp.files import build_folder, first_fault
-from cmp.readers.files import read_yaml
+from cmp.readers.files import MAX_YAML_BYTES, read_text, read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -47,7 +50,15 @@ def _check_prompt(prompt: str) -> str:
     return prompt
 
 
-SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
+def _check_name(name: str) -> str:
+    """Return the name if results and ids of runs can hold it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        words = "at most 100 letters, digits, - and _, the first a letter or digit"
+        raise ValueError(f"{name!r:.80} must be {words}")
+    return name
+
+
+SetName = Annotated[str, AfterValidator(_check_name)]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
@@ -127,6 +138,10 @@ class FomoReader(StrictModel):
 
 READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
+READER_OF_KIND: dict[str, type[StrictModel]] = {
+    kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
+}
+"""`reader.kind` -> the reader that says which other keys there are."""
 
 
 class Counts(StrictModel):
@@ -170,7 +185,9 @@ class FileSet(SetManifest):
         prompt: Prompt of the zero-shot classifier, and caption of an image that has none.
         licence: Whose images these are.
         reader: Where the images are, and in which layout.
-        splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`.
+        splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`. A pool
+            may keep those that it had as an "adapt" set: its "train" images alone are replayed, and
+            the others are neither trained on nor scored. Without splits it is replayed whole.
         update: The update that the set arrives in, such as 2026-01, where its images name none
             themselves; `stream.order=given` makes each update a task.
         faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
@@ -194,11 +211,12 @@ class FileSet(SetManifest):
 
     @pydantic.model_validator(mode="after")
     def _check_splits(self) -> "FileSet":
-        if self.splits and abs(sum(self.splits.values()) - 1) > 1e-6:
-            raise ValueError("splits: their shares must be 1 in all")
-        if alien := set(self.splits) - set(self.allowed_splits()):
-            kind = "a pool" if self.role in POOL_DATA_ROLES else "a held-out set"
-            raise ValueError(f"splits: {kind} has no {min(alien)!r}")
+        if self.splits and abs((total := sum(self.splits.values())) - 1) > 1e-6:
+            raise ValueError(f"splits: the shares must add up to 1, not to {total:g}")
+        alien = set(self.splits) - set(self.allowed_splits())
+        if alien and self.role not in POOL_DATA_ROLES:
+            allowed = " and ".join(self.allowed_splits())
+            raise ValueError(f"splits: a held-out set has no {min(alien)!r}, only {allowed}")
         return self
 
     def allowed_splits(self) -> list[str]:
@@ -260,8 +278,11 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
         (set, folder that its paths are relative to) pairs, in the order of the files.
 
     Raises:
-        CmpError: If there is no manifest, if one is faulty, or if two sets have the same name.
+        CmpError: If there is no manifest, if one is faulty, if two sets have the same name, or if
+            manifests lie at two levels.
     """
+    for folder, _ in manifest_folders(source):
+        refuse_two_levels(find_manifests(folder, "*.yaml"), find_manifests(folder, "*/*.yaml"))
     located: dict[str, tuple[FileSet, Path]] = {}
     for path, data in manifest_files(source):
         dataset = read_manifest(path, FileSet)
@@ -288,6 +309,44 @@ def manifest_files(source: str) -> list[tuple[Path, Path]]:
     return files
 
 
+def find_manifests(folder: Path, pattern: str) -> list[Path]:
+    """Return the files that hold the keys of a manifest, faulty or not; other YAML is passed over.
+
+    Args:
+        folder: The folder.
+        pattern: Which files in it.
+    """
+    return sorted(path for path in folder.glob(pattern) if _is_manifest(path))
+
+
+def _is_manifest(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        text = read_text(path, MAX_YAML_BYTES)
+        return all(re.search(rf"\b{key}[\"']?\s*:", text) for key in ("role", "reader"))
+    return False
+
+
+def refuse_two_levels(upper: list[Path], lower: list[Path]) -> None:
+    """Refuse manifests both in a folder and in folders inside it.
+
+    Those inside would not be read, and their pictures would be taken for classes of the set above:
+    what is to be held out would be trained on.
+
+    Args:
+        upper: The manifests in the folder.
+        lower: Those in the folders inside.
+
+    Raises:
+        CmpError: If there are both.
+    """
+    if upper and lower:
+        raise CmpError(
+            f"{upper[0]} and {lower[0]}: the manifests of a collection must lie at one level, or "
+            "pictures of the second would count as the first's; put each set, with its manifest, "
+            "into a folder of its own beside the others"
+        )
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -308,9 +367,40 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         key, fault = first_fault(error)
-        message = fault["msg"]
-        if fault["type"] == "extra_forbidden":
-            known = {name for kind in (schema, *READERS) for name in kind.model_fields}
-            message = f"there is no such key{did_you_mean(key.rpartition('.')[2], known)}"
-        what = f"{key or '(whole file)'}: {message}"
-        raise CmpError(f"{path}: {what} (found {fault['input']!r:.80})") from error
+        words = (str(path), key.removesuffix(".[key]"), _explain_fault(fault, schema))
+        raise CmpError(": ".join(filter(None, words))) from error
+
+
+def _explain_fault(fault: dict[str, Any], schema: type[BaseModel]) -> str:
+    """Say what pydantic found in words that need no knowledge of it, and what to write instead."""
+    what, about, value = fault["type"], fault.get("ctx", {}), fault["input"]
+    if what == "value_error":  # which names the keys and their values itself
+        return str(about["error"])
+    if what == "missing":
+        return "is missing"
+    if what == "extra_forbidden":
+        known = _known_keys(fault["loc"], schema)
+        return f"there is no such key{_suggest(str(fault['loc'][-1]), known, 'keys')}"
+    if what == "union_tag_not_found":
+        known = READER_OF_KIND if fault["loc"] == ("reader",) else ()
+        return f"its key {about['discriminator']} is missing{_suggest('', known, 'kinds')}"
+    if what == "union_tag_invalid":
+        known = re.findall(r"'(.*?)'", about["expected_tags"])
+        near = _suggest(about["tag"], known, "kinds")
+        return f"{about['discriminator']}: there is no {about['tag']!r:.80}{near}"
+    if what in ("dict_type", "model_type", "model_attributes_type"):
+        return f"must hold keys of its own (found {value!r:.80})"
+    return f"{re.sub(r'^[A-Z][a-z]+ should', 'must', fault['msg'])} (found {value!r:.80})"
+
+
+def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str]:
+    """The keys that there are beside an unknown one, so far as this module knows them."""
+    if loc[0] == "reader" and len(loc) > 2:
+        return READER_OF_KIND[loc[1]].model_fields
+    return schema.model_fields if len(loc) == 1 else ()
+
+
+def _suggest(name: str, known: Collection[str], what: str) -> str:
+    """The nearest of the known names, and all of them."""
+    near, all_of_them = did_you_mean(name, known), f"he {what} are {', '.join(known)}"
+    return (f"{near} T{all_of_them}" if near else f"; t{all_of_them}") if known else ""

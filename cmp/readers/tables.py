@@ -21,6 +21,7 @@ from cmp.readers.manifest import FileSet
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
 OWN_FOLDER = " (write it relative to the table's folder)"
+ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
 
 
 def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
@@ -187,6 +188,8 @@ def _path_stamp(root: Path, name: str) -> Stamp:
         return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
     if stamp == OUTSIDE and name.startswith("/"):
         return NO_FILE._replace(problem=f"absolute path to another folder{OWN_FOLDER}")
+    if stamp == OUTSIDE:
+        return NO_FILE._replace(problem=f"path lies outside of {root}{ABOVE_PICTURES}")
     return stamp
 
 
