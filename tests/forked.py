@@ -222,8 +222,8 @@ def command(
     """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
     watch = runs.progress_observer
 
-    def watch_and_stop(bar, batch: int) -> Observer:
-        observer = watch(bar, batch)
+    def watch_and_stop(*arguments) -> Observer:
+        observer = watch(*arguments)
 
         def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
             observer.step(task, step, result, model)
