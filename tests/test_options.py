@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import json
 from types import SimpleNamespace
 
 import forked
@@ -11,7 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, models, registry
+from cmp import cli, config, files, mixtures, models, registry
+from cmp.cli import runs
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.policies import TaskEnd, apply_policy
@@ -66,16 +68,16 @@ def describer(kind, name):
 
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_can_be_made_from_a_shell(settings):
-    curve = f"schedule.name={config.Schedule().name}"  # the default, which the profile changes
-    result = CliRunner().invoke(cli.app, ["run", "quick", curve, *settings, "--dry-run"])
-    if settings == ("schedule.meta=free", "schedule.peaks=[1.0, 0.5]"):
-        assert "schedule.peaks: 2 peaks for 5 tasks" in str(result.exception)
-        return
-    assert result.exit_code == 0, result.output
-    key, _, value = settings[0].partition("=")
-    usual = dict(config.flat_keys(config.RunConfig().to_dict()))[key]  # which is not said
-    said = f"{key}: {value}" in result.output.replace("True", "true").replace("False", "false")
-    assert said or value == str(usual).lower()
+    usual = [f"schedule.name={config.Schedule().name}", "stream.tasks=2"]  # which fit all of them
+    made = dict(config.flat_keys(runs.read_config("quick", [*usual, *settings]).to_dict()))
+    for key, _, value in (setting.partition("=") for setting in settings):
+        assert json.loads(json.dumps(made[key])) == files.parse_yaml(f"it: {value}")["it"]
+
+
+def test_a_choice_that_does_not_fit_a_run_is_refused_by_its_dry_run():
+    peaks = ["schedule.meta=free", "schedule.peaks=[1.0, 0.5]", "--dry-run"]
+    result = CliRunner().invoke(cli.app, ["run", "quick", *peaks])
+    assert "schedule.peaks: 2 peaks for 5 tasks" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", options.choices()["method.name"])
