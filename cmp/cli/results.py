@@ -30,10 +30,13 @@ def ls() -> None:
         except CmpError as error:  # damaged, or of a version with other settings
             left_out.append(f"left out: {error}")
     for progress in runs.unfinished_runs():
-        # a kill may come before checkpoints are removed; a pretraining has no scores
-        if progress.metrics and not store.is_stored(progress.run):
+        try:
+            if store.is_stored(progress.run):  # a kill may come before checkpoints are removed
+                continue
             run = runs.run_so_far(progress, progress.task)
             rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
+        except CmpError as error:
+            left_out.append(f"left out: {error}")
     columns = ("run", "unfinished", "images", "A_KA %", "A_ZS %", "GM %", "seconds")
     shared.print_table((*columns, "differs from cpu in"), rows)
     typer.echo(f"runs of {build_folder().absolute()}")
@@ -44,11 +47,10 @@ def ls() -> None:
 def _row(run: store.StoredRun, unfinished: str) -> tuple[str, ...]:
     """Return the row of `ls` of a run, or of one as far as it has come."""
     [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
-    changes = runs.changes_to_cpu(run.config).items()
-    words = " ".join(f"{key}={value}" for key, value in changes)
+    words = " ".join(f"{k}={value}" for k, value in runs.changes_to_cpu(run.config).items())
     scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS, last.GM)]
-    name, seconds = run.id[:SHORT_ID], f"{run.provenance['seconds']:.0f}"
-    return name, unfinished, str(last.scope), *scores, seconds, words
+    seconds = f"{run.provenance['seconds']:.0f}"
+    return run.id[:SHORT_ID], unfinished, str(last.scope), *scores, seconds, words
 
 
 def show(run_id: str) -> None:
@@ -57,7 +59,7 @@ def show(run_id: str) -> None:
     Example:
         cmpt results show 3f2a
     """
-    run = runs.find_run(run_id)
+    run = runs.find_any_run(run_id)
     print_config(run.config)
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")

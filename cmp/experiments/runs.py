@@ -184,12 +184,9 @@ def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
     Raises:
         CmpError: There is no such run, its weights were not kept, or none of its tasks is finished.
     """
-    if any(name.startswith(prefix[:SHORT_ID]) for name in store.stored_ids()):
+    if (progress := _progress_of(prefix)) is None:
         run = store.find_run(prefix)
         return run, store.final_model(run)
-    if not unfinished_runs(prefix):
-        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
-    progress = find_unfinished(prefix)
     name = f"run {progress.run[:SHORT_ID]}"
     paths = checkpoints.model_files(checkpoints.checkpoint_folder(progress.run))
     if not paths:
@@ -202,15 +199,21 @@ def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
     return run, models.load_from_file(run.config.model.name, paths[-1])
 
 
-def find_run(prefix: str) -> store.StoredRun:
+def find_any_run(prefix: str) -> store.StoredRun:
     """Return the one run whose id starts with a prefix, stored or as far as it has come; raise
     `CmpError` otherwise."""
+    progress = _progress_of(prefix)
+    return run_so_far(progress, progress.task) if progress else store.find_run(prefix)
+
+
+def _progress_of(prefix: str) -> Progress | None:
+    """Return the one unfinished run whose id starts with a prefix, None where stored runs have it;
+    raise `CmpError` where there is neither."""
     if any(name.startswith(prefix[:SHORT_ID]) for name in store.stored_ids()):
-        return store.find_run(prefix)
+        return None
     if not unfinished_runs(prefix):
         raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
-    progress = find_unfinished(prefix)
-    return run_so_far(progress, progress.task)
+    return find_unfinished(prefix)
 
 
 def run_so_far(progress: Progress, done: int) -> store.StoredRun:

@@ -68,9 +68,7 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
 def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:
     """A line on the columns that no key names, with the keys that could, or ""."""
     keys = {"label": "classes", "caption": "captions"}
-    missing = [
-        f"the column of {what} by `{key}:`" for key, what in keys.items() if key not in reader
-    ]
+    missing = [f"the column of {keys[key]} by `{key}:`" for key in keys if key not in reader]
     hint = f"; name {' or '.join(missing)} in `reader`" if missing else ""
     return f"\nnot used: {', '.join(unused)}{hint}" if unused else ""
 
