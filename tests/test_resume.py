@@ -80,10 +80,12 @@ def build(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
-    """Through the disk from each kind of place; every later state, and the end."""
+    """Through the disk; every later state, and the end. From the second task, where all that a
+    choice keeps is there; one choice in four from each kind of place."""
     run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
     result = execute(run_config, corpus, manager=manager)
-    for place in (FIRST, MIDDLE, BOUNDARY, END):
+    everywhere = options.SETTINGS.index(settings) % 4 == 0
+    for place in (FIRST, MIDDLE, BOUNDARY, END) if everywhere else (MIDDLE, BOUNDARY):
         torch.rand(7)  # the global stream must not matter
         start = checkpoints.read_checkpoint(
             checkpoints.write_checkpoint(manager.states[place], tmp_path)

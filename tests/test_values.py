@@ -147,16 +147,6 @@ def test_the_answer_goes_between_its_marks(monkeypatch, tmp_path):
         front_door.with_answer("# Title", "page")
 
 
-def test_a_status_that_all_values_share_stands_below_the_table_once():
-    table = "| a | +1.0 ({}) | −2.0 ({}) |\n\n" + front_door.BRACKETS
-    words = "preliminary, 4 of 20 streams"
-    once = front_door.say_once(table.format(words, words))
-    assert once == f"| a | +1.0 | −2.0 |\n\nAll values are {words}."
-    for mixed in (table.format(words, "0.1 to 1.9"), table.format("0.1 to 1.9", "0.1 to 1.9")):
-        assert front_door.say_once(mixed) == mixed
-    assert front_door.BRACKETS in (chapters.BOOK / "lab" / "answer.md").read_text("utf-8")
-
-
 def test_every_page_opens_with_the_answer():
     for page in front_door.PAGES:
         text = page.read_text(encoding="utf-8")

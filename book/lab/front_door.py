@@ -3,14 +3,11 @@
 `book/lab/answer.md` states it, its numbers come from published results.
 """
 
-import re
-
 from cmp.errors import CmpError
 from cmp.files import write_atomic
 from lab import chapters, values
 
 PAGES = (chapters.BOOK.parent / "README.md", chapters.BOOK / "index.md")
-BRACKETS = "Brackets hold intervals (chapter 01), or say how many streams are computed so far."
 BEGIN, END = "<!-- answer: python -m lab.front_door writes it -->", "<!-- end of the answer -->"
 
 
@@ -31,16 +28,7 @@ def with_answer(page: str, source: str) -> str:
     answer = values.fill_values(
         (chapters.BOOK / "lab" / "answer.md").read_text(encoding="utf-8"), "answer: "
     )
-    return f"{before}{BEGIN}\n\n{say_once(answer)}\n{END}{after}"
-
-
-def say_once(answer: str) -> str:
-    """Return an answer that says below its table what all its values have in their brackets."""
-    statuses = {*re.findall(r"[+−]\d+\.\d \(([^)]*)\)", answer)}
-    words = next(iter(statuses), "")
-    if len(statuses) > 1 or not words.startswith("preliminary"):
-        return answer
-    return answer.replace(f" ({words})", "").replace(BRACKETS, f"All values are {words}.")
+    return f"{before}{BEGIN}\n\n{answer}\n{END}{after}"
 
 
 def write_answer() -> None:

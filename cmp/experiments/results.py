@@ -139,7 +139,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         frames.append(tables[run_id].assign(setting=setting, replicate=replicate, **columns))
     table = pd.concat(frames).set_index([*RUN_KEYS, *METRIC_KEYS]).sort_index().reset_index()
     with listed_file(path) as partial:
-        table.to_parquet(partial, index=False)
+        table.to_parquet(partial, index=False, compression="zstd", compression_level=19)
         if (size := partial.stat().st_size) > MAX_BYTES:
             raise CmpError(
                 f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"

@@ -81,12 +81,14 @@ class Estimate(NamedTuple):
             sign: "+" shows the sign of what is positive, "" does not.
             convert: A rising function of the value and of the interval's ends, such as a root.
         """
-        words = f"{convert(self.low):.1f} to {convert(self.high):.1f}"
+        ends = (self.value, self.low, self.high)
+        value, low, high = (round(convert(x), 1) + 0.0 for x in ends)  # no minus before zero
+        words = f"{low:.1f} to {high:.1f}"
         if self.progress:
             words = f"preliminary, {self.progress}"
         elif self.bases < 2:
             words = f"{self.streams} streams of one base" if self.streams > 1 else "one stream"
-        return f"{convert(self.value):{sign}.1f} ({words})".replace("-", "−")
+        return f"{value:{sign}.1f} ({words})".replace("-", "−")
 
 
 def signed(value: float) -> str:

@@ -139,10 +139,11 @@ def chapter_cells(numbers):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_the_explorers_of_chapters(served, notebook):
-    """They are there, and again when all cells are run a second time, and nothing complains."""
+    """They are there, and nothing complains; where no cell trains, again when all cells are run a
+    second time."""
     with lab.opened(*served, f"{notebook}.ipynb") as watched:
         page = watched.page
-        for _ in range(2):
+        for _ in range(2 if notebook == "others" else 1):
             watched.command("notebook:run-all-cells")
             for number in NOTEBOOKS[notebook]:
                 for name in SHOWN[number]:

@@ -9,6 +9,7 @@ from .comparisons import plot_triangles as plot_triangles
 from .gains import plot_front as plot_front
 from .gains import plot_technique_gains as plot_technique_gains
 from .gains import plot_verdicts as plot_verdicts
+from .runs import BUILT_UP as BUILT_UP
 from .runs import RECIPE as RECIPE
 from .runs import plot_among_runs as plot_among_runs
 from .runs import plot_changing_names as plot_changing_names

@@ -43,6 +43,8 @@ IN_A_ROW, MOMENTS = 7, 6
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 RECIPE = ("with replay", "with moments", "with wsd", "recipe")
 """Settings of study `recipe`, each of which adds a step to the one before it."""
+BUILT_UP = "scope == 'full' and setting != 'recipe with cosine'"
+"""The rows of that study for a picture of these steps."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
     ("cosine", "cosine"), ("rsqrt", "rsqrt"),
@@ -286,7 +288,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    figure = plot_plane(scores.study_trajectory("recipe").query("scope == 'full'"), RECIPE)
+    figure = plot_plane(scores.study_trajectory("recipe").query(BUILT_UP), RECIPE)
     named = style.with_subscripts
     figure.axes[0].set_xlabel(named("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}"))
     figure.axes[0].set_ylabel(named("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}"))
