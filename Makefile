@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: study lab site test test-long kill-test study-kill-test flip-test lint clean
 
@@ -21,11 +21,12 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmpt data build
-	$(PYTEST) -m "not long"
+	$(PYTEST) -n 2 -m "not long"
 
+# these wait more than they compute
 test-long: $(READY)
 	$(BIN)/cmpt data build
-	$(PYTEST) -m long
+	$(PYTEST) -n 3 -m long
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build

@@ -35,8 +35,8 @@ def matrix(rows, columns, seed=0):
 
 @pytest.fixture(scope="module")
 def vit():
-    """ViT-B/32 at random weights, made once, two blocks of each tower; each test trains a copy."""
-    model = models.create_model("ViT-B-32")
+    """ViT-S/32 at random weights, made once, two blocks of each tower; each test trains a copy."""
+    model = models.create_model("ViT-S-32")
     for tower in (model.visual.transformer, model.transformer):
         tower.resblocks = tower.resblocks[:2]
     return model
@@ -68,9 +68,9 @@ def two_steps(state, batch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [*models.family_names(), "ViT-B-32"])
+@pytest.mark.parametrize("model", [*models.family_names(), "ViT-S-32"])
 def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, vit):
-    network = copy.deepcopy(vit) if model == "ViT-B-32" else models.create_model(model)
+    network = copy.deepcopy(vit) if model == "ViT-S-32" else models.create_model(model)
     state = budgets.shape_state(model, Method(name=name), network)
     gradient, moved = two_steps(state, batch=3)
     trainable = set(trainable_parameters(state.model))

@@ -333,7 +333,7 @@ def planner_explorer() -> Explorer:
     plan = _make_plan(request)
     words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
     figure = figures.plot_plan(plan, evidence.gather_evidence())
-    figures.with_title(figure, "Runs like the plan retained more than most that learned as much")
+    figures.with_title(figure, "The stored setting nearest to the plan is among the upper ones")
     return _explorer(table, figure, words, _planner_answer)
 
 

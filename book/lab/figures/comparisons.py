@@ -125,7 +125,7 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     """
     model = plan.run.model.name
     stored = [key for key, run in evidence.runs.items() if run.model.name == model]
-    note = f"Grey: stored settings of {model if stored else 'other models'}."
+    note = f"Grey: stored settings of {f'the network {model}' if stored else 'other models'}."
     with style.plane(5.4, note) as (figure, axes):
         means = setting_means(evidence.trajectory)
         points = means.loc[stored or means.index, list(style.AXES)].to_numpy()

@@ -69,7 +69,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
         for peak, *place in front.to_numpy():
             words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
             labels.append((*place, words, small))
-        axes.margins(0.16, 0.1)
+        axes.margins(0.2, 0.1)
         style.label_points(axes, labels)
     return figure
 

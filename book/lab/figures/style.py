@@ -209,6 +209,7 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
         own = marks[np.hypot(*(marks[:, :2] - middle).T) < 1, 2].max(initial=0.0)
         tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": own / scale + 1}
         tie |= {"color": style.get("color", "0.4")}
+        tie = tie if own else None  # a cloud has no mark that a line could lead to
         label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
         places.append((label, middle, own, label.get_window_extent().size))
     tried = itertools.product((5, 12, 22, 36, 54), np.arange(24) * np.pi / 12)
