@@ -55,7 +55,7 @@ def test_settings_know_their_properties_claims_and_fronts(published):
     table = atlas.atlas_table()
     rows = {row["name"]: row for row in table["settings"]}
     meta, front, tuned = rows["meta-rsqrt"], rows["plain, peak 0.0004"], rows["EMA"]
-    assert meta["claims"] == ["a meta schedule retains", "a meta schedule beats its twin"]
+    assert meta["claims"] == ["a meta schedule retains more", "a meta schedule beats its twin"]
     assert front["fronts"] == ["plain"] and not {"claims", "fronts"} & rows["check"].keys()
     assert meta["changes"] == META | {"seeds.init": 2}
     assert (meta["schedule"], meta["merging"]) == ("rsqrt, meta rsqrt", "none")

@@ -151,5 +151,7 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     runs = runs[~runs["study"].str.contains(studies.BAND)]  # which are shorter
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
-    figures.with_title(figure, "Where most runs end, most of those at the top merge weights")
+    figures.with_title(
+        figure, "Where runs lie densest, most of those with the highest A_ZS merge weights"
+    )
     return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)

@@ -167,7 +167,7 @@ def evaluate(
         error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
-    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
+    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in per cent"
     shared.print_table(columns, rows, title)
 
 

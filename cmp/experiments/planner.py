@@ -414,5 +414,5 @@ def place_sentence(plan: Plan) -> str:
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
         f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
-        f"percent, at {scores}{over}.{differs}"
+        f"per cent, at {scores}{over}.{differs}"
     )

@@ -28,7 +28,7 @@ GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
 NO_GAIN = {
     fronts.BELOW: "No gain, as A_KA is lower than anywhere on the front",
-    fronts.BEYOND: "No gain, as A_KA is higher than the front reaches",
+    fronts.BEYOND: "No gain, as A_KA is beyond the front's end, at least with one base left out",
     verdicts.NOT_COMPUTED: "Not computed yet",
 }
 """A part of the reason why a setting has no gain, and the words of a note for it."""
