@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import torch
 import yaml
 
@@ -30,7 +31,7 @@ MAX_STEPS = 800
 """Of runs that are drawn; longer ones take minutes each."""
 
 
-def measure(count: int, seed: int) -> list[dict]:
+def measure(count: int, seed: int) -> dict[str, dict]:
     """Return by how much A_KA and A_ZS at the end differ from the published ones, in points."""
     runs = results.sample_published(10**6, seed)
     short = [
@@ -38,16 +39,19 @@ def measure(count: int, seed: int) -> list[dict]:
         for run in runs
         if run.config.stream.tasks * apply_budget(run.config).training.steps <= MAX_STEPS
     ]
-    rows = []
+    studies = sorted(path.stem for path in results.RESULTS.glob("*.parquet"))
+    published = pd.concat(results.published_metrics(name) for name in studies)
+    settings = published.groupby("run")["setting"].first()
+    rows = {}
     for run in short[:count]:
         torch.set_num_threads(run.provenance["threads"])
         corpus = load_data(run.config.data)
         again = store.make_stored_run(run.config, execute(run.config, corpus), run.identity)
         before, now = (store.scores_on_way(each).iloc[-1] for each in (run, again))
-        row = {"run": run.id[:12], "stored": run.provenance["cpu_capability"]}
+        row = {"setting": str(settings[run.id]), "stored": run.provenance["cpu_capability"]}
         row["now"] = torch.backends.cpu.get_cpu_capability()
         row |= {name: round(float(now[name] - before[name]), 3) for name in ("A_KA", "A_ZS")}
-        rows.append(row)
+        rows[run.id[:12]] = row
         print(json.dumps(row), file=sys.stderr, flush=True)
     return rows
 

@@ -471,11 +471,20 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
     def words(value: Any) -> Any:
         if isinstance(value, float | np.floating):
-            return "–" if np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+            return "–" if np.isnan(value) else f"{value:z,.{digits}f}".replace("-", "−")
         return f"{value:,}" if isinstance(value, int | np.integer) else value
 
     shown = table.astype(object).map(words).rename_axis(columns=None)
     return shown if table.index.nlevels > 1 else shown.rename_axis(index=None)
+
+
+def drift_table() -> pd.DataFrame:
+    """Tabulate by how many points ends of published runs differ if another processor computes them.
+
+    `python -m tests.drift` measured it and wrote `book/drift.yaml`.
+    """
+    rows = pd.DataFrame(read_yaml(chapters.BOOK / "drift.yaml")).T.set_index("setting")
+    return readable(rows[["A_KA", "A_ZS"]].astype(float))
 
 
 LENGTHS = {

@@ -332,8 +332,13 @@ def planner_explorer() -> Explorer:
     [request] = _questions(table, {key: [value] for key, value in table["defaults"].items()})
     plan = _make_plan(request)
     words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
-    figure = figures.plot_plan(plan, evidence.gather_evidence())
-    figures.with_title(figure, "The stored setting nearest to the plan is among the upper ones")
+    known, title = evidence.gather_evidence(), "No stored setting is near the plan"
+    if plan.place is not None:
+        stored = [key for key, run in known.runs.items() if run.model.name == plan.run.model.name]
+        retained = setting_means(known.trajectory).loc[stored, "A_ZS"]
+        lower = int((retained < plan.place.scores.loc["A_ZS", "mean"]).sum())
+        title = f"The stored setting nearest to the plan retains more than {lower} of {len(stored)}"
+    figure = figures.with_title(figures.plot_plan(plan, known), title)
     return _explorer(table, figure, words, _planner_answer)
 
 

@@ -152,6 +152,6 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
     figures.with_title(
-        figure, "Where runs lie densest, most of those with the highest A_ZS merge weights"
+        figure, "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
     )
     return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)

@@ -230,9 +230,9 @@ def read_interval(low: float, high: float) -> str:
 
 
 def reading_in_words(row: Mapping[str, Any]) -> str:
-    """Return the reading of a row of `judge_claims`; a spread, which neither helps nor hurts, is
-    larger or smaller."""
-    if row["measure"] != "spread":
+    """Return the reading of a row of `judge_claims`; a spread, or one loss beside another, neither
+    helps nor hurts, and is larger or smaller."""
+    if row["measure"] not in ("spread", "GM"):
         return row["reading"]
     return row["reading"].replace(HELPS, "larger").replace(HURTS, "smaller")
 

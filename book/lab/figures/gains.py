@@ -22,6 +22,8 @@ LOOKS = {
     verdicts.HURTS: (style.COLOURS[3], "X"),
 }
 """Reading -> colour and marker."""
+SIZE_LOOK = ("0.15", "o")
+"""The same for what is larger or smaller and neither helps nor hurts."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
@@ -32,7 +34,8 @@ NO_GAIN = {
     verdicts.NOT_COMPUTED: "Not computed yet",
 }
 """A part of the reason why a setting has no gain, and the words of a note for it."""
-VERDICT_NOTE = "Thick: the verdict's {level} interval. Thin: with other concepts, too."
+VERDICT_NOTE = "Thick: the verdict's {level} interval."
+VERDICT_CROSSED = " Thin: with other concepts, too."
 VERDICT_BOUND = " Arrow: a bound, which leaves that end open."
 
 
@@ -156,16 +159,18 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     known = rows[rows["reading"].isin(LOOKS)]
     note = ""
     if len(known):
-        level, has_bounds = f"{100 * rows['level'].iloc[0]:.1f}%", known["bound"].astype(bool).any()
-        note = f"{BAND} {VERDICT_NOTE}{VERDICT_BOUND * bool(has_bounds)}".format(level=level)
+        note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.1f}%")
+        note += VERDICT_CROSSED * bool(known["low crossed"].notna().any())
+        note += VERDICT_BOUND * bool(known["bound"].astype(bool).any())
     with style.canvas((0.9 if len(known) else 0.2) + 0.32 * len(lines), note) as (figure, axes):
         for place, line in enumerate(lines):
             if not isinstance(line, str):
-                colour, _ = LOOKS.get(line["reading"], ("0.4", ""))
-                if line["reading"] in LOOKS:
-                    _draw_verdict(axes, place, line)
-                beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
                 words, x = verdicts.reading_in_words(line), 1.01 if len(known) else 0.02
+                look = SIZE_LOOK if words != line["reading"] else LOOKS.get(line["reading"])
+                colour = look[0] if look else "0.4"
+                if look:
+                    _draw_verdict(axes, place, line, *look)
+                beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
                 axes.text(x, place, words, color=style.ink(colour), **beside)
         names = [line if isinstance(line, str) else line["claim"] for line in lines]
         axes.set_yticks(range(len(names)), names)
@@ -184,13 +189,14 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_verdict(axes: Axes, place: int, line: dict[str, Any]) -> None:
+def _draw_verdict(axes: Axes, place: int, line: dict[str, Any], colour: str, marker: str) -> None:
     """Draw the estimate of a claim and both of its intervals."""
-    colour, marker = LOOKS[line["reading"]]
     beyond, own = ([line[f"low{part}"], line[f"high{part}"]] for part in (" crossed", ""))
+    if bound := line["bound"]:
+        side = int(bound > 0)
+        end = own[side] = np.nanmax([beyond[1], own[1]]) if side else np.nanmin([beyond[0], own[0]])
+        style.draw_open_end(axes, end, place, 1 if side else -1, colour)
+        axes.update_datalim([(end + (0.6 if side else -0.6), place)])
     axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
     axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
-    if bound := line["bound"]:
-        end = np.nanmax([beyond[1], own[1]]) if bound > 0 else np.nanmin([beyond[0], own[0]])
-        style.draw_open_end(axes, end, place, 1 if bound > 0 else -1, colour)
