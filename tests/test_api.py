@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import cmp
 from cmp import registry
-from lab import api_reference
+from tests import api_reference
 
 MAX_EXAMPLE_LINES = 5
 
@@ -49,7 +49,7 @@ def test_examples_run(tmp_path, monkeypatch, clean_registry):
 def test_the_reference_page_is_that_of_the_docstrings():
     page = api_reference.PAGE.read_text(encoding="utf-8")
     assert sorted(api_reference.HEADING.findall(page)) == sorted(cmp.__all__)
-    message = "write it again: cd book && python -m lab.api_reference"
+    message = "write it again: python -m tests.api_reference"
     assert page == api_reference.reference_page(), message
     assert "#### `Schedule.durations`\n" in page and "StepResult(loss: " in page
 

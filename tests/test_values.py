@@ -9,7 +9,8 @@ from cmp.errors import CmpError
 from cmp.experiments import studies, verdicts
 from cmp.experiments.scores import study_trajectory
 from cmp.experiments.verdicts import load_claims as load_real_claims
-from lab import chapters, front_door, values
+from lab import chapters, values
+from tests import front_door
 
 
 @pytest.fixture

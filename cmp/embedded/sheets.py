@@ -1,4 +1,4 @@
-"""Contact sheets of a dataset's images, and the table of ATTRIBUTION.md."""
+"""Contact sheets of a dataset's images."""
 
 from pathlib import Path
 
@@ -6,14 +6,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cmp.data import IMAGE_SIZE
-from cmp.embedded.manifest import embedded_manifests, load_packages
 from cmp.embedded.packed import PackedDataset
-from cmp.files import atomic_file, project_folder, write_atomic
+from cmp.files import atomic_file
 from cmp.seeds import numpy_generator
 
 SHEET_COUNT, SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 64, 8, 4, 12, 4
-TABLE_HEAD = "|---|---|---|---|\n"
-"""What stands between the text of ATTRIBUTION.md and the rows of its table."""
 
 
 def contact_sheet(packed: PackedDataset, path: Path) -> None:
@@ -42,23 +39,3 @@ def contact_sheet(packed: PackedDataset, path: Path) -> None:
         draw.text((x, y + side), label[:20], fill="black")
     with atomic_file(path) as partial:
         sheet.save(partial, "PNG")
-
-
-def attribution_text(page: str) -> str:
-    """Return the content of ATTRIBUTION.md, its table written anew: one row per package.
-
-    Args:
-        page: What it says now, of which the text above the rows stays.
-    """
-    rows = []
-    for name, package in load_packages().items():
-        users = ", ".join(d.name for d in embedded_manifests().values() if name in d.sources)
-        source = f"{package.attribution} ({package.url})"
-        version = f"`{package.package}` {package.version}"
-        rows.append(f"| {source} | {package.licence} | {version} | {users} |")
-    return page.partition(TABLE_HEAD)[0] + TABLE_HEAD + "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    path = project_folder() / "ATTRIBUTION.md"
-    write_atomic(path, attribution_text(path.read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
 """The reference page of the public API, `book/api.md`, written from the docstrings.
 
 The page says what stands where: below the heading of each name, all is written anew by
-`python -m lab.api_reference`, from the folder `book`.
+`python -m tests.api_reference`.
 """
 
 import itertools
