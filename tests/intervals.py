@@ -10,7 +10,7 @@ import pandas as pd
 
 from cmp.experiments import verdicts
 from cmp.experiments.fronts import OutsideFrontError, measure_gain
-from cmp.experiments.scores import estimate_from_bases
+from cmp.experiments.scores import t_interval
 
 STEPS = np.arange(8)
 A_KA = 54 - 27 * np.exp(-STEPS / 2.6)
@@ -66,9 +66,9 @@ def count_misses(place: str, draws: int, seed: int = 0) -> pd.DataFrame:
             missed["refused"] += 1
             continue
         for level in levels:
-            made = estimate_from_bases(found.values.mean(), found.pseudo, 20, 20, level)
-            missed.loc[level, "above"] += made.low > GAIN
-            missed.loc[level, "below"] += made.high < GAIN and not found.is_bound
+            half = t_interval(found.pseudo.to_numpy(), level)[2]
+            missed.loc[level, "above"] += found.values.mean() - half > GAIN
+            missed.loc[level, "below"] += found.values.mean() + half < GAIN and not found.is_bound
     return missed
 
 

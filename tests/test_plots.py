@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import verdicts
+from cmp.experiments.scores import claims_level, level_in_words
 from lab import figures
 from lab.figures import runs, style
 
@@ -60,7 +60,7 @@ def colour_of(axes, points):
 
 
 def test_summary_is_the_t_interval_over_bases_by_hand():
-    values, level = [20.0, 23.0, 25.0, 24.0], verdicts.claims_level()
+    values, level = [20.0, 23.0, 25.0, 24.0], claims_level()
     frame = pd.DataFrame({"setting": "x", "replicate": range(4), "task": 0, "scope": "full"})
     frame = frame.assign(A_KA=values, A_ZS=30.0, base=[2, 3, 2, 3], planned=4)
     row = runs.summarise(frame).loc[("x", 0)]
@@ -145,7 +145,7 @@ def test_plane():
     assert axes.get_xlabel() == r"Knowledge accumulation $A_{\mathrm{KA}}$ (%)"
     assert axes.get_ylabel() == r"Zero-shot retention $A_{\mathrm{ZS}}$ (%)"
     assert {*ENDS, "before", "geometric mean (%)"} <= texts(figure)
-    note = f"Means over 6 streams. {verdicts.level_in_words()} t-intervals over bases."
+    note = f"Means over 6 streams. {level_in_words()} t-intervals over bases."
     assert note in figure.get_supxlabel().replace("\n", " ")
     rows, bars = runs.summarise(frame).loc["thirds"], axes.containers[0].lines[2]
     half = [abs(np.diff(bar.get_segments()[0], axis=0)).max() / 2 for bar in bars]

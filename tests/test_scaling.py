@@ -11,7 +11,7 @@ from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
 from cmp.experiments import pretraining, store, verdicts
 from cmp.experiments.paper import model_catalogue
-from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means
+from cmp.experiments.scores import AGGREGATES, setting_estimates, setting_means, t_factor
 from cmp.readers.files import read_yaml
 from lab import analyses, chapters, figures
 
@@ -42,8 +42,10 @@ def test_means_have_intervals_over_bases():
     ]
     frame = pd.DataFrame(rows)
     assert setting_means(frame).loc["a", "GM"] == 21
-    assert setting_estimates(frame, "a", 0.95)["GM"].half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    less = setting_estimates(frame[frame["replicate"] < 5], "a", 0.95)["GM"]
+    assert t_factor(3, 0.95) == pytest.approx(4.303, rel=1e-3)
+    half = t_factor(3, verdicts.claims_level()) / 3**0.5
+    assert setting_estimates(frame, "a")["GM"].half == pytest.approx(half)
+    less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
     assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"
 
 

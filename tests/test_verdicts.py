@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cmp import evaluation
 from cmp.errors import CmpError
 from cmp.experiments import fronts, guidelines, results, studies, verdicts
-from cmp.experiments.scores import t_factor
+from cmp.experiments.scores import level_in_words, t_factor
 from cmp.readers.files import read_yaml
 from lab import figures
 
@@ -230,7 +230,7 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     assert names == list(table["setting"])[:-1]
     assert "lower than anywhere on the front: low." in drawn.get_supxlabel().replace("\n", " ")
     note = drawn.get_supxlabel().replace("\n", " ")
-    assert f"{verdicts.level_in_words()} t-intervals over bases." in note
+    assert f"{level_in_words()} t-intervals over bases." in note
     scores = verdicts.published_scores("front")[1].groupby("setting")[["peak", "A_KA", "A_ZS"]]
     plane = figures.plot_front(table, scores.mean().sort_values("peak"))
     assert {"above", "low", "0.001"} <= {text.get_text() for text in plane.axes[0].texts}

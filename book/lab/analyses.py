@@ -107,7 +107,7 @@ def mean_scores(
         scores, planned = verdicts.setting_scores(*place), planned_streams(*place)
         scores, rows[words] = scores.loc[replicates], {}
         for key, name in columns.items():
-            mean = estimate_mean(scores[key], scores["base"], planned, verdicts.claims_level())
+            mean = estimate_mean(scores[key], scores["base"], planned)
             half, progress = (np.nan, "") if shared else (mean.half, mean.progress)
             rows[words] |= {name: mean.value, f"{name} half": half}
             rows[words] |= {"streams": mean.streams, "preliminary": progress}
@@ -160,9 +160,7 @@ def order_spreads() -> pd.DataFrame:
         (own, bases), (other, _) = (
             verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
         )
-        estimate = functools.partial(
-            estimate_mean, bases=bases, planned=planned, level=verdicts.claims_level()
-        )
+        estimate = functools.partial(estimate_mean, bases=bases, planned=planned)
         beyond = estimate((own**2 - other**2).dropna())
         columns[words] = {
             "five orders": estimate(own).in_words(""),

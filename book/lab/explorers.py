@@ -177,12 +177,12 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         `half` the width of their intervals, `None` where there are none yet.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
-    plans, level = published.groupby("setting")["planned"].first(), verdicts.claims_level()
+    plans = published.groupby("setting")["planned"].first()
     rows = []
     for name, run in configs.items():
         ends = scores.loc[name, AXES].round(2)
         planned, bases = int(plans[name]), scores.loc[name, "base"]
-        means = [estimate_mean(ends[axis], bases, planned, level) for axis in AXES]
+        means = [estimate_mean(ends[axis], bases, planned) for axis in AXES]
         changes = {
             key: value
             for key, value in changes_to_cpu(run).items()

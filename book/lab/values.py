@@ -138,7 +138,7 @@ def _value(kind: str, what: str) -> str:
     if kind == "peak":
         return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
     planned = planned_streams(*_place(what))
-    estimate = estimate_mean(_measure(table, kind), table["base"], planned, verdicts.claims_level())
+    estimate = estimate_mean(_measure(table, kind), table["base"], planned)
     return estimate.in_words("")
 
 
@@ -149,15 +149,15 @@ def difference(what: str) -> str:
     if not minus:
         raise CmpError("expected `difference MEASURE study/setting - study/setting`")
     places = [_place(one), _place(other)]
-    planned, level = min(planned_streams(*place) for place in places), verdicts.claims_level()
+    planned = min(planned_streams(*place) for place in places)
     if measure == "gain":
-        return _difference_of_gains(places, planned, level)
+        return _difference_of_gains(places, planned)
     first, second = (verdicts.setting_scores(*place) for place in places)
     values = (_measure(first, measure) - _measure(second, measure)).dropna()
-    return estimate_mean(values, first["base"], planned, level).in_words()
+    return estimate_mean(values, first["base"], planned).in_words()
 
 
-def _difference_of_gains(places: list[tuple[str, str]], planned: int, level: float) -> str:
+def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> str:
     """Return the difference of two gains over the streams that both settings have; the error of the
     front that they share is in it once."""
     front, replicates = verdicts.load_claims().fronts["plain"], verdicts.shared_replicates(places)
@@ -169,7 +169,7 @@ def _difference_of_gains(places: list[tuple[str, str]], planned: int, level: flo
         return NO_GAIN
     apart, words = one.values - other.values, "at least " * one.is_bound
     pseudo = one.pseudo - other.pseudo
-    estimate = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned, level)
+    estimate = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned)
     return f"{words}{'at most ' * other.is_bound}{estimate.in_words()}"
 
 
@@ -197,7 +197,7 @@ def before(what: str) -> str:
     study, setting = _place(place)
     verdicts.setting_scores(study, setting)  # raises for a name that there is not
     start = study_trajectory(study).query("task == 0")
-    estimates = setting_estimates(start, setting, verdicts.claims_level())
+    estimates = setting_estimates(start, setting)
     if measure not in estimates:
         raise CmpError(f"no measure {measure!r}; there are {', '.join(estimates)}")
     return estimates[measure].in_words("")

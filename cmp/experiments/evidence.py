@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
-from cmp.experiments import results, scores, studies, verdicts
+from cmp.experiments import results, scores, studies
 from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
@@ -109,7 +109,7 @@ class Evidence:
         if count > MAX_DIFFERENCES:
             return None
         rows = self.trajectory[self.trajectory["setting"] == name]
-        estimates = scores.setting_estimates(rows, name, verdicts.claims_level())
+        estimates = scores.setting_estimates(rows, name)
         table = pd.DataFrame(
             {"mean": each.value, "low": each.low, "high": each.high, "words": each.in_words("")}
             for each in estimates.values()
@@ -224,7 +224,7 @@ def effects_of(
     for choice in choices:
         frame, pair = known.trajectory, [choice.setting, choice.against]
         if facts[choice.fact] and {*pair} <= known.runs.keys():
-            change = scores.paired_differences(frame, *pair, verdicts.claims_level())
+            change = scores.paired_differences(frame, *pair)
             words = {name: describe_difference(each, numbers) for name, each in change.items()}
             about = {"study": choice.setting.partition("/")[0], "size": abs(change["GM"].value)}
             rows.append(vars(choice) | words | about)

@@ -4,8 +4,10 @@ Two streams that start from one base are not independent, so that streams are av
 before an interval is made. There is none before a study has all its streams, see `Estimate`.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,37 @@ from scipy import stats
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
 from cmp.experiments.store import RUN_KEYS
+from cmp.files import project_folder
+from cmp.readers.files import read_yaml
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
+CLAIMS = project_folder() / "book" / "claims.yaml"
+ALPHA = 0.05
+"""How often any of the claims may be wrong."""
+
+
+def claims_level(count: int | None = None) -> float:
+    """Return the level of every interval of a measured value: that of the claims.
+
+    Bonferroni's correction makes all claims wrong together in one book of twenty. Other values have
+    the same level, so that no text excludes what a verdict leaves open.
+
+    Args:
+        count: How many claims there are; those of the book where None.
+    """
+    if count is None:
+        count = _count_claims(str(CLAIMS), CLAIMS.stat().st_mtime_ns)
+    return 1 - ALPHA / max(1, count)
+
+
+@functools.lru_cache(maxsize=2)
+def _count_claims(path: str, stamp: int) -> int:
+    return len(read_yaml(Path(path))["claims"])
+
+
+def level_in_words() -> str:
+    """Return `claims_level` as a text, such as "99.6%"."""
+    return f"{100 * claims_level():.1f}%"
 
 
 def t_interval(values: np.ndarray, level: float) -> tuple[float, float, float]:
@@ -97,24 +128,21 @@ def signed(value: float) -> str:
     return text[1:] if text[1:] == "0.0" else text
 
 
-def estimate_mean(values: pd.Series, bases: pd.Series, planned: int, level: float) -> Estimate:
+def estimate_mean(values: pd.Series, bases: pd.Series, planned: int) -> Estimate:
     """Return the mean of the values of streams, which are averaged by base.
 
     Args:
         values: Of each stream.
         bases: The base of each, of the same index.
         planned: How many streams there will be.
-        level: The interval's; that of measured values is `cmp.experiments.verdicts.claims_level`.
     """
     by_base = values.groupby(bases.reindex(values.index)).mean()
-    return estimate_from_bases(float(values.mean()), by_base, len(values), planned, level)
+    return estimate_from_bases(float(values.mean()), by_base, len(values), planned)
 
 
-def estimate_from_bases(
-    value: float, by_base: pd.Series, streams: int, planned: int, level: float
-) -> Estimate:
+def estimate_from_bases(value: float, by_base: pd.Series, streams: int, planned: int) -> Estimate:
     """Return an estimate whose interval is that of the mean of one value per base."""
-    _, error, half = t_interval(by_base.to_numpy(float), level)
+    _, error, half = t_interval(by_base.to_numpy(float), claims_level())
     if streams < planned:
         error = half = float("nan")
     return Estimate(value, error, half, streams, planned, len(by_base))
@@ -167,17 +195,16 @@ def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
     return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
 
 
-def setting_estimates(trajectory: pd.DataFrame, setting: str, level: float) -> dict[str, Estimate]:
+def setting_estimates(trajectory: pd.DataFrame, setting: str) -> dict[str, Estimate]:
     """Return where a setting ended, by aggregate.
 
     Args:
         trajectory: As `study_trajectory` returns it.
         setting: The setting.
-        level: The intervals'.
     """
     rows = store.final_scores(trajectory[trajectory["setting"] == setting]).set_index("replicate")
     planned = int(rows["planned"].iloc[0])
-    return {name: estimate_mean(rows[name], rows["base"], planned, level) for name in AGGREGATES}
+    return {name: estimate_mean(rows[name], rows["base"], planned) for name in AGGREGATES}
 
 
 def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) -> pd.DataFrame:
@@ -202,16 +229,15 @@ def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) 
     return table.reindex(index=sorted(trajectory["replicate"].unique()), columns=names)
 
 
-def paired_differences(
-    trajectory: pd.DataFrame, one: str, other: str, level: float
-) -> dict[str, Estimate]:
+def paired_differences(trajectory: pd.DataFrame, one: str, other: str) -> dict[str, Estimate]:
     """Return one setting minus another, paired by replicate, by aggregate.
+
+    The intervals are not corrected for comparisons other than the claims.
 
     Args:
         trajectory: As `study_trajectory` returns it; of several studies, too.
         one: A setting.
         other: The setting that is subtracted.
-        level: The intervals', which are not corrected for other comparisons.
 
     Raises:
         CmpError: A setting is not there.
@@ -224,6 +250,4 @@ def paired_differences(
     table, bases = by_replicate(rows), by_replicate(rows, ["base"])["base", one]
     planned = int(rows["planned"].min())
     differences = {name: (table[name, one] - table[name, other]).dropna() for name in AGGREGATES}
-    return {
-        name: estimate_mean(values, bases, planned, level) for name, values in differences.items()
-    }
+    return {name: estimate_mean(values, bases, planned) for name, values in differences.items()}

@@ -31,7 +31,9 @@ from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
 from cmp.experiments.scores import (
+    CLAIMS,
     Estimate,
+    claims_level,
     estimate_from_bases,
     planned_streams,
     run_bases,
@@ -40,11 +42,8 @@ from cmp.experiments.scores import (
     t_interval,
 )
 from cmp.experiments.store import RUN_KEYS
-from cmp.files import project_folder
 from cmp.readers.files import check_record, read_yaml
 
-CLAIMS = project_folder() / "book" / "claims.yaml"
-ALPHA = 0.05
 REPLICATES = 20
 """What each setting of a claim must have."""
 MATTERS = 1.0
@@ -193,30 +192,6 @@ def _check_settings(study: str, names: Sequence[str], source: str) -> None:
             )
 
 
-def claims_level(count: int | None = None) -> float:
-    """Return the level of every interval of a measured value: that of the claims.
-
-    Bonferroni's correction makes all claims wrong together in one book of twenty. Other values have
-    the same level, so that no text excludes what a verdict leaves open.
-
-    Args:
-        count: How many claims there are; those of the book where None.
-    """
-    if count is None:
-        count = _count_claims(str(CLAIMS), CLAIMS.stat().st_mtime_ns)
-    return 1 - ALPHA / max(1, count)
-
-
-@functools.lru_cache(maxsize=2)
-def _count_claims(path: str, stamp: int) -> int:
-    return len(read_yaml(Path(path))["claims"])
-
-
-def level_in_words() -> str:
-    """Return `claims_level` as a text, such as "99.6%"."""
-    return f"{100 * claims_level():.1f}%"
-
-
 def read_interval(low: float, high: float) -> str:
     """Return what an interval says, in the order in which it is asked: beyond a point, within a
     point, beyond zero, or nothing yet."""
@@ -333,7 +308,7 @@ def estimate_gain(study: str, setting: str, gain: fronts.Gain) -> Estimate:
     """Return a gain of `gain_of` with its interval, at the level of the claims."""
     value, streams = float(gain.values.mean()), len(gain.values)
     planned = planned_streams(study, setting)
-    return estimate_from_bases(value, gain.pseudo, streams, planned, claims_level())
+    return estimate_from_bases(value, gain.pseudo, streams, planned)
 
 
 def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:

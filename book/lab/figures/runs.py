@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import scores, verdicts
+from cmp.experiments import scores
 from cmp.experiments.store import StoredRun
 from lab import analyses, chapters
 from lab.figures import style
@@ -76,8 +76,8 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
         for name in style.AXES:
             row[f"{name} half"] = np.nan
             if "planned" in group:
-                planned, level = int(group["planned"].iloc[0]), verdicts.claims_level()
-                found = scores.estimate_mean(group[name], group["base"], planned, level)
+                planned = int(group["planned"].iloc[0])
+                found = scores.estimate_mean(group[name], group["base"], planned)
                 row[f"{name} half"], progress = found.half, found.progress
         rows[key] = row | {"n": len(group), "preliminary": progress}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task"])

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from cmp.experiments.verdicts import level_in_words
+from cmp.experiments.scores import level_in_words
 from cmp.readers.files import read_yaml
 from lab import chapters
 
