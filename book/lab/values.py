@@ -211,8 +211,6 @@ def _place(what: str) -> tuple[str, str]:
 
 
 def _measure(table: pd.DataFrame, name: str) -> pd.Series:
-    if name == "GM":
-        return (table["A_KA"] * table["A_ZS"]).pow(0.5)
     if name not in table.columns:
         raise CmpError(f"no measure {name!r}")
     return table[name]

@@ -31,6 +31,7 @@ from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
 from cmp.experiments.scores import (
+    AGGREGATES,
     CLAIMS,
     Estimate,
     claims_level,
@@ -219,15 +220,15 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         published: As `cmp.experiments.results.published_metrics` returns it.
 
     Returns:
-        A row per (setting, replicate): `A_KA` and `A_ZS` at the end, on the whole test; A_ZS on the
-        names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half of the
-        updates, NaN where the whole test was scored at the ends alone; `peak` and `base`.
+        A row per (setting, replicate): `A_KA`, `A_ZS` and `GM` at the end, on the whole test; A_ZS
+        on the names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half
+        of the updates, NaN where the whole test was scored at the ends alone; `peak` and `base`.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
     ends = table[table["progress"] == 1].set_index([*RUN_KEYS, "scope"])
     by_names = ends["A_ZS"].unstack("scope").filter([results.KEPT, results.LACKING])
-    scores = ends.xs("full", level="scope")[["A_KA", "A_ZS"]].join(by_names)
+    scores = ends.xs("full", level="scope")[[*AGGREGATES]].join(by_names)
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
@@ -375,9 +376,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
         return _Contrast(times * values, times * values.groupby(base).mean(), 0, [])
     [setting] = term.of
     scores = setting_scores(claim.study, setting)
-    scores = scores.assign(GM=np.sqrt(scores["A_KA"] * scores["A_ZS"]))
-    column = claim.measure if claim.names == "all" else claim.names
-    values = scores[column]
+    values = scores[claim.measure if claim.names == "all" else claim.names]
     bases = values.groupby(scores["base"]).mean()
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
