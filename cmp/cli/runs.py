@@ -276,10 +276,8 @@ def compute_run(
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
     """Print what a run would do and on what, computing nothing; exit with 1 if it cannot start."""
-    usual = dict(config.flat_keys(config.RunConfig().to_dict()))
-    for key, value in config.flat_keys(run_config.to_dict()):
-        if value != usual[key]:
-            typer.echo(f"{key}: {value}")
+    for key, value in run_config.changes().items():
+        typer.echo(f"{key}: {value}")
     typer.echo("Other keys have their defaults (`cmpt results show` prints all of them later).")
     checks = preflight.check_run(run_config, device, execution)
     has_data = checks[0].state == preflight.PRESENT
