@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 
 class CmpError(Exception):
@@ -25,6 +25,23 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     lower = {each.lower(): each for each in sorted(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
+def name_choices(name: str, names: Collection[str], there_are: str = "there are") -> str:
+    """Return "; did you mean 'NAME'? There are NAMES", without the question where none is near.
+
+    Args:
+        name: What was given.
+        names: What could have been.
+        there_are: How the list of them begins.
+    """
+    near, choices = did_you_mean(name, names), f"{there_are} {', '.join(names)}"
+    return f"{near} {choices[0].upper()}{choices[1:]}" if near else f"; {choices}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Diverged(CmpError):

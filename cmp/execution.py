@@ -10,7 +10,7 @@ from torch import nn
 
 from cmp import distributed, models
 from cmp.config import Training
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 from cmp.models import Network
 
 BACKEND = "inductor"
@@ -133,7 +133,7 @@ def compile_towers(model: Network, replay: bool) -> None:
             call()
         except TorchDynamoException as error:
             tower._compiled_call_impl = None
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             warnings.warn(f"--compile: the {kind} tower stays as it is ({reason})", stacklevel=2)
         else:
             torch._dynamo.reset()

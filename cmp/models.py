@@ -29,7 +29,7 @@ from cmp import files
 from cmp.checkpoints import write_tensors
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
-from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
 from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -113,7 +113,7 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
         with quiet_logging():
             return open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a package or hub is missing, or whatever a config of others does
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CmpError(f"model.name: {name!r} cannot be made here ({reason:.300})") from error
 
 
@@ -527,7 +527,7 @@ def locate_weights(name: str, start: str) -> Path:
             if start == HUB and name.startswith("hf-hub:"):
                 return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
     except (OSError, RuntimeError, ValueError) as error:  # urllib's and the hub's are among them
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CmpError(
             f"model.start: the weights {start!r} of {name!r} are not here and cannot be fetched "
             f"({reason:.200}); fetch them where there is a network, or give a file's path"
@@ -583,5 +583,10 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
         more = len(differences) - _SHOWN_TENSORS
         shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
         return f"the weights of another architecture: {shown}"
-    reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    return unreadable_checkpoint(error)
+
+
+def unreadable_checkpoint(error: Exception) -> str:
+    """Return what is wrong with a file that a reader of checkpoints refuses, in a sentence."""
+    reason = " ".join(str(error).split()) or type(error).__name__
     return f"no checkpoint that could be read as tensors alone ({reason:.160})"

@@ -17,14 +17,14 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError, name_choices
 
 T = TypeVar("T")
 
@@ -283,12 +283,10 @@ def _loaded(kind: str) -> dict[str, Option]:
 
 
 def _check_near(
-    name: str, names: Iterable[str], what: str, error: type[Exception] = CmpError
+    name: str, names: Collection[str], what: str, error: type[Exception] = CmpError
 ) -> None:
     if name not in names:
-        near = did_you_mean(name, names)
-        hint = f"{near} There are" if near else "; there are"
-        raise error(f"no {what} is called {name!r:.60}{hint} {', '.join(names)}")
+        raise error(f"no {what} is called {name!r:.60}{name_choices(name, names)}")
 
 
 def _is_redefined(old: Option, new: Option) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError, Interrupted, first_line
 from cmp.experiments import store, workers
 from cmp.files import build_folder
 from cmp.models import Network
@@ -102,7 +102,7 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
     except SystemExit as error:  # how Ray ends at SIGTERM
         raise Interrupted("stopped before a run began", signal.SIGTERM) from error
     except Exception as error:  # Ray raises all kinds, plain `Exception` too
-        message = f"backend ray: {address or 'a local cluster'}: {_first_line(error)}"
+        message = f"backend ray: {address or 'a local cluster'}: {first_line(error)}"
         raise CmpError(message) from error
     finally:
         if signal.getsignal(signal.SIGTERM) is not handler:  # Ray took it over
@@ -134,19 +134,14 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
         result = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not even be called
         return workers.failure_reason(error.cause or error)
-    except ray.exceptions.RayError as error:
-        return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {_first_line(error)}")
+    except ray.exceptions.RayError as error:  # whose text has pages of advice
+        return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {first_line(error)}")
     if isinstance(result, str):
         return result
     run, model = result
     if not store.is_stored(run.id):  # by the worker, in a shared build folder
         store.save_run(run, model)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of a message; Ray adds pages of advice."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _compute_on_node(

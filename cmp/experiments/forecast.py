@@ -16,7 +16,7 @@ import torch
 from cmp import budgets, evaluation, mixtures, models
 from cmp.config import Method, RunConfig
 from cmp.data import load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 from cmp.experiments import store
 from cmp.registry import Option, get_option
 from cmp.runner import evaluation_sizes
@@ -70,7 +70,7 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 

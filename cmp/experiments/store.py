@@ -202,9 +202,7 @@ def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
         read = np.load if path.suffix == ".npz" else factory.load_state_dict  # of tensors alone
         return models.tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
     except Exception as error:  # whatever readers raise at what is no checkpoint
-        reason = " ".join(str(error).split()) or type(error).__name__
-        sentence = f"no checkpoint that could be read as tensors alone ({reason:.160})"
-        raise CmpError(f"{path}: {sentence}") from error
+        raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
 
 
 def run_folder(run_id: str) -> Path:

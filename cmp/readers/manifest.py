@@ -24,7 +24,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError, name_choices
 from cmp.files import build_folder, first_fault
 from cmp.readers.files import MAX_YAML_BYTES, read_text, read_yaml
 
@@ -402,5 +402,4 @@ def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str
 
 def _suggest(name: str, known: Collection[str], what: str) -> str:
     """The nearest of the known names, and all of them."""
-    near, all_of_them = did_you_mean(name, known), f"he {what} are {', '.join(known)}"
-    return (f"{near} T{all_of_them}" if near else f"; t{all_of_them}") if known else ""
+    return name_choices(name, known, f"the {what} are") if known else ""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.errors import CmpError, explain_errors, name_choices
 from cmp.readers.files import NO_FILE, OUTSIDE, ReadImage, Stamp, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
@@ -195,16 +195,15 @@ def _path_stamp(root: Path, name: str) -> Stamp:
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
     """Raise `CmpError` if a column that the manifest names is missing, or all of a kind."""
-    reader, there = dataset.reader, f"here are {', '.join(columns)}"
+    reader = dataset.reader
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
         if is_named and name is not None and name not in columns:
-            near = did_you_mean(name, columns)
-            hint = f"{near} T{there}" if near else f"; t{there}"
-            raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{hint}")
+            choices = name_choices(name, columns)
+            raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{choices}")
     if not {reader.label, reader.caption} & set(columns):
         what = "name a column of captions or of labels, by `caption` or `label`"
-        raise CmpError(f"{dataset.name}: reader: {what}; t{there}")
+        raise CmpError(f"{dataset.name}: reader: {what}; there are {', '.join(columns)}")
 
 
 def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
