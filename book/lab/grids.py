@@ -5,12 +5,13 @@ draws where the chapter's own runs ended.
 """
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from cmp.errors import CmpError
+from cmp.experiments import hub
 from cmp.files import build_folder, write_atomic
 from lab import chapters, figures, run
 
@@ -121,13 +122,6 @@ def write_index(path: Path, source: Path, points: Points, failures: Collection[P
     if rows:
         figure = figures.plot_grid(table)
         figure.savefig(path.with_name("ends.svg"), format="svg")
-        parts += ["![Where the runs of each point ended](ends.svg)\n", _markdown(table)]
+        parts += ["![Where the runs of each point ended](ends.svg)\n", hub.markdown_table(table)]
     parts += ["\n## Failed\n", *failed] if failed else []
     write_atomic(path, "\n".join(parts) + "\n")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    """Return a table as Markdown, numbers with one digit."""
-    texts = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
-    rows: Sequence[Sequence[str]] = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

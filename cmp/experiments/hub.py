@@ -61,21 +61,20 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         folder: What the model's folder is called.
     """
     about, scope = run.config, "full" if (run.metrics["scope"] == "full").any() else "subset"
-    roles = {name: each.role for name, each in corpus.datasets.items()}
-    data = pd.DataFrame({"role": roles})
-    data["licence"] = [getattr(each, "licence", "unknown") for each in corpus.datasets.values()]
+    data = [(n, x.role, getattr(x, "licence", "unknown")) for n, x in corpus.datasets.items()]
+    changes = [(key, str(value)) for key, value in about.changes().items()]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
     if name in models.family_names():  # whose networks and tokens are the package's own
         tokenizer = "import cmp.embedded.models\n\n"
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
-    changes = pd.DataFrame({"value": {key: str(x) for key, x in about.changes().items()}})
     return CARD.format(
         name=name, tokenizer=tokenizer, start=f"`{about.model.start}`",
         tasks=run.metrics["task"].max(), steps=budgets.apply_budget(about).training.steps,
         batch=about.training.batch, method=about.method.name,
         merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
-        scores=_markdown(_scores(run.metrics[run.metrics["scope"] == scope])),
-        data=_markdown(data), settings=_markdown(changes),
+        scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
+        data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
+        settings=markdown_table(pd.DataFrame(changes, columns=["", "value"])),
         **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
     )  # fmt: skip
 
@@ -87,11 +86,12 @@ def _scores(metrics: pd.DataFrame) -> pd.DataFrame:
     table = ends.pivot(index=["role", "dataset"], columns="task", values="score")
     table = table.rename(columns=columns).reset_index("role")
     means = store.trajectory(ends).set_index("task")[["A_KA", "A_ZS"]].T.rename(columns=columns)
-    return pd.concat([means.assign(role=""), table])[["role", "before", "after"]].round(1)
+    table = pd.concat([means.assign(role=""), table])[["role", "before", "after"]].round(1)
+    return table.rename_axis("").reset_index()
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    """Return a table in Markdown."""
-    rows = [["", *table.columns], ["---"] * (len(table.columns) + 1)]
-    rows += [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table without its index in Markdown, numbers with one digit."""
+    texts = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    rows = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
