@@ -333,9 +333,8 @@ class Mixture:
             return self
         passed = task / max(tasks - 1, 1)
         ways = zip(self.shares, self.last, strict=True)
-        pretraining, update, buffer = ((1 - passed) * a + passed * b for a, b in ways)
-        now = {"pretraining": pretraining, "update": update, "buffer": buffer, "last": None}
-        return dataclasses.replace(self, **now)
+        p, d, b = ((1 - passed) * first + passed * last for first, last in ways)
+        return dataclasses.replace(self, pretraining=p, update=d, buffer=b, last=None)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -478,10 +477,10 @@ class RunConfig:
         `sha256` and `sources`. They are kept with a run, and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
-        added = {f"{option.kind}:{option.name}": option for option in options if option.sources}
         return {
-            name: {"sha256": option.digest, "sources": dict(option.sources)}
-            for name, option in added.items()
+            f"{option.kind}:{option.name}": {"sha256": option.digest, "sources": {**option.sources}}
+            for option in options
+            if option.sources
         }
 
 

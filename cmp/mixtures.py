@@ -61,9 +61,8 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
         batch: Samples per batch.
         empty_buffer: Whether the buffer is empty, as in the first task.
     """
-    shares = (mixture.pretraining, mixture.update, mixture.buffer)
-    counts = [int(batch * share + 1e-9) for share in shares]
-    taking_part = [index for index, share in enumerate(shares) if share > 0]
+    counts = [int(batch * share + 1e-9) for share in mixture.shares]
+    taking_part = [index for index, share in enumerate(mixture.shares) if share > 0]
     for index in taking_part[: batch - sum(counts)]:
         counts[index] += 1
     p, d, b = counts

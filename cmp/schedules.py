@@ -293,9 +293,7 @@ def branch_step(schedule: Schedule, steps: int) -> int | None:
         schedule: The config section.
         steps: Steps of a task.
     """
-    if not get_option("schedule", schedule.name).facts["over_stream"]:
-        return None
-    return steps - schedule.durations(steps)[1]
+    return steps - schedule.durations(steps)[1] if schedule.is_over_stream else None
 
 
 def lr_scheduler(

@@ -325,12 +325,8 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
     if like not in configs:
         raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
     wanted = _changes_beside_shares(configs[like])
-    shares = {
-        name: (run.mixture.pretraining, run.mixture.update, run.mixture.buffer)
-        for name, run in configs.items()
-        if _changes_beside_shares(run) == wanted
-    }
-    names, points = list(shares), np.array(list(shares.values()))
+    names = [name for name, run in configs.items() if _changes_beside_shares(run) == wanted]
+    points = np.array([configs[name].mixture.shares for name in names])
     table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
     # streams of one base are not independent
