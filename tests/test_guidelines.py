@@ -33,7 +33,7 @@ def guideline(*settings, **more):
         for place, name in enumerate(settings)
     ]  # fmt: skip
     tree = {
-        "name": "merging", "chapter": "03", "paper": "It helps.", "scale": "large",
+        "name": "merging", "paper": "It helps.", "scale": "large",
         "advice": "Do it.", "follows": "both", "open": "all else.", "networks": networks,
     }  # fmt: skip
     return check_record(tree, Guideline, "test: ")

@@ -54,7 +54,6 @@ class Guideline:
 
     Attributes:
         name: As claims name it, see `cmp.experiments.verdicts.Claim`.
-        chapter: The number of the chapter that teaches it.
         paper: What the paper found.
         scale: At which scale.
         advice: What to do.
@@ -64,7 +63,6 @@ class Guideline:
     """
 
     name: Text
-    chapter: Text
     paper: Text
     scale: Text
     advice: Text
