@@ -8,7 +8,7 @@ import torch
 from cmp import config, evaluation, models
 from cmp.experiments.runs import task_end_weights
 from cmp.runner import execute
-from lab import asked, figures
+from lab import figures, kernel_explorers
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 
@@ -26,11 +26,11 @@ def test_ends_are_the_weights_that_tasks_end_in():
 
 
 def test_the_path_is_scored_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(asked, "SUBSET", 4)
+    monkeypatch.setattr(kernel_explorers, "SUBSET", 4)
     corpus = forked.small_corpus()
     before = models.load_model(config.Model(), 0).state_dict()
     tuned = models.load_model(config.Model(), 1).state_dict()
-    explorer = asked.path_explorer("small", before, tuned, corpus)
+    explorer = kernel_explorers.path_explorer("small", before, tuned, corpus)
     network = models.create_model("small").eval()
     for share in (0.0, 0.15, 1.0):
         merged = {name: share * tuned[name] + (1 - share) * x for name, x in before.items()}

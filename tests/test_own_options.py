@@ -21,7 +21,7 @@ from cmp.files import build_folder
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"
 MAX_OPTION_LINES = 12
-SHOWS = "asked.stream_explorer"
+SHOWS = "kernel_explorers.stream_explorer"
 
 
 def execute(build: Path, without: str = "\0") -> list[str]:

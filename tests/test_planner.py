@@ -20,7 +20,7 @@ from cmp.experiments import evidence, forecast, paper, planner, results, statist
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import TaskEnd, apply_policy
-from lab import asked
+from lab import kernel_explorers
 
 invoke = CliRunner().invoke
 HOURS = 0.0116
@@ -339,7 +339,7 @@ def test_tags_of_the_paper_are_open_clip_s():
 
 @pytest.mark.usefixtures("clean_drawing")
 def test_the_explorer_is_a_view_of_the_plan(known):
-    [answer] = asked.planner_table()["answers"].values()
+    [answer] = kernel_explorers.planner_table()["answers"].values()
     plan = planner.make_plan(core(model="small", gpu_hours=0.4 / 60), known)
     assert answer["sentence"] == planner.plan_summary(plan)
     assert answer["YAML"] == planner.plan_as_yaml(plan, comments=False)
@@ -348,7 +348,7 @@ def test_the_explorer_is_a_view_of_the_plan(known):
     assert printed.exit_code == 0
     assert printed.stdout.endswith(answer["YAML"])
     public = {"model": "ViT-B-16", "hours": 8, "device": "h100", "images": 3000, "pool": "public"}
-    answer = asked._planner_answer(public)
+    answer = kernel_explorers._planner_answer(public)
     printed = invoke(cli.app, answer["command"].split()[1:])
     assert printed.stdout.endswith(answer["YAML"])
     assert "replay: 1.0" in answer["YAML"]

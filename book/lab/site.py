@@ -16,12 +16,12 @@ from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from lab import asked, atlas, chapters, explorers, figures
+from lab import atlas, chapters, explorers, figures, kernel_explorers
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
-TABLES = explorers.TABLES | asked.TABLES | {"atlas": atlas.atlas_table}
+TABLES = explorers.TABLES | kernel_explorers.TABLES | {"atlas": atlas.atlas_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:

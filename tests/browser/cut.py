@@ -8,7 +8,9 @@ import nbformat
 
 from lab import chapters
 
-EXPLORER = re.compile(r"^(?:explorers|asked|atlas|scrubber)\.(\w+_(?:explorer|calculator))\(", re.M)
+EXPLORER = re.compile(
+    r"^(?:(?:kernel_)?explorers|atlas|scrubber)\.(\w+_(?:explorer|calculator))\(", re.M
+)
 
 
 def names(code: str) -> tuple[set[str], set[str]]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import cmp
 from cmp import models
 from cmp.experiments import paper, statistics
-from lab import asked
+from lab import kernel_explorers
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def corpus():
 
 
 def test_a_stream_is_that_of_its_report(corpus):
-    table = asked.stream_table(corpus=corpus)
+    table = kernel_explorers.stream_table(corpus=corpus)
     [(key, answer)] = table["answers"].items()
     assert key == '["random",false,"classes",20,0]'
     report = statistics.stream_report(cmp.config.parse(cmp.config.profile("cpu")), corpus)
@@ -31,7 +31,7 @@ def test_a_stream_is_that_of_its_report(corpus):
 
 
 def test_a_budget_has_the_costs_of_the_package():
-    table = asked.budget_table()
+    table = kernel_explorers.budget_table()
     cost = table["answers"]['["small",64,"lora"]']
     expected = paper.method_cost("small", 64, "lora")
     assert (cost["step"], cost["end"], cost["memory"]) == (
@@ -39,13 +39,15 @@ def test_a_budget_has_the_costs_of_the_package():
         expected.end,
         expected.memory,
     )
-    assert len(table["answers"]) == asked.READY < len(table["each"]["method"])
+    assert len(table["answers"]) == kernel_explorers.READY < len(table["each"]["method"])
 
 
 def test_what_is_asked_of_a_plan_follows_the_model(monkeypatch):
     requests = []
-    monkeypatch.setattr(asked, "_planner_answer", lambda request: requests.append(request) or {})
-    table = asked.planner_table(with_answers=True)
+    monkeypatch.setattr(
+        kernel_explorers, "_planner_answer", lambda request: requests.append(request) or {}
+    )
+    table = kernel_explorers.planner_table(with_answers=True)
     assert len(requests) == len(table["answers"])
     for request in requests:
         is_small = request["model"] == "small"
@@ -66,7 +68,7 @@ def test_what_is_asked_of_a_plan_follows_the_model(monkeypatch):
     ],
 )
 def test_costs_have_units_that_fit(what, amount, words):
-    assert asked._cost_words(what, amount) == words
+    assert kernel_explorers._cost_words(what, amount) == words
 
 
 def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch):
@@ -79,9 +81,9 @@ def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch
         seen.add(models.weights_digest(network))
         return SimpleNamespace(summary=lambda: {"weights": len(seen)})
 
-    monkeypatch.setattr(asked.evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(asked.figures, "plot_merge_path", lambda *_: Figure())
-    explorer = asked.path_explorer("tiny", before, tuned, corpus)
+    monkeypatch.setattr(kernel_explorers.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(kernel_explorers.figures, "plot_merge_path", lambda *_: Figure())
+    explorer = kernel_explorers.path_explorer("tiny", before, tuned, corpus)
     requests = [{"rule": "interpolation", "share": share / 100} for share in range(31, 37)]
     with ThreadPoolExecutor(len(requests)) as pool:
         answers = list(pool.map(explorer._answer, requests))

@@ -1,6 +1,6 @@
 """Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
 
-All are the script `asked` over a table of their kind. What their form holds is a question, or one
+All are the script `kernel` over a table of their kind. What their form holds is a question, or one
 for each value of a key in `each`. On the site the table holds the answer to all that can be asked.
 """
 
@@ -113,8 +113,8 @@ def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, A
 def _explorer(table: Table, figure: Figure, words: str, answer: Answer) -> Explorer:
     """Return the explorer of a table, with what stands in its place without a kernel."""
     name = table["kind"] if table["kind"] in TABLES else ""  # a page cannot answer the others
-    still = draw_still(name, figure, words, script="asked")
-    return Explorer("asked", table, still, answer=answer)
+    still = draw_still(name, figure, words, script="kernel")
+    return Explorer("kernel", table, still, answer=answer)
 
 
 def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Table:
