@@ -240,7 +240,7 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     assert (axes.get_xlabel(), axes.spines["bottom"].get_visible()) == ("Points", True)
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["methods", *rows.index[:-1], "rates", "later one"]
-    said = rows["reading"].mask(rows["measure"] == "spread", "larger")
+    said = rows["reading"].mask(rows["measure"].isin(["spread", "GM"]), "larger")
     words = [text.get_text() for text in axes.texts if text.get_text()]
     assert words == list(said)
     assert len(axes.texts) - len(words) == (rows["bound"].fillna(0) != 0).sum()  # arrows
