@@ -254,12 +254,18 @@ def test_a_changed_score_is_found_and_named(stored):
         assert word in verdict.sentence
     elsewhere = on_another_machine(stored)
     assert store.compare_runs(before, elsewhere).answer == "within tolerance"
+    was, now = on_a_card(before), on_a_card(stored)
+    assert store.compare_runs(was, now).answer == "within tolerance"
     changed.loc[changed["role"] == "adapt", "score"] += 5
     assert store.compare_runs(before, elsewhere).answer == "different"
 
 
 def on_another_machine(run):
     return dataclasses.replace(run, provenance=run.provenance | {"torch": "0"})
+
+
+def on_a_card(run):
+    return dataclasses.replace(run, provenance=run.provenance | {"device": "H100"})
 
 
 @pytest.mark.parametrize("move", [lambda run: run, on_another_machine])

@@ -454,10 +454,12 @@ def verify_run(
 
 
 def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
-    """Compare two computations of one run; only where machines differ, so may the scores."""
+    """Compare two computations of one run; on a card and where machines differ, so may scores."""
     machines = machine_differences(stored.provenance, again.provenance)
     if not machines and ("began" in stored.provenance or "began" in again.provenance):
         machines = "the machines that the run was begun and finished on"
+    if not machines and stored.provenance.get("device", "cpu") != "cpu":
+        machines = "sums on a card"
     now, count = again.metrics[[*METRIC_KEYS, "score"]], len(stored.metrics)
     pairs = stored.metrics.merge(now, "left", METRIC_KEYS, suffixes=("", "_now"))
     complete = len(now) == count and pairs["score_now"].notna().all()
