@@ -124,7 +124,7 @@ class Batch(NamedTuple):
     replayed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """All N images of some datasets.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 import cmp
+from cmp.data import load_data
 from cmp.evaluation import ROLES
 from cmp.experiments import results, store, studies
 from cmp.files import listed_file
@@ -30,14 +31,15 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         seed: Of the noise: a share of it is that of the base, a share that of the replicate, both
             the same in every setting, and the rest is of single questions.
     """
-    questions = results.test_of("embedded")
+    corpus = load_data("embedded")
+    questions = results.test_of(corpus)
     is_new = (questions["role"] == ROLES["A_KA"]).to_numpy()
     easiness = np.random.default_rng(7).normal(0, 0.25, len(questions))
     rows = []
     for (setting, replicate), run_config in studies.load_study(name).configs("cpu").items():
         base, own = run_config.seeds.init, np.random.default_rng([seed, replicate])
         shared = np.random.default_rng([seed, 99, base]).normal(0, 0.02) + own.normal(0, 0.01)
-        groups = results.name_groups("embedded", run_config.seeds.data)
+        groups = results.name_groups(corpus, run_config.seeds.data)
         accumulation, retention, *lacking = ends[setting]
         chance = np.where(
             is_new, accumulation, np.where(groups["lacking"], [*lacking, retention][0], retention)

@@ -112,8 +112,8 @@ def test_no_batch_holds_a_name_that_replay_lacks(corpus, pool, seed):
     rows = mixtures.replay_pool(corpus, mixture, seed)
     assert len(rows) == 540
     replayed = set(corpus.table["label"].array[rows])
-    labels = corpus.table["label"].array[results.test_of("embedded")["row"]]
-    groups = results.name_groups("embedded", seed)
+    labels = corpus.table["label"].array[results.test_of(corpus)["row"]]
+    groups = results.name_groups(corpus, seed)
     lacking, kept = (set(labels[groups[name]]) for name in ("lacking", "kept"))
     assert not replayed & lacking
     assert not lacking & kept

@@ -292,7 +292,7 @@ def test_claims_on_one_front_err_together(load):
 
 
 def test_a_class_is_one_concept_in_however_many_drawings(corpus):
-    questions = evaluation.list_questions(corpus).assign(concept=verdicts.concepts_of("embedded"))
+    questions = evaluation.list_questions(corpus).assign(concept=verdicts.concepts_of(corpus))
     by_dataset = questions.groupby("dataset")["concept"].nunique()
     assert (by_dataset["new-digits"], by_dataset["new-counts"], by_dataset["icons"]) == (10, 8, 30)
     assert (questions.groupby("group")["concept"].nunique() == 1).all()
@@ -304,8 +304,8 @@ def test_the_error_over_concepts_is_that_of_one_evaluation_where_replicates_agre
     load(CLAIM)
     _, hits, seeds = verdicts._final_hits("methods", "above")
     one = np.repeat(hits[:1], len(hits), axis=0)
-    monkeypatch.setattr(verdicts, "_final_hits", lambda *_: ("embedded", one, seeds))
-    questions = evaluation.list_questions(corpus).assign(group=verdicts.concepts_of("embedded"))
+    monkeypatch.setattr(verdicts, "_final_hits", lambda *_: (corpus, one, seeds))
+    questions = evaluation.list_questions(corpus).assign(group=verdicts.concepts_of(corpus))
     expected = [
         evaluation.aggregate(
             questions.assign(hit=one[0].astype(float)), corpus.by_role(evaluation.ROLES[name])

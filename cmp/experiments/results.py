@@ -21,7 +21,7 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.checkpoints import CheckpointManager
-from cmp.data import load_data
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, logs, store, studies
@@ -160,8 +160,9 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
     metrics = run.metrics.assign(hits=keys.map(packed).where(is_full, None))
     if run.config.mixture.select != "concepts":
         return metrics
-    questions, parts = test_of(run.config.data), [metrics]
-    for scope, chosen in name_groups(run.config.data, run.config.seeds.data).items():
+    corpus = load_data(run.config.data)
+    questions, parts = test_of(corpus), [metrics]
+    for scope, chosen in name_groups(corpus, run.config.seeds.data).items():
         rows = metrics[is_full & (metrics["role"] == ROLES["A_ZS"]) & keys.isin(hits)]
         scores = []
         for key, name in zip(keys[rows.index], rows["dataset"], strict=True):
@@ -173,24 +174,29 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@functools.cache
-def test_of(data: str) -> pd.DataFrame:
+@functools.lru_cache(maxsize=4)
+def test_of(corpus: Corpus) -> pd.DataFrame:
     """Return the questions of the test of some data."""
-    return list_questions(load_data(data))
+    return list_questions(corpus)
+
+
+@functools.lru_cache(maxsize=4)
+def question_counts(corpus: Corpus) -> dict[str, int]:
+    """Return how many questions each dataset of a test asks, in the order of `test_of`."""
+    return test_of(corpus).groupby("dataset", sort=False).size().to_dict()
 
 
 @functools.lru_cache(maxsize=64)
-def name_groups(data: str, seed: int) -> dict[str, np.ndarray]:
+def name_groups(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
     """Return which questions of a test are about class names that replay "kept" or was "lacking".
 
     Names that an update brings, too, are in neither group.
 
     Args:
-        data: The data.
+        corpus: The data.
         seed: The data seed of a run, see `cmp.mixtures.is_kept_concept`.
     """
-    corpus, rows = load_data(data), test_of(data)["row"]
-    labels = corpus.table["label"].array[rows]
+    labels = corpus.table["label"].array[test_of(corpus)["row"]]
     is_new = np.isin(
         labels, [name for each in corpus.by_role("adapt") for name in corpus.classes[each]]
     )
@@ -198,16 +204,14 @@ def name_groups(data: str, seed: int) -> dict[str, np.ndarray]:
     return {KEPT: is_kept & ~is_new, LACKING: ~is_kept & ~is_new}
 
 
-def unpack_hits(packed: bytes, dataset: str, data: str) -> np.ndarray:
-    """Return the hits of a dataset, bool, from the bits of a row of published metrics."""
-    count = question_counts(data)[dataset]
+def unpack_hits(packed: bytes, count: int) -> np.ndarray:
+    """Return the hits of a dataset, bool, from the bits of a row of published metrics.
+
+    Args:
+        packed: The bits.
+        count: How many questions the dataset asks, see `question_counts`.
+    """
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
-
-
-@functools.cache
-def question_counts(data: str) -> dict[str, int]:
-    """Return how many questions each dataset of a test asks, in the order of `test_of`."""
-    return test_of(data).groupby("dataset", sort=False).size().to_dict()
 
 
 def published_runs(name: str) -> list[StoredRun]:
@@ -221,8 +225,9 @@ def published_runs(name: str) -> list[StoredRun]:
         metrics = rows.drop(columns=[*RUN_KEYS, *RUN_COLUMNS])
         metrics = metrics.drop_duplicates(METRIC_KEYS, ignore_index=True)
         rows = metrics.dropna(subset="hits") if "hits" in metrics else metrics[:0]
+        counts = question_counts(load_data(run_config.data)) if len(rows) else {}
         hits = {
-            f"{row.task}/{row.dataset}": unpack_hits(row.hits, row.dataset, run_config.data)
+            f"{row.task}/{row.dataset}": unpack_hits(row.hits, counts[row.dataset])
             for row in rows.itertuples()
         }
         metrics = metrics.drop(columns="hits", errors="ignore")

@@ -26,7 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cmp.config import STRICT
-from cmp.data import load_data
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES
 from cmp.experiments import fronts, results, store, studies
@@ -530,8 +530,8 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
     """
     total, weights = 0.0, 0.0
     for study, setting, retention, accumulation in parts:
-        data, hits, seeds = _final_hits(study, setting)
-        questions = _question_weights(data, seeds, names)
+        corpus, hits, seeds = _final_hits(study, setting)
+        questions = _question_weights(corpus, seeds, names)
         factors = np.where(questions["is_retention"], retention, accumulation)
         total = total + factors * (questions["weights"] * hits).mean(axis=0)
         weights = questions["weights"].mean(axis=0)
@@ -540,38 +540,38 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
     return 100 * float(np.linalg.norm(np.bincount(concept, total - weights * means[dataset])))
 
 
-@functools.cache
-def concepts_of(data: str) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def concepts_of(corpus: Corpus) -> np.ndarray:
     """Return the number of each test question's concept: what shares a class or a group, as the
     drawings of one emoji in several datasets do, is one concept."""
-    questions = results.test_of(data)
-    names = load_data(data).table["label"].astype(str).to_numpy()[questions["row"]]
+    questions = results.test_of(corpus)
+    names = corpus.table["label"].astype(str).to_numpy()[questions["row"]]
     group = pd.factorize(questions["group"])[0]
     name = pd.factorize(questions["dataset"].astype(str) + "/" + names)[0] + group.max() + 1
     edges = coo_array((np.ones(len(group)), (group, name)), shape=(name.max() + 1,) * 2)
     return connected_components(edges, directed=False)[1][group]
 
 
-def _final_hits(study: str, setting: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
+def _final_hits(study: str, setting: str) -> tuple[Corpus, np.ndarray, tuple[int, ...]]:
     """Return the data, the hits at the end [replicates, questions] and the data seeds of a
     setting."""
     published = published_scores(study)[0]
     rows = published[(published["setting"] == setting) & (published["scope"] == "full")]
     rows = store.after_last_task(rows)
     tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
-    data, bits = tree[0]["data"], []
-    names = results.question_counts(data)
+    corpus, bits = load_data(tree[0]["data"]), []
+    counts = results.question_counts(corpus)
     for _, row in rows.pivot(index="replicate", columns="dataset", values="hits").iterrows():
-        bits.append(np.concatenate([results.unpack_hits(row[n], n, data) for n in names]))
-    return data, np.array(bits), tuple(each["seeds"]["data"] for each in tree)
+        bits.append(np.concatenate([results.unpack_hits(row[n], counts[n]) for n in counts]))
+    return corpus, np.array(bits), tuple(each["seeds"]["data"] for each in tree)
 
 
 @functools.lru_cache(maxsize=8)
-def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
+def _question_weights(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
     """Return of each question its dataset's and concept's number, whether it counts in A_ZS, and
     its `weights` in the aggregates, [seeds, questions]."""
-    questions = results.test_of(data)
-    dataset, concept = pd.factorize(questions["dataset"])[0], concepts_of(data)
+    questions = results.test_of(corpus)
+    dataset, concept = pd.factorize(questions["dataset"])[0], concepts_of(corpus)
     is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
     is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()
     weight = questions["weight"].to_numpy() * is_scored
@@ -582,7 +582,7 @@ def _question_weights(data: str, seeds: tuple[int, ...], names: str) -> dict[str
     for seed in seeds:
         own = weight.copy()
         if names != "all":
-            part = np.where(is_retention, own * results.name_groups(data, seed)[names], own)
+            part = np.where(is_retention, own * results.name_groups(corpus, seed)[names], own)
             scale = np.bincount(dataset, own) / np.maximum(np.bincount(dataset, part), 1e-12)
             own = part * scale[dataset]
         rows.append(own)
