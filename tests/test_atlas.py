@@ -13,7 +13,7 @@ from PIL import Image
 import cmp
 from cmp.experiments import verdicts
 from cmp.files import build_folder
-from lab import atlas, scrubber
+from lab import atlas, figures, scrubber
 
 CLAIMS = verdicts.load_claims()
 META = {"schedule.name": "rsqrt", "schedule.meta": "rsqrt", "schedule.peak": 1.6e-3}
@@ -115,3 +115,14 @@ def test_a_still_may_hold_the_table(names, corpus):
     still = scrubber.scrubber_explorer(names[0], corpus).still["text/html"]
     text = still.partition('<script type="application/json">')[2].partition("</script>")[0]
     assert json.loads(text) == scrubber.scrubber_table(names[0], corpus)
+
+
+def test_most_of_the_runs_with_the_highest_retention_merge_as_the_still_s_title_says(monkeypatch):
+    drawn, draw = [], figures.plot_ends
+    monkeypatch.setattr(figures, "plot_ends", lambda ends: drawn.append(ends) or draw(ends))
+    atlas.atlas_explorer()
+    [ends] = drawn
+    ends["band"] = ends["A_KA"] // 4
+    for _, rows in ends[ends["A_KA"].between(44, 60)].groupby("band"):
+        best = rows.nlargest(len(rows) // 10, "A_ZS")
+        assert len(best) > 5 and best["merges"].mean() > 0.5

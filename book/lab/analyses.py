@@ -94,7 +94,7 @@ def mean_scores(
     Args:
         settings: What each is called here -> its study/setting.
         columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
-        shared: Use only the replicates that all these settings have; there are no intervals then.
+        shared: Use only the replicates that all these settings have.
 
     Returns:
         A row per setting: the means, "NAME half", half the width of their intervals at the level of
@@ -103,14 +103,14 @@ def mean_scores(
     """
     rows, places = {}, {words: place.split("/", 1) for words, place in settings.items()}
     replicates = verdicts.shared_replicates(places.values()) if shared else slice(None)
+    planned = {words: planned_streams(*place) for words, place in places.items()}
     for words, place in places.items():
-        scores, planned = verdicts.setting_scores(*place), planned_streams(*place)
-        scores, rows[words] = scores.loc[replicates], {}
+        scores, rows[words] = verdicts.setting_scores(*place).loc[replicates], {}
+        count = min(planned.values()) if shared else planned[words]
         for key, name in columns.items():
-            mean = estimate_mean(scores[key], scores["base"], planned)
-            half, progress = (np.nan, "") if shared else (mean.half, mean.progress)
-            rows[words] |= {name: mean.value, f"{name} half": half}
-            rows[words] |= {"streams": mean.streams, "preliminary": progress}
+            mean = estimate_mean(scores[key], scores["base"], count)
+            rows[words] |= {name: mean.value, f"{name} half": mean.half}
+            rows[words] |= {"streams": mean.streams, "preliminary": mean.progress}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -142,6 +142,8 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
 def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str) -> Figure:
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
+    Groups stand a little beside each other, so that no interval hides another.
+
     Args:
         points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
             half width of its interval; `preliminary`, see `lab.analyses.mean_scores`.
@@ -157,9 +159,10 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
     grid = {"nrows": len(panels), "squeeze": False, "sharex": True}
     with style.canvas(2.9 * len(panels) + 0.9, note.strip(), **grid) as (figure, column_of):
         for axes, (column, title) in zip(column_of[:, 0], panels.items(), strict=True):
-            for name, rows in points.groupby("group", sort=False):
+            for place, (name, rows) in enumerate(points.groupby("group", sort=False)):
                 rows, look = rows.sort_values(x), looks[name] | {"markersize": 7, "capsize": 3}
-                bars = axes.errorbar(rows[x], rows[column], rows.get(f"{column} half"), **look)
+                beside = rows[x] * 1.03 ** (place - (len(looks) - 1) / 2)
+                bars = axes.errorbar(beside, rows[column], rows.get(f"{column} half"), **look)
                 bars[0].set_label(name if len(looks) > 1 else "_")
             axes.set_xscale("log")
             axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])

@@ -179,6 +179,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
         axes.set(ylim=(len(lines) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         if len(known):
+            axes.margins(x=0.13 if known["bound"].astype(bool).any() else 0.05)  # room for arrows
             axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
             axes.axvline(0, color="0.4", linewidth=1)
             axes.set_xlabel("Points")
@@ -196,7 +197,6 @@ def _draw_verdict(axes: Axes, place: int, line: dict[str, Any], colour: str, mar
         side = int(bound > 0)
         end = own[side] = np.nanmax([beyond[1], own[1]]) if side else np.nanmin([beyond[0], own[0]])
         style.draw_open_end(axes, end, place, 1 if side else -1, colour)
-        axes.update_datalim([(end + (0.6 if side else -0.6), place)])
     axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
     axes.plot(line["estimate"], place, marker, color=colour, markersize=8)

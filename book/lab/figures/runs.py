@@ -77,8 +77,8 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
             row[f"{name} half"] = np.nan
             if "planned" in group:
                 planned = int(group["planned"].iloc[0])
-                found = scores.estimate_mean(group[name], group["base"], planned)
-                row[f"{name} half"], progress = found.half, found.progress
+                mean = scores.estimate_mean(group[name], group["base"], planned)
+                row[f"{name} half"], progress = mean.half, mean.progress
         rows[key] = row | {"n": len(group), "preliminary": progress}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["setting", "task"])
 
