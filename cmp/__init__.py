@@ -6,7 +6,7 @@ The public API is listed in `__init__.pyi`. Names are imported when they are fir
 
 import lazy_loader
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 NUMERICS = 4
 """Part of every run's id. Raised by hand when a change may alter a run's result."""

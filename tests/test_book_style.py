@@ -1,6 +1,7 @@
 """Chapters keep to book/STYLE.md, as far as a program can tell."""
 
 import ast
+import itertools
 import re
 
 import pytest
@@ -181,3 +182,38 @@ def test_labels_begin_with_their_chapters_number_and_are_unique_in_the_book():
         assert all(name.startswith(f"{number}-") for name in names), names
         found += names
     assert len(found) == len(set(found))
+
+
+BEGINS = re.compile(r"([-+*]|\d+[.)]|#+) ")
+"""How a list or a heading begins."""
+PAGES = [*chapters.BOOK.glob("*.md"), *chapters.BOOK.parent.glob("*.md")]
+
+
+def broken_lines(text):
+    """Lines that a line break put in the wrong place: a row of a table that goes on in the next
+    line or has text beside it, and a word in a sentence that begins a list or a heading."""
+    text = re.sub(r"```.*?```", lambda code: "\n" * code[0].count("\n"), text, flags=re.DOTALL)
+    lines = ["", *(re.sub(r"^(> ?)+", "", line) for line in text.splitlines())]
+    broken = []
+    for before, line in itertools.pairwise("" if line == ":::" else line for line in lines):
+        is_row, was_row = (each.strip().startswith("|") for each in (line, before))
+        begins = BEGINS.match(line) and not re.match(r"\s|\(.*\)=", before)
+        is_cut = is_row and not line.rstrip().endswith("|")
+        is_beside = was_row and line and not is_row
+        if is_cut or is_beside or (begins and before and not BEGINS.match(before)):
+            broken.append(line)
+    return broken
+
+
+def test_lines_that_fall_apart_are_found():
+    table = "> | a | b |\n> |:--|:--|\n"
+    assert broken_lines(f"{table}> | c | d |\n>\n> Text.\n\n1. One,\n   two\n2. Three") == []
+    assert broken_lines(f"{table}> | c |\n> d |\n") == ["d |"]
+    assert broken_lines(f"{table}> | c | d | Text") == ["| c | d | Text"]
+    assert broken_lines("a strength of\n1. A method") == ["1. A method"]
+    assert broken_lines("> two\n> + three\n") == ["+ three"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_line_falls_apart(page):
+    assert broken_lines(page.read_text()) == []
