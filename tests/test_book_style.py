@@ -199,7 +199,8 @@ def broken_lines(text):
         is_row, was_row = (each.strip().startswith("|") for each in (line, before))
         begins = BEGINS.match(line) and not re.match(r"\s|\(.*\)=", before)
         is_cut = is_row and not line.rstrip().endswith("|")
-        is_beside = was_row and line and not is_row
+        is_beside = line and not is_row and (was_row or re.match(r":\w+: ", before))
+        is_beside = is_beside and not re.match(r":\w+: ", line)
         if is_cut or is_beside or (begins and before and not BEGINS.match(before)):
             broken.append(line)
     return broken
@@ -212,6 +213,8 @@ def test_lines_that_fall_apart_are_found():
     assert broken_lines(f"{table}> | c | d | Text") == ["| c | d | Text"]
     assert broken_lines("a strength of\n1. A method") == ["1. A method"]
     assert broken_lines("> two\n> + three\n") == ["+ three"]
+    assert broken_lines(":::{figure} a.svg\n:alt: A\n:label: b\n\nWords.\n:::") == []
+    assert broken_lines(":::{figure} a.svg\n:alt: A\nbox. :label: b\n:::") == ["box. :label: b"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

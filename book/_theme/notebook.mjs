@@ -31,7 +31,8 @@ function code(node) {
   const inner = `<pre><code>${coloured(node.value, node.lang)}</code></pre>`;
   const name = node.filename ? `<p class="filename">${escape(node.filename)}</p>` : "";
   const shown = `<div class="code"${id(node)}>${name}${inner}</div>`;
-  return node.visibility === "hide" ? folded(`Code, ${node.value.split("\n").length} lines`, shown) : shown;
+  const lines = node.value.split("\n").length;
+  return node.visibility === "hide" ? folded(`Code, ${lines} line${lines === 1 ? "" : "s"}`, shown) : shown;
 }
 
 function block(node, context) {
