@@ -8,7 +8,7 @@ import pandas as pd
 
 import cmp
 from cmp.data import load_data
-from cmp.evaluation import ROLES
+from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import results, store, studies
 from cmp.files import listed_file
 
@@ -32,7 +32,7 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
             the same in every setting, and the rest is of single questions.
     """
     corpus = load_data("embedded")
-    questions = results.test_of(corpus)
+    questions = list_questions(corpus)
     is_new = (questions["role"] == ROLES["A_KA"]).to_numpy()
     easiness = np.random.default_rng(7).normal(0, 0.25, len(questions))
     rows = []

@@ -9,6 +9,7 @@ import pytest
 from cmp import config, mixtures
 from cmp.embedded import icons, packed
 from cmp.embedded.manifest import embedded_manifests
+from cmp.evaluation import list_questions
 from cmp.experiments import results
 from cmp.experiments.pretraining import PRETRAINING
 
@@ -112,7 +113,7 @@ def test_no_batch_holds_a_name_that_replay_lacks(corpus, pool, seed):
     rows = mixtures.replay_pool(corpus, mixture, seed)
     assert len(rows) == 540
     replayed = set(corpus.table["label"].array[rows])
-    labels = corpus.table["label"].array[results.test_of(corpus)["row"]]
+    labels = corpus.table["label"].array[list_questions(corpus)["row"]]
     groups = results.name_groups(corpus, seed)
     lacking, kept = (set(labels[groups[name]]) for name in ("lacking", "kept"))
     assert not replayed & lacking

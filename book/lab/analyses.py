@@ -206,7 +206,7 @@ def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
 def _ideal_accumulation(run: config.RunConfig) -> pd.Series:
     """Return the A_KA of a perfect learner after each update, from 1, in percent."""
     corpus = load_data(run.data)
-    questions = results.test_of(corpus).query("role == @evaluation.ROLES['A_KA']")
+    questions = evaluation.list_questions(corpus).query("role == @evaluation.ROLES['A_KA']")
     names = pd.Series(streams.class_names(corpus, questions["row"].to_numpy()))
     blocks = streams.task_classes(corpus, run.stream, run.seeds.stream)
     arrival = {entry: task for task, block in enumerate(blocks, start=1) for entry in block}

@@ -151,7 +151,6 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     runs = runs[~runs["study"].str.contains(studies.BAND)]  # which are shorter
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
-    figures.with_title(
-        figure, "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
-    )
-    return explorers.Explorer("atlas", table, explorers.draw_still("atlas", figure, words), state)
+    title = "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
+    still = explorers.draw_still("atlas", figures.with_title(figure, title), words, state)
+    return explorers.Explorer("atlas", table, still, state)

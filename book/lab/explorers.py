@@ -137,6 +137,7 @@ def draw_still(
     name: str,
     figure: Figure,
     words: str,
+    state: Mapping[str, Any] | None = None,
     table: Mapping[str, Any] | None = None,
     script: str = "",
 ) -> dict[str, str]:
@@ -147,6 +148,7 @@ def draw_still(
             it is empty, the picture stays.
         figure: The picture.
         words: What it shows.
+        state: What the explorer begins with there, beside the table's defaults.
         table: The explorer's table, where only the notebook has it.
         script: Its script, where that has another name.
 
@@ -161,7 +163,8 @@ def draw_still(
         data = json.dumps(table).replace("</", "<\\/")  # which would end the script
         text += f'<script type="application/json">{data}</script>'
     attributes = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
-    place = f'<div class="answering"{attributes}>{text}</div>'
+    start = f' data-start="{html.escape(json.dumps(state))}"' if state else ""
+    place = f'<div class="answering"{attributes}{start}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 
@@ -281,7 +284,7 @@ def schedule_explorer(**state: Any) -> Explorer:
     words = "The learning rates of " + " and ".join(
         f"{run['label']} (A_KA {run['at'][0]:.1f}%, A_ZS {run['at'][1]:.1f}%)" for run in runs
     )
-    still = draw_still("schedule", figures.plot_learning_rates(curves), words)
+    still = draw_still("schedule", figures.plot_learning_rates(curves), words, state)
     return Explorer("schedule", table, still, state)
 
 
@@ -346,7 +349,7 @@ def mixture_explorer(**state: Any) -> Explorer:
     """
     surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
     words = "Where runs of each mixture of pool, update and buffer ended."
-    still = draw_still("mixture", figures.plot_triangles(surface), words)
+    still = draw_still("mixture", figures.plot_triangles(surface), words, state)
     return Explorer("mixture", mixture_table(), still, state)
 
 

@@ -78,5 +78,5 @@ def scrubber_explorer(names: pd.DataFrame, corpus: Corpus) -> explorers.Explorer
     answers = names.loc[rows].drop(columns="truth")
     figure = figures.plot_changing_names(corpus.images[rows], answers, names.loc[rows, "truth"])
     words = f"Names of {len(rows)} test images before the stream and after each update."
-    still = explorers.draw_still("scrubber", figure, words, table)
+    still = explorers.draw_still("scrubber", figure, words, table=table)
     return explorers.Explorer("scrubber", table, still)

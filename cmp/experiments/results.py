@@ -161,7 +161,7 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
     if run.config.mixture.select != "concepts":
         return metrics
     corpus = load_data(run.config.data)
-    questions, parts = test_of(corpus), [metrics]
+    questions, parts = list_questions(corpus), [metrics]
     for scope, chosen in name_groups(corpus, run.config.seeds.data).items():
         rows = metrics[is_full & (metrics["role"] == ROLES["A_ZS"]) & keys.isin(hits)]
         scores = []
@@ -175,15 +175,9 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
 
 
 @functools.lru_cache(maxsize=4)
-def test_of(corpus: Corpus) -> pd.DataFrame:
-    """Return the questions of the test of some data."""
-    return list_questions(corpus)
-
-
-@functools.lru_cache(maxsize=4)
 def question_counts(corpus: Corpus) -> dict[str, int]:
-    """Return how many questions each dataset of a test asks, in the order of `test_of`."""
-    return test_of(corpus).groupby("dataset", sort=False).size().to_dict()
+    """Return how many questions each dataset of a test asks, in the order of `list_questions`."""
+    return list_questions(corpus).groupby("dataset", sort=False).size().to_dict()
 
 
 @functools.lru_cache(maxsize=64)
@@ -196,7 +190,7 @@ def name_groups(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
         corpus: The data.
         seed: The data seed of a run, see `cmp.mixtures.is_kept_concept`.
     """
-    labels = corpus.table["label"].array[test_of(corpus)["row"]]
+    labels = corpus.table["label"].array[list_questions(corpus)["row"]]
     is_new = np.isin(
         labels, [name for each in corpus.by_role("adapt") for name in corpus.classes[each]]
     )

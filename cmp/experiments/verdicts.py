@@ -28,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from cmp.config import STRICT
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.evaluation import ROLES
+from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import fronts, results, store, studies
 from cmp.experiments.scores import (
     AGGREGATES,
@@ -531,7 +531,7 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
     total, weights = 0.0, 0.0
     for study, setting, retention, accumulation in parts:
         corpus, hits, seeds = _final_hits(study, setting)
-        questions = _question_weights(corpus, seeds, names)
+        questions = _weigh_questions(corpus, seeds, names)
         factors = np.where(questions["is_retention"], retention, accumulation)
         total = total + factors * (questions["weights"] * hits).mean(axis=0)
         weights = questions["weights"].mean(axis=0)
@@ -544,7 +544,7 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
 def concepts_of(corpus: Corpus) -> np.ndarray:
     """Return the number of each test question's concept: what shares a class or a group, as the
     drawings of one emoji in several datasets do, is one concept."""
-    questions = results.test_of(corpus)
+    questions = list_questions(corpus)
     names = corpus.table["label"].astype(str).to_numpy()[questions["row"]]
     group = pd.factorize(questions["group"])[0]
     name = pd.factorize(questions["dataset"].astype(str) + "/" + names)[0] + group.max() + 1
@@ -567,10 +567,10 @@ def _final_hits(study: str, setting: str) -> tuple[Corpus, np.ndarray, tuple[int
 
 
 @functools.lru_cache(maxsize=8)
-def _question_weights(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
+def _weigh_questions(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
     """Return of each question its dataset's and concept's number, whether it counts in A_ZS, and
     its `weights` in the aggregates, [seeds, questions]."""
-    questions = results.test_of(corpus)
+    questions = list_questions(corpus)
     dataset, concept = pd.factorize(questions["dataset"])[0], concepts_of(corpus)
     is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
     is_scored = questions["role"].isin(list(ROLES.values())).to_numpy()

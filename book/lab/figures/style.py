@@ -182,16 +182,13 @@ def label_ends(axes: Axes) -> None:
     to_screen = axes.transData
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # labelled
     lines.sort(key=lambda line: line.get_xdata()[-1])
-    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
-    on_screen = to_screen.transform(np.reshape(ends, (-1, 2)))[:, 0]
-    column = np.cumsum(np.diff(on_screen, prepend=on_screen[:1]) > 28)  # of labels
-    for number in np.unique(column):
-        group = np.flatnonzero(column == number)
-        places = spread([ends[n][1] for n in group], gap)
-        for n, place in zip(group, places, strict=True):
-            line, colour = lines[n], lines[n].get_color()
-            start = to_screen.transform((ends[group[-1]][0], place))
+    ends = np.reshape([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines], (-1, 2))
+    column = np.cumsum(np.diff(to_screen.transform(ends)[:, 0], prepend=-np.inf) > 28)  # of labels
+    for group in (np.flatnonzero(column == number) for number in np.unique(column)):
+        for n, place in zip(group, spread(ends[group, 1], gap), strict=True):
+            start = to_screen.transform((ends[group[-1], 0], place))
             beside = to_screen.inverted().transform((start[0] + 28, start[1]))
+            line, colour = lines[n], lines[n].get_color()
             arrow = {"xytext": beside, "arrowprops": tie | {"color": colour}}
             axes.annotate(line.get_label(), ends[n], **arrow, **look, **bold(colour))
 

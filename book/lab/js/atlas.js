@@ -74,8 +74,8 @@ export function explore(el, { table: data, kernel, start }) {
   let state = {
     ...Object.fromEntries(keys.map((key) => [key, ALL])),
     ...data.defaults,
-    ...linked("atlas"),
     ...start,
+    ...linked("atlas"),
   };
   let view = null; // what does not depend on the box
   let listed = "";

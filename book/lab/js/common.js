@@ -489,7 +489,7 @@ export function workbench(
   const sides = element("div", { class: "sides" }, drawn, place.plane);
   const { presets, controls, said, warned, pins: pinned, away } = place;
   el.append(presets, controls, sides, said, warned, place.runs, pinned, away);
-  let state = settle({ ...data.defaults, ...linked(name), ...start }, {});
+  let state = settle({ ...data.defaults, ...start, ...linked(name) }, {});
   let seen = null; // a stored setting that the pointer is over
   const pins = [];
   const refresh = perFrame(update);

@@ -393,7 +393,7 @@ export function explore(el, { table: data, kernel, start }) {
 
   place.plane.hidden = true;
   new ResizeObserver(refresh).observe(el);
-  change({ ...linked(data.kind), ...start });
+  change({ ...start, ...linked(data.kind) });
   update();
   el.dataset.ready = "";
 }

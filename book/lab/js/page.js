@@ -14,6 +14,6 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
   const [table, { explore }] = await Promise.all([found.json(), import(`./${script}.js`)]);
   const made = document.createElement("div");
   place.replaceChildren(made);
-  explore(made, { table, kernel: null, start: {} });
+  explore(made, { table, kernel: null, start: JSON.parse(place.dataset.start ?? "{}") });
   place.dataset.ready = "";
 }

@@ -112,7 +112,7 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
     element("ul", {}, ...cards),
     element("p", { class: "how" }, rule),
   );
-  go({ ...linked("scrubber"), ...start }.update ?? 0);
+  go({ ...start, ...linked("scrubber") }.update ?? 0);
   new ResizeObserver(draw).observe(range.parentNode);
   el.dataset.ready = "";
 }
