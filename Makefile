@@ -10,7 +10,7 @@ study: $(READY)
 	$(BIN)/cmpt data build
 	$(BIN)/cmpt eval small
 	$(BIN)/cmpt book --profile quick
-	@echo "Read on: the executed chapters are in _build/quick; 'make lab' opens them in JupyterLab."
+	@echo "The executed chapters are in _build/quick. Read on: 'make lab' opens copies of your own in JupyterLab."
 
 lab: $(READY)
 	$(BIN)/cmpt data build

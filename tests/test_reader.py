@@ -1,5 +1,7 @@
 """A reader's copies of the chapters: what is edited is kept, everything else follows the book."""
 
+import re
+
 import nbformat
 import pytest
 
@@ -51,6 +53,8 @@ def test_a_copy_is_valid_and_in_plain_markdown(copies):
         text = "\n".join(cell.source for cell in copy.cells if cell.cell_type == "markdown")
         assert "{cite" not in text and "{value}" not in text and ":::" not in text, path.stem
         assert "[Start](start.md)" in text
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+        assert [each for each in links if "://" not in each and not (copies / each).exists()] == []
 
 
 def test_an_update_replaces_what_nobody_edited(copies, update):

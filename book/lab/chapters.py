@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -101,6 +102,12 @@ def source_text(source: Path) -> str:
     """Return a chapter's text with line ends as on Unix; `CmpError` if it cannot be read."""
     with explain_errors(f"{source}: cannot be read"):
         return source.read_text(encoding="utf-8")
+
+
+def copy_diagrams(folder: Path) -> None:
+    """Put the diagrams beside notebooks that show them; the folder is made if it is missing."""
+    pictures = shutil.ignore_patterns("*.yaml")
+    shutil.copytree(BOOK / "diagrams", folder / "diagrams", ignore=pictures, dirs_exist_ok=True)
 
 
 def source_hash(source: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, make_folder, write_atomic
+from cmp.files import build_folder, write_atomic
 from lab import chapters
 
 START = "start.md"
@@ -88,7 +88,7 @@ def prepare_copies() -> dict[str, str]:
         Stem of each chapter -> what a reader must know of the copy, or "".
     """
     notes = {}
-    make_folder(copies_folder())
+    chapters.copy_diagrams(copies_folder())
     for number, source in chapters.chapters().items():
         target, fresh = copies_folder() / f"{source.stem}.ipynb", make_copy(source)
         notes[source.stem] = ""

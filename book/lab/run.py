@@ -318,6 +318,7 @@ def run_book(
     tasks = plan_chapters(sources, target, given | {"profile": profile})
     failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
+        chapters.copy_diagrams(target)
         print(f"notebooks: {target}")
     raise_failures(failures)
 
