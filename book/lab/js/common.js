@@ -250,10 +250,12 @@ export function plane(place, { preview, choose, key = {} }) {
     const line = d3.line((d) => x(d[0]), (d) => y(d[1]));
     join(group(svg, "front"), "path", [front]).attr("d", line);
     join(group(svg, "dots"), "circle", dots).attr("r", 2.5).attr("transform", at);
+    const [inX, inY] = [x.copy().clamp(true), y.copy().clamp(true)]; // no interval leaves the plane
     const bars = (layer, data) =>
-      join(layer, "path", data).attr("d", (d) => {
-        const [a, b] = d.half ?? [0, 0];
-        return `M${x(d.at[0] - a)},${y(d.at[1])}H${x(d.at[0] + a)}M${x(d.at[0])},${y(d.at[1] - b)}V${y(d.at[1] + b)}`;
+      join(layer, "path", data).attr("d", ({ at: [a, b], half }) => {
+        const [wide, high] = half ?? [0, 0];
+        const across = `M${inX(a - wide)},${y(b)}H${inX(a + wide)}`;
+        return `${across}M${x(a)},${inY(b - high)}V${inY(b + high)}`;
       });
     const layer = group(svg, "stored");
     bars(layer, stored);
