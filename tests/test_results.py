@@ -16,8 +16,10 @@ import cmp
 from cmp import NUMERICS, cli, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
+from cmp.evaluation import list_questions
 from cmp.experiments import forecast, results, store, studies, workers
 from cmp.files import DIGESTS, SHORT_ID, listed_file
+from cmp.mixtures import is_kept_concept
 
 invoke = CliRunner().invoke
 GRID = {
@@ -164,6 +166,25 @@ def test_damaged_results_are_replaced_where_every_run_is_stored(place):
     with pytest.raises(CmpError, match=r"77\.parquet: damaged.*cmpt study 77 --publish"):
         results.published_metrics("77")
     assert publish().read_bytes() == content
+
+
+def test_names_in_the_pool_and_names_left_out_are_scored_apart(corpus):
+    """By another hand, from the hits of a published run."""
+    run = next(run for run in results.published_runs("methods") if run.config.seeds.data == 3)
+    metrics = results._metrics_with_hits(run)
+    questions = list_questions(corpus).reset_index(drop=True)
+    names = corpus.table["label"].astype(str).to_numpy()[questions["row"]]
+    new = {name for each in corpus.by_role("adapt") for name in corpus.classes[each]}
+    is_kept = is_kept_concept(names, 3)
+    parts = {"kept": is_kept, "lacking": ~is_kept}
+    found = metrics[metrics["scope"].isin(parts)]
+    assert len(found) == 2 * 2 * questions.query("role == 'eval'")["dataset"].nunique()
+    for row in found.itertuples():
+        asked = questions[parts[row.scope] & ~np.isin(names, [*new])]
+        asked = asked[asked["dataset"] == row.dataset]
+        place = asked.index - questions.index[questions["dataset"] == row.dataset][0]
+        hits = run.hits[f"{row.task}/{row.dataset}"][place]
+        assert row.score == pytest.approx(100 * np.average(hits, weights=asked["weight"]))
 
 
 def test_a_bit_that_flips_in_published_results_is_found(place):
