@@ -355,3 +355,10 @@ def test_methods_of_the_command_take_settings():
         [lines[rank]] = [x.split() for x in result.output.splitlines() if x.startswith(" lora")]
     assert float(lines["2"][1]) < float(lines["16"][1])
     assert int(lines["2"][-2]) > int(lines["16"][-2])
+
+
+def test_a_module_of_one_s_own_is_counted_by_its_inputs_for_full_alone():
+    layer, inputs = torch.nn.Linear(8, 4), (torch.zeros(2, 8),)
+    assert budgets.step_cost(layer, batch=2, inputs=inputs).step == 2 * (2 * 2 * 8 * 4)
+    with pytest.raises(CmpError, match="inputs are for method 'full', not for 'lora'"):
+        budgets.step_cost(layer, batch=2, inputs=inputs, method="lora")

@@ -9,14 +9,18 @@ from hypothesis import strategies as st
 
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
+from cmp.errors import CmpError
 from cmp.experiments import pretraining, store, verdicts
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import (
     AGGREGATES,
+    by_replicate,
     estimate_mean,
     setting_estimates,
     setting_means,
+    signed,
     t_factor,
+    t_interval,
 )
 from cmp.readers.files import read_yaml
 from lab import analyses, chapters, figures
@@ -174,3 +178,25 @@ def test_tables_are_shown_with_thousands_and_dashes():
     shown = analyses.readable(table.rename_axis("name"))
     assert shown.to_numpy().tolist() == [["1,234,567", "0.3", "x"], ["1", "–", "y"]]
     assert shown.index.name is None
+
+
+def test_means_have_the_interval_of_a_textbook():
+    mean, error, half = t_interval(np.array([1.0, 3.0]), 0.95)
+    assert (mean, error) == (2.0, pytest.approx(1.0))
+    assert half == pytest.approx(12.706, abs=1e-3)  # the quantile of one degree of freedom
+    assert t_interval(np.array([5.0]), 0.95)[0] == 5.0
+    assert np.isnan(t_interval(np.array([5.0]), 0.95)[1:]).all()
+    assert np.isnan(t_interval(np.array([]), 0.95)).all()
+
+
+def test_points_have_a_sign_but_zero():
+    assert [signed(x) for x in (2, -10.14, 0.04, -0.04)] == ["+2.0", "−10.1", "0.0", "0.0"]
+
+
+def test_a_run_that_is_there_twice_is_no_second_replicate():
+    rows = {"setting": ["a", "b"], "replicate": 0, "task": 1, "scope": "full"}
+    once = pd.DataFrame(rows | {"A_KA": [1.0, 2.0], "A_ZS": [3.0, 4.0], "GM": 2.0})
+    assert by_replicate(once).loc[0].to_list() == [1, 2, 3, 4, 2, 2]
+    twice = pd.concat([once, once.iloc[1:]])
+    with pytest.raises(CmpError, match="replicate 0 of 'b' is there twice"):
+        by_replicate(twice)
