@@ -189,7 +189,7 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
     place = page_with(watched, address, pages, "schedule")
     said = place.locator(".said")
-    expect(place.get_by_label("Curve of an update")).to_have_value("rsqrt")  # as its cell says
+    expect(place.get_by_label("Curve of an update")).to_have_value('"rsqrt"')  # as its cell says
     before = said.text_content()
     drag(watched, place.locator("circle.knee").first, 0, 60)
     expect(said).not_to_have_text(before)
