@@ -52,7 +52,7 @@ def test_a_copy_is_valid_and_in_plain_markdown(copies):
         nbformat.validate(copy)
         text = "\n".join(cell.source for cell in copy.cells if cell.cell_type == "markdown")
         assert "{cite" not in text and "{value}" not in text and ":::" not in text, path.stem
-        assert "[Start](start.md)" in text
+        assert "[Start](start.md)" in text and not re.search(r"\)=$", text, re.M)
         links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
         assert [each for each in links if "://" not in each and not (copies / each).exists()] == []
 

@@ -71,13 +71,14 @@ def cited_works() -> dict[str, tuple[str, str]]:
 
 
 def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
-    """Return MyST Markdown as Markdown: citations as links, folded boxes as HTML's details."""
+    """Return MyST Markdown as Markdown: citations are links, folded boxes HTML's details, and the
+    names of places go."""
 
     def cite(match: re.Match) -> str:
         found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]
         return "(" + "; ".join(f"[{words}]({url})" if url else words for words, url in found) + ")"
 
-    text = re.sub(r"\{cite:[pt]\}`([^`]+)`", cite, text)
+    text = re.sub(r"\{cite:[pt]\}`([^`]+)`", cite, re.sub(r"(?m)^\([\w-]+\)=$", "", text))
     return FOLDED.sub(r"<details><summary>\1</summary>\n\n\2\n\n</details>", text)
 
 
