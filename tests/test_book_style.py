@@ -199,8 +199,8 @@ def broken_lines(text):
         is_row, was_row = (each.strip().startswith("|") for each in (line, before))
         begins = BEGINS.match(line) and not re.match(r"\s|\(.*\)=", before)
         is_cut = is_row and not line.rstrip().endswith("|")
-        is_beside = line and not is_row and (was_row or re.match(r":\w+: ", before))
-        is_beside = is_beside and not re.match(r":\w+: ", line)
+        is_option, was_option = (re.match(r":\w+: ", each) for each in (line, before))
+        is_beside = line and not (is_row or is_option) and (was_row or was_option)
         if is_cut or is_beside or (begins and before and not BEGINS.match(before)):
             broken.append(line)
     return broken

@@ -71,8 +71,8 @@ def cited_works() -> dict[str, tuple[str, str]]:
 
 
 def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
-    """Return MyST Markdown as Markdown: citations are links, folded boxes HTML's details, and the
-    names of places go."""
+    """Return MyST Markdown as Markdown: citations become links, folded boxes HTML's details, and
+    labels such as `(A4-01)=` are left out."""
 
     def cite(match: re.Match) -> str:
         found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]

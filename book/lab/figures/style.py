@@ -183,7 +183,8 @@ def label_ends(axes: Axes) -> None:
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # labelled
     lines.sort(key=lambda line: line.get_xdata()[-1])
     ends = np.reshape([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines], (-1, 2))
-    column = np.cumsum(np.diff(to_screen.transform(ends)[:, 0], prepend=-np.inf) > 28)  # of labels
+    # ends that lie less than a label's distance apart share a column of labels
+    column = np.cumsum(np.diff(to_screen.transform(ends)[:, 0], prepend=-np.inf) > 28)
     for group in (np.flatnonzero(column == number) for number in np.unique(column)):
         for n, place in zip(group, spread(ends[group, 1], gap), strict=True):
             start = to_screen.transform((ends[group[-1], 0], place))
