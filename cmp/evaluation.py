@@ -111,12 +111,13 @@ def evaluate(
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
 
 
+@functools.lru_cache(maxsize=4)
 def list_questions(corpus: Corpus) -> pd.DataFrame:
     """Return what an evaluation of the whole test split asks of any model.
 
     Returns:
         A row per question, in the order of `Scores.hits`, with those of its columns that hold no
-        answer, and the `role` of its dataset.
+        answer, and the `role` of its dataset. Callers share the table: they must not change it.
     """
     sets = _make_test_sets(corpus, "test", None)
     parts = [_questions(corpus, each).assign(role=each.dataset.role) for each in sets]

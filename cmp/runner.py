@@ -367,6 +367,5 @@ class Run:
         """Return the finished run, its network in open_clip's own layers."""
         model, machine = adapters.merge_and_unload(self.model), self.machine
         if budget := budgets.task_budget(self.original):
-            spent = budgets.budget_spent(budget, self.config.stream.tasks)
-            machine = machine | {"budget": spent}
+            machine = machine | {"budget": budgets.budget_spent(budget, self.config.stream.tasks)}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

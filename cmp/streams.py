@@ -25,8 +25,7 @@ def class_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 def adaptation_rows(corpus: Corpus) -> np.ndarray:
     """Return the sorted corpus positions of all training images of adaptation datasets."""
     train = corpus.rows("train")
-    arriving = corpus.table["dataset"].iloc[train].isin(corpus.by_role("adapt"))
-    return train[arriving.to_numpy()]
+    return train[corpus.table["dataset"].iloc[train].isin(corpus.by_role("adapt")).to_numpy()]
 
 
 def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     monkeypatch.setattr(results, "restore_runs", lambda study: restored.append(study.name))
     live = chapter_setup.begin_chapter(dict(PARAMETERS), study)
     assert live == study.configs("quick", 2, live_only=True)
-    words = "Profile quick, device cpu, jobs 2. Stored: 0 of 4 live runs. To compute: 4, about "
+    words = "Profile quick, device cpu, jobs 2. Stored: 0 of 6 live runs. To compute: 6, about "
     assert capsys.readouterr().out.startswith(words)
     assert chapter_setup.begin_chapter(PARAMETERS | {"profile": "cpu"}, study) == study.configs(
         "cpu", 2

@@ -323,6 +323,15 @@ def test_results_whose_provenance_lacks_a_number_cannot_be_read(place, key):
         results.published_runs("77")
 
 
+def test_long_texts_of_results_are_held_once_and_must_be_texts(place):
+    path = publish()
+    published = results.published_metrics("77")
+    assert published["config"].nunique() == len(published["config"].cat.categories)
+    rewrite(pd.read_parquet(path).assign(config=1), path)
+    with pytest.raises(CmpError, match="config: must be one column of Categorical"):
+        results.published_metrics("77")
+
+
 def compared():
     """How the published runs compare with those in the store, by id."""
     runs = results.published_runs("77")

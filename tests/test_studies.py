@@ -196,6 +196,15 @@ def test_a_forecast_from_stored_runs_is_their_median(build, monkeypatch):
         forecast.forecast_seconds([run.config], "cuda")
 
 
+def test_what_moves_no_time_is_measured_once(build, monkeypatch):
+    measured = []
+    monkeypatch.setattr(forecast, "_measure_step", lambda run, _: measured.append(run) or 0.5)
+    ewc = [small_config("method.name=ewc", f"method.strength={x}") for x in (1.0, 100.0)]
+    seconds = forecast.forecast_seconds([small_config(), *ewc])
+    assert measured == [small_config(), ewc[0]]
+    assert seconds[1] == seconds[2]
+
+
 def test_without_such_runs_a_few_steps_are_measured(build):
     """Random weights will do, as a base that is not there fails its run, not the plan."""
     few, more = (small_config(f"training.steps={n}", "seeds.init=99") for n in (4, 400))

@@ -62,6 +62,7 @@ MEASURED_STEPS = 4
 """Steps that are measured where no such run is stored; the first is not counted."""
 
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
+_IRRELEVANT += ("method.strength", "merging.weight")
 """Keys that do not move the time of a step."""
 
 

@@ -36,7 +36,7 @@ from cmp.seeds import numpy_generator
 RESULTS = project_folder() / "book" / "results"
 MAX_BYTES = 2_000_000
 KEPT, LACKING = "kept", "lacking"
-RUN_COLUMNS = {"run": str, "weights": str, "config": str, "provenance": str}
+RUN_COLUMNS = {"run": str, "weights": str, "config": pd.Categorical, "provenance": pd.Categorical}
 """What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
 
 
@@ -190,10 +190,9 @@ def name_groups(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
         corpus: The data.
         seed: The data seed of a run, see `cmp.mixtures.is_kept_concept`.
     """
-    labels = corpus.table["label"].array[list_questions(corpus)["row"]]
-    is_new = np.isin(
-        labels, [name for each in corpus.by_role("adapt") for name in corpus.classes[each]]
-    )
+    labels = corpus.table["label"].iloc[list_questions(corpus)["row"]]
+    new = {name for each in corpus.by_role("adapt") for name in corpus.classes[each]}
+    is_new = labels.isin(new).to_numpy()
     is_kept = is_kept_concept(labels, seed)
     return {KEPT: is_kept & ~is_new, LACKING: ~is_kept & ~is_new}
 

@@ -166,7 +166,7 @@ def run_bases(published: pd.DataFrame) -> pd.Series:
     Args:
         published: As `cmp.experiments.results.published_metrics` returns it.
     """
-    trees = published.groupby(RUN_KEYS)["config"].first()
+    trees = published.groupby(RUN_KEYS)["config"].first().astype(str)
     return trees.map(lambda tree: json.loads(tree)["seeds"]["init"]).rename("base")
 
 

@@ -234,7 +234,7 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     scores["way"] = middle.mean()[middle.size() > 1]
     trees = published.groupby(RUN_KEYS)["config"].first()
     scores["base"] = run_bases(published)
-    scores["peak"] = trees.map(lambda tree: json.loads(tree)["schedule"]["peak"])
+    scores["peak"] = trees.astype(str).map(lambda tree: json.loads(tree)["schedule"]["peak"])
     return scores
 
 

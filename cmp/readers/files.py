@@ -123,7 +123,8 @@ def read_table(
 
     Args:
         path: The file.
-        columns: What each column that must be there holds: str, int, float, or list for anything.
+        columns: What each column that must be there holds: str, int, float, list for anything, or
+            `pd.Categorical` for long texts that repeat, each of which is then held once.
         optional: The same of columns that may be missing.
 
     Raises:
@@ -131,14 +132,15 @@ def read_table(
         ValueError: It is not a table, or lacks a column.
     """
     checks = {str: is_string_dtype, int: is_integer_dtype, float: is_numeric_dtype}
+    checks[pd.Categorical] = pd.CategoricalDtype.is_dtype
+    repeated = [name for name, kind in columns.items() if kind is pd.Categorical]
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(path, read_dictionary=repeated)
     except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
         raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
     held = {name: kind for name, kind in (optional or {}).items() if name in table}
     for name, kind in {**columns, **held}.items():
-        unique = list(table.columns).count(name) == 1
-        if not unique or (kind in checks and not checks[kind](table[name])):
+        if [*table].count(name) != 1 or (kind in checks and not checks[kind](table[name])):
             raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
     return table
 
