@@ -457,8 +457,12 @@ def is_kept_concept(labels: Iterable[str], seed: int) -> np.ndarray:
 
     It depends on the name and the seed alone, so that every pool is split alike.
     """
-    kept = {name: unit_interval("kept concept", seed, name) < 0.5 for name in {*labels}}
-    return np.array([kept[name] for name in labels], bool)
+    return np.array([_is_kept(name, seed) for name in labels], bool)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _is_kept(name: str, seed: int) -> bool:
+    return unit_interval("kept concept", seed, name) < 0.5
 
 
 def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:

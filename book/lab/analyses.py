@@ -451,8 +451,7 @@ def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
     counts = counts.join(groups[["concepts", "samples"]].sum()).reindex([*DOMAINS])
     counts.loc["all"] = counts.sum()
     first = groups["title"].agg(lambda titles: ", ".join(sorted(titles, key=str.lower)[:3]))
-    counts = readable(counts).join(first.rename("such as"))
-    return counts.fillna({"such as": ""})
+    return readable(counts).join(first.rename("such as")).fillna({"such as": ""})
 
 
 def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:

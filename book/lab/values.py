@@ -138,8 +138,7 @@ def _value(kind: str, what: str) -> str:
     if kind == "peak":
         return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
     planned = planned_streams(*_place(what))
-    estimate = estimate_mean(_measure(table, kind), table["base"], planned)
-    return estimate.in_words("")
+    return estimate_mean(_measure(table, kind), table["base"], planned).in_words("")
 
 
 def difference(what: str) -> str:
@@ -196,8 +195,7 @@ def before(what: str) -> str:
     measure, _, place = what.partition(" ")
     study, setting = _place(place)
     verdicts.setting_scores(study, setting)  # raises for a name that there is not
-    start = study_trajectory(study).query("task == 0")
-    estimates = setting_estimates(start, setting)
+    estimates = setting_estimates(study_trajectory(study).query("task == 0"), setting)
     if measure not in estimates:
         raise CmpError(f"no measure {measure!r}; there are {', '.join(estimates)}")
     return estimates[measure].in_words("")

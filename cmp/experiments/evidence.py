@@ -1,6 +1,7 @@
 """What the published studies say of a plan: where runs like it ended, and what each choice does."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,12 @@ class Evidence:
 
     trajectory: pd.DataFrame
     runs: dict[str, config.RunConfig]
+
+    @functools.cached_property
+    def differences(self) -> Callable[[str, str], dict[str, scores.Estimate]]:
+        """What gives one setting minus another, as `cmp.experiments.scores.paired_differences`
+        does, and computes each pair once."""
+        return functools.cache(functools.partial(scores.paired_differences, self.trajectory))
 
     def outside(self, run: config.RunConfig, full_steps: float) -> str:
         """Return why stored runs say nothing of a run of this size; empty if they do.
@@ -222,9 +229,9 @@ def effects_of(
     """
     rows = []
     for choice in choices:
-        frame, pair = known.trajectory, [choice.setting, choice.against]
+        pair = choice.setting, choice.against
         if facts[choice.fact] and {*pair} <= known.runs.keys():
-            change = scores.paired_differences(frame, *pair)
+            change = known.differences(*pair)
             words = {name: describe_difference(each, numbers) for name, each in change.items()}
             about = {"study": choice.setting.partition("/")[0], "size": abs(change["GM"].value)}
             rows.append(vars(choice) | words | about)

@@ -100,8 +100,7 @@ class Estimate(NamedTuple):
     @property
     def progress(self) -> str:
         """How many streams there are of how many, such as "2 of 20 streams"; "" with all."""
-        complete = self.streams >= self.planned
-        return "" if complete else f"{self.streams} of {self.planned} streams"
+        return "" if self.streams >= self.planned else f"{self.streams} of {self.planned} streams"
 
     def in_words(
         self, sign: str = "+", convert: Callable[[float], float] = lambda value: value
@@ -247,7 +246,6 @@ def paired_differences(trajectory: pd.DataFrame, one: str, other: str) -> dict[s
         there = ", ".join(known)
         raise CmpError(f"paired difference: no setting {missing[0]!r}; there are {there}")
     rows = trajectory[trajectory["setting"].isin([one, other])]
-    table, bases = by_replicate(rows), by_replicate(rows, ["base"])["base", one]
-    planned = int(rows["planned"].min())
+    table, planned = by_replicate(rows, [*AGGREGATES, "base"]), int(rows["planned"].min())
     differences = {name: (table[name, one] - table[name, other]).dropna() for name in AGGREGATES}
-    return {name: estimate_mean(values, bases, planned) for name, values in differences.items()}
+    return {name: estimate_mean(x, table["base", one], planned) for name, x in differences.items()}

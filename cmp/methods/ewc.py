@@ -86,8 +86,7 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares
             count += 1
     for name, new in zip(training.trainable_parameters(state.model), total or [], strict=True):
-        old = state.method_state[f"importance/{name}"]
-        kept = config.method.get("gamma") * old
+        kept = config.method.get("gamma") * state.method_state[f"importance/{name}"]
         state.method_state[f"importance/{name}"] = kept + new / count
 
 
