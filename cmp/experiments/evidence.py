@@ -62,8 +62,8 @@ class Evidence:
 
     @functools.cached_property
     def differences(self) -> Callable[[str, str], dict[str, scores.Estimate]]:
-        """What gives one setting minus another, as `cmp.experiments.scores.paired_differences`
-        does, and computes each pair once."""
+        """A function of two settings that returns the first minus the second, by aggregate, as
+        `cmp.experiments.scores.paired_differences` does. It computes each pair once."""
         return functools.cache(functools.partial(scores.paired_differences, self.trajectory))
 
     def outside(self, run: config.RunConfig, full_steps: float) -> str:
