@@ -163,10 +163,10 @@ def verdicts(
     """Return (estimate, low, high, reading) of every claim that has so many replicates."""
     tree = yaml.safe_load(claims.read_text())
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
-    tail, found = 0.05 / 2 / len(tree["claims"]), {}
+    tail, found = 0.05 / 2 / max(tree.get("planned", 0), len(tree["claims"])), {}
     for claim in tree["claims"]:
         fronts = [tree["fronts"][x.get("front", "plain")] for x in claim["terms"]]
-        used = [(claim["study"], s) for x in claim["terms"] for s in settings_of(x)]
+        used = [(x.get("study", claim["study"]), s) for x in claim["terms"] for s in settings_of(x)]
         if claim["measure"] == "gain":
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
         counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
@@ -186,10 +186,11 @@ def settings_of(term: dict) -> list[str]:
 
 def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: float):
     measure, names = claim["measure"], claim.get("names", "all")
-    scope, study = ("full" if names == "all" else names), studies[claim["study"]]
+    scope = "full" if names == "all" else names
     estimate, bases, ends = 0.0, {}, set()
     for term, spec in zip(claim["terms"], fronts, strict=True):
         settings, times = settings_of(term), term.get("times", 1.0)
+        study = studies[term.get("study", claim["study"])]
         replicates = study.replicates(settings[0])
         base_of = {r: study.base(settings[0], r) for r in replicates}
         numbers = sorted(set(base_of.values()))
@@ -243,6 +244,6 @@ def reading(low: float, high: float) -> str:
 
 if __name__ == "__main__":
     book = Path(__file__).parents[1] / "book"
-    arguments = [Path(x) for x in sys.argv[1:]] or [book / "claims.yaml", book / "results"]
-    for name, (estimate, low, high, said) in verdicts(*arguments).items():
-        print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}")
+    for claims in (Path(x) for x in sys.argv[1:] or (book / "claims.yaml", book / "claims-2.yaml")):
+        for name, (estimate, low, high, said) in verdicts(claims, book / "results").items():
+            print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}")

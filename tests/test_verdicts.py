@@ -18,6 +18,7 @@ from cmp.readers.files import read_yaml
 from lab import figures
 
 ORDERS = ["order a", "order b", "order c"]
+PEAK = next(iter(synthetic.FRONT))
 SETTINGS = {
     "above": {"schedule.peak": 0.001}, "on": {"schedule.peak": 0.0011},
     "beyond": {"schedule.peak": 0.0012}, "low": {"schedule.peak": 0.0013},
@@ -55,6 +56,8 @@ CLAIMS = [
              "terms": [{"of": "above"}, {"of": "beyond", "times": -1.0}]},
     CLAIM | {"name": "two bounds",
              "terms": [{"of": "end"}, {"of": "beyond", "times": -1.0}]},
+    CLAIM | {"name": "two studies", "measure": "A_ZS",
+             "terms": [{"of": "above"}, {"of": PEAK, "study": "front", "times": -1.0}]},
     CLAIM | {"name": "partial", "study": "partial"},
     CLAIM | {"name": "later", "study": "later"},
 ]  # fmt: skip
@@ -142,12 +145,34 @@ def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
     assert readings["two bounds"] == verdicts.NOT_COVERED
     assert "another such is subtracted" in found.loc["two bounds", "sentence"]
     assert readings["partial"] == readings["later"] == verdicts.NOT_COMPUTED
+    own = verdicts.setting_scores("methods", "above")["A_ZS"]
+    other = verdicts.setting_scores("front", PEAK)["A_ZS"]
+    assert found.loc["two studies", "estimate"] == pytest.approx((own - other).mean())
     again = independent.verdicts(folder / "claims.yaml", folder / "results")
     assert again.keys() == set(found.index)
     for name, numbers in again.items():
         own = found.loc[name, ["estimate", "low", "high"]].astype(float)
         assert own.to_numpy() == pytest.approx(numbers[:3], abs=1e-8, nan_ok=True), name
         assert found.loc[name, "reading"] == numbers[3]
+
+
+def test_a_family_that_grows_has_the_level_of_its_planned_size(load, folder, monkeypatch):
+    load(CLAIM)
+    path = folder / "claims.yaml"
+    tree = json.loads(path.read_text()) | {"planned": 10}
+    path.write_text(json.dumps(tree))
+    known = verdicts.load_claims(path)
+    assert verdicts.judge_claims(known)["level"].tolist() == [pytest.approx(0.995)]
+    found = independent.verdicts(path, folder / "results")
+    assert found["above"][1] == pytest.approx(verdicts.judge_claims(known).loc["above", "low"])
+    path.write_text(json.dumps(tree | {"planned": 1, "claims": [CLAIM, CLAIM | {"name": "b"}]}))
+    with pytest.raises(CmpError, match="planned"):
+        verdicts.load_claims(path)
+
+
+def test_both_families_of_the_book_are_well_formed():
+    for path in (verdicts.CLAIMS, verdicts.CLAIMS.with_name("claims-2.yaml")):
+        assert verdicts.load_claims(path).claims, path
 
 
 def test_another_hand_finds_the_same_in_the_published_results(monkeypatch):

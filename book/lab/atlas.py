@@ -97,7 +97,7 @@ def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[
     claims = [
         claim.name
         for claim in known.claims
-        if claim.study == study and any(name in term.of for term in claim.terms)
+        if any(name in term.of and claim.study_of(term) == study for term in claim.terms)
     ]
     fronts = [
         words

@@ -93,12 +93,14 @@ class Term:
         times: Its coefficient.
         at: The "end" of the stream, or the mean over the middle half of its updates, on the "way".
         front: The front that a gain is measured from.
+        study: The study of the setting, where it is not the claim's.
     """
 
     of: Settings
     times: float = 1.0
     at: Literal["end", "way"] = "end"
     front: Text = "plain"
+    study: str = ""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -150,17 +152,38 @@ class Claim:
                     f"{self.name!r}: at: {self.measure} is measured at the end of the stream"
                 )
 
+    def study_of(self, term: Term) -> str:
+        """Return the study with the settings of a term."""
+        return term.study or self.study
+
 
 @checked_dataclass(frozen=True, config=STRICT)
 class ClaimsFile:
-    """The fronts and the claims of the book."""
+    """A family of claims, and the fronts that their gains are measured from.
+
+    Attributes:
+        fronts: The fronts by name.
+        claims: The claims.
+        planned: How many claims the family has at most, where some are committed later than others;
+            their intervals have the level of so many from the start.
+    """
 
     fronts: dict[str, FrontOf]
     claims: tuple[Claim, ...]
+    planned: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.planned < len(self.claims):
+            raise ValueError(f"planned: {self.planned}, but there are {len(self.claims)} claims")
+
+    @property
+    def level(self) -> float:
+        """The level of each interval."""
+        return claims_level(max(self.planned, len(self.claims)))
 
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
-    """Return the fronts and primary claims; raise `CmpError` that names the key at fault."""
+    """Return a family of primary claims; raise `CmpError` that names the key at fault."""
     known = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
     names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -171,7 +194,7 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     for claim in known.claims:
         source = f"{path}: claim {claim.name!r}"
         for term in claim.terms:
-            _check_settings(claim.study, term.of, source)
+            _check_settings(claim.study_of(term), term.of, source)
             if claim.measure == "gain" and term.front not in known.fronts:
                 raise CmpError(f"{source}: no front {term.front!r}")
     return known
@@ -358,10 +381,10 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
 
 def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
     """Return a gain; concepts count in it as in the setting and in the front's nearest peak."""
-    [setting], times = term.of, term.times
-    gain = gain_of(claim.study, setting, front, claim.names)
+    [setting], times, study = term.of, term.times, claim.study_of(term)
+    gain = gain_of(study, setting, front, claim.names)
     parts = [
-        (claim.study, setting, times, -times * gain.slope),
+        (study, setting, times, -times * gain.slope),
         (front.study, gain.nearest, -times, times * gain.slope),
     ]
     bound = int(np.sign(times)) * gain.is_bound
@@ -370,18 +393,18 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
 
 def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     """Return a score, or the spread of A_KA over settings, in which concepts are not counted."""
-    times = term.times
+    times, study = term.times, claim.study_of(term)
     if claim.measure == "spread":
-        values, base = spread_of(claim.study, term)
+        values, base = spread_of(study, term)
         return _Contrast(times * values, times * values.groupby(base).mean(), 0, [])
     [setting] = term.of
-    scores = setting_scores(claim.study, setting)
+    scores = setting_scores(study, setting)
     values = scores[claim.measure if claim.names == "all" else claim.names]
     bases = values.groupby(scores["base"]).mean()
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
-    part = (claim.study, setting, times * retention, times * accumulation)
+    part = (study, setting, times * retention, times * accumulation)
     return _Contrast(times * values, times * bases, 0, [part])
 
 
@@ -411,12 +434,12 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     Raises:
         CmpError: Published runs are of bases that tuned what is claimed.
     """
-    level = claims_level(len(known.claims))
-    rows = {claim.name: _judge(claim, known, level) for claim in known.claims}
+    rows = {claim.name: _judge(claim, known) for claim in known.claims}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
-def _judge(claim: Claim, known: ClaimsFile, level: float) -> dict[str, Any]:
+def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
+    level = known.level
     row: dict[str, Any] = {
         "guideline": claim.guideline,
         "study": claim.study,
@@ -458,7 +481,7 @@ def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
     Raises:
         CmpError: What is published cannot confirm it.
     """
-    used = [(claim.study, setting) for term in claim.terms for setting in term.of]
+    used = [(claim.study_of(term), setting) for term in claim.terms for setting in term.of]
     if claim.measure == "gain":
         lines = [known.fronts[term.front] for term in claim.terms]
         used += [(front.study, setting) for front in lines for setting in front.settings]
