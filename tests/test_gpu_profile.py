@@ -206,6 +206,17 @@ def test_a_study_s_live_settings_are_told_in_the_profile_s_terms(chapter):
         assert steps == pytest.approx(cpu.training.steps / 40, rel=0.01)
 
 
+def test_a_study_written_for_a_card_keeps_its_values_and_plans_all_its_runs():
+    configs = studies.load_study("first-h100").configs("gpu")
+    assert configs["plain, fresh, peak 3e-06", 0].schedule.peak == 3e-6
+    assert configs["recipe, peak 1e-05", 0].training.steps == GPU.training.steps
+    result = CliRunner().invoke(cli.app, ["study", "first-h100", "--dry-run"])
+    assert result.exit_code == 0
+    assert f"runs: {len(configs)}" in result.output
+    mixed = CliRunner().invoke(cli.app, ["study", "first-h100", "front", "--dry-run"])
+    assert isinstance(mixed.exception, CmpError) and "--profile" in str(mixed.exception)
+
+
 def test_other_profiles_take_a_study_as_it_is():
     changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
     assert studies.translate_changes(changes, "cpu") is changes

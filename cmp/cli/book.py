@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def study(
     names: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...")] = None,
-    profile: str = "cpu",
+    profile: str | None = None,
     jobs: shared.OptionalPositive = None,
     backend: str = "local",
     device: str | None = None,
@@ -32,7 +32,7 @@ def study(
 
     Args:
         names: Names of studies, such as front.
-        profile: Size of the runs: quick, cpu or gpu.
+        profile: Size of the runs: quick, cpu or gpu. Default: what the study is written for.
         jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
         backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
         device: Device: cpu or cuda. Default: cuda for profile gpu, otherwise cpu.
@@ -54,16 +54,24 @@ def study(
         raise CmpError("study: name one or more, such as front")
     if backend not in studies.BACKENDS:
         raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
+    grids = [studies.load_study(name) for name in names]
+    profiles = {profile} if profile else {grid.profile for grid in grids}
+    if len(profiles) > 1:
+        raise CmpError(
+            f"study: {' and '.join(names)} are written for other profiles; give --profile"
+        )
+    [profile] = profiles
     if publish and (profile != "cpu" or shard):
         why = f"the book argues from the cpu profile, not from {profile!r}"
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
     usual = config.parse(config.profile(profile), profile).model.name
     device = models.default_device(usual, device)
-    # a full run takes hours: of a model that is not embedded, the live settings once each
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
-    for grid in map(studies.load_study, names):
+    for grid in grids:
         restored = results.restore_runs(grid, dry_run)
-        runs = grid.configs(profile, 1, live_only=True) if is_foreign else grid.configs(profile)
+        # a full run takes hours: of a study for smaller runs, the live settings once each
+        is_live_only = is_foreign and grid.profile != profile
+        runs = grid.configs(profile, 1, live_only=True) if is_live_only else grid.configs(profile)
         if dry_run and is_foreign:
             typer.echo("\n".join(preflight.describe_study(runs, device)))
             continue

@@ -24,7 +24,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
 from pydantic import Field
@@ -68,6 +68,7 @@ class Study:
             writes out `common` and lists of values in them.
         common: Changes that all settings share.
         explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
+        profile: The profile that its values are written for.
         name: The name of its file, such as "orders".
     """
 
@@ -77,6 +78,7 @@ class Study:
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     explores: bool = False
+    profile: Literal["cpu", "gpu"] = "cpu"
     name: str = dataclasses.field(kw_only=True)
 
     @property
@@ -113,7 +115,9 @@ class Study:
         seeds = self._seeds(profile, replicate)
         if draw := changes.pop("draw", 0):
             seeds["seeds.stream"] = seeds["seed"] + DRAW * draw
-        changes = seeds | translate_changes(changes, profile)
+        if profile != self.profile:
+            changes = translate_changes(changes, profile)
+        changes = seeds | changes
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(config.profile(profile), assignments)
         run_config = config.parse(tree, f"study {self.name}, setting {name!r}")
@@ -168,7 +172,9 @@ def _read_study(path: Path, *stamp: int) -> Study:
             f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
         )
     study = dataclasses.replace(study, settings=settings)
-    study.configs("quick", 1)  # refuses impossible settings now
+    study.configs(
+        "quick" if study.profile == "cpu" else study.profile, 1
+    )  # refuses impossible settings
     return study
 
 
