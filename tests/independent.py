@@ -159,8 +159,8 @@ NOTHING = (math.nan, math.nan, math.nan)
 
 def verdicts(
     claims: Path, results: Path, needed: int = 20
-) -> dict[str, tuple[float, float, float, str]]:
-    """Return (estimate, low, high, reading) of every claim that has so many replicates."""
+) -> dict[str, tuple[float, float, float, str, float]]:
+    """Return (estimate, low, high, reading, p) of every claim that has so many replicates."""
     tree = yaml.safe_load(claims.read_text())
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, found = 0.05 / 2 / max(tree.get("planned", 0), len(tree["claims"])), {}
@@ -171,12 +171,12 @@ def verdicts(
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
         counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
         if min(counts) < needed:
-            found[claim["name"]] = (*NOTHING, "not computed yet")
+            found[claim["name"]] = (*NOTHING, "not computed yet", math.nan)
             continue
         try:
             found[claim["name"]] = verdict(claim, fronts, studies, tail)
         except OutsideError:
-            found[claim["name"]] = (*NOTHING, "outside the front")
+            found[claim["name"]] = (*NOTHING, "outside the front", math.nan)
     return found
 
 
@@ -222,12 +222,24 @@ def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: fl
 
 
 def interval(estimate: float, bases: list[float], tail: float, end: float):
-    """(estimate, low, high, reading), by a t-interval over bases; with no upper end where `end` is
-    1, and no lower one where it is -1."""
-    half = student.isf(tail, len(bases) - 1) * deviation(bases) / math.sqrt(len(bases))
+    """(estimate, low, high, reading, p), by a t-interval over bases; with no upper end where `end`
+    is 1, and no lower one where it is -1."""
+    error = deviation(bases) / math.sqrt(len(bases))
+    half = student.isf(tail, len(bases) - 1) * error
     low, high = estimate - half, estimate + half
     read = reading(-math.inf if end < 0 else low, math.inf if end > 0 else high)
-    return estimate, low, high, read
+    p = 2 * student.sf(abs(estimate) / error, len(bases) - 1) if end * estimate >= 0 else 1.0
+    return estimate, low, high, read, p
+
+
+def holm(values: dict[str, float], count: int) -> dict[str, float]:
+    """p-values by Holm: the smallest times `count`, the next times one less, and so on; none below
+    that of a smaller one."""
+    adjusted, highest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(values.items(), key=lambda pair: pair[1])):
+        highest = max(highest, min(1.0, (count - rank) * p))
+        adjusted[name] = highest
+    return adjusted
 
 
 def reading(low: float, high: float) -> str:
@@ -242,8 +254,71 @@ def reading(low: float, high: float) -> str:
     return "hurts, size open" if high < 0 else "open"
 
 
+def row_of(tree: dict) -> str:
+    """What a peak was tuned for: all of a config but its peak, seeds and scoring. Runs on the pool
+    alone take the peaks of their counterparts in the stream."""
+    kept = {key: value for key, value in tree.items() if key not in ("seeds", "evaluation")}
+    kept["schedule"] = {key: x for key, x in tree["schedule"].items() if key != "peak"}
+    if tree["mixture"]["pretraining"] == 1:
+        third = {"pretraining": 1 / 3, "update": 1 / 3, "buffer": 1 / 3}
+        kept["mixture"] = tree["mixture"] | third | {"replay": 0.5, "select": "concepts"}
+        kept["training"] = tree["training"] | {"batch": 64}
+    said = {  # keys that came later are missing from older tables
+        key: {k: x for k, x in part.items() if x is not None} if isinstance(part, dict) else part
+        for key, part in kept.items()
+    }
+    return json.dumps(said, sort_keys=True)
+
+
+def tuned_peaks(results: Path) -> dict[str, dict[float, list[float]]]:
+    """The geometric means on the validation split of each row, by peak."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for path in sorted(results.glob("*.parquet")):
+        study = Study(path)
+        for (setting, replicate), tree in study.trees.items():
+            if tree["evaluation"]["split"] == "validation":
+                ends = [study.end(setting, replicate, role) for role in (ADAPT, EVAL)]
+                peaks = found.setdefault(row_of(tree), {})
+                peaks.setdefault(tree["schedule"]["peak"], []).append(math.sqrt(math.prod(ends)))
+    return found
+
+
+def faults_of_tuning(claims: Path, results: Path, needed: int = 2) -> dict[str, str]:
+    """What is wrong with the tuned peak of each setting that claims rest on, or ""."""
+    studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
+    tuned, found = tuned_peaks(results), {}
+    for claim in yaml.safe_load(claims.read_text())["claims"]:
+        for term in claim["terms"]:
+            name = term.get("study", claim["study"])
+            for setting in settings_of(term):
+                if name not in studies or not studies[name].replicates(setting):
+                    found[f"{name}: {setting}"] = "not published"
+                    continue
+                tree = next(x for (own, _), x in studies[name].trees.items() if own == setting)
+                peaks = tuned.get(row_of(tree), {})
+                found[f"{name}: {setting}"] = fault_of_peak(tree["schedule"]["peak"], peaks, needed)
+    return found
+
+
+def fault_of_peak(chosen: float, tried: dict[float, list[float]], needed: int) -> str:
+    """What is wrong with a peak beside the scores of those that were tried, or ""."""
+    grid = sorted(tried)
+    near = [x for x in grid if abs(math.log(x / chosen)) < 0.1]  # 0.00063 stands for 0.0006
+    if not near:
+        return f"{chosen:g} was not tried; {', '.join(map('{:g}'.format, grid)) or 'nothing'} was"
+    place = grid.index(near[0])
+    if place in (0, len(grid) - 1):
+        return f"{chosen:g} is at the edge of {', '.join(map('{:g}'.format, grid))}"
+    few = [x for x in grid[place - 1 : place + 2] if len(tried[x]) < needed]
+    return f"fewer than {needed} replicates at {few[0]:g}" if few else ""
+
+
 if __name__ == "__main__":
     book = Path(__file__).parents[1] / "book"
+    if sys.argv[1:] == ["--edges"]:
+        faults = faults_of_tuning(book / "claims-2.yaml", book / "results")
+        print("\n".join(f"{name}: {fault or 'inside its grid'}" for name, fault in faults.items()))
+        sys.exit(any(faults.values()))
     for claims in (Path(x) for x in sys.argv[1:] or (book / "claims.yaml", book / "claims-2.yaml")):
-        for name, (estimate, low, high, said) in verdicts(claims, book / "results").items():
-            print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}")
+        for name, (estimate, low, high, said, p) in verdicts(claims, book / "results").items():
+            print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}, p = {p:.4f}")

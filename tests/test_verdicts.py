@@ -170,6 +170,18 @@ def test_a_family_that_grows_has_the_level_of_its_planned_size(load, folder, mon
         verdicts.load_claims(path)
 
 
+@given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=9), st.integers(0, 3))
+def test_holm_never_lowers_a_p_value_and_is_bonferroni_for_the_smallest(values, missing):
+    p = pd.Series(values + [np.nan] * missing)
+    adjusted, count = verdicts.adjust_by_holm(p, len(p)), len(p)
+    assert adjusted.isna().equals(p.isna())
+    known = adjusted.dropna()
+    assert (known >= p.dropna()).all() and (known <= 1).all()
+    assert known.min() == pytest.approx(min(1.0, count * min(values)))
+    assert known[p.dropna().sort_values().index].is_monotonic_increasing
+    assert (verdicts.adjust_by_holm(p, count + 1).dropna() >= known).all()
+
+
 def test_both_families_of_the_book_are_well_formed():
     for path in (verdicts.CLAIMS, verdicts.CLAIMS.with_name("claims-2.yaml")):
         assert verdicts.load_claims(path).claims, path
@@ -189,6 +201,11 @@ def test_another_hand_finds_the_same_in_the_published_results(monkeypatch):
         own = found.loc[name, ["estimate", "low", "high"]].astype(float)
         assert own.to_numpy() == pytest.approx(numbers[:3], abs=1e-8, nan_ok=True), name
         assert found.loc[name, "reading"] == numbers[3]
+    values = {name: numbers[4] for name, numbers in again.items() if not np.isnan(numbers[4])}
+    assert found["p"].dropna().to_dict() == pytest.approx(values)
+    adjusted = independent.holm(values, len(found))
+    assert found["p holm"].dropna().to_dict() == pytest.approx(adjusted)
+    assert adjusted["merging gains from frequent updates"] == pytest.approx(0.024, abs=0.001)
     assert (found["estimate later"] != found["estimate"]).all()
     later = verdicts.setting_scores("mixtures", "no buffer").drop(list(verdicts.LOOKED_AT))
     thirds = verdicts.setting_scores("mixtures", "thirds").drop(list(verdicts.LOOKED_AT))

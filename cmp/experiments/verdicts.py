@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -427,15 +428,35 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
         A row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
         `measure`, `expected`, `reading`, `agrees` (whether the reading is the one that was
         expected; empty where it is open), `n`, `estimate`, `low` and `high` (over bases, in
-        points), `level`, `low crossed` and `high crossed` (at the same level), `planned` and `half`
-        (of the interval's width), `bound` (1: lower, -1: upper, 0: none), `estimate later` (without
-        the replicates of `LOOKED_AT`, along the same front), and `sentence`.
+        points), `level`, `p` (of a two-sided t-test over bases) and `p holm` (the same, adjusted by
+        Holm's method over the family), `low crossed` and `high crossed` (at the same level),
+        `planned` and `half` (of the interval's width), `bound` (1: lower, -1: upper, 0: none),
+        `estimate later` (without the replicates of `LOOKED_AT`, along the same front), and
+        `sentence`.
 
     Raises:
         CmpError: Published runs are of bases that tuned what is claimed.
     """
     rows = {claim.name: _judge(claim, known) for claim in known.claims}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+    judged = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+    if "p" in judged:
+        judged["p holm"] = adjust_by_holm(judged["p"], max(known.planned, len(judged)))
+    return judged
+
+
+def adjust_by_holm(p_values: pd.Series, count: int) -> pd.Series:
+    """Return p-values adjusted by Holm's method.
+
+    If every sign whose adjusted value is below 0.05 is called decided, the chance that any of them
+    is wrong is at most 0.05.
+
+    Args:
+        p_values: The p-values; NaN where a claim is not measured yet.
+        count: The size of the family.
+    """
+    ordered = p_values.dropna().sort_values()
+    factors = count - np.arange(len(ordered))
+    return (ordered * factors).clip(upper=1.0).cummax().reindex(p_values.index)
 
 
 def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
@@ -467,6 +488,9 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         concepts = concept_error(contrast.parts, claim.names)
         crossed = t_factor(len(contrast.pseudo), level) * float(np.hypot(error, concepts))
     row |= {"half": half, "low": estimate - half, "high": estimate + half}
+    row["p"] = 2 * float(stats.t.sf(abs(estimate) / error, len(contrast.pseudo) - 1))
+    if contrast.bound * estimate < 0:  # a bound says nothing of what lies beyond it
+        row["p"] = 1.0
     row |= {"low crossed": estimate - crossed, "high crossed": estimate + crossed}
     low = -np.inf if contrast.bound < 0 else row["low"]
     high = np.inf if contrast.bound > 0 else row["high"]
