@@ -94,14 +94,14 @@ def batch_to_loss() -> dict[str, int]:
 
 
 def merge_with_a_setting() -> dict[str, int]:
-    """A merge by TIES with a density, when all modules are imported."""
+    """A merge by TIES with a density, with a setting that no earlier merge had."""
     import torch
 
     import cmp
 
     names = [f"layer.{number}.weight" for number in range(4)]
     base, one, other = ({name: torch.randn(8, 8) for name in names} for _ in range(3))
-    cmp.merge("interpolation", [one, other])
+    cmp.merge("ties", [one, other], base=base)
     return walk(lambda: cmp.merge("ties", [one, other], base=base, density=0.3), "", "")
 
 
