@@ -101,7 +101,7 @@ def merge_with_a_setting() -> dict[str, int]:
 
     names = [f"layer.{number}.weight" for number in range(4)]
     base, one, other = ({name: torch.randn(8, 8) for name in names} for _ in range(3))
-    cmp.merge("ties", [one, other], base=base)
+    cmp.merge("ties", [one, other], base=base, density=0.5)
     return walk(lambda: cmp.merge("ties", [one, other], base=base, density=0.3), "", "")
 
 
