@@ -84,9 +84,8 @@ def test_colours_are_what_happens_one_after_the_other():
     torch.testing.assert_close((mix @ rgba.flatten(2) + offset).view_as(x), expected)
 
 
-@pytest.mark.long
 def test_steps_are_plain_open_clips(corpus, monkeypatch):
-    setting = nano(corpus, batch=16, steps=25)
+    setting = nano(corpus, batch=16, steps=12)
     assert setting.config.optimizer.weight_decay > 0
     plain, expected = plain_reference(setting)
     monkeypatch.setattr(training, "normalise", lambda *given: normalise(*given).double())

@@ -1,6 +1,7 @@
 """How many files of the package one reads to follow what happens over and over."""
 
 import functools
+import math
 import sys
 from pathlib import Path
 
@@ -55,6 +56,40 @@ def test_a_step_enters_six_files(state):
     files = files_entered(lambda: train_step(state, optimizer, batch, 1, 0, 1e-4))
     assert "training.py" in files
     assert len(files) <= 6, files
+
+
+@pytest.mark.parametrize(("before", "after"), [(9.0, math.log(100)), (-1.0, 0.0)])
+def test_a_step_keeps_the_logit_scale_within_clips_bounds(before, after):
+    """That is, a temperature between 0.01 and 1, as open_clip's own training keeps it."""
+    state = make_train_state(DEFAULT, forked.small_corpus())
+    with torch.no_grad():
+        state.model.logit_scale.fill_(before)
+    pools = mixtures.task_pools(DEFAULT, state.corpus)[0]
+    batch = state.loader.batch(pools, 0, 0)
+    train_step(state, create_optimizer(state), batch, 0, 0, 1e-6)
+    assert state.model.logit_scale.item() == pytest.approx(after)
+
+
+def test_what_is_scored_and_kept_is_the_deployed_model():
+    """Scores do not change where the weights before the stream are deployed all the time."""
+
+    @cmp.register("merge_policy", "deploy-the-first")
+    def deploy_the_first(end):
+        return cmp.MergedWeights(end.memory, end.trained, end.memory["zero"])
+
+    run_config = options.small("merging.policy=deploy-the-first")
+    result = execute(run_config, forked.small_corpus())
+    full = result.metrics[result.metrics["scope"] == "full"]
+    before, after = (
+        full[full["task"] == task].set_index("dataset")["score"]
+        for task in (0, run_config.stream.tasks)
+    )
+    assert after.to_dict() == before.to_dict()
+    first = models.load_model(run_config.model, run_config.seeds.init).state_dict()
+    kept = result.model.state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in first.items())
+    plain = execute(options.small(), forked.small_corpus()).model.state_dict()
+    assert not all(torch.equal(plain[name], x) for name, x in first.items())
 
 
 @pytest.mark.parametrize("rule", registry.option_names("merge_rule"))
