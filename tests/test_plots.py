@@ -223,3 +223,17 @@ def test_a_long_note_is_wrapped():
 def test_an_error_leaves_no_figure_open():
     with pytest.raises(ValueError, match="while drawing"), style.canvas(2):
         raise ValueError("while drawing")
+
+
+def test_the_parts_of_a_loss_stand_on_each_other_and_say_their_values():
+    parts = pd.DataFrame(
+        {"value": [58.9, -9.6, -2.2, 5.3], "half": [0.8, 1.3, 1.9, np.nan], "preliminary": ""},
+        index=["before the stream", "pool alone", "new data", "EMA-Merge"],
+    )
+    [axes] = figures.plot_loss_parts(parts).axes
+    bars = axes.patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(parts["value"])
+    tops = [bar.get_y() + bar.get_height() for bar in bars]
+    assert [bar.get_y() for bar in bars[1:]] == pytest.approx(tops[:-1])
+    assert [text.get_text() for text in axes.texts] == ["58.9", "−9.6", "−2.2", "+5.3"]
+    assert level_in_words() in axes.figure.get_supxlabel()

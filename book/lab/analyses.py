@@ -17,7 +17,7 @@ import pandas as pd
 from cmp import config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, results, statistics, store, studies, verdicts
+from cmp.experiments import forecast, paper, results, scores, statistics, store, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
 from cmp.files import project_folder
@@ -55,6 +55,43 @@ def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
     """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by rising peak."""
     scores = verdicts.published_scores(front.study)[1].loc[[*front.settings]]
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
+
+
+def loss_parts(merged: str = "EMA", study: str = "merging") -> pd.DataFrame:
+    """Split what becomes of A_ZS over a stream, from study `protection` and its counterparts.
+
+    The parts add up: from A_ZS before the stream, over the end on the pool alone and the end on
+    thirds, to the end of a merged run.
+
+    Args:
+        merged: The merged setting.
+        study: Its study.
+
+    Returns:
+        A row per part: its `value` in points, `half` of its interval's width, the number of streams
+        `n`, and `preliminary`, such as "2 of 20 streams".
+    """
+    trajectory = scores.study_trajectory("protection").query("setting == 'pool alone'")
+    start = trajectory.query("task == 0 and scope == 'full'").set_index("replicate")["A_ZS"]
+    alone = verdicts.setting_scores("protection", "pool alone")
+    thirds = verdicts.setting_scores("mixtures", "thirds")["A_ZS"]
+    end = verdicts.setting_scores(study, merged)["A_ZS"]
+    parts = {
+        "before the stream": start,
+        "training on the pool alone": alone["A_ZS"] - start,
+        "new data": thirds - alone["A_ZS"],
+        "EMA-Merge": end - thirds,
+    }
+    planned = planned_streams("protection", "pool alone")
+    estimates = {
+        name: estimate_mean(values.loc[alone.index], alone["base"], planned)
+        for name, values in parts.items()
+    }
+    rows = {
+        name: {"value": x.value, "half": x.half, "n": x.streams, "preliminary": x.progress}
+        for name, x in estimates.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def runs_of_size(

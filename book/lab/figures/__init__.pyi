@@ -7,6 +7,7 @@ from .comparisons import plot_scatter as plot_scatter
 from .comparisons import plot_spread as plot_spread
 from .comparisons import plot_triangles as plot_triangles
 from .gains import plot_front as plot_front
+from .gains import plot_loss_parts as plot_loss_parts
 from .gains import plot_technique_gains as plot_technique_gains
 from .gains import plot_verdicts as plot_verdicts
 from .runs import BUILT_UP as BUILT_UP

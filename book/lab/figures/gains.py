@@ -122,6 +122,38 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_loss_parts(parts: pd.DataFrame) -> Figure:
+    """What becomes of A_ZS: lost without any new picture, lost to new data, and given back by
+    merging.
+
+    Args:
+        parts: As `lab.analyses.loss_parts` returns it.
+
+    Returns:
+        The figure.
+    """
+    levels = parts["value"].cumsum()
+    note = style.interval_note(parts, bool(parts["half"].notna().any()))
+    with style.canvas(4.4, note) as (figure, axes):
+        for place, row in enumerate(parts.reset_index().itertuples()):
+            start = 0.0 if place == 0 else levels.iloc[place - 1]
+            colour = "0.6" if place == 0 else style.COLOURS[3 if row.value < 0 else 0]
+            axes.bar(place, row.value, bottom=start, color=colour, width=0.6)
+            if place:
+                look = {"color": "0.15", "capsize": 4, "linestyle": ""}
+                axes.errorbar(place, levels.iloc[place], yerr=row.half, **look)
+                axes.hlines(start, place - 1.3, place + 0.3, color="0.4", linewidth=0.8)
+            words = f"{row.value:.1f}" if place == 0 else signed(row.value)
+            top = max(start, levels.iloc[place] + np.nan_to_num(row.half))
+            look = {"ha": "center", "va": "bottom", "fontweight": "bold"}
+            axes.annotate(words, (place, top), (0, 4), textcoords="offset points", **look)
+        ends = np.concatenate([levels - parts["half"].fillna(0), levels + parts["half"].fillna(0)])
+        axes.set(ylabel=style.AXES["A_ZS"], ylim=(ends.min() - 4, ends.max() + 3))
+        axes.set_xticks(range(len(parts)), [textwrap.fill(name, 16) for name in parts.index])
+        axes.tick_params(axis="x", length=0)
+    return figure
+
+
 def _left_out(table: pd.DataFrame) -> str:
     """Return a line of a note for each reason why settings have no gain."""
     lines = ""
