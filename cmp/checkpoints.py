@@ -47,8 +47,9 @@ _BESIDE_NAME = re.compile(r"(model|base)-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is only noted, in `signal`.
 
-    The second acts as it did before, so that a hung step can still be broken off. Outside the main
-    thread, where Python delivers no signals, nothing is caught.
+    A second SIGINT acts as it did before, so that a hung step can still be broken off by Ctrl-C. A
+    second SIGTERM does not: torchrun, `timeout` and batch systems send several at once. Outside the
+    main thread, where Python delivers no signals, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -66,8 +67,8 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.__exit__()
-        self.signal = number
+        self.signal = self.signal or number
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
