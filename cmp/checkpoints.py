@@ -1,17 +1,18 @@
 """All-or-nothing saves of a run's state, from which it goes on as if nothing had happened.
 
-A checkpoint is one safetensors file: the tensors, and in its header the rest as JSON. Its name ends
-in the hash of its content, so it needs no pointer that could be lost or lag behind: a file whose
-name and content agree is whole, and the furthest whole one is where the run goes on.
+A checkpoint is one safetensors file: the tensors, and in its header the rest as JSON, with a hash
+of its own, so that it can be read without the tensors. The file's name ends in the hash of its
+content, so it needs no pointer that could be lost or lag behind: a file whose name and content
+agree is whole, and the furthest whole one is where the run goes on.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -37,14 +38,18 @@ SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between two checkpoints within a task, and the largest part of the time that they may
 take: where a save takes long, the next one comes later."""
+REPORT = "diverged.json"
+"""The file that describes a step that diverged, beside the checkpoints."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
+_BESIDE_NAME = re.compile(r"(model|base)-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 
 
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is only noted, in `signal`.
 
-    The second acts as it did before, so that a hung step can still be broken off. Outside the main
-    thread, where Python delivers no signals, nothing is caught.
+    A second SIGINT acts as it did before, so that a hung step can still be broken off by Ctrl-C. A
+    second SIGTERM does not: torchrun, `timeout` and batch systems send several at once. Outside the
+    main thread, where Python delivers no signals, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -62,8 +67,8 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.__exit__()
-        self.signal = number
+        self.signal = self.signal or number
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -144,7 +149,8 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
         CmpError: The disk refuses.
     """
     progress = state.progress
-    header = {"progress": json.dumps(dataclasses.asdict(progress))}
+    text = json.dumps(dataclasses.asdict(progress))
+    header = {"progress": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
     with files.report_disk_errors(what, "the one before it is kept"):
         name = f"task-{progress.task}-step-{progress.step}"
@@ -179,22 +185,34 @@ def read_checkpoint(path: Path) -> RunState:
     Raises:
         CmpError: The file is not what was once written.
     """
-    match = _FILE_NAME.fullmatch(path.name)
     with explain_errors(f"{path}: no readable checkpoint", "", SafetensorError):
-        if not match or match[3] != files.file_digest(path):
-            raise CmpError(f"{path}: damaged: its content is not what its name says")
+        check_content(path)
         return RunState(read_progress(path), load_file(path))
+
+
+def check_content(path: Path) -> None:
+    """Raise `CmpError` unless a file's content is what `write_tensors` has put into its name."""
+    match = _FILE_NAME.fullmatch(path.name) or _BESIDE_NAME.fullmatch(path.name)
+    if not match or match[3] != files.file_digest(path):
+        raise CmpError(f"{path}: damaged: its content is not what its name says")
 
 
 def read_progress(path: Path) -> Progress:
     """Return what a checkpoint holds beside its tensors, which are neither read nor checked.
 
     Raises:
-        CmpError: The file is no checkpoint of this schema.
+        CmpError: The file is no checkpoint of this schema, or this part of it is damaged.
     """
-    damaged = explain_errors(f"{path}: no readable checkpoint", "", SafetensorError)
-    with damaged, safe_open(path, framework="pt") as file:
-        progress = files.parse_record((file.metadata() or {}).get("progress", ""), Progress)
+    with explain_errors(f"{path}: no readable checkpoint", "", SafetensorError):
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("progress", "")
+        if text.startswith("{"):  # 0.2.0 wrote no hash of this part
+            check_content(path)
+        else:
+            digest, _, text = text.partition(" ")
+            if hashlib.sha256(text.encode()).hexdigest() != digest:
+                raise CmpError(f"{path}: damaged: its header is not what was written")
+        progress = files.parse_record(text, Progress)
     if progress.schema != SCHEMA:
         raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
     return progress
@@ -236,8 +254,21 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return what `CheckpointManager.keep_model` wrote, the oldest first."""
-    return sorted(folder.glob("model-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    """Return what `CheckpointManager.keep_model` wrote, in the order of tasks."""
+    return files_beside(folder, "model")
+
+
+def files_beside(folder: Path, kind: str) -> list[Path]:
+    """Return the files of a kind, "model" or "base", that are beside checkpoints, in the order of
+    their numbers; of the same number the one that was written last is the last."""
+    matches = filter(None, (_BESIDE_NAME.fullmatch(path.name) for path in folder.glob("*")))
+    paths = [folder / found[0] for found in matches if found[1] == kind]
+    return sorted(paths, key=lambda path: (file_number(path), path.stat().st_mtime_ns))
+
+
+def file_number(path: Path) -> int:
+    """Return the number in the name of a file of `files_beside`."""
+    return int(path.name.split("-")[1])
 
 
 def latest(manager: "CheckpointManager | None") -> RunState | None:
@@ -358,12 +389,13 @@ class CheckpointManager:
             self._writing.pop(0).result()
 
     def _write(self, state: RunState) -> None:
-        path = write_checkpoint(state, self.folder)
-        keep = {path, self.last, self.folder / "lock", *model_files(self.folder)[-1:]}
+        path, models = write_checkpoint(state, self.folder), model_files(self.folder)
+        # a model of a later task is left from before the run had to go back
+        newest = [model for model in models if file_number(model) <= state.progress.task][-1:]
+        old = {*checkpoint_files(self.folder), *models, self.folder / REPORT}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
-            for other in self.folder.iterdir():
-                if other not in keep and not other.is_dir():
-                    other.unlink(missing_ok=True)
+            for other in old - {path, self.last, *newest}:
+                other.unlink(missing_ok=True)
         self.last = path
 
     def keep_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
@@ -383,9 +415,34 @@ class CheckpointManager:
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
             write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
+    def keep_base(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Write the weights that a pretraining has after a step, for `load_base`."""
+        before = files_beside(self.folder, "base")
+        with files.report_disk_errors(f"{self.folder}: the base of step {step}"):
+            path = write_tensors(weights, {}, self.folder, f"base-{step}")
+            for other in before:
+                if other != path:
+                    other.unlink(missing_ok=True)
+
+    def load_base(self, step: int) -> dict[str, Tensor]:
+        """Return what `keep_base` wrote.
+
+        Raises:
+            CmpError: It is not there, or damaged.
+        """
+        paths = [x for x in files_beside(self.folder, "base") if file_number(x) == step]
+        name = self.run_id[: files.SHORT_ID]
+        remedy = f"`cmpt results rm {name}` and the same command begin anew"
+        if not paths:
+            words = f"the weights of step {step} are not here, as if another version had begun"
+            raise CmpError(f"{self.folder}: {words}; {remedy}")
+        with explain_errors(f"{paths[-1]}: cannot be read", f"; {remedy}", CmpError):
+            check_content(paths[-1])
+            return load_file(paths[-1])
+
     def report(self, content: dict[str, Any]) -> Path:
         """Write a report of a step that diverged beside the last good state; return its path."""
-        path = self.folder / "diverged.json"
+        path = self.folder / REPORT
         futures.wait(self._writing)  # a save ends by deleting all but states; its error may wait
         files.write_atomic(path, json.dumps(content, indent=1))
         return path
@@ -393,4 +450,6 @@ class CheckpointManager:
     def remove(self) -> None:
         """Delete the checkpoints of a run that is finished and stored."""
         futures.wait(self._writing)  # whether the disk refused it does not matter any more
-        shutil.rmtree(self.folder, ignore_errors=True)
+        own = [*checkpoint_files(self.folder), self.folder / REPORT]
+        own += [path for kind in ("model", "base") for path in files_beside(self.folder, kind)]
+        files.delete_folder(self.folder, [*own, self.folder / "lock"])

@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,10 @@ RANDOM_RANGES = (
 parts of half the side; whether the background has a tint, how much darker each channel is then;
 contrast, brightness, saturation."""
 TINT_PROBABILITY = 0.6
+STOPS = {signal.SIGINT, signal.SIGTERM}
+"""Signals that a run notes and that its decoding processes leave to it."""
+HAS_SENDERS = hasattr(signal, "sigwaitinfo")
+"""Whether a process can tell who sent a signal: on Linux, not on macOS."""
 JOBS = "CMP_JOBS"
 """The environment variable that tells a study's workers how many they are."""
 
@@ -424,7 +430,9 @@ def prefetch(
 ) -> Iterator[Any]:
     """Return an iterator over items that other processes make ahead, two each; 0 make none ahead.
 
-    The processes are forked where that is possible, so that they share what is in memory.
+    The processes are forked where that is possible, so that they share what is in memory. A signal
+    to all processes of a job, as a batch system sends it, does not end them: the run needs them for
+    the step that it still takes.
 
     Args:
         make: Makes the item of a key.
@@ -437,8 +445,31 @@ def prefetch(
     """
     context = "fork" if workers and sys.platform == "linux" else None  # 3.14 forks no more else
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
-    options["multiprocessing_context"] = context
+    options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}
     try:
-        yield from DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options)
+        yield from _start(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
     except CmpError as error:  # torch has put that process's traceback before its sentence
         raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Start a loader's processes, which have `STOPS` blocked from their first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if HAS_SENDERS else ())
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _await_parent(_: int) -> None:
+    """Let this process end at SIGTERM of its parent only; torch ends it by that, too."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while True:
+            found = signal.sigwaitinfo(STOPS)
+            if (found.si_signo, found.si_pid) == (signal.SIGTERM, parent):
+                os._exit(0)
+
+    if HAS_SENDERS:
+        threading.Thread(target=wait, daemon=True).start()

@@ -10,7 +10,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,6 +212,27 @@ def partial_folder(parent: Path) -> Iterator[Path]:
                 break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+def delete_folder(folder: Path, own: Iterable[Path]) -> None:
+    """Delete a folder as far as it can be: what somebody else has put into it stays, with a
+    warning.
+
+    Args:
+        folder: The folder.
+        own: The files in it that may go.
+    """
+    own = [*own]
+    with contextlib.suppress(OSError):
+        delete_leftovers(folder)
+        for path in own:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+    others = sorted(path.name for path in folder.glob("*") if path not in own)
+    if others:
+        names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+        words = f"stays, since cmpt has not written all that is in it ({names}); move or delete it"
+        warnings.warn(f"{folder}: {words}", stacklevel=3)
 
 
 def delete_leftovers(parent: Path) -> None:

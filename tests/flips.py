@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import shutil
@@ -29,7 +30,7 @@ from cmp.embedded import drawn, packed
 from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies, workers
+from cmp.experiments import logs, results, store, studies, workers
 from cmp.files import DIGESTS, build_folder
 from cmp.merging.files import merge_files
 from cmp.readers import collection, images, tars
@@ -44,11 +45,13 @@ SETTINGS = ("evaluation.full=true", "stream.tasks=2", "training.steps=2")
 
 class Stored(NamedTuple):
     """A stored file. read: what is read of it, as text; shows: whether a change of its content is
-    meant to show in what a run from it is called, so that it need not be refused."""
+    meant to show in what a run from it is called, so that it need not be refused; first: how many
+    bytes at its beginning matter, 0 for all."""
 
     path: Path
     read: Callable[[], str]
     shows: bool = False
+    first: int = 0
 
 
 def text_of(value: Any) -> str:
@@ -73,6 +76,35 @@ def read_checkpoint(path: Path) -> str:
     """A checkpoint's progress and tensors."""
     state = checkpoints.read_checkpoint(path)
     return text_of(state.progress) + text_of(state.tensors)
+
+
+def read_header(path: Path) -> str:
+    """A checkpoint's progress, which is read without its tensors."""
+    return text_of(checkpoints.read_progress(path))
+
+
+def header_bytes(path: Path) -> int:
+    """How long the header of a safetensors file is."""
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def read_model(path: Path) -> str:
+    """The tensors of a file beside checkpoints."""
+    checkpoints.check_content(path)
+    return text_of(load_file(path))
+
+
+def log_rows(run_id: str) -> list[str]:
+    """What a log says, line by line."""
+    return [repr(sorted(row.items())) for row in logs.check_log(run_id)[0].to_dict("records")]
+
+
+def read_log(run_id: str, known: list[str]) -> str:
+    """A log; lines that are left out, and counted, are an error here, if all others are as ever."""
+    rows, damaged = log_rows(run_id), logs.check_log(run_id)[1]
+    if damaged and {*rows} < {*known}:
+        raise CmpError(f"{logs.log_path(run_id).name}: {damaged} lines are damaged")
+    return repr(rows)
 
 
 def read_base(path: Path) -> str:
@@ -140,10 +172,19 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     folder, files = store.run_folder(run.id), []
     for path in folder.iterdir():
         files.append(Stored(path, partial(read_run, run.id)))
+    files.append(Stored(logs.log_path(run.id), partial(read_log, run.id, log_rows(run.id))))
     with CheckpointManager("c" * 64, interval=0.0) as manager:
         execute(run_config, corpus, manager=manager)
         [path, *_] = checkpoints.checkpoint_files(manager.folder)
         files.append(Stored(path, partial(read_checkpoint, path)))
+        state = checkpoints.read_checkpoint(path)
+        header = {"progress": json.dumps(dataclasses.asdict(state.progress))}  # as 0.2.0 wrote it
+        old = checkpoints.write_tensors(state.tensors, header, place / "old", "task-2-step-0")
+        files += [Stored(x, partial(read_header, x), first=header_bytes(x)) for x in (path, old)]
+        manager.keep_base(3, checkpoints.strip_prefix(state.tensors, "weights/"))
+        for kind in ("model", "base"):
+            [beside] = checkpoints.files_beside(manager.folder, kind)
+            files.append(Stored(beside, partial(read_model, beside)))
     shutil.copytree(embedded_models.WEIGHTS, place / "weights")
     [base] = (place / "weights").glob("*.safetensors")
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
@@ -196,11 +237,11 @@ def flip_bits(
     outcomes: dict[str, Counter] = {}
     for number in range(count):
         stored, then = files[number % len(files)], before[number % len(files)]
-        size = stored.path.stat().st_size
+        size = stored.first or stored.path.stat().st_size
         if generator.random() < 0.25:
             size = min(size, 4000)
         outcome = flip(stored, generator.randrange(8 * size), then)
-        name = f"{stored.path.parent.name}/{stored.path.name}"
+        name = f"{stored.path.parent.name}/{stored.path.name}" + ", header" * bool(stored.first)
         outcomes.setdefault(name, Counter())[outcome] += 1
         tick()
     return outcomes

@@ -291,6 +291,37 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(pair):
             assert_refused(newest, before)
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('\\"threads\\": 1', '\\"threads\\": 3'), ('\\"step\\": 2', '\\"step\\": 3'),
+     ('\\"score\\": ', '\\"score\\": 1')],
+)  # fmt: skip
+def test_a_header_is_checked_before_anything_in_it_is_believed(pair, before, after):
+    newest, one_before = pair
+    content = newest.read_bytes()
+    place = content.index(before.encode())
+    assert content.count(before.encode()) >= 1
+    changed = content[:place] + after.encode() + content[place + len(after) :]
+    newest.write_bytes(changed)
+    with pytest.raises(CmpError, match=f"{newest.name}: damaged"):
+        checkpoints.read_progress(newest)
+    with pytest.warns(UserWarning, match=newest.name):
+        assert checkpoints.latest_progress(folder()) == checkpoints.read_progress(one_before)
+
+
+def test_a_checkpoint_of_0_2_0_whose_header_has_no_hash_is_checked_as_a_whole(pair):
+    newest, _ = pair
+    state = checkpoints.read_checkpoint(newest)
+    header = {"progress": json.dumps(dataclasses.asdict(state.progress))}
+    old = checkpoints.write_tensors(state.tensors, header, folder(), "task-0-step-3")
+    assert checkpoints.read_progress(old) == state.progress
+    assert checkpoints.read_checkpoint(old).progress == state.progress
+    old.write_bytes(old.read_bytes().replace(b'\\"threads\\": 1', b'\\"threads\\": 3'))
+    with pytest.raises(CmpError, match=f"{old.name}: damaged"):
+        checkpoints.read_progress(old)
+
+
 def test_checkpoints_under_each_others_names_are_refused(pair):
     newest, before = pair
     aside = newest.with_suffix(".aside")
@@ -549,7 +580,8 @@ def import_a_stream(folder):
 
 
 def write_a_base(folder):
-    pretraining.save_base(models.create_model("tiny-half"), folder / "base.safetensors")
+    weights = models.create_model("tiny-half").state_dict()
+    pretraining.save_base(weights, folder / "base.safetensors")
 
 
 def publish(folder):

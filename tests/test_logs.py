@@ -180,3 +180,114 @@ def test_a_board_gets_every_number(build, monkeypatch):
     assert told[-1] == "closed"
     assert [place for name, place in told[1:-1] if name == "loss"] == list(range(TASKS * STEPS))
     assert [place for name, place in told[1:-1] if name == "A_ZS"] == [0, 4, 8, 12]
+
+
+def stopped_run():
+    """The id of a run that was stopped after six steps of twelve, a checkpoint a step."""
+    count = {"seen": 0}
+
+    def step(*_):
+        count["seen"] += 1
+        if count["seen"] == 6:
+            raise Interrupted("here", 15)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
+        patch.setattr(workers, "CheckpointManager", make)
+        with pytest.raises(Interrupted):
+            workers.run_one(small_config(*RUN), Observer(step))
+    return store.run_id_of(small_config(*RUN))
+
+
+def change_line(path, number, change):
+    lines = path.read_bytes().split(b"\n")
+    lines[number] = change(lines[number])
+    path.write_bytes(b"\n".join(lines))
+
+
+DAMAGES = {
+    "no UTF-8": lambda line: line[:10] + bytes([line[10] ^ 0x80]) + line[11:],
+    "no JSON": lambda line: line[:-1],
+    "another digit": lambda line: line.replace(b'"loss": ', b'"loss": 1'),
+    "a text": lambda line: b'{"task": 0, "step": 0, "loss": "low"}',
+    "a list": lambda line: b"[1, 2]",
+    "an unknown key": lambda line: line.replace(b"gradient_norm", b"gradient_nOrm"),
+    "no step": lambda line: b'{"loss": 1.0}',
+    "a huge number": lambda line: b'{"task": 0, "step": 0, "loss": 1%s}' % (b"0" * 400),
+    "nothing but a half": lambda line: line[: len(line) // 2],
+    "deeply nested": lambda line: b"[" * 100_000,
+}
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_line_of_a_log_stops_nothing_and_is_said(build, damage):
+    run_id = stopped_run()
+    path = logs.log_path(run_id)
+    change_line(path, 2, damage)
+    before = CliRunner().invoke(cli.app, ["results", "show", run_id[:8]])
+    assert before.exit_code == 0 and "1 lines are damaged" in before.output
+    run = workers.run_one(small_config(*RUN))
+    table = logs.read_log(run.id)
+    steps = table.dropna(subset="step")
+    assert len(steps) == TASKS * STEPS - 1
+    assert list(table["done"].dropna()) == [0, 1, 2, 3]
+    shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]])
+    assert shown.exit_code == 0 and "1 lines are damaged" in shown.output
+    change_line(path, 2, lambda line: b"")
+    assert "damaged" not in CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("trouble", ["a folder", "a file above it", "full", "gone"])
+def test_a_log_that_cannot_be_written_costs_no_run(build, monkeypatch, trouble):
+    run_config = small_config(*RUN)
+    path = logs.log_path(store.run_id_of(run_config))
+
+    def step(task, step, *_):
+        if trouble == "gone" and (task, step) == (1, 1):
+            path.unlink()
+
+    if trouble == "a folder":
+        path.mkdir(parents=True)
+    elif trouble == "a file above it":
+        build.mkdir()
+        path.parent.write_text("")
+    elif trouble == "full":
+        path.parent.mkdir(parents=True)
+        path.symlink_to("/dev/full")
+    with pytest.warns(UserWarning, match=path.name):
+        run = workers.run_one(run_config, Observer(step))
+    assert store.is_stored(run.id)
+    assert CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).exit_code == 0
+
+
+def test_a_log_of_0_2_0_without_checksums_is_read(build):
+    path = logs.log_path("a" * 64)
+    path.parent.mkdir(parents=True)
+    rows = [{"done": 0, "A_KA": 11.5}, {"task": 0, "step": 0, "loss": float("nan"), "memory": 3}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    table, damaged = logs.check_log("a" * 64)
+    assert damaged == 0 and list(table["memory"].dropna()) == [3]
+
+
+@pytest.mark.defect
+def test_a_board_that_fails_costs_no_run(build, monkeypatch):
+    class Writer:
+        def __init__(self, folder):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            raise OSError("no space")
+
+        def add_scalar(self, name, value, place):
+            raise OSError("no space")
+
+    module = type("M", (), {"SummaryWriter": Writer})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    with pytest.warns(UserWarning, match="--tensorboard: .*no space"):
+        run = workers.run_one(small_config(*RUN), board=build / "board")
+    assert every_step(logs.read_log(run.id))

@@ -177,7 +177,8 @@ def test_checkpoints_behind_a_link_are_neither_written_nor_deleted(place):
     assert content_of(place / "outside") == before
 
 
-def test_a_folder_among_the_checkpoints_is_left_alone(place):
+@pytest.mark.defect
+def test_what_is_no_checkpoint_is_left_alone(place):
     with checkpoints.CheckpointManager("abc") as manager:
         other = manager.folder / "other"
         other.mkdir()
@@ -185,7 +186,11 @@ def test_a_folder_among_the_checkpoints_is_left_alone(place):
         progress = checkpoints.Progress(checkpoints.SCHEMA, "abc", {}, 0, 0, [], 0.0, {})
         manager.save(checkpoints.RunState(progress, {"weights/a": torch.zeros(1)}))
         assert other.is_dir()
-        assert not (manager.folder / "link").is_symlink()
+        assert (manager.folder / "link").is_symlink()
+        manager.folder.joinpath("link").unlink()
+        with pytest.warns(UserWarning, match="other"):
+            manager.remove()
+        assert [*manager.folder.iterdir()] == [other]
     assert (place / "outside" / "secret").read_text() == "secret"
 
 

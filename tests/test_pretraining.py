@@ -1,18 +1,20 @@
 """Bases: a small pretraining from end to end, and what the shipped cards promise."""
 
+import functools
 import json
 
 import pytest
 import torch
 
 from cmp import config, evaluation, models
+from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.experiments import pretraining
-from cmp.files import project_folder
-from cmp.runner import Observer, execute
+from cmp.files import file_digest, project_folder
+from cmp.runner import NO_OBSERVER, Observer, execute
 
 SHIPPED = embedded_models.base_folders("annealed")[:2]
 """Where the bases that ship lie: in the package and in the project."""
@@ -123,3 +125,60 @@ def test_a_run_is_a_pretraining_if_its_recipe_is():
     mixture = {"pretraining": 1.0, "update": 0.0, "buffer": 0.0}
     for tree in ({"model": own, "mixture": mixture}, {"model": own | {"name": "ViT-B-32"}}):
         assert not pretraining.is_pretraining(config.parse(tree))
+
+
+@pytest.mark.defect
+def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, corpus, monkeypatch):
+    """Both bases are those of an undisturbed run, whatever was made under their names meanwhile."""
+    score = {"value": 1.0, "standard_error": 1.0}
+    card = {"weights": "w", "steps": 1, "seconds": 1, "tolerance": 1.0}
+    card["scores"] = {"A_KA": score, "A_ZS": score}
+    monkeypatch.setattr(pretraining, "make_card", lambda *_: card)
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    folder, seen = tmp_path / "models", []
+
+    def stop(task, step, *_):
+        seen.append(step)
+        if step == 6:  # the un-annealed base is that of six steps
+            raise Interrupted("here", 15)
+
+    def pretrain(*settings, observer=NO_OBSERVER, folder=folder):
+        settings = (*SHORT, "evaluation.subset=1", "evaluation.full=false", *settings)
+        run_config = pretraining.pretraining_config("tiny-half", 7, *settings)
+        pretraining.pretrain(run_config, corpus, folder, observer)
+        return {path.name: file_digest(path) for path in folder.glob("*.safetensors")}
+
+    whole = pretrain(folder=tmp_path / "whole")
+    make = functools.partial(CheckpointManager, interval=0.0)
+    monkeypatch.setattr(pretraining, "CheckpointManager", make)
+    with pytest.raises(Interrupted):
+        pretrain(observer=Observer(step=stop))
+    other = pretrain("training.steps=4")
+    assert other.keys() == whole.keys() and not {*other.values()} & {*whole.values()}
+    assert pretrain() == whole and seen == [*range(7)]
+    assert not [*(tmp_path / "build").glob("checkpoints/*")]
+
+
+def test_a_pretraining_whose_base_is_damaged_says_so_before_it_goes_on(
+    tmp_path, corpus, monkeypatch
+):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    make = functools.partial(CheckpointManager, interval=0.0)
+    monkeypatch.setattr(pretraining, "CheckpointManager", make)
+    settings = (*SHORT, "evaluation.subset=1", "evaluation.full=false")
+    run_config, seen = pretraining.pretraining_config("tiny-half", 7, *settings), []
+
+    def stop(task, step, *_):
+        seen.append(step)
+        if step == 6:
+            raise Interrupted("here", 15)
+
+    with pytest.raises(Interrupted):
+        pretraining.pretrain(run_config, corpus, tmp_path / "models", Observer(step=stop))
+    [base] = tmp_path.glob("checkpoints/*/base-6-*")
+    base.write_bytes(base.read_bytes()[:-1] + b"\1")
+    for word in ("damaged", "are not here"):
+        with pytest.raises(CmpError, match=rf"{word}.*cmpt results rm"):
+            pretraining.pretrain(run_config, corpus, tmp_path / "models", Observer(step=stop))
+        base.unlink(missing_ok=True)
+    assert seen == [*range(7)]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import threading
 import time
 
@@ -434,3 +435,39 @@ def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun
         second.save(some_state())
         with pytest.raises(CmpError, match="another process"), CheckpointManager(ID):
             pass
+
+
+@pytest.mark.defect
+def test_a_file_that_a_user_put_among_the_checkpoints_stays(manager):
+    manager.save(some_state())
+    manager.finish()
+    (manager.folder / "notes.txt").write_text("mine")
+    manager.keep_model(1, {"a": torch.zeros(1)}, "{}")
+    manager.save(some_state())
+    manager.finish()
+    with pytest.warns(UserWarning, match=r"notes\.txt"):
+        manager.remove()
+    assert [path.name for path in manager.folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.defect
+def test_the_newest_model_is_that_of_the_last_task_whatever_the_clock_says(manager):
+    for done in (2, 10):
+        manager.keep_model(done, {"a": torch.full((1,), float(done))}, "{}")
+        manager.finish()
+    newest = manager.folder.glob("model-10-*").__next__()
+    os.utime(newest, (0, 0))  # as if the clock had been set back
+    assert checkpoints.model_files(manager.folder)[-1] == newest
+    state = some_state()
+    manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=10)))
+    manager.finish()
+    assert checkpoints.model_files(manager.folder) == [newest]
+
+
+def test_a_model_of_a_task_that_is_computed_again_goes(manager):
+    """Its checkpoint was damaged, so that the run had to go back."""
+    manager.keep_model(2, {"a": torch.zeros(1)}, "{}")
+    state = some_state()
+    manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=1)))
+    manager.finish()
+    assert checkpoints.model_files(manager.folder) == []

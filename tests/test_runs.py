@@ -8,6 +8,7 @@ import options
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures, registry, runner
@@ -16,7 +17,7 @@ from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
 from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, file_digest
 from cmp.runner import execute
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
@@ -340,3 +341,52 @@ def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, 
         ]
         assert row["A_KA"] == pytest.approx(mine[mine["role"] == "adapt"]["score"].mean())
         assert row["GM"] == pytest.approx(np.sqrt(row["A_KA"] * row["A_ZS"]))
+
+
+def run_with_hits():
+    """A run that is stored, of six datasets whose questions were scored."""
+    row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 50.0}
+    hits = {f"{task}/{name}": np.arange(9) % 2 == task for task in (0, 1) for name in "abc"}
+    about = {"threads": 1, "seconds": 1.0}
+    identity = {"config": config.RunConfig().changes()}
+    run_id, run_config = store.json_digest(identity), config.RunConfig()
+    run = store.StoredRun(run_id, run_config, about, pd.DataFrame([row]), "", identity, hits)
+    store.save_run(run)
+    return run
+
+
+@pytest.mark.defect
+def test_a_run_is_stored_in_the_same_bytes_each_time(build):
+    contents = set()
+    for _ in range(6):
+        run = run_with_hits()
+        contents.add((store.run_folder(run.id) / store.HITS).read_bytes())
+    assert len(contents) == 1
+    loaded = store.load_run(run.id).hits
+    assert all(np.array_equal(x, loaded[name]) for name, x in run.hits.items())
+
+
+def test_a_run_that_0_2_0_stored_is_read(build):
+    run = run_with_hits()
+    folder = store.run_folder(run.id)
+    bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
+    save_file(bits, folder / store.HITS, {name: str(len(x)) for name, x in run.hits.items()})
+    record = json.loads((folder / "run.json").read_text())
+    record.pop("sha256")
+    record["files"][store.HITS] = file_digest(folder / store.HITS)
+    record["sha256"] = store.json_digest(record)
+    (folder / "run.json").write_text(json.dumps(record))
+    loaded = store.load_run(run.id).hits
+    assert loaded.keys() == run.hits.keys()
+    assert all(np.array_equal(x, loaded[name]) for name, x in run.hits.items())
+
+
+@pytest.mark.defect
+def test_a_file_that_a_user_put_beside_a_run_is_not_deleted_with_it(build, monkeypatch):
+    run = run_with_hits()
+    folder = store.run_folder(run.id)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match=r"notes\.txt"):
+        results.delete_run(run.id)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert store.stored_ids() == []

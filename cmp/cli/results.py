@@ -64,11 +64,14 @@ def show(run_id: str) -> None:
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")
     print_run(run)
-    log = logs.read_log(run.id)
+    log, damaged = logs.check_log(run.id)
     for name in ("loss", "gradient_norm", "rate", "samples_per_second", "memory"):
-        if name in log:
-            first, last = log[name].dropna().iloc[[0, -1]]
-            typer.echo(f"{name:18} {first:.4g} {logs.sparkline(log[name])} {last:.4g}")
+        if name in log and (known := log[name].dropna()).size:
+            first, last = known.iloc[[0, -1]]
+            typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
+    if damaged:
+        path = logs.log_path(run.id)
+        typer.echo(f"{path}: {damaged} lines are damaged or half written, and left out", err=True)
 
 
 def rm(run_id: str) -> None:

@@ -2,15 +2,22 @@
 
 A line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping), `rate`, `time` (Unix
 seconds), `samples_per_second`, and on a card `memory`, the most bytes so far. A line of an
-evaluation has `done` (tasks), `A_KA`, `A_ZS` and `GM`, as far as they were scored.
+evaluation has `done` (tasks), `A_KA`, `A_ZS` and `GM`, as far as they were scored. Each ends in
+`check`, a checksum of the rest. A line that is damaged is left out when the log is read, and a log
+that cannot be written costs a warning, never the run.
 """
 
+import contextlib
 import json
+import math
 import time
-from contextlib import ExitStack
+import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,6 +27,7 @@ from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
 from cmp.files import SHORT_ID, build_folder, child_path, make_folder
+from cmp.readers.files import parse_json
 from cmp.runner import Observer
 from cmp.training import StepResult
 
@@ -28,6 +36,13 @@ FLUSH_SECONDS = 5.0
 written."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
+MOST = 2**63
+"""What no number of a log comes near."""
+_TYPES = dict.fromkeys(("task", "step", "done"), (int,)) | dict.fromkeys(
+    ("loss", "gradient_norm", "rate", "time", "samples_per_second", "memory", "A_KA", "A_ZS", "GM"),
+    (int, float),
+)
+"""What a line may have, and of which types."""
 
 
 def log_path(run_id: str) -> Path:
@@ -36,22 +51,47 @@ def log_path(run_id: str) -> Path:
 
 
 def read_log(run_id: str) -> pd.DataFrame:
-    """Return the log of a run, a row per line; empty where there is none.
+    """Return the log of a run, a row per line; empty where there is none."""
+    return check_log(run_id)[0]
 
-    A line that is only half written, as when a run is going on, is left out.
+
+def check_log(run_id: str) -> tuple[pd.DataFrame, int]:
+    """Return the log of a run, a row per line, and how many lines are damaged and left out.
+
+    The last one may be only half written, as when a run is going on or was killed.
     """
-    path, rows = log_path(run_id), []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return pd.DataFrame(rows)
+    rows = [_parse_line(line) for line in filter(None, _read_lines(log_path(run_id)))]
+    return pd.DataFrame([row for row in rows if row is not None]), rows.count(None)
+
+
+def _read_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file, the last of which has no end; none if it cannot be read."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            return path.read_bytes().split(b"\n")
+    return [b""]
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line, None if it is not as it was written; 0.2.0 wrote no checksum."""
+    try:
+        row = parse_json(line.decode())
+        check = row.pop("check", None)
+        is_row = all(type(x) in _TYPES[name] for name, x in row.items())
+        is_row &= not any(MOST <= abs(x) < math.inf for x in row.values())
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None
+    is_row &= "done" in row or {"task", "step"} <= row.keys()
+    return row if is_row and check in (None, _checksum(row)) else None
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(row).encode()):08x}"
 
 
 def sparkline(values: pd.Series) -> str:
     """Return the course of some numbers as a line of bars, each the mean of a part of them."""
-    known = values.dropna()
+    known = values[np.isfinite(values)]
     parts = known.groupby(pd.RangeIndex(len(known)) * WIDTH // max(len(known), WIDTH)).mean()
     low, span = parts.min(), (parts.max() - parts.min()) or 1.0
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in parts)
@@ -76,34 +116,55 @@ class RunLog:
         self.steps = budgets.apply_budget(run_config).training.steps
         self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []
-        self.flushed, self._stack = time.monotonic(), ExitStack()
+        self.flushed, self._stack = time.monotonic(), contextlib.ExitStack()
+        self.file: BinaryIO | None = None
         if board:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise CmpError("--tensorboard: `pip install tensorboard` installs it") from error
-            self.board = self._stack.enter_context(SummaryWriter(str(board)))
+            with self._or_without("board"):
+                self.board = self._stack.enter_context(SummaryWriter(str(board)))
 
     def __enter__(self) -> Self:
-        make_folder(self.path.parent)
-        self.file = self._stack.enter_context(self.path.open("a", encoding="utf-8"))
+        with self._or_without("file"):
+            make_folder(self.path.parent)
+            self.file = self.path.open("ab")
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._stack:
-            self.flush()
-        if not self.path.stat().st_size:  # the run was refused before it began
-            self.path.unlink()
+        self.flush()
+        with self._or_without("board"):
+            self._stack.close()
+        with self._or_without("file"):
+            if self.file:
+                self.file.close()
+                if not self.path.stat().st_size:  # the run was refused before it began
+                    self.path.unlink()
+
+    @contextlib.contextmanager
+    def _or_without(self, what: str) -> Iterator[None]:
+        """Go on without the "file" or the "board" if that fails, with a warning."""
+        try:
+            yield
+        except Exception as error:  # a board has threads and libraries of its own
+            names = {"file": f"{self.path}: the log", "board": "--tensorboard: the board"}
+            words = f"{names[what]} cannot be written ({error}); the run goes on without it"
+            warnings.warn(words, stacklevel=3)
+            with contextlib.suppress(Exception):
+                getattr(self, what).close()
+            setattr(self, what, None)
 
     def observe(self, observer: Observer) -> Observer:
         """Return an observer that tells another one, and this log."""
 
         def task(done: int, scores: Scores) -> None:
             observer.task(done, scores)
-            if done == 0:  # what an earlier process left that saved nothing
-                self.file.truncate(0)
+            with self._or_without("file"):
+                if done == 0 and self.file:  # what an earlier process left that saved nothing
+                    self.file.truncate(0)
             self.flush()
-            self._write({"done": done} | scores.summary(), done * self.steps)
+            self._write({"done": done} | scores.summary())
 
         def resumed(steps: int) -> None:
             observer.resumed(steps)
@@ -130,24 +191,35 @@ class RunLog:
             for (task, step, result, when), (loss, norm) in pairs:
                 row = {"task": task, "step": step, "loss": loss, "gradient_norm": norm}
                 row |= {"rate": result.rate, "time": round(when, 3)} | common
-                self._write(row, task * self.steps + step)
+                self._write(row)
         self.pending, self.flushed = [], now
-        self.file.flush()
+        with self._or_without("file"):
+            if self.file:
+                self.file.flush()
 
-    def _write(self, row: dict[str, Any], place: int) -> None:
-        """Write a line; on the board its numbers stand at `place`, in steps of the stream."""
-        self.file.write(json.dumps(row) + "\n")
-        if self.board:
-            for name in row.keys() - {"task", "step", "time", "done"}:
-                self.board.add_scalar(name, row[name], place)
+    def _write(self, row: dict[str, Any]) -> None:
+        """Write a line, and its numbers on the board."""
+        with self._or_without("file"):
+            if self.file:
+                self.file.write(json.dumps(row | {"check": _checksum(row)}).encode() + b"\n")
+        with self._or_without("board"):
+            if self.board:
+                for name in row.keys() - {"task", "step", "time", "done"}:
+                    self.board.add_scalar(name, row[name], self._place(row))
 
     def _cut(self, steps: int) -> None:
         """Leave out what was logged after the checkpoint that the run goes on from."""
-        kept, seen = [], 0
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            seen += '"step": ' in line
-            if seen > steps or not line.endswith("\n"):
-                break
-            kept.append(line)
-        self.file.truncate(0)
-        self.file.writelines(kept)
+        kept, position = 0, 0
+        for line in _read_lines(self.path)[:-1]:
+            position += len(line) + 1
+            if row := _parse_line(line):
+                if self._place(row) + ("step" in row) > steps:
+                    break
+                kept = position
+        with self._or_without("file"):
+            if self.file:
+                self.file.truncate(kept)
+
+    def _place(self, row: dict[str, Any]) -> int:
+        """Return how many steps of the stream were done before a row's own."""
+        return (row["done"] if "done" in row else row["task"]) * self.steps + row.get("step", 0)

@@ -101,13 +101,20 @@ def pretrain(
 
     def after_step(task: int, step: int, result: StepResult, model: torch.nn.Module) -> None:
         if step + 1 == kept and "unannealed" in paths:
-            save_base(model, paths["unannealed"])
+            manager.keep_base(kept, model.state_dict())
         observer.step(task, step, result, model)
 
-    hooks = dataclasses.replace(observer, step=after_step)
+    def resumed(steps: int) -> None:
+        if steps >= kept and "unannealed" in paths:
+            manager.load_base(kept)  # an error comes before anything is computed
+        observer.resumed(steps)
+
+    hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(result.model, paths[starts[0]])
+        save_base(result.model.state_dict(), paths[starts[0]])
+        if "unannealed" in paths:
+            save_base(manager.load_base(kept), paths["unannealed"])
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
@@ -119,10 +126,10 @@ def pretrain(
     return cards
 
 
-def save_base(model: torch.nn.Module, path: Path) -> None:
+def save_base(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write a base in 8 bits, and its sha256 beside it."""
     with listed_file(path) as partial:
-        save_file(embedded_models.quantize(model.state_dict()), partial)
+        save_file(embedded_models.quantize(weights), partial)
 
 
 def make_card(

@@ -11,7 +11,6 @@ anyone can compute it again and compare.
 import dataclasses
 import functools
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -27,7 +26,15 @@ from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, logs, store, studies
 from cmp.experiments.runs import unfinished_runs
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun, Verdict
-from cmp.files import SHORT_ID, build_folder, check_digest, child_path, listed_file, project_folder
+from cmp.files import (
+    SHORT_ID,
+    build_folder,
+    check_digest,
+    child_path,
+    delete_folder,
+    listed_file,
+    project_folder,
+)
 from cmp.mixtures import is_kept_concept
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
@@ -311,11 +318,14 @@ def delete_run(prefix: str) -> tuple[str, int]:
         if pd.read_parquet(path, columns=["run"])["run"].str.startswith(name).any():
             raise CmpError(f"run {name}: published in {path}, so it is kept")
     with CheckpointManager(name) as manager:
-        folders, log = (store.run_folder(name), manager.folder), logs.log_path(name)
-        files = [path for folder in folders for path in folder.rglob("*")] + [log]
-        size = sum(path.stat().st_size for path in files if path.is_file())
+        folder, log = store.run_folder(name), logs.log_path(name)
+
+        def held() -> int:
+            paths = [log, *folder.rglob("*"), *manager.folder.rglob("*")]
+            return sum(path.stat().st_size for path in paths if path.is_file())
+
+        size = held()
         log.unlink(missing_ok=True)
-        if folders[0].exists():
-            shutil.rmtree(folders[0])
+        delete_folder(folder, [folder / file for file in store.FILES])
         manager.remove()
-    return name, size
+        return name, size - held()

@@ -15,7 +15,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store, workers
-from cmp.files import SHORT_ID, build_folder, file_digest
+from cmp.files import SHORT_ID, build_folder
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.readers.files import read_yaml
@@ -188,15 +188,15 @@ def find_model(prefix: str) -> tuple[store.StoredRun, models.Network]:
         run = store.find_run(prefix)
         return run, store.final_model(run)
     name = f"run {progress.run[:SHORT_ID]}"
-    paths = checkpoints.model_files(checkpoints.checkpoint_folder(progress.run))
-    if not paths:
+    folder = checkpoints.checkpoint_folder(progress.run)
+    numbers = {checkpoints.file_number(path): path for path in checkpoints.model_files(folder)}
+    done = max((number for number in numbers if number <= progress.task), default=0)
+    if not done:
         words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
         raise CmpError(f"{name}: {words}")
-    done, digest = paths[-1].stem.split("-")[1:]
-    if file_digest(paths[-1]) != digest:
-        raise CmpError(f"{paths[-1]}: damaged: its content is not what its name says")
-    run = run_so_far(progress, int(done))
-    return run, models.load_from_file(run.config.model.name, paths[-1])
+    checkpoints.check_content(numbers[done])
+    run = run_so_far(progress, done)
+    return run, models.load_from_file(run.config.model.name, numbers[done])
 
 
 def find_any_run(prefix: str) -> store.StoredRun:

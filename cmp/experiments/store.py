@@ -51,6 +51,10 @@ RUN_KEYS = ["setting", "replicate"]
 RUN_FORMAT = 3
 METRICS, HITS = "metrics.parquet", "hits.safetensors"
 """Files of a run beside its record and its weights."""
+FILES = ("run.json", METRICS, HITS, WEIGHTS)
+"""All that is stored of a run."""
+COUNTS = "counts"
+"""The key in the header of `HITS` that says how many questions each dataset asks."""
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """What stands in an id for a path, whose content counts and not where it lies."""
 RERUN = "; delete the folder and rerun"
@@ -243,8 +247,9 @@ def save_run(run: StoredRun, model: models.Network | None = None) -> None:
         run.metrics.to_parquet(folder / METRICS, index=False)
         if run.hits:
             bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
-            counts = {name: str(len(hits)) for name, hits in run.hits.items()}
-            save_file(bits, folder / HITS, counts)
+            counts = {name: len(hits) for name, hits in run.hits.items()}
+            # one key, since safetensors writes several in any order
+            save_file(bits, folder / HITS, {COUNTS: json.dumps(counts, sort_keys=True)})
         if model is not None:
             models.export_weights(model, folder / WEIGHTS)
         files = {path.name: file_digest(path) for path in folder.iterdir()}
@@ -297,7 +302,10 @@ def load_run(run_id: str) -> StoredRun:
         if HITS in record.files:
             _check_file(record, folder / HITS)
             with safe_open(folder / HITS, framework="np") as file:
-                for name, count in file.metadata().items():
+                counts = file.metadata()
+                if COUNTS in counts:  # 0.2.0 wrote a key for each dataset
+                    counts = parse_json(counts[COUNTS])
+                for name, count in counts.items():
                     hits[name] = np.unpackbits(file.get_tensor(name), count=int(count)) == 1
     content = (record.provenance, metrics, record.weights_sha256, record.identity, hits)
     return StoredRun(record.id, run_config, *content)

@@ -300,6 +300,17 @@ class _Worker:
         self.process.start()
         theirs.close()
 
+    def signal(self, number: int) -> bool:
+        """Send the process a signal, 0 for none, and return whether it runs.
+
+        The server that began it may be gone: it dies of a signal to all processes of a job.
+        """
+        self.process.is_alive()  # which reaps it if it has ended
+        with contextlib.suppress(OSError):
+            os.kill(self.process.pid, number)
+            return True
+        return False
+
     def death(self) -> str:
         """Return what the process died of, and how often the run's workers did."""
         self.process.join()
@@ -325,7 +336,7 @@ def _worker_pool() -> Iterator[list[_Worker]]:
     """Yield a list for workers, who end when it is left, those with a run once that is saved.
 
     They are asked again every second, as one may have been between two runs. However long it takes,
-    a second signal to this process ends it.
+    a second Ctrl-C ends this process.
     """
     pool: list[_Worker] = []
     try:
@@ -334,10 +345,11 @@ def _worker_pool() -> Iterator[list[_Worker]]:
         try:
             for worker in pool:
                 worker.pipe.close()
-            while alive := [worker.process for worker in pool if worker.process.is_alive()]:
-                for process in alive:
-                    process.terminate()
-                connection.wait([process.sentinel for process in alive], 1.0)
+            while alive := [worker for worker in pool if worker.signal(0)]:
+                for worker in alive:
+                    worker.signal(signal.SIGTERM)
+                living = [worker.process for worker in alive if worker.process.is_alive()]
+                connection.wait([process.sentinel for process in living], 1.0)
         finally:
             for worker in pool:
                 worker.process.kill()
