@@ -140,7 +140,8 @@ class UpdateMethod:
         after_backward: (state), when the gradients are there, before they are clipped.
         step: (state, optimizer), when they are clipped.
         end_task: (state, forward_step), after the task's last step; `forward_step(step)` passes any
-            batch of the task through the network.
+            batch of the task through the network. Batch norms use their statistics there and
+            leave them alone.
 
     Example:
         >>> def freeze_text(state):
@@ -199,7 +200,24 @@ def make_train_state(
         )
     execution.prepare(model, config.model.name, config.training)
     state.method.prepare(state)
+    set_train_mode(model)
     return state
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Put a network into training mode, all but the batch norms that do not train as a whole: the
+    statistics of what is frozen stay. A norm without parameters goes by what is around it."""
+    model.train()
+    for layer, around in batch_norms(model).items():
+        parameters = [*layer.parameters()] or [*around.parameters()]
+        layer.train(all(p.requires_grad for p in parameters))
+
+
+def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return the layers of a network that keep running statistics, each with what it is part of."""
+    pairs = ((layer, around) for around in model.modules() for layer in around.children())
+    kind = nn.modules.batchnorm._BatchNorm
+    return {layer: around for layer, around in pairs if isinstance(layer, kind)}
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -473,7 +491,7 @@ def train_task(
     every = (steps,) * config.stream.tasks
     rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
     local = distributed.local_slice(config.training.batch)
-    state.model.train()
+    set_train_mode(state.model)
     optimizer = optimizer or create_optimizer(state)
     if first == 0:
         with state.execution.outside_steps():
@@ -487,6 +505,8 @@ def train_task(
     def forward_step(step: int) -> ForwardOutput:
         return forward_batch(state, state.loader.batch(pools, task, step), task, step)
 
+    for layer in batch_norms(state.model):  # a measurement moves no statistics
+        layer.eval()
     with state.execution.outside_steps():
         method.end_task(state, forward_step)
     check_weights_finite(state, task, steps)
