@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtures, training
+from cmp import (
+    NUMERICS,
+    __version__,
+    budgets,
+    checkpoints,
+    distributed,
+    mixtures,
+    models,
+    training,
+)
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -64,7 +73,8 @@ class RunResult:
     Attributes:
         metrics: A row per (task, dataset): tasks done, `scope` ("subset" or "full") and the columns
             of `Scores.datasets`.
-        model: The network after the last task.
+        model: The network after the last task, in open_clip's own layers: one that
+            `open_clip.create_model` makes loads its `state_dict()`.
         seconds: Computing time.
         provenance: Where the run was computed, see `machine_record`; with `began` if it began
             elsewhere, and `budget` if it had one.
@@ -153,7 +163,8 @@ def execute(
         config: The run's config.
         corpus: The run's data.
         observer: Hears of the progress.
-        model: Starting weights, trained in place; those that `config.model` names where None.
+        model: Starting weights, trained in place and then returned; those that `config.model`
+            names where None.
         device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
         manager: Keeps checkpoints; the run goes on from the last one.
         execution: How a step is computed; it decides the last bits only.
@@ -365,7 +376,8 @@ class Run:
 
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
-        model, machine = adapters.merge_and_unload(self.model), self.machine
+        model = models.join_attention(adapters.merge_and_unload(self.model))
+        machine = self.machine
         if budget := budgets.task_budget(self.original):
             machine = machine | {"budget": budgets.budget_spent(budget, self.config.stream.tasks)}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

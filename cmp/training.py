@@ -171,7 +171,8 @@ def make_train_state(
     Args:
         config: The run's config.
         corpus: The run's data.
-        model: Trained in place; the weights that `config.model` names where None.
+        model: Trained in place, its attention split; the weights that `config.model` names where
+            None.
         device: Where the network lives.
         execution: How a step is computed.
 
@@ -187,6 +188,7 @@ def make_train_state(
     """
     execution = execution or ExecutionConfig()
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
+    models.split_attention(model)
     corpus.check_side(models.preprocessing(model).size, config.model.name)
     tokens = models.tokenize(config.model.name, tuple(corpus.texts))
     state = TrainState(config, corpus.on(device), model, tokens, execution=execution)

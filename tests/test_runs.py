@@ -4,13 +4,14 @@ import dataclasses
 import json
 
 import numpy as np
+import open_clip
 import options
 import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, registry, runner
+from cmp import cli, config, mixtures, models, registry, runner
 from cmp.checkpoints import CheckpointManager
 from cmp.cli import shared
 from cmp.errors import CmpError
@@ -61,6 +62,21 @@ def test_the_same_config_gives_the_same_numbers(corpus):
     pd.testing.assert_frame_equal(one.metrics, two.metrics)
     pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["small", "tiny-vit"])
+def test_plain_open_clip_loads_the_network_that_a_run_ends_in(corpus, name):
+    result = execute(small(f"model.name={name}", "method.name=lora"), corpus)
+    plain = open_clip.create_model(name, output_dict=True).eval()
+    plain.load_state_dict(result.model.state_dict())
+    pixels, tokens = torch.randn(2, 3, 32, 32), models.tokenizer(name)(["a red cat", "x"])
+    with torch.no_grad():
+        ours, theirs = (each.eval()(pixels, tokens) for each in (result.model, plain))
+        joined = models.encode_text(result.model, tokens)
+        split = models.encode_text(models.split_attention(result.model), tokens)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(joined, split)
 
 
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):

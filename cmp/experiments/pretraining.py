@@ -107,7 +107,7 @@ def pretrain(
     hooks = dataclasses.replace(observer, step=after_step)
     with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(result.model, paths[starts[0]])
+        save_base(models.split_attention(result.model), paths[starts[0]])
         cards = {}
         for start, path in paths.items():
             done = kept if start == "unannealed" else steps
