@@ -101,6 +101,12 @@ class TrainState:
         value = get_option("method", self.config.method.name).value
         return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
 
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What takes the steps: fresh at the start of a run, and of each task that carries no
+        moments."""
+        return create_optimizer(self)
+
 
 class StepResult(NamedTuple):
     """What a step came to; numbers on the device, so that nothing waits for it.
@@ -471,12 +477,16 @@ def train_task(
 ) -> None:
     """Train a network in place through one task, or through what is left of it.
 
+    Over all tasks in order this trains as `cmp.run` does, to the bit, where the config has no
+    budget, merges no weights and its schedule is not one curve over the stream.
+
     Args:
         state: The network and all that belongs to it.
         pools: What the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, what it came to) after each step.
-        optimizer: The optimiser to go on with; a fresh one where None.
+        optimizer: Another optimiser; the state's own where None, whose moments go on from the task
+            before where `RunConfig.carries_moments`.
         first: The step to go on from.
 
     Raises:
@@ -485,8 +495,8 @@ def train_task(
     Example:
         >>> config = cmp.RunConfig(training=cmp.Training(steps=2, batch=8))
         >>> state = cmp.make_train_state(config, cmp.load_data("embedded"))
-        >>> pools = cmp.task_pools(config, state.corpus)
-        >>> cmp.train_task(state, pools[0], task=0)
+        >>> for task, pools in enumerate(cmp.task_pools(config, state.corpus)):
+        ...     cmp.train_task(state, pools, task)
     """
     config, method = state.config, state.method
     steps = config.training.steps
@@ -494,7 +504,9 @@ def train_task(
     rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
     local = distributed.local_slice(config.training.batch)
     set_train_mode(state.model)
-    optimizer = optimizer or create_optimizer(state)
+    if first == 0 and not config.carries_moments:
+        vars(state).pop("optimizer", None)
+    optimizer = optimizer or state.optimizer
     if first == 0:
         with state.execution.outside_steps():
             method.begin_task(state, task)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import cmp
 from cmp import cli, config, mixtures, models, registry, runner
 from cmp.checkpoints import CheckpointManager
 from cmp.cli import shared
@@ -18,6 +19,7 @@ from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
 from cmp.experiments.runs import joint_training
 from cmp.files import SHORT_ID
+from cmp.methods import adapters
 from cmp.runner import execute
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
@@ -77,6 +79,33 @@ def test_plain_open_clip_loads_the_network_that_a_run_ends_in(corpus, name):
         split = models.encode_text(models.split_attention(result.model), tokens)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(joined, split)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.defect),
+        pytest.param({"method": {"name": "lora", "fold": False}}, marks=pytest.mark.defect),
+        pytest.param({"method": {"name": "galore", "gap": 2}}, marks=pytest.mark.defect),
+        {"optimizer": {"carry": False}},
+        {"method": "lora"},
+    ],
+)
+def test_a_loop_of_one_s_own_over_the_tasks_is_a_run_to_the_bit(corpus, build, settings):
+    """The loop is that of the example of `cmp.train_task`."""
+    settings = settings | {
+        "stream": {"tasks": 3},
+        "steps": 3,
+        "batch": 9,
+        "full": False,
+        "subset": 1,
+    }
+    finished = cmp.run("quick", progress=False, **settings)
+    state = cmp.make_train_state(finished.config, corpus)
+    for task, pools in enumerate(cmp.task_pools(finished.config, state.corpus)):
+        cmp.train_task(state, pools, task)
+    weights = adapters.merged_state_dict(state.model)
+    assert models.tensors_digest(weights) == finished.weights
 
 
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
