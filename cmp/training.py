@@ -485,8 +485,8 @@ def train_task(
         pools: What the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, what it came to) after each step.
-        optimizer: Another optimiser; the state's own where None, whose moments go on from the task
-            before where `RunConfig.carries_moments`.
+        optimizer: Another optimiser; where None the state's own, whose moments go on from task to
+            task if the config says so.
         first: The step to go on from.
 
     Raises:
