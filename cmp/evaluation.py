@@ -92,14 +92,15 @@ def evaluate(
     test_sets = _make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))
     place = {text: index for index, text in enumerate(texts)}
-    was_training = model.training
+    modes = {layer: layer.training for layer in model.modules()}  # of frozen norms another one
     rows = np.concatenate([test_set.rows for test_set in test_sets])
     model.eval()
     try:
         image = share_rows(rows, lambda part: image_features(model, corpus, part, precision))
         text = share_rows(texts, lambda part: text_features(model, name, part, precision))
     finally:
-        model.train(was_training)
+        for layer, mode in modes.items():
+            layer.training = mode
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError("evaluation: features are not finite: are the weights those of this model?")
     images = image.split([len(test_set.rows) for test_set in test_sets])

@@ -6,6 +6,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 
 import functools
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
-from cmp.config import Mixture, RunConfig, parse
+from cmp.config import MAX_COUNT, Mixture, RunConfig, parse
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, to_device, worker_count
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
+
+MANY_SAMPLES = 10_000
+"""Up to which batches are tried one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,51 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
     if mixture.pretraining > 0 and mixture.update > 0:
         return p + b // 2, d + b - b // 2, 0
     return (p + b, 0, 0) if mixture.pretraining > 0 else (0, d + b, 0)
+
+
+def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
+    """Return the shares above zero of which a batch has no sample, as "mixture.update 0.01"; while
+    the buffer is empty its share goes to the others.
+
+    Args:
+        mixture: The config section.
+        batch: Samples per batch.
+        empty_buffer: As in `batch_counts`.
+    """
+    named = zip(("pretraining", "update", "buffer"), mixture.shares, strict=True)
+    counts = batch_counts(mixture, batch, empty_buffer)
+    return [
+        f"mixture.{name} {share:g}"
+        for (name, share), count in zip(named, counts, strict=True)
+        if share > 0 and count == 0 and not (empty_buffer and name == "buffer")
+    ]
+
+
+def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: str) -> None:
+    """Check that a batch has a sample of every share above zero.
+
+    Args:
+        batch: Samples per batch.
+        mixtures: Those of some tasks, each with whether the buffer is empty.
+        label: What an error calls the batch.
+
+    Raises:
+        CmpError: It names the share and the smallest batch that has samples of all.
+    """
+    distinct = list(dict.fromkeys(mixtures))
+    empty = [
+        name for mixture, is_first in distinct for name in empty_shares(mixture, batch, is_first)
+    ]
+    if not empty:
+        return
+    least = min(share for mixture, _ in distinct for share in mixture.shares if share)
+    advice = "set the share to 0"
+    if least * MAX_COUNT >= 1:
+        enough = math.ceil(1 / least)
+        sizes = range(2, min(enough, MANY_SAMPLES))
+        fit = (n for n in sizes if not any(empty_shares(m, n, first) for m, first in distinct))
+        advice = f"the smallest batch that has some is {next(fit, enough)}, or {advice}"
+    raise CmpError(f"{label}: {batch} has no sample of {empty[0]}; {advice}")
 
 
 def batch_rows(
@@ -189,7 +238,7 @@ class MixtureSampler(Sampler[list[int]]):
             task: The task's number; another one gives other draws.
 
         Raises:
-            CmpError: The shares are not three parts of one.
+            CmpError: The shares are not three parts of one, or a batch has no sample of one.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             words = "expected those of pool, update and buffer, which sum to one"
@@ -198,6 +247,7 @@ class MixtureSampler(Sampler[list[int]]):
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)
         self.mixture = Mixture(pretraining, newest, earlier)
+        check_shares(batch, [(self.mixture, len(buffer) == 0)], "MixtureSampler: batch")
         self.batch, self.steps, self.seed, self.task = batch, steps, seed, task
 
     def __len__(self) -> int:
@@ -245,7 +295,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     """Return what each task may draw from, see also `fit_mixture`.
 
     Raises:
-        CmpError: A batch would take more samples of a pool than it holds.
+        CmpError: A batch would take more samples of a pool than it holds, or none of one that has
+            a share.
 
     Example:
         >>> pools = cmp.task_pools(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -267,6 +318,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         pools.append(Pools(replayed, update, history.rows[kept], groups))
     batch = config.training.batch
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
+    has_none = [len(each.buffer) == 0 for each in pools]
+    check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
     largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
         words = f"than it holds; the largest that fits this stream and mixture is {largest}"

@@ -111,10 +111,27 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
         if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):
             raise ValueError("more than 999 layers")  # they would be made without end
         with quiet_logging():
-            return open_clip.create_model(name, load_weights=False, output_dict=True, **options)
+            model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a package or hub is missing, or whatever a config of others does
         reason = first_line(error)
         raise CmpError(f"model.name: {name!r} cannot be made here ({reason:.300})") from error
+    check_attention(model)
+    return model
+
+
+def check_attention(model: nn.Module) -> None:
+    """Check that no attention would stay fused, which adapters and merging would pass over.
+
+    Raises:
+        CmpError: One is of a class that is unknown here, as those of open_clip 4 are.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "in_proj_weight") and not isinstance(module, nn.MultiheadAttention):
+            raise CmpError(
+                f"model.name: {name} is of a class of open_clip {open_clip.__version__} whose "
+                "projections cannot be split; install 'open_clip_torch>=3,<4', or choose another "
+                "model"
+            )
 
 
 @contextlib.contextmanager
@@ -306,7 +323,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     """Return unit text features, [N, E], in fp32 or fp64.
 
     Texts go through CLIP's own text tower in pairs, which changes no feature and saves most of the
-    padding. Any other tower gets them as open_clip passes them.
+    padding. Any other tower, and one of fused attention, gets them as open_clip passes them.
 
     Args:
         model: The network.
@@ -320,6 +337,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
         and clip.text_pool_type == "argmax"
         and clip.attn_mask is not None  # causal
         and isinstance(clip.text_projection, Tensor)
+        and not isinstance(clip.transformer.resblocks[0].attn, nn.MultiheadAttention)
     )
     if not can_pack or device.type == "meta":  # lengths are values, which meta tensors lack
         return encode_text_unpacked(model, tokens)
@@ -405,6 +423,25 @@ class SplitAttention(nn.Module):
         x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
 
+    def joined(self) -> dict[str, Tensor]:
+        """Return the projections' weights and biases as `nn.MultiheadAttention` has them."""
+        layers = [getattr(self, name) for name in PROJECTIONS]
+        return {
+            f"in_proj_{kind}": torch.cat([getattr(layer, kind).detach() for layer in layers])
+            for kind in ("weight", "bias")
+        }
+
+    def fused(self) -> nn.MultiheadAttention:
+        """Return the attention that this one took the weights of."""
+        width, layer = self.out_proj.in_features, getattr(self, PROJECTIONS[0])
+        options: Any = {"batch_first": self.batch_first, "device": "meta"}
+        fused = nn.MultiheadAttention(width, self.heads, **options).train(self.training)
+        for name, x in self.joined().items():
+            trains = getattr(layer, name.removeprefix("in_proj_")).requires_grad
+            setattr(fused, name, nn.Parameter(x, requires_grad=trains))
+        fused.out_proj.weight, fused.out_proj.bias = self.out_proj.weight, self.out_proj.bias
+        return fused
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return scaled dot-product attention, [B, heads, L, E].
@@ -425,8 +462,9 @@ def split_attention(model: nn.Module) -> Network:
     """Replace every fused attention of an open_clip network in place, and return the network.
 
     Raises:
-        CmpError: It is a CoCa, whose attention has keys of another width.
+        CmpError: It is a CoCa, whose attention has keys of another width, or see `check_attention`.
     """
+    check_attention(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MultiheadAttention):
@@ -434,6 +472,15 @@ def split_attention(model: nn.Module) -> Network:
                     raise CmpError("model.name: CoCa's networks are not supported; choose another")
                 setattr(module, name, SplitAttention(child))
     return cast(Network, model)
+
+
+def join_attention(model: Network) -> Network:
+    """Undo `split_attention`, in place: the network is of open_clip's own layers again."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, SplitAttention):
+                setattr(module, name, child.fused())
+    return model
 
 
 def load_weights(
@@ -465,16 +512,24 @@ def export_weights(model: Network, path: Path) -> None:
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, SplitAttention):
-            for kind in ("weight", "bias"):
-                parts = [weights.pop(f"{name}.{part}.{kind}") for part in PROJECTIONS]
-                weights[f"{name}.in_proj_{kind}"] = torch.cat(parts)
+            for part in PROJECTIONS:
+                del weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
+            weights |= {f"{name}.{key}": x for key, x in module.joined().items()}
     metadata = {"preprocess_cfg": json.dumps(model.visual.preprocess_cfg)}
     save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path, metadata)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, see `tensors_digest`."""
-    return tensors_digest(model.state_dict())
+    """Return the sha256 of a network's tensors, see `tensors_digest`; fused attention counts as if
+    it were split."""
+    weights = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            for kind in ("weight", "bias"):
+                parts = weights.pop(f"{name}.in_proj_{kind}").chunk(3)
+                names = [f"{name}.{part}.{kind}" for part in PROJECTIONS]
+                weights |= dict(zip(names, parts, strict=True))
+    return tensors_digest(weights)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import NUMERICS, __version__, budgets, checkpoints, distributed, mixtures, training
+from cmp import (
+    NUMERICS,
+    __version__,
+    budgets,
+    checkpoints,
+    distributed,
+    mixtures,
+    models,
+    training,
+)
 from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -32,7 +41,7 @@ from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
 from cmp.schedules import branch_step
-from cmp.training import StepResult, TrainState, create_optimizer, make_train_state, train_task
+from cmp.training import StepResult, TrainState, make_train_state, train_task
 
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
@@ -64,7 +73,8 @@ class RunResult:
     Attributes:
         metrics: A row per (task, dataset): tasks done, `scope` ("subset" or "full") and the columns
             of `Scores.datasets`.
-        model: The network after the last task.
+        model: The network after the last task, in open_clip's own layers: one that
+            `open_clip.create_model` makes loads its `state_dict()`.
         seconds: Computing time.
         provenance: Where the run was computed, see `machine_record`; with `began` if it began
             elsewhere, and `budget` if it had one.
@@ -153,7 +163,8 @@ def execute(
         config: The run's config.
         corpus: The run's data.
         observer: Hears of the progress.
-        model: Starting weights, trained in place; those that `config.model` names where None.
+        model: Starting weights, trained in place and then returned; those that `config.model`
+            names where None.
         device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
         manager: Keeps checkpoints; the run goes on from the last one.
         execution: How a step is computed; it decides the last bits only.
@@ -168,21 +179,18 @@ def execute(
     with StopRequest() as stop:
         machine = machine_record(device) | state.execution.record()
         run = Run(state, observer, manager, stop, machine, original)
-        optimizer = create_optimizer(state)
-        first_task, first_step = run.begin(optimizer)
+        first_task, first_step = run.begin()
         for task in range(first_task, len(pools)):
-            if task > first_task and not config.carries_moments:
-                optimizer = create_optimizer(state)
-            after_step = functools.partial(run.after_step, task, optimizer)
+            after_step = functools.partial(run.after_step, task)
             try:
-                train_task(state, pools[task], task, after_step, optimizer, first_step)
+                train_task(state, pools[task], task, after_step, first=first_step)
             except Diverged as error:
                 if not manager:
                     raise
                 path = manager.report(error.report)  # beside the last good state
                 raise Diverged(f"{error}; {path} says more", error.report) from error
             first_step = 0
-            run.end_task(task + 1, optimizer)
+            run.end_task(task + 1)
     return run.result()
 
 
@@ -231,7 +239,7 @@ class Run:
         """Return a copy of the network's weights on the CPU, adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self, optimizer: Optimizer) -> tuple[int, int]:
+    def begin(self) -> tuple[int, int]:
         """Go on from the last checkpoint, or evaluate the weights that the run starts from.
 
         A run that goes on elsewhere than it began warns and keeps both in its provenance.
@@ -246,7 +254,7 @@ class Run:
             self.save_or_stop(0, 0)
             return 0, 0
         progress = saved.progress
-        checkpoints.restore(saved.tensors, self.model, optimizer)
+        checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
         self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
         for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
             self.state.method_state[name] = x.to(self.device, copy=True)
@@ -282,17 +290,17 @@ class Run:
         if distributed.rank() == 0:
             self.observer.task(done, scored[0])
 
-    def after_step(self, task: int, optimizer: Optimizer, step: int, result: StepResult) -> None:
+    def after_step(self, task: int, step: int, result: StepResult) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
         update_step_average(self.config.merging, self.memory, self.model.state_dict)
         self.observer.step(task, step, result, self.model)
         done = step + 1
         if done == self.branch:
-            tensors = checkpoints.state_tensors(self.model, optimizer)
+            tensors = checkpoints.state_tensors(self.model, self.state.optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
-        self.save_or_stop(task, done, optimizer)
+        self.save_or_stop(task, done, self.state.optimizer)
 
-    def end_task(self, done: int, optimizer: Optimizer) -> None:
+    def end_task(self, done: int) -> None:
         """Score what is deployed after some tasks, load what the next one starts from, save."""
         start: Weights = {}
         merging, seed = self.config.merging, self.config.seeds.data
@@ -304,11 +312,11 @@ class Run:
         deployed = self.weights() if self.manager and done < self.config.stream.tasks else {}
         if done < self.config.stream.tasks:
             if self.trunk:
-                checkpoints.restore(self.trunk, self.model, optimizer)
+                checkpoints.restore(self.trunk, self.model, self.state.optimizer)
             elif start:
                 adapters.load_merged(self.model, start)
         self.trunk = {}
-        self.save(done, 0, optimizer if self.config.carries_moments else None)
+        self.save(done, 0, self.state.optimizer if self.config.carries_moments else None)
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         self.save_or_stop(done, 0)
@@ -365,7 +373,8 @@ class Run:
 
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
-        model, machine = adapters.merge_and_unload(self.model), self.machine
+        model = models.join_attention(adapters.merge_and_unload(self.model))
+        machine = self.machine
         if budget := budgets.task_budget(self.original):
             machine = machine | {"budget": budgets.budget_spent(budget, self.config.stream.tasks)}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

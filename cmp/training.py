@@ -101,6 +101,12 @@ class TrainState:
         value = get_option("method", self.config.method.name).value
         return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
 
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What takes the steps: fresh at the start of a run, and of each task that carries no
+        moments."""
+        return create_optimizer(self)
+
 
 class StepResult(NamedTuple):
     """What a step came to; numbers on the device, so that nothing waits for it.
@@ -140,7 +146,8 @@ class UpdateMethod:
         after_backward: (state), when the gradients are there, before they are clipped.
         step: (state, optimizer), when they are clipped.
         end_task: (state, forward_step), after the task's last step; `forward_step(step)` passes any
-            batch of the task through the network.
+            batch of the task through the network. Batch norms use their statistics there and
+            leave them alone.
 
     Example:
         >>> def freeze_text(state):
@@ -170,7 +177,8 @@ def make_train_state(
     Args:
         config: The run's config.
         corpus: The run's data.
-        model: Trained in place; the weights that `config.model` names where None.
+        model: Trained in place, its attention split; the weights that `config.model` names where
+            None.
         device: Where the network lives.
         execution: How a step is computed.
 
@@ -186,6 +194,7 @@ def make_train_state(
     """
     execution = execution or ExecutionConfig()
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
+    models.split_attention(model)
     corpus.check_side(models.preprocessing(model).size, config.model.name)
     tokens = models.tokenize(config.model.name, tuple(corpus.texts))
     state = TrainState(config, corpus.on(device), model, tokens, execution=execution)
@@ -199,7 +208,24 @@ def make_train_state(
         )
     execution.prepare(model, config.model.name, config.training)
     state.method.prepare(state)
+    set_train_mode(model)
     return state
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Put a network into training mode, all but the batch norms that do not train as a whole: the
+    statistics of what is frozen stay. A norm without parameters goes by what is around it."""
+    model.train()
+    for layer, around in batch_norms(model).items():
+        parameters = [*layer.parameters()] or [*around.parameters()]
+        layer.train(all(p.requires_grad for p in parameters))
+
+
+def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return the layers of a network that keep running statistics, each with what it is part of."""
+    pairs = ((layer, around) for around in model.modules() for layer in around.children())
+    kind = nn.modules.batchnorm._BatchNorm
+    return {layer: around for layer, around in pairs if isinstance(layer, kind)}
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -451,12 +477,16 @@ def train_task(
 ) -> None:
     """Train a network in place through one task, or through what is left of it.
 
+    Over all tasks in order this trains as `cmp.run` does, to the bit, where the config has no
+    budget, merges no weights and its schedule is not one curve over the stream.
+
     Args:
         state: The network and all that belongs to it.
         pools: What the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, what it came to) after each step.
-        optimizer: The optimiser to go on with; a fresh one where None.
+        optimizer: Another optimiser; where None the state's own, whose moments go on from task to
+            task if the config says so.
         first: The step to go on from.
 
     Raises:
@@ -465,16 +495,18 @@ def train_task(
     Example:
         >>> config = cmp.RunConfig(training=cmp.Training(steps=2, batch=8))
         >>> state = cmp.make_train_state(config, cmp.load_data("embedded"))
-        >>> pools = cmp.task_pools(config, state.corpus)
-        >>> cmp.train_task(state, pools[0], task=0)
+        >>> for task, pools in enumerate(cmp.task_pools(config, state.corpus)):
+        ...     cmp.train_task(state, pools, task)
     """
     config, method = state.config, state.method
     steps = config.training.steps
     every = (steps,) * config.stream.tasks
     rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
     local = distributed.local_slice(config.training.batch)
-    state.model.train()
-    optimizer = optimizer or create_optimizer(state)
+    set_train_mode(state.model)
+    if first == 0 and not config.carries_moments:
+        vars(state).pop("optimizer", None)
+    optimizer = optimizer or state.optimizer
     if first == 0:
         with state.execution.outside_steps():
             method.begin_task(state, task)
@@ -487,6 +519,8 @@ def train_task(
     def forward_step(step: int) -> ForwardOutput:
         return forward_batch(state, state.loader.batch(pools, task, step), task, step)
 
+    for layer in batch_norms(state.model):  # a measurement moves no statistics
+        layer.eval()
     with state.execution.outside_steps():
         method.end_task(state, forward_step)
     check_weights_finite(state, task, steps)

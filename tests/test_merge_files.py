@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -126,11 +127,48 @@ def test_every_type_survives(dtype, tmp_path):
 
 def test_quantised_weights_are_refused_and_half_precision_is_not(tmp_path):
     small = [embedded_models.base_path("small", start, 0) for start in embedded_models.SHIPPED]
-    with pytest.raises(CmpError, match=r"torch\.int8 is not supported; convert it to float32"):
+    with pytest.raises(CmpError, match=r"I8 is not supported; convert it to float32"):
         merging_files.merge_files("interpolation", small, tmp_path / "out.safetensors")
     paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
     out = merged(tmp_path, "interpolation", *paths)
     models.load_weights(models.create_model("tiny"), out)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_type_that_no_rule_merges_is_refused_in_any_file_before_the_work(which, files, tmp_path):
+    weights = load_file(files[which])
+    name = next(name for name, x in weights.items() if x.is_floating_point())
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, files[which])
+    error = shell("ties", *files[:2], "--base", files[2], "-o", tmp_path / "out").exception
+    assert isinstance(error, CmpError), error
+    assert str(error).startswith(f"{files[which]}: {name}: F8_E4M3 ") and "float32" in str(error)
+    counts = []
+    with pytest.raises(CmpError):
+        cmp.merge_files("ties", files[:2], tmp_path / "out", files[2], counts.append)
+    assert not counts and not (tmp_path / "out").exists()
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(("rule", "passes"), [("ties", 3), ("breadcrumbs", 3), ("dare", 1)])
+def test_values_are_read_as_few_times_as_there_are_passes(
+    rule, passes, files, tmp_path, monkeypatch
+):
+    """TIES: a sample, the rank within it, the merge; hashing reads the files once more."""
+    third, reads = tmp_path / "third.safetensors", Counter()
+    save_file(load_file(files[1]), third)
+    get = merging_files.TensorFile.__getitem__
+
+    def count(file, name):
+        reads[file.path, name] += 1
+        return get(file, name)
+
+    monkeypatch.setattr(merging_files.TensorFile, "__getitem__", count)
+    monkeypatch.setattr(apply, "THRESHOLD_SAMPLE", 16)  # as of a large model
+    cmp.merge_files(rule, [*files[:2], third], tmp_path / "out", files[2])
+    assert {path for path, _ in reads} == {*files, third}
+    assert set(reads.values()) == {passes}
 
 
 def save_bad(path, kind):

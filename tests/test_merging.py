@@ -376,7 +376,7 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     kept, old = flat(model).abs(), apply.THRESHOLD_SAMPLE
     try:
         apply.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
-        below, most = apply.magnitude_thresholds(model, base, list(model), density)
+        [(below, most)] = apply.magnitude_thresholds([model], base, list(model), density)
     finally:
         apply.THRESHOLD_SAMPLE = old
     rank = len(kept) - max(1, round(density * len(kept)))
@@ -393,10 +393,11 @@ def test_a_sample_that_misleads_costs_time_but_no_truth():
     values = np.arange(1000, dtype=np.float32)
     for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
         for rank in (0, 399, 400, 401, 999):
-            entry = apply.select_rank(
-                lambda: iter(np.split(values, 10)), rank, 1000, sample.astype(np.float32)
-            )
-            assert entry == rank
+            entries = apply.select_ranks(
+                lambda: ((n, x) for x in np.split(values, 10) for n in (0, 1)),
+                [rank, 7], 1000, [sample.astype(np.float32), values],
+            )  # fmt: skip
+            assert entries == [[rank, 7]] * 2
 
 
 class Elsewhere(torch.Tensor):
@@ -411,12 +412,12 @@ class Elsewhere(torch.Tensor):
 @pytest.mark.parametrize(("density", "outliers"), [(0.2, 0.0), (0.3, 0.01), (0.01, 0.5)])
 def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monkeypatch):
     model, base = ({"x": weights(seed, {"x": (9999,)})["x"].to(dtype)} for seed in (0, 1))
-    expected = apply.magnitude_thresholds(model, base, ["x"], density, outliers)
+    expected = apply.magnitude_thresholds([model], base, ["x"], density, outliers)
     model["x"] = model["x"].as_subclass(Elsewhere)
     monkeypatch.setattr(apply, "_magnitudes", lambda name, one, other: iter(
         (one.as_subclass(torch.Tensor).to(rules.compute_dtype([one])) - other).abs().split(4096)
     ))  # fmt: skip
-    assert apply.magnitude_thresholds(model, base, ["x"], density, outliers) == expected
+    assert apply.magnitude_thresholds([model], base, ["x"], density, outliers) == expected
 
 
 def test_breadcrumbs_drop_both_ends():
@@ -878,7 +879,7 @@ def test_a_per_step_average_is_its_recurrence(corpus):
 
     manager = MemoryManager()
     result = execute(run_config, corpus, Observer(step), manager=manager)
-    close(dict(result.model.state_dict()), average, rtol=1e-4, atol=1e-6)
+    close(dict(models.split_attention(result.model).state_dict()), average, rtol=1e-4, atol=1e-6)
     loaded = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "weights/")
     kept = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "merging/average/")
     assert identical(loaded, kept)  # the next task starts from the average

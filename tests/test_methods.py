@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import itertools
+import json
 import math
 from types import SimpleNamespace
 
 import forked
+import open_clip
 import options
 import pytest
 import torch
@@ -14,6 +16,8 @@ from options import small
 
 from cmp import budgets, mixtures, models
 from cmp.config import Method
+from cmp.evaluation import evaluate
+from cmp.experiments import store
 from cmp.methods import distillation, ewc, galore, importance, locked_text, si
 from cmp.runner import Observer, execute
 from cmp.seeds import torch_generator
@@ -396,3 +400,91 @@ def test_draws_of_methods_leave_the_global_stream_alone():
     for name, network in networks.items():
         budgets.shape_state("tiny", Method(name=name), network)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+NANO_RESNET = {
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 32},
+    "text_cfg": {"width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module", params=["nano", pytest.param("RN50", marks=pytest.mark.long)])
+def resnet(request, tmp_path_factory):
+    """The name of a network with batch norms, for small pictures."""
+    tree = open_clip.get_model_config("RN50")
+    tree["vision_cfg"]["image_size"] = 32
+    if request.param == "nano":
+        tree |= {key: tree[key] | value for key, value in NANO_RESNET.items()}
+    path = tmp_path_factory.mktemp("models") / f"{request.param}-32.json"
+    path.write_text(json.dumps(tree))
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def resnet_state(name, *settings, frozen=lambda model: ()):
+    """The state of a run of a network at random weights, some parts of it frozen."""
+    sizes = (f"model.name={name}", "model.start=random", "training.batch=6")
+    model = models.create_model(name)
+    for part in frozen(model):
+        part.requires_grad_(False)
+    return make_train_state(small(*sizes, *settings), forked.small_corpus(), model)
+
+
+def statistics(model):
+    """The running statistics of a network."""
+    endings = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: x.clone() for name, x in model.state_dict().items() if name.endswith(endings)}
+
+
+def moved_statistics(state):
+    """Which running statistics the steps of a task move, and which its end; scored on the way."""
+    looks = [statistics(state.model)]
+
+    def look(step, result):
+        looks[1:] = [statistics(state.model)]
+        if step == 0:
+            evaluate(state.model, state.config.model.name, state.corpus, subset=1)
+
+    train_task(state, mixtures.task_pools(state.config, state.corpus)[0], 0, look)
+    looks.append(statistics(state.model))
+    return [
+        {name for name, x in one.items() if not torch.equal(x, other[name])}
+        for one, other in itertools.pairwise(looks)
+    ]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["locked-image", "lora", "bitfit", "lnfit"])
+def test_running_statistics_of_what_is_frozen_stay(resnet, name):
+    state = resnet_state(resnet, f"method.name={name}", "training.steps=20")
+    assert moved_statistics(state) == [set(), set()]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("fisher", ["sample", "batch"])
+def test_a_measurement_moves_no_running_statistics(resnet, fisher):
+    settings = ("method.name=ewc", f"method.fisher={fisher}", "method.batches=1")
+    state = resnet_state(resnet, *settings, "training.steps=2")
+    in_steps, at_end = moved_statistics(state)
+    assert in_steps == statistics(state.model).keys() and at_end == set()
+    assert state.method_state["importance/visual.conv1.weight"].any()
+
+
+@pytest.mark.defect
+def test_running_statistics_stay_where_a_user_froze_the_network(resnet):
+    state = resnet_state(resnet, "training.steps=2", frozen=lambda model: [model.visual.layer1])
+    frozen = {name for name in statistics(state.model) if name.startswith("visual.layer1.")}
+    in_steps, _ = moved_statistics(state)
+    assert frozen and in_steps == statistics(state.model).keys() - frozen
+
+
+@pytest.mark.defect
+def test_runs_whose_running_statistics_stay_have_ids_of_their_own_and_no_others(resnet):
+    def is_marked(model, method):
+        settings = [f"model.name={model}", "model.start=random", f"method.name={method}"]
+        settings += ["method.rank=2"] * (method == "galore")  # of the narrowest matrix
+        return "batch_norm" in store.run_identity(small(*settings), forked.small_corpus())
+
+    marked = {name for name in NAMES if is_marked(resnet, name)}
+    assert marked == {"locked-image", "bitfit", "lnfit", "lora", "dora", "vera", "ewc"}
+    assert not any(is_marked(model, name) for model in ("small", "ViT-B-32") for name in NAMES)

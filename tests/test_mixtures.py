@@ -3,6 +3,7 @@ drawn from: buffers that never hold the future, pools that are what was asked fo
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
 
 import forked
@@ -24,6 +25,7 @@ from cmp.mixtures import (
     batch_counts,
     batch_rows,
     choose_lowest,
+    empty_shares,
     is_kept_concept,
     largest_batch,
     rank_within_groups,
@@ -144,6 +146,10 @@ def test_a_sampler_keeps_the_shares_and_repeats_nothing_within_a_pass(
     ratios = (mixture.pretraining, mixture.update, mixture.buffer)
     if empty and ratios[2] == 1:
         return
+    if empty_shares(mixture, batch, empty):
+        with pytest.raises(CmpError, match=r"MixtureSampler: batch: .* has no sample of mixture\."):
+            make_sampler(sizes, ratios, batch)
+        return
     sampler = make_sampler(sizes, ratios, batch, 12, task=task)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 12
@@ -201,6 +207,58 @@ def test_a_sampler_refuses_what_it_cannot_do():
         make_sampler(shares=(0.5, 0.5, 0.5))
     with pytest.raises(CmpError, match="empty pool"):
         list(make_sampler(sizes=(0, 60, 30)))
+
+
+# --- shares that vanish
+
+
+def refused_batch(settings, corpus):
+    """The batch that a refusal of a run names."""
+    words = r"training\.batch: \d+ has no sample of mixture\..* that has some is (\d+)"
+    with pytest.raises(CmpError, match=words) as refused:
+        mixtures.task_pools(forked.small_config(*settings), corpus)
+    return int(re.search(words, str(refused.value))[1])
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("shares", "batch", "smallest"),
+    [
+        ((0.99, 0.01, 0.0), 64, 100),
+        ((0.5, 0.48, 0.02), 32, 50),
+        ((1 / 3, 1 / 3, 1 / 3), 2, 3),
+        ((1 - 1e-6, 1e-6, 0.0), 64, 1_000_000),
+    ],
+)
+def test_a_share_that_gets_no_sample_is_refused_with_the_smallest_batch(shares, batch, smallest):
+    keys = ("pretraining", "update", "buffer")
+    settings = [f"mixture.{key}={share!r}" for key, share in zip(keys, shares, strict=True)]
+    corpus = forked.small_corpus()
+    assert refused_batch([*settings, f"training.batch={batch}"], corpus) == smallest
+    with pytest.raises(CmpError, match=rf"MixtureSampler: batch: {batch} .* is {smallest}, or set"):
+        make_sampler(shares=shares, batch=batch)
+    make_sampler(shares=shares, batch=smallest)
+    smaller = range(2, min(smallest, 1000))
+    assert all(empty_shares(Mixture(*shares), size, False) for size in smaller)
+
+
+@pytest.mark.defect
+def test_a_share_that_vanishes_on_the_way_is_refused_with_the_smallest_batch_of_all_tasks():
+    tiny = ["mixture.last=[0.5,0.5,5e-324]", "training.batch=12"]
+    with pytest.raises(CmpError, match=r"no sample of mixture\.buffer 4\.9\S*e-324; set the share"):
+        mixtures.task_pools(forked.small_config(*tiny), forked.small_corpus())
+    last = ["mixture.last=[0.9,0.05,0.05]", "training.batch=12"]
+    smallest = refused_batch(last, forked.small_corpus())
+    assert smallest == 20
+    mixtures.task_pools(forked.small_config(last[0], "training.batch=20"), forked.small_corpus())
+
+
+@pytest.mark.defect
+def test_the_share_of_a_buffer_counts_where_there_is_one():
+    shares = ["mixture.pretraining=0.5", "mixture.update=0.49", "mixture.buffer=0.01"]
+    settings = [*shares, "training.batch=8"]
+    mixtures.task_pools(forked.small_config(*settings, "stream.tasks=1"), forked.small_corpus())
+    assert refused_batch(settings, forked.small_corpus()) == 100
 
 
 # --- choosing by keys

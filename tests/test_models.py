@@ -2,7 +2,10 @@
 
 import copy
 import gzip
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
@@ -19,7 +22,7 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import preflight
 from cmp.experiments.pretraining import PRETRAINING
-from cmp.files import DIGESTS
+from cmp.files import DIGESTS, project_folder
 from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
 
 
@@ -44,6 +47,70 @@ def test_split_attention_changes_no_output(name):
             split.encode_text(tokens), fused.encode_text(tokens), atol=1e-5, rtol=1e-5
         )
     assert not any(isinstance(module, nn.MultiheadAttention) for module in split.modules())
+
+
+@pytest.mark.defect
+def test_attention_that_cannot_be_split_is_refused_with_the_versions_that_fit(monkeypatch):
+    """As of open_clip 4, whose blocks have a class of their own."""
+    model = open_clip.create_model("tiny-vit", output_dict=True)
+    for block in model.visual.trunk.transformer.resblocks:
+        block.attn = open_clip.transformer.Attention(block.attn.embed_dim, block.attn.num_heads)
+    monkeypatch.setattr(open_clip, "create_model", lambda *args, **options: copy.deepcopy(model))
+    start = Model("tiny-vit")
+    for make in (
+        lambda: models.create_model("tiny-vit"),
+        lambda: models.load_model(start, 0),
+        lambda: models.split_attention(copy.deepcopy(model)),
+        lambda: make_train_state(config.RunConfig(model=start), None, copy.deepcopy(model)),
+    ):
+        with pytest.raises(CmpError, match=r"model\.name: \S+attn .*open_clip_torch>=3,<4"):
+            make()
+
+
+NEWEST = os.environ.get("CMP_OPEN_CLIP", "")
+"""What pip installs for the test below: `CMP_OPEN_CLIP=open_clip_torch` is the newest release."""
+WITH_NEWEST = """
+import open_clip, torch
+import cmp
+from cmp import models
+
+print(open_clip.__version__, open_clip.__file__)
+try:
+    for name in ("ViT-B-16", "RN50", "small", "tiny-vit"):
+        names = list(models.create_on_meta(name).state_dict())
+        assert any(name.endswith(".q_proj.weight") for name in names)
+        assert not any("in_proj_" in name for name in names)
+    model = cmp.load_model(cmp.RunConfig().model, 0).eval()
+    joined = models.join_attention(cmp.load_model(cmp.RunConfig().model, 0)).eval()
+    tokens = models.tokenizer("small")(["a red cat", "x"])
+    torch.testing.assert_close(model.encode_text(tokens), joined.encode_text(tokens))
+except cmp.CmpError as error:
+    assert "install 'open_clip_torch" in str(error), error
+    print(error)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not NEWEST, reason="needs CMP_OPEN_CLIP, and a network")
+def test_the_newest_open_clip_is_split_or_refused(tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*pip, tmp_path, NEWEST], check=True)
+    path = os.pathsep.join([str(tmp_path), str(project_folder())])
+    command = [sys.executable, "-c", WITH_NEWEST]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert str(tmp_path) in done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", models.family_names())
+def test_joined_attention_is_open_clips_own_and_counts_as_the_same_weights(name):
+    plain, split = open_clip_attention(name, 3)
+    digest, state = models.weights_digest(split), torch.get_rng_state()
+    joined = models.join_attention(split)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert plain.load_state_dict(joined.state_dict()) and models.weights_digest(joined) == digest
+    assert list(joined.state_dict()) == list(plain.state_dict())
+    assert models.weights_digest(models.split_attention(joined)) == digest
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 33])

@@ -53,7 +53,8 @@ def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
 def test_a_rerun_gives_the_same_bits(pretrained, corpus):
     folder, _ = pretrained
     run_config = pretraining.pretraining_config("small", 7, *SHORT)
-    weights = embedded_models.quantize(execute(run_config, corpus).model.state_dict())
+    network = models.split_attention(execute(run_config, corpus).model)
+    weights = embedded_models.quantize(network.state_dict())
     stored = models.load_file(folder / "small-s7-annealed.safetensors")
     assert weights.keys() == stored.keys()
     assert all(torch.equal(x, stored[name]) for name, x in weights.items())

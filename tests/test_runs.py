@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import open_clip
 import options
 import pandas as pd
 import pytest
@@ -11,13 +12,15 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, registry, runner
+import cmp
+from cmp import cli, config, mixtures, models, registry, runner
 from cmp.checkpoints import CheckpointManager
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies, workers
 from cmp.experiments.runs import joint_training
 from cmp.files import SHORT_ID, file_digest
+from cmp.methods import adapters
 from cmp.runner import execute
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
@@ -62,6 +65,48 @@ def test_the_same_config_gives_the_same_numbers(corpus):
     pd.testing.assert_frame_equal(one.metrics, two.metrics)
     pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["small", "tiny-vit"])
+def test_plain_open_clip_loads_the_network_that_a_run_ends_in(corpus, name):
+    result = execute(small(f"model.name={name}", "method.name=lora"), corpus)
+    plain = open_clip.create_model(name, output_dict=True).eval()
+    plain.load_state_dict(result.model.state_dict())
+    pixels, tokens = torch.randn(2, 3, 32, 32), models.tokenizer(name)(["a red cat", "x"])
+    with torch.no_grad():
+        ours, theirs = (each.eval()(pixels, tokens) for each in (result.model, plain))
+        joined = models.encode_text(result.model, tokens)
+        split = models.encode_text(models.split_attention(result.model), tokens)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(joined, split)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.defect),
+        pytest.param({"method": {"name": "lora", "fold": False}}, marks=pytest.mark.defect),
+        pytest.param({"method": {"name": "galore", "gap": 2}}, marks=pytest.mark.defect),
+        {"optimizer": {"carry": False}},
+        {"method": "lora"},
+    ],
+)
+def test_a_loop_of_one_s_own_over_the_tasks_is_a_run_to_the_bit(corpus, build, settings):
+    """The loop is that of the example of `cmp.train_task`."""
+    settings = settings | {
+        "stream": {"tasks": 3},
+        "steps": 3,
+        "batch": 9,
+        "full": False,
+        "subset": 1,
+    }
+    finished = cmp.run("quick", progress=False, **settings)
+    state = cmp.make_train_state(finished.config, corpus)
+    for task, pools in enumerate(cmp.task_pools(finished.config, state.corpus)):
+        cmp.train_task(state, pools, task)
+    weights = adapters.merged_state_dict(state.model)
+    assert models.tensors_digest(weights) == finished.weights
 
 
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):

@@ -26,6 +26,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast, results, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, build_folder, project_folder
+from cmp.mixtures import empty_shares
 from cmp.runner import execute
 
 SIZES = {
@@ -610,3 +611,31 @@ def test_a_sweep_may_have_fewer_replicates():
     assert count["joint"] == 5
     assert count["tiny-vit, EMA"] == 3
     assert len({name for name, _ in study.configs("quick", 1)}) == len(count)
+
+
+def vanishing_shares(run_config):
+    """Shares of a run of which a task's batches have no sample."""
+    tasks, batch = run_config.stream.tasks, run_config.training.batch
+    each = {run_config.mixture.at(task, tasks): task == 0 for task in range(tasks)}
+    return [name for mixture, first in each.items() for name in empty_shares(mixture, batch, first)]
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_no_setting_of_a_study_has_a_share_without_samples(profile):
+    grids = [studies.load_study(path.stem) for path in studies.STUDIES.glob("*.yaml")]
+    runs = [each for grid in grids for each in grid.configs(profile, 1).values()]
+    assert len(runs) > 100
+    assert not [name for each in runs for name in vanishing_shares(each)]
+
+
+def test_no_published_run_has_a_share_without_samples():
+    tables = [
+        pd.read_parquet(path, columns=["config"]) for path in results.RESULTS.glob("*.parquet")
+    ]
+    trees = [json.loads(text) for text in pd.concat(tables)["config"].drop_duplicates()]
+    assert len(trees) > 1000
+    parts = {json.dumps([tree[key] for key in ("mixture", "stream", "training")]) for tree in trees}
+    for mixture, stream, training in map(json.loads, parts):
+        tree = {"mixture": mixture, "stream": {"tasks": stream["tasks"]}}
+        run_config = config.parse(tree | {"training": {"batch": training["batch"]}})
+        assert not vanishing_shares(run_config)

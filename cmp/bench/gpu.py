@@ -29,6 +29,7 @@ from cmp.training import (
     TrainState,
     create_optimizer,
     make_train_state,
+    set_train_mode,
     train_step,
     train_task,
 )
@@ -172,7 +173,7 @@ def make_stepper(state: TrainState) -> Callable[[], StepResult]:
         for step in range(READY)
     ]
     numbers = itertools.count()
-    state.model.train()
+    set_train_mode(state.model)
 
     def step() -> StepResult:
         number = next(numbers)

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import cmp
-from cmp import budgets, config, distributed, mixtures, models, registry, streams
-from cmp.config import STARTS, STRICT, RunConfig
+from cmp import budgets, config, distributed, mixtures, models, registry, streams, training
+from cmp.config import STARTS, STRICT, Method, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
@@ -41,7 +41,9 @@ from cmp.files import (
 )
 from cmp.models import RUN_PREFIX
 from cmp.readers.files import parse_json, read_table
+from cmp.registry import Option
 from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
+from cmp.training import batch_norms
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
 """Columns that the metrics of every run have."""
@@ -168,7 +170,35 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         fitted = mixtures.fit_mixture(run_config, corpus)
         _, kept = mixtures.choose_replay(corpus, fitted.mixture, fitted.seeds.data)
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
+    option = registry.get_option("method", run_config.method.name)
+    if _holds_statistics(run_config.model.name, run_config.method, option):
+        content["batch_norm"] = "held"  # in 0.2 these statistics moved
     return content
+
+
+@functools.cache
+def _holds_statistics(name: str, method: Method, option: Option) -> bool:
+    """Return whether a method leaves running statistics of a network alone that a step in training
+    mode would move: those of what it freezes, or all of them while it measures.
+
+    Args:
+        name: The network.
+        method: The config section.
+        option: The method itself, which may be defined anew.
+    """
+    if not _has_batch_norm(name):
+        return False
+    if option.sources or "batches" in option.settings:  # a user's may freeze and measure anything
+        return True
+    state = budgets.shape_state(name, method, models.create_on_meta(name))
+    training.set_train_mode(state.model)
+    return not all(layer.training for layer in batch_norms(state.model))
+
+
+@functools.cache
+def _has_batch_norm(name: str) -> bool:
+    """Return whether a network keeps running statistics."""
+    return bool(batch_norms(models.create_on_meta(name)))
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:

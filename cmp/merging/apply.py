@@ -11,6 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ THRESHOLD_BLOCK = 1 << 16
 THRESHOLD_SAMPLE = 1 << 20
 """About how many entries tell where a rank must be."""
 KEEP_ALL = MagnitudeBounds(0.0, math.inf)
-BlockIterator = Callable[[], Iterator[np.ndarray]]
+BlockIterator = Callable[[], Iterator[tuple[int, np.ndarray]]]
 
 
 class NotFiniteError(CmpError):
@@ -134,10 +135,10 @@ def check_mergeable(
         wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
         raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base'}")
     check_merge_weights(rule, len(models), options.weights)
-    everything = [*models, *([] if base is None else [base])]
+    everything = [outline(each) for each in (*models, *([] if base is None else [base]))]
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, other in zip(names[1:], everything[1:], strict=False):
-        check_same_tensors(names[0], models[0], label, other)
+        check_same_tensors(names[0], everything[0], label, other)
 
 
 def check_merge_weights(rule: Option, count: int, weights: Sequence[float] | None) -> None:
@@ -175,12 +176,18 @@ def check_same_tensors(first: str, one: StateDict, second: str, other: StateDict
             f"{name}: {has} has it, {lacks} has not; {len(different)} tensors differ, so these are "
             "not models of one kind"
         )
-    for name in one:
-        x, y = one[name], other[name]
+    for name, x in one.items():
+        y = other[name]
         if x.shape != y.shape:
             raise CmpError(f"{name}: shape {list(x.shape)} in {first}, {list(y.shape)} in {second}")
         if x.is_floating_point() != y.is_floating_point():
             raise CmpError(f"{name}: {x.dtype} in {first}, {y.dtype} in {second}")
+
+
+def outline(model: StateDict) -> StateDict:
+    """Return a model of which names, shapes and types count: of a file, tensors without values, as
+    each look at a value reads it."""
+    return getattr(model, "outline", model)
 
 
 def is_mergeable(name: str, x: Tensor) -> bool:
@@ -201,13 +208,11 @@ def iter_merged(
     Takes the arguments of `merge`, for models that were checked; `finite` says that all entries are
     known to be finite, which is checked otherwise.
     """
-    parameters = [name for name in models[0] if is_mergeable(name, models[0][name])]
-    bounds = [KEEP_ALL] * len(models)
+    parameters = [name for name, x in outline(models[0]).items() if is_mergeable(name, x)]
+    bounds: Sequence[MagnitudeBounds] = [KEEP_ALL] * len(models)
     if rule.facts["trims"] and base is not None:
         top = options.outliers if "outliers" in rule.settings else 0.0
-        bounds = [
-            magnitude_thresholds(model, base, parameters, options.density, top) for model in models
-        ]
+        bounds = magnitude_thresholds(models, base, parameters, options.density, top)
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
     for name in models[0]:
         tensors = [model[name] for model in models]
@@ -323,12 +328,16 @@ def write_entries(
 
 
 def magnitude_thresholds(
-    model: StateDict, base: StateDict, names: Sequence[str], density: float, outliers: float = 0.0
-) -> MagnitudeBounds:
-    """Return what to keep of a task vector as a whole, by the exact rank of its magnitudes.
+    models: Sequence[StateDict],
+    base: StateDict,
+    names: Sequence[str],
+    density: float,
+    outliers: float = 0.0,
+) -> list[MagnitudeBounds]:
+    """Return what to keep of each task vector as a whole, by the exact rank of its magnitudes.
 
     Args:
-        model: The weights after training.
+        models: The weights after training.
         base: The weights before.
         names: The tensors that count.
         density: The part of all entries that is kept, at least one entry and those that are as
@@ -338,40 +347,55 @@ def magnitude_thresholds(
     Raises:
         NotFiniteError: An entry is NaN or infinite.
     """
-    names = [name for name in names if model[name].numel()]
-    count = sum(model[name].numel() for name in names)
+    sizes = {name: outline(base)[name].numel() for name in names}
+    names, count = [name for name in names if sizes[name]], sum(sizes.values())
     top = round(outliers * count)
     bottom = count - top - max(1, round(density * count))
     if count == 0 or (bottom <= 0 and top == 0):
-        return KEEP_ALL
+        return [KEEP_ALL] * len(models)
+    ranks = {"least": bottom} if bottom > 0 else {}
+    ranks |= {"most": count - top - 1} if top else {}
+    bounds = []
+    for entries in _entries_of_ranks(models, base, names, [*ranks.values()], count):
+        found = dict(zip(ranks, entries, strict=True))
+        least, most = found.get("least"), found.get("most")
+        below = 0.0 if least is None else float(np.nextafter(least, least.dtype.type(0)))
+        bounds.append(MagnitudeBounds(below, KEEP_ALL.most if most is None else float(most)))
+    return bounds
 
-    select = _rank_selector(model, base, names, count)
-    most = float(select(count - top - 1)) if top else KEEP_ALL.most
-    if bottom <= 0:
-        return MagnitudeBounds(0.0, most)
-    least = select(bottom)
-    return MagnitudeBounds(float(np.nextafter(least, least.dtype.type(0))), most)
 
+def _entries_of_ranks(
+    models: Sequence[StateDict],
+    base: StateDict,
+    names: Sequence[str],
+    ranks: Sequence[int],
+    count: int,
+) -> list[list[np.floating]]:
+    """Return the entries of some ranks of each task vector's magnitudes, of which there are `count`
+    each. Every tensor is read twice at most, the base's too."""
 
-def _rank_selector(
-    model: StateDict, base: StateDict, names: Sequence[str], count: int
-) -> Callable[[int], np.floating]:
-    """Return a function that gives the entry of a rank of a task vector's magnitudes."""
-
-    def blocks(stride: int = 1) -> Iterator[Tensor]:
+    def blocks(stride: int = 1) -> Iterator[tuple[int, Tensor]]:
         for name in names:
-            pair = (x.reshape(-1)[::stride].contiguous() for x in (model[name], base[name]))
-            yield from _magnitudes(name, *pair)
+            start = base[name].reshape(-1)[::stride].contiguous()
+            for number, model in enumerate(models):
+                end = model[name].reshape(-1)[::stride].contiguous()
+                yield from ((number, block) for block in _magnitudes(name, end, start))
 
-    if model[names[0]].device.type != "cpu":
-        entries = torch.cat([block.clone() for block in blocks()])
-        return lambda rank: entries.kthvalue(rank + 1).values.cpu().view(1).numpy()[0]
+    if outline(models[0])[names[0]].device.type != "cpu":
+        whole: list[list[Tensor]] = [[] for _ in models]
+        for number, block in blocks():
+            whole[number].append(block.clone())
+        vectors = [torch.cat(each) for each in whole]
+        return [[x.kthvalue(r + 1).values.cpu().view(1).numpy()[0] for r in ranks] for x in vectors]
     # on a CPU numpy compares, counts and sorts several times as fast as torch
     stride = max(1, count // THRESHOLD_SAMPLE)
-    sample = np.sort(np.concatenate([block.numpy().copy() for block in blocks(stride)]))
-    return lambda rank: select_rank(
-        lambda: (block.numpy() for block in blocks()), rank, count, sample
-    )
+    parts: list[list[np.ndarray]] = [[] for _ in models]
+    for number, block in blocks(stride):
+        parts[number].append(block.numpy().copy())
+    samples = [np.sort(np.concatenate(each)) for each in parts]
+    if stride == 1:
+        return [[sample[rank] for rank in ranks] for sample in samples]
+    return select_ranks(lambda: ((n, x.numpy()) for n, x in blocks()), ranks, count, samples)
 
 
 def _magnitudes(name: str, one: Tensor, other: Tensor) -> Iterator[Tensor]:
@@ -386,35 +410,80 @@ def _magnitudes(name: str, one: Tensor, other: Tensor) -> Iterator[Tensor]:
         yield block
 
 
-def select_rank(blocks: BlockIterator, rank: int, count: int, sample: np.ndarray) -> np.floating:
-    """Return the entry that `rank` of all entries come before in ascending order, exactly.
+def select_ranks(
+    blocks: BlockIterator, ranks: Sequence[int], count: int, samples: Sequence[np.ndarray]
+) -> list[list[np.floating]]:
+    """Return, of each vector, the entries that as many come before in ascending order as `ranks`
+    say, exactly.
 
     Args:
-        blocks: Goes through all entries.
-        rank: The rank, from 0.
-        count: How many entries there are.
-        sample: Some of them, sorted. They bracket the rank by eight standard errors; what lies
-            within the bracket is selected from, or everything where the bracket missed.
+        blocks: Goes through all entries of all vectors, as (number of the vector, entries).
+        ranks: The ranks, from 0.
+        count: How many entries each vector has.
+        samples: Some of each vector's, sorted. They bracket a rank by eight standard errors; what
+            lies within the bracket is selected from, or everything where the bracket missed.
     """
-    place, share = rank / count * len(sample), rank / count
+    brackets = [
+        [Bracket(rank, *_sampled_range(x, rank / count)) for rank in ranks] for x in samples
+    ]
+    for number, block in blocks():
+        for bracket in brackets[number]:
+            bracket.add(block)
+    missed = [[bracket.reset() for bracket in each if bracket.has_missed()] for each in brackets]
+    if any(missed):
+        for number, block in blocks():
+            for bracket in missed[number]:
+                bracket.add(block)
+    return [[bracket.entry() for bracket in each] for each in brackets]
+
+
+def _sampled_range(sample: np.ndarray, share: float) -> tuple[float, float]:
+    """Return two numbers between which a vector very likely has the entry at a share of its ranks,
+    as a sorted sample of it says."""
+    place = share * len(sample)
     margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 2
     first, last = int(place - margin), int(place + margin) + 1
     low = sample[first] if first > 0 else -np.inf
-    high = sample[last] if last < len(sample) else np.inf
-    before, within = _split_at(blocks, low, high)
-    if not before <= rank < before + len(within):
-        before, within = _split_at(blocks, -np.inf, np.inf)
-    return np.partition(within, rank - before)[rank - before]
+    return low, sample[last] if last < len(sample) else np.inf
 
 
-def _split_at(blocks: BlockIterator, low: float, high: float) -> tuple[int, np.ndarray]:
-    """Return how many entries are below `low`, and those from there to `high`."""
-    before, within = 0, []
-    for block in blocks():
-        above = block >= low
-        before += block.size - np.count_nonzero(above)
-        within.append(block[np.flatnonzero(above & (block <= high))])
-    return int(before), np.concatenate(within)
+@dataclass
+class Bracket:
+    """The search for the entry of a rank among those of a vector that lie between two numbers.
+
+    Attributes:
+        rank: The rank, from 0.
+        low: What the entry is at least, if the bracket does not miss it.
+        high: What it is at most.
+        before: How many entries of those so far are lower.
+        within: Those that are not, and not higher.
+    """
+
+    rank: int
+    low: float
+    high: float
+    before: int = 0
+    within: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, block: np.ndarray) -> None:
+        """Look at further entries."""
+        above = block >= self.low
+        self.before += int(block.size - np.count_nonzero(above))
+        self.within.append(block[np.flatnonzero(above & (block <= self.high))])
+
+    def has_missed(self) -> bool:
+        """Return whether the entry lies elsewhere, when all have been looked at."""
+        return not self.before <= self.rank < self.before + sum(map(len, self.within))
+
+    def reset(self) -> "Bracket":
+        """Look for the entry among all, from the beginning."""
+        self.low, self.high, self.before, self.within = -np.inf, np.inf, 0, []
+        return self
+
+    def entry(self) -> np.floating:
+        """Return the entry."""
+        place = self.rank - self.before
+        return np.partition(np.concatenate(self.within), place)[place]
 
 
 _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")

@@ -22,36 +22,55 @@ DTYPE_NAMES = {
 }  # fmt: skip
 """Types of tensors in a merge. Integers of 8 and 16 bits are quantised weights, which a rule would
 take for counters."""
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 ByteCounter = Callable[[int], object]
 PREPROCESSING = "preprocess_cfg"
 """Of a file's metadata: what `cmp.models.export_weights` writes and `load_from_file` follows."""
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as tensors by name, each read when it is asked for."""
+    """A safetensors file as tensors by name, each read when it is asked for.
+
+    Attributes:
+        path: The file.
+        metadata: The text in its header.
+        outline: By name, tensors of its shapes and types that hold no values, from the header.
+    """
 
     def __init__(self, path: Path, file: Any):
+        """Read the header.
+
+        Raises:
+            CmpError: A tensor is of a type that no rule merges.
+        """
         self.path, self.file = path, file
-        self.names = sorted(file.keys())
         self.metadata: dict[str, str] = file.metadata() or {}
+        self.outline: dict[str, Tensor] = {}
+        for name in sorted(file.keys()):
+            header = file.get_slice(name)
+            if (kind := header.get_dtype()) not in DTYPES:
+                words = f"{kind} is not supported; convert it to float32 first"
+                raise CmpError(f"{path}: {name}: {words}")
+            self.outline[name] = torch.empty((), dtype=DTYPES[kind]).expand(header.get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
         with explain_errors(f"{self.path}: {name}: cannot be read", "", SafetensorError):
             return self.file.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names
+        return name in self.outline
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.outline)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.outline)
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open a safetensors file; raise `CmpError` that names a file that is none."""
+    """Open a safetensors file; raise `CmpError` that names a file that is none, or one with tensors
+    of a type that no rule merges."""
     with explain_errors(f"{path}: no readable safetensors file", "", SafetensorError):
         file = safe_open(path, framework="pt")
     with file:
@@ -105,7 +124,7 @@ def merge_files(
         tensors = iter_merged(option, models, start, options)
         try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
-                write_safetensors(file, models[0], metadata, tensors, progress)
+                write_safetensors(file, models[0].outline, metadata, tensors, progress)
         except NotFiniteError as error:
             for model in files:
                 if not model[error.name].isfinite().all():
@@ -146,16 +165,10 @@ def write_safetensors(
         metadata: Text for the header.
         tensors: (name, tensor) in that order.
         progress: Called with counts of bytes.
-
-    Raises:
-        CmpError: A tensor's type is not supported.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name in like:
-        x = like[name]
-        if x.dtype not in DTYPE_NAMES:
-            raise CmpError(f"{name}: {x.dtype} is not supported; convert it to float32 first")
+    for name, x in like.items():
         begin, end = end, end + x.numel() * x.element_size()
         header[name] = {
             "dtype": DTYPE_NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end],

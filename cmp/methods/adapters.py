@@ -171,7 +171,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def merge_and_unload(model: Network) -> Network:
-    """Merge adapters into the weights for good, in place, and return open_clip's own layers."""
+    """Merge adapters into the weights for good, in place, and return the layers without them."""
     load_merged(model, merged_state_dict(model))
     plain = {kind: own for own, kind in ADAPTED.items()}
     for layer in adapted_layers(model).values():
