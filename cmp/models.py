@@ -196,11 +196,7 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
     name, start = config.name, config.start
     if start == "random":
         return None
-    if is_hub(name) != (start == HUB) and not start.startswith(RUN_PREFIX):
-        raise CmpError(
-            f"model.start: {start!r} does not go with {name!r}: model.start={HUB} is for models of "
-            f"a hub, which begin {HUB_PREFIXES}, and these take no other"
-        )
+    check_start(name, start)
     if start not in STARTS:
         return locate_weights(name, start)
     if family := family_of(name):
@@ -210,6 +206,21 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
         f"model.start: {start!r}: {name!r} has no bases; give a pretrained tag, the path of a "
         "file, or random"
     )
+
+
+def check_start(name: str, start: str) -> None:
+    """Raise `CmpError` for a start that no model of this kind has, whatever is on this machine."""
+    if start == HUB and not is_hub(name):
+        begin = " or ".join(HUB_PREFIXES)
+        raise CmpError(
+            f"model.start: {HUB!r} is for models of a hub, whose names begin {begin}, not for "
+            f"{name!r}; give a pretrained tag, the path of a file, or random"
+        )
+    if is_hub(name) and start in STARTS and start != "random":
+        raise CmpError(
+            f"model.start: {start!r} is a base of an embedded model, and {name!r} has none; set "
+            f"model.start={HUB}, or give the path of a file, or random"
+        )
 
 
 def load_from_file(name: str, path: Path) -> Network:
@@ -552,7 +563,7 @@ def cached_weights(name: str, start: str) -> Path | None:
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
         stored = files.build_folder() / "runs"
         paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
-    elif name.startswith("local-dir:"):
+    elif name.startswith("local-dir:") and start == HUB:
         paths = [factory._find_checkpoint_in_dir(Path(location))]
     elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
         repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")

@@ -1,8 +1,10 @@
 """The planner: what it promises fits, what it tells is stored, and what cannot be is a sentence."""
 
 import dataclasses
+import json
 import re
 
+import open_clip
 import pandas as pd
 import pytest
 import synthetic
@@ -453,3 +455,22 @@ def test_a_plan_begins_with_the_weights_that_are_given(known):
     assert without.run.model.start == "ours.pt"  # open_clip has no weights of it
     place = planner.make_plan(core(start="ours.pt"), known).place
     assert place.differs == ("model.start=ours.pt instead of annealed",)
+
+
+@pytest.mark.defect
+def test_a_model_in_a_folder_is_planned_from_its_own_config(known, tmp_path):
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    about = {"model_cfg": open_clip.get_model_config("tiny"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    name = f"local-dir:{folder}"
+    plan = planner.make_plan(real(model=name, gpu_hours=1e-6), known)
+    assert plan.run.model == config.Model(name, "hub")
+    tiny = dataclasses.replace(plan.run, model=config.Model("tiny"))
+    assert budgets.method_cost(plan.run) == budgets.method_cost(tiny)
+    given = planner.make_plan(real(model=name, gpu_hours=1e-6, start="ours.pt"), known)
+    assert given.run.model.start == "ours.pt"
+    with pytest.raises(CmpError, match=r"model\.start.*'annealed'.*random"):
+        planner.make_plan(real(model=name, start="annealed"), known)
+    with pytest.raises(CmpError, match=r"model\.name.*local-dir:/nowhere"):
+        planner.make_plan(real(model="local-dir:/nowhere"), known)

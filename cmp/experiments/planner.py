@@ -64,7 +64,7 @@ class PlanRequest:
     """What one has and wants.
 
     Attributes:
-        model: An embedded model's or an open_clip name.
+        model: An embedded model's or an open_clip name, or a place such as "hf-hub:ORG/NAME".
         updates: How many updates there will be.
         images: Images of each, on average; None for those of the embedded stream, or of
             FoMo-in-Flux.
@@ -118,7 +118,11 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}: there are {', '.join(names)}"
-    if not request.embedded and request.model not in (names := open_clip.list_models()):
+    is_hub = models.is_hub(request.model)
+    if is_hub:
+        models.check_start(request.model, request.start or models.HUB)
+        models.create_on_meta(request.model)  # which says why it cannot be made
+    elif not request.embedded and request.model not in (names := open_clip.list_models()):
         near = did_you_mean(request.model, names)
         words = f"embedded are {', '.join(models.family_names())}{near}"
         yield f"model {request.model!r}: open_clip knows no such model; {words}"
@@ -139,7 +143,7 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
     if request.keep == "all" and request.replay == 0:
         yield PROBLEMS["keep all"]
-    needs_tag = not (request.embedded or request.start)
+    needs_tag = not (request.embedded or request.start or is_hub)
     if needs_tag and not open_clip.list_pretrained_tags_by_model(request.model):
         yield PROBLEMS["no weights"].format(model=request.model)
 
@@ -241,7 +245,8 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     An average takes half of each update, the default of the paper's code, where no study chose.
     """
     tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
-    start = request.start or TAGS.get(request.model)
+    usual = models.HUB if models.is_hub(request.model) else TAGS.get(request.model)
+    start = request.start or usual
     if not (start or request.embedded):
         start = open_clip.list_pretrained_tags_by_model(request.model)[0]
     tree["model"] = {"name": request.model} | ({"start": start} if start else {})
