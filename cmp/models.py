@@ -152,9 +152,20 @@ def default_device(name: str, device: str | None = None) -> str:
 
     A CPU would take months for a run of the paper's size. A name that is no model's gets the CPU,
     where it is refused by name.
+
+    Raises:
+        CmpError: The device is of a kind that nothing here computes on.
     """
+    if device:
+        check_device_name(device)
     others = {*open_clip.list_models()} - {*family_names()}
     return device or ("cuda" if name in others or is_hub(name) else "cpu")
+
+
+def check_device_name(device: str) -> None:
+    """Raise `CmpError` for a device that is neither the CPU nor a CUDA card."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        raise CmpError(f"device {device!r:.60}: choose cpu, or cuda for an NVIDIA card")
 
 
 def load_model(config: Model, seed: int) -> Network:

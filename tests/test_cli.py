@@ -373,3 +373,25 @@ def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cli.main()
     assert not [*fault.iterdir()]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("command", ["merge interpolation a b -o", "export 3f2a -o"])
+def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path, command):
+    """A folder that is misspelt is not made."""
+    out = tmp_path / "reslts" / "new.safetensors"
+    error = run(cli.app, [*command.split(), str(out)]).exception
+    assert isinstance(error, CmpError)
+    assert "--out" in str(error) and str(out.parent) in str(error) and "make it" in str(error)
+    assert not out.parent.exists()
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    "command", ["run quick", "run quick --dry-run", "doctor --profile quick", "eval tiny"]
+)
+def test_a_device_of_another_kind_is_refused_with_those_there_are(command):
+    error = run(cli.app, [*command.split(), "--device", "mps"]).exception
+    assert isinstance(error, CmpError)
+    assert "device 'mps'" in str(error) and "cpu" in str(error) and "cuda" in str(error)
+    assert len(str(error)) < 100

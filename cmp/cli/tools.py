@@ -48,6 +48,7 @@ def merge(
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
     """
+    shared.check_out(out)
     torch.set_num_threads(threads)
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
                 "beta": beta}  # fmt: skip
