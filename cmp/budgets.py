@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -29,6 +30,10 @@ from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 SLACK = 1e-9
 """What rounding may add to a sum, relative to it, before it counts as an overrun."""
+MAX_BATCH = 2**20
+"""Samples of a step; torch cannot count the entries of much larger batches."""
+CLIP_PARTS = ("visual", "encode_text", "logit_scale", "context_length")
+"""What a network has whose cost is counted without `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def step_cost(
     """Return what a training step costs, counted on shapes alone.
 
     Args:
-        model: An open_clip name, or a network, which is left as it is.
+        model: An open_clip name, or a network, which is left as it is; one that open_clip made
+            counts with its attention split, as `cmp.create_model` makes it and as runs train it.
         batch: Samples per step.
         method: The update method.
         inputs: Arguments of a network that is no CLIP, with `batch` samples; its outputs are
@@ -124,7 +130,7 @@ def step_cost(
         **settings: Keys of the method, such as `rank=8`.
 
     Raises:
-        CmpError: The network or the method cannot be made.
+        CmpError: The network or the method cannot be made, or `batch` is no number of samples.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -133,11 +139,18 @@ def step_cost(
         True
     """
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
+    if not isinstance(batch, int | np.integer) or not 1 <= batch <= MAX_BATCH:
+        raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
     if isinstance(model, str):
         return _named_cost(model, batch, section, batch // 3)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
-        return _clip_cost(meta, "small", batch, section, batch // 3)
+        if missing := [name for name in CLIP_PARTS if not hasattr(meta, name)]:
+            raise CmpError(
+                f"step_cost: model: a {type(model).__name__} has no {missing[0]}, so it is no "
+                "CLIP; give inputs=, the arguments of its forward pass"
+            )
+        return _clip_cost(models.split_attention(meta), "small", batch, section, batch // 3)
     if method != "full":
         raise CmpError(f"step_cost: inputs are for method 'full', not for {method!r}")
     arguments = [x.to("meta") for x in inputs]

@@ -225,7 +225,8 @@ class Merging:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
         rule = registry.get_option("merge_rule", self.rule)
         if self.rule != "interpolation" and not merges:
-            raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} merges by no rule")
+            words = "merges by no rule; set merging.policy=ema, or another one that merges"
+            raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
         if "outliers" in rule.settings and self.outliers + self.density > 1:
@@ -511,6 +512,45 @@ def _check_method(config: RunConfig) -> None:
         )
 
 
+def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -> CmpError:
+    """Return what pydantic found at a key, in a sentence.
+
+    Args:
+        source: What is refused.
+        key: The dotted key, "" for the whole.
+        fault: See `cmp.files.first_fault`.
+        hint: What a key that is unknown may have been meant to be.
+    """
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "unexpected_keyword_argument":
+        message = "there is no such key" + hint
+    elif fault["type"] != "value_error":  # which names the keys and their values itself
+        message += f" (found {fault['input']!r:.80})"
+    if fault["type"] == "dataclass_exact_type":
+        message += f"; give cmp.config.{fault['ctx']['class_name']}(...)"
+    return CmpError(": ".join(filter(None, (source, key, message))))
+
+
+def _refuse_in_words(kind: Any) -> None:
+    """Let a section that is made in Python refuse values as `parse` does, by a `CmpError`."""
+    init, names = kind.__init__, [*kind.__dataclass_fields__]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            key, fault = first_fault(error)
+            if key.isdigit() and int(key) < len(names):  # an argument without a name
+                key = names[int(key)]
+            raise _explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
+
+    kind.__init__ = checked
+
+
+for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig))):
+    if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
+        _refuse_in_words(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
 
 
@@ -554,15 +594,17 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         return _ADAPTER.validate_json(json.dumps(tree))
     except ValidationError as error:
         key, fault = first_fault(error)
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "unexpected_keyword_argument":
-            dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
-            message = "there is no such key" + did_you_mean((dotted or [key])[0], defaults())
-        elif fault["type"] != "value_error":  # which names the keys and their values itself
-            message += f" (found {fault['input']!r:.80})"
-        raise CmpError(": ".join(filter(None, (source, key, message)))) from error
+        raise _explain_fault(source, key, fault, _near_key(key, tree)) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
+
+
+def _near_key(key: str, tree: Mapping[str, Any]) -> str:
+    """Return a hint at the keys that an unknown one of a tree may have been meant to be."""
+    dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
+    if same := [name for name in defaults() if name.rpartition(".")[2] == key and not dotted]:
+        return f"; did you mean {' or '.join(map(repr, same))}?"
+    return did_you_mean((dotted or [key])[0], defaults())
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are sent at once."""
@@ -52,9 +52,23 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
     # words between processes go by gloo, and wait for no card
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    with _explain_absence():
+        dist.init_process_group(backend, timeout=PATIENCE)
     yield device
     dist.destroy_process_group()  # after an error the others may never come here
+
+
+@contextlib.contextmanager
+def _explain_absence() -> Iterator[None]:
+    """Turn what gloo and NCCL raise where another process is gone into a `CmpError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = first_line(error).partition(". ")[0]
+        raise CmpError(
+            f"another process of this run is gone, or out of reach ({reason:.200}); "
+            "start all of them again, and the run goes on from its last checkpoint"
+        ) from error
 
 
 def _follow_slurm() -> None:
@@ -108,7 +122,8 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
+    with _explain_absence():
+        dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
 
@@ -147,7 +162,8 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     def send() -> None:
         flat = torch.cat([cast(Tensor, p.grad).flatten() for p in waiting])
-        work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
+        with _explain_absence():
+            work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
         sent.append((work, flat, waiting.copy()))
         waiting.clear()
 
@@ -167,7 +183,8 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     if waiting:
         send()
     for work, flat, bucket in sent:
-        work.wait()
+        with _explain_absence():
+            work.wait()
         parts = flat.split([p.numel() for p in bucket])
         for p, part in zip(bucket, parts, strict=True):
             cast(Tensor, p.grad).copy_(part.view_as(p))
@@ -177,7 +194,8 @@ def all_reduce_max(*numbers: int) -> list[int]:
     """Return the largest of all processes of each number, such as of a signal that reached some."""
     largest = torch.tensor(numbers, dtype=torch.int64)
     if world_size() > 1:
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        with _explain_absence():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.tolist()
 
 
@@ -201,4 +219,5 @@ def first_process_first() -> Iterator[None]:
 def barrier() -> None:
     """Wait until all processes have come here."""
     if world_size() > 1:
-        dist.barrier()
+        with _explain_absence():
+            dist.barrier()

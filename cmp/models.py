@@ -169,9 +169,20 @@ def default_device(name: str, device: str | None = None) -> str:
 
     A CPU would take months for a run of the paper's size. A name that is no model's gets the CPU,
     where it is refused by name.
+
+    Raises:
+        CmpError: The device is of a kind that nothing here computes on.
     """
+    if device:
+        check_device_name(device)
     others = {*open_clip.list_models()} - {*family_names()}
     return device or ("cuda" if name in others or is_hub(name) else "cpu")
+
+
+def check_device_name(device: str) -> None:
+    """Raise `CmpError` for a device that is neither the CPU nor a CUDA card."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        raise CmpError(f"device {device!r:.60}: choose cpu, or cuda for an NVIDIA card")
 
 
 def load_model(config: Model, seed: int) -> Network:
@@ -213,11 +224,7 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
     name, start = config.name, config.start
     if start == "random":
         return None
-    if is_hub(name) != (start == HUB) and not start.startswith(RUN_PREFIX):
-        raise CmpError(
-            f"model.start: {start!r} does not go with {name!r}: model.start={HUB} is for models of "
-            f"a hub, which begin {HUB_PREFIXES}, and these take no other"
-        )
+    check_start(name, start)
     if start not in STARTS:
         return locate_weights(name, start)
     if family := family_of(name):
@@ -227,6 +234,21 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
         f"model.start: {start!r}: {name!r} has no bases; give a pretrained tag, the path of a "
         "file, or random"
     )
+
+
+def check_start(name: str, start: str) -> None:
+    """Raise `CmpError` for a start that no model of this kind has, whatever is on this machine."""
+    if start == HUB and not is_hub(name):
+        begin = " or ".join(HUB_PREFIXES)
+        raise CmpError(
+            f"model.start: {HUB!r} is for models of a hub, whose names begin {begin}, not for "
+            f"{name!r}; give a pretrained tag, the path of a file, or random"
+        )
+    if is_hub(name) and start in STARTS and start != "random":
+        raise CmpError(
+            f"model.start: {start!r} is a base of an embedded model, and {name!r} has none; set "
+            f"model.start={HUB}, or give the path of a file, or random"
+        )
 
 
 def load_from_file(name: str, path: Path) -> Network:
@@ -607,7 +629,7 @@ def cached_weights(name: str, start: str) -> Path | None:
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
         stored = files.build_folder() / "runs"
         paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
-    elif name.startswith("local-dir:"):
+    elif name.startswith("local-dir:") and start == HUB:
         paths = [factory._find_checkpoint_in_dir(Path(location))]
     elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
         repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")

@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -307,7 +308,12 @@ def lr_scheduler(
     Args:
         optimizer: The optimiser whose groups hold the peaks.
         schedule: The schedule; a loop with "infinite" goes back to each `branch_step` itself.
-        steps: Steps of each task; one number for an endless stream of equal tasks.
+        steps: Steps of each task; one number for an endless stream of equal tasks, or, with meta
+            schedule "free", for as many tasks as there are peaks.
+
+    Raises:
+        CmpError: A task has no steps, or fewer than it warms up and cools down; or there are more
+            tasks than peaks.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
@@ -316,14 +322,32 @@ def lr_scheduler(
         >>> optimizer.step(), scheduler.step()
         (None, None)
     """
-    starts = [0] if isinstance(steps, int) else [0, *itertools.accumulate(steps)]
+    given: Any = steps
+    is_endless = not isinstance(given, Iterable)
+    tasks = [given] if is_endless else [*given]
+    if not tasks or not all(isinstance(each, int | np.integer) and each > 0 for each in tasks):
+        words = "give the steps of a task, a whole number from 1 on, or a list of one for each task"
+        raise CmpError(f"lr_scheduler: steps: {steps!r}: {words}")
+    tasks, peaks = [int(each) for each in tasks], schedule.peaks
+    if "peaks" in get_option("meta_schedule", schedule.meta).settings:
+        if is_endless:
+            tasks, is_endless = tasks * len(peaks), False
+        if not 0 < len(tasks) <= len(peaks):
+            words = f"{len(peaks)} peaks for {len(tasks)} tasks; give one for each task"
+            raise CmpError(f"lr_scheduler: schedule.peaks: {words}")
+    try:
+        for each in {*tasks}:
+            schedule.durations(each)
+    except ValueError as error:
+        raise CmpError(f"lr_scheduler: steps: {error}; give tasks more steps") from error
+    starts = [0, *itertools.accumulate(tasks)]
 
     def factor(number: int) -> float:
-        if isinstance(steps, int):
-            return relative_rate(schedule, steps, *divmod(number, steps))
+        if is_endless:
+            return relative_rate(schedule, tasks[0], *divmod(number, tasks[0]))
         number = min(number, starts[-1] - 1)
         task = int(np.searchsorted(starts, number, side="right")) - 1
-        return relative_rate(schedule, steps, task, number - starts[task])
+        return relative_rate(schedule, tasks, task, number - starts[task])
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 

@@ -91,7 +91,10 @@ def cut_into_tasks(
         CmpError: There are fewer classes than tasks.
     """
     if tasks > len(order):
-        raise CmpError(f"stream.tasks: {tasks} tasks cannot share {len(order)} classes")
+        fix = f"set stream.tasks={len(order)}, or less"
+        if not order:
+            fix = "data of `role: adapt` bring some"
+        raise CmpError(f"stream.tasks: {tasks} tasks cannot share {len(order)} classes; {fix}")
     if images is None:
         return [part.tolist() for part in np.array_split(np.array(order, object), tasks)]
     total = np.cumsum([0, *images])

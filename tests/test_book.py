@@ -155,6 +155,27 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, 
         assert str(parameter) in str(caught.value)
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("number", "given", "words"),
+    [
+        ("03", {"weight": "5"}, ["weight: 5.0", "from 0 to 1"]),
+        ("04", {"peak": "-1"}, ["peak: -1.0", "above 0"]),
+        ("04", {"meta": "sometimes"}, ["meta: 'sometimes'", "meta_schedule"]),
+        ("02", {"method": "lorra"}, ["method: 'lorra'", 'option_names("method")']),
+        ("02", {"rank": "0"}, ["rank: 0", "at least 1"]),
+        ("07", {"pool": "0.9"}, ["pool + update + buffer", "must be 1, not 1.65"]),
+        ("01", {"stream_seed": "-1"}, ["stream_seed: -1", "from 0"]),
+    ],
+)
+def test_a_value_that_no_run_takes_is_refused_before_a_chapter_begins(number, given, words):
+    [source] = chapters.select([number])
+    with pytest.raises(CmpError) as caught:
+        chapters.check_parameters(source, given)
+    assert all(word in str(caught.value) for word in words)
+    assert chapters.check_parameters(source, {})
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [

@@ -362,3 +362,26 @@ def test_a_module_of_one_s_own_is_counted_by_its_inputs_for_full_alone():
     assert budgets.step_cost(layer, batch=2, inputs=inputs).step == 2 * (2 * 2 * 8 * 4)
     with pytest.raises(CmpError, match="inputs are for method 'full', not for 'lora'"):
         budgets.step_cost(layer, batch=2, inputs=inputs, method="lora")
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("method", ["full", "lora", "vera"])
+def test_a_network_of_open_clip_costs_what_its_name_costs(method):
+    """Its attention is one fused layer, and adapters would miss three projections of four."""
+    network = models.create_fused_model("small")
+    before = {name: type(layer) for name, layer in network.named_modules()}
+    assert budgets.step_cost(network, 8, method) == budgets.step_cost("small", 8, method)
+    assert {name: type(layer) for name, layer in network.named_modules()} == before
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("batch", [-1, 0, 2.5, "8", 2**40])
+def test_a_batch_is_a_number_of_samples(batch):
+    with pytest.raises(CmpError, match=r"batch.*whole number from 1"):
+        budgets.step_cost("small", batch)
+
+
+@pytest.mark.defect
+def test_a_network_that_is_no_clip_is_counted_by_its_inputs():
+    with pytest.raises(CmpError, match=r"Linear.*inputs="):
+        budgets.step_cost(torch.nn.Linear(8, 4), 8)

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import forked
@@ -319,3 +320,78 @@ def test_doctor_works_in_an_empty_folder(outside):
     lines = {line.split()[0]: line for line in said.splitlines()}
     assert "missing" in lines["data"] and "cmpt data build" in lines["data"]
     assert "1 of small" in lines["bases"]
+
+
+@pytest.fixture
+def fault(monkeypatch, tmp_path):
+    """A command line whose command has a bug, in a build folder of its own."""
+
+    def fail():
+        raise KeyError("no such\nkey")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["cmpt", "run", "cpu", "data=my pictures"])
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    monkeypatch.delenv("CMP_DEBUG", raising=False)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    return tmp_path
+
+
+@pytest.mark.defect
+def test_a_fault_is_a_sentence_and_a_report(fault, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    [report] = fault.glob("reports/*")
+    assert end.value.code == 70
+    assert len(said.splitlines()) == 1 and "Traceback" not in said
+    assert f"send {report} " in said and "KeyError" in said
+    text = report.read_text()
+    assert "cmpt run cpu 'data=my pictures'" in text
+    assert 'raise KeyError("no such' in text
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+
+
+@pytest.mark.defect
+def test_a_fault_on_a_full_disk_says_how_to_see_it(fault, capsys, monkeypatch):
+    (fault / "reports").write_text("no folder can be made here")
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 70 and len(said.splitlines()) == 1
+    assert "CMP_DEBUG=1" in said and "send" in said
+    monkeypatch.setenv("CMP_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main()
+    assert not [*fault.iterdir()]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("command", ["merge interpolation a b -o", "export 3f2a -o"])
+def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path, command):
+    """A folder that is misspelt is not made."""
+    out = tmp_path / "reslts" / "new.safetensors"
+    error = run(cli.app, [*command.split(), str(out)]).exception
+    assert isinstance(error, CmpError)
+    assert "--out" in str(error) and str(out.parent) in str(error) and "make it" in str(error)
+    assert not out.parent.exists()
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    "command", ["run quick", "run quick --dry-run", "doctor --profile quick", "eval tiny"]
+)
+def test_a_device_of_another_kind_is_refused_with_those_there_are(command):
+    error = run(cli.app, [*command.split(), "--device", "mps"]).exception
+    assert isinstance(error, CmpError)
+    assert "device 'mps'" in str(error) and "cpu" in str(error) and "cuda" in str(error)
+    assert len(str(error)) < 100

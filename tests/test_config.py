@@ -142,3 +142,37 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
     path.write_text("seed: 1\nseed: 2\n")
     with pytest.raises(CmpError, match="'seed' stands there twice"):
         read_yaml(path)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: config.RunConfig(model={"name": "tiny"}), ["RunConfig: model", "Model(...)"]),
+        (lambda: config.RunConfig(modell=config.Model()), ["modell", "'model'"]),
+        (lambda: config.Schedule(peak=-1.0), ["Schedule: peak", "greater than 0", "-1.0"]),
+        (lambda: config.Method("lorra"), ["Method: name", "'lorra'", "'lora'"]),
+        (lambda: config.Merging(rule="ties"), ["rule 'ties'", "merging.policy=ema"]),
+        (lambda: config.Training(steps="3"), ["Training: steps", "'3'"]),
+    ],
+)
+def test_a_section_made_in_python_is_refused_by_key(make, words):
+    with pytest.raises(CmpError) as error:
+        make()
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("peak=1e-3", ["schedule.peak"]),
+        ("rank=4", ["method.rank"]),
+        ("reverse=true", ["merging.reverse", "stream.reverse"]),
+    ],
+)
+def test_a_key_without_its_section_is_answered_with_it(assignment, names):
+    with pytest.raises(CmpError) as error:
+        config.parse(config.override(config.profile("quick"), [assignment]))
+    assert sorted(re.findall(r"'(\w+\.\w+)'", str(error.value))) == names

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from cmp import cli, config, evaluation, models
 from cmp.bench import networks
 from cmp.cli import runs
-from cmp.config import Model
+from cmp.config import Model, RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import logs, store, studies, workers
+from cmp.experiments import logs, preflight, store, studies, workers
 from cmp.experiments.runs import unfinished_runs
 from cmp.files import SHORT_ID, build_folder
 from cmp.merging.files import merge_files
@@ -132,6 +132,39 @@ def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
         models.split_attention(models.create_fused_model(NANO, 7))
     )
     assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.defect
+def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_path):
+    """As the dry run says: both look at the file, not at the weights beside the config."""
+    tree = {"model_cfg": open_clip.get_model_config(NANO)}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
+    own = models.create_fused_model(NANO, 1)
+    save_file(own.state_dict(), tmp_path / "open_clip_model.safetensors")
+    name, file = f"local-dir:{tmp_path}", str(theirs[0] / "model.safetensors")
+    model = models.load_model(Model(name, file), 0)
+    expected = models.weights_digest(models.create_model(NANO, 7))
+    assert models.weights_digest(model) == expected
+    of_start = {}
+    for start in (file, "hub", str(tmp_path / "absent.safetensors"), "annealed"):
+        run_config = RunConfig(model=Model(name, start))
+        [check] = [x for x in preflight.check_needs(run_config, "cpu") if x.what == "weights"]
+        of_start[start] = check.state
+        try:
+            store.fetch_start(run_config)
+        except CmpError:
+            assert check.state == preflight.MISSING
+        else:
+            assert check.state == preflight.PRESENT
+    assert [*of_start.values()].count(preflight.PRESENT) == 2
+    ids = {store.run_id_of(RunConfig(model=Model(name, start)), corpus) for start in (file, "hub")}
+    assert len(ids) == 2
+
+
+@pytest.mark.defect
+def test_a_dry_run_refuses_a_hub_s_weights_for_a_model_of_no_hub():
+    check = preflight.check_needs(RunConfig(model=Model(NANO, "hub")), "cpu")[1]
+    assert (check.what, check.state) == ("weights", preflight.MISSING)
 
 
 def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs, monkeypatch):

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import math
 import re
+from pathlib import Path
 
 import forked
 import numpy as np
@@ -899,3 +900,23 @@ def test_a_policy_merges_on_the_device_one_tensor_at_a_time(monkeypatch):
     output = apply_policy(end)
     assert output.deployed["b"].tolist() == [0.25, 0.25]
     assert {device for _, device in seen} == {"cpu:0"}
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Path("a.safetensors"), ["Path", "no state dict", "merge_files"]),
+        ("a.safetensors", ["str", "no state dict", "merge_files"]),
+        (torch.nn.Linear(2, 2), ["Linear", "no state dict", "state_dict()"]),
+        ({"a": 1.0}, ["a: ", "float", "no tensor"]),
+        ({"a": torch.ones(2, device="meta")}, ["a: ", "meta", "load"]),
+    ],
+    ids=["path", "text", "module", "number", "meta"],
+)
+def test_what_is_no_state_dict_is_refused_by_name(model, words):
+    good = {"a": torch.ones(2)}
+    for which, chosen, base in (("model 2", [good, model], None), ("base", [good], model)):
+        with pytest.raises(CmpError) as error:
+            merge("interpolation" if base is None else "ties", chosen, base)
+        assert all(word in str(error.value) for word in [which, *words])

@@ -419,9 +419,9 @@ def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
 
 
 def test_policies_want_what_they_need():
-    with pytest.raises(ValueError, match="'reservoir' needs a capacity"):
+    with pytest.raises(CmpError, match="'reservoir' needs a capacity"):
         Mixture(policy="reservoir")
-    with pytest.raises(ValueError, match="capacity 5: 'unlimited' has none"):
+    with pytest.raises(CmpError, match="capacity 5: 'unlimited' has none"):
         Mixture(capacity=5)
     with pytest.raises(CmpError, match=r"mixture: pretraining \+ update \+ buffer must be 1"):
         config.parse({"mixture": {"pretraining": 0.5, "update": 0.5, "buffer": 0.5}})

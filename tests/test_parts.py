@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -339,3 +341,53 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
     refused = distributed.init_distributed("cuda")
     with pytest.raises(CmpError, match="process 2 of this machine has no card: 2"), refused:
         pass
+
+
+LEFT_ALONE = """
+import os, signal
+import torch
+from cmp import distributed
+from cmp.errors import CmpError
+
+def add_gradients():
+    weight = torch.nn.Parameter(torch.ones(3))
+    with distributed.all_reduce_gradients([weight]):
+        weight.sum().backward()
+
+torch.set_num_threads(1)
+with distributed.init_distributed():
+    distributed.barrier()
+    if distributed.rank():
+        os.kill(os.getpid(), signal.SIGKILL)
+    for call in (
+        lambda: distributed.all_gather(torch.ones(1, 1)), add_gradients,
+        lambda: distributed.all_reduce_max(1), lambda: distributed.broadcast("words"),
+        distributed.barrier,
+    ):
+        try:
+            call()
+            print("went on")
+        except CmpError as error:
+            print(error)
+    os._exit(0)
+"""
+
+
+@pytest.mark.defect
+def test_a_process_that_is_left_alone_says_so():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    own["PYTHONPATH"] = str(project_folder())
+    command = [sys.executable, "-c", LEFT_ALONE]
+    first, second = (
+        subprocess.Popen(command, env=os.environ | own | {"RANK": rank}, stdout=subprocess.PIPE)
+        for rank in ("0", "1")
+    )
+    said, _ = first.communicate(timeout=120)
+    assert second.wait(60) == -signal.SIGKILL
+    second.stdout.close()
+    lines = said.decode().splitlines()
+    assert len(lines) == 5
+    assert all("another process" in line and "start all of them again" in line for line in lines)

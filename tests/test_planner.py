@@ -1,8 +1,10 @@
 """The planner: what it promises fits, what it tells is stored, and what cannot be is a sentence."""
 
 import dataclasses
+import json
 import re
 
+import open_clip
 import pandas as pd
 import pytest
 import synthetic
@@ -453,3 +455,39 @@ def test_a_plan_begins_with_the_weights_that_are_given(known):
     assert without.run.model.start == "ours.pt"  # open_clip has no weights of it
     place = planner.make_plan(core(start="ours.pt"), known).place
     assert place.differs == ("model.start=ours.pt instead of annealed",)
+
+
+@pytest.mark.defect
+def test_a_model_in_a_folder_is_planned_from_its_own_config(known, tmp_path):
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    about = {"model_cfg": open_clip.get_model_config("tiny"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    name = f"local-dir:{folder}"
+    plan = planner.make_plan(real(model=name, gpu_hours=1e-4), known)
+    assert plan.run.model == config.Model(name, "hub")
+    tiny = dataclasses.replace(plan.run, model=config.Model("tiny"))
+    assert budgets.method_cost(plan.run) == budgets.method_cost(tiny)
+    given = planner.make_plan(real(model=name, gpu_hours=1e-4, start="ours.pt"), known)
+    assert given.run.model.start == "ours.pt"
+    with pytest.raises(CmpError, match=r"model\.start.*'annealed'.*random"):
+        planner.make_plan(real(model=name, start="annealed"), known)
+    with pytest.raises(CmpError, match=r"model\.name.*local-dir:/nowhere"):
+        planner.make_plan(real(model="local-dir:/nowhere"), known)
+
+
+@pytest.mark.defect
+def test_a_plan_of_a_few_steps_is_refused_with_what_the_compute_is_enough_for(known):
+    with pytest.raises(ImpossibleRequest, match="buys 2 steps in each of 20 updates") as error:
+        planner.make_plan(core(gpu_hours=HOURS / 16), known)
+    most = int(re.search(r"enough for (\d+) updates? at most", str(error.value))[1])
+    plan = planner.make_plan(core(gpu_hours=HOURS / 16, updates=most), known)
+    assert plan.run.training.steps >= planner.MIN_STEPS
+    with pytest.raises(ImpossibleRequest):
+        planner.make_plan(core(gpu_hours=HOURS / 16, updates=most + 1), known)
+
+
+@pytest.mark.defect
+def test_a_device_in_capitals_is_answered_with_its_name(known):
+    with pytest.raises(ImpossibleRequest, match="did you mean 'h100'"):
+        planner.make_plan(real(device="H100"), known)

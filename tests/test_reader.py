@@ -1,6 +1,12 @@
 """A reader's copies of the chapters: what is edited is kept, everything else follows the book."""
 
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -105,3 +111,33 @@ def test_a_damaged_or_missing_copy_is_named(copies):
     path.unlink()
     with pytest.raises(CmpError, match="you have no copy"):
         reader.diff_chapter("04")
+
+
+@pytest.mark.defect
+def test_jupyterlab_ends_when_it_is_asked_through_the_command(tmp_path):
+    """It is a module here that tells its number and waits for a signal."""
+    told = tmp_path / "number"
+    (tmp_path / "jupyterlab.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'part')!r}).write_text(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'part')!r}, {str(told)!r})\n"
+        "time.sleep(60)\n"
+    )
+    code = "import sys; from lab import reader; sys.exit(-reader.open_lab([]))"
+    paths = [tmp_path, *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment |= {"CMP_BUILD": str(tmp_path / "build")}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    try:
+        until = time.monotonic() + 60
+        while not told.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        lab = int(told.read_text())
+        process.terminate()
+        assert process.wait(30) == signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(lab, 0)
+    finally:
+        process.kill()
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(told.read_text()), signal.SIGKILL)

@@ -390,3 +390,37 @@ def test_a_task_is_called_idle_where_it_learns_nothing(case):
     rates = schedules.learning_rates(schedule, TASKS, steps)
     idle = [task for task in range(TASKS) if not rates[task].any()]
     assert schedules.idle_task(schedule, TASKS, steps) == (idle[0] if idle else None)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("schedule", "steps", "words"),
+    [
+        (Schedule(), [], ["steps", "[]", "whole number"]),
+        (Schedule(), 0, ["steps", "0", "whole number"]),
+        (Schedule(), -2, ["steps", "-2", "whole number"]),
+        (Schedule(), 2.5, ["steps", "2.5", "whole number"]),
+        (Schedule(), [5, 0], ["steps", "[5, 0]", "whole number"]),
+        (Schedule(), None, ["steps", "None", "whole number"]),
+        (Schedule("wsd", warmup_steps=9), [20, 9], ["steps", "in a task of 9", "more steps"]),
+        (Schedule("constant", "free", peaks=(1.0, 0.5)), [2, 2, 2], ["peaks", "2", "3"]),
+        (Schedule("constant", "free"), 2, ["peaks", "0"]),
+    ],
+)
+def test_steps_that_no_task_can_have_are_refused(schedule, steps, words):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    with pytest.raises(CmpError) as error:
+        schedules.lr_scheduler(optimizer, schedule, steps)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.defect
+def test_past_the_last_of_free_peaks_the_rate_stays():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    free = Schedule("constant", "free", peaks=(1.0, 0.25))
+    scheduler, rates = schedules.lr_scheduler(optimizer, free, steps=3), []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == [1.0] * 3 + [0.25] * 6

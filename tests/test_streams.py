@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -445,3 +446,15 @@ def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
         assert statistics["cluster"].nunique() > 32
     with pytest.raises(CmpError, match=r"mixture\.select: images of 'new-digits'.*'random'"):
         class_tables.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("equal", ["classes", "images"])
+def test_too_many_tasks_are_answered_with_as_many_as_there_can_be(equal):
+    corpus = forked.small_corpus()
+    with pytest.raises(CmpError) as error:
+        streams.task_classes(corpus, Stream(equal=equal, tasks=10_000), 0)
+    most = int(re.search(r"stream\.tasks=(\d+)", str(error.value))[1])
+    assert len(streams.task_classes(corpus, Stream(equal=equal, tasks=most), 0)) == most
+    with pytest.raises(CmpError, match=rf"stream\.tasks={most}\b"):
+        streams.task_classes(corpus, Stream(equal=equal, tasks=most + 1), 0)

@@ -8,13 +8,15 @@ import ast
 import contextlib
 import difflib
 import hashlib
+import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cmp import registry
 from cmp.config import PROFILES
 from cmp.errors import CmpError, explain_errors
 
@@ -26,12 +28,34 @@ PAGES = (
 """Texts of the book that are no chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+Rule = tuple[str, Callable[[Any], object]]
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-RULES = {
+_SHARE = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_COUNT = ("at least 1", lambda value: value >= 1)
+
+
+SHARES = ("pool", "update", "buffer")
+"""Parameters that are the shares of a batch where a chapter has all three."""
+
+
+def _named(kind: str) -> Rule:
+    return (
+        f'one of cmp.option_names("{kind}")',
+        lambda value: value in registry.option_names(kind),
+    )
+
+
+RULES: dict[str, Rule] = {
     "profile": (f"one of {', '.join(PROFILES)}", lambda value: value in PROFILES),
-    "seeds": ("at least 1", lambda value: value >= 1),
-    "jobs": ("at least 1", lambda value: value >= 1),
+    **dict.fromkeys(("seeds", "jobs", "steps", "rank"), _COUNT),
     "device": ("cpu, cuda or cuda:N", lambda value: re.fullmatch(r"cpu|cuda(:\d+)?", value)),
+    "stream_seed": ("from 0 to 2147483647", lambda value: 0 <= value < 2**31),
+    **dict.fromkeys(("weight", "replay", "pool", "update", "buffer"), _SHARE),
+    "peak": ("above 0", lambda value: 0 < value < math.inf),
+    "strength": ("0 or more", lambda value: 0 <= value < math.inf),
+    "method": _named("method"),
+    "meta": _named("meta_schedule"),
+    "order": _named("order"),
 }
 """Parameter -> what its values must be, in words and as a test."""
 
@@ -221,6 +245,9 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter], source:
         if fault := _fault(name, value, valid):
             known = ", ".join(map(str, valid.values()))
             raise CmpError(f"{source}{fault}; the parameters are {known}")
+    shares = [values[name] for name in SHARES if name in valid and name in values]
+    if len(shares) == len(SHARES) and abs(sum(shares) - 1) > 1e-6:
+        raise CmpError(f"{source}{' + '.join(SHARES)} must be 1, not {sum(shares):g}")
 
 
 def _fault(name: str, value: object, valid: dict[str, Parameter]) -> str:

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -157,11 +158,22 @@ def reset_chapter(number: str) -> Path:
 
 
 def open_lab(arguments: list[str]) -> int:
-    """Open JupyterLab on the copies, at the start page; return its exit status when it ends."""
+    """Open JupyterLab on the copies, at the start page; return its exit status when it ends.
+
+    A SIGTERM to this process is handed on to it.
+    """
     settings = str(chapters.BOOK / "_lab")
     paths = {"JUPYTER_CONFIG_PATH": settings, "PYTHONPATH": str(chapters.BOOK)}
     for name, path in paths.items():
         paths[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
     command = [sys.executable, "-m", "jupyterlab", str(copies_folder())]
     options = [f"--LabApp.default_url=/lab/tree/{START}", *arguments]
-    return subprocess.run(command + options, env=os.environ | paths).returncode
+    with subprocess.Popen(command + options, env=os.environ | paths) as lab:
+        before = signal.signal(signal.SIGTERM, lambda *_: lab.terminate())
+        try:
+            return lab.wait()
+        except BaseException:  # such as Ctrl+C, which it has heard, too
+            lab.kill()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)

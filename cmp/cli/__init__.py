@@ -1,9 +1,14 @@
 """`cmpt`, the command line. The module of a command is imported when the command is called."""
 
 import ast
+import datetime
 import importlib
+import importlib.metadata
 import os
+import platform
+import shlex
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -68,9 +73,22 @@ def main() -> None:
 
     An error that the user can correct is printed as one line, with exit status 2. A run that was
     stopped by a signal ends with status 128 plus the signal's number, as usual in shells; the first
-    of several processes says so.
+    of several processes says so. Anything else is a fault of this package, or of one that it uses:
+    it is reported, with status 70, which is `EX_SOFTWARE` in sysexits.h. With CMP_DEBUG=1 it is
+    shown as Python shows it.
     """
     warnings.showwarning = lambda message, *_: complain(message)
+    try:
+        run_command()
+    except Exception as error:
+        if os.environ.get("CMP_DEBUG"):
+            raise
+        complain(report_fault(error))
+        sys.exit(70)
+
+
+def run_command() -> None:
+    """Run the command that was typed, and end as `main` says."""
     try:
         app()
     except (CmpError, OSError) as error:  # such as a disk that is full
@@ -88,6 +106,34 @@ def main() -> None:
         if distributed.rank() == 0:
             complain(stop)
         sys.exit(128 + stop.signal)
+
+
+def report_fault(error: Exception) -> str:
+    """Write what helps to find a fault to a file of the build folder: the versions, the command and
+    the traceback, and no data.
+
+    Returns:
+        A sentence that says what to send, also where the file cannot be written.
+    """
+    what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
+    fault = f"a fault of this program, not of your command ({what:.300})"
+    try:
+        from cmp.files import build_folder, write_atomic
+
+        packages = {each.name: each.version for each in importlib.metadata.distributions()}
+        lines = [
+            f"cmpt {__version__}, Python {sys.version}, {platform.platform()}",
+            f"command: {shlex.join(sys.argv)}",
+            "".join(traceback.format_exception(error)),
+            *(f"{name} {version}" for name, version in sorted(packages.items())),
+        ]
+        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        path = build_folder().absolute() / "reports" / name
+        write_atomic(path, "\n".join(lines) + "\n")
+    except Exception as refused:  # a full disk, or whatever the first fault has left
+        why = f"no report could be written ({type(refused).__name__})"
+        return f"{fault}; {why}: run the command again with CMP_DEBUG=1, and send what it prints"
+    return f"{fault}; please send {path} to the maintainers, and say what you did before"
 
 
 def complain(message: object) -> None:

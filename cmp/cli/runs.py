@@ -183,6 +183,7 @@ def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "o
     Example:
         cmpt export 3f2a -o new.safetensors
     """
+    shared.check_out(out)
     found, model = find_model(run_id)
     name, done = found.config.model.name, found.metrics["task"].max()
     if done < (tasks := found.config.stream.tasks):

@@ -104,6 +104,12 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     return text, {name: " ".join(words.split()) for name, words in descriptions}
 
 
+def check_out(out: Path) -> None:
+    """Raise `CmpError` if there is no folder for a file or folder that is to be written."""
+    if not out.parent.is_dir():
+        raise CmpError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
     """Return the device that was given, or the kind that a machine's record names."""
     return device or ("cpu" if machine.get("device") == "cpu" else "cuda")

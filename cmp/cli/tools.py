@@ -48,6 +48,7 @@ def merge(
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
     """
+    shared.check_out(out)
     torch.set_num_threads(threads)
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
                 "beta": beta}  # fmt: skip
@@ -94,7 +95,8 @@ def plan(
     Comments in the file give its costs, the scores of similar runs, and the reasons.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip.
+        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
+            local-dir:FOLDER, a folder as open_clip writes it.
         updates: Number of updates.
         images: Mean number of images per update. Default: that of the benchmark.
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
@@ -108,7 +110,7 @@ def plan(
         other_pool: There are only public data to replay, and no pretraining data.
         buffer: Number of images of earlier updates that can be stored. Default: all.
         start: Weights to begin with: a pretrained tag of open_clip, or the path of a file. Default:
-            those of the paper, or the first that open_clip lists.
+            those of the paper, or the first that open_clip lists; of a hub or a folder, its own.
 
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20

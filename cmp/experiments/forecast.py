@@ -68,6 +68,7 @@ _IRRELEVANT += ("method.strength", "merging.weight")
 
 def check_device(device: str) -> None:
     """Raise `CmpError` if torch cannot compute on a device, such as "cuda" without a card."""
+    models.check_device_name(device)
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from cmp import budgets, config, mixtures, models
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
@@ -46,6 +46,8 @@ TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 """Pretrained weights of the paper (spec 1.3); of another model those that open_clip lists first."""
 REAL = config.profile("gpu")
 """Whose data, peak, optimiser and evaluation the plan of a real model has: the paper's."""
+MIN_STEPS = 10
+"""Steps of an update that a plan has at least: of fewer, warmup and cooldown take most."""
 BATCHES = (512, 256, 128, 64, 32)
 """Batches of a real model: the largest that fits, at most the paper's."""
 LINE_WIDTH = 98
@@ -64,7 +66,7 @@ class PlanRequest:
     """What one has and wants.
 
     Attributes:
-        model: An embedded model's or an open_clip name.
+        model: An embedded model's or an open_clip name, or a place such as "hf-hub:ORG/NAME".
         updates: How many updates there will be.
         images: Images of each, on average; None for those of the embedded stream, or of
             FoMo-in-Flux.
@@ -117,8 +119,12 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     """Yield why no run can fulfil a request; each holds for a request that passed those before."""
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
-            yield f"{key} {value!r}: there are {', '.join(names)}"
-    if not request.embedded and request.model not in (names := open_clip.list_models()):
+            yield f"{key} {value!r}{name_choices(value, [*names])}"
+    is_hub = models.is_hub(request.model)
+    if is_hub:
+        models.check_start(request.model, request.start or models.HUB)
+        models.create_on_meta(request.model)  # which says why it cannot be made
+    elif not request.embedded and request.model not in (names := open_clip.list_models()):
         near = did_you_mean(request.model, names)
         words = f"embedded are {', '.join(models.family_names())}{near}"
         yield f"model {request.model!r}: open_clip knows no such model; {words}"
@@ -139,7 +145,7 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
     if request.keep == "all" and request.replay == 0:
         yield PROBLEMS["keep all"]
-    needs_tag = not (request.embedded or request.start)
+    needs_tag = not (request.embedded or request.start or is_hub)
     if needs_tag and not open_clip.list_pretrained_tags_by_model(request.model):
         yield PROBLEMS["no weights"].format(model=request.model)
 
@@ -241,7 +247,8 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     An average takes half of each update, the default of the paper's code, where no study chose.
     """
     tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
-    start = request.start or TAGS.get(request.model)
+    usual = models.HUB if models.is_hub(request.model) else TAGS.get(request.model)
+    start = request.start or usual
     if not (start or request.embedded):
         start = open_clip.list_pretrained_tags_by_model(request.model)[0]
     tree["model"] = {"name": request.model} | ({"start": start} if start else {})
@@ -323,11 +330,14 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     else:
         total, unit = request.gpu_hours * 3600 * DEVICES[request.device].speed, cost
     budget = budgets.make_budget(total / request.updates, cost, unit)
-    if budget.steps < 1:
-        most = int(request.updates * budget.allowed / (budget.step + budget.end))
+    if (steps := budget.steps) < MIN_STEPS:
+        most = int(request.updates * budget.allowed / (MIN_STEPS * budget.step + budget.end))
         facts = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
-        most_words = f"{most:,} at most" if most else "not even one"
-        raise ImpossibleRequest(PROBLEMS["no step"].format(most=most_words, **facts))
+        facts |= {"steps": f"{steps or 'no'} step{'s' * (steps > 1)}", "least": MIN_STEPS}
+        facts["most"] = (
+            f"{most:,} update{'s' * (most > 1)} at most" if most else "not even one update"
+        )
+        raise ImpossibleRequest(PROBLEMS["few steps"].format(**facts))
     if budget.steps > config.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update: more than a run can count")
     return budget.steps
@@ -359,7 +369,6 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
         "small updates": _largest_batch(request, run.mixture) < _usual_batch(request),
         "always": True,
         "capped": bought > steps,
-        "few steps": steps < 10,
         "real images": not request.embedded and request.images is None,
         "own images": request.embedded and request.images is not None,
     }

@@ -121,6 +121,7 @@ def _check_batches(run_config: RunConfig) -> Check:
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
     try:
+        models.check_start(name, start)
         store.find_parent(run_config)
     except CmpError as error:
         return Check("weights", MISSING, str(error).removeprefix("model.start: "))

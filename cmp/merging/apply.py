@@ -68,8 +68,8 @@ def merge(
         New tensors by name, of the newest model's types; the arguments are not changed.
 
     Raises:
-        CmpError: The rule cannot merge these, see `check_mergeable`, a setting is impossible or of
-            other rules, or an entry is not finite.
+        CmpError: The rule cannot merge these, see `check_state_dicts` and `check_mergeable`, a
+            setting is impossible or of other rules, or an entry is not finite.
 
     Example:
         >>> zero, a, b = ({"w": torch.tensor([x, 1.0])} for x in (0.0, 4.0, -2.0))
@@ -77,8 +77,27 @@ def merge(
         tensor([4., 1.])
     """
     option, options = get_option("merge_rule", rule), parse_options(rule, **settings)
+    check_state_dicts(models, base)
     check_mergeable(option, models, base, options)
     return dict(iter_merged(option, models, base, options, out))
+
+
+def check_state_dicts(models: Sequence[Any], base: Any = None) -> None:
+    """Check that what is to be merged are state dicts, with values.
+
+    Raises:
+        CmpError: One is something else, such as the path of a file, or has tensors without values.
+    """
+    for number, model in enumerate([*models, *([] if base is None else [base])], 1):
+        label = f"merge: model {number}" if number <= len(models) else "merge: base"
+        if not isinstance(model, Mapping):
+            words = "give its state_dict(), or use cmp.merge_files for files"
+            raise CmpError(f"{label}: a {type(model).__name__} is no state dict; {words}")
+        for name, x in model.items():
+            if not isinstance(x, Tensor):
+                raise CmpError(f"{label}: {name}: a {type(x).__name__} is no tensor; convert it")
+            if x.is_meta:
+                raise CmpError(f"{label}: {name}: on the meta device it has no values; load them")
 
 
 def parse_options(
