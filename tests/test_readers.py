@@ -749,6 +749,16 @@ def test_yaml_that_cannot_be_read(tmp_path, text, words):
     assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
 
 
+@pytest.mark.defect
+def test_a_manifest_of_very_many_keys_is_refused_at_once(tmp_path):
+    text = "".join(f"key{number}: 1\n" for number in range(20_000))
+    (tmp_path / "m.yaml").write_text(f"{text}role: adapt\nreader: {{}}\n")
+    started = time.process_time()
+    with pytest.raises(CmpError, match=r"m\.yaml"):
+        load_manifests(str(tmp_path))
+    assert time.process_time() - started < 5  # each key was compared with all
+
+
 def test_a_pool_keeps_the_splits_of_an_earlier_update(tmp_path):
     root = classes(tmp_path / "p", each=20)
     init(root)
@@ -842,6 +852,34 @@ def test_data_init_names_the_columns_that_are_not_used(tmp_path, columns, words)
     _, text, found = infer.infer_manifest(tmp_path)
     assert found == f"found: t.csv with the columns {columns.replace(',', ', ')}{words}"
     assert "not used" not in text
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path, form):
+    columns = [f"column {number}" for number in range(11_000)]
+    if form == "csv":
+        (tmp_path / "t.csv").write_text(f"{','.join(columns)}\n{','.join('x' for _ in columns)}\n")
+    else:
+        pq.write_table(pa.table({name: ["x"] for name in columns}), tmp_path / "t.parquet")
+    for read in (
+        lambda: collection.read_index(fileset(form, reader={"path": f"t.{form}"}), tmp_path),
+        lambda: infer.infer_manifest(tmp_path),
+    ):
+        with pytest.raises(CmpError, match=rf"t\.{form}.*11,000 columns") as error:
+            read()
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.defect
+def test_of_many_columns_a_message_names_the_first(tmp_path):
+    columns = ["image", *(f"column {number}" for number in range(500))]
+    (tmp_path / "t.csv").write_text(f"{','.join(columns)}\n")
+    _, _, found = infer.infer_manifest(tmp_path)
+    assert "column 5" in found and len(found) < 1000
+    with pytest.raises(CmpError, match="did you mean 'image'") as error:
+        collection.read_index(fileset("csv", reader={"path": "t.csv", "image": "imag"}), tmp_path)
+    assert "column 5" in str(error.value) and len(str(error.value)) < 1000
 
 
 def test_a_set_that_cannot_be_read_is_not_usable_by_skipping(tmp_path):

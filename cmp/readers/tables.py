@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -13,13 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, explain_errors, name_choices
+from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.readers.files import NO_FILE, OUTSIDE, ReadImage, Stamp, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
+MAX_COLUMNS = 10_000
+"""Columns that a table may have; pandas takes seconds for more, whatever they hold."""
+NAMED_COLUMNS = 20
+"""Columns that a message names at most."""
 OWN_FOLDER = " (write it relative to the table's folder)"
 ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
 
@@ -145,9 +149,31 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
     Args:
         file: The file.
         rows: How many rows are read; all by default.
+
+    Raises:
+        CmpError: It has more than `MAX_COLUMNS` columns.
+        OSError: It cannot be read.
+        ValueError: It is no table.
     """
     separator = "\t" if file.suffix == ".tsv" else ","
+    with file.open(encoding="utf-8") as lines:
+        check_width(file, next(filter(str.strip, lines), "").count(separator) + 1)
     return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, nrows=rows)
+
+
+def check_width(file: Path, count: int) -> None:
+    """Raise `CmpError` if a table has more columns than are taken."""
+    if count > MAX_COLUMNS:
+        raise CmpError(
+            f"{file}: has {count:,} columns, at most {MAX_COLUMNS:,} are taken; keep those of the "
+            "images, captions and labels"
+        )
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the names of some columns, of many the first alone, in words."""
+    more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
+    return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
 
 def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> ImageIndex:
@@ -199,11 +225,12 @@ def _check_columns(dataset: FileSet, columns: list[str]) -> None:
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
         if is_named and name is not None and name not in columns:
-            choices = name_choices(name, columns)
+            near, known = did_you_mean(name, columns), list_columns(columns)
+            choices = f"{near} There are {known}" if near else f"; there are {known}"
             raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{choices}")
     if not {reader.label, reader.caption} & set(columns):
         what = "name a column of captions or of labels, by `caption` or `label`"
-        raise CmpError(f"{dataset.name}: reader: {what}; there are {', '.join(columns)}")
+        raise CmpError(f"{dataset.name}: reader: {what}; there are {list_columns(columns)}")
 
 
 def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
@@ -268,6 +295,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     wanted = {getattr(dataset.reader, key) for key in COLUMN_KEYS}
     files = [pq.ParquetFile(path) for path in paths]
     schema = files[0].schema_arrow
+    check_width(paths[0], len(schema))
     _check_columns(dataset, schema.names)
     if repeated := [name for name in wanted if schema.names.count(name) > 1]:
         raise ValueError(f"several columns are called {repeated[0]!r}")
