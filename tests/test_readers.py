@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
@@ -754,9 +755,11 @@ def test_a_manifest_of_very_many_keys_is_refused_at_once(tmp_path):
     text = "".join(f"key{number}: 1\n" for number in range(20_000))
     (tmp_path / "m.yaml").write_text(f"{text}role: adapt\nreader: {{}}\n")
     started = time.process_time()
+    yaml.safe_load(text)
+    usual, started = time.process_time() - started, time.process_time()
     with pytest.raises(CmpError, match=r"m\.yaml"):
         load_manifests(str(tmp_path))
-    assert time.process_time() - started < 5  # each key was compared with all
+    assert time.process_time() - started < 3 * usual  # each key was compared with all others
 
 
 def test_a_pool_keeps_the_splits_of_an_earlier_update(tmp_path):
