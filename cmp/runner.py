@@ -167,6 +167,8 @@ def execute(
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | state.execution.record()
+        if corpus.noted:
+            machine["pictures"] = corpus.noted
         run = Run(state, observer, manager, stop, machine, original)
         optimizer = create_optimizer(state)
         first_task, first_step = run.begin(optimizer)

@@ -8,6 +8,7 @@ import tarfile
 import time
 import tracemalloc
 import zlib
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ import torch
 import yaml
 from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from cmp import cli
@@ -27,7 +28,7 @@ from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
-from cmp.readers.manifest import SPLIT_SHARES, load_manifests
+from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
 
 DATA = (build_folder() / "data").resolve()
 
@@ -711,10 +712,16 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
         ({"faults": "ignore"}, "faults"),
         ({"typo": 1}, "typo: there is no such key; the keys are title, role, .*, zero_shot$"),
         ({"licens": 1}, "licens: there is no such key; did you mean 'licence'"),
+        (
+            {"reader": {"kind": "folder", "transparency": "black"}},
+            "transparency: must be 'white' or",
+        ),
+        ({"reader": {"kind": "tars", "path": "x", "exif": True}}, "exif: must be 'ignore' or"),
         ({"reader": {"kind": "csv", "lable": "x"}}, "lable: there is no .* mean 'label'. The keys"),
         (
             {"reader": {"kind": "csv", "class": "x"}},
-            "there is no such key; the keys are kind, path, image, caption, label, split, update$",
+            "there is no such key; the keys are kind, path, image, caption, label, split, update, "
+            "transparency, exif$",
         ),
     ],
 )
@@ -929,6 +936,132 @@ def test_parts_and_middles():
     right = images.random_crop(content, np.array([0.0, 0.0, 0.999, 0.999]), 20)
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()
     assert (images.random_crop(content, np.array([0.0] * 4), 20) == left).all()
+
+
+AS_STORED = np.arange(0, 256, 4, dtype=np.uint8)[None].repeat(64, 0)
+"""A grey ramp of 8 bits, 64 pixels square."""
+
+
+def saved(image, kind="PNG", **options) -> bytes:
+    """An image as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def reader(**keys) -> FolderReader:
+    return FolderReader(kind="folder", **keys)
+
+
+def as_open_clip(content, upright=False) -> np.ndarray:
+    """What open_clip's own transform makes of a file."""
+    image = Image.open(io.BytesIO(content))
+    theirs = image_transform(64, False, (0, 0, 0), (1, 1, 1))
+    return theirs(ImageOps.exif_transpose(image) if upright else image).numpy() * 255
+
+
+DEEP = {
+    "PNG": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257)),
+    "TIFF": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), "TIFF"),
+    "big-endian TIFF": saved(
+        Image.frombytes("I;16B", (64, 64), (AS_STORED.astype(">u2") * 257).tobytes()), "TIFF"
+    ),
+    "PGM": b"P5 64 64 65535\n" + (AS_STORED.astype(">u2") * 257).tobytes(),
+    "PGM of 10 bits": b"P5 64 64 1023\n"
+    + (AS_STORED.astype(np.uint16) * 4).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_values_of_16_bits_are_scaled(kind):
+    usual, numbers = saved(Image.fromarray(AS_STORED)), np.array([0.5] * 4)
+    how = Preprocessing(64)
+    near = partial(np.testing.assert_allclose, atol=1 if "10 bits" in kind else 0)
+    near(*(images.prepare_image(x, how).astype(int) for x in (DEEP[kind], usual)))
+    near(*(images.random_crop(x, numbers, 20).astype(int) for x in (DEEP[kind], usual)))
+    near(*(images.decode_rgba(x).astype(int) for x in (DEEP[kind], usual)))
+    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is told
+
+
+@pytest.mark.defect
+def test_the_transparent_value_of_a_deep_grey_picture_is_transparent(monkeypatch):
+    content = saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), transparency=257 * 4)
+    got = images.prepare_image(content, Preprocessing(64))
+    assert (got[:, :, 1] == 255).all() and (got[:, :, 0] == 0).all() and (got[:, :, 2] == 8).all()
+    beneath = reader(transparency="as-open-clip")
+    assert (images.prepare_image(content, Preprocessing(64), beneath)[:, :, 1] == 4).all()
+
+
+WIDE = np.linspace(-50, 400, 64 * 64, dtype=np.float32).reshape(64, 64)
+SEEN_ALIKE = {
+    "L": saved(Image.fromarray(AS_STORED)),
+    "1": saved(Image.fromarray(AS_STORED).convert("1")),
+    "P": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).quantize(16)),
+    "CMYK": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).convert("CMYK"), "JPEG"),
+    "F": saved(Image.fromarray(WIDE), "TIFF"),
+    "I": saved(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("mode", SEEN_ALIKE)
+def test_pictures_of_these_modes_are_those_of_open_clip(mode):
+    content = SEEN_ALIKE[mode]
+    assert Image.open(io.BytesIO(content)).mode == mode
+    got = images.prepare_image(content, Preprocessing(64))
+    assert np.abs(got - as_open_clip(content)).max() < 0.01
+
+
+def clear_picture(mode) -> bytes:
+    """A picture of which a part is transparent, with a colour below."""
+    image = Image.open(io.BytesIO(picture(3, (64, 64)))).convert("RGBA")
+    image.putalpha(Image.fromarray(AS_STORED))
+    if mode == "P":
+        return saved(image.convert("RGB").quantize(16), transparency=bytes([0, 99, *[255] * 14]))
+    return saved(image.convert(mode))
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_as_the_manifest_says(mode):
+    content, numbers = clear_picture(mode), np.array([0.5] * 4)
+    white, theirs = reader(), reader(transparency="as-open-clip")
+    usual = images.prepare_image(content, Preprocessing(64))
+    assert (images.prepare_image(content, Preprocessing(64), white) == usual).all()
+    got = images.prepare_image(content, Preprocessing(64), theirs)
+    assert np.abs(got - as_open_clip(content)).max() < 0.01 and np.abs(got - usual).max() > 50
+    crops = [images.random_crop(content, numbers, 20, each) for each in (white, theirs)]
+    assert (crops[0] != crops[1]).any()
+    assert (
+        images.decode_rgba(content, theirs)[3].min() == 255 > images.decode_rgba(content)[3].min()
+    )
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("turn", [*range(1, 9), 0, 77])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_data_turn_a_picture_where_the_manifest_says_so(turn, kind):
+    exif = Image.Exif()
+    exif[0x112] = turn
+    content = saved(Image.open(io.BytesIO(picture(3, (96, 64)))), kind, exif=exif)
+    for key, upright in (("ignore", False), ("apply", True)):
+        got = images.prepare_image(content, Preprocessing(64), reader(exif=key))
+        assert np.abs(got - as_open_clip(content, upright)).max() < 0.01
+    expected = Image.open(io.BytesIO(content))
+    expected = saved(ImageOps.exif_transpose(expected), "PNG")
+    crops = [
+        images.random_crop(x, np.array([0.3] * 4), 40, reader(exif="apply"))
+        for x in (content, expected)
+    ]
+    assert (crops[0] == crops[1]).all()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MMxyz"])
+def test_damaged_exif_data_turn_nothing(exif):
+    content = saved(Image.open(io.BytesIO(picture(3))), "JPEG", exif=exif)
+    assert images.picture_traits(images.open_image(content)) == 0
+    turned = images.prepare_image(content, Preprocessing(64), reader(exif="apply"))
+    assert (turned == images.prepare_image(content, Preprocessing(64))).all()
 
 
 def test_what_is_transparent_lies_over_white():

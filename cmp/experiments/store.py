@@ -164,6 +164,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         fitted = mixtures.fit_mixture(run_config, corpus)
         _, kept = mixtures.choose_replay(corpus, fitted.mixture, fitted.seeds.data)
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
+    if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
+        content["scaled"] = scaled  # sets of which pictures were white before they were scaled
     return content
 
 

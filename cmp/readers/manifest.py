@@ -74,7 +74,21 @@ class StrictModel(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A frozen pydantic model that refuses unknown keys, and numbers that are none."""
 
 
-class FolderReader(StrictModel):
+class PictureReader(StrictModel):
+    """How the pictures of a set are seen, whatever its layout; all readers have these keys.
+
+    Attributes:
+        transparency: "white" lays what is transparent over white. "as-open-clip" drops the
+            transparency, as open_clip's own transform does: the colours below it show.
+        exif: "ignore" takes pictures as they are stored, as open_clip's own transform does; "apply"
+            turns them upright, as their EXIF data say.
+    """
+
+    transparency: Literal["white", "as-open-clip"] = "white"
+    exif: Literal["ignore", "apply"] = "ignore"
+
+
+class FolderReader(PictureReader):
     """Images in a folder per class: `class/picture.jpg`, or `train/class/picture.jpg`.
 
     Attributes:
@@ -86,7 +100,7 @@ class FolderReader(StrictModel):
     path: Text = "."
 
 
-class TableReader(StrictModel):
+class TableReader(PictureReader):
     """A table with one row per image: CSV, TSV (tabs), Parquet, or a frame in memory.
 
     Attributes:
@@ -109,7 +123,7 @@ class TableReader(StrictModel):
     update: Text | None = None
 
 
-class TarReader(StrictModel):
+class TarReader(PictureReader):
     """Tars as webdataset writes them: `key.jpg`, `key.txt` (caption), `key.cls`, `key.json`.
 
     Attributes:
@@ -121,7 +135,7 @@ class TarReader(StrictModel):
     path: Text
 
 
-class FomoReader(StrictModel):
+class FomoReader(PictureReader):
     """FoMo-in-Flux's layout: `FOLDER/` or `FOLDER.tar`, with `00_info/FOLDER_train.json`.
 
     Attributes:
@@ -138,7 +152,7 @@ class FomoReader(StrictModel):
 
 READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
-READER_OF_KIND: dict[str, type[StrictModel]] = {
+READER_OF_KIND: dict[str, type[PictureReader]] = {
     kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
 }
 """`reader.kind` -> the reader that says which other keys there are."""
@@ -396,7 +410,8 @@ def _explain_fault(fault: dict[str, Any], schema: type[BaseModel]) -> str:
 def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str]:
     """The keys that there are beside an unknown one, so far as this module knows them."""
     if loc[0] == "reader" and len(loc) > 2:
-        return READER_OF_KIND[loc[1]].model_fields
+        known = READER_OF_KIND[loc[1]].model_fields
+        return sorted(known, key=PictureReader.model_fields.__contains__)  # a kind's own come first
     return schema.model_fields if len(loc) == 1 else ()
 
 
