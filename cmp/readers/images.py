@@ -53,6 +53,7 @@ CHECK_BLOCK = 64
 """Images that are checked at a time."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # see `orientation`
 
 
 def open_image(content: bytes, min_side: int = 0) -> Image.Image:

@@ -12,7 +12,7 @@ from cmp.readers.files import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
 
 SEEN_OTHERWISE: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
-"""Trait, and how the manifest says to see it where it may say so -> what a model's user must know."""
+"""Trait, and how the manifest says to see it where it may -> what a model's user must know."""
 HIGH_CHANCE = 0.1
 """The chance level of retrieval from which on it is told."""
 
