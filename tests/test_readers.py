@@ -9,6 +9,7 @@ import time
 import tracemalloc
 import zlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.data import Preprocessing, stored_images
+from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
@@ -450,10 +451,11 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
         file.write(picture())
     index = collection.read_index(fileset(), root)
     assert sorted(kind.encode(errors="replace").decode() for kind in kinds(index)) == [
+        f"{files.LINK.problem}: oak/zero.png",
         "missing file: oak/gone.png", "name is not UTF-8: oak/?.png",
         "no picture, by its name: oak/a.heic", "no picture, by its name: oak/more",
         "no picture, by its name: oak/none", "no picture, by its name: oak/notes.txt",
-        "no regular file: oak/pipe.png", "no regular file: oak/zero.png",
+        "no regular file: oak/pipe.png",
         "picture in no class's folder: loose.png",
     ]  # fmt: skip
     state = collection.dataset_state(fileset(), root)
@@ -462,6 +464,102 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
         len(collection.check_images(collection.read_index(fileset(faults="skip"), root)).table)
         == 19
     )
+
+
+def secret_place(tmp_path) -> Path:
+    """A folder that no manifest has business with."""
+    names = ["passwd", "shadow", "keys/id_rsa", "keys/agent.conf", "empty.d/.x"]
+    return tree(tmp_path / "secret", dict.fromkeys(names, b"root:x:0:0:/root:/bin/sh\n"))
+
+
+def check_manifest(root, **about) -> str:
+    """What `cmpt data check` says of a set."""
+    tree(root, {"m.yaml": fileset(**about).model_dump_json(exclude_none=True).encode()})
+    return CliRunner().invoke(cli.app, ["data", "check", str(root)]).output
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["folder", "csv", "fomo"])
+def test_links_to_pictures_outside_of_the_set_are_refused_by_their_own_names(tmp_path, kind):
+    root = classes(tmp_path / "p" / "oaks" if kind == "fomo" else tmp_path / "p")
+    tree(tmp_path / "foreign", {"diary.png": picture(5)})
+    (root / "oak/link.png").symlink_to(tmp_path / "foreign/diary.png")
+    (root / "oak/inside.png").symlink_to(root / "red fox/0.png")
+    (root / "elm").symlink_to(tmp_path / "foreign")
+    names = ["oak/0.png", "oak/link.png", "oak/inside.png", "elm/diary.png"]
+    kept = {"faults": "skip", "reader": {}}
+    if kind == "csv":
+        frame = pd.DataFrame({"filepath": names, "title": names})
+        frame.to_csv(root / "t.csv", index=False)
+        kept["reader"] = {"path": "t.csv"}
+    elif kind == "fomo":
+        listed = {name: {"target": 0, "default_caption": "x"} for name in names}
+        info = {"train": listed, "test": {}, "classnames": ["oak"]}
+        info = {f"00_info/oaks_{key}.json": json.dumps(x).encode() for key, x in info.items()}
+        tree(tmp_path / "p", info)
+        kept["reader"] = {"folder": "oaks"}
+    index = collection.read_index(fileset(kind, **kept), tmp_path / "p")
+    refused = [fault.where for fault in index.faults if fault.kind == files.LINK.problem]
+    prefix = "oaks/" if kind == "fomo" else ""
+    through_folder = [] if kind == "folder" else [f"{prefix}elm/diary.png"]
+    assert refused == [f"{prefix}oak/link.png", *through_folder]
+    sources = set(index.table["source"])
+    assert f"{prefix}oak/inside.png" in sources and not sources & set(refused)
+    if kind != "fomo":
+        with pytest.raises(CmpError, match=r"link to a file outside.*oak/link\.png") as error:
+            load_data(
+                str(
+                    tree(
+                        root,
+                        {
+                            "m.yaml": fileset(kind, reader=kept["reader"])
+                            .model_dump_json(exclude_none=True)
+                            .encode()
+                        },
+                    )
+                )
+            )
+        assert "foreign" not in str(error.value)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("behind", ["an absolute path", "the folder above", "a link"])
+def test_a_foreign_folder_is_not_read_and_none_of_its_names_told(tmp_path, behind):
+    secret, root = secret_place(tmp_path), tree(tmp_path / "p", {})
+    root.mkdir()
+    (root / "link").symlink_to(secret)
+    path = {"an absolute path": str(secret), "the folder above": "../secret", "a link": "link"}
+    for faults in ("refuse", "skip"):
+        said = check_manifest(root, faults=faults, reader={"path": path[behind]})
+        assert "is no folder of pictures" in said and "reader.path" in said
+        assert not any(name in said for name in ("passwd", "shadow", "keys", "empty.d", "agent"))
+
+
+@pytest.mark.defect
+def test_of_a_foreign_folder_only_pictures_are_named(tmp_path):
+    pictures = classes(tmp_path / "data/pictures")
+    tree(pictures, {"oak/my letters.doc": b"x", "taxes/.2026": b"x", "oak/bad.png": b"no picture"})
+    about = {"faults": "skip", "reader": {"path": str(pictures)}}
+    said = " ".join(check_manifest(tmp_path / "p", **about).split())
+    assert "usable, 3 skipped" in said and "oak/bad.png" in said
+    assert "letters" not in said and "taxes" not in said
+    assert f"leads out of the manifest's folder, to {pictures}" in said
+    corpus = load_data(str(tmp_path / "p"))  # pictures that lie elsewhere can be used
+    assert len(corpus.table) == 18
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["csv", "parquet", "tars"])
+def test_foreign_files_that_are_no_tables_are_not_opened(tmp_path, kind):
+    secret, root = secret_place(tmp_path), classes(tmp_path / "p")
+    ending = {"csv": "csv", "parquet": "parquet", "tars": "tar"}[kind]
+    (root / f"t.{ending}").symlink_to(secret / "passwd")
+    for path in (f"{secret}/*", f"{secret}/passwd", "../secret/pass*"):
+        said = check_manifest(root, kind=kind, reader={"path": path})
+        assert f"are not called *.{ending}" in " ".join(said.split())
+        assert "shadow" not in said and "/bin/sh" not in said
+    said = check_manifest(root, kind=kind, reader={"path": f"t.{ending}"})
+    assert "link that leads out" in " ".join(said.split()) and "/bin/sh" not in said
 
 
 @pytest.mark.parametrize("faults", ["refuse", "skip"])

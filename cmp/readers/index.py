@@ -36,7 +36,8 @@ class Fault(NamedTuple):
 
     Attributes:
         kind: What is wrong, such as "missing file".
-        where: Name of the image, class or member.
+        where: Name of the image, class or member; "" for what is not named, since it lies outside
+            of the manifest's folder and is no picture.
     """
 
     kind: str
@@ -216,9 +217,11 @@ def summarise_faults(faults: list[Fault]) -> str:
     """
     parts, kinds = [], list(dict.fromkeys(fault.kind for fault in faults))
     for kind in kinds[:MAX_KINDS]:
-        names = [fault.where for fault in faults if fault.kind == kind]
+        found = [fault.where for fault in faults if fault.kind == kind]
+        names = [name for name in found if name]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        parts.append(f"{kind}: {', '.join(names[:3])}{more}")
+        words = f"{len(found)}, not named, as they lie outside of the manifest's folder"
+        parts.append(f"{kind}: {', '.join(names[:3]) or words}{more}")
     text = "; ".join(parts) + "; ..." * (len(kinds) > MAX_KINDS)
     return text.encode(errors="replace").decode()
 

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, name_choices
 from cmp.files import build_folder, first_fault
-from cmp.readers.files import MAX_YAML_BYTES, read_text, read_yaml
+from cmp.readers.files import MAX_YAML_BYTES, is_inside, read_text, read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -93,7 +93,8 @@ class FolderReader(PictureReader):
 
     Attributes:
         kind: "folder".
-        path: The folder, relative to the manifest's.
+        path: The folder, relative to the manifest's. One that lies elsewhere must hold pictures
+            above all, see `tables.pictures_folder`.
     """
 
     kind: Literal["folder"]
@@ -150,6 +151,8 @@ class FomoReader(PictureReader):
     resized: bool = False
 
 
+FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
+"""`reader.kind` -> what files of it that lie outside of the manifest's folder must be called."""
 READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
 READER_OF_KIND: dict[str, type[PictureReader]] = {
@@ -244,7 +247,9 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there is none, or if the pattern would search folders beyond the root.
+            CmpError: If there is none, if the pattern would search folders beyond the root, if it
+                fits files elsewhere that are not called as files of the reader's kind, or links
+                that lead out of the root.
         """
         pattern, parts = self.reader.path, Path(self.reader.path).parts
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
@@ -254,6 +259,14 @@ class FileSet(SetManifest):
         files = sorted(path for path in paths if path.is_file())
         if not files:
             raise CmpError(f"{self.name}: reader.path: there is no file {pattern:.200}")
+        endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
+        for path in [path for path in files if not is_inside(path, root)]:
+            if is_inside(path.parent, root):
+                words = "is a link that leads out of the manifest's folder; put the file into it"
+                raise CmpError(f"{self.name}: reader.path: {path} {words}")
+            if path.suffix.lower() not in endings:  # which it is not said to be, nor its name told
+                words = "fits files outside of the manifest's folder that are not called"
+                raise CmpError(f"{what} {words} *{endings[0]}; name such files alone")
         return files
 
 

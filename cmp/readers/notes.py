@@ -1,6 +1,7 @@
 """What keeps the scores of some sets from saying what they seem to: equal pictures, few of them,
 and pictures that another program would see in another way."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,18 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     """
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in seen_otherwise(index)]
+    sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
     return sentences + [sentence for index in indexes for sentence in limits_of_recall(index)]
+
+
+def read_elsewhere(index: ImageIndex) -> list[str]:
+    """Say that a set's pictures lie outside of its manifest's folder, where its path says so."""
+    path = getattr(index.dataset.reader, "path", ".")
+    if not (os.path.isabs(path) or ".." in path.split("/")):
+        return []
+    return [f"{index.dataset.name}: reader.path: leads out of the manifest's folder, to {path}"]
 
 
 def seen_otherwise(index: ImageIndex) -> list[str]:

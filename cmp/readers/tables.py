@@ -1,6 +1,7 @@
 """Images in a folder per class, as torchvision's ImageFolder has them, and images in tables."""
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, did_you_mean, explain_errors
-from cmp.readers.files import NO_FILE, OUTSIDE, ReadImage, Stamp, file_stamp, read_file
+from cmp.readers.files import (
+    NO_FILE,
+    OUTSIDE,
+    ReadImage,
+    Stamp,
+    file_stamp,
+    is_inside,
+    read_file,
+)
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -24,6 +33,8 @@ MAX_COLUMNS = 10_000
 """Columns that a table may have; pandas takes seconds for more, whatever they hold."""
 NAMED_COLUMNS = 20
 """Columns that a message names at most."""
+LOOKED_AT = 10_000
+"""Files by which a folder that lies elsewhere than its manifest is told for one of pictures."""
 OWN_FOLDER = " (write it relative to the table's folder)"
 ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
 
@@ -65,6 +76,44 @@ def split_folders(folder: Path) -> list[Path]:
     return inside if known == inside or len(known) > 1 else []
 
 
+def pictures_folder(
+    dataset: FileSet, root: Path, companions: tuple[str, ...] = ()
+) -> tuple[Path, bool]:
+    """Return the folder that a set's pictures are in, and whether it lies outside its manifest's.
+
+    A manifest may come from anyone, and what is read is named in messages. So a folder elsewhere is
+    taken if what lies in it is pictures above all; of anything else there no name is told.
+
+    Args:
+        dataset: The manifest.
+        root: The manifest's folder.
+        companions: What names of files end in that may lie beside pictures.
+
+    Raises:
+        CmpError: There is no such folder, or it lies elsewhere and is none of pictures.
+    """
+    folder = root / dataset.reader.path
+    if not folder.is_dir():
+        raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
+    if is_inside(folder, root):
+        return folder, False
+    pictures = strangers = 0
+    what = f"{dataset.name}: reader.path: {folder} lies outside of the manifest's folder"
+    try:
+        for path in itertools.islice(walk_files(folder), LOOKED_AT):
+            is_picture = path.lower().endswith(IMAGE_SUFFIXES)
+            pictures += is_picture
+            strangers += not (is_picture or path.lower().endswith(companions))
+    except OSError as error:  # whose text names a file
+        raise CmpError(f"{what} and cannot be read ({error.strerror})") from None
+    if not pictures or strangers > pictures:
+        raise CmpError(
+            f"{what}, and is no folder of pictures: of its first {pictures + strangers} files "
+            f"{pictures} are pictures, by their names; name a folder of pictures alone"
+        )
+    return folder, True
+
+
 def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
@@ -80,12 +129,11 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
         folder, and a picture that lies in none.
 
     Raises:
-        CmpError: If there is no such folder.
+        CmpError: If there is no such folder, or see `pictures_folder`.
     """
-    folder = root / dataset.reader.path
-    if not folder.is_dir():
-        raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
+    folder, is_foreign = pictures_folder(dataset, root)
     rows, faults, classes, used = [], [], {}, set()
+    known: dict[str, bool] = {}
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
@@ -97,11 +145,13 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
             if slash and is_picture:
                 used.add(label)
                 name = label.replace("_", " ").strip()
-                rows.append(Row(source, file_stamp(folder, source), split, name, None))
-            elif slash or is_picture:
-                kind = "no picture, by its name" if slash else "picture in no class's folder"
-                faults.append(Fault(kind, source))
-    faults += [Fault("class without images", label) for label in classes if label not in used]
+                rows.append(Row(source, file_stamp(folder, source, known), split, name, None))
+            elif is_picture:
+                faults.append(Fault("picture in no class's folder", source))
+            elif slash:
+                faults.append(Fault("no picture, by its name", "" if is_foreign else source))
+    empty = ["" if is_foreign else label for label in classes if label not in used]
+    faults += [Fault("class without images", label) for label in empty]
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
@@ -197,7 +247,8 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
         return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
-    stamps = [_path_stamp(root, name) for name in names]
+    known: dict[str, bool] = {}
+    stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
         raise CmpError(
             f"{dataset.name}: reader.image: none of the {len(names)} files of the column "
@@ -207,9 +258,9 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
 
 
-def _path_stamp(root: Path, name: str) -> Stamp:
-    """What is known of a file that a table names."""
-    stamp = file_stamp(root, name) if name else NO_FILE
+def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
+    """What is known of a file that a table names; `known`: see `file_stamp`."""
+    stamp = file_stamp(root, name, known) if name else NO_FILE
     if stamp.size < 0 and name.startswith("~"):  # for another folder on each machine
         return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
     if stamp == OUTSIDE and name.startswith("/"):
