@@ -146,6 +146,8 @@ class Corpus:
         datasets: The manifests by dataset.
         classes: Class names in label order by dataset.
         hashes: The sha256 of pixels and table by dataset; of files, of names, sizes and texts.
+        noted: By dataset of files what other programs may see in another way, see
+            `cmp.readers.index.ImageIndex.noted`.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -161,6 +163,7 @@ class Corpus:
     datasets: dict[str, DatasetInfo]
     classes: dict[str, list[str]]
     hashes: dict[str, str]
+    noted: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def in_files(self) -> bool:

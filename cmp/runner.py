@@ -178,6 +178,8 @@ def execute(
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | state.execution.record()
+        if corpus.noted:
+            machine["pictures"] = corpus.noted
         run = Run(state, observer, manager, stop, machine, original)
         first_task, first_step = run.begin()
         for task in range(first_task, len(pools)):

@@ -24,16 +24,17 @@ from pictures import classes, fileset, picture, tar
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from cmp import checkpoints, config, models
+from cmp import checkpoints, config, models, streams
 from cmp.checkpoints import CheckpointManager
+from cmp.data import Corpus
 from cmp.embedded import drawn, packed
 from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
-from cmp.experiments import logs, results, store, studies, workers
+from cmp.experiments import logs, pretraining, results, store, studies, workers
 from cmp.files import DIGESTS, build_folder
 from cmp.merging.files import merge_files
-from cmp.readers import collection, images, tars
+from cmp.readers import class_tables, collection, images, tars
 from cmp.readers.manifest import FileSet
 from cmp.runner import execute
 
@@ -112,6 +113,12 @@ def read_base(path: Path) -> str:
     return text_of(embedded_models.read_weights(embedded_models.check_base(path)))
 
 
+def read_pool_table(corpus: Corpus) -> str:
+    """The table of the embedded pools, of a few images."""
+    rows = corpus.rows("train", dataset=corpus.by_role("pool")[0])[:3]
+    return text_of(class_tables.pool_statistics(corpus, rows))
+
+
 def read_packed() -> str:
     """A packed dataset."""
     opened = packed.read_packed(embedded_manifests()[DATASET])
@@ -188,6 +195,14 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     shutil.copytree(embedded_models.WEIGHTS, place / "weights")
     [base] = (place / "weights").glob("*.safetensors")
     files += [Stored(x, partial(read_base, base)) for x in (base, base.with_name(DIGESTS))]
+    card = base.with_suffix(".json")
+    files.append(Stored(card, lambda: text_of(pretraining.read_card(base))))
+    shutil.copytree(class_tables.STATISTICS, place / "traits")
+    patch.setattr(class_tables, "STATISTICS", place / "traits")
+    classes_table, pool_table = sorted((place / "traits").glob("*.parquet"))
+    files.append(Stored(classes_table, lambda: text_of(streams.class_statistics("embedded"))))
+    read = partial(read_pool_table, corpus)
+    files += [Stored(x, read) for x in (pool_table, pool_table.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
     files += write_kept(place)
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}

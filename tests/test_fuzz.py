@@ -385,7 +385,8 @@ def read_samples(folder: Path, content: bytes) -> Any:
 
 def read_model_card(folder: Path, content: bytes) -> Any:
     weights = put(folder / "cards" / "x.safetensors", b"")
-    put(weights.with_suffix(".json"), content)
+    with listed_file(weights.with_suffix(".json")) as partial:
+        partial.write_bytes(content)
     card = pretraining.read_card(weights)
     return pretraining.compare_cards(card, card), pretraining.bases_overview(weights.parent)
 

@@ -626,7 +626,7 @@ def read_back(folder):
         load_file(path)
     for path in folder.glob("*.png"):
         Image.open(path).load()
-    for path in folder.glob("build/traits/*"):
+    for path in folder.glob("build/traits/*.parquet"):
         pd.read_parquet(path)
     if (folder / "base.safetensors").exists():
         embedded_models.check_base(folder / "base.safetensors")

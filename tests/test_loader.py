@@ -13,8 +13,9 @@ import pytest
 import torch
 from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
+from typer.testing import CliRunner
 
-from cmp import config, data, mixtures, models
+from cmp import cli, config, data, mixtures, models
 from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
 from cmp.data import Preprocessing, load_data, stored_images, worker_count
@@ -72,6 +73,40 @@ def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
     collection._load_folder.cache_clear()
     assert store.run_id_of(moved, load_data(moved.data)) != run_id
+
+
+@pytest.mark.defect
+def test_runs_over_pictures_of_16_bits_alone_have_a_further_entry_in_their_identity(folder):
+    run_config, path = small(folder), folder / "mine/fox 0/0.png"
+
+    def identity():
+        collection._load_folder.cache_clear()
+        return store.run_identity(run_config, load_data(run_config.data))
+
+    usual, whole = identity(), path.read_bytes()
+    assert "scaled" not in usual
+    Image.new("RGBA", (40, 40)).save(path)
+    assert identity().keys() == usual.keys()
+    Image.fromarray(np.full((40, 40), 9 * 257, np.uint16)).save(path)
+    assert identity()["scaled"] == ["mine"]
+    path.write_bytes(whole)
+    assert identity() == usual
+
+
+@pytest.mark.defect
+def test_an_export_says_which_pictures_open_clip_sees_otherwise(folder, monkeypatch, tmp_path):
+    Image.new("RGBA", (40, 40)).save(folder / "mine/fox 0/0.png")
+    monkeypatch.chdir(tmp_path)
+    given = [*SMALL, f"data={folder}", "training.steps=1", "stream.tasks=1", "--keep-weights"]
+    invoke = CliRunner().invoke
+    done = invoke(cli.app, ["run", "quick", *given])
+    assert done.exit_code == 0, done.output
+    [run_id] = store.stored_ids()
+    for out in ("new.safetensors", "new"):
+        to = ["--to", "hf"] * (out == "new")
+        done = invoke(cli.app, ["export", run_id, "-o", out, *to])
+        assert "note: mine: transparent pictures: 1; " in done.output, done.output
+    assert "* mine: transparent pictures: 1; " in Path("new/README.md").read_text()
 
 
 def test_parts_are_drawn_by_step_and_seed_alone(folder):

@@ -1,13 +1,17 @@
 """What `cmpt data check` notes of pictures that can be used."""
 
+import io
 import json
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pictures import classes, fileset, picture, tree
+from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
@@ -45,6 +49,61 @@ def check(folder, *options) -> str:
     said = CliRunner().invoke(cli.app, ["data", "check", str(folder), *options])
     assert said.exit_code == 0, said.output
     return " ".join(said.output.split())
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """A picture of each kind that programs see in different ways, by trait."""
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    clear, exif = Image.new("RGBA", (16, 16), (9, 8, 7, 6)), Image.Exif()
+    exif[0x112] = 6
+    pictures = {
+        "grey16": (Image.fromarray(grey), "PNG", {}),
+        "values32": (Image.fromarray(grey.astype(np.float32)), "TIFF", {}),
+        "transparent": (clear, "PNG", {}),
+        "rotated": (Image.new("RGB", (16, 9), "red"), "JPEG", {"exif": exif}),
+        "opaque": (Image.new("RGBA", (16, 16), (9, 8, 7, 255)), "PNG", {}),  # none of these
+    }
+    files = {}
+    for name, (image, kind, options) in pictures.items():
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        files[name] = file.getvalue()
+    rows = b"".join(b"\0" + bytes(16 * 6) for _ in range(16))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))]
+    parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(x)) + n + x + struct.pack(">I", zlib.crc32(n + x)) for n, x in parts
+    ]
+    files["colour16"] = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return files
+
+
+@pytest.mark.defect
+def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
+    odd = odd_pictures()
+    tree(folder / "kept", {f"c/{name}.png": content for name, content in odd.items()})
+    tree(folder / "new/train", {f"a/{n}.png": odd["rotated"] + bytes(n) for n in (20, 21)})
+    said = check(folder)
+    for trait, words in (
+        ("grey16", "grey pictures of 16 bits: 1, such as c/grey16.png"),
+        ("colour16", "colour pictures of 16 bits: 1, such as c/colour16.png"),
+        ("values32", "pictures of 32 bits a value: 1, such as c/values32.png"),
+        ("transparent", "transparent pictures: 1, such as c/transparent.png"),
+        ("rotated", "pictures that their EXIF data turn: 1, such as c/rotated.png"),
+    ):
+        assert f"note: kept: {words}" in said, trait
+    assert "note: new: pictures that their EXIF data turn: 2, such as train/a/20.png" in said
+    assert "`exif: apply`" in said and "`transparency: as-open-clip`" in said
+    assert said == check(folder)  # also from what was kept of the first check
+    [usual, _] = [index.data_hash() for index in collection.load_collection(str(folder))[0]]
+    keys = {"transparency": "as-open-clip", "exif": "apply"}
+    about = fileset(name="kept", role="eval", splits={"test": 1.0}, reader=keys)
+    write(folder / "kept/manifest.yaml", about)
+    said = check(folder)
+    assert "`exif: apply`" not in said.partition("new: pictures")[0]
+    assert "exif_transpose" in said and "transparency is dropped" in said
+    [now, _] = [index.data_hash() for index in collection.load_collection(str(folder))[0]]
+    assert now != usual
 
 
 def test_a_picture_that_is_trained_on_and_scored_is_named(folder):

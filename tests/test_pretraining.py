@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import pretraining
-from cmp.files import file_digest, project_folder
+from cmp.files import DIGESTS, check_digest, file_digest, project_folder
 from cmp.runner import NO_OBSERVER, Observer, execute
 
 SHIPPED = embedded_models.base_folders("annealed")[:2]
@@ -48,6 +49,29 @@ def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
         not torch.equal(x, weights["unannealed"][name]) for name, x in weights["annealed"].items()
     )
     assert "small-s7-annealed" in (folder / "README.md").read_text()
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("change", ["a bit", "the list"])
+def test_a_card_that_is_not_what_was_written_is_refused(tmp_path, change):
+    shutil.copytree(embedded_models.WEIGHTS, tmp_path / "weights")
+    weights = tmp_path / "weights/small-s0-annealed.safetensors"
+    assert pretraining.read_card(weights)["weights"] == weights.name
+    path = weights.with_suffix(".json")
+    if change == "a bit":
+        path.write_bytes(path.read_bytes().replace(b'"seconds": ', b'"seconds": 1', 1))
+    else:
+        path.with_name(DIGESTS).write_text("")
+    with pytest.raises(CmpError, match=rf"{path.name}: damaged.*cmpt pretrain"):
+        pretraining.read_card(weights)
+    assert "cannot be read" in pretraining.bases_overview(weights.parent)
+
+
+@pytest.mark.defect
+def test_every_card_of_the_project_is_in_the_list_beside_it():
+    for folder in SHIPPED:
+        for path in folder.glob("*.safetensors"):
+            check_digest(path.with_suffix(".json"), "list it")
 
 
 def test_a_rerun_gives_the_same_bits(pretrained, corpus):

@@ -8,6 +8,8 @@ import tarfile
 import time
 import tracemalloc
 import zlib
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,18 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.data import Preprocessing, stored_images
+from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.files import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
-from cmp.readers.manifest import SPLIT_SHARES, load_manifests
+from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
 
 DATA = (build_folder() / "data").resolve()
 
@@ -448,10 +451,11 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
         file.write(picture())
     index = collection.read_index(fileset(), root)
     assert sorted(kind.encode(errors="replace").decode() for kind in kinds(index)) == [
+        f"{files.LINK.problem}: oak/zero.png",
         "missing file: oak/gone.png", "name is not UTF-8: oak/?.png",
         "no picture, by its name: oak/a.heic", "no picture, by its name: oak/more",
         "no picture, by its name: oak/none", "no picture, by its name: oak/notes.txt",
-        "no regular file: oak/pipe.png", "no regular file: oak/zero.png",
+        "no regular file: oak/pipe.png",
         "picture in no class's folder: loose.png",
     ]  # fmt: skip
     state = collection.dataset_state(fileset(), root)
@@ -460,6 +464,102 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
         len(collection.check_images(collection.read_index(fileset(faults="skip"), root)).table)
         == 19
     )
+
+
+def secret_place(tmp_path) -> Path:
+    """A folder that no manifest has business with."""
+    names = ["passwd", "shadow", "keys/id_rsa", "keys/agent.conf", "empty.d/.x"]
+    return tree(tmp_path / "secret", dict.fromkeys(names, b"root:x:0:0:/root:/bin/sh\n"))
+
+
+def check_manifest(root, **about) -> str:
+    """What `cmpt data check` says of a set."""
+    tree(root, {"m.yaml": fileset(**about).model_dump_json(exclude_none=True).encode()})
+    return CliRunner().invoke(cli.app, ["data", "check", str(root)]).output
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["folder", "csv", "fomo"])
+def test_links_to_pictures_outside_of_the_set_are_refused_by_their_own_names(tmp_path, kind):
+    root = classes(tmp_path / "p" / "oaks" if kind == "fomo" else tmp_path / "p")
+    tree(tmp_path / "foreign", {"diary.png": picture(5)})
+    (root / "oak/link.png").symlink_to(tmp_path / "foreign/diary.png")
+    (root / "oak/inside.png").symlink_to(root / "red fox/0.png")
+    (root / "elm").symlink_to(tmp_path / "foreign")
+    names = ["oak/0.png", "oak/link.png", "oak/inside.png", "elm/diary.png"]
+    kept = {"faults": "skip", "reader": {}}
+    if kind == "csv":
+        frame = pd.DataFrame({"filepath": names, "title": names})
+        frame.to_csv(root / "t.csv", index=False)
+        kept["reader"] = {"path": "t.csv"}
+    elif kind == "fomo":
+        listed = {name: {"target": 0, "default_caption": "x"} for name in names}
+        info = {"train": listed, "test": {}, "classnames": ["oak"]}
+        info = {f"00_info/oaks_{key}.json": json.dumps(x).encode() for key, x in info.items()}
+        tree(tmp_path / "p", info)
+        kept["reader"] = {"folder": "oaks"}
+    index = collection.read_index(fileset(kind, **kept), tmp_path / "p")
+    refused = [fault.where for fault in index.faults if fault.kind == files.LINK.problem]
+    prefix = "oaks/" if kind == "fomo" else ""
+    through_folder = [] if kind == "folder" else [f"{prefix}elm/diary.png"]
+    assert refused == [f"{prefix}oak/link.png", *through_folder]
+    sources = set(index.table["source"])
+    assert f"{prefix}oak/inside.png" in sources and not sources & set(refused)
+    if kind != "fomo":
+        with pytest.raises(CmpError, match=r"link to a file outside.*oak/link\.png") as error:
+            load_data(
+                str(
+                    tree(
+                        root,
+                        {
+                            "m.yaml": fileset(kind, reader=kept["reader"])
+                            .model_dump_json(exclude_none=True)
+                            .encode()
+                        },
+                    )
+                )
+            )
+        assert "foreign" not in str(error.value)
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("behind", ["an absolute path", "the folder above", "a link"])
+def test_a_foreign_folder_is_not_read_and_none_of_its_names_told(tmp_path, behind):
+    secret, root = secret_place(tmp_path), tree(tmp_path / "p", {})
+    root.mkdir()
+    (root / "link").symlink_to(secret)
+    path = {"an absolute path": str(secret), "the folder above": "../secret", "a link": "link"}
+    for faults in ("refuse", "skip"):
+        said = check_manifest(root, faults=faults, reader={"path": path[behind]})
+        assert "is no folder of pictures" in said and "reader.path" in said
+        assert not any(name in said for name in ("passwd", "shadow", "keys", "empty.d", "agent"))
+
+
+@pytest.mark.defect
+def test_of_a_foreign_folder_only_pictures_are_named(tmp_path):
+    pictures = classes(tmp_path / "data/pictures")
+    tree(pictures, {"oak/my letters.doc": b"x", "taxes/.2026": b"x", "oak/bad.png": b"no picture"})
+    about = {"faults": "skip", "reader": {"path": str(pictures)}}
+    said = " ".join(check_manifest(tmp_path / "p", **about).split())
+    assert "usable, 3 skipped" in said and "oak/bad.png" in said
+    assert "letters" not in said and "taxes" not in said
+    assert f"leads out of the manifest's folder, to {pictures}" in said
+    corpus = load_data(str(tmp_path / "p"))  # pictures that lie elsewhere can be used
+    assert len(corpus.table) == 18
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["csv", "parquet", "tars"])
+def test_foreign_files_that_are_no_tables_are_not_opened(tmp_path, kind):
+    secret, root = secret_place(tmp_path), classes(tmp_path / "p")
+    ending = {"csv": "csv", "parquet": "parquet", "tars": "tar"}[kind]
+    (root / f"t.{ending}").symlink_to(secret / "passwd")
+    for path in (f"{secret}/*", f"{secret}/passwd", "../secret/pass*"):
+        said = check_manifest(root, kind=kind, reader={"path": path})
+        assert f"are not called *.{ending}" in " ".join(said.split())
+        assert "shadow" not in said and "/bin/sh" not in said
+    said = check_manifest(root, kind=kind, reader={"path": f"t.{ending}"})
+    assert "link that leads out" in " ".join(said.split()) and "/bin/sh" not in said
 
 
 @pytest.mark.parametrize("faults", ["refuse", "skip"])
@@ -710,10 +810,16 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
         ({"faults": "ignore"}, "faults"),
         ({"typo": 1}, "typo: there is no such key; the keys are title, role, .*, zero_shot$"),
         ({"licens": 1}, "licens: there is no such key; did you mean 'licence'"),
+        (
+            {"reader": {"kind": "folder", "transparency": "black"}},
+            "transparency: must be 'white' or",
+        ),
+        ({"reader": {"kind": "tars", "path": "x", "exif": True}}, "exif: must be 'ignore' or"),
         ({"reader": {"kind": "csv", "lable": "x"}}, "lable: there is no .* mean 'label'. The keys"),
         (
             {"reader": {"kind": "csv", "class": "x"}},
-            "there is no such key; the keys are kind, path, image, caption, label, split, update$",
+            "there is no such key; the keys are kind, path, image, caption, label, split, update, "
+            "transparency, exif$",
         ),
     ],
 )
@@ -747,6 +853,18 @@ def test_yaml_that_cannot_be_read(tmp_path, text, words):
     with pytest.raises(CmpError) as error:
         files.read_yaml(path)
     assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
+
+
+@pytest.mark.defect
+def test_a_manifest_of_very_many_keys_is_refused_at_once(tmp_path):
+    text = "".join(f"key{number}: 1\n" for number in range(20_000))
+    (tmp_path / "m.yaml").write_text(f"{text}role: adapt\nreader: {{}}\n")
+    started = time.process_time()
+    yaml.safe_load(text)
+    usual, started = time.process_time() - started, time.process_time()
+    with pytest.raises(CmpError, match=r"m\.yaml"):
+        load_manifests(str(tmp_path))
+    assert time.process_time() - started < 3 * usual  # each key was compared with all others
 
 
 def test_a_pool_keeps_the_splits_of_an_earlier_update(tmp_path):
@@ -844,6 +962,34 @@ def test_data_init_names_the_columns_that_are_not_used(tmp_path, columns, words)
     assert "not used" not in text
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path, form):
+    columns = [f"column {number}" for number in range(11_000)]
+    if form == "csv":
+        (tmp_path / "t.csv").write_text(f"{','.join(columns)}\n{','.join('x' for _ in columns)}\n")
+    else:
+        pq.write_table(pa.table({name: ["x"] for name in columns}), tmp_path / "t.parquet")
+    for read in (
+        lambda: collection.read_index(fileset(form, reader={"path": f"t.{form}"}), tmp_path),
+        lambda: infer.infer_manifest(tmp_path),
+    ):
+        with pytest.raises(CmpError, match=rf"t\.{form}.*11,000 columns") as error:
+            read()
+        assert len(str(error.value)) < 500
+
+
+@pytest.mark.defect
+def test_of_many_columns_a_message_names_the_first(tmp_path):
+    columns = ["image", *(f"column {number}" for number in range(500))]
+    (tmp_path / "t.csv").write_text(f"{','.join(columns)}\n")
+    _, _, found = infer.infer_manifest(tmp_path)
+    assert "column 5" in found and len(found) < 1000
+    with pytest.raises(CmpError, match="did you mean 'image'") as error:
+        collection.read_index(fileset("csv", reader={"path": "t.csv", "image": "imag"}), tmp_path)
+    assert "column 5" in str(error.value) and len(str(error.value)) < 1000
+
+
 def test_a_set_that_cannot_be_read_is_not_usable_by_skipping(tmp_path):
     about = fileset("csv", faults="skip", reader={"path": "none.csv"})
     (tmp_path / "m.yaml").write_text(about.model_dump_json(exclude_none=True))
@@ -888,6 +1034,132 @@ def test_parts_and_middles():
     right = images.random_crop(content, np.array([0.0, 0.0, 0.999, 0.999]), 20)
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()
     assert (images.random_crop(content, np.array([0.0] * 4), 20) == left).all()
+
+
+AS_STORED = np.arange(0, 256, 4, dtype=np.uint8)[None].repeat(64, 0)
+"""A grey ramp of 8 bits, 64 pixels square."""
+
+
+def saved(image, kind="PNG", **options) -> bytes:
+    """An image as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def reader(**keys) -> FolderReader:
+    return FolderReader(kind="folder", **keys)
+
+
+def as_open_clip(content, upright=False) -> np.ndarray:
+    """What open_clip's own transform makes of a file."""
+    image = Image.open(io.BytesIO(content))
+    theirs = image_transform(64, False, (0, 0, 0), (1, 1, 1))
+    return theirs(ImageOps.exif_transpose(image) if upright else image).numpy() * 255
+
+
+DEEP = {
+    "PNG": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257)),
+    "TIFF": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), "TIFF"),
+    "big-endian TIFF": saved(
+        Image.frombytes("I;16B", (64, 64), (AS_STORED.astype(">u2") * 257).tobytes()), "TIFF"
+    ),
+    "PGM": b"P5 64 64 65535\n" + (AS_STORED.astype(">u2") * 257).tobytes(),
+    "PGM of 10 bits": b"P5 64 64 1023\n"
+    + (AS_STORED.astype(np.uint16) * 4).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_values_of_16_bits_are_scaled(kind):
+    usual, numbers = saved(Image.fromarray(AS_STORED)), np.array([0.5] * 4)
+    how = Preprocessing(64)
+    near = partial(np.testing.assert_allclose, atol=1 if "10 bits" in kind else 0)
+    near(*(images.prepare_image(x, how).astype(int) for x in (DEEP[kind], usual)))
+    near(*(images.random_crop(x, numbers, 20).astype(int) for x in (DEEP[kind], usual)))
+    near(*(images.decode_rgba(x).astype(int) for x in (DEEP[kind], usual)))
+    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is told
+
+
+@pytest.mark.defect
+def test_the_transparent_value_of_a_deep_grey_picture_is_transparent(monkeypatch):
+    content = saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), transparency=257 * 4)
+    got = images.prepare_image(content, Preprocessing(64))
+    assert (got[:, :, 1] == 255).all() and (got[:, :, 0] == 0).all() and (got[:, :, 2] == 8).all()
+    beneath = reader(transparency="as-open-clip")
+    assert (images.prepare_image(content, Preprocessing(64), beneath)[:, :, 1] == 4).all()
+
+
+WIDE = np.linspace(-50, 400, 64 * 64, dtype=np.float32).reshape(64, 64)
+SEEN_ALIKE = {
+    "L": saved(Image.fromarray(AS_STORED)),
+    "1": saved(Image.fromarray(AS_STORED).convert("1")),
+    "P": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).quantize(16)),
+    "CMYK": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).convert("CMYK"), "JPEG"),
+    "F": saved(Image.fromarray(WIDE), "TIFF"),
+    "I": saved(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("mode", SEEN_ALIKE)
+def test_pictures_of_these_modes_are_those_of_open_clip(mode):
+    content = SEEN_ALIKE[mode]
+    assert Image.open(io.BytesIO(content)).mode == mode
+    got = images.prepare_image(content, Preprocessing(64))
+    assert np.abs(got - as_open_clip(content)).max() < 0.01
+
+
+def clear_picture(mode) -> bytes:
+    """A picture of which a part is transparent, with a colour below."""
+    image = Image.open(io.BytesIO(picture(3, (64, 64)))).convert("RGBA")
+    image.putalpha(Image.fromarray(AS_STORED))
+    if mode == "P":
+        return saved(image.convert("RGB").quantize(16), transparency=bytes([0, 99, *[255] * 14]))
+    return saved(image.convert(mode))
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_as_the_manifest_says(mode):
+    content, numbers = clear_picture(mode), np.array([0.5] * 4)
+    white, theirs = reader(), reader(transparency="as-open-clip")
+    usual = images.prepare_image(content, Preprocessing(64))
+    assert (images.prepare_image(content, Preprocessing(64), white) == usual).all()
+    got = images.prepare_image(content, Preprocessing(64), theirs)
+    assert np.abs(got - as_open_clip(content)).max() < 0.01 and np.abs(got - usual).max() > 50
+    crops = [images.random_crop(content, numbers, 20, each) for each in (white, theirs)]
+    assert (crops[0] != crops[1]).any()
+    assert (
+        images.decode_rgba(content, theirs)[3].min() == 255 > images.decode_rgba(content)[3].min()
+    )
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("turn", [*range(1, 9), 0, 77])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_data_turn_a_picture_where_the_manifest_says_so(turn, kind):
+    exif = Image.Exif()
+    exif[0x112] = turn
+    content = saved(Image.open(io.BytesIO(picture(3, (96, 64)))), kind, exif=exif)
+    for key, upright in (("ignore", False), ("apply", True)):
+        got = images.prepare_image(content, Preprocessing(64), reader(exif=key))
+        assert np.abs(got - as_open_clip(content, upright)).max() < 0.01
+    expected = Image.open(io.BytesIO(content))
+    expected = saved(ImageOps.exif_transpose(expected), "PNG")
+    crops = [
+        images.random_crop(x, np.array([0.3] * 4), 40, reader(exif="apply"))
+        for x in (content, expected)
+    ]
+    assert (crops[0] == crops[1]).all()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MMxyz"])
+def test_damaged_exif_data_turn_nothing(exif):
+    content = saved(Image.open(io.BytesIO(picture(3))), "JPEG", exif=exif)
+    assert images.picture_traits(images.open_image(content)) == 0
+    turned = images.prepare_image(content, Preprocessing(64), reader(exif="apply"))
+    assert (turned == images.prepare_image(content, Preprocessing(64))).all()
 
 
 def test_what_is_transparent_lies_over_white():

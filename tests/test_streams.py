@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
 from cmp.experiments import statistics, store
+from cmp.files import DIGESTS, check_digest, listed_file
 from cmp.readers import class_tables
 from cmp.runner import execute
 
@@ -378,7 +380,8 @@ def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, corpus):
 def test_a_damaged_table_of_traits_is_refused(build):
     folder = build / "traits"
     folder.mkdir()
-    (folder / "broken-classes.parquet").write_bytes(b"PAR1 and then nothing")
+    with listed_file(folder / "broken-classes.parquet") as partial:
+        partial.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
         streams.class_statistics("broken")
     twice = pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]})
@@ -391,6 +394,44 @@ def test_a_damaged_table_of_traits_is_refused(build):
         streams.class_statistics("words")
     with pytest.raises(CmpError, match=r"not the name of anything.*letters, digits, - and _"):
         streams.class_statistics("../secret")
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("change", ["a bit", "the list", "no list"])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_table_of_traits_that_is_not_what_was_written_is_refused(
+    build, tmp_path, monkeypatch, corpus, made, change
+):
+    shutil.copytree(class_tables.STATISTICS, tmp_path / "shipped")
+    monkeypatch.setattr(class_tables, "STATISTICS", tmp_path / "shipped")
+    name = "made" if made else "embedded"
+    if made:
+        statistics.write_statistics(streams.class_statistics("embedded").reset_index(), name)
+    path, pool = class_tables.statistics_path(name), tmp_path / "shipped/embedded-pool.parquet"
+    assert len(streams.class_statistics(name))
+    for file in [path] if made else [path, pool]:
+        if change == "a bit":
+            content = bytearray(file.read_bytes())
+            content[1000] ^= 4
+            file.write_bytes(content)
+        elif change == "the list":
+            file.with_name(DIGESTS).write_text("")
+        else:
+            file.with_name(DIGESTS).unlink(missing_ok=True)
+    class_tables._class_statistics.cache_clear()  # the list is not looked at for each use
+    words = "cmpt stream make" if made else "install this package again"
+    with pytest.raises(CmpError, match=rf"{path.name}: .*{words}"):
+        streams.class_statistics(name)
+    if not made:
+        rows = corpus.rows("train", dataset="pool-shapes")[:3]
+        with pytest.raises(CmpError, match=rf"{pool.name}: .*install this package again"):
+            class_tables.pool_statistics(corpus, rows)
+
+
+@pytest.mark.defect
+def test_the_tables_of_the_package_are_in_the_list_beside_them():
+    for path in class_tables.STATISTICS.glob("*.parquet"):
+        check_digest(path, "mend it")
 
 
 def test_a_file_of_the_reference_keeps_its_name(build, tmp_path, corpus):

@@ -201,6 +201,8 @@ def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "o
         typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
     if name in models.family_names():
         typer.echo("open_clip knows that name once cmp.embedded.models is imported")
+    for sentence in hub.served_otherwise(found):
+        typer.echo(f"note: {sentence}")
 
 
 def loading_code(name: str, model: models.Network, file: Path) -> str:

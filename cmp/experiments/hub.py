@@ -16,6 +16,7 @@ from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import store
 from cmp.files import atomic_folder
+from cmp.readers import notes
 from cmp.readers.files import read_yaml
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
@@ -52,6 +53,22 @@ def write_hub_folder(
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
 
+def served_otherwise(run: store.StoredRun) -> list[str]:
+    """Say which pictures of a run's data open_clip's own transform sees in another way.
+
+    Args:
+        run: The run, whose provenance counts those pictures.
+    """
+    sentences = notes.served_otherwise(run.provenance.get("pictures", {}))
+    if run.config.model.name in models.family_names():
+        sentences.append(
+            "what was transparent in embedded data lay over white in evaluation, while open_clip's "
+            "own transform drops the transparency: lay pictures over white before you give them to "
+            "it"
+        )
+    return sentences
+
+
 def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     """Return the model card of a run, in Markdown.
 
@@ -75,6 +92,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
         data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
         settings=markdown_table(pd.DataFrame(changes, columns=["", "value"])),
+        pictures="\n".join(f"* {sentence}" for sentence in served_otherwise(run)),
         **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
 from cmp.experiments import store
-from cmp.files import listed_file, make_folder, parse_record, write_atomic
+from cmp.files import check_digest, listed_file, make_folder, parse_record, write_atomic
 from cmp.readers.files import parse_json, read_yaml
 from cmp.runner import Observer, RunResult, execute
 from cmp.training import StepResult
@@ -120,7 +120,8 @@ def pretrain(
             done = kept if start == "unannealed" else steps
             cards[start] = make_card(run_config, corpus, path, done, result)
         for start, path in paths.items():
-            write_atomic(path.with_suffix(".json"), json.dumps(cards[start], indent=1) + "\n")
+            with listed_file(path.with_suffix(".json")) as partial:
+                partial.write_text(json.dumps(cards[start], indent=1) + "\n", encoding="utf-8")
         manager.remove()
     write_atomic(folder / "README.md", bases_overview(folder))
     return cards
@@ -165,9 +166,12 @@ def make_card(
 
 
 def read_card(weights: Path) -> Card:
-    """Return the card of a weights file; raise `CmpError` if there is none that can be used."""
+    """Return the card of a weights file; raise `CmpError` if there is none that can be used, or
+    if it is not what was written."""
     with explain_errors(f"{weights}: no readable model card beside it"):
-        text = weights.with_suffix(".json").read_text()
+        path = weights.with_suffix(".json")
+        check_digest(path, "get it from the project again, or make it by `cmpt pretrain`")
+        text = path.read_text(encoding="utf-8")
         parse_record(text, ModelCard)
         return parse_json(text)
 
@@ -182,7 +186,11 @@ def bases_overview(*folders: Path) -> str:
     rows, paths = [], [path for folder in folders for path in folder.glob("*.safetensors")]
     for path in sorted(paths, key=lambda path: path.name):
         if path.with_suffix(".json").exists():
-            card = read_card(path)
+            try:
+                card = read_card(path)
+            except CmpError:  # made by an earlier version, which wrote no sha256, or damaged
+                rows.append(f"| `{path.name}` | its card cannot be read | | | |\n")
+                continue
             scores = card["scores"].values()
             scores = [f"{x['value']:.1f} ± {x['standard_error']:.1f}" for x in scores]
             cells = [f"`{card['weights']}`", card["steps"], card["seconds"], *scores]

@@ -17,7 +17,7 @@ from cmp import budgets, evaluation, mixtures, streams
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_file
+from cmp.files import listed_file
 from cmp.readers import class_tables
 from cmp.readers.files import parse_json, read_text
 from cmp.readers.manifest import STATISTICS
@@ -172,9 +172,9 @@ def new_statistics_path(name: str) -> Path:
 
 
 def write_statistics(table: pd.DataFrame, name: str) -> Path:
-    """Write a table of class statistics, whole or not at all, and return its path."""
+    """Write a table of class statistics, and its sha256 beside it, and return its path."""
     path = new_statistics_path(name)
-    with atomic_file(path) as partial:
+    with listed_file(path) as partial:
         table.to_parquet(partial, index=False)
     return path
 

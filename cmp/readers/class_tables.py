@@ -12,7 +12,7 @@ import pandas as pd
 
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, child_path
+from cmp.files import build_folder, check_digest, child_path
 from cmp.readers.files import read_table
 from cmp.readers.manifest import STATISTICS
 
@@ -52,7 +52,7 @@ def class_statistics(name: str) -> pd.DataFrame:
     """Return the statistics of some classes, indexed by entry and sorted; not to be changed.
 
     Raises:
-        CmpError: There is no such table, or it lists a class twice.
+        CmpError: There is no such table, it is not what was written, or it lists a class twice.
     """
     return _class_statistics(*statistics_stamp(name))
 
@@ -64,7 +64,9 @@ def _class_statistics(path: Path, written: int) -> pd.DataFrame:
         tables = [path.name for folder in _folders() for path in folder.glob(f"*{ENDING}")]
         names = ", ".join(sorted({name.removesuffix(ENDING) for name in tables})) or "none"
         raise CmpError(f"traits: no table {path.name}; there are {names}; {remedy} one")
-    with explain_errors(f"{path}: cannot be read", f"; {remedy} it again"):
+    again = "install this package again" if path.parent == STATISTICS else f"{remedy} it again"
+    check_digest(path, again)
+    with explain_errors(f"{path}: cannot be read", f"; {again}"):
         table = read_table(path, {"entry": str}, CLASS_COLUMNS)
     if (repeated := table["entry"].duplicated()).any():
         raise CmpError(f"{path}: {table.loc[repeated, 'entry'].iloc[0]!r} is listed twice")
@@ -75,10 +77,11 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
 
     Raises:
-        CmpError: An image is of another pool.
+        CmpError: An image is of another pool, or the table is not what was written.
     """
-    path = STATISTICS / "embedded-pool.parquet"
-    with explain_errors(f"{path}: cannot be read", "; install this package again"):
+    path, again = STATISTICS / "embedded-pool.parquet", "install this package again"
+    check_digest(path, again)
+    with explain_errors(f"{path}: cannot be read", f"; {again}"):
         table = read_table(path, POOL_COLUMNS)
     datasets = corpus.table["dataset"].astype(str)
     places = datasets.groupby(datasets).cumcount()

@@ -84,8 +84,10 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     """
     tables = [_corpus_table(index) for index in indexes]
     about = [(index.dataset, index.classes, index.data_hash()) for index in indexes]
+    noted = {index.dataset.name: index.noted() for index in indexes if index.noted()}
     if not with_embedded:
-        return build_corpus(images.image_files(indexes), tables, about)
+        corpus = build_corpus(images.image_files(indexes), tables, about)
+        return dataclasses.replace(corpus, noted=noted)
     embedded = load_data("embedded")
     names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
     if taken := {index.dataset.name for index in indexes} & set(names):
@@ -94,11 +96,12 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
     files = images.image_files(indexes)
     pixels = files.decode(range(len(files.positions)), images.decode_rgba)
-    return build_corpus(
+    corpus = build_corpus(
         torch.cat([embedded.images[torch.from_numpy(rows)], pixels]),
         [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
         [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
     )
+    return dataclasses.replace(corpus, noted=noted)
 
 
 def _corpus_table(index: ImageIndex) -> pd.DataFrame:

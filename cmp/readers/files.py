@@ -180,22 +180,37 @@ class Stamp(NamedTuple):
 
 NO_FILE = Stamp(-1, problem="missing file")
 OUTSIDE = Stamp(-1, problem="path lies outside")
+LINK = Stamp(-1, problem="link to a file outside of the set's folder; copy the file into it")
 
 
-def file_stamp(root: Path, name: str) -> Stamp:
+def is_inside(path: Path | str, folder: Path | str) -> bool:
+    """Return whether a path lies in a folder, or is it, once all links are followed."""
+    real = os.path.realpath(folder)
+    return os.path.commonpath([real, os.path.realpath(path)]) == real
+
+
+def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
     """Return what is known of a file in a folder.
 
     One that is written over at the same size, its time set back, has changed as well.
 
     Args:
-        root: The folder, which nothing outside is looked at for.
+        root: The folder, which nothing outside is looked at for, through links neither.
         name: The file's path, relative to the folder or with it.
+        known: Whether folders in it lie there once links are followed, filled in for the next file.
     """
     inside = name.removeprefix(f"{root}/")
     if inside.startswith("/") or ".." in inside.split("/"):
         return OUTSIDE
     try:
-        status = os.stat(os.path.join(root, inside or "."))
+        path = os.path.join(root, inside or ".")
+        folder, status = os.path.dirname(path), os.lstat(path)
+        if folder not in known:
+            known[folder] = is_inside(folder, root)
+        is_link = stat.S_ISLNK(status.st_mode)
+        if not known[folder] or (is_link and not is_inside(path, root)):
+            return LINK
+        status = os.stat(path) if is_link else status
     except (OSError, ValueError):  # a NUL in the name, or half a character
         return NO_FILE
     if not stat.S_ISREG(status.st_mode):

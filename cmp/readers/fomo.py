@@ -64,7 +64,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     labelled = dataset.task != "retrieval" or class_names.is_file()
     classes = [str(name) for name in _load_info(class_names, list)] if labelled else []
     rows, faults, targets, spans = [], [], set(), []
-    in_folder = images.is_dir()
+    in_folder, known = images.is_dir(), {}
     members = () if in_folder else (member for member, _ in tars.tar_members(archive, faults))
     changed = 0 if in_folder else archive.stat().st_ctime_ns
     held = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
@@ -75,7 +75,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
         else:
             spans.append(held.get(name, (0, 0, -1)))
             stamp = Stamp(spans[-1][2], changed, "missing file")
-            stamp = file_stamp(images, name) if in_folder else stamp
+            stamp = file_stamp(images, name, known) if in_folder else stamp
             label = classes[target].strip() if classes else None
             caption = about.get("default_caption")
             if caption is None:  # where both are null, an image is only named

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import math
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,8 +15,8 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageFile, ImageOps
-from PIL.Image import Resampling
+from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL.Image import Resampling, Transpose
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
@@ -24,8 +25,8 @@ from cmp.data import IMAGE_SIZE, Preprocessing, usable_cores
 from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder
 from cmp.readers.files import ReadImage, keep_value
-from cmp.readers.index import Fault, ImageIndex
-from cmp.readers.manifest import Split
+from cmp.readers.index import TRAITS, Fault, ImageIndex
+from cmp.readers.manifest import PictureReader, Split
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS, LARGE = 100_000_000, 10_000_000
@@ -39,10 +40,20 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Overfl
 """What Pillow raises at a damaged file, and at one that unpacks to too much."""
 MAX_RATIO = 16
 """How many times as long as wide an image may be before its ends are cut off."""
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # fmt: skip
+"""Orientation in EXIF data -> what turns a picture upright."""
+USUAL = PictureReader()
+"""How pictures are seen where a manifest does not say."""
 CHECK_BLOCK = 64
 """Images that are checked at a time."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # see `orientation`
 
 
 def open_image(content: bytes, min_side: int = 0) -> Image.Image:
@@ -71,34 +82,93 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
     return image
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB, transparent parts over white.
+def see_image(content: bytes, reader: PictureReader, min_side: int = 0) -> Image.Image:
+    """Open an image as its set's manifest says that it is seen: of 8 bits a value, and upright.
 
     Args:
-        image: An image of any mode.
+        content: The file.
+        reader: Whether its EXIF data turn it.
+        min_side: See `open_image`.
+    """
+    image = open_image(content, min_side)
+    turn = None
+    if reader.exif == "apply":
+        image.load()  # whereupon Pillow has turned a TIFF itself, always
+        turn = TURNS.get(orientation(image))
+    image = scale_grey(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation in an image's EXIF data, 1 where they name none or are damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*DECODE_ERRORS, struct.error):
+        return 1
+
+
+def grey_depth(image: Image.Image) -> int:
+    """Return how many bits a grey value has where Pillow keeps more than 8 of them, else 0.
+
+    Values of 32 bits are not among them: no file says what range they have.
+    """
+    if image.mode.startswith("I;16"):
+        return getattr(image, "tag_v2", {}).get(258, (16,))[0]  # a TIFF's BitsPerSample
+    return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else 0
+
+
+def scale_grey(image: Image.Image) -> Image.Image:
+    """Return a grey image of up to 16 bits a value with the higher 8 of them, any other as it is.
+
+    So Pillow takes colours of 16 bits; grey values it would cut off at 255, which is white.
+    """
+    if not (depth := grey_depth(image)):
+        return image
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> (depth - 8)).astype(np.uint8))
+    if (hidden := image.info.get("transparency")) is not None:  # the value that is transparent
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether parts of an image may be transparent."""
+    return "transparency" in image.info or image.mode in ALPHA_MODES
+
+
+def convert_to_rgb(image: Image.Image, transparency: str = "white") -> Image.Image:
+    """Convert an image of 8 bits a value to RGB.
+
+    Args:
+        image: An image of any mode. The one colour that an RGB image may declare transparent is
+            left, as open_clip's own transform leaves it.
+        transparency: See `manifest.PictureReader`.
     """
     if image.mode == "RGB":
         return image
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+    if transparency == "white" and has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def prepare_image(content: bytes, how: Preprocessing) -> np.ndarray:
+def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = USUAL) -> np.ndarray:
     """Decode an image as a network sees it in evaluation, as open_clip's `image_transform` does.
 
-    What is transparent is white here, and the ends of an image that is more than `MAX_RATIO` times
-    as long as wide are cut off before it is resized, since it would take any amount of memory.
+    Three things are otherwise. Grey values of 16 bits are scaled to 8, where open_clip cuts them
+    off at 255. What is transparent is white, and EXIF data may turn an image, as `reader` says. The
+    ends of an image that is more than `MAX_RATIO` times as long as wide are cut off before it is
+    resized, since it would take any amount of memory.
 
     Args:
         content: The file.
         how: How it is resized.
+        reader: How it is seen.
 
     Returns:
         uint8 [3, how.size, how.size].
     """
-    image, side = convert_to_rgb(open_image(content)), how.size
+    image, side = convert_to_rgb(see_image(content, reader), reader.transparency), how.size
     size = [side, side]
     if how.resize_mode == "longest":
         size = [max(1, round(side * length / max(image.size))) for length in image.size]
@@ -113,18 +183,21 @@ def prepare_image(content: bytes, how: Preprocessing) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def random_crop(content: bytes, numbers: np.ndarray, side: int) -> np.ndarray:
+def random_crop(
+    content: bytes, numbers: np.ndarray, side: int, reader: PictureReader = USUAL
+) -> np.ndarray:
     """Decode a random part of an image, for training.
 
     Args:
         content: The file.
         numbers: Four numbers in [0, 1) that decide the part's area, shape, and where it lies.
         side: Side of the result in pixels.
+        reader: How it is seen.
 
     Returns:
         uint8 [3, side, side].
     """
-    image = open_image(content, 2 * side)
+    image = see_image(content, reader, 2 * side)
     area, shape, across, down = map(float, numbers)
     ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
     pixels = (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0])) * image.width * image.height
@@ -132,8 +205,8 @@ def random_crop(content: bytes, numbers: np.ndarray, side: int) -> np.ndarray:
     height = min(image.height, math.sqrt(pixels / ratio))
     left, top = across * (image.width - width), down * (image.height - height)
     box = (left, top, left + width, top + height)
-    square = convert_to_rgb(image).resize((side, side), Resampling.BICUBIC, box=box)
-    return np.asarray(square).transpose(2, 0, 1)
+    rgb = convert_to_rgb(image, reader.transparency)
+    return np.asarray(rgb.resize((side, side), Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +218,7 @@ class ImageFiles:
         set_ids: int [N], the number of each image's set.
         positions: int [N], the position of each image in its set.
         sources: object [N], each image's name.
+        seen: How the images of each set are seen.
         preprocessing: How what `files[rows]` gives is prepared.
     """
 
@@ -152,6 +226,7 @@ class ImageFiles:
     set_ids: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
+    seen: list[PictureReader]
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
@@ -200,7 +275,7 @@ class ImageFiles:
 
         Args:
             rows: Rows in the corpus.
-            make: Takes a file's content and its row of each of `numbers`.
+            make: Takes a file's content, its row of each of `numbers`, and its set's `reader`.
             *numbers: Arrays with a row per image.
 
         Raises:
@@ -208,10 +283,11 @@ class ImageFiles:
         """
         rows, images = list(rows), {}
         for place in np.lexsort((self.positions[rows], self.set_ids[rows])):
-            source = self.sources[rows[place]]
+            source, reader = self.sources[rows[place]], self.seen[self.set_ids[rows[place]]]
             changed = ", though its set was checked; has it changed since?"
             with explain_errors(f"{source}: cannot be read", changed, *DECODE_ERRORS):
-                images[place] = make(self.read(rows[place]), *(x[place] for x in numbers))
+                content = self.read(rows[place])
+                images[place] = make(content, *(x[place] for x in numbers), reader=reader)
         return torch.from_numpy(np.stack([images[place] for place in range(len(rows))]))
 
 
@@ -227,6 +303,7 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
         np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
         np.concatenate([table["position"].to_numpy() for table in tables]),
         np.concatenate([table["source"].to_numpy(object) for table in tables]),
+        [index.dataset.reader for index in indexes],
     )
 
 
@@ -242,25 +319,29 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         decode_again: Whether to decode even where a result is kept.
 
     Returns:
-        The set with its `content` and the column `digest` filled in, and a fault for each image
-        that is left out.
+        The set with its `content` and the columns `digest` and `traits` filled in, and a fault for
+        each image that is left out.
     """
-    path = build_folder() / "checked" / f"{index.data_hash('changed')}.json"
+    path = build_folder() / "checked" / f"pictures-{index.data_hash('changed')}.json"
     if decode_again:
         path.unlink(missing_ok=True)
-    content, faulty, digests = keep_value(path, functools.partial(_examine, index))
+    content, faulty, digests, noted = keep_value(path, functools.partial(_examine, index))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
-    table = index.table.assign(digest=digests)
+    table = index.table.assign(digest=digests, traits=0)
+    table.loc[[row for row, _ in noted], "traits"] = [traits for _, traits in noted]
     table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
     return dataclasses.replace(index, table=table, content=content), faults
 
 
-def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]], list[int]]:
-    """The sha256 of the images that can be used, row and kind of fault of all others, and 60 bits
-    of each image's own sha256, which tell millions of images apart."""
+def _examine(
+    index: ImageIndex,
+) -> tuple[str, list[tuple[int, str]], list[int], list[tuple[int, int]]]:
+    """The sha256 of the images that can be used, row and kind of fault of all others, 60 bits of
+    each image's own sha256, which tell millions of images apart, and row and traits of those that
+    have any."""
     positions = index.table["position"].tolist()
 
-    def check_block(start: int) -> list[tuple[str, str]]:
+    def check_block(start: int) -> list[tuple[str, str, int]]:
         block = positions[start : start + CHECK_BLOCK]
         return [_check_image(index.read, position) for position in block]
 
@@ -268,7 +349,7 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]], list[int]]:
     bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
     blocks = thread_map(check_block, starts, **bar)  # Pillow frees the lock
     results = [result for block in blocks for result in block]
-    images = pd.DataFrame(results, columns=["digest", "fault"])
+    images = pd.DataFrame(results, columns=["digest", "fault", "traits"])
     split = index.table["split"].map(list(get_args(Split)).index)
     if index.dataset.reader.kind != "fomo":
         repeated = split > split.groupby(images["digest"]).transform("min")
@@ -277,36 +358,61 @@ def _examine(index: ImageIndex) -> tuple[str, list[tuple[int, str]], list[int]]:
     bad = images["fault"][images["fault"] != ""]
     content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
     digests = [int(digest[:15] or "0", 16) for digest in images["digest"]]
-    return content.hexdigest(), list(zip(bad.index.tolist(), bad, strict=True)), digests
+    noted = [(row, traits) for row, traits in enumerate(images["traits"].tolist()) if traits]
+    return content.hexdigest(), list(zip(bad.index.tolist(), bad, strict=True)), digests, noted
 
 
-def _check_image(read: ReadImage, position: int) -> tuple[str, str]:
-    """The sha256 of an image, and what is wrong with it, or ""."""
-    digest = ""
+def _check_image(read: ReadImage, position: int) -> tuple[str, str, int]:
+    """The sha256 of an image, what is wrong with it, or "", and its traits."""
+    digest, traits = "", 0
     try:
         content = read(position)
         digest = hashlib.sha256(content).hexdigest()
         image = open_image(content)
         with _large_images if image.width * image.height > LARGE else contextlib.nullcontext():
-            image.load()
+            traits = picture_traits(image)
     except DECODE_ERRORS as error:
         is_bomb = isinstance(error, Image.DecompressionBombError)
-        return digest, f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
-    return digest, ""
+        kind = f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
+        return digest, kind, 0
+    return digest, "", traits
 
 
-def decode_rgba(content: bytes) -> np.ndarray:
+def picture_traits(image: Image.Image) -> int:
+    """Decode an image; return which of `index.TRAITS` it has, a bit each.
+
+    Args:
+        image: An image that was opened.
+    """
+    wide = any(";16" in str(tile.args) for tile in image.tile)  # gone once it is decoded
+    image.load()
+    has = dict.fromkeys(TRAITS, False)
+    has["grey16"] = grey_depth(image) > 0
+    has["colour16"] = wide and image.mode not in ("I", "F") and not has["grey16"]
+    has["values32"] = image.mode in ("I", "F") and not has["grey16"]
+    has["rotated"] = orientation(image) in TURNS
+    if image.mode != "RGB" and has_alpha(image):
+        alpha = scale_grey(image).convert("RGBA").getchannel("A")
+        has["transparent"] = alpha.getextrema()[0] < 255
+    return sum(bit << i for i, bit in enumerate(has.values()))
+
+
+def decode_rgba(content: bytes, reader: PictureReader = USUAL) -> np.ndarray:
     """Decode an image and fit it into the embedded benchmark's square, centred.
 
     Filtering happens on premultiplied colours, so that transparent pixels do not bleed.
 
     Args:
         content: A PNG, JPEG or WebP file.
+        reader: How it is seen; a network sees it over white later, where it stays transparent.
 
     Returns:
         uint8 [4, 32, 32], RGBA.
     """
-    image = open_image(content).convert("RGBA").convert("RGBa")
+    image = see_image(content, reader)
+    if reader.transparency == "as-open-clip":
+        image = image.convert("RGB")
+    image = image.convert("RGBA").convert("RGBa")
     scale = IMAGE_SIZE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = Image.new("RGBa", (IMAGE_SIZE, IMAGE_SIZE))

@@ -5,14 +5,14 @@ import json
 import re
 from bisect import bisect
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
 from cmp.readers.files import ReadImage, Stamp
-from cmp.readers.manifest import SPLIT_SHARES, FileSet, Split
+from cmp.readers.manifest import SPLIT_SHARES, FileSet, PictureReader, Split
 from cmp.seeds import unit_interval
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -21,6 +21,9 @@ MAX_KINDS = 8
 """Kinds of faults that are told of a set."""
 MEND_FAULTS = "mend them, or say `faults: skip` in its manifest"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+TRAITS = ("grey16", "colour16", "values32", "transparent", "rotated")
+"""What a picture may have that programs see in different ways; bit i of the column `traits` says
+whether it has the i-th."""
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
 """Name of a folder or value of a column -> split."""
@@ -33,7 +36,8 @@ class Fault(NamedTuple):
 
     Attributes:
         kind: What is wrong, such as "missing file".
-        where: Name of the image, class or member.
+        where: Name of the image, class or member; "" for what is not named, since it lies outside
+            of the manifest's folder and is no picture.
     """
 
     kind: str
@@ -49,7 +53,7 @@ class ImageIndex:
         table: One row per image: `source`, its name; `size` in bytes and `changed`, see
             `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
             texts; `update`, "" where none is named; `position`, by which `read` takes it. Once they
-            were checked also `digest`, a number that equal files share.
+            were checked also `digest`, a number that equal files share, and `traits`, see `TRAITS`.
         read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.
@@ -68,13 +72,17 @@ class ImageIndex:
     def data_hash(self, *more: str) -> str:
         """Return a sha256 of what decides a result.
 
-        That is role, task, prompt, classes, the content of the images once they were checked, and
-        each one's name, size, split, label, captions and update. No pixels are read here.
+        That is role, task, prompt, classes, how pictures are seen where that is not as usual, the
+        content of the images once they were checked, and each one's name, size, split, label,
+        captions and update. No pixels are read here.
 
         Args:
             *more: Further columns of the table that count.
         """
         about = [self.dataset.role, self.dataset.task, self.dataset.prompt, self.classes]
+        keys = {*PictureReader.model_fields}
+        if unusual := self.dataset.reader.model_dump(include=keys, exclude_defaults=True):
+            about.append(unusual)
         digest = hashlib.sha256(json.dumps([*about, self.content]).encode())
         names = ["source", "size", "split", "label", "captions", *more]
         if (self.table["update"] != "").any():  # sets of other streams keep their hash
@@ -82,6 +90,19 @@ class ImageIndex:
         for row in zip(*(self.table[name].tolist() for name in names), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
+
+    def noted(self) -> dict[str, Any]:
+        """Return how many pictures have each of `TRAITS`, and how the manifest says to see them.
+
+        Returns:
+            Counts by trait and the keys of `manifest.PictureReader`; nothing where no picture has
+            any trait, or none was checked.
+        """
+        traits = self.table["traits"].to_numpy() if "traits" in self.table else np.zeros(0, int)
+        counts = {name: int((traits >> i & 1).sum()) for i, name in enumerate(TRAITS)}
+        found = {name: count for name, count in counts.items() if count}
+        keys = {*PictureReader.model_fields}
+        return found and found | self.dataset.reader.model_dump(include=keys)
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of classes and of images per split, keyed as `manifest.Counts`."""
@@ -196,9 +217,11 @@ def summarise_faults(faults: list[Fault]) -> str:
     """
     parts, kinds = [], list(dict.fromkeys(fault.kind for fault in faults))
     for kind in kinds[:MAX_KINDS]:
-        names = [fault.where for fault in faults if fault.kind == kind]
+        found = [fault.where for fault in faults if fault.kind == kind]
+        names = [name for name in found if name]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        parts.append(f"{kind}: {', '.join(names[:3])}{more}")
+        words = f"{len(found)}, not named, as they lie outside of the manifest's folder"
+        parts.append(f"{kind}: {', '.join(names[:3]) or words}{more}")
     text = "; ".join(parts) + "; ..." * (len(kinds) > MAX_KINDS)
     return text.encode(errors="replace").decode()
 

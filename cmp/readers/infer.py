@@ -14,7 +14,7 @@ from cmp.files import write_atomic
 from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
 from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
-from cmp.readers.tables import read_csv, split_folders, walk_files
+from cmp.readers.tables import check_width, list_columns, read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
 """Files that are looked at."""
@@ -70,7 +70,7 @@ def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:
     keys = {"label": "classes", "caption": "captions"}
     missing = [f"the column of {keys[key]} by `{key}:`" for key in keys if key not in reader]
     hint = f"; name {' or '.join(missing)} in `reader`" if missing else ""
-    return f"\nnot used: {', '.join(unused)}{hint}" if unused else ""
+    return f"\nnot used: {list_columns(unused)}{hint}" if unused else ""
 
 
 def write_manifest(path: Path, text: str) -> None:
@@ -102,6 +102,7 @@ def _infer_table(folder: Path) -> Inference | None:
         is_parquet = path.suffix == ".parquet"
         try:
             columns = pq.read_schema(path).names if is_parquet else list(read_csv(path, rows=0))
+            check_width(path, len(columns))
         except (OSError, ValueError, pa.ArrowException):
             continue
         lower = {column.lower(): column for column in columns}
@@ -111,7 +112,7 @@ def _infer_table(folder: Path) -> Inference | None:
             reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
             unused = [column for column in columns if column not in reader.values()]
-            return reader, f"{path.name} with the columns {', '.join(columns)}", unused
+            return reader, f"{path.name} with the columns {list_columns(columns)}", unused
     return None
 
 

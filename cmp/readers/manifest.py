@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, name_choices
 from cmp.files import build_folder, first_fault
-from cmp.readers.files import MAX_YAML_BYTES, read_text, read_yaml
+from cmp.readers.files import MAX_YAML_BYTES, is_inside, read_text, read_yaml
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -74,19 +74,34 @@ class StrictModel(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A frozen pydantic model that refuses unknown keys, and numbers that are none."""
 
 
-class FolderReader(StrictModel):
+class PictureReader(StrictModel):
+    """How the pictures of a set are seen, whatever its layout; all readers have these keys.
+
+    Attributes:
+        transparency: "white" lays what is transparent over white. "as-open-clip" drops the
+            transparency, as open_clip's own transform does: the colours below it show.
+        exif: "ignore" takes pictures as they are stored, as open_clip's own transform does; "apply"
+            turns them upright, as their EXIF data say.
+    """
+
+    transparency: Literal["white", "as-open-clip"] = "white"
+    exif: Literal["ignore", "apply"] = "ignore"
+
+
+class FolderReader(PictureReader):
     """Images in a folder per class: `class/picture.jpg`, or `train/class/picture.jpg`.
 
     Attributes:
         kind: "folder".
-        path: The folder, relative to the manifest's.
+        path: The folder, relative to the manifest's. One that lies elsewhere must hold pictures
+            above all, see `tables.pictures_folder`.
     """
 
     kind: Literal["folder"]
     path: Text = "."
 
 
-class TableReader(StrictModel):
+class TableReader(PictureReader):
     """A table with one row per image: CSV, TSV (tabs), Parquet, or a frame in memory.
 
     Attributes:
@@ -109,7 +124,7 @@ class TableReader(StrictModel):
     update: Text | None = None
 
 
-class TarReader(StrictModel):
+class TarReader(PictureReader):
     """Tars as webdataset writes them: `key.jpg`, `key.txt` (caption), `key.cls`, `key.json`.
 
     Attributes:
@@ -121,7 +136,7 @@ class TarReader(StrictModel):
     path: Text
 
 
-class FomoReader(StrictModel):
+class FomoReader(PictureReader):
     """FoMo-in-Flux's layout: `FOLDER/` or `FOLDER.tar`, with `00_info/FOLDER_train.json`.
 
     Attributes:
@@ -136,9 +151,11 @@ class FomoReader(StrictModel):
     resized: bool = False
 
 
+FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
+"""`reader.kind` -> what files of it that lie outside of the manifest's folder must be called."""
 READERS = (FolderReader, TableReader, TarReader, FomoReader)
 Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
-READER_OF_KIND: dict[str, type[StrictModel]] = {
+READER_OF_KIND: dict[str, type[PictureReader]] = {
     kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
 }
 """`reader.kind` -> the reader that says which other keys there are."""
@@ -230,7 +247,9 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there is none, or if the pattern would search folders beyond the root.
+            CmpError: If there is none, if the pattern would search folders beyond the root, if it
+                fits files elsewhere that are not called as files of the reader's kind, or links
+                that lead out of the root.
         """
         pattern, parts = self.reader.path, Path(self.reader.path).parts
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
@@ -240,6 +259,14 @@ class FileSet(SetManifest):
         files = sorted(path for path in paths if path.is_file())
         if not files:
             raise CmpError(f"{self.name}: reader.path: there is no file {pattern:.200}")
+        endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
+        for path in [path for path in files if not is_inside(path, root)]:
+            if is_inside(path.parent, root):
+                words = "is a link that leads out of the manifest's folder; put the file into it"
+                raise CmpError(f"{self.name}: reader.path: {path} {words}")
+            if path.suffix.lower() not in endings:  # which it is not said to be, nor its name told
+                words = "fits files outside of the manifest's folder that are not called"
+                raise CmpError(f"{what} {words} *{endings[0]}; name such files alone")
         return files
 
 
@@ -396,7 +423,8 @@ def _explain_fault(fault: dict[str, Any], schema: type[BaseModel]) -> str:
 def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str]:
     """The keys that there are beside an unknown one, so far as this module knows them."""
     if loc[0] == "reader" and len(loc) > 2:
-        return READER_OF_KIND[loc[1]].model_fields
+        known = READER_OF_KIND[loc[1]].model_fields
+        return sorted(known, key=PictureReader.model_fields.__contains__)  # a kind's own come first
     return schema.model_fields if len(loc) == 1 else ()
 
 

@@ -1,10 +1,19 @@
-"""What keeps the scores of some sets from saying what they seem to: equal pictures, few of them."""
+"""What keeps the scores of some sets from saying what they seem to: equal pictures, few of them,
+and pictures that another program would see in another way."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cmp.evaluation import RETRIEVAL_K, chance_of_recall
-from cmp.readers.index import ImageIndex
+from cmp.readers.files import read_yaml
+from cmp.readers.index import TRAITS, ImageIndex
 
+SEEN_OTHERWISE: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
+"""Trait, and how the manifest says to see it where it may -> what a model's user must know."""
 HIGH_CHANCE = 0.1
 """The chance level of retrieval from which on it is told."""
 
@@ -16,9 +25,58 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
         indexes: The sets; equal pictures are looked for among those that were checked.
     """
     checked = [index for index in indexes if "digest" in index.table]
-    sentences = leaked_pictures(checked)
+    sentences = [sentence for index in checked for sentence in seen_otherwise(index)]
+    sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
+    sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
     return sentences + [sentence for index in indexes for sentence in limits_of_recall(index)]
+
+
+def read_elsewhere(index: ImageIndex) -> list[str]:
+    """Say that a set's pictures lie outside of its manifest's folder, where its path says so."""
+    path = getattr(index.dataset.reader, "path", ".")
+    if not (os.path.isabs(path) or ".." in path.split("/")):
+        return []
+    return [f"{index.dataset.name}: reader.path: leads out of the manifest's folder, to {path}"]
+
+
+def seen_otherwise(index: ImageIndex) -> list[str]:
+    """Say which pictures of a set another program may see in another way than training does.
+
+    Args:
+        index: The set, checked.
+    """
+    traits, noted = index.table["traits"].to_numpy(), index.noted()
+    if not noted:
+        return []
+    names = {
+        name: index.table["source"].iloc[int((traits >> i & 1).argmax())]
+        for i, name in enumerate(TRAITS)
+    }
+    return served_otherwise({index.dataset.name: noted}, names)
+
+
+def served_otherwise(
+    noted: dict[str, dict[str, Any]], names: Mapping[str, str] | None = None
+) -> list[str]:
+    """Say which pictures of a run's data open_clip's own transform sees in another way.
+
+    Args:
+        noted: By dataset, see `index.ImageIndex.noted`.
+        names: Of each trait a picture that has it, to be named.
+
+    Returns:
+        A sentence for each set and trait.
+    """
+    sentences = []
+    for dataset, found in noted.items():
+        for trait in [name for name in TRAITS if name in found]:
+            keys = [trait, f"{trait}: {found['transparency']}", f"{trait}: {found['exif']}"]
+            words = next(SEEN_OTHERWISE[key] for key in keys if key in SEEN_OTHERWISE)
+            such = f", such as {names[trait]}" if names else ""
+            what, _, then = words.partition("; ")
+            sentences.append(f"{dataset}: {what}: {found[trait]}{such}; {then}")
+    return sentences
 
 
 def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:

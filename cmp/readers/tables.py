@@ -1,9 +1,10 @@
 """Images in a folder per class, as torchvision's ImageFolder has them, and images in tables."""
 
 import functools
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -13,13 +14,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, explain_errors, name_choices
-from cmp.readers.files import NO_FILE, OUTSIDE, ReadImage, Stamp, file_stamp, read_file
+from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.readers.files import (
+    NO_FILE,
+    OUTSIDE,
+    ReadImage,
+    Stamp,
+    file_stamp,
+    is_inside,
+    read_file,
+)
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
+MAX_COLUMNS = 10_000
+"""Columns that a table may have; pandas takes seconds for more, whatever they hold."""
+NAMED_COLUMNS = 20
+"""Columns that a message names at most."""
+LOOKED_AT = 10_000
+"""Files by which a folder that lies elsewhere than its manifest is told for one of pictures."""
 OWN_FOLDER = " (write it relative to the table's folder)"
 ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
 
@@ -61,6 +76,44 @@ def split_folders(folder: Path) -> list[Path]:
     return inside if known == inside or len(known) > 1 else []
 
 
+def pictures_folder(
+    dataset: FileSet, root: Path, companions: tuple[str, ...] = ()
+) -> tuple[Path, bool]:
+    """Return the folder that a set's pictures are in, and whether it lies outside its manifest's.
+
+    A manifest may come from anyone, and what is read is named in messages. So a folder elsewhere is
+    taken if what lies in it is pictures above all; of anything else there no name is told.
+
+    Args:
+        dataset: The manifest.
+        root: The manifest's folder.
+        companions: What names of files end in that may lie beside pictures.
+
+    Raises:
+        CmpError: There is no such folder, or it lies elsewhere and is none of pictures.
+    """
+    folder = root / dataset.reader.path
+    if not folder.is_dir():
+        raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
+    if is_inside(folder, root):
+        return folder, False
+    pictures = strangers = 0
+    what = f"{dataset.name}: reader.path: {folder} lies outside of the manifest's folder"
+    try:
+        for path in itertools.islice(walk_files(folder), LOOKED_AT):
+            is_picture = path.lower().endswith(IMAGE_SUFFIXES)
+            pictures += is_picture
+            strangers += not (is_picture or path.lower().endswith(companions))
+    except OSError as error:  # whose text names a file
+        raise CmpError(f"{what} and cannot be read ({error.strerror})") from None
+    if not pictures or strangers > pictures:
+        raise CmpError(
+            f"{what}, and is no folder of pictures: of its first {pictures + strangers} files "
+            f"{pictures} are pictures, by their names; name a folder of pictures alone"
+        )
+    return folder, True
+
+
 def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
@@ -76,12 +129,11 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
         folder, and a picture that lies in none.
 
     Raises:
-        CmpError: If there is no such folder.
+        CmpError: If there is no such folder, or see `pictures_folder`.
     """
-    folder = root / dataset.reader.path
-    if not folder.is_dir():
-        raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
+    folder, is_foreign = pictures_folder(dataset, root)
     rows, faults, classes, used = [], [], {}, set()
+    known: dict[str, bool] = {}
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
@@ -93,11 +145,13 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
             if slash and is_picture:
                 used.add(label)
                 name = label.replace("_", " ").strip()
-                rows.append(Row(source, file_stamp(folder, source), split, name, None))
-            elif slash or is_picture:
-                kind = "no picture, by its name" if slash else "picture in no class's folder"
-                faults.append(Fault(kind, source))
-    faults += [Fault("class without images", label) for label in classes if label not in used]
+                rows.append(Row(source, file_stamp(folder, source, known), split, name, None))
+            elif is_picture:
+                faults.append(Fault("picture in no class's folder", source))
+            elif slash:
+                faults.append(Fault("no picture, by its name", "" if is_foreign else source))
+    empty = ["" if is_foreign else label for label in classes if label not in used]
+    faults += [Fault("class without images", label) for label in empty]
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
@@ -145,9 +199,31 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
     Args:
         file: The file.
         rows: How many rows are read; all by default.
+
+    Raises:
+        CmpError: It has more than `MAX_COLUMNS` columns.
+        OSError: It cannot be read.
+        ValueError: It is no table.
     """
     separator = "\t" if file.suffix == ".tsv" else ","
+    with file.open(encoding="utf-8") as lines:
+        check_width(file, next(filter(str.strip, lines), "").count(separator) + 1)
     return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, nrows=rows)
+
+
+def check_width(file: Path, count: int) -> None:
+    """Raise `CmpError` if a table has more columns than are taken."""
+    if count > MAX_COLUMNS:
+        raise CmpError(
+            f"{file}: has {count:,} columns, at most {MAX_COLUMNS:,} are taken; keep those of the "
+            "images, captions and labels"
+        )
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the names of some columns, of many the first alone, in words."""
+    more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
+    return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
 
 def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> ImageIndex:
@@ -171,7 +247,8 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
         return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
-    stamps = [_path_stamp(root, name) for name in names]
+    known: dict[str, bool] = {}
+    stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
         raise CmpError(
             f"{dataset.name}: reader.image: none of the {len(names)} files of the column "
@@ -181,9 +258,9 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
 
 
-def _path_stamp(root: Path, name: str) -> Stamp:
-    """What is known of a file that a table names."""
-    stamp = file_stamp(root, name) if name else NO_FILE
+def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
+    """What is known of a file that a table names; `known`: see `file_stamp`."""
+    stamp = file_stamp(root, name, known) if name else NO_FILE
     if stamp.size < 0 and name.startswith("~"):  # for another folder on each machine
         return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
     if stamp == OUTSIDE and name.startswith("/"):
@@ -199,11 +276,12 @@ def _check_columns(dataset: FileSet, columns: list[str]) -> None:
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
         if is_named and name is not None and name not in columns:
-            choices = name_choices(name, columns)
+            near, known = did_you_mean(name, columns), list_columns(columns)
+            choices = f"{near} There are {known}" if near else f"; there are {known}"
             raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{choices}")
     if not {reader.label, reader.caption} & set(columns):
         what = "name a column of captions or of labels, by `caption` or `label`"
-        raise CmpError(f"{dataset.name}: reader: {what}; there are {', '.join(columns)}")
+        raise CmpError(f"{dataset.name}: reader: {what}; there are {list_columns(columns)}")
 
 
 def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
@@ -268,6 +346,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     wanted = {getattr(dataset.reader, key) for key in COLUMN_KEYS}
     files = [pq.ParquetFile(path) for path in paths]
     schema = files[0].schema_arrow
+    check_width(paths[0], len(schema))
     _check_columns(dataset, schema.names)
     if repeated := [name for name in wanted if schema.names.count(name) > 1]:
         raise ValueError(f"several columns are called {repeated[0]!r}")
