@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: an editable install has the book's package `lab` as well.
 
-It is of a checkout, whose chapters import `lab` wherever their kernels start. A wheel has `cmp` only.
+It is of a checkout, whose chapters import `lab` wherever their kernels start. A wheel has `cmp`.
 """
 
 from setuptools import setup

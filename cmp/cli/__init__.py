@@ -1,18 +1,24 @@
 """`cmpt`, the command line. The module of a command is imported when the command is called."""
 
 import ast
+import contextlib
 import importlib
+import importlib.metadata
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.core import TyperCommand, TyperGroup
 
-from cmp import __version__
+import cmp
 from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
+from cmp.files import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
@@ -70,6 +76,9 @@ def main() -> None:
     stopped by a signal ends with status 128 plus the signal's number, as usual in shells; the first
     of several processes says so.
     """
+    if not hasattr(cmp, "__version__"):  # an `__init__.py` that is not ours
+        complain(foreign_sentence(foreign_owners()))
+        sys.exit(2)
     warnings.showwarning = lambda message, *_: complain(message)
     try:
         app()
@@ -79,8 +88,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("cmp"):
             raise
-        extras = "continual-multimodal-pretraining[experiments,book]"
-        complain(f"this command needs the package {error.name!r}: pip install '{extras}'")
+        words = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
+        complain(f"this command needs the package {error.name!r}: {words}")
         sys.exit(2)
     except Interrupted as stop:
         from cmp import distributed  # which what was stopped has imported
@@ -88,6 +97,22 @@ def main() -> None:
         if distributed.rank() == 0:
             complain(stop)
         sys.exit(128 + stop.signal)
+
+
+def extras_with(module: str) -> str:
+    """Return the extra that installs a module, such as "[experiments]".
+
+    Returns:
+        Nothing for a package that every installation has; all extras but those for clusters and
+        tests for a module that comes with a package of theirs.
+    """
+    package = canonicalize_name(module.partition(".")[0])
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run without installing
+        for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
+            if canonicalize_name(requirement.name) == package:
+                extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
+                return f"[{extra[1]}]" if extra else ""
+    return "[experiments,book]"
 
 
 def complain(message: object) -> None:
@@ -104,7 +129,7 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
             files.
     """
     if version:
-        typer.echo(f"cmpt {__version__}")
+        typer.echo(f"cmpt {cmp.__version__}")
         raise typer.Exit
     if build := os.environ.get("CMP_BUILD"):  # kernels and workers have other current folders
         os.environ["CMP_BUILD"] = os.path.abspath(os.path.expanduser(build))
