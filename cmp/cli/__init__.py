@@ -22,7 +22,7 @@ from cmp.files import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
-            "export": "runs.export", "results": "results.app"},
+            "export": "runs.export", "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
