@@ -83,6 +83,13 @@ WAYS = {
 }  # fmt: skip
 """Command of README, without its comment -> what is run; a run of our own stands for each `ID`."""
 SMALL = "stream.tasks=2 training.steps=3"
+WEIGHTS = """
+import cmp
+from safetensors.torch import save_file
+
+for seed, name in enumerate(("new", "old", "start")):
+    save_file(cmp.create_model("small", seed).state_dict(), f"{name}.safetensors")
+"""
 RUNS = {
     "stopped": "cmpt run quick seed=5 --stop-after 1",
     "trial": f"cmpt run quick {SMALL} seed=6",
@@ -115,7 +122,7 @@ class Clone:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         words = f"status {done.returncode}" if done.returncode else "well"
-        print(f"{words}, {time.monotonic() - began:.0f} s: {command}", flush=True)
+        print(f"{words}, {time.monotonic() - began:.0f} s: {command.strip()}", flush=True)
         if done.returncode:
             raise SystemExit(done.stdout)
 
@@ -148,9 +155,7 @@ def prepare(clone: Clone) -> dict[str, str]:
     """Make the files that README's commands name, and the runs of `RUNS`; return their ids."""
     clone.run("cmpt data build")
     clone.run("pip install --quiet --require-hashes -c constraints.txt ray")
-    for name, seed in (("new", 2), ("old", 3), ("start", 4)):
-        base = f"weights/small-s{seed}-annealed.safetensors"
-        clone.run(f"cp {base} {name}.safetensors")
+    clone.run(f"python -c '{WEIGHTS}'")
     draw_pictures(clone.folder / "pictures" / "new", 20, 60)
     draw_pictures(clone.folder / "pictures" / "kept", 20, 12)
     for month in range(1, 13):

@@ -22,8 +22,8 @@ def test_it_is_settled_how_each_command_is_run():
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-    """A function that runs a command in the environment, without `PYTHONPATH` and with its own build
-    folder; the environment's package must be that of this checkout."""
+    """A function that runs a command in the environment, without `PYTHONPATH` and with its own
+    build folder; the environment's package must be that of this checkout."""
     build = tmp_path_factory.mktemp("build")
     (build / "data").symlink_to((build_folder() / "data").resolve())
     environment = os.environ | {"CMP_BUILD": str(build)}
