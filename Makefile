@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: study lab site test test-long kill-test study-kill-test flip-test lint clean
+.PHONY: study lab site test test-long readme-test kill-test study-kill-test flip-test lint clean
 
 study: $(READY)
 	$(BIN)/cmpt data build
@@ -27,6 +27,10 @@ test: $(READY)
 test-long: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 3 -m long
+
+# README's commands, in a clone of what is committed, with an environment of its own
+readme-test: $(READY)
+	$(BIN)/python -m tests.readme
 
 kill-test: $(READY)
 	$(BIN)/cmpt data build
@@ -59,7 +63,7 @@ print(*project["dependencies"], *extras["experiments"], *extras["book"], *extras
 endef
 export NEEDS
 
-$(READY): constraints.txt pyproject.toml
+$(READY): constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "cmp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv || { \

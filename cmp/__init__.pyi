@@ -1,9 +1,16 @@
 from .budgets import Cost as Cost
 from .budgets import step_cost as step_cost
 from .budgets import steps_for as steps_for
+from .config import Evaluation as Evaluation
+from .config import Merging as Merging
 from .config import Method as Method
+from .config import Mixture as Mixture
+from .config import Model as Model
+from .config import Optimizer as Optimizer
 from .config import RunConfig as RunConfig
 from .config import Schedule as Schedule
+from .config import Seeds as Seeds
+from .config import Stream as Stream
 from .config import Training as Training
 from .data import Corpus as Corpus
 from .data import load_data as load_data

@@ -66,9 +66,13 @@ class Schedule:
         name: The curve within a task, up to `peak`.
         meta: How the peak changes from task to task.
         peak: The highest learning rate.
-        warmup: The part of a task that warms up; `warmup_steps`: the same in steps.
-        cooldown: The part of a task that cools down; `cooldown_steps`: the same in steps.
-        shift: Steps after which "rsqrt" takes up its decay.
+        warmup: The part of a task that warms up; a tenth where neither this nor `warmup_steps` is
+            given.
+        warmup_steps: How long a task warms up, in place of `warmup`. [steps]
+        cooldown: The part of a task that cools down; a quarter where neither this nor
+            `cooldown_steps` is given.
+        cooldown_steps: How long a task cools down, in place of `cooldown`. [steps]
+        shift: How long after its warmup "rsqrt" takes up its decay. [steps]
         level: The constant phase of "infinite", as a multiple of the peak.
         decay: The factor per task of meta schedule "geometric".
         peaks: The peaks of meta schedule "free", per task, as multiples of `peak`.
@@ -146,11 +150,11 @@ class Method:
         targets: Layers that get adapters, as parts of their names such as "q_proj"; where empty,
             those of `cmp.methods.adapters.DEFAULT_TARGETS`.
         fold: Whether adapters are folded into the weights after each task and begin anew.
-        gap: Steps between two projections of "galore".
+        gap: The distance between two projections of "galore". [steps]
         strength: Factor of the term that is added to the loss.
         gamma: Part of the old Fisher information that "ewc" keeps after a task.
         fisher: Whether "ewc" squares each sample's gradient or a batch's.
-        batches: Batches that the Fisher information is measured on.
+        batches: What the Fisher information is measured on. [batches]
         damping: What "si" adds to a weight's squared way before it divides by it.
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
 
@@ -205,6 +209,10 @@ class Merging:
         alpha: LiNeS: factor of the first block.
         beta: LiNeS: what the factor grows by up to the last block.
         decay: Decay per step of the average of policy "step-ema".
+
+    Example:
+        >>> cmp.RunConfig(merging=cmp.Merging("ema", weight=0.25)).changes()
+        {'merging.policy': 'ema', 'merging.weight': 0.25}
     """
 
     policy: PolicyName = "none"
@@ -255,9 +263,14 @@ class Model:
 
     Attributes:
         name: An embedded model, an open_clip name, or a place such as "hf-hub:ORG/NAME".
-        start: One of `STARTS`; a pretrained tag of open_clip; the path of a safetensors file or
-            open_clip checkpoint; "hub", the weights beside a hub's model; or "run:ID", the final
-            weights of a finished run.
+        start: For an embedded model a base: "annealed", "unannealed" or "cosine". For any model
+            "random" weights, a pretrained tag of open_clip, the path of a safetensors file or
+            open_clip checkpoint, or "run:ID", the final weights of a finished run. For a model of
+            a hub also "hub", the weights beside it.
+
+    Example:
+        >>> cmp.RunConfig(model=cmp.Model("ViT-B-16", "laion2b_s34b_b88k")).model.name
+        'ViT-B-16'
     """
 
     name: ModelName = "small"
@@ -272,8 +285,12 @@ class Stream:
         order: How classes are ordered.
         reverse: Whether the order is read from its end.
         equal: Whether tasks have equally many classes, or about equally many images.
-        tasks: How many tasks there are.
-        traits: The table of class statistics that orders other than "random" go by.
+        tasks: How many tasks there are. [tasks]
+        traits: The table of class statistics that orders such as "similarity" read.
+
+    Example:
+        >>> cmp.RunConfig(stream=cmp.Stream(tasks=20)).changes()
+        {'stream.tasks': 20}
     """
 
     order: OrderName = "random"
@@ -297,7 +314,12 @@ class Mixture:
             base learned from, or a substitute.
         select: How the kept part is chosen, see `cmp.mixtures.choose_replay`.
         policy: What the buffer keeps and how evenly it is drawn from.
-        capacity: How many images the buffer holds at most.
+        capacity: How many images the buffer holds at most. [images]
+
+    Example:
+        >>> mixture = cmp.Mixture(last=(0.5, 0.25, 0.25))
+        >>> mixture.at(task=7, tasks=8).pretraining  # of the last of eight tasks
+        0.5
     """
 
     pretraining: Share = 1 / 3
@@ -345,6 +367,16 @@ class Optimizer:
     Attributes:
         carry: Whether the moments go on from task to task; else each task starts with none. Where
             None they go on if they can, see `RunConfig.carries_moments`.
+        beta1: Decay per step of the running mean of gradients.
+        beta2: Decay per step of the running mean of squared gradients.
+        eps: What AdamW adds to the root of the latter before it divides by it.
+        weight_decay: The part of each weight that a step takes off, as a multiple of the learning
+            rate.
+        clip: The norm to which longer gradients are scaled down.
+
+    Example:
+        >>> cmp.RunConfig(optimizer=cmp.Optimizer(carry=False)).carries_moments
+        False
     """
 
     carry: bool | None = None
@@ -360,8 +392,8 @@ class Training:
     """How long a task is trained, and in which arithmetic.
 
     Attributes:
-        steps: Optimiser steps per task.
-        batch: Samples per step.
+        steps: Optimiser steps per task. [steps]
+        batch: Samples per step. [samples]
         precision: The arithmetic of the forward pass.
         budget: What a task may cost, as a multiple of `steps` of full fine-tuning; the method's
             own number of steps follows from it, see `cmp.budgets`.
@@ -383,8 +415,13 @@ class Evaluation:
 
     Attributes:
         split: "test", or "validation" for choices such as of a learning rate.
-        subset: Images per dataset after each task; all where None.
+        subset: Images per dataset after each task; all where None. [images]
         full: Whether the whole split is scored as well, before and after the stream.
+
+    Example:
+        >>> tuning = cmp.Evaluation(split="validation", full=False)
+        >>> sorted(cmp.RunConfig(evaluation=tuning).changes())
+        ['evaluation.full', 'evaluation.split']
     """
 
     split: Literal["test", "validation"] = "test"
@@ -394,7 +431,18 @@ class Evaluation:
 
 @dataclass(frozen=True, config=STRICT)
 class Seeds:
-    """One seed per source of randomness: stream order, weights, batches, augmentation."""
+    """One seed per source of randomness.
+
+    Attributes:
+        stream: Of the order of the classes, and so of what each task brings.
+        init: Of random weights, or the number of a base.
+        data: Of the batches, and of what is kept for replay.
+        augment: Of the crops and flips of images.
+
+    Example:
+        >>> cmp.RunConfig(seeds=cmp.Seeds(stream=3)).changes()
+        {'seeds.stream': 3}
+    """
 
     stream: Seed = 0
     init: Seed = 0
@@ -527,7 +575,7 @@ def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -
     elif fault["type"] != "value_error":  # which names the keys and their values itself
         message += f" (found {fault['input']!r:.80})"
     if fault["type"] == "dataclass_exact_type":
-        message += f"; give cmp.config.{fault['ctx']['class_name']}(...)"
+        message += f"; give cmp.{fault['ctx']['class_name']}(...)"
     return CmpError(": ".join(filter(None, (source, key, message))))
 
 

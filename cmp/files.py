@@ -4,6 +4,7 @@ all; `cmp.readers.files` reads."""
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from cmp.errors import CmpError, explain_errors
 T = TypeVar("T")
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
+DISTRIBUTION = "continual-multimodal-pretraining"
+"""What this package is called where it is installed."""
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at once."""
 PARTIAL_PREFIX = ".cmp-partial-"
@@ -34,6 +37,9 @@ SHORT_ID = 12
 """Characters of a run's id that name its folder and are shown to people."""
 WEIGHTS = "weights.safetensors"
 """The file of a stored run's final weights, where they were kept."""
+_IN_WHEEL = Path(__file__).resolve().parent / "book"
+SHIPPED_BOOK = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "book"
+"""The studies and results that come with this package, in a wheel or beside it in its checkout."""
 
 
 def project_folder() -> Path:
@@ -49,9 +55,37 @@ def project_folder() -> Path:
     return current
 
 
+def book_folder() -> Path:
+    """Return the folder of the book's studies and results.
+
+    Returns:
+        The folder `book` of the project; where there is none, the installed package's own.
+    """
+    folder = project_folder() / "book"
+    return folder if (folder / "studies").is_dir() else SHIPPED_BOOK
+
+
 def build_folder() -> Path:
     """Return where downloads and results are kept: `$CMP_BUILD`, else `_build` in the project."""
     return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
+
+
+def foreign_owners() -> list[str]:
+    """Return the other installed distributions that have files in `cmp`, such as ["cmp 0.0.1"].
+
+    pip overwrites a file of one distribution by that of another without a word.
+    """
+    owners = set(importlib.metadata.packages_distributions().get("cmp", ())) - {DISTRIBUTION}
+    return [f"{name} {importlib.metadata.version(name)}" for name in sorted(owners)]
+
+
+def foreign_sentence(owners: list[str]) -> str:
+    """Return what is wrong where others have files in `cmp`, and how to mend it."""
+    names = ", ".join(owners) or "unknown"
+    return (
+        f"another distribution has put files into the package cmp ({names}): uninstall it by pip, "
+        f"and then install {DISTRIBUTION} again"
+    )
 
 
 def child_path(folder: Path, name: str, suffix: str = "") -> Path:

@@ -17,6 +17,8 @@ from cmp.files import project_folder, write_atomic
 PAGE = project_folder() / "book" / "api.md"
 HEADING = re.compile(r"^### `cmp\.(\w+)`\n", re.M)
 WIDTH = 88
+NEEDS_DATA = re.compile(r'= cmp\.run\(|load_data\("embedded"\)')
+"""What an example calls that needs the embedded benchmark."""
 LISTS = {"parameters": "Arguments", "attributes": "Attributes", "returns": "Returns",
          "raises": "Raises", "yields": "Yields"}  # fmt: skip
 
@@ -88,6 +90,8 @@ def _description(entry: Any) -> Iterator[str]:
         if kind == "text":
             yield f"{section.value}\n"
         elif kind == "admonition":
+            if NEEDS_DATA.search(section.value.contents):
+                yield "This example needs `cmpt data build`.\n"
             yield f"```pycon\n{section.value.contents}\n```\n"
         elif kind in LISTS:
             yield LISTS[kind]

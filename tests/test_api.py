@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -36,14 +37,58 @@ def clean_registry(monkeypatch):
         names.update(options[kind])
 
 
-def test_examples_run(tmp_path, monkeypatch, clean_registry):
+def failing_examples(folder):
+    """Name -> what is wrong with its example, for names whose example does not do what it says."""
+    failing = {}
     for name in sorted(cmp.__all__):
-        names = {"cmp": cmp, "torch": torch, "folder": tmp_path, "save_file": save_file}
+        names = {"cmp": cmp, "torch": torch, "folder": folder, "save_file": save_file}
         text = inspect.getdoc(getattr(cmp, name)).partition("Example:")[2]
         example = doctest.DocTestParser().get_doctest(text, names, name, None, 0)
         report: list[str] = []
         runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-        assert runner.run(example, out=report.append).failed == 0, "".join(report)
+        if runner.run(example, out=report.append).failed:
+            failing[name] = "".join(report)
+    return failing
+
+
+def test_examples_run(tmp_path, monkeypatch, clean_registry):
+    assert failing_examples(tmp_path) == {}
+
+
+@pytest.mark.long
+@pytest.mark.defect
+def test_the_page_says_which_examples_need_the_benchmark(tmp_path):
+    code = (
+        "import pathlib; from tests import test_api; "
+        f"print(*test_api.failing_examples(pathlib.Path({str(tmp_path)!r})))"
+    )
+    environment = os.environ | {"CMP_BUILD": str(tmp_path / "empty")}
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=api_reference.PAGE.parents[1],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    _, *entries = api_reference.HEADING.split(api_reference.PAGE.read_text(encoding="utf-8"))
+    entries = dict(zip(entries[::2], entries[1::2], strict=True))
+    assert output.split() == sorted(n for n, text in entries.items() if "`cmpt data build`" in text)
+
+
+@pytest.mark.defect
+def test_the_page_gives_the_arguments_of_every_kind_of_option():
+    page = api_reference.PAGE.read_text(encoding="utf-8")
+    given = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.M))
+    assert given.keys() == registry.KINDS.keys()
+    for kind, name in (("schedule", "wsd"), ("meta_schedule", "rsqrt"), ("merge_rule", "ties"),
+                       ("order", "random"), ("buffer", "reservoir")):  # fmt: skip
+        arguments = inspect.signature(registry.get_option(kind, name).value).parameters
+        assert given[kind].count(",") == len(arguments) - 1, kind
+
+
+@pytest.mark.defect
+def test_every_section_of_a_config_is_public():
+    fields = cmp.RunConfig.__dataclass_fields__.values()
+    sections = [field.type for field in fields if field.type.__module__ == "cmp.config"]
+    assert [getattr(cmp, section.__name__, None) for section in sections] == sections
+    assert len(sections) == 10
 
 
 def test_the_reference_page_is_that_of_the_docstrings():

@@ -3,11 +3,14 @@
 import re
 
 import pytest
+from typer.testing import CliRunner
 
-from cmp import config
+from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments.pretraining import PRETRAINING
 from cmp.readers.files import read_yaml
+
+run = CliRunner().invoke
 
 
 @pytest.mark.parametrize(
@@ -176,3 +179,32 @@ def test_a_key_without_its_section_is_answered_with_it(assignment, names):
     with pytest.raises(CmpError) as error:
         config.parse(config.override(config.profile("quick"), [assignment]))
     assert sorted(re.findall(r"'(\w+\.\w+)'", str(error.value))) == names
+
+
+KEY = re.compile(r"^(\S+) = (.*)\n((?:    .+\n)+)", re.M)
+"""A key of `cmpt config`: its default, and what is said of it."""
+
+
+@pytest.mark.defect
+def test_the_shell_explains_every_key():
+    said = run(cli.app, ["config"]).output
+    shown = {key: (default, about) for key, default, about in KEY.findall(said)}
+    assert list(shown) == list(config.defaults())
+    for key, (default, about) in shown.items():
+        assert about.rstrip().endswith(".") and about.count("\n") >= 2, key
+        if key not in ("mixture.pretraining", "mixture.update", "mixture.buffer"):  # of six digits
+            tree = config.override({}, [f"{key}={default}"])
+            assert dict(config.flat_keys(tree)) == {key: config.defaults()[key]}
+    assert "in images" in shown["mixture.capacity"][1]
+    assert "from 0 to 1" in shown["schedule.warmup"][1]
+    assert "wsd" in shown["schedule.name"][1]
+    assert max(map(len, said.splitlines())) <= 80
+
+
+@pytest.mark.defect
+def test_the_shell_explains_a_section_or_a_key_and_names_the_nearest():
+    section = run(cli.app, ["config", "seeds"]).output
+    assert section.startswith("seeds: ") and len(KEY.findall(section)) == 4
+    assert [key for key, *_ in KEY.findall(run(cli.app, ["config", "data"]).output)] == ["data"]
+    assert len(KEY.findall(run(cli.app, ["config", "schedule.peak"]).output)) == 1
+    assert "did you mean 'schedule'" in str(run(cli.app, ["config", "shedule"]).exception)

@@ -104,11 +104,6 @@ def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
             assert each.follows == "paper", name
 
 
-def test_without_the_studies_a_box_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(verdicts, "CLAIMS", tmp_path / "claims.yaml")
-    assert guideline_box("order")["We measured"] == (guidelines.NOT_HERE,)
-
-
 def test_a_box_has_a_paragraph_for_each_sentence_and_printers_signs(monkeypatch):
     texts = ("Claim: \"It's <b>.\" No 'EMA'.", "LoRA on `tiny`: \N{MINUS SIGN}1.0 points.")
     monkeypatch.setattr(boxes, "guideline_box", lambda name: {"We measured": texts})

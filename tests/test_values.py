@@ -54,6 +54,7 @@ def test_values_are_those_of_the_published_runs(published):
     assert values.fill_values("{{gain_less merging/EMA}}").startswith(f"{less:+.1f} (")
     same = values.fill_values("{{difference A_ZS merging/EMA - merging/EMA}}")
     assert same == "+0.0 (0.0 to 0.0)"
+    assert values.fill_values("{{about A_KA merging/EMA}}") == f"{scores['A_KA'].mean():.0f}"
 
 
 def test_intervals_of_a_text_have_the_level_of_the_claims(published):
@@ -152,6 +153,7 @@ def test_every_page_opens_with_the_answer():
     for page in front_door.PAGES:
         text = page.read_text(encoding="utf-8")
         assert front_door.with_answer(text, str(page)) == text
+    assert front_door.PICTURE.read_bytes() == front_door.picture()
 
 
 def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
@@ -169,6 +171,9 @@ def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
         if kind == "spread":  # a wrong one raises
             values.fill_values(match[0])
             continue
+        if kind == "about":
+            kind, _, what = what.partition(" ")
+            assert kind in ("A_KA", "A_ZS", "GM", "before"), match[0]
         if kind in ("difference", "before"):
             what = what.partition(" ")[2]
         pair = what.split(" - ") if kind == "difference" else [what]

@@ -421,7 +421,6 @@ def test_published_runs_that_tuned_or_are_too_few_confirm_nothing(load, monkeypa
 
 
 def test_the_book_s_claims_can_be_read():
-    if verdicts.CLAIMS.exists():
-        assert verdicts.load_claims().claims
+    assert verdicts.load_claims().claims
     assert studies.CONFIRMING == (2, 10)
     assert results.KEPT == "kept"

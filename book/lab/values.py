@@ -15,6 +15,7 @@ from cmp.errors import CmpError
 from cmp.experiments import guidelines, verdicts
 from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
+    Estimate,
     estimate_from_bases,
     estimate_mean,
     planned_streams,
@@ -34,7 +35,7 @@ REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
-KINDS = ("A_KA", "A_ZS", "GM", "gain", "gain_less", "mirror", "difference", "before", "n",
+KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
          "bases", "peak", "spread", "verdict")  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def fill_values(text: str, source: str = "") -> str:
     and `{{difference A_KA study/setting - study/setting}}` is paired, also for `gain`. All have
     their interval over bases, at the level of the claims, once all streams of their study are
     published.
-    `{{before A_KA study/setting}}` is the same mean before the stream,
+    `{{before A_KA study/setting}}` is the same mean before the stream, `{{about A_KA
+    study/setting}}` and `{{about before A_KA study/setting}}` are these means as whole numbers,
     `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
     they start from, `{{peak study/setting}}` the peak of its learning rate.
     `{{verdict claim}}` is the sentence of a primary claim, and `{{spread row, column}}` a value of
@@ -128,17 +130,26 @@ def _value(kind: str, what: str) -> str:
         if kind == "spread":
             row, _, column = what.partition(", ")
             return str(analyses.order_spreads().loc[row, column])
-        if kind == "before":
-            return before(what)
+        if kind == "about":
+            measure, _, place = what.partition(" ")
+            return f"{_estimate(measure, place).value:.0f}"
+        if kind not in ("n", "bases", "peak"):
+            return _estimate(kind, what).in_words("")
         table = verdicts.setting_scores(*_place(what))
     except verdicts.NotComputed:
         return NOT_YET
-    if kind in ("n", "bases"):
-        return str(len(table) if kind == "n" else table["base"].nunique())
     if kind == "peak":
         return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
-    planned = planned_streams(*_place(what))
-    return estimate_mean(_measure(table, kind), table["base"], planned).in_words("")
+    return str(len(table) if kind == "n" else table["base"].nunique())
+
+
+def _estimate(kind: str, what: str) -> Estimate:
+    """Return the mean of a measure at the end of the stream, or "before" it."""
+    if kind == "before":
+        return before(what)
+    study, setting = _place(what)
+    table = verdicts.setting_scores(study, setting)
+    return estimate_mean(_measure(table, kind), table["base"], planned_streams(study, setting))
 
 
 def difference(what: str) -> str:
@@ -190,15 +201,15 @@ def gain(what: str, kind: str) -> str:
     return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
 
 
-def before(what: str) -> str:
-    """Return the mean of "MEASURE study/setting" before the stream, with its interval."""
+def before(what: str) -> Estimate:
+    """Return the mean of "MEASURE study/setting" before the stream."""
     measure, _, place = what.partition(" ")
     study, setting = _place(place)
     verdicts.setting_scores(study, setting)  # raises for a name that there is not
     estimates = setting_estimates(study_trajectory(study).query("task == 0"), setting)
     if measure not in estimates:
         raise CmpError(f"no measure {measure!r}; there are {', '.join(estimates)}")
-    return estimates[measure].in_words("")
+    return estimates[measure]
 
 
 def _place(what: str) -> tuple[str, str]:

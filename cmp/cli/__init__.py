@@ -1,11 +1,13 @@
 """`cmpt`, the command line. The module of a command is imported when the command is called."""
 
 import ast
+import contextlib
 import datetime
 import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import sys
 import traceback
@@ -13,15 +15,18 @@ import warnings
 from pathlib import Path
 
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.core import TyperCommand, TyperGroup
 
-from cmp import __version__
+import cmp
 from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
+from cmp.files import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
-            "export": "runs.export", "results": "results.app"},
+            "export": "runs.export", "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
@@ -77,6 +82,9 @@ def main() -> None:
     it is reported, with status 70, which is `EX_SOFTWARE` in sysexits.h. With CMP_DEBUG=1 it is
     shown as Python shows it.
     """
+    if not hasattr(cmp, "__version__"):  # an `__init__.py` that is not ours
+        complain(foreign_sentence(foreign_owners()))
+        sys.exit(2)
     warnings.showwarning = lambda message, *_: complain(message)
     try:
         run_command()
@@ -97,8 +105,8 @@ def run_command() -> None:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("cmp"):
             raise
-        extras = "continual-multimodal-pretraining[experiments,book]"
-        complain(f"this command needs the package {error.name!r}: pip install '{extras}'")
+        words = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
+        complain(f"this command needs the package {error.name!r}: {words}")
         sys.exit(2)
     except Interrupted as stop:
         from cmp import distributed  # which what was stopped has imported
@@ -122,7 +130,7 @@ def report_fault(error: Exception) -> str:
 
         packages = {each.name: each.version for each in importlib.metadata.distributions()}
         lines = [
-            f"cmpt {__version__}, Python {sys.version}, {platform.platform()}",
+            f"cmpt {cmp.__version__}, Python {sys.version}, {platform.platform()}",
             f"command: {shlex.join(sys.argv)}",
             "".join(traceback.format_exception(error)),
             *(f"{name} {version}" for name, version in sorted(packages.items())),
@@ -134,6 +142,22 @@ def report_fault(error: Exception) -> str:
         why = f"no report could be written ({type(refused).__name__})"
         return f"{fault}; {why}: run the command again with CMP_DEBUG=1, and send what it prints"
     return f"{fault}; please send {path} to the maintainers, and say what you did before"
+
+
+def extras_with(module: str) -> str:
+    """Return the extra that installs a module, such as "[experiments]".
+
+    Returns:
+        Nothing for a package that every installation has; all extras but those for clusters and
+        tests for a module that comes with a package of theirs.
+    """
+    package = canonicalize_name(module.partition(".")[0])
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run without installing
+        for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
+            if canonicalize_name(requirement.name) == package:
+                extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
+                return f"[{extra[1]}]" if extra else ""
+    return "[experiments,book]"
 
 
 def complain(message: object) -> None:
@@ -150,7 +174,7 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
             files.
     """
     if version:
-        typer.echo(f"cmpt {__version__}")
+        typer.echo(f"cmpt {cmp.__version__}")
         raise typer.Exit
     if build := os.environ.get("CMP_BUILD"):  # kernels and workers have other current folders
         os.environ["CMP_BUILD"] = os.path.abspath(os.path.expanduser(build))

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from cmp import config
 from cmp.cli import shared
 from cmp.errors import CmpError
+from cmp.files import project_folder
 
 if TYPE_CHECKING:
     from cmp.experiments.studies import StudyPlan
@@ -64,6 +65,8 @@ def study(
     if publish and (profile != "cpu" or shard):
         why = f"the book argues from the cpu profile, not from {profile!r}"
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
+    if publish and not (project_folder() / "book" / "studies").is_dir():
+        raise CmpError("--publish: writes to book/results; run this in a checkout of the project")
     usual = config.parse(config.profile(profile), profile).model.name
     device = models.default_device(usual, device)
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}

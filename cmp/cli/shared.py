@@ -96,12 +96,22 @@ def take_help(function: Callable) -> str:
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Return the text of a Google docstring, with its example, and what it says of parameters."""
-    text, *parts = re.split(r"\n\n(Args|Example):\n", docstring)
-    sections = dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
+    text, sections = _split_sections(docstring)
     if "Example" in sections:
         text += f"\n\nExample: {sections['Example']}"
-    descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), re.M)
-    return text, {name: " ".join(words.split()) for name, words in descriptions}
+    return text, describe_names(docstring, "Args")
+
+
+def describe_names(docstring: str, section: str) -> dict[str, str]:
+    """Return what a section of a Google docstring, "Args" or "Attributes", says of each name."""
+    lines = _split_sections(docstring)[1].get(section, "")
+    descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", lines, re.M)
+    return {name: " ".join(words.split()) for name, words in descriptions}
+
+
+def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
+    text, *parts = re.split(r"\n\n(Args|Attributes|Example):\n", docstring)
+    return text, dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
 
 
 def check_out(out: Path) -> None:

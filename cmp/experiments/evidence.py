@@ -10,10 +10,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
 from cmp.experiments import results, scores, studies
-from cmp.files import project_folder
+from cmp.files import book_folder
 from cmp.readers.files import check_record, read_yaml
 
-CHOICES_FILE = project_folder() / "book" / "choices.yaml"
+CHOICES_FILE = book_folder() / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
 """Keys that say how much is trained; all others but seeds and scoring say how."""
 SLACK = 1.1

@@ -17,12 +17,11 @@ from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
 from cmp.experiments.scores import signed
 from cmp.experiments.verdicts import FrontOf, Text
-from cmp.files import project_folder
+from cmp.files import book_folder
 from cmp.readers.files import check_record, read_yaml
 
-ADVICE = project_folder() / "book" / "advice.yaml"
+ADVICE = book_folder() / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")
-NOT_HERE = "The studies are in a checkout of the project, not in this installation."
 OWN = "small"
 """The book's own network."""
 UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
@@ -138,9 +137,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
 def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
     """Return the rows of a guideline's box: `ROWS` -> paragraphs."""
     guideline = load_guidelines()[name]
-    measured = Measured((NOT_HERE,), (), False)
-    if verdicts.CLAIMS.exists():
-        measured = measure_guideline(guideline, judged_claims())
+    measured = measure_guideline(guideline, judged_claims())
     follows_paper = guideline.follows == "paper" or measured.disagrees
     why = ("The advice follows the paper, whose evidence is at scale.",) * follows_paper
     paragraphs = (

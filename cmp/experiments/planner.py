@@ -218,7 +218,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
     facts = evidence.plan_facts(run, request.other_pool)
-    choices = evidence.load_choices() if known.runs else {}  # both are files of a checkout
+    choices = evidence.load_choices() if known.runs else {}  # of the same book
     guidelines = load_guidelines() if known.runs and not request.embedded else {}
     chosen, rejected = (
         evidence.effects_of(choices.get(kind, ()), facts, known, numbers=not outside)

@@ -19,11 +19,10 @@ from cmp.errors import CmpError
 from cmp.execution import ExecutionConfig
 from cmp.experiments import forecast, paper, store
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
-from cmp.files import build_folder
+from cmp.files import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 
-DISTRIBUTION = "continual-multimodal-pretraining"
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
 TO_FETCH = "to fetch"
 """The state of what a run fetches by itself."""
@@ -212,6 +211,8 @@ def _check_packages() -> Check:
         requirements = map(Requirement, importlib.metadata.requires(DISTRIBUTION) or [])
     except importlib.metadata.PackageNotFoundError:
         return Check("packages", MISSING, f"{DISTRIBUTION}: `pip install -e .` installs it")
+    if owners := foreign_owners():
+        return Check("packages", DAMAGED, foreign_sentence(owners))
     core = [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
     missing = [str(requirement) for requirement in core if not _is_installed(requirement)]
     if missing:

@@ -28,19 +28,19 @@ from cmp.experiments.runs import unfinished_runs
 from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun, Verdict
 from cmp.files import (
     SHORT_ID,
+    book_folder,
     build_folder,
     check_digest,
     child_path,
     delete_folder,
     listed_file,
-    project_folder,
 )
 from cmp.mixtures import is_kept_concept
 from cmp.readers.files import read_table
 from cmp.runner import NO_OBSERVER, Observer
 from cmp.seeds import numpy_generator
 
-RESULTS = project_folder() / "book" / "results"
+RESULTS = book_folder() / "results"
 MAX_BYTES = 2_000_000
 KEPT, LACKING = "kept", "lacking"
 RUN_COLUMNS = {"run": str, "weights": str, "config": pd.Categorical, "provenance": pd.Categorical}

@@ -17,11 +17,11 @@ from scipy import stats
 from cmp.errors import CmpError
 from cmp.experiments import results, store, studies
 from cmp.experiments.store import RUN_KEYS
-from cmp.files import project_folder
+from cmp.files import book_folder
 from cmp.readers.files import read_yaml
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
-CLAIMS = project_folder() / "book" / "claims.yaml"
+CLAIMS = book_folder() / "claims.yaml"
 ALPHA = 0.05
 """How often any of the claims may be wrong."""
 

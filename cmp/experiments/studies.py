@@ -37,10 +37,10 @@ from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stre
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, store, workers
 from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID, child_path, project_folder
+from cmp.files import SHORT_ID, book_folder, child_path
 from cmp.readers.files import check_record, read_yaml
 
-STUDIES = project_folder() / "book" / "studies"
+STUDIES = book_folder() / "studies"
 MAX_LIVE = 4
 MAX_REPLICATES = 1000
 EXPLORING, CONFIRMING = (0, 2), (2, 10)
@@ -140,8 +140,6 @@ def load_study(name: str) -> Study:
     if name.startswith(BAND):
         return band_of(load_study(name.removeprefix(BAND)))
     path = child_path(STUDIES, name, ".yaml")
-    if not STUDIES.is_dir():
-        raise CmpError(f"{STUDIES}: no such folder; studies need a checkout of the project")
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; there are {names or 'none'}")

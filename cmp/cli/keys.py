@@ -1,0 +1,112 @@
+"""`cmpt config`: the keys of a run's config, as the docstrings of `cmp.config` explain them."""
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import typer
+from pydantic import TypeAdapter
+
+from cmp import config
+from cmp.cli import shared
+from cmp.errors import CmpError, did_you_mean
+from cmp.registry import KINDS, option_names
+
+OPTIONS = {kind.key: name for name, kind in KINDS.items()}
+"""Config key -> the kind of option that it names."""
+TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text"}
+"""What the types of a JSON schema are called where their own name is not plain."""
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most",
+          "exclusiveMaximum": "below"}  # fmt: skip
+
+
+def show(section: shared.OptionalArgument = None) -> None:
+    """Print the keys of a run's config with their types, units, defaults and meanings.
+
+    `cmpt run` takes them as KEY=VALUE, or in a file of settings. seed=N sets all seeds at once, and
+    recipe=NAME sets the keys of a recipe.
+
+    Args:
+        section: A section, such as schedule, or a single key, such as schedule.peak. Default: all.
+
+    Example:
+        cmpt config schedule
+    """
+    known: dict[str, list[str]] = {}
+    for name, about, keys in describe_sections():
+        known[name] = [*about, *keys.values()]
+        known |= {key: [text] for key, text in keys.items()}
+    names = [*config.RunConfig.__dataclass_fields__] if section is None else [section]
+    if section not in (None, *known):
+        near = did_you_mean(section, known)
+        raise CmpError(f"config: no section or key is called {section!r}{near}")
+    typer.echo("\n\n".join("\n".join(known[name]) for name in names))
+
+
+def describe_sections() -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Yield each section of a config: its name, what it is about, and its keys with what they are;
+    a key that is in no section is one of its own."""
+    explained = shared.describe_names(inspect.getdoc(config.RunConfig), "Attributes")
+    for name, field in config.RunConfig.__dataclass_fields__.items():
+        if dataclasses.is_dataclass(field.type):
+            about = inspect.getdoc(field.type)
+            texts = shared.describe_names(about, "Attributes")
+            keys = field.type.__dataclass_fields__
+            text = f"{name}: {about.partition('Attributes:')[0]}".strip()
+            lines = [line for part in text.split("\n\n") for line in _wrap(part)]
+            yield (
+                name,
+                lines,
+                {
+                    f"{name}.{key}": describe_key(f"{name}.{key}", each.type, texts[key])
+                    for key, each in keys.items()
+                },
+            )
+        else:
+            yield name, [], {name: describe_key(name, field.type, explained[name])}
+
+
+def describe_key(key: str, annotation: Any, text: str) -> str:
+    """Return what a key is: its type, its unit and its default, and below what it means.
+
+    Args:
+        key: The dotted key.
+        annotation: The type in its dataclass.
+        text: Its docstring, which may end in a unit, as "Steps per task. [steps]".
+    """
+    meaning, unit = re.fullmatch(r"(.*?)(?: \[(.+)\])?", text).groups()
+    if key in OPTIONS:
+        words = f"one of {', '.join(option_names(OPTIONS[key]))}"
+    else:
+        words = describe_type(TypeAdapter(annotation).json_schema())
+    words += f", in {unit}" if unit else ""
+    default = config.defaults()[key]
+    default = f"{default:.6g}" if isinstance(default, float) else json.dumps(default).strip('"')
+    lines = [line for part in (words, meaning) for line in _wrap(part, 76)]
+    return "\n".join([f"{key} = {default}", *(f"    {line}" for line in lines)])
+
+
+def describe_type(schema: Mapping[str, Any]) -> str:
+    """Return what values a JSON schema allows, in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(describe_type, schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if schema["type"] == "array":
+        parts = schema.get("prefixItems") or [schema["items"]]
+        count = len(schema.get("prefixItems", ()))
+        return f"list of {count or 'any number'}, each a {describe_type(parts[0])}"
+    small = {key: value for key, value in schema.items() if value not in (config.MAX_COUNT, 2**31)}
+    bounds = " and ".join(
+        f"{words} {small[key]:g}" for key, words in BOUNDS.items() if key in small
+    )
+    bounds = bounds.replace("at least 0 and at most 1", "from 0 to 1")
+    return f"{TYPES.get(schema['type'], schema['type'])} {bounds}".strip()
+
+
+def _wrap(text: str, width: int = 80) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False)
