@@ -1120,6 +1120,7 @@ def clear_picture(mode) -> bytes:
 
 
 @pytest.mark.defect
+@pytest.mark.filterwarnings("ignore:Palette images")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_as_the_manifest_says(mode):
     content, numbers = clear_picture(mode), np.array([0.5] * 4)
@@ -1154,12 +1155,75 @@ def test_exif_data_turn_a_picture_where_the_manifest_says_so(turn, kind):
     assert (crops[0] == crops[1]).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MMxyz"])
 def test_damaged_exif_data_turn_nothing(exif):
     content = saved(Image.open(io.BytesIO(picture(3))), "JPEG", exif=exif)
     assert images.picture_traits(images.open_image(content)) == 0
     turned = images.prepare_image(content, Preprocessing(64), reader(exif="apply"))
     assert (turned == images.prepare_image(content, Preprocessing(64))).all()
+
+
+def img2dataset(root, each=6, extra=True) -> Path:
+    """A folder as img2dataset writes it: shards of pictures with captions, and its own tables."""
+    for shard in ("00000", "00001"):
+        for number in range(each):
+            key = f"{shard}/{shard}{number:04}"
+            about = {
+                "caption": f"a picture {key}",
+                "url": "http://x",
+                "key": key,
+                "status": "success",
+            }
+            files = {f"{key}.jpg": picture(zlib.crc32(key.encode()), kind="JPEG")}
+            files |= {f"{key}.txt": f"a picture {key}".encode()}
+            tree(root, files | {f"{key}.json": json.dumps(about).encode()} if extra else files)
+        pd.DataFrame({"url": ["http://x"], "caption": ["x"]}).to_parquet(root / f"{shard}.parquet")
+        tree(root, {f"{shard}_stats.json": b"{}"})
+    return root
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("extra", [True, False])
+def test_a_folder_of_img2dataset_is_read_with_its_captions(tmp_path, extra):
+    root = img2dataset(tmp_path / "p", extra=extra)
+    path, text, found = infer.infer_manifest(root)
+    assert "12 pictures" in found and "img2dataset" in found
+    infer.write_manifest(path, text.replace("beside: embedded", ""))
+    said = CliRunner().invoke(cli.app, ["data", "check", str(root)])
+    assert said.exit_code == 0 and "present" in said.output, said.output
+    [(dataset, where)] = load_manifests(str(root))
+    index = collection.check_images(collection.read_index(dataset, where))
+    assert dataset.prompt == "{}" and index.dataset.task == "retrieval" and not index.faults
+    assert index.table["captions"][3] == ["a picture 00000/000000003"]
+    assert contents(index)[3] == (root / "00000/000000003.jpg").read_bytes()
+
+
+@pytest.mark.defect
+def test_texts_beside_pictures_are_said_to_be_captions(tmp_path):
+    root = img2dataset(tmp_path / "p")
+    said = check_manifest(root)
+    assert "kind: pairs" in said
+
+
+def test_hostile_pairs(tmp_path):
+    root = tree(
+        tmp_path / "p",
+        {f"0/{n}.png": picture(n) for n in range(8)}
+        | {"0/0.txt": b"zero", "0/1.json": b'{"caption": "one"}', "0/2.txt": b""}
+        | {"0/3.json": b"[" * 9999, "0/4.txt": b"\xff\xfe", "0/5.txt": b"x" * (2**20 + 1)}
+        | {"0/6.heic": b"x", "0/lonely.txt": b"x", "top.bin": b"x"},
+    )
+    tree(tmp_path / "secret", {"letter": b"to nobody"})
+    (root / "0/7.txt").symlink_to(tmp_path / "secret/letter")
+    index = collection.read_index(fileset("pairs", faults="skip"), root)
+    assert sorted(kinds(index)) == [
+        "caption is empty: 0/2.png", "caption is empty: 0/3.png", "caption is empty: 0/4.png",
+        "caption is empty: 0/5.png", "caption is missing: 0/6.png",
+        f"{files.LINK.problem}: 0/7.png", "no picture, by its name: 0/6.heic",
+    ]  # fmt: skip
+    assert index.table["captions"].tolist() == [["zero"], ["one"]]
+    assert "nobody" not in str(index.table.to_dict())
 
 
 def test_what_is_transparent_lies_over_white():

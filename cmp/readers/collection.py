@@ -12,7 +12,7 @@ import torch
 
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
-from cmp.readers import fomo, images, notes, tables, tars
+from cmp.readers import fomo, images, notes, pairs, tables, tars
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
@@ -21,6 +21,7 @@ READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "csv": tables.read_table_files,
     "parquet": tables.read_table_files,
     "tars": tars.read_tars,
+    "pairs": pairs.read_pairs,
     "fomo": fomo.read_fomo,
 }
 """`reader.kind` -> reader of files. A table in memory is read by `tables.read_frame`."""

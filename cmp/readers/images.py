@@ -54,6 +54,7 @@ CHECK_BLOCK = 64
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # see `orientation`
+warnings.filterwarnings("ignore", "Palette images with Transparency")  # see `convert_to_rgb`
 
 
 def open_image(content: bytes, min_side: int = 0) -> Image.Image:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
 from cmp.files import write_atomic
+from cmp.readers import pairs
 from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
 from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
@@ -18,6 +19,8 @@ from cmp.readers.tables import check_width, list_columns, read_csv, split_folder
 
 MAX_FILES = 100_000
 """Files that are looked at."""
+LOOKED_AT = 20
+"""Texts beside pictures that are read, to see whether they are captions."""
 _WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
 COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> names of columns that are recognised."""
@@ -29,7 +32,7 @@ Inference = tuple[dict[str, str], str, list[str]]
 
 
 def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
-    """Describe a folder of tars, of a table, or of folders of pictures by a manifest.
+    """Describe a folder of tars, of a table, or of pictures by a manifest.
 
     Args:
         folder: The folder.
@@ -47,7 +50,8 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     path = folder / "manifest.yaml"
     refuse_two_levels(find_manifests(Path(os.path.abspath(folder)).parent, "*.yaml"), [path])
     refuse_two_levels([path], find_manifests(folder, "*/*.yaml"))
-    inference = _infer_tars(folder) or _infer_table(folder) or _infer_folder(folder)
+    infer = (_infer_tars, _infer_pairs, _infer_table, _infer_folder)
+    inference = next(filter(None, (each(folder) for each in infer)), None)
     if not inference:
         loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
         also = f"; its {loose} pictures lie in no class's folder" if loose else ""
@@ -94,6 +98,19 @@ def _infer_tars(folder: Path) -> Inference | None:
             words = f"{len(tars)} tars, the first of them {tars[0].name}"
             return {"kind": "tars", "path": pattern}, words, []
     return None
+
+
+def _infer_pairs(folder: Path) -> Inference | None:
+    """Pictures of which most have a caption beside them; a few of those are read."""
+    paths = dict.fromkeys(itertools.islice(walk_files(folder), MAX_FILES))
+    pictures = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    paired = [path for path in pictures if pairs.text_names(path, paths)]
+    some = paired[:LOOKED_AT]
+    captions = [pairs.read_texts(folder, path, paths, {})[1][1] for path in some]
+    if 2 * len(paired) <= len(pictures) or 2 * sum(map(bool, captions)) <= len(some):
+        return None
+    words = f"{len(pictures)} pictures, a caption beside {len(paired)} of them, as img2dataset"
+    return {"kind": "pairs", "path": "."}, f"{words} writes them; folders are no classes", []
 
 
 def _infer_table(folder: Path) -> Inference | None:

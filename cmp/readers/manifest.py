@@ -136,6 +136,21 @@ class TarReader(PictureReader):
     path: Text
 
 
+class PairReader(PictureReader):
+    """Images with texts beside them, as img2dataset writes: `00000/000001.jpg` with `.txt`.
+
+    The texts are as in tars: `.txt` (caption), `.cls` (label), `.json` (with the keys "caption"
+    and "label").
+
+    Attributes:
+        kind: "pairs".
+        path: The folder, as in `FolderReader`.
+    """
+
+    kind: Literal["pairs"]
+    path: Text = "."
+
+
 class FomoReader(PictureReader):
     """FoMo-in-Flux's layout: `FOLDER/` or `FOLDER.tar`, with `00_info/FOLDER_train.json`.
 
@@ -153,8 +168,10 @@ class FomoReader(PictureReader):
 
 FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
 """`reader.kind` -> what files of it that lie outside of the manifest's folder must be called."""
-READERS = (FolderReader, TableReader, TarReader, FomoReader)
-Reader = Annotated[FolderReader | TableReader | TarReader | FomoReader, Field(discriminator="kind")]
+READERS = (FolderReader, TableReader, TarReader, PairReader, FomoReader)
+Reader = Annotated[
+    FolderReader | TableReader | TarReader | PairReader | FomoReader, Field(discriminator="kind")
+]
 READER_OF_KIND: dict[str, type[PictureReader]] = {
     kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
 }

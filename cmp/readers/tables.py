@@ -35,6 +35,8 @@ NAMED_COLUMNS = 20
 """Columns that a message names at most."""
 LOOKED_AT = 10_000
 """Files by which a folder that lies elsewhere than its manifest is told for one of pictures."""
+BESIDE_PICTURE = "text beside a picture, which `kind: pairs` takes for its caption"
+"""The kind of fault that is what img2dataset writes, read as a folder per class."""
 OWN_FOLDER = " (write it relative to the table's folder)"
 ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
 
@@ -76,6 +78,11 @@ def split_folders(folder: Path) -> list[Path]:
     return inside if known == inside or len(known) > 1 else []
 
 
+def is_picture_name(path: str) -> bool:
+    """Return whether a file is called as pictures are."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
 def pictures_folder(
     dataset: FileSet, root: Path, companions: tuple[str, ...] = ()
 ) -> tuple[Path, bool]:
@@ -101,7 +108,7 @@ def pictures_folder(
     what = f"{dataset.name}: reader.path: {folder} lies outside of the manifest's folder"
     try:
         for path in itertools.islice(walk_files(folder), LOOKED_AT):
-            is_picture = path.lower().endswith(IMAGE_SUFFIXES)
+            is_picture = is_picture_name(path)
             pictures += is_picture
             strangers += not (is_picture or path.lower().endswith(companions))
     except OSError as error:  # whose text names a file
@@ -138,10 +145,12 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     for top in splits or [folder]:
         split = top.name if splits else ""
         classes |= dict.fromkeys(class_folder.name for class_folder in visible_folders(top))
-        for path in walk_files(top):
+        paths = list(walk_files(top))
+        stems = {os.path.splitext(path)[0] for path in paths if is_picture_name(path)}
+        for path in paths:
             label, slash, _ = path.partition("/")
             source = f"{split}/{path}" if split else path
-            is_picture = path.lower().endswith(IMAGE_SUFFIXES)
+            is_picture = is_picture_name(path)
             if slash and is_picture:
                 used.add(label)
                 name = label.replace("_", " ").strip()
@@ -149,7 +158,9 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
             elif is_picture:
                 faults.append(Fault("picture in no class's folder", source))
             elif slash:
-                faults.append(Fault("no picture, by its name", "" if is_foreign else source))
+                is_text = path.endswith((".txt", ".json")) and os.path.splitext(path)[0] in stems
+                kind = BESIDE_PICTURE if is_text else "no picture, by its name"
+                faults.append(Fault(kind, "" if is_foreign else source))
     empty = ["" if is_foreign else label for label in classes if label not in used]
     faults += [Fault("class without images", label) for label in empty]
     read = functools.partial(read_file, folder, [row.source for row in rows])

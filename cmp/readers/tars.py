@@ -24,6 +24,8 @@ from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
 """Suffixes of files that could run code when they are read; other programs would decode them."""
+TEXT_SUFFIXES = (".txt", ".cls", ".json")
+"""Suffixes of what is said of an image: its caption, its label, or both as JSON."""
 MAX_TEXT_BYTES = 2**20
 """Largest size of a caption, a label or a JSON member."""
 
@@ -162,19 +164,32 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             suffix = member.name[len(key) :].lower()
             if suffix.endswith(IMAGE_SUFFIXES):
                 image = member
-            elif suffix in (".txt", ".cls", ".json"):
+            elif suffix in TEXT_SUFFIXES:
                 short = member.size <= MAX_TEXT_BYTES
-                texts[suffix] = _decode_text(member_bytes(member, file)) if short else ""
+                texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
         if image:
-            about = _parse_object(texts[".json"]) if ".json" in texts else {}
-            label = texts.get(".cls", about.get("label"))
-            label = label.strip() if isinstance(label, str) else label and ""
-            caption = texts.get(".txt", about.get("caption"))
+            label, caption = label_and_caption(texts)
             samples.append([key, image.offset_data, image.size, label, caption])
     return samples, faults
 
 
-def _decode_text(content: bytes) -> str:
+def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:
+    """Return what the texts of a sample say of its image.
+
+    Args:
+        texts: The texts by suffix, see `TEXT_SUFFIXES`.
+
+    Returns:
+        The label, from `.cls` or the key "label" of `.json`, None where there is none; and what is
+        there as a caption, from `.txt` or the key "caption".
+    """
+    about = _parse_object(texts[".json"]) if ".json" in texts else {}
+    label = texts.get(".cls", about.get("label"))
+    label = label.strip() if isinstance(label, str) else label and ""
+    return label, texts.get(".txt", about.get("caption"))
+
+
+def decode_text(content: bytes) -> str:
     """A text; "", which is a fault, if it is none."""
     try:
         return content.decode("utf-8").strip()

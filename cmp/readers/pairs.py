@@ -1,0 +1,83 @@
+"""Folders of images with texts of the same name beside them, as img2dataset writes them.
+
+The texts are those that tars hold, see `tars`: `.txt`, `.cls` and `.json`.
+"""
+
+import functools
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from cmp.readers.files import Stamp, file_stamp, read_file
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
+from cmp.readers.manifest import FileSet
+from cmp.readers.tables import pictures_folder, split_folders, walk_files
+from cmp.readers.tars import MAX_TEXT_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
+
+
+def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
+    """Index the images of a folder, at any depth, with the texts beside them.
+
+    Where top folders are called like splits, see `tables.split_folders`, they are.
+
+    Args:
+        dataset: A manifest whose reader is a `PairReader`.
+        root: The folder that its path starts from.
+
+    Returns:
+        The index; images without a caption are faults, and so is what is neither an image nor a
+        text, unless it lies in no folder, as the tables of img2dataset do.
+
+    Raises:
+        CmpError: If there is no such folder, or see `tables.pictures_folder`.
+    """
+    folder, is_foreign = pictures_folder(dataset, root, TEXT_SUFFIXES)
+    splits = {path.name for path in split_folders(folder)}
+    paths, rows, faults = dict.fromkeys(walk_files(folder)), [], []
+    known: dict[str, bool] = {}
+    for path in paths:
+        top, slash, _ = path.partition("/")
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            stamp, (label, caption) = read_texts(folder, path, paths, known)
+            split = top if top in splits and slash else ""
+            rows.append(Row(path, stamp, split, label, caption))
+        elif slash and not path.lower().endswith(TEXT_SUFFIXES):
+            faults.append(Fault("no picture, by its name", "" if is_foreign else path))
+    read = functools.partial(read_file, folder, [row.source for row in rows])
+    return build_index(dataset, rows, read, faults)
+
+
+def read_texts(
+    folder: Path, image: str, paths: Collection[str], known: dict[str, bool]
+) -> tuple[Stamp, tuple[str | None, object]]:
+    """Return what is known of an image's file, and what the texts beside it say.
+
+    Args:
+        folder: The folder.
+        image: The image's path in it.
+        paths: All paths in the folder.
+        known: See `files.file_stamp`.
+
+    Returns:
+        The stamp, of a text that must not be read where there is one; label and caption, see
+        `tars.label_and_caption`.
+    """
+    stamp, texts = file_stamp(folder, image, known), {}
+    for name in text_names(image, paths):
+        about = file_stamp(folder, name, known)
+        stamp = about if about.problem else stamp
+        is_short = not about.problem and about.size <= MAX_TEXT_BYTES
+        content = (folder / name).read_bytes() if is_short else b""
+        texts[os.path.splitext(name)[1]] = decode_text(content)
+    return stamp, label_and_caption(texts)
+
+
+def text_names(image: str, paths: Collection[str]) -> list[str]:
+    """Return the names of the texts beside an image.
+
+    Args:
+        image: The image's path.
+        paths: All paths of the folder.
+    """
+    names = [os.path.splitext(image)[0] + suffix for suffix in TEXT_SUFFIXES]
+    return [name for name in names if name in paths]
