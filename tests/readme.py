@@ -54,10 +54,6 @@ WAYS = {
     f"--micro-batch 128 --checkpoint-activations{PLANNED}",
     "torchrun --nproc-per-node 4 -m cmp run gpu": "torchrun --nproc-per-node 2 -m cmp run quick "
     "stream.tasks=2 training.steps=3",
-    "torchrun --nproc-per-node 4 --shutdown-timeout 100 -m cmp run gpu & run=$!":
-        "torchrun --shutdown-timeout 100 --help",
-    "trap 'kill -TERM $run; wait $run; scontrol requeue $SLURM_JOB_ID' TERM": PRINTED,
-    "wait $run": PRINTED,
     "srun -N 2 --ntasks-per-node 4 python -m cmp run gpu": f"python -m cmp run gpu{PLANNED}",
     "cmpt run gpu --compile --tensorboard _build/board": "cmpt run gpu --compile --tensorboard "
     f"_build/board{PLANNED}",
@@ -68,6 +64,10 @@ WAYS = {
     "cmpt book --profile gpu --chapter 04": "cmpt book --profile gpu --chapter 04 --dry-run",
     "cmpt bench gpu": "cmpt bench --help",
     "cmpt bench trace": PRINTED,
+    "torchrun --nproc-per-node 4 --shutdown-timeout 100 -m cmp run gpu & run=$!":
+        "torchrun --shutdown-timeout 100 --help",
+    "trap 'kill -TERM $run; wait $run; scontrol requeue $SLURM_JOB_ID' TERM": PRINTED,
+    "wait $run": PRINTED,
     "cmpt data init pictures/new": PRINTED,
     "cmpt data init pictures/kept --role eval": PRINTED,
     "cmpt data check pictures": PRINTED,
