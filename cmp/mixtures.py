@@ -322,8 +322,10 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
     largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
-        words = f"than it holds; the largest that fits this stream and mixture is {largest}"
-        raise CmpError(f"training.batch: {batch} takes more samples of a pool {words}")
+        raise CmpError(
+            f"training.batch: {batch} takes more samples of a pool than it holds; "
+            f"training.batch={largest} fits this stream and mixture"
+        )
     return pools
 
 

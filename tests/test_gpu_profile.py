@@ -260,9 +260,8 @@ class PretendedWorker:
     made: ClassVar[list] = []
 
     def __init__(self, device, jobs):
-        self.device, self.jobs, self.process = device, jobs, SimpleNamespace()
-        self.process.is_alive = lambda: False
-        self.process.kill = lambda: None
+        self.device, self.jobs = device, jobs
+        self.signal, self.process = lambda number: False, SimpleNamespace(kill=lambda: None)
         self.pipe, theirs = multiprocessing.Pipe()
         self.pipe.send, is_first = self.ask, device not in {w.device for w in self.made}
         self.theirs, self.dies = theirs, device == "cuda:2" and is_first
@@ -311,7 +310,7 @@ class Worker:
 
     def __init__(self, device, jobs):
         self.device, self.runs = device, []
-        self.process = SimpleNamespace(is_alive=lambda: False, kill=lambda: None)
+        self.signal, self.process = lambda number: False, SimpleNamespace(kill=lambda: None)
         self.pipe, self.theirs = multiprocessing.Pipe()
         self.pipe.send = lambda run: (self.runs.append(run), self.theirs.send(None))
         made.append(self)

@@ -70,6 +70,7 @@ def test_a_step_keeps_the_logit_scale_within_clips_bounds(before, after):
     assert state.model.logit_scale.item() == pytest.approx(after)
 
 
+@pytest.mark.usefixtures("own_options")
 def test_what_is_scored_and_kept_is_the_deployed_model():
     """Scores do not change where the weights before the stream are deployed all the time."""
 
@@ -85,7 +86,8 @@ def test_what_is_scored_and_kept_is_the_deployed_model():
         for task in (0, run_config.stream.tasks)
     )
     assert after.to_dict() == before.to_dict()
-    first = models.load_model(run_config.model, run_config.seeds.init).state_dict()
+    start = models.load_model(run_config.model, run_config.seeds.init)
+    first = models.join_attention(start).state_dict()
     kept = result.model.state_dict()
     assert all(torch.equal(kept[name], x) for name, x in first.items())
     plain = execute(options.small(), forked.small_corpus()).model.state_dict()
