@@ -139,8 +139,9 @@ def command_of_a_group(tell, *arguments):
     forked.command(tell, arguments)
 
 
-@pytest.mark.defect
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.defect)]
+)
 def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeypatch, number):
     settings = ["quick", *SETTINGS, "training.steps=8", f"data={jpegs}"]
     child = Child(build, command_of_a_group, "run", *settings)
