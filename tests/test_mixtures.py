@@ -586,3 +586,13 @@ def test_a_mixture_that_changes_is_checked():
     tree = {"method": {"name": "distillation"}, "mixture": {"last": [0.0, 0.5, 0.5]}}
     with pytest.raises(CmpError, match="works on replayed images"):
         config.parse(tree)
+
+
+def test_each_pass_over_a_pool_has_an_order_of_its_own():
+    pool = np.arange(50)
+    passes = [
+        np.concatenate([mixtures.sample(pool, 10, "update", 0, 0, step) for step in steps])
+        for steps in (range(5), range(5, 10), range(10, 15))
+    ]
+    assert all(sorted(order) == list(pool) for order in passes)
+    assert len({tuple(order) for order in passes}) == 3
