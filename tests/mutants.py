@@ -147,7 +147,7 @@ MUTANTS = {
         "cmp/runner.py",
         "adapters.load_merged(self.model, deployed)\n",
         "adapters.load_merged(self.model, end.trained)\n",
-        "test_runs",
+        "test_steps",
     ),
     # methods
     "EWC pulls twice as hard": Mutant(

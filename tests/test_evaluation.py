@@ -153,6 +153,15 @@ def test_fixed_subsets(corpus):
     pd.testing.assert_frame_equal(corpus.table, before)
 
 
+def test_both_towers_are_in_evaluation_mode_while_they_are_scored(corpus):
+    model, seen = models.create_model("small", seed=0).train(), []
+    for tower in (model.visual, model.transformer):
+        tower.register_forward_hook(lambda layer, *_: seen.append((layer, layer.training)))
+    evaluation.evaluate(model, "small", corpus, subset=2)
+    assert {layer for layer, _ in seen} == {model.visual, model.transformer}
+    assert not any(training for _, training in seen) and model.training
+
+
 def test_evaluation_moves_no_randomness_and_no_mode(corpus):
     model = models.create_model("tiny", 0)
     state = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
