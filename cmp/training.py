@@ -214,7 +214,7 @@ def make_train_state(
 
 def set_train_mode(model: nn.Module) -> None:
     """Put a network into training mode, all but the batch norms that do not train as a whole: the
-    statistics of what is frozen stay. A norm without parameters goes by what is around it."""
+    statistics of what is frozen stay. A norm without parameters follows the layer around it."""
     model.train()
     for layer, around in batch_norms(model).items():
         parameters = [*layer.parameters()] or [*around.parameters()]

@@ -57,15 +57,11 @@ def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
-def loss_parts(merged: str = "EMA", study: str = "merging") -> pd.DataFrame:
+def loss_parts() -> pd.DataFrame:
     """Split what becomes of A_ZS over a stream, from study `protection` and its counterparts.
 
     The parts add up: from A_ZS before the stream, over the end on the pool alone and the end on
-    thirds, to the end of a merged run.
-
-    Args:
-        merged: The merged setting.
-        study: Its study.
+    thirds, to the end of EMA-Merge.
 
     Returns:
         A row per part: its `value` in points, `half` of its interval's width, the number of streams
@@ -75,7 +71,7 @@ def loss_parts(merged: str = "EMA", study: str = "merging") -> pd.DataFrame:
     start = trajectory.query("task == 0 and scope == 'full'").set_index("replicate")["A_ZS"]
     alone = verdicts.setting_scores("protection", "pool alone")
     thirds = verdicts.setting_scores("mixtures", "thirds")["A_ZS"]
-    end = verdicts.setting_scores(study, merged)["A_ZS"]
+    end = verdicts.setting_scores("merging", "EMA")["A_ZS"]
     parts = {
         "before the stream": start,
         "training on the pool alone": alone["A_ZS"] - start,

@@ -34,7 +34,7 @@ class TensorFile(Mapping[str, Tensor]):
     Attributes:
         path: The file.
         metadata: The text in its header.
-        outline: By name, tensors of its shapes and types that hold no values, from the header.
+        outline: Empty tensors by name, with the shapes and types from the file's header.
     """
 
     def __init__(self, path: Path, file: Any):

@@ -34,7 +34,7 @@ MAX_COLUMNS = 10_000
 NAMED_COLUMNS = 20
 """Columns that a message names at most."""
 LOOKED_AT = 10_000
-"""Files by which a folder that lies elsewhere than its manifest is told for one of pictures."""
+"""How many files are looked at to see whether a folder outside its manifest's holds pictures."""
 BESIDE_PICTURE = "text beside a picture, which `kind: pairs` takes for its caption"
 """The kind of fault that is what img2dataset writes, read as a folder per class."""
 OWN_FOLDER = " (write it relative to the table's folder)"
@@ -88,8 +88,8 @@ def pictures_folder(
 ) -> tuple[Path, bool]:
     """Return the folder that a set's pictures are in, and whether it lies outside its manifest's.
 
-    A manifest may come from anyone, and what is read is named in messages. So a folder elsewhere is
-    taken if what lies in it is pictures above all; of anything else there no name is told.
+    A manifest may come from anyone, and messages name what is read. So a folder elsewhere is taken
+    only if most of its files are pictures, and no other file in it is named.
 
     Args:
         dataset: The manifest.
