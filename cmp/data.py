@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cmp import distributed
 from cmp.config import STRICT, Count, Positive
 from cmp.errors import CmpError
 from cmp.registry import entry_names, load_entry
+from cmp.scale import processes
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
@@ -419,9 +419,9 @@ def worker_count(device: torch.device) -> int:
     """
     setting = os.environ.get("CMP_WORKERS")
     if setting is None:
-        cores, tasks = usable_cores(), distributed.srun_tasks()
+        cores, tasks = usable_cores(), processes.srun_tasks()
         cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE", cores * tasks)) / tasks)
-        sharing = max(distributed.local_world_size() / tasks, int(os.environ.get(JOBS, 1)))
+        sharing = max(processes.local_world_size() / tasks, int(os.environ.get(JOBS, 1)))
         return max(1, int(cores / sharing) - 1) if device.type == "cuda" else 0
     if not setting.isdecimal() or int(setting) > 1024:
         raise CmpError(f"CMP_WORKERS: {setting!r}: expected a number of processes, 0 to 1024")

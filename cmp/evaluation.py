@@ -17,10 +17,10 @@ from torch import Tensor
 from cmp import models
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
-from cmp.distributed import share_rows
 from cmp.errors import CmpError
-from cmp.execution import autocast
 from cmp.models import Network
+from cmp.scale.execution import autocast
+from cmp.scale.processes import share_rows
 from cmp.seeds import unit_interval
 
 RETRIEVAL_K = 5

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import files
-from cmp.checkpoints import write_tensors
+from cmp import files, project
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
+from cmp.files import write_tensors
 from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -308,7 +308,7 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     if len(texts) < MANY_TEXTS:
         return tokenizer(name)(list(texts))
     digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
-    folder = files.build_folder() / "tokens"
+    folder = project.build_folder() / "tokens"
     for path in folder.glob(f"{digest}-*.safetensors"):
         if path.stem.endswith(files.file_digest(path)):
             return load_file(path)["tokens"]
@@ -627,7 +627,7 @@ def cached_weights(name: str, start: str) -> Path | None:
     """
     location, tag = name.partition(":")[2], pretrained_tag(name, start)
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
-        stored = files.build_folder() / "runs"
+        stored = project.build_folder() / "runs"
         paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
     elif name.startswith("local-dir:") and start == HUB:
         paths = [factory._find_checkpoint_in_dir(Path(location))]

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmp import config as configs
-from cmp import distributed, models, schedules
+from cmp import models, schedules
 from cmp.config import Optimizer, RunConfig
 from cmp.data import Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
-from cmp.execution import ExecutionConfig, autocast
 from cmp.mixtures import BatchLoader, Pools
 from cmp.models import Network
 from cmp.registry import get_option
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig, autocast
 from cmp.seeds import torch_generator
 
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
@@ -502,7 +503,7 @@ def train_task(
     steps = config.training.steps
     every = (steps,) * config.stream.tasks
     rates = [schedules.learning_rate(config.schedule, every, task, step) for step in range(steps)]
-    local = distributed.local_slice(config.training.batch)
+    local = processes.local_slice(config.training.batch)
     set_train_mode(state.model)
     if first == 0 and not config.carries_moments:
         vars(state).pop("optimizer", None)
@@ -578,7 +579,7 @@ def backward_in_micro_batches(
     state: TrainState, batch: Batch, task: int, step: int
 ) -> dict[str, Tensor]:
     """Add the gradients of a batch to those of the weights, and return the terms of its loss."""
-    model, local = state.model, distributed.local_slice(state.config.training.batch)
+    model, local = state.model, processes.local_slice(state.config.training.batch)
     size = state.execution.micro_batch or local.stop - local.start
     starts = range(local.start, local.stop, size)
     pieces = [slice(start, min(start + size, local.stop)) for start in starts]
@@ -593,12 +594,12 @@ def backward_in_micro_batches(
     with torch.set_grad_enabled(len(pieces) == 1):
         outputs = [forward_piece(rows) for rows in pieces]
     features = [
-        distributed.all_gather(torch.cat(tower).detach()).requires_grad_()
+        processes.all_gather(torch.cat(tower).detach()).requires_grad_()
         for tower in zip(*outputs, strict=True)
     ]
     terms = loss_terms(state, *features, output=None)
     add_up(terms.values()).backward()
-    if distributed.rank():  # what does not go through the features would count once per process
+    if processes.rank():  # what does not go through the features would count once per process
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -607,7 +608,7 @@ def backward_in_micro_batches(
         gradients = [cast(Tensor, feature.grad)[rows] for feature in features]
         trained = [pair for pair in zip(towers, gradients, strict=True) if pair[0].requires_grad]
         is_last = rows is pieces[-1]
-        with distributed.all_reduce_gradients(model.parameters() if is_last else ()):
+        with processes.all_reduce_gradients(model.parameters() if is_last else ()):
             if trained:  # both towers may be frozen
                 torch.autograd.backward([x for x, _ in trained], [x for _, x in trained])
     return terms

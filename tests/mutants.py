@@ -144,7 +144,7 @@ MUTANTS = {
         "cmp/merging/rules.py", "blocks = [x - origin for x in blocks]", "pass", "test_merging"
     ),
     "the trained weights are scored, not the deployed ones": Mutant(
-        "cmp/runner.py",
+        "cmp/runs/runner.py",
         "adapters.load_merged(self.model, deployed)\n",
         "adapters.load_merged(self.model, end.trained)\n",
         "test_steps",
@@ -180,20 +180,20 @@ MUTANTS = {
     ),
     # checkpoints
     "a checkpoint forgets the moments": Mutant(
-        "cmp/checkpoints.py",
+        "cmp/runs/checkpoints.py",
         "optimizer.state.get(parameter, {}) if optimizer else {}",
         "{}",
         "test_resume",
     ),
     "a resumed run forgets its average": Mutant(
-        "cmp/runner.py",
+        "cmp/runs/runner.py",
         '        self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") '
         "for name in names}\n",
         "",
         "test_resume",
     ),
     "a damaged checkpoint is believed": Mutant(
-        "cmp/checkpoints.py",
+        "cmp/runs/checkpoints.py",
         "if not match or match[3] != files.file_digest(path):",
         "if not match:",
         "test_kill",

@@ -9,7 +9,7 @@ import pandas as pd
 import cmp
 from cmp.data import load_data
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import results, store, studies
+from cmp.experiments import results, studies
 from cmp.files import listed_file
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
@@ -51,7 +51,7 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         about = {"numerics": cmp.NUMERICS, "threads": 1, "seconds": 1.0}
         identity = {"study": name, "setting": setting, "replicate": replicate}
         columns = {
-            "setting": setting, "replicate": replicate, "run": store.json_digest(identity),
+            "setting": setting, "replicate": replicate, "run": identity.json_digest(identity),
             "weights": "0", "config": json.dumps(run_config.to_dict()),
             "provenance": json.dumps(about), "task": run_config.stream.tasks,
         }  # fmt: skip

@@ -16,13 +16,14 @@ import pytest
 import synthetic
 from scipy import stats
 
-from cmp import checkpoints, config, schedules
+from cmp import config, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import logs, planner, runs, store, verdicts
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import build_folder
+from cmp.experiments import planner, verdicts
+from cmp.project import build_folder
 from cmp.registry import option_names
+from cmp.runs import checkpoints, identity, logs, store
+from cmp.runs.store import unfinished_runs
 from lab import analyses, chapters, explorers, live_runs, site
 
 CASES = """import { rates, drawable } from "./schedules.js";
@@ -290,7 +291,7 @@ def test_a_run_lands(build, monkeypatch):
     told = follow(run)
     assert told[0]["state"] == "starting"
     assert told[-1]["done"] and told[-1]["over"]
-    stored = store.scores_on_way(store.load_run(store.run_id_of(run)))
+    stored = store.scores_on_way(store.load_run(identity.run_id_of(run)))
     trail = [about["trail"] for about in told if "trail" in about][-1]
     assert np.array(trail) == pytest.approx(stored[["A_KA", "A_ZS"]].to_numpy(), abs=0.01)
     again = follow(run)
@@ -303,7 +304,7 @@ def test_a_run_stops_and_goes_on(build):
     assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
     [progress] = unfinished_runs()
     assert progress.step > 0  # in the middle of a task, where only a stop saves
-    assert not store.is_stored(store.run_id_of(run))
+    assert not store.is_stored(identity.run_id_of(run))
 
 
 def test_a_run_that_fails_says_why(build):
@@ -312,7 +313,7 @@ def test_a_run_that_fails_says_why(build):
 
 
 def test_a_third_run_waits(build, monkeypatch):
-    monkeypatch.setattr(runs, "runs_in_progress", lambda: 2)
+    monkeypatch.setattr(store, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
     assert [about["state"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it again to go on",
@@ -351,14 +352,14 @@ def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build, monkeypatch)
         fcntl.flock(lock, fcntl.LOCK_SH)
         monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
         with checkpoints.CheckpointManager("a" * 64):
-            assert runs.runs_in_progress() == 1
+            assert store.runs_in_progress() == 1
 
 
 def test_runs_in_progress_are_counted(build):
-    assert runs.runs_in_progress() == 0
+    assert store.runs_in_progress() == 0
     with checkpoints.CheckpointManager("a" * 64), checkpoints.CheckpointManager("b" * 64):
-        assert runs.runs_in_progress() == 2
-    assert runs.runs_in_progress() == 0
+        assert store.runs_in_progress() == 2
+    assert store.runs_in_progress() == 0
 
 
 def test_a_run_ends_with_the_kernel(build):
@@ -369,7 +370,7 @@ def test_a_run_ends_with_the_kernel(build):
     )
     process.stdin.write(json.dumps(small_run("training.steps=4000").to_dict()).encode() + b"\n")
     process.stdin.flush()
-    run_id, end = store.run_id_of(small_run("training.steps=4000")), time.monotonic() + 300
+    run_id, end = identity.run_id_of(small_run("training.steps=4000")), time.monotonic() + 300
     while "loss" not in logs.read_log(run_id):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)

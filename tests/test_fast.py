@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, execution, mixtures, models, schedules, training
+from cmp import cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import compact, evaluate, gpu, networks, pictures, step, timing
 from cmp.bench.networks import FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
+from cmp.scale import execution
 from cmp.seeds import torch_generator
 from cmp.training import train_task
 

@@ -16,17 +16,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli, config, data, mixtures, models
-from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
 from cmp.data import Preprocessing, load_data, stored_images, worker_count
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
-from cmp.experiments import store
-from cmp.files import project_folder
+from cmp.project import project_folder
 from cmp.readers import collection, tables
-from cmp.runner import Observer, execute
+from cmp.runs import identity, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task
 
 CPU = torch.device("cpu")
@@ -67,12 +67,12 @@ def test_a_collection_of_files(folder):
 
 def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     first = small(folder)
-    run_id = store.run_id_of(first, load_data(first.data))
+    run_id = identity.run_id_of(first, load_data(first.data))
     moved = small(folder.rename(tmp_path / "elsewhere"))
-    assert store.run_id_of(moved, load_data(moved.data)) == run_id
+    assert identity.run_id_of(moved, load_data(moved.data)) == run_id
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
     collection._load_folder.cache_clear()
-    assert store.run_id_of(moved, load_data(moved.data)) != run_id
+    assert identity.run_id_of(moved, load_data(moved.data)) != run_id
 
 
 @pytest.mark.defect
@@ -81,7 +81,7 @@ def test_runs_over_pictures_of_16_bits_alone_have_a_further_entry_in_their_ident
 
     def identity():
         collection._load_folder.cache_clear()
-        return store.run_identity(run_config, load_data(run_config.data))
+        return identity.run_identity(run_config, load_data(run_config.data))
 
     usual, whole = identity(), path.read_bytes()
     assert "scaled" not in usual
@@ -178,7 +178,7 @@ def test_processes_on_a_machine_share_its_cores(monkeypatch):
     assert worker_count(torch.device("cuda")) == 15
     monkeypatch.setenv(data.JOBS, "2")  # a study of two runs at a time
     assert worker_count(torch.device("cuda")) == 7
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert worker_count(torch.device("cuda")) == 3 and worker_count(CPU) == 0
     monkeypatch.setattr(data, "usable_cores", lambda: 1.5)
@@ -187,7 +187,7 @@ def test_processes_on_a_machine_share_its_cores(monkeypatch):
 
 def test_processes_that_srun_has_given_cores_of_their_own_share_none(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 8)
     for name, value in (("STEP_TASKS_PER_NODE", "4(x2)"), ("NODEID", "1"), ("CPUS_ON_NODE", "32")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
@@ -261,7 +261,7 @@ def test_a_few_pictures_beside_the_embedded_sets(corpus, tmp_path):
     metrics = execute(run_config, mine).metrics
     assert set(metrics["dataset"]) >= {"mine", "shapes"} and set(metrics["task"]) == {0, 1, 2}
     default = config.parse(config.override(config.profile("quick"), SMALL))
-    assert store.run_id_of(run_config, mine) != store.run_id_of(default, corpus)
+    assert identity.run_id_of(run_config, mine) != identity.run_id_of(default, corpus)
     assert "data" not in default.changes()
     taken = fileset(name="shapes", beside="embedded").model_dump_json(exclude_none=True)
     (root / "m.yaml").write_text(taken)

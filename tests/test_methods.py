@@ -17,9 +17,9 @@ from options import small
 from cmp import budgets, mixtures, models
 from cmp.config import Method
 from cmp.evaluation import evaluate
-from cmp.experiments import store
 from cmp.methods import distillation, ewc, galore, importance, locked_text, si
-from cmp.runner import Observer, execute
+from cmp.runs import identity
+from cmp.runs.runner import Observer, execute
 from cmp.seeds import torch_generator
 from cmp.training import (
     ForwardOutput,
@@ -483,7 +483,7 @@ def test_runs_whose_running_statistics_stay_have_ids_of_their_own_and_no_others(
     def is_marked(model, method):
         settings = [f"model.name={model}", "model.start=random", f"method.name={method}"]
         settings += ["method.rank=2"] * (method == "galore")  # of the narrowest matrix
-        return "batch_norm" in store.run_identity(small(*settings), forked.small_corpus())
+        return "batch_norm" in identity.run_identity(small(*settings), forked.small_corpus())
 
     marked = {name for name in NAMES if is_marked(resnet, name)}
     assert marked == {"locked-image", "bitfit", "lnfit", "lora", "dora", "vera", "ewc"}

@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from typer.testing import CliRunner
 
 from cmp import cli, config, registry
-from cmp.files import build_folder
+from cmp.project import build_folder
 
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"

@@ -18,16 +18,17 @@ from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
 import cmp
-from cmp import config, distributed, mixtures, models, training
+from cmp import config, mixtures, models, training
 from cmp.bench import networks
-from cmp.checkpoints import StopRequest
 from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.execution import ExecutionConfig, check_divisible
-from cmp.files import build_folder, project_folder
-from cmp.runner import NO_OBSERVER, Run, machine_differences, machine_record
+from cmp.project import build_folder, project_folder
+from cmp.runs.checkpoints import StopRequest
+from cmp.runs.runner import NO_OBSERVER, Run, machine_differences, machine_record
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig, check_divisible
 from cmp.seeds import torch_generator
 from cmp.training import (
     backward,
@@ -277,7 +278,7 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 5)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
         ExecutionConfig().prepare(models.create_model("tiny"), "tiny", Training(batch=12))
 
@@ -285,24 +286,24 @@ def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
 def test_rows_are_shared_whatever_their_number(monkeypatch, count):
     rows, parts = torch.arange(2.0 * count).view(count, 2), []
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
     for number in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda n=number: n)
-        monkeypatch.setattr(distributed, "all_gather", lambda x: parts.append(x) or x)
-        distributed.share_rows(rows, lambda part: part)
+        monkeypatch.setattr(processes, "rank", lambda n=number: n)
+        monkeypatch.setattr(processes, "all_gather", lambda x: parts.append(x) or x)
+        processes.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
 
 
 def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_saves(monkeypatch):
     reduce = lambda *numbers: [0, 1] if len(numbers) == 2 else list(numbers)  # noqa: E731
-    monkeypatch.setattr(distributed, "all_reduce_max", reduce)  # (signal, whether to save)
+    monkeypatch.setattr(processes, "all_reduce_max", reduce)  # (signal, whether to save)
     with pytest.raises(Diverged, match="weights are not finite after 1 steps"):
         ranks.noted(ranks.small("schedule.peak=1e30"))
 
 
 def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, monkeypatch):
-    monkeypatch.setattr(distributed, "broadcast", lambda text: text or "abababababab")
+    monkeypatch.setattr(processes, "broadcast", lambda text: text or "abababababab")
     run = Run(make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}, None)
     run.save_or_stop(1, 0)
     run.stop.signal = 15
@@ -316,20 +317,20 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    distributed._follow_slurm()  # a command of a batch script, which is no step of eight tasks
+    processes._follow_slurm()  # a command of a batch script, which is no step of eight tasks
     assert "RANK" not in os.environ
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
-        distributed._follow_slurm()
+        processes._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),3,1")
     monkeypatch.setenv("SLURM_NODEID", "2")
-    distributed._follow_slurm()
+    processes._follow_slurm()
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["3", "8", "1"]
     assert os.environ["LOCAL_WORLD_SIZE"] == "3"
     monkeypatch.setenv("SLURM_PROCID", "5")
-    distributed._follow_slurm()
+    processes._follow_slurm()
     assert os.environ["RANK"] == "3"  # what torchrun says stays
 
 
@@ -338,7 +339,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    refused = distributed.init_distributed("cuda")
+    refused = processes.init_distributed("cuda")
     with pytest.raises(CmpError, match="process 2 of this machine has no card: 2"), refused:
         pass
 
@@ -351,18 +352,18 @@ from cmp.errors import CmpError
 
 def add_gradients():
     weight = torch.nn.Parameter(torch.ones(3))
-    with distributed.all_reduce_gradients([weight]):
+    with processes.all_reduce_gradients([weight]):
         weight.sum().backward()
 
 torch.set_num_threads(1)
-with distributed.init_distributed():
-    distributed.barrier()
-    if distributed.rank():
+with processes.init_distributed():
+    processes.barrier()
+    if processes.rank():
         os.kill(os.getpid(), signal.SIGKILL)
     for call in (
-        lambda: distributed.all_gather(torch.ones(1, 1)), add_gradients,
-        lambda: distributed.all_reduce_max(1), lambda: distributed.broadcast("words"),
-        distributed.barrier,
+        lambda: processes.all_gather(torch.ones(1, 1)), add_gradients,
+        lambda: processes.all_reduce_max(1), lambda: processes.broadcast("words"),
+        processes.barrier,
     ):
         try:
             call()

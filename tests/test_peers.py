@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from cmp import budgets, evaluation, models
 from cmp.config import Method
 from cmp.data import Corpus
-from cmp.files import project_folder
 from cmp.merging.apply import merge
 from cmp.methods import adapters, dora, galore, importance, lora, vera
+from cmp.project import project_folder
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 from cmp.training import ForwardOutput, make_train_state

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from cmp import cli
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
-from cmp.files import build_folder
+from cmp.project import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests

@@ -15,9 +15,10 @@ import cmp
 from cmp import config, data, registry
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
-from cmp.experiments import forecast, store
+from cmp.experiments import forecast
 from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
+from cmp.runs import identity
 
 pytestmark = pytest.mark.usefixtures("own_options")
 MODULES: dict[str, dict] = {}
@@ -343,10 +344,10 @@ def test_options_of_the_package_have_no_sources_and_leave_run_ids_alone():
         for name in option_names(kind):
             assert get_option(kind, name).sources == {}, (kind, name)
     run_config, corpus = forked.small_config(), forked.small_corpus()
-    before = store.run_id_of(run_config, corpus)
+    before = identity.run_id_of(run_config, corpus)
     assert run_config.option_record() == {}
     register("schedule", "mine")(lambda task, step: task.peak)
-    assert store.run_id_of(run_config, corpus) == before
+    assert identity.run_id_of(run_config, corpus) == before
 
 
 CELL = """
@@ -639,7 +640,7 @@ def test_what_has_no_source_is_refused():
 
 
 def test_sources_are_recorded_and_enter_the_run_id(notebook):
-    plain = store.run_id_of(forked.small_config(), forked.small_corpus())
+    plain = identity.run_id_of(forked.small_config(), forked.small_corpus())
     ids = set()
     for cell in (CELL, CELL.replace("UNUSED = 4", "UNUSED = 8")):
         notebook(cell)
@@ -652,7 +653,7 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
         assert "UNUSED" not in sources
         assert sources["TABLE"] == '{"a": null, "b": [1, 2]}'
         assert sources["helper"].startswith("def helper(x, power=1):")
-        ids.add(store.run_id_of(run_config, forked.small_corpus()))
+        ids.add(identity.run_id_of(run_config, forked.small_corpus()))
     assert len(ids | {plain}) == 3
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, execution, merging, mixtures, models, registry, training
+from cmp import config, merging, mixtures, models, registry, training
 from cmp.errors import CmpError, Diverged
-from cmp.execution import ExecutionConfig
-from cmp.runner import execute
+from cmp.runs.runner import execute
+from cmp.scale import execution
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_step
 from tests import forked, options
 

@@ -13,7 +13,7 @@ from cmp.config import Stream
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.readers import collection, infer
-from cmp.runner import execute
+from cmp.runs.runner import execute
 
 SIZES = {"2026-2": 12, "2026-9": 5, "2026-10": 20}
 """Training pictures by month; as texts, October would come before February."""

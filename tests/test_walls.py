@@ -13,13 +13,16 @@ LAB = PACKAGE.parent / "book" / "lab"
 
 MAY_IMPORT = {
     "core": {"core"},
+    "scale": {"core", "scale"},
+    "runs": {"core", "scale", "runs"},
     "readers": {"core", "readers"},
     "embedded": {"core", "readers", "embedded"},
-    "experiments": {"core", "readers", "embedded", "experiments"},
-    "cli": {"core", "readers", "embedded", "experiments", "cli", "bench"},
-    "lab": {"core", "readers", "embedded", "experiments", "lab"},
-    "bench": {"core", "readers", "embedded", "experiments", "cli", "bench"},
+    "releases": {"core", "scale", "runs", "readers", "releases"},
 }
+MAY_IMPORT["experiments"] = {*MAY_IMPORT["releases"], "embedded", "experiments"}
+MAY_IMPORT["bench"] = MAY_IMPORT["experiments"] | {"bench", "cli"}
+MAY_IMPORT["cli"] = MAY_IMPORT["experiments"] | {"bench", "cli"}
+MAY_IMPORT["lab"] = MAY_IMPORT["experiments"] | {"lab"}
 """The rooms that a room's modules may import from when they are themselves imported."""
 
 MAY_IMPORT_LATE = MAY_IMPORT | {"cli": MAY_IMPORT["cli"] | {"lab"}}

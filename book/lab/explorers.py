@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
 from cmp.experiments import fronts, planner, results, studies, verdicts, workers
-from cmp.experiments.runs import changes_to_cpu
 from cmp.experiments.scores import estimate_mean, t_factor, t_interval
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
+from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, live_runs
 
 SCRIPTS = Path(__file__).with_name("js")

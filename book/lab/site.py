@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.files import build_folder, make_folder, write_atomic
-from cmp.readers.files import read_yaml
+from cmp.files import make_folder, read_yaml, write_atomic
+from cmp.project import build_folder
 from lab import atlas, chapters, explorers, figures, kernel_explorers
 
 THEME = chapters.BOOK / "_theme"

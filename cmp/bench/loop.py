@@ -13,7 +13,7 @@ from cmp.bench.networks import BF16, TASK, Setting
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
 from cmp.errors import CmpError
-from cmp.execution import autocast
+from cmp.scale.execution import autocast
 from cmp.seeds import torch_generator
 from cmp.training import build_adamw, contrastive_loss, train_task
 

@@ -22,11 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from cmp import execution, models
+from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
 from cmp.models import Network
+from cmp.scale import execution
 from cmp.training import model_loss
 
 PEAK = 989e12

@@ -17,8 +17,7 @@ from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
 from cmp.embedded import manifest
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_folder, file_digest, parse_record
-from cmp.readers.files import read_table
+from cmp.files import atomic_folder, file_digest, parse_record, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
 

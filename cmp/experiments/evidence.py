@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config
 from cmp.experiments import results, scores, studies
-from cmp.files import book_folder
-from cmp.readers.files import check_record, read_yaml
+from cmp.files import check_record, read_yaml
+from cmp.project import book_folder
 
 CHOICES_FILE = book_folder() / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")

@@ -18,7 +18,7 @@ from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models
-from cmp.execution import autocast
 from cmp.registry import register
+from cmp.scale.execution import autocast
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 

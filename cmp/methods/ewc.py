@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from cmp import config as configs
 from cmp import models, training
 from cmp.errors import CmpError
-from cmp.execution import autocast
 from cmp.methods import importance
 from cmp.registry import register
+from cmp.scale.execution import autocast
 from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod
 
 Gradients = Iterator[tuple[Tensor, ...]]

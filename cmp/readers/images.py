@@ -23,7 +23,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from cmp.data import IMAGE_SIZE, Preprocessing, usable_cores
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder
+from cmp.project import build_folder
 from cmp.readers.files import ReadImage, keep_value
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cmp import distributed, models
+from cmp import models
 from cmp.config import Training
 from cmp.errors import CmpError, first_line
 from cmp.models import Network
+from cmp.scale import processes
 
 BACKEND = "inductor"
 """What compiles the graphs of `compile_towers`."""
@@ -48,12 +49,12 @@ class ExecutionConfig:
     @functools.cached_property  # so that a step need not ask again
     def uses_micro_batches(self) -> bool:
         """Whether no process sees the whole batch at once."""
-        return self.micro_batch is not None or distributed.world_size() > 1
+        return self.micro_batch is not None or processes.world_size() > 1
 
     def record(self) -> dict[str, str]:
         """Return what a run's provenance says of it; nothing for the default."""
-        processes = distributed.world_size()
-        words = [f"{processes} processes"] * (processes > 1)
+        count = processes.world_size()
+        words = [f"{count} processes"] * (count > 1)
         words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
         words += ["activations recomputed"] * self.checkpoint_activations
         words += ["compiled"] * self.compile_towers
@@ -86,7 +87,7 @@ class ExecutionConfig:
                 )
             model.set_grad_checkpointing(True)
         if self.uses_micro_batches:
-            distributed.local_slice(section.batch)
+            processes.local_slice(section.batch)
             check_divisible(model, name)
         if self.compile_towers:
             with autocast(section.precision, model.logit_scale.device):
