@@ -505,6 +505,32 @@ def join_attention(model: Network) -> Network:
     return model
 
 
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    if device.type == "meta":  # has no arithmetic
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Put a network into training mode, all but the batch norms that do not train as a whole: the
+    statistics of what is frozen stay. A norm without parameters follows the layer around it."""
+    model.train()
+    for layer, around in batch_norms(model).items():
+        parameters = [*layer.parameters()] or [*around.parameters()]
+        layer.train(all(p.requires_grad for p in parameters))
+
+
+def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return the layers of a network that keep running statistics, each with what it is part of."""
+    norms: dict[nn.Module, nn.Module] = {}
+    for around in model.modules():
+        for layer in around.children():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                norms[layer] = around
+    return norms
+
+
 def load_weights(
     model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
 ) -> None:

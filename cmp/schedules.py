@@ -59,12 +59,12 @@ class TaskSchedule:
         """Tasks of the stream, or `t + 1` where steps are one number for an endless stream."""
         return len(self.steps)
 
-    @property
+    @functools.cached_property
     def warmup(self) -> int:
         """Steps of this task that warm up."""
         return self.durations(self.t)[0]
 
-    @property
+    @functools.cached_property
     def cooldown(self) -> int:
         """Steps of this task that cool down."""
         return self.durations(self.t)[1]
@@ -231,15 +231,38 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     Raises:
         ValueError: Warmup and cooldown are longer than a task.
     """
-    tasks = (steps,) * (task + 1) if isinstance(steps, int) else tuple(steps)
-    info = TaskSchedule(schedule, task, tasks)
-    peak = get_option("meta_schedule", schedule.meta).value(info)
-    info = dataclasses.replace(info, peak=peak)
+    tasks = (steps,) * (task + 1) if isinstance(steps, int) else steps
+    return task_curve(schedule, tasks, task)(step)
+
+
+def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[[int], float]:
+    """Return what gives the learning rate at each step of a task, as a multiple of the peak.
+
+    Args:
+        schedule: The config section.
+        steps: Steps of each task.
+        task: The task's number, from 0.
+
+    Raises:
+        ValueError: Warmup and cooldown are longer than a task.
+    """
     curve = get_option("schedule", schedule.name)
-    if step < info.warmup and not (curve.facts["over_stream"] and task > 0):
-        target = curve.facts["warmup_target"]
-        return (target(info) if target else info.peak) * (step + 1) / info.warmup
-    return curve.value(info, step)
+    info = TaskSchedule(schedule, task, tuple(steps))
+    info = dataclasses.replace(info, peak=get_option("meta_schedule", schedule.meta).value(info))
+    target = curve.facts["warmup_target"]
+    top = target(info) if target else info.peak
+    warmup = 0 if curve.facts["over_stream"] and task > 0 else info.warmup
+
+    def rate(step: int) -> float:
+        return top * (step + 1) / warmup if step < warmup else curve.value(info, step)
+
+    return rate
+
+
+def task_rates(schedule: Schedule, steps: Sequence[int], task: int) -> list[float]:
+    """Return the learning rate of each step of a task; see `task_curve` for the arguments."""
+    rate = task_curve(schedule, steps, task)
+    return [schedule.peak * rate(step) for step in range(steps[task])]
 
 
 def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
@@ -269,9 +292,9 @@ def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
 def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> int | None:
     every = (steps,) * tasks  # the options are part of the key, as another may get the name
     for t in range(tasks):
-        warmup = TaskSchedule(schedule, t, every).warmup
+        rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
-        if not any(learning_rate(schedule, every, t, n) for n in probes):
+        if not any(schedule.peak * rate(step) for step in probes):
             return t
     return None
 
@@ -279,9 +302,7 @@ def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> 
 def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
     """Return the learning rates of a stream of equal tasks, [tasks, steps]."""
     every = (steps,) * tasks
-    return np.array(
-        [[learning_rate(schedule, every, t, n) for n in range(steps)] for t in range(tasks)]
-    )
+    return np.array([task_rates(schedule, every, t) for t in range(tasks)])
 
 
 def branch_step(schedule: Schedule, steps: int) -> int | None:

@@ -36,8 +36,8 @@ MUTANTS = {
     ),
     "gradients are not clipped": Mutant(
         "cmp/training.py",
-        "state.model.parameters(), state.config.optimizer.clip)",
-        "state.model.parameters(), 1e9)",
+        "model.parameters(), state.config.optimizer.clip)",
+        "model.parameters(), 1e9)",
         "test_golden",
     ),
     "gradients add up over steps": Mutant(
@@ -57,13 +57,13 @@ MUTANTS = {
     ),
     # the loss
     "the loss looks one way": Mutant(
-        "cmp/training.py",
+        "cmp/losses.py",
         "(F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))",
         "(F.cross_entropy(logits, target) + F.cross_entropy(logits, target))",
         "test_fast",
     ),
     "the sigmoid loss has no bias": Mutant(
-        "cmp/training.py", "image @ text.T + logit_bias", "image @ text.T", "test_parts"
+        "cmp/losses.py", "image @ text.T + logit_bias", "image @ text.T", "test_parts"
     ),
     # schedules
     "a cosine never reaches its floor": Mutant(
@@ -71,8 +71,8 @@ MUTANTS = {
     ),
     "warmup ends a step early": Mutant(
         "cmp/schedules.py",
-        "* (step + 1) / info.warmup",
-        "* (step + 2) / info.warmup",
+        "top * (step + 1) / warmup",
+        "top * (step + 2) / warmup",
         "test_schedules",
     ),
     "a meta schedule counts warmups twice": Mutant(

@@ -21,13 +21,13 @@ from pictures import picture, tree
 
 from cmp import config
 from cmp.cli import runs
-from cmp.data import prefetch
 from cmp.project import project_folder
 from cmp.runs import checkpoints, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.launch import run_one
 from cmp.runs.runner import Observer
 from cmp.runs.store import unfinished_runs
+from cmp.scale.decoding import prefetch
 
 SETTINGS = ("model.name=tiny", "model.start=random", "stream.tasks=2", "training.batch=8",
             "evaluation.subset=4", "evaluation.full=false", "mixture.replay=1.0")  # fmt: skip

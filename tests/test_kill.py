@@ -34,11 +34,11 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Diverged
 from cmp.experiments import pretraining, results, studies
 from cmp.files import SHORT_ID, delete_leftovers
+from cmp.losses import model_loss
 from cmp.merging.files import merge_files
 from cmp.runs import checkpoints, identity, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, RunResult, execute
-from cmp.training import model_loss
 
 TOTAL = forked.TASKS * forked.STEPS
 

@@ -18,28 +18,19 @@ from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
 import cmp
-from cmp import config, mixtures, models, training
+from cmp import config, mixtures, models
 from cmp.bench import networks
-from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.losses import model_loss
 from cmp.project import build_folder, project_folder
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.runner import NO_OBSERVER, Run, machine_differences, machine_record
-from cmp.scale import processes
-from cmp.scale.execution import ExecutionConfig, check_divisible
-from cmp.seeds import torch_generator
-from cmp.training import (
-    backward,
-    backward_in_micro_batches,
-    clamp_logit_scale,
-    forward,
-    forward_batch,
-    make_train_state,
-    model_loss,
-    train_task,
-)
+from cmp.scale import micro_batches, processes
+from cmp.scale.execution import ExecutionConfig
+from cmp.scale.micro_batches import check_divisible
+from cmp.training import clamp_logit_scale, encode_batch, make_train_state, train_task
 
 SAME = {"atol": 1e-5, "rtol": 0}
 WHOLE_ONLY = ("distillation",)
@@ -102,13 +93,13 @@ def test_losses_of_one_s_own_are_refused_in_parts_unless_they_say_that_they_take
 
 def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
     """Else the tests above would say nothing."""
-    sizes, plain_forward = [], forward
+    sizes = []
 
-    def note_size(model, batch, *rest, **more):
+    def note_size(state, batch, *rest):
         sizes.append((len(batch.rows), torch.is_grad_enabled()))
-        return plain_forward(model, batch, *rest, **more)
+        return encode_batch(state, batch, *rest)
 
-    monkeypatch.setattr(training, "forward", note_size)
+    monkeypatch.setattr(micro_batches, "encode_batch", note_size)
     trained(ExecutionConfig(micro_batch=5), "stream.tasks=1", "training.steps=1")
     assert sizes == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
 
@@ -121,8 +112,7 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     part = slice(4, 9)
 
     def pixels(batch, part=None):
-        generator = torch_generator("augment", 0, 1, 0)
-        return forward(state.model, batch, state.tokens, generator, "fp32", part).pixels
+        return encode_batch(state, batch, 1, 0, part).pixels
 
     piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
@@ -148,7 +138,7 @@ def launch(folder, *arguments):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "torch.processes.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run(
         [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,
@@ -180,12 +170,10 @@ def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     state = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
     pools = mixtures.task_pools(run_config, corpus)[1]
     batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
-    terms = backward_in_micro_batches(state, batch, 1, 0)
-    output = forward_batch(state, batch, 1, 0)
-    scale = state.model.logit_scale.exp()
-    expected = open_clip.ClipLoss()(output.image, output.text, scale)
-    torch.testing.assert_close(terms["contrastive"], expected, **SAME)
-    assert terms.keys() == {"contrastive"}
+    seen = state.execution.encode(state, batch, 1, 0)
+    output = encode_batch(state, batch, 1, 0)
+    expected = open_clip.ClipLoss()(output.image, output.text, state.model.logit_scale.exp())
+    torch.testing.assert_close(model_loss(state.model, seen.image, seen.text), expected, **SAME)
     assert len(batch.rows) == 12
 
 
@@ -209,7 +197,8 @@ def step_of(state, corpus):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        backward(state, batch, 1, 0)
+        seen = state.execution.encode(state, batch, 1, 0)
+        model_loss(state.model, seen.image, seen.text).backward()
     return {name: p.grad for name, p in state.model.named_parameters()}, len(kept)
 
 
@@ -277,10 +266,10 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
         trained(ExecutionConfig(), f"model.name={sigmoid}", "method.name=ewc")
 
 
-def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
+def test_a_batch_that_cannot_be_dealt_is_refused(corpus, monkeypatch):
     monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
-        ExecutionConfig().prepare(models.create_model("tiny"), "tiny", Training(batch=12))
+        make_train_state(ranks.small(), corpus, execution=ExecutionConfig())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
@@ -347,7 +336,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
 LEFT_ALONE = """
 import os, signal
 import torch
-from cmp import distributed
+from cmp.scale import processes
 from cmp.errors import CmpError
 
 def add_gradients():

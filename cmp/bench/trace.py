@@ -26,9 +26,9 @@ from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
+from cmp.losses import model_loss
 from cmp.models import Network
 from cmp.scale import execution
-from cmp.training import model_loss
 
 PEAK = 989e12
 """FLOP/s of dense bf16 products of an H100, by its maker."""

@@ -21,8 +21,8 @@ from cmp.runs.launch import read_settings
 from cmp.runs.runner import Observer
 from cmp.runs.store import find_model, find_unfinished, recorded_threads
 from cmp.scale import processes
-from cmp.scale.execution import ExecutionConfig
-from cmp.training import StepResult, copy_to_host, make_train_state
+from cmp.scale.execution import ExecutionConfig, copy_to_host
+from cmp.training import StepResult, make_train_state
 
 
 def run(

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from cmp import budgets, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
-from cmp.data import Corpus, load_data, named_sources, worker_count
+from cmp.data import Corpus, load_data, named_sources
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper
@@ -23,6 +23,7 @@ from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, store
 from cmp.scale import processes
+from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from cmp.config import RunConfig
-from cmp.data import JOBS
 from cmp.errors import CmpError, Interrupted
 from cmp.files import write_atomic
 from cmp.project import build_folder
 from cmp.registry import load_plugin
 from cmp.runs import launch
 from cmp.runs.checkpoints import SIGNALS, StopRequest
+from cmp.scale.decoding import JOBS
 
 ATTEMPTS = 5
 """Times that a run is started or resumed before its lost workers are taken for its own fault."""

@@ -11,13 +11,13 @@ import torch
 from open_clip import factory
 
 import cmp
-from cmp import budgets, mixtures, models, registry, streams, training
+from cmp import budgets, mixtures, models, registry, streams
 from cmp.config import STARTS, Method, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.files import file_digest
+from cmp.models import batch_norms
 from cmp.registry import Option
-from cmp.training import batch_norms
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """What stands in an id for a path, whose content counts and not where it lies."""
@@ -96,7 +96,7 @@ def _holds_statistics(name: str, method: Method, option: Option) -> bool:
     if option.sources or "batches" in option.settings:  # a user's may freeze and measure anything
         return True
     state = budgets.shape_state(name, method, models.create_on_meta(name))
-    training.set_train_mode(state.model)
+    models.set_train_mode(state.model)
     return not all(layer.training for layer in batch_norms(state.model))
 
 

@@ -1,8 +1,8 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
+import contextlib
 import os
-from collections.abc import Mapping, contextlib
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,10 @@ def launch_options(
 ) -> dict[str, bool | int | str]:
     """Return the options of a command as `cmp.runs.checkpoints.Progress.launch` has them;
     those that have their default are left out."""
-    options = asdict(execution) | {"keep_weights": keep, "tensorboard": board and str(board)}
+    options: dict[str, Any] = execution.settings() | {
+        "keep_weights": keep,
+        "tensorboard": board and str(board),
+    }
     options["workers"] = os.environ.get("CMP_WORKERS")
     return {name: value for name, value in options.items() if value}
 

@@ -168,9 +168,10 @@ def execute(
     """
     original, config = config, mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     pools = mixtures.task_pools(config, corpus)
+    execution = execution or ExecutionConfig()
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
-        machine = machine_record(device) | state.execution.record()
+        machine = machine_record(device) | execution.record()
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(state, observer, manager, stop, machine, original)
@@ -274,6 +275,7 @@ class Run:
                 scores = evaluate(
                     self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,
+                    processes.share_rows,
                 )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)

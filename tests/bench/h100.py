@@ -40,7 +40,6 @@ from torch import Tensor
 from cmp import config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
 from cmp.bench.networks import TASK
-from cmp.data import worker_count
 from cmp.experiments import studies
 from cmp.merging import apply
 from cmp.project import build_folder
@@ -48,7 +47,8 @@ from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import machine_record
-from cmp.scale import execution
+from cmp.scale import compiling
+from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_task
 
@@ -178,7 +178,7 @@ def count_waits(lab: Lab) -> Values:
 def measure_open_clip(lab: Lab, compiled: bool) -> Values:
     """Train open_clip's own network by its own loss, the batch on the card beforehand."""
     model: Any = models.create_fused_model(lab.model).to(lab.device).train()
-    call = torch.compile(model, backend=execution.BACKEND) if compiled else model
+    call = torch.compile(model, backend=compiling.BACKEND) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     side, noise = models.preprocessing(model).size, torch.Generator(lab.device).manual_seed(0)
     pixels = torch.randn(lab.batch, 3, side, side, generator=noise, device=lab.device)
@@ -368,7 +368,7 @@ def main() -> None:
     lab = Lab("cpu" if arguments.small else "cuda", arguments.small, work, out)
     if lab.small:
         gpu.DEVICE, gpu.STEPS, timing.SIDE[lab.device] = lab.device, 1, 128
-        execution.BACKEND = "eager"  # inductor is refused on a CPU
+        compiling.BACKEND = "eager"  # inductor is refused on a CPU
     went_well = [work_through(lab, stage, PREDICTED) for stage in arguments.stages]
     sys.exit(0 if all(went_well) else 1)
 
