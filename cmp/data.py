@@ -15,9 +15,9 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import STRICT, Count, Positive
 from cmp.errors import CmpError
 from cmp.registry import entry_names, load_entry
+from cmp.values import STRICT, Count, Positive
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
-from cmp.config import MAX_COUNT, Mixture, RunConfig, parse
+from cmp.config import Mixture, RunConfig, parse
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, to_device
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
+from cmp.values import MAX_COUNT
 
 MANY_SAMPLES = 10_000
 """Up to which batches are tried one by one."""

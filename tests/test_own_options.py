@@ -110,7 +110,7 @@ def cmpt(own_options, monkeypatch):
     monkeypatch.setenv("CMP_PLUGINS", "")  # so that it is as before after the test
 
     def invoke(*words: str) -> tuple[int, str]:
-        registry._loaded("schedule").pop("halved", None)
+        registry.options_of("schedule").pop("halved", None)
         result = CliRunner().invoke(cli.app, words)
         return result.exit_code, f"{result.output} {result.exception}"
 

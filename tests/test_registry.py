@@ -372,7 +372,7 @@ CELL = """
 
 def digest_of(cell, kind="schedule"):
     """The digest of the option "mine" that a cell of a fresh notebook registers."""
-    registry._loaded(kind).pop("mine", None)
+    registry.options_of(kind).pop("mine", None)
     MODULES.clear()
     run_cell(IMPORTS)
     run_cell(cell)
@@ -663,7 +663,7 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
 @pytest.mark.parametrize("cell", [SAWTOOTH.replace('"sawtooth"', '"mine"'), CELL])
 def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     digest = digest_of(cell)
-    registry._loaded("schedule").pop("mine")
+    registry.options_of("schedule").pop("mine")
     path = tmp_path / "mine.py"
     path.write_text(IMPORTS + textwrap.dedent(cell))
     load_plugin(path)
@@ -687,7 +687,7 @@ def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     load_plugin(tmp_path / "link/mine.py")  # the same file
     (tmp_path / "b/mine.py").write_text((tmp_path / "a/mine.py").read_text())
-    registry._loaded("schedule").pop("sawtooth")
+    registry.options_of("schedule").pop("sawtooth")
     load_plugin(tmp_path / "b/mine.py")
     assert get_option("schedule", "sawtooth").digest == first.digest  # wherever it lies
     assert get_option("schedule", "sawtooth").module != first.module

@@ -142,7 +142,7 @@ def test_updates_count_in_a_sets_hash_where_there_are_any(tmp_path):
 
 
 def test_an_order_of_updates_can_be_added(months, monkeypatch):
-    monkeypatch.setitem(registry._options, "order", dict(registry._loaded("order")))
+    monkeypatch.setitem(registry._options, "order", dict(registry.options_of("order")))
     registry.register("order", "shuffled-updates", updates=True)(
         lambda table, seed: np.random.default_rng(seed).permutation(len(table))
     )

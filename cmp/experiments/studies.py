@@ -31,14 +31,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
-from cmp import config
-from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stream, Training
+from cmp import config, values
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
 from cmp.errors import CmpError
 from cmp.experiments import cluster, forecast, workers
 from cmp.files import SHORT_ID, check_record, child_path, read_yaml
 from cmp.project import book_folder
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import StopRequest
+from cmp.values import STRICT
 
 STUDIES = book_folder() / "studies"
 MAX_LIVE = 4
@@ -370,7 +371,7 @@ def joint_training(run_config: RunConfig) -> RunConfig:
         CmpError: The task would have too many steps.
     """
     tree = run_config.to_dict()
-    steps, most = run_config.stream.tasks * run_config.training.steps, config.MAX_COUNT
+    steps, most = run_config.stream.tasks * run_config.training.steps, values.MAX_COUNT
     if steps > most:
         raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
     tree["mixture"] |= {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0}

@@ -26,7 +26,6 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cmp.config import STRICT
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
@@ -46,6 +45,7 @@ from cmp.experiments.scores import (
 from cmp.files import check_record, read_yaml
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
+from cmp.values import STRICT
 
 REPLICATES = 20
 """What each setting of a claim must have."""

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cmp import config, models, registry
-from cmp.config import STRICT, RunConfig
+from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
@@ -44,6 +44,7 @@ from cmp.runs.checkpoints import Progress, latest_progress
 from cmp.runs.identity import PLACEHOLDERS, json_digest
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 from cmp.scale import processes
+from cmp.values import STRICT
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
 """Columns that the metrics of every run have."""
