@@ -167,6 +167,8 @@ def _add_foreign(option: Option) -> None:
 
 def options_of(kind: str) -> Mapping[str, Option]:
     """Return the registered options of a kind by name, the package's own among them."""
+    if kind not in KINDS:
+        raise CmpError(_unknown("kind of option", kind, KINDS))
     importlib.import_module(KINDS[kind].home)  # where they register themselves
     return _options[kind]
 
@@ -191,11 +193,12 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         >>> cmp.option_names("merge_rule", base=False)
         ['interpolation', 'slerp']
     """
+    options = options_of(kind)
     for fact in facts.keys() - KINDS[kind].facts.keys():
         raise CmpError(_unknown(f"property of a {kind}", fact, KINDS[kind].facts))
     return [
         name
-        for name, option in options_of(kind).items()
+        for name, option in options.items()
         if setting in (None, *option.settings) and facts.items() <= option.facts.items()
     ]
 

@@ -35,6 +35,8 @@ CHECKED_TASKS = 200
 WARMUP = ("warmup", "warmup_steps")
 COOLDOWN = ("cooldown", "cooldown_steps")
 
+CurveName = Annotated[str, AfterValidator(functools.partial(check_name, "schedule"))]
+MetaName = Annotated[str, AfterValidator(functools.partial(check_name, "meta_schedule"))]
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Parts of a task that warm up and cool down where a schedule does not say."""
 
@@ -63,8 +65,8 @@ class Schedule:
         (10, 50)
     """
 
-    name: Annotated[str, AfterValidator(functools.partial(check_name, "schedule"))] = "cosine"
-    meta: Annotated[str, AfterValidator(functools.partial(check_name, "meta_schedule"))] = "none"
+    name: CurveName = "cosine"
+    meta: MetaName = "none"
     peak: Positive = 1e-3
     warmup: Share | None = None
     warmup_steps: Steps | None = None

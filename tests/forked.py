@@ -186,7 +186,7 @@ def compute(
 ) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
     `save` on, the first being 1; family: settings of another run, whose weights are stored, too."""
-    workers.CheckpointManager = functools.partial(CheckpointManager, interval=0.0)
+    launch.CheckpointManager = functools.partial(CheckpointManager, interval=0.0)
     if trouble:
         _before_save(save, TROUBLES[trouble])
     steps_done: list[int] = []
@@ -329,14 +329,14 @@ def _die_instead(place: object, name: str) -> Callable[[], None]:
 
 
 def _die_half_written() -> None:
-    save_file = checkpoints.save_file
+    save_file = safetensors.torch.save_file
 
     def write_half(tensors: dict, path: Path, header: dict) -> None:
         save_file(tensors, path, header)
         os.truncate(path, path.stat().st_size // 2)
         die()
 
-    checkpoints.save_file = write_half
+    safetensors.torch.save_file = write_half
 
 
 def _die_flushing(pattern: str) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from cmp import NUMERICS, config, models
+from cmp import NUMERICS, config, models, schedules
 from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.embedded import packed
@@ -213,7 +213,7 @@ def unequal(known: dict, found: dict) -> dict:
 
 def defaults() -> dict[str, Any]:
     """What a config means where it says nothing."""
-    shares = {f"schedule.{kind} share": x for kind, x in config.DEFAULT_SHARES.items()}
+    shares = {f"schedule.{kind} share": x for kind, x in schedules.DEFAULT_SHARES.items()}
     methods = {
         f"method.{key} of {name}": x
         for name in option_names("method")

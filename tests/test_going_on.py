@@ -20,7 +20,7 @@ from cmp import cli, config, evaluation, models
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import preflight, results, workers
+from cmp.experiments import preflight, results
 from cmp.files import SHORT_ID
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import from_keywords
@@ -135,7 +135,7 @@ def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
 
 
 def test_a_run_that_is_not_finished_is_named(build):
-    with workers.CheckpointManager("ab" * 32):
+    with launch.CheckpointManager("ab" * 32):
         say = refused("run", "quick", *QUICK, "model.start=run:abab")
     assert "run abababababab is not finished; `cmpt resume abababababab`" in say
 
@@ -247,7 +247,7 @@ def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
     published.to_parquet(build / "book" / "77.parquet")
     assert "77.parquet, so it is kept" in refused("results", "rm", run.id[:6])
     published[:1].to_parquet(build / "book" / "77.parquet")
-    with workers.CheckpointManager(run.id):
+    with launch.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
     assert "the nearest is" in refused("results", "rm", other_end(run.id))
     said = invoke(cli.app, ["results", "rm", run.id]).output

@@ -15,7 +15,6 @@ from cmp import cli
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import workers
 from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.runner import Observer
 from cmp.training import StepResult
@@ -97,7 +96,7 @@ def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interva
             raise Interrupted("here", 15)
 
     make = functools.partial(checkpoints.CheckpointManager, interval=interval)
-    monkeypatch.setattr(workers, "CheckpointManager", make)
+    monkeypatch.setattr(launch, "CheckpointManager", make)
     with pytest.raises(Interrupted):
         launch.run_one(run_config, Observer(step))
     run = launch.run_one(run_config)
@@ -194,7 +193,7 @@ def stopped_run():
 
     with pytest.MonkeyPatch.context() as patch:
         make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
-        patch.setattr(workers, "CheckpointManager", make)
+        patch.setattr(launch, "CheckpointManager", make)
         with pytest.raises(Interrupted):
             launch.run_one(small_config(*RUN), Observer(step))
     return identity.run_id_of(small_config(*RUN))

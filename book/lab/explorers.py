@@ -259,7 +259,7 @@ def option_keys(option: Option) -> list[str]:
 def _schedule_state(run: config.RunConfig) -> dict[str, Any]:
     """Return a schedule's keys, with what holds where the config leaves it open."""
     section = run.to_dict()["schedule"]
-    for key, share in config.DEFAULT_SHARES.items():
+    for key, share in schedules.DEFAULT_SHARES.items():
         steps = section.pop(f"{key}_steps")
         if section[key] is None:
             section[key] = share if steps is None else steps / run.training.steps

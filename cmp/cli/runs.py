@@ -102,12 +102,12 @@ def resume(
     torch.set_num_threads(threads or recorded_threads(progress))
     given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
     given |= {"compile_towers": compile, "keep_weights": keep_weights}
-    launch = progress.launch | {key: value for key, value in given.items() if value is not None}
+    options = progress.launch | {key: value for key, value in given.items() if value is not None}
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
-    execution, keep, board = launch.take_launch(launch)
+    execution, keep, board = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
@@ -119,9 +119,9 @@ def resume(
                 "this package; `cmpt run` begins it anew"
             )
         if processes.rank() == 0:
-            options = [f"{key} {value}" for key, value in sorted(launch.items())]
-            options = ", ".join([f"{torch.get_num_threads()} thread(s)", *options])
-            typer.echo(f"{name} goes on: {local_device}, {options}")
+            words = [f"{key} {value}" for key, value in sorted(options.items())]
+            words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
+            typer.echo(f"{name} goes on: {local_device}, {words}")
         compute_run(run_config, corpus, local_device, execution, keep, board)
 
 
