@@ -23,6 +23,7 @@ from typing import NamedTuple
 import options
 import pandas as pd
 import pytest
+import safetensors.torch
 from torch import nn
 
 from cmp import cli, config, files

@@ -304,7 +304,7 @@ def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
 def test_a_run_on_data_that_were_made_anew_is_not_damaged(corpus, build, monkeypatch):
     run = launch.run_one(small())
     other = dataclasses.replace(corpus, hashes=corpus.hashes | {"shapes": "0" * 64})
-    monkeypatch.setattr(store, "load_data", lambda name: other)
+    monkeypatch.setattr(identity, "load_data", lambda name: other)
     assert identity.run_id_of(small()) != run.id
     assert store.load_run(run.id).id == run.id
 

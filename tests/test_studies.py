@@ -394,7 +394,7 @@ def test_every_failure_is_a_line(monkeypatch, error, line):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(workers, "run_one", fail)
+    monkeypatch.setattr(launch, "run_one", fail)
     assert workers._attempt_run(small_config(), "cpu") == line
 
 
