@@ -325,7 +325,8 @@ def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:
         height: Pixels of the output.
         width: Pixels of the output.
     """
-    y, x = ((2 * torch.arange(size, device=maps.device) + 1) / size - 1 for size in (height, width))
+    y = (2 * torch.arange(height, device=maps.device) + 1) / height - 1
+    x = (2 * torch.arange(width, device=maps.device) + 1) / width - 1
     ones = torch.ones(height, width, device=maps.device)
     places = torch.stack([x.expand(height, width), y[:, None].expand(height, width), ones], -1)
     grid = places.view(-1, 3) @ maps.reshape(-1, 3).T  # [height * width, B * 2]
@@ -357,14 +358,16 @@ def colour_map(
 
 def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return (x - mean) / std per channel, [B, 3, H, W]."""
-    offset, scale = (_channels(tuple(values), x.device, x.dtype) for values in (mean, std))
+    offset, scale = _channels(tuple(mean), tuple(std), x.device, x.dtype)
     return (x - offset).div_(scale)
 
 
 @functools.lru_cache
-def _channels(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return values as [1, C, 1, 1], cached because a copy to a GPU waits for it."""
-    return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)
+def _channels(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return both as [2, 1, C, 1, 1], cached because a copy to a GPU waits for it."""
+    return torch.tensor([mean, std], device=device, dtype=dtype).view(2, 1, -1, 1, 1)
 
 
 def stored_images(

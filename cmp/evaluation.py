@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmp import models
+from cmp.arithmetic import autocast
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
 from cmp.errors import CmpError
@@ -198,7 +199,7 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
     for block in stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device):
         x = to_rgb(block.to(device))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
-        with models.autocast(precision, device):
+        with autocast(precision, device):
             features.append(models.encode_image(model, x))
     return torch.cat(features)
 
@@ -219,7 +220,7 @@ def text_features(model: Network, name: str, texts: list[str], precision: str) -
     tokens = models.tokenize(name, tuple(texts))  # on the CPU, where `encode_text` packs them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     for block in by_length.split(ENCODE_BLOCK):
-        with models.autocast(precision, device):
+        with autocast(precision, device):
             features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
 

@@ -124,10 +124,18 @@ def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: st
 
 
 def batch_rows(
-    pools: Pools, mixture: Mixture, batch: int, seed: int, task: int, step: int
+    pools: Pools, counts: tuple[int, int, int], seed: int, task: int, step: int
 ) -> np.ndarray:
-    """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P."""
-    p, d, b = batch_counts(mixture, batch, empty_buffer=len(pools.buffer) == 0)
+    """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P.
+
+    Args:
+        pools: What the task may draw from.
+        counts: How many samples come from (P, D, B), see `batch_counts`.
+        seed: The data seed.
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
+    """
+    p, d, b = counts
     update = sample(pools.update, d, "update", seed, task, step)
     if pools.members is None:
         buffer = sample(pools.buffer, b, "buffer", seed, task, step)
@@ -159,7 +167,8 @@ def make_batch(
     """
     seed, size = config.seeds.data, config.training.batch
     mixture = config.mixture.at(task, config.stream.tasks)
-    rows = batch_rows(pools, mixture, size, seed, task, step)
+    counts = batch_counts(mixture, size, empty_buffer=len(pools.buffer) == 0)
+    rows = batch_rows(pools, counts, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(size)
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
@@ -170,8 +179,7 @@ def make_batch(
     else:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
-    replayed, _, _ = batch_counts(mixture, size, empty_buffer=len(pools.buffer) == 0)
-    return Batch(rows, images, torch.from_numpy(texts), replayed)
+    return Batch(rows, images, torch.from_numpy(texts), replayed=counts[0])
 
 
 class BatchLoader:
@@ -247,17 +255,17 @@ class MixtureSampler(Sampler[list[int]]):
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)
-        self.mixture = Mixture(pretraining, newest, earlier)
-        check_shares(batch, [(self.mixture, len(buffer) == 0)], "MixtureSampler: batch")
-        self.batch, self.steps, self.seed, self.task = batch, steps, seed, task
+        mixture, is_empty = Mixture(pretraining, newest, earlier), len(buffer) == 0
+        check_shares(batch, [(mixture, is_empty)], "MixtureSampler: batch")
+        self.counts = batch_counts(mixture, batch, is_empty)
+        self.steps, self.seed, self.task = steps, seed, task
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.steps):
-            arguments = (self.pools, self.mixture, self.batch, self.seed, self.task, step)
-            yield batch_rows(*arguments).tolist()
+            yield batch_rows(self.pools, self.counts, self.seed, self.task, step).tolist()
 
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
@@ -353,12 +361,11 @@ def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: 
         return pool[:0]
     if len(pool) == 0:
         raise CmpError(f"mixture.{name}: the batch wants {count} samples of an empty pool")
-    places = np.arange(step * count, (step + 1) * count)
-    epochs = places // len(pool)
-    drawn = [
-        _permutation(len(pool), name, seed, task, int(epoch))[places[epochs == epoch] % len(pool)]
-        for epoch in np.unique(epochs)
-    ]
+    drawn, (epoch, first) = [], divmod(step * count, len(pool))
+    while count > 0:
+        places = _permutation(len(pool), name, seed, task, epoch)[first : first + count]
+        drawn.append(places)
+        count, epoch, first = count - len(places), epoch + 1, 0
     return pool[np.concatenate(drawn)]
 
 

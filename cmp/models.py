@@ -363,7 +363,10 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     )
     if not can_pack or device.type == "meta":  # lengths are values, which meta tensors lack
         return encode_text_unpacked(model, tokens)
-    rows, position, mask, ends = (to_device(x, device) for x in pack_texts(tokens.cpu()))
+    rows, position, mask, ends = pack_texts(tokens.cpu())
+    if device.type != "cpu":
+        rows, position = to_device(rows, device), to_device(position, device)
+        mask, ends = to_device(mask, device), to_device(ends, device)
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
     return _unit_length(clip.ln_final(x) @ clip.text_projection)
@@ -418,6 +421,10 @@ class SplitAttention(nn.Module):
     """Self-attention with separate projections q, k, v and out; the outputs are those of the fused
     `nn.MultiheadAttention` whose weights it takes over."""
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
     def __init__(self, fused: nn.MultiheadAttention):
         super().__init__()
         width, self.heads = fused.embed_dim, fused.num_heads
@@ -437,11 +444,11 @@ class SplitAttention(nn.Module):
         """Return the output, shaped as the inputs: [B, L, width], or [L, B, width] where not
         `batch_first`; None stands for the attention weights of `nn.MultiheadAttention`."""
         if not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (  # [B, heads, L, width / heads] each
-            getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for name, x in zip(PROJECTIONS, (query, key, value), strict=True)
-        )
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+        size = (self.heads, -1)  # of the last dimension: heads, width / heads
+        q = self.q_proj(query).unflatten(-1, size).transpose(1, 2)  # [B, heads, L, width / heads]
+        k = self.k_proj(key).unflatten(-1, size).transpose(1, 2)
+        v = self.v_proj(value).unflatten(-1, size).transpose(1, 2)
         x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
 
@@ -503,13 +510,6 @@ def join_attention(model: Network) -> Network:
             if isinstance(child, SplitAttention):
                 setattr(module, name, child.fused())
     return model
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
-    if device.type == "meta":  # has no arithmetic
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def set_train_mode(model: nn.Module) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from cmp import config as configs
 from cmp import models, schedules
+from cmp.arithmetic import autocast, bf16_products
 from cmp.config import Optimizer, RunConfig
 from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.mixtures import BatchLoader, Pools
-from cmp.models import Network, autocast, batch_norms, set_train_mode
+from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
@@ -61,8 +62,9 @@ def train_step(
     seen = execution.encode(state, batch, task, step)  # both towers: unit features [B, E]
     terms = {"contrastive": model_loss(model, seen.image, seen.text)} | method.losses(state, seen)
     loss = functools.reduce(torch.add, terms.values())
-    loss.backward()
-    seen.finish_backward()
+    with bf16_products(loss.device):
+        loss.backward()
+        seen.finish_backward()
     method.after_backward(state)
     norm = nn.utils.clip_grad_norm_(model.parameters(), state.config.optimizer.clip)
     report = functools.partial(divergence_error, batch, task, step, terms, norm, rate)

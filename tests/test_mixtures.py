@@ -105,14 +105,14 @@ def test_seeds_tasks_and_pools_differ():
 
 def test_batch_rows_come_from_their_pools():
     pools = Pools(np.arange(100), 1000 + np.arange(50), 2000 + np.arange(30))
-    rows = batch_rows(pools, Mixture(0.25, 0.5, 0.25), 16, seed=0, task=1, step=4)
+    rows = batch_rows(pools, batch_counts(Mixture(0.25, 0.5, 0.25), 16, False), 0, task=1, step=4)
     assert [int((rows // 1000 == block).sum()) for block in range(3)] == [4, 8, 4]
 
 
 def test_an_empty_pool_is_refused_by_name():
     pools = Pools(np.arange(0), np.arange(5), np.arange(5))
     with pytest.raises(CmpError, match=r"mixture\.pretraining"):
-        batch_rows(pools, Mixture(), 8, 0, 1, 0)
+        batch_rows(pools, (3, 3, 2), 0, 1, 0)
 
 
 @given(shares(), st.integers(2, 300), st.lists(st.integers(0, 60), min_size=3, max_size=3))
@@ -121,7 +121,8 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
     largest = largest_batch(pools, mixture, batch)
     assert largest <= batch
     if largest:
-        rows = batch_rows(pools, mixture, largest, 0, 0, 0)
+        counts = batch_counts(mixture, largest, empty_buffer=sizes[2] == 0)
+        rows = batch_rows(pools, counts, 0, 0, 0)
         assert len(set(rows)) == len(rows) == largest
     if largest < batch:
         taken = batch_counts(mixture, largest + 1, empty_buffer=sizes[2] == 0)
@@ -398,7 +399,7 @@ def test_a_group_is_shuffled_once_per_pass_and_not_per_sample(monkeypatch):
     pools = Pools(np.arange(0), np.arange(100, 104), np.arange(40), np.repeat([5, 2], [30, 10]))
     seed = 987  # of no other test: permutations are kept
     for step in range(5):
-        batch_rows(pools, Mixture(0, 0.2, 0.8), 10, seed, 3, step)
+        batch_rows(pools, (0, 2, 8), seed, 3, step)
     member = [shuffle for shuffle in shuffles if shuffle[0] == "data/member"]
     assert len(member) == len(set(member)) == 3  # 20 samples of each group: two passes of one
 
@@ -414,7 +415,8 @@ def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
         earlier = set().union(*[set(before.update) for before in pools[:task]])
         assert set(pool.buffer) <= earlier
         for step in range(3):
-            batch = batch_rows(pool, run_config.mixture, 12, 0, task, step)
+            counts = batch_counts(run_config.mixture, 12, len(pool.buffer) == 0)
+            batch = batch_rows(pool, counts, 0, task, step)
             assert set(batch[4 + 2 * (task == 0) :]) <= earlier | set(pool.pretraining)
 
 

@@ -394,9 +394,9 @@ def run_with_hits():
     row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 50.0}
     hits = {f"{task}/{name}": np.arange(9) % 2 == task for task in (0, 1) for name in "abc"}
     about = {"threads": 1, "seconds": 1.0}
-    identity = {"config": config.RunConfig().changes()}
-    run_id, run_config = identity.json_digest(identity), config.RunConfig()
-    run = store.StoredRun(run_id, run_config, about, pd.DataFrame([row]), "", identity, hits)
+    content = {"config": config.RunConfig().changes()}
+    run_id, run_config = identity.json_digest(content), config.RunConfig()
+    run = store.StoredRun(run_id, run_config, about, pd.DataFrame([row]), "", content, hits)
     store.save_run(run)
     return run
 

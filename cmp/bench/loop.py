@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from cmp import models
+from cmp.arithmetic import autocast
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK, Setting
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
 from cmp.errors import CmpError
 from cmp.losses import contrastive_loss
-from cmp.scale.execution import autocast
 from cmp.seeds import torch_generator
 from cmp.training import build_adamw, train_task
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import config, mixtures, models
+from cmp.arithmetic import autocast
 from cmp.bench import compact
 from cmp.config import RunConfig
 from cmp.data import Batch, Corpus, augment, normalise
@@ -65,7 +66,7 @@ class Pieces:
 
     @property
     def precision(self) -> str:
-        """The precision as `cmp.models.autocast` takes it."""
+        """The precision as `cmp.arithmetic.autocast` takes it."""
         return "bf16" if self.bf16 else "fp32"
 
 
@@ -175,7 +176,7 @@ def loss_of(
     x = normalise(x, model.visual.image_mean, model.visual.image_std)
     if pieces.distinct:
         texts, place = batch.texts.unique(return_inverse=True)
-        with models.autocast(pieces.precision, x.device):
+        with autocast(pieces.precision, x.device):
             image, text = models.encode_image(model, x), models.encode_text(model, tokens[texts])
         return contrastive_loss(image, text[place], model.logit_scale)
     if pieces.paired:

@@ -100,9 +100,10 @@ def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     mixture, seed, training = config.mixture, config.seeds.data, config.training
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
+        now, is_first = mixture.at(task, config.stream.tasks), len(pools.buffer) == 0
+        per_pool = mixtures.batch_counts(now, training.batch, empty_buffer=is_first)
         for step in range(training.steps):
-            now = mixture.at(task, config.stream.tasks)
-            rows = mixtures.batch_rows(pools, now, training.batch, seed, task, step)
+            rows = mixtures.batch_rows(pools, per_pool, seed, task, step)
             np.add.at(counts[task], rows, 1)
     return counts
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models
+from cmp.arithmetic import autocast
 from cmp.registry import register
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
@@ -41,7 +42,7 @@ def losses(state: TrainState, output: ForwardOutput) -> dict[str, Tensor]:
     section, teacher = state.config.method, state.frozen_models["teacher"]
     first = len(output.pixels) - output.replayed
     tokens = output.tokens[output.place[first:].to(output.tokens.device)]
-    with torch.no_grad(), models.autocast(state.config.training.precision, output.pixels.device):
+    with torch.no_grad(), autocast(state.config.training.precision, output.pixels.device):
         image = models.encode_image(teacher, output.pixels[first:])  # [P, E]
         text = models.encode_text(teacher, tokens)  # [P, E]
     scale = teacher.logit_scale.exp() / section.get("temperature")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cmp import config as configs
 from cmp import models, training
+from cmp.arithmetic import autocast, bf16_products
 from cmp.errors import CmpError
 from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.methods import importance
@@ -39,7 +40,7 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
         output = forward()
     for index in range(len(output.pixels)):
         place = output.place[index, None].to(output.tokens.device)
-        with models.autocast(precision, output.pixels.device):
+        with autocast(precision, output.pixels.device):
             image = models.encode_image(model, output.pixels[index, None])  # [1, E]
             text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
         yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
@@ -72,7 +73,8 @@ def sample_loss(
 def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
     """Return the gradient of what trains, zeros where the loss does not depend on it."""
     parameters = list(training.trainable_parameters(state.model).values())
-    return torch.autograd.grad(loss, parameters, materialize_grads=True)
+    with bf16_products(loss.device):
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
 def end_task(state: TrainState, encode_step: EncodeStep) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cmp import NUMERICS, __version__, budgets, mixtures, models, training
+from cmp.arithmetic import lacks_bf16_kernels
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import Diverged, Interrupted
@@ -100,13 +101,18 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "threads": torch.get_num_threads(),
-    } | (float32_record() if device != "cpu" else {})
+    } | (float32_record() if device != "cpu" else bf16_record())
 
 
 def float32_record() -> dict[str, str]:
     """Return which fp32 operations torch computes in TF32 on a card."""
     backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
     return {"tf32": ", ".join(name for name, part in backends.items() if part.allow_tf32)}
+
+
+def bf16_record() -> dict[str, str]:
+    """Return how a CPU without kernels in bf16 computes it; nothing where it has them."""
+    return {"bf16": "products in fp32"} if lacks_bf16_kernels("cpu") else {}
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -116,7 +122,7 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     the processor's name its maker counts, by which linear algebra libraries choose their kernels
     beside the flags; its model does not.
     """
-    keys = (machine_record().keys() | {"execution", "tf32"}) - {"cmp"}
+    keys = (machine_record().keys() | {"execution", "tf32", "bf16"}) - {"cmp"}
     pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)

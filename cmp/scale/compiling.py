@@ -28,7 +28,7 @@ def compile_towers(model: Network, replay: bool) -> None:
     once afterwards, as a CUDA graph. A graph writes to the same memory whenever it is launched,
     so a step may launch it once only. A tower that cannot be traced as one graph is left as it
     is, with a warning that says why. Call this function as a step calls the towers, with gradients
-    and within `cmp.models.autocast`.
+    and within `cmp.arithmetic.autocast`.
 
     Args:
         model: The network, changed in place.

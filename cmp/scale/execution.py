@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cmp.arithmetic import autocast
 from cmp.data import Batch
 from cmp.errors import CmpError, Diverged
-from cmp.models import autocast
 from cmp.scale import processes
 from cmp.scale.compiling import compile_towers
 from cmp.scale.micro_batches import check_divisible, encode_in_parts

@@ -1,0 +1,70 @@
+"""bf16 on a CPU: with kernels of its own, or with products in fp32."""
+
+import pytest
+import torch
+from forked import small_config, small_corpus
+
+from cmp import arithmetic
+from cmp.mixtures import task_pools
+from cmp.runs.runner import machine_record
+from cmp.training import create_optimizer, make_train_state, train_step
+
+
+def bf16(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def convolve(x, weight, bias):
+    return torch.nn.functional.conv2d(x, weight, bias, padding=1)
+
+
+PRODUCTS = {
+    "conv2d": (convolve, (2, 3, 8, 8), (4, 3, 3, 3), (4,)),
+    "mm": (torch.mm, (5, 7), (7, 3)),
+    "addmm": (torch.addmm, (3,), (5, 7), (7, 3)),
+    "bmm": (torch.bmm, (2, 5, 7), (2, 7, 3)),
+    "baddbmm": (torch.baddbmm, (2, 5, 3), (2, 5, 7), (2, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_in_fp32_is_the_product_rounded_once(name):
+    function, *shapes = PRODUCTS[name]
+    narrow = [bf16(*shape).requires_grad_() for shape in shapes]
+    wide = [x.detach().float().requires_grad_() for x in narrow]
+    with arithmetic.ProductsInFp32():
+        result = function(*narrow)
+        result.backward(torch.ones_like(result))
+    expected = function(*wide)
+    expected.backward(torch.ones_like(expected))
+    assert torch.equal(result, expected.bfloat16())
+    for one, other in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(one.grad, other.grad.bfloat16(), atol=0, rtol=0.01)
+
+
+def test_products_of_other_types_are_left_alone():
+    x = torch.randn(4, 4, dtype=torch.float64)
+    with arithmetic.ProductsInFp32():
+        assert torch.equal(x @ x, torch.mm(x, x)) and (x @ x).dtype is torch.float64
+
+
+def losses(monkeypatch, lacks):
+    """The losses of three steps in bf16, where the CPU lacks kernels for it and where not."""
+    monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: lacks)
+    state = make_train_state(small_config("training.precision=bf16"), small_corpus())
+    pools, optimizer = task_pools(state.config, state.corpus), create_optimizer(state)
+    batches = [state.loader.batch(pools[0], 0, step) for step in range(3)]
+    results = [train_step(state, optimizer, x, 0, step, 1e-3) for step, x in enumerate(batches)]
+    return torch.stack([result.loss for result in results])
+
+
+def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch):
+    with_kernels, without = (losses(monkeypatch, lacks) for lacks in (False, True))
+    torch.testing.assert_close(without, with_kernels, atol=0, rtol=0.02)
+    assert not torch.equal(without, with_kernels)  # so the mode was there
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_run_says_how_bf16_was_computed(monkeypatch, lacks):
+    monkeypatch.setattr("cmp.runs.runner.lacks_bf16_kernels", lambda kind: lacks)
+    assert machine_record().get("bf16") == ("products in fp32" if lacks else None)
