@@ -33,11 +33,14 @@ class ProductsInFp32(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Compute one operation."""
+        kwargs = kwargs or {}
+        if func not in _PRODUCTS:
+            return func(*args, **kwargs)
         is_bf16 = [isinstance(x, Tensor) and x.dtype is torch.bfloat16 for x in args]
-        if func not in _PRODUCTS or not any(is_bf16):
-            return func(*args, **(kwargs or {}))
+        if not any(is_bf16):
+            return func(*args, **kwargs)
         wide = [x.float() if narrow else x for x, narrow in zip(args, is_bf16, strict=True)]
-        result = func(*wide, **(kwargs or {}))
+        result = func(*wide, **kwargs)
         if isinstance(result, Tensor):
             return result.bfloat16()
         return tuple(x if x is None else x.bfloat16() for x in result)

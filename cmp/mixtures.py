@@ -66,11 +66,10 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
         batch: Samples per batch.
         empty_buffer: Whether the buffer is empty, as in the first task.
     """
-    counts = [int(batch * share + 1e-9) for share in mixture.shares]
-    taking_part = [index for index, share in enumerate(mixture.shares) if share > 0]
-    for index in taking_part[: batch - sum(counts)]:
-        counts[index] += 1
-    p, d, b = counts
+    shares = np.array(mixture.shares)
+    counts = (batch * shares + 1e-9).astype(int)
+    counts[np.flatnonzero(shares)[: batch - counts.sum()]] += 1
+    p, d, b = counts.tolist()
     if not empty_buffer:
         return p, d, b
     if mixture.pretraining > 0 and mixture.update > 0:

@@ -77,7 +77,8 @@ def batch_to_loss() -> dict[str, int]:
 
     import cmp
 
-    state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
+    config = cmp.RunConfig(training=cmp.Training(precision="fp32"))  # alike on any machine
+    state = cmp.make_train_state(config, cmp.load_data("embedded"))
     pools = cmp.task_pools(state.config, state.corpus)
     optimizer = cmp.create_optimizer(state)
 
