@@ -237,10 +237,8 @@ class Merging:
             raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
-        if "outliers" in rule.settings and self.outliers + self.density > 1:
-            raise ValueError(
-                f"density {self.density:g} + outliers {self.outliers:g} are more than all entries"
-            )
+        if check := rule.facts["check"]:
+            check(self)
         if rule.facts["count"] and "all" in merges:
             raise ValueError(
                 f"rule {self.rule!r} takes {rule.facts['count']} models; policy {self.policy!r} "

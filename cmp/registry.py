@@ -49,7 +49,7 @@ KINDS = {
         "cmp.merging.rules",
         "merging.rule",
         {"linear": False, "base": False, "count": None, "trims": False, "draws": False,
-         "running": None, "idempotent": True},
+         "running": None, "idempotent": True, "check": None},
     ),
     "merge_policy": Kind("cmp.merging.policies", "merging.policy", {"merges": ("two",)}),
     "method": Kind("cmp.methods", "method.name", {"adapters": False, "needs_pool": False}),

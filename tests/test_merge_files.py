@@ -29,7 +29,7 @@ from cmp.bench import merge as merge_bench
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.merging import apply
+from cmp.merging import apply, ranks
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
 from cmp.merging.rules import MergeOptions
@@ -165,7 +165,7 @@ def test_values_are_read_as_few_times_as_there_are_passes(
         return get(file, name)
 
     monkeypatch.setattr(merging_files.TensorFile, "__getitem__", count)
-    monkeypatch.setattr(apply, "THRESHOLD_SAMPLE", 16)  # as of a large model
+    monkeypatch.setattr(ranks, "THRESHOLD_SAMPLE", 16)  # as of a large model
     cmp.merge_files(rule, [*files[:2], third], tmp_path / "out", files[2])
     assert {path for path, _ in reads} == {*files, third}
     assert set(reads.values()) == {passes}
@@ -233,9 +233,9 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
         (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["weights 1", "'ties' has none"]),
         (["slerp", "NEW"], ["1 models", "exactly 2"]),
         (["slerp", "NEW", "OLD", "--scale", "2"], ["'slerp' takes weights, not 'scale'"]),
-        (["ties", "NEW", "--base", "BASE", "--density", "0"], ["merging.density", "found 0.0"]),
-        (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["merging.scale", "found nan"]),
-        (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["merging.alpha", "found -1.0"]),
+        (["ties", "NEW", "--base", "BASE", "--density", "0"], ["density", "found 0.0"]),
+        (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["scale", "found nan"]),
+        (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["alpha", "found -1.0"]),
         (
             ["breadcrumbs", "NEW", "--base", "BASE", "--outliers", "0.8"],
             ["outliers 0.8", "density 0.3"],
@@ -283,8 +283,8 @@ def test_killed_while_it_writes(files, tmp_path):
     out.write_bytes(b"as it was")
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import files\n"
-        "def slow(*arguments, plain=files.iter_merged):\n"
-        "    for named_tensor in plain(*arguments):\n"
+        "def slow(*arguments, plain=files.iter_merged, **others):\n"
+        "    for named_tensor in plain(*arguments, **others):\n"
         "        yield named_tensor\n"
         "        print('written', flush=True); time.sleep(60)\n"
         "files.iter_merged = slow\n"

@@ -20,7 +20,7 @@ from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 from cmp import checkpoints, config, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging import apply, policies, rules
+from cmp.merging import apply, policies, ranks, rules
 from cmp.merging.apply import merge
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
@@ -223,7 +223,7 @@ def test_blocks_are_seamless(rule, monkeypatch):
     tuned, base = several(2, 5)
     merged = merge(rule, tuned, base_for(rule, base))
     monkeypatch.setattr(apply, "BLOCK_SIZES", {"linear": 4, "entries": 4})
-    monkeypatch.setattr(apply, "THRESHOLD_BLOCK", 4)
+    monkeypatch.setattr(ranks, "THRESHOLD_BLOCK", 4)
     monkeypatch.setattr(rules, "PRODUCT_BLOCK", 4)
     blocked = merge(rule, tuned, base_for(rule, base))
     if rule in DRAWING_RULES:
@@ -374,12 +374,12 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     }[kind]
     model = {str(i): torch.tensor(draw(n), dtype=torch.float32) for i, n in enumerate(sizes)}
     base = {name: torch.zeros_like(x) for name, x in model.items()}
-    kept, old = flat(model).abs(), apply.THRESHOLD_SAMPLE
+    kept, old = flat(model).abs(), ranks.THRESHOLD_SAMPLE
     try:
-        apply.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
-        [(below, most)] = apply.magnitude_thresholds([model], base, list(model), density)
+        ranks.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
+        [(below, most)] = ranks.magnitude_thresholds([model], base, model, density)
     finally:
-        apply.THRESHOLD_SAMPLE = old
+        ranks.THRESHOLD_SAMPLE = old
     rank = len(kept) - max(1, round(density * len(kept)))
     assert most == math.inf
     if rank == 0:
@@ -394,7 +394,7 @@ def test_a_sample_that_misleads_costs_time_but_no_truth():
     values = np.arange(1000, dtype=np.float32)
     for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
         for rank in (0, 399, 400, 401, 999):
-            entries = apply.select_ranks(
+            entries = ranks.select_ranks(
                 lambda: ((n, x) for x in np.split(values, 10) for n in (0, 1)),
                 [rank, 7], 1000, [sample.astype(np.float32), values],
             )  # fmt: skip
@@ -413,12 +413,12 @@ class Elsewhere(torch.Tensor):
 @pytest.mark.parametrize(("density", "outliers"), [(0.2, 0.0), (0.3, 0.01), (0.01, 0.5)])
 def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monkeypatch):
     model, base = ({"x": weights(seed, {"x": (9999,)})["x"].to(dtype)} for seed in (0, 1))
-    expected = apply.magnitude_thresholds([model], base, ["x"], density, outliers)
+    expected = ranks.magnitude_thresholds([model], base, model, density, outliers)
+    tau = model["x"].to(rules.compute_dtype([base["x"]])) - base["x"]
     model["x"] = model["x"].as_subclass(Elsewhere)
-    monkeypatch.setattr(apply, "_magnitudes", lambda name, one, other: iter(
-        (one.as_subclass(torch.Tensor).to(rules.compute_dtype([one])) - other).abs().split(4096)
-    ))  # fmt: skip
-    assert apply.magnitude_thresholds([model], base, ["x"], density, outliers) == expected
+    blocks = [(0, block) for block in tau.abs().split(4096)]
+    monkeypatch.setattr(ranks, "iter_magnitudes", lambda *arguments: iter(blocks))
+    assert ranks.magnitude_thresholds([model], base, model, density, outliers) == expected
 
 
 def test_breadcrumbs_drop_both_ends():

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
-from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged, parse_options
-from cmp.merging.rules import MERGE_SETTINGS
+from cmp.merging.apply import check_models, iter_merged
+from cmp.merging.rules import MERGE_SETTINGS, NotFiniteError, make_options
 from cmp.registry import get_option
 
 DTYPE_NAMES = {
@@ -108,12 +108,15 @@ def merge_files(
     check_target(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
-    option, options = get_option("merge_rule", rule), parse_options(rule, **settings)
+    option = get_option("merge_rule", rule)
+    options = make_options(option, len(paths), **settings)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]
         models = files[: len(paths)]
-        check_mergeable(option, models, start, options, [str(path) for path in parents])
+        outlines = [file.outline for file in files]
+        below = None if base is None else outlines[-1]
+        check_models(option, outlines[: len(paths)], below, [str(path) for path in parents])
         hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
         family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
         used = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
@@ -121,7 +124,7 @@ def merge_files(
         used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": used}
         metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
-        tensors = iter_merged(option, models, start, options)
+        tensors = iter_merged(option, models, start, options, outline=outlines[0])
         try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
                 write_safetensors(file, models[0].outline, metadata, tensors, progress)

@@ -1,4 +1,4 @@
-"""Which weights the next task starts from, and which are deployed and scored (spec 4).
+"""Which weights the next task starts from, and which are deployed and scored.
 
 A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own are pairs of
 choices: where training goes on, and what is deployed. Weights live on the CPU, except for a
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.apply import check_mergeable, iter_merged
+from cmp.merging.apply import check_models, iter_merged
 from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
@@ -94,10 +94,11 @@ class TaskEnd:
 def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
     """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
     base = end.memory["zero"] if rule.facts["base"] else None
-    check_mergeable(rule, models, base, options)
+    check_models(rule, models, base)
     moved = [MovedWeights(model, end.device) for model in models]
     start = MovedWeights(base, end.device) if base else None
-    return {n: x.cpu() for n, x in iter_merged(rule, moved, start, options, finite=True)}
+    merged = iter_merged(rule, moved, start, options, finite=True)
+    return {name: x.cpu() for name, x in merged}
 
 
 class MovedWeights(UserDict[str, Tensor]):
@@ -142,10 +143,9 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     other rules and weights the end of each task is remembered.
     """
     count, merging = end.done + end.merging.zero, end.merging
-    weights = tuple(merge_weights(merging, count)) if merging.rule == "interpolation" else None
     # where older models' weights shrink in proportion, their mean stands for all of them
-    if weights and merging.shares != "newest" and not merging.reverse:
-        return running_mean(end, weights[0])
+    if merging.rule == "interpolation" and merging.shares != "newest" and not merging.reverse:
+        return running_mean(end, merge_weights(merging, count)[0])
     if end.rule.facts["running"] == "sum":
         memory, mean = running_mean(end, 1 / count)
         scale = (merging.scale or 1 / count) * count
@@ -157,7 +157,7 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     memory = {f"task-{end.done}": copy_weights(end.trained)}
     past = [end.memory[f"task-{task}"] for task in range(end.done - 1, 0, -1)]
     models = [end.trained, *past, *([end.memory["zero"]] if merging.zero else [])]
-    return memory, end.merge(models, "all", weights=weights)
+    return memory, end.merge(models, "all")
 
 
 def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
@@ -247,7 +247,7 @@ def apply_policy(end: TaskEnd) -> MergedWeights:
 def update_step_average(merging: Merging, memory: Memory, weights: Callable[[], Weights]) -> None:
     """Update the average of policy "step-ema" after a step, in place.
 
-    E <- decay E + (1 - decay) theta, from theta_0 (spec 3); integers are the network's.
+    E <- decay E + (1 - decay) theta, from theta_0; integers are the network's.
 
     Args:
         merging: The config section; nothing happens under another policy.

@@ -1,4 +1,4 @@
-"""How weights are merged (spec 4): a rule says it of one tensor, or of a block of its entries.
+"""How weights are merged: a rule says it of one tensor, or of a block of its entries.
 
 theta_0 is the base, the weights before the stream; tau_i = theta_i - theta_0 is a task vector.
 Models and their weights stand newest first, everywhere. `cmp.merging.apply` applies a rule to whole
@@ -14,24 +14,26 @@ weights themselves; it may change them and returns the merged entries [n].
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import Merging
+from cmp.config import STRICT, Merging
 from cmp.errors import CmpError
-from cmp.registry import Option, register
+from cmp.files import first_fault
+from cmp.registry import Option, get_option, option_names, register
 from cmp.seeds import torch_generator
 
 Weights = dict[str, Tensor]
 Factors = list[float]
 """What a linear rule returns: one per model, newest first."""
-Draw = tuple[int, *tuple[int | str, ...]]
-"""Seed and counters of a random draw."""
+Draw = tuple[Any, ...]
+"""Seed and counters of a random draw: a whole number, then numbers and words."""
 _PARALLEL_TOLERANCE = 1e-6
 """How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
 PRODUCT_BLOCK = 1 << 20
@@ -41,26 +43,37 @@ MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta")
 """Keys of `cmp.config.Merging` that rules read tensor by tensor."""
 
 
-@dataclass(frozen=True)
-class MergeOptions:
-    """Settings of a rule; `cmp.config.Merging` explains those that it has, too.
+class NotFiniteError(CmpError):
+    """A tensor of a model holds NaN or infinity.
 
     Attributes:
-        weights: One per model, newest first, summing to 1; equal ones where None.
+        name: The tensor's name.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: holds NaN or infinite values; mend that model first")
+        self.name = name
+
+
+@dataclass(frozen=True, config=STRICT)
+class MergeOptions(Merging):
+    """The settings of one merge: a config's section, and what is said of this merge alone.
+
+    Attributes:
+        weights: One per model, newest first, summing to 1; where None, the section's shares.
         draw: Seed and counters of rules that draw at random.
     """
 
     weights: tuple[float, ...] | None = None
-    scale: float | None = Merging.scale
-    density: float = Merging.density
-    outliers: float = Merging.outliers
-    alpha: float = Merging.alpha
-    beta: float = Merging.beta
     draw: Draw = (0,)
+
+    def __post_init__(self) -> None:  # only the rule, as there may be no run and no policy
+        if check := get_option("merge_rule", self.rule).facts["check"]:
+            check(self)
 
     def weights_of(self, count: int) -> list[float]:
         """Return the weights of `count` models."""
-        return list(self.weights or [1 / count] * count)
+        return list(self.weights or merge_weights(self, count))
 
     def sum_scale(self, count: int) -> float:
         """Return the scale of a sum of task vectors.
@@ -70,10 +83,66 @@ class MergeOptions:
         return self.scale or 1 / count
 
 
+def make_options(
+    rule: Option,
+    count: int,
+    weights: Sequence[float] | None = None,
+    draw: Draw = (0,),
+    **settings: Any,
+) -> MergeOptions:
+    """Return the options of a merge, checked.
+
+    Args:
+        rule: The rule.
+        count: How many models it merges.
+        weights: One per model, newest first; equal ones where None.
+        draw: Seed and counters of rules that draw at random.
+        **settings: Those of `MERGE_SETTINGS` that the rule reads.
+
+    Raises:
+        CmpError: The rule does not read a key, or a value is impossible.
+    """
+    known = [key for key in MERGE_SETTINGS if key in rule.settings]
+    if unread := [key for key in settings if key not in known]:
+        takes, advice = known, ""
+        if "weight" in rule.settings:
+            takes = ["weights", *known]
+            advice = "; give weights=(0.9, 0.1): one per model, newest first"
+        listed = ", ".join(takes) or "no settings"
+        raise CmpError(f"merge: {rule.name!r} takes {listed}, not {unread[0]!r}{advice}")
+    if weights is not None:
+        weights = tuple(float(weight) for weight in weights)
+        check_weights(rule, count, weights)
+    try:
+        return MergeOptions(rule=rule.name, weights=weights, draw=draw, **settings)
+    except ValidationError as error:
+        key, fault = first_fault(error)
+        words = fault["msg"].removeprefix("Value error, ")
+        found = f"{key}: {words} (found {fault['input']!r:.80})" if key else words
+        raise CmpError(f"merge: {found}") from error
+
+
+def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:
+    """Check the weights of `count` models.
+
+    Raises:
+        CmpError: The rule takes none, or they do not match the models or sum to 1.
+    """
+    listed = f"weights {', '.join(f'{weight:g}' for weight in weights)}"
+    if "weight" not in rule.settings:
+        users = ", ".join(option_names("merge_rule", "weight"))
+        raise CmpError(f"{listed}: {rule.name!r} has none, only {users}")
+    if len(weights) != count:
+        raise CmpError(f"{listed}: {len(weights)} of them for {count} models")
+    if not abs(sum(weights) - 1) <= 1e-6:  # also true of NaN
+        raise CmpError(f"{listed}: must sum to 1, not {sum(weights):g}")
+    if rule.facts["count"] == 2 and min(weights) < 0:
+        raise CmpError(f"{listed}: {rule.name!r} goes from one model to the other, not beyond")
+
+
 def options_of(section: Merging, **others: Any) -> MergeOptions:
     """Return the options that a config section sets; `others` are further fields."""
-    settings = {key: getattr(section, key) for key in MERGE_SETTINGS}
-    return MergeOptions(**(settings | others))
+    return MergeOptions(**(vars(section) | others))
 
 
 class MagnitudeBounds(NamedTuple):
@@ -81,6 +150,9 @@ class MagnitudeBounds(NamedTuple):
 
     below: float
     most: float
+
+
+KEEP_ALL = MagnitudeBounds(0.0, math.inf)
 
 
 class BlockContext(NamedTuple):
@@ -144,7 +216,7 @@ def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: floa
 
 @register("merge_rule", "model-stock", linear=True, base=True)
 def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
-    """Return the factors of theta_0 + t mean(tau_i) (spec 12.3).
+    """Return the factors of theta_0 + t mean(tau_i) (Jang et al. 2024).
 
     t = k cos / ((k - 1) cos + 1) with cos the mean cosine between two of the k task vectors of a
     tensor, at least 0. Models that equal the base in a tensor are no samples of fine-tuning and are
@@ -199,13 +271,38 @@ def dare_ties(taus: Tensor, block: BlockContext) -> Tensor:
     return elect_signs(kept).mul_(block.options.scale or 1)
 
 
-@register("merge_rule", "breadcrumbs", ("scale", "density", "outliers"), base=True, trims=True)
+def check_kept(settings: Merging) -> None:
+    """Check that a rule does not keep and drop more than all entries together.
+
+    Raises:
+        ValueError: It does.
+    """
+    density, outliers = settings.density, settings.outliers
+    if outliers + density > 1:
+        raise ValueError(f"density {density:g} + outliers {outliers:g} are more than all entries")
+
+
+@register(
+    "merge_rule",
+    "breadcrumbs",
+    ("scale", "density", "outliers"),
+    base=True,
+    trims=True,
+    check=check_kept,
+)
 def breadcrumbs(taus: Tensor, block: BlockContext) -> Tensor:
     """Drop the largest entries and the small ones, and add up what is between."""
     return trim(taus, block.bounds).sum(0).mul_(block.options.sum_scale(len(taus)))
 
 
-@register("merge_rule", "breadcrumbs-ties", ("scale", "density", "outliers"), base=True, trims=True)
+@register(
+    "merge_rule",
+    "breadcrumbs-ties",
+    ("scale", "density", "outliers"),
+    base=True,
+    trims=True,
+    check=check_kept,
+)
 def breadcrumbs_ties(taus: Tensor, block: BlockContext) -> Tensor:
     """Drop the largest entries and the small ones, then elect signs as in TIES; scale 1 by
     default."""
@@ -284,7 +381,7 @@ def check_option(option: Option) -> None:
         CmpError: Its result has another shape or is not finite, or models that are all equal merge
             into something else although it is declared idempotent.
     """
-    from cmp.merging.apply import KEEP_ALL, merge  # which imports this module
+    from cmp.merging.apply import merge  # which imports this module
 
     count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
     models = [entries * (1 + number) for number in range(count)]
@@ -312,7 +409,9 @@ def check_option(option: Option) -> None:
 
 
 def merge_weights(merging: Merging, count: int) -> list[float]:
-    """Return the weights of models in an interpolation (spec 4, offline weightings).
+    """Return the weights of models in an interpolation, newest first.
+
+    They are the offline weightings of "How to merge your models over time" (Dziadzio et al. 2024).
 
     Args:
         merging: The config section; with `reverse` the oldest model has the newest one's weight.
