@@ -208,7 +208,10 @@ class Merging:
         outliers: Part of its largest entries that is dropped.
         alpha: LiNeS: factor of the first block.
         beta: LiNeS: what the factor grows by up to the last block.
+        protect: OPCM: the leading directions of earlier models that later ones may not change, as a
+            part of the sum of singular values.
         decay: Decay per step of the average of policy "step-ema".
+        window: The last part of a task, whose steps policies "wsm" and "wsm-last" average.
 
     Example:
         >>> cmp.RunConfig(merging=cmp.Merging("ema", weight=0.25)).changes()
@@ -227,7 +230,9 @@ class Merging:
     outliers: Annotated[float, Field(ge=0, lt=1)] = 0.01
     alpha: NotNegative = 0.5
     beta: NotNegative = 0.5
+    protect: Share = 0.5
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    window: Annotated[float, Field(gt=0, le=1)] = 0.25
 
     def __post_init__(self) -> None:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
@@ -539,10 +544,10 @@ def _check_method(config: RunConfig) -> None:
             f"method.fold false with merging.policy {policy!r}: adapters that go on fit the "
             "weights that they were trained on, not merged ones; set method.fold=true"
         )
-    if method.has_adapters and policy == "step-ema":
+    if method.has_adapters and registry.get_option("merge_policy", policy).facts["step_share"]:
         raise ValueError(
-            f"merging.policy 'step-ema' with method {method.name!r}: it averages weights after "
-            "every step, and an adapter's are folded in at the end of a task only"
+            f"merging.policy {policy!r} with method {method.name!r}: it averages weights after "
+            "steps, and an adapter's are folded in at the end of a task only"
         )
     if method.has_adapters and method.fold and config.optimizer.carry:
         raise ValueError(

@@ -101,7 +101,7 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
         ),
         "mean of 5": Operation(lambda: merge_finite("interpolation", tuned, **into), 6, 1.2),
         "EMA, a step": Operation(
-            lambda: update_step_average(section, memory, lambda: tuned[0]), 3, 1.3
+            lambda: update_step_average(section, memory, lambda: tuned[0], 0, 1), 3, 1.3
         ),
         "slerp of 2": Operation(lambda: merge_finite("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(

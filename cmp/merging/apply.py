@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -145,8 +145,12 @@ def iter_merged(
     out: Weights | None = None,
     finite: bool = False,
     outline: StateDict | None = None,
+    scratch: "Scratch | None" = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, merged tensor) one by one; nothing is kept.
+
+    A rule that keeps the norm has the task vectors of all tensors merged before the first of them
+    can be scaled, and `scratch` keeps them until then.
 
     Args:
         rule: The rule.
@@ -157,6 +161,7 @@ def iter_merged(
         finite: Whether all entries are known to be finite, which is checked otherwise.
         outline: Tensors of the models' names, shapes and types whose values nobody reads, where
             the models' own take time to get.
+        scratch: Where merged task vectors wait; in memory where None.
     """
     shapes = models[0] if outline is None else outline
     parameters = {
@@ -169,18 +174,17 @@ def iter_merged(
         top = options.outliers if "outliers" in rule.settings else 0.0
         bounds = magnitude_thresholds(models, base, parameters, options.density, top)
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
+    waiting, factor = iter(()), 1.0
+    if rule.facts["keeps_norm"] and base is not None:
+        scratch = [] if scratch is None else scratch
+        factor = merge_task_vectors(rule, models, base, parameters, options, finite, scratch)
+        waiting = iter(scratch)
     for name in shapes:
         tensors = [model[name] for model in models]
         newest, start = tensors[0], base[name] if base is not None and name in parameters else None
         target = out[name] if out else newest.new_empty(newest.shape)
-        versions = Versions(
-            name,
-            [x.reshape(-1) for x in tensors],
-            None if start is None else start.reshape(-1),
-            target.view(-1),
-            compute_dtype(tensors if start is None else [*tensors, start]),
-            finite,
-        )
+        dtype = compute_dtype(tensors if start is None else [*tensors, start])
+        versions = Versions(name, tensors, start, target, dtype, finite)
         if not newest.is_floating_point():
             target.copy_(newest)
         elif name not in parameters:
@@ -188,14 +192,28 @@ def iter_merged(
         elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
             write_weighted_sum(versions, factors)
+        elif rule.facts["keeps_norm"]:
+            versions.write(next(waiting).mul_(factor))
+        elif rule.facts["matrix"]:
+            versions.write(merge_whole(rule, versions.stack(), name, options))
         else:
             write_entries(rule, versions, options, bounds)
         yield name, target
 
 
+class Scratch(Protocol):
+    """What keeps tensors in order until they are read again, such as a list."""
+
+    def append(self, x: Tensor, /) -> None:
+        """Keep a tensor."""
+        ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Versions:
-    """One tensor of all models, as vectors.
+    """One tensor of all models.
 
     Attributes:
         name: Its name.
@@ -212,6 +230,23 @@ class Versions:
     out: Tensor
     dtype: torch.dtype
     finite: bool
+
+    def stack(self) -> Tensor:
+        """Return the models' tensors, or their task vectors if there is a base, [models, *shape].
+
+        Raises:
+            NotFiniteError: A source holds NaN or infinity.
+        """
+        entries = torch.stack([x.to(self.dtype) for x in self.models])
+        if self.base is not None:
+            entries -= self.base.to(self.dtype)
+        self.check(entries)
+        return entries
+
+    def write(self, merged: Tensor) -> None:
+        """Write what a whole tensor became, on top of theta_0 if there is one."""
+        self.out.copy_(merged if self.base is None else merged.add_(self.base))
+        self.check(self.out)
 
     def check(self, result: Tensor) -> None:
         """Check that all entries of a result, or of a source, are finite.
@@ -239,8 +274,10 @@ def write_weighted_sum(versions: Versions, factors: Sequence[float]) -> None:
         versions: The tensor.
         factors: One per model.
     """
-    target, start = versions.out, versions.base
-    used = [(x, factor) for x, factor in zip(versions.models, factors, strict=True) if factor]
+    target, start = versions.out.view(-1), versions.base
+    start = None if start is None else start.reshape(-1)
+    pairs = [(x.reshape(-1), factor) for x, factor in zip(versions.models, factors, strict=True)]
+    used = [(x, factor) for x, factor in pairs if factor]
     one, size = target.new_ones(1, dtype=versions.dtype), BLOCK_SIZES["linear"]
     space = target.new_empty(0 if start is None else size, dtype=versions.dtype)
     for at in range(0, len(target), size):
@@ -263,7 +300,7 @@ def write_weighted_sum(versions: Versions, factors: Sequence[float]) -> None:
         if sums is not into:
             into.copy_(sums)
         versions.check(into)
-    for x, factor in zip(versions.models, factors, strict=True):
+    for x, factor in pairs:
         if not factor:
             versions.check(x)
 
@@ -272,20 +309,69 @@ def write_entries(
     rule: Option, versions: Versions, options: MergeOptions, bounds: Sequence[MagnitudeBounds]
 ) -> None:
     """Write what a rule makes of the entries of one tensor, on top of theta_0 if there is one."""
-    target, start, size = versions.out, versions.base, BLOCK_SIZES["entries"]
-    shape = len(versions.models), min(size, len(target))
+    target, start, size = versions.out.view(-1), versions.base, BLOCK_SIZES["entries"]
+    start = None if start is None else start.reshape(-1)
+    models = [x.reshape(-1) for x in versions.models]
+    shape = len(models), min(size, len(target))
     space = target.new_empty(shape, dtype=versions.dtype)
     for number, at in enumerate(range(0, len(target), size)):
         into = target[at : at + size]
         entries = space[:, : len(into)]
         origin = None if start is None else start[at : at + size].to(space.dtype)
-        for row, x in zip(entries, versions.models, strict=True):
+        for row, x in zip(entries, models, strict=True):
             block = x[at : at + size].to(space.dtype)
             row.copy_(block) if origin is None else torch.sub(block, origin, out=row)
         versions.check(entries)
         merged = rule.value(entries, BlockContext(options, bounds, versions.name, number))
         into.copy_(merged if origin is None else torch.add(origin, merged, out=merged))
         versions.check(into)
+
+
+def merge_whole(rule: Option, entries: Tensor, name: str, options: MergeOptions) -> Tensor:
+    """Return what a rule makes of one tensor in its own shape, [models, *shape]."""
+    return rule.value(entries, BlockContext(options, [KEEP_ALL] * len(entries), name, 0))
+
+
+def merge_task_vectors(
+    rule: Option,
+    models: Sequence[StateDict],
+    base: StateDict,
+    parameters: StateDict,
+    options: MergeOptions,
+    finite: bool,
+    scratch: Scratch,
+) -> float:
+    """Merge the task vectors of all parameters, and return the factor that they need.
+
+    Args:
+        rule: A rule that keeps the norm.
+        models: The models, newest first.
+        base: The weights before the stream.
+        parameters: Tensors of the names and shapes of those that are merged.
+        options: The rule's settings.
+        finite: Whether all entries are known to be finite.
+        scratch: Takes the merged task vectors, in the order of `parameters`.
+
+    Returns:
+        `scale` times the mean norm of the models' task vectors, over the norm of the merged one.
+    """
+    squares, merged_square = [0.0] * len(models), 0.0
+    for name in parameters:
+        tensors = [model[name] for model in models]
+        dtype = compute_dtype([*tensors, base[name]])
+        entries = Versions(name, tensors, base[name], tensors[0], dtype, finite).stack()
+        for number, tau in enumerate(entries):
+            squares[number] += square_norm(tau)
+        merged = merge_whole(rule, entries, name, options)
+        merged_square += square_norm(merged)
+        scratch.append(merged)
+    mean = sum(math.sqrt(square) for square in squares) / len(models)
+    return (options.scale or 1.0) * mean / math.sqrt(merged_square) if merged_square else 1.0
+
+
+def square_norm(x: Tensor) -> float:
+    """Return the sum of squares, in fp64."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
 
 
 _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")

@@ -8,7 +8,10 @@ A rule that is registered with `linear=True` is a function of (models, base, opt
 returns one factor per model: the result is the weighted sum of the models, or, if it is registered
 with `base=True`, theta_0 plus that of the task vectors. Any other rule is a function of (entries,
 block): `entries` [models, n] are task vectors if it is registered with `base=True`, else the
-weights themselves; it may change them and returns the merged entries [n].
+weights themselves; it may change them and returns the merged entries [n]. Where a rule is
+registered with `matrix=True`, the entries are whole tensors in their own shape, [models, *shape],
+and so is what it returns. With `keeps_norm=True` the merged task vector of the whole model is then
+scaled to the mean norm of the models' task vectors, times `scale`.
 """
 
 import functools
@@ -39,7 +42,7 @@ _PARALLEL_TOLERANCE = 1e-6
 PRODUCT_BLOCK = 1 << 20
 
 
-MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta")
+MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta", "protect")
 """Keys of `cmp.config.Merging` that rules read tensor by tensor."""
 
 
@@ -309,6 +312,99 @@ def breadcrumbs_ties(taus: Tensor, block: BlockContext) -> Tensor:
     return ties(taus, block)
 
 
+@register("merge_rule", "opcm", ("scale", "protect"), base=True, matrix=True, keeps_norm=True)
+def opcm(taus: Tensor, block: BlockContext) -> Tensor:
+    """Add each model's task vector without what lies along the models before it (OPCM).
+
+    From the oldest model to the newest, D_1 = tau_1 and D_t = D_{t-1} + P(tau_t). For a matrix with
+    D_{t-1} = U S V^T, P takes u_i (u_i^T tau_t v_j) v_j^T out of tau_t where i = j, and where i and
+    j are both among the first singular values whose sum is at most `protect` times the sum of all.
+    The result is theta_0 + s D_T with one s for the whole model, which gives it the mean norm of
+    the tau_t, times `scale`.
+
+    A tensor that `is_matrix` does not call a matrix is added as it is, P(tau) = tau, as upstream
+    does with all but the weights of linear layers. So is one whose D_{t-1} is zero. The order of
+    the models matters.
+
+    Cost: one singular value decomposition per matrix and model but the oldest, about 10 m n
+    min(m, n) operations for m x n entries. Memory: the task vectors of one tensor, and the merged
+    task vector of the whole model, which waits for s (from files, on the disk).
+
+    Source: Tang et al. 2025, "Merging Models on the Fly Without Retraining: A Sequential Approach
+    to Scalable Continual Model Merging", section 4; fusion_bench has it as `opcm`.
+    """
+    merged = taus[-1].clone()
+    for tau in taus[:-1].flip(0):
+        merged += remove_known(tau, merged, block) if is_matrix(block.name, tau) else tau
+    return merged
+
+
+def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
+    """Return a task vector without what lies along the leading directions of another, see `opcm`.
+
+    Only the directions that the other has, [m, n], can be taken out, so that thin matrices do.
+    """
+    u, s, vh = torch.linalg.svd(merged, full_matrices=False)
+    first = s.cumsum(0) <= block.options.protect * s.sum()
+    known = torch.outer(first, first) | torch.eye(len(s), dtype=torch.bool, device=s.device)
+    exists = is_present(s, merged.shape)
+    known &= torch.outer(exists, exists)
+    return tau - u @ torch.where(known, u.T @ tau @ vh.T, 0) @ vh
+
+
+@register("merge_rule", "tsv", ("scale",), base=True, matrix=True)
+def tsv(taus: Tensor, block: BlockContext) -> Tensor:
+    """Add up the leading singular vectors of each task vector, made orthogonal (TSV-Merge).
+
+    Of a matrix [m, n] in each of k models, tau_i = U_i S_i V_i^T, the first r = min(m, n) // k
+    singular vectors and values are kept. With U and V those of all models side by side, and S their
+    values, the result is theta_0 + `scale` O(U) S O(V)^T. O(U) is the matrix with orthonormal
+    columns that is nearest to U: A B^T for U = A Sigma B^T.
+
+    A tensor that `is_matrix` does not call a matrix, or with r = 0, becomes the mean of the task
+    vectors, as upstream does with all that have not two dimensions. Directions whose singular value
+    is zero, up to rounding, are left out, since they are any: k equal models give the best
+    approximation of rank r. The order of the models does not matter; scale 1 by default.
+
+    Cost: k + 2 singular value decompositions per matrix, about 10 m n min(m, n) operations each.
+    Memory: the task vectors of one tensor, and as much again.
+
+    Source: Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model
+    Merging" (CVPR), section 4.2; fusion_bench has it as `TaskSingularVectorMerging`.
+    """
+    scale, rank = block.options.scale or 1, min(taus[0].shape, default=0) // len(taus)
+    if not is_matrix(block.name, taus[0]) or not rank:
+        return taus.mean(0).mul_(scale)
+    lefts, values, rights = [], [], []
+    for tau in taus:
+        u, s, vh = torch.linalg.svd(tau, full_matrices=False)
+        kept = is_present(s, tau.shape).nonzero()[:rank, 0]
+        lefts.append(u[:, kept])
+        values.append(s[kept])
+        rights.append(vh[kept])
+    left, right = nearest_orthonormal(torch.cat(lefts, 1)), nearest_orthonormal(torch.cat(rights))
+    return left * torch.cat(values).mul_(scale) @ right
+
+
+def nearest_orthonormal(x: Tensor) -> Tensor:
+    """Return the nearest matrix whose rows, or columns if they are fewer, are orthonormal; of those
+    that depend on each other only the directions that they have together."""
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    kept = is_present(s, x.shape)
+    return u[:, kept] @ vh[kept]
+
+
+def is_present(s: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return which singular values of a matrix are not zero, up to rounding."""
+    return s > s[:1] * max(shape) * torch.finfo(s.dtype).eps if len(s) else s > 0
+
+
+def is_matrix(name: str, x: Tensor) -> bool:
+    """Return whether a tensor is a linear map: it has two dimensions and is no table of embeddings,
+    whose rows are looked up one by one."""
+    return x.ndim == 2 and "embed" not in name
+
+
 def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
     """Return the inner products of models, or of their task vectors, float64 [models, models]."""
     flat, dtype = [x.reshape(-1) for x in models], compute_dtype(models)
@@ -390,9 +486,11 @@ def check_option(option: Option) -> None:
         output = option.value(models, base and base["x"], MergeOptions(), 0.0)
         returned, expected = f"{len(output)} factors", f"{count} factors"
     else:
+        if option.facts["matrix"]:
+            models = [x.reshape(4, 6) for x in models]
         block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
         output = option.value(torch.stack(models), block)
-        returned, expected = f"shape {list(output.shape)}", "shape [24]"
+        returned, expected = f"shape {list(output.shape)}", f"shape {list(models[0].shape)}"
     if returned != expected or not torch.as_tensor(output).isfinite().all():
         raise CmpError(
             f"merge_rule {option.name!r}: returns {returned} for {count} models of 24 entries; "
