@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import forked
 import pytest
 import torch
 from safetensors import safe_open
@@ -24,7 +25,7 @@ from test_merging import (
 from typer.testing import CliRunner
 
 import cmp
-from cmp import cli, models
+from cmp import cli, data, evaluation, models
 from cmp.bench import merge as merge_bench
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
@@ -353,6 +354,88 @@ def test_the_benchmark_of_a_small_model(monkeypatch):
     )
     assert all(row["x the floor"] > 0 for row in report.rows)
     assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
+
+
+def test_merged_task_vectors_wait_on_the_disk(tmp_path):
+    """Models of 64 MB in tensors of 4 MB, by a rule that first needs all of them merged."""
+    if not merge_bench.anonymous_megabytes():
+        pytest.skip("the system does not say what memory a process has")
+    shape, noise = (1 << 17, 8), torch.Generator().manual_seed(0)
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path in paths:
+        save_file({str(i): torch.randn(shape, generator=noise) for i in range(16)}, path)
+    before, peak = merge_bench.anonymous_megabytes(), []
+    merging_files.merge_files(
+        "opcm", paths[:2], tmp_path / "out.safetensors", paths[2],
+        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
+    )  # fmt: skip
+    assert max(peak) < 48
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out.safetensors", *(path.name for path in paths)
+    }  # fmt: skip
+
+
+@pytest.fixture
+def shell_on_a_small_corpus(monkeypatch):
+    """`cmpt merge` whose data are a small part of the benchmark."""
+    corpus = forked.small_corpus()
+    monkeypatch.setattr(data, "load_data", lambda name: corpus)
+    return corpus
+
+
+def rows_of(output):
+    """The cells of a printed table by the text of the first column."""
+    lines = [line.strip() for line in output.splitlines()]
+    return {
+        " ".join(words[:-5]): [float(word) for word in words[-5:]]
+        for words in map(str.split, lines)
+        if len(words) > 5 and words[-1].replace(".", "").isdigit()
+    }
+
+
+def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small_corpus):
+    paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
+    before = set(tmp_path.iterdir())
+    choice = ("--try", "weight=0.9,1", "--model", "tiny")
+    result = shell("interpolation", *paths, *choice)
+    assert result.exit_code == 0, result.exception
+    rows = rows_of(result.output)
+    assert list(rows) == [paths[0].name, paths[1].name, "weight=0.9", "weight=1"]
+    assert rows["weight=1"] == rows[paths[0].name]
+    out = merged(tmp_path, "interpolation", *paths, "--weights", "0.9,0.1")
+    network = models.load_from_file("tiny", out)
+    scores = evaluation.evaluate(network, "tiny", shell_on_a_small_corpus, "validation").summary()
+    found = [rows["weight=0.9"][place] for place in (0, 2, 4)]
+    assert found == pytest.approx(list(scores.values()), abs=0.051)
+    assert set(tmp_path.iterdir()) == before | {out}
+
+
+def test_candidates_are_combined():
+    found = tools.candidate_settings(["weight=0.25,0.5", "scale=2"], 3)
+    assert found == {
+        "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
+        "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["-o FILE", "--try"]),
+        (["--try", "weight=0.5", "-o", "x"], ["-o FILE", "--try"]),
+        (["--try", "weight=0.5"], ["--model"]),
+        (["--try", "weight", "--model", "tiny"], ["--try weight", "numbers"]),
+        (["--try", "weight=0.5,x", "--model", "tiny"], ["--try weight=0.5,x", "numbers"]),
+        (["--try", "density=0.5", "--model", "tiny"], ["interpolation", "not 'density'"]),
+        (["--try", "weight=0.5", "--model", "tinny"], ["tinny"]),
+    ],
+)
+def test_candidates_that_make_no_sense_are_refused(
+    arguments, words, files, shell_on_a_small_corpus
+):
+    error = shell("interpolation", *files[:2], *arguments).exception
+    assert isinstance(error, CmpError), error
+    assert all(word in str(error) for word in words)
 
 
 def test_merged_tensors_of_files_are_those_that_merge_returns(files):
