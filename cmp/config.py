@@ -547,7 +547,7 @@ def _check_method(config: RunConfig) -> None:
     if method.has_adapters and registry.get_option("merge_policy", policy).facts["step_share"]:
         raise ValueError(
             f"merging.policy {policy!r} with method {method.name!r}: it averages weights after "
-            "steps, and an adapter's are folded in at the end of a task only"
+            "every step, and an adapter's are folded in at the end of a task only"
         )
     if method.has_adapters and method.fold and config.optimizer.carry:
         raise ValueError(

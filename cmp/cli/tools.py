@@ -77,13 +77,13 @@ def merge(
                 "beta": beta, "protect": protect}  # fmt: skip
     given = {key: value for key, value in settings.items() if value is not None}
     given |= {"weights": parse_weights(weights), "draw": (seed,)}
-    total = merged_bytes([*models, *([base] if base else [])])
     if out is None:
         if model is None:
             raise CmpError("--try: name the network of the files with --model, such as small")
         try_settings(rule, models, base, given, candidates or [], model, data, device)
         return
     shared.check_out(out)
+    total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
         merge_files(rule, models, out, base, bar.update, **given)
     typer.echo(f"{out}: {rule} of {len(models)} models")
@@ -118,6 +118,7 @@ def try_settings(
     from cmp.data import load_data
 
     option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
+    merged_bytes([*paths, *([base] if base else [])])
     for trial in trials.values():  # before anything is computed
         make_options(option, len(paths), **given | trial)
     device, corpus, rows = models.default_device(model, device), load_data(data), []
