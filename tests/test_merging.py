@@ -1030,7 +1030,19 @@ def test_facts_of_rules_and_policies():
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIR_RULES])
 def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
-    run_config = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
+    resumes_to_the_bit(
+        small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1"), tmp_path
+    )
+
+
+@pytest.mark.parametrize("policy", ["step-ema", "wsm", "wsm-last"])
+def test_a_run_that_averages_steps_resumes_to_the_bit(policy, tmp_path):
+    window = [] if policy == "step-ema" else ["merging.window=0.6"]
+    resumes_to_the_bit(small(f"merging.policy={policy}", *window, "seed=1"), tmp_path)
+
+
+def resumes_to_the_bit(run_config, tmp_path):
+    """A run is what it was without a break, from each of three places in it."""
     corpus, manager = forked.small_corpus(), MemoryManager()
     result = execute(run_config, corpus, manager=manager)
     for place in (FIRST, MIDDLE, BOUNDARY):
