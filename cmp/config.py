@@ -122,7 +122,10 @@ class Merging:
         outliers: Part of its largest entries that is dropped.
         alpha: LiNeS: factor of the first block.
         beta: LiNeS: what the factor grows by up to the last block.
+        protect: OPCM: the leading directions of earlier models that later ones may not change, as a
+            part of the sum of singular values.
         decay: Decay per step of the average of policy "step-ema".
+        window: The last part of a task, whose steps policies "wsm" and "wsm-last" average.
 
     Example:
         >>> cmp.RunConfig(merging=cmp.Merging("ema", weight=0.25)).changes()
@@ -141,7 +144,9 @@ class Merging:
     outliers: Annotated[float, Field(ge=0, lt=1)] = 0.01
     alpha: NotNegative = 0.5
     beta: NotNegative = 0.5
+    protect: Share = 0.5
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    window: Annotated[float, Field(gt=0, le=1)] = 0.25
 
     def __post_init__(self) -> None:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
@@ -151,10 +156,8 @@ class Merging:
             raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
-        if "outliers" in rule.settings and self.outliers + self.density > 1:
-            raise ValueError(
-                f"density {self.density:g} + outliers {self.outliers:g} are more than all entries"
-            )
+        if check := rule.facts["check"]:
+            check(self)
         if rule.facts["count"] and "all" in merges:
             raise ValueError(
                 f"rule {self.rule!r} takes {rule.facts['count']} models; policy {self.policy!r} "
@@ -453,9 +456,9 @@ def _check_method(config: RunConfig) -> None:
             f"method.fold false with merging.policy {policy!r}: adapters that go on fit the "
             "weights that they were trained on, not merged ones; set method.fold=true"
         )
-    if method.has_adapters and policy == "step-ema":
+    if method.has_adapters and registry.get_option("merge_policy", policy).facts["step_share"]:
         raise ValueError(
-            f"merging.policy 'step-ema' with method {method.name!r}: it averages weights after "
+            f"merging.policy {policy!r} with method {method.name!r}: it averages weights after "
             "every step, and an adapter's are folded in at the end of a task only"
         )
     if method.has_adapters and method.fold and config.optimizer.carry:

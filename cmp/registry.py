@@ -46,12 +46,15 @@ KINDS = {
     ),
     "meta_schedule": Kind("cmp.schedules", "schedule.meta", {"curve": None}),
     "merge_rule": Kind(
-        "cmp.merging.rules",
+        "cmp.merging.apply",
         "merging.rule",
-        {"linear": False, "base": False, "count": None, "trims": False, "draws": False,
-         "running": None, "idempotent": True},
+        {"linear": False, "matrix": False, "base": False, "count": None, "trims": False,
+         "draws": False, "keeps_norm": False, "running": None, "idempotent": True,
+         "check": None},
     ),
-    "merge_policy": Kind("cmp.merging.policies", "merging.policy", {"merges": ("two",)}),
+    "merge_policy": Kind(
+        "cmp.merging.policies", "merging.policy", {"merges": ("two",), "step_share": None}
+    ),
     "method": Kind("cmp.methods", "method.name", {"adapters": False, "needs_pool": False}),
     "order": Kind(
         "cmp.streams",

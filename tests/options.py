@@ -28,6 +28,8 @@ WITH = {
     "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
     "merging.reverse=true": ("merging.policy=zero-all", "merging.shares=power"),
     "merging.zero=true": ("merging.policy=zero-all",),
+    "merging.policy=wsm": ("merging.window=0.6",),  # two of three steps
+    "merging.policy=wsm-last": ("merging.window=0.6",),
 }
 """What else a choice wants."""
 

@@ -8,11 +8,16 @@ its own, from the root of a checkout:
         mergekit==0.1.5 open_clip_torch==3.3.0 peft==0.21.2 "numpy<2.4"
     peers-venv/bin/python tests/peers.py
 
+`fusion_bench` needs an older transformers than others may, so give it an environment of its own,
+with `fusion-bench==0.2.33 "transformers<5"`. The files that it uses are those of commit 54c9e8c9 of
+github.com/tanganke/fusion_bench.
+
 Arguments choose among the files: `python tests/peers.py peft mergekit`. Inputs are integers over a
 power of two, drawn by seed, so they are the same on every machine. A file's metadata names the
 versions of its libraries. `test_peers.py` imports the settings and the small modules below.
 """
 
+import copy
 import importlib.metadata
 import json
 import math
@@ -488,6 +493,65 @@ def mergekit() -> Tensors:
     return mergekit_by_tensor() | mergekit_whole() | mergekit_dare()
 
 
+# --- merging matrices: fusion_bench ----------------------------------------------------------
+
+PROTECTED = (0.5, 0.2)
+"""Parts of the sum of singular values that OPCM protects."""
+
+
+class Maps(nn.Module):
+    """Linear maps that are wide, tall and small, a normalisation and a table of embeddings."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.wide, self.tall = nn.Linear(12, 7), nn.Linear(5, 9, bias=False)
+        self.small = nn.Linear(4, 1, bias=False)
+        self.norm, self.embedding = nn.LayerNorm(6), nn.Embedding(8, 6)
+        fill(self, seed)
+
+
+def maps() -> list[Maps]:
+    """Return models, newest first, and last the one from which they were trained."""
+    return [Maps(seed) for seed in (600, 620, 640, 660)]
+
+
+class Pool:
+    """Models as fusion_bench reads them, oldest first."""
+
+    def __init__(self, models: list[Maps], base: Maps):
+        self.models = {str(number): model for number, model in enumerate(reversed(models))}
+        self.base, self.model_names = base, list(self.models)
+
+    def load_pretrained_model(self) -> Maps:
+        """Return a copy of the base."""
+        return copy.deepcopy(self.base)
+
+    def load_model(self, name: str) -> Maps:
+        """Return a copy of a model."""
+        return copy.deepcopy(self.models[name])
+
+
+def fusion_bench() -> Tensors:
+    """OPCM and TSV-Merge of three models, and of two."""
+    from fusion_bench.method.opcm.opcm_general import OPCM
+    from fusion_bench.method.task_singular_vector.utils import TSVM_utils
+
+    found, (*models, base) = {}, maps()
+    for count in (3, 2):
+        for protect in PROTECTED:
+            method = OPCM(alpha=protect, shuffle_order=False, save_on_every_step=False)
+            merged = method.run(Pool(models[:count], base)).state_dict()
+            found |= {f"opcm-{count}-{protect}/{name}": x for name, x in merged.items()}
+        start = base.state_dict()
+        taus = [{name: x - start[name] for name, x in m.state_dict().items()} for m in models]
+        for label, excluded in (("tsv", ["embedding.weight"]), ("tsv-tables", [])):
+            moved = TSVM_utils.compute_and_sum_svd_mem_reduction(
+                taus[:count], exclude_keys=excluded, accelerator=torch.device("cpu")
+            )
+            found |= {f"{label}-{count}/{name}": start[name] + x for name, x in moved.items()}
+    return found
+
+
 # --- zero-shot evaluation: CLIP_benchmark ----------------------------------------------------
 
 CLASSES, PICTURES, WIDTH, RECALLS = 7, 60, 8, (1, 5)
@@ -561,6 +625,7 @@ def clip_benchmark() -> Tensors:
 MAKERS: dict[str, tuple[Callable[[], Tensors], tuple[str, ...]]] = {
     "avalanche": (avalanche, ("avalanche-lib", "open_clip_torch")),
     "clip_benchmark": (clip_benchmark, ("clip-benchmark",)),
+    "fusion_bench": (fusion_bench, ("fusion-bench",)),
     "galore": (galore, ("galore-torch",)),
     "mergekit": (mergekit, ("mergekit",)),
     "peft": (peft, ("peft",)),

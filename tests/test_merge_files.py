@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import forked
 import pytest
 import torch
 from safetensors import safe_open
@@ -24,12 +25,12 @@ from test_merging import (
 from typer.testing import CliRunner
 
 import cmp
-from cmp import cli, models
+from cmp import cli, data, evaluation, models
 from cmp.bench import merge as merge_bench
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.merging import apply
+from cmp.merging import apply, ranks
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
 from cmp.merging.rules import MergeOptions
@@ -165,7 +166,7 @@ def test_values_are_read_as_few_times_as_there_are_passes(
         return get(file, name)
 
     monkeypatch.setattr(merging_files.TensorFile, "__getitem__", count)
-    monkeypatch.setattr(apply, "THRESHOLD_SAMPLE", 16)  # as of a large model
+    monkeypatch.setattr(ranks, "THRESHOLD_SAMPLE", 16)  # as of a large model
     cmp.merge_files(rule, [*files[:2], third], tmp_path / "out", files[2])
     assert {path for path, _ in reads} == {*files, third}
     assert set(reads.values()) == {passes}
@@ -233,9 +234,9 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
         (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["weights 1", "'ties' has none"]),
         (["slerp", "NEW"], ["1 models", "exactly 2"]),
         (["slerp", "NEW", "OLD", "--scale", "2"], ["'slerp' takes weights, not 'scale'"]),
-        (["ties", "NEW", "--base", "BASE", "--density", "0"], ["merging.density", "found 0.0"]),
-        (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["merging.scale", "found nan"]),
-        (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["merging.alpha", "found -1.0"]),
+        (["ties", "NEW", "--base", "BASE", "--density", "0"], ["density", "found 0.0"]),
+        (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["scale", "found nan"]),
+        (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["alpha", "found -1.0"]),
         (
             ["breadcrumbs", "NEW", "--base", "BASE", "--outliers", "0.8"],
             ["outliers 0.8", "density 0.3"],
@@ -283,8 +284,8 @@ def test_killed_while_it_writes(files, tmp_path):
     out.write_bytes(b"as it was")
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import files\n"
-        "def slow(*arguments, plain=files.iter_merged):\n"
-        "    for named_tensor in plain(*arguments):\n"
+        "def slow(*arguments, plain=files.iter_merged, **others):\n"
+        "    for named_tensor in plain(*arguments, **others):\n"
         "        yield named_tensor\n"
         "        print('written', flush=True); time.sleep(60)\n"
         "files.iter_merged = slow\n"
@@ -353,6 +354,88 @@ def test_the_benchmark_of_a_small_model(monkeypatch):
     )
     assert all(row["x the floor"] > 0 for row in report.rows)
     assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
+
+
+def test_merged_task_vectors_wait_on_the_disk(tmp_path):
+    """Models of 64 MB in tensors of 4 MB, by a rule that first needs all of them merged."""
+    if not merge_bench.anonymous_megabytes():
+        pytest.skip("the system does not say what memory a process has")
+    shape, noise = (1 << 17, 8), torch.Generator().manual_seed(0)
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path in paths:
+        save_file({str(i): torch.randn(shape, generator=noise) for i in range(16)}, path)
+    before, peak = merge_bench.anonymous_megabytes(), []
+    merging_files.merge_files(
+        "opcm", paths[:2], tmp_path / "out.safetensors", paths[2],
+        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
+    )  # fmt: skip
+    assert max(peak) < 48
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "out.safetensors", *(path.name for path in paths)
+    }  # fmt: skip
+
+
+@pytest.fixture
+def shell_on_a_small_corpus(monkeypatch):
+    """`cmpt merge` whose data are a small part of the benchmark."""
+    corpus = forked.small_corpus()
+    monkeypatch.setattr(data, "load_data", lambda name: corpus)
+    return corpus
+
+
+def rows_of(output):
+    """The cells of a printed table by the text of the first column."""
+    lines = [line.strip() for line in output.splitlines()]
+    return {
+        " ".join(words[:-5]): [float(word) for word in words[-5:]]
+        for words in map(str.split, lines)
+        if len(words) > 5 and words[-1].replace(".", "").isdigit()
+    }
+
+
+def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small_corpus):
+    paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
+    before = set(tmp_path.iterdir())
+    choice = ("--try", "weight=0.9,1", "--model", "tiny")
+    result = shell("interpolation", *paths, *choice)
+    assert result.exit_code == 0, result.exception
+    rows = rows_of(result.output)
+    assert list(rows) == [paths[0].name, paths[1].name, "weight=0.9", "weight=1"]
+    assert rows["weight=1"] == rows[paths[0].name]
+    out = merged(tmp_path, "interpolation", *paths, "--weights", "0.9,0.1")
+    network = models.load_from_file("tiny", out)
+    scores = evaluation.evaluate(network, "tiny", shell_on_a_small_corpus, "validation").summary()
+    found = [rows["weight=0.9"][place] for place in (0, 2, 4)]
+    assert found == pytest.approx(list(scores.values()), abs=0.051)
+    assert set(tmp_path.iterdir()) == before | {out}
+
+
+def test_candidates_are_combined():
+    found = tools.candidate_settings(["weight=0.25,0.5", "scale=2"], 3)
+    assert found == {
+        "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
+        "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["-o FILE", "--try"]),
+        (["--try", "weight=0.5", "-o", "x"], ["-o FILE", "--try"]),
+        (["--try", "weight=0.5"], ["--model"]),
+        (["--try", "weight", "--model", "tiny"], ["--try weight", "numbers"]),
+        (["--try", "weight=0.5,x", "--model", "tiny"], ["--try weight=0.5,x", "numbers"]),
+        (["--try", "density=0.5", "--model", "tiny"], ["interpolation", "not 'density'"]),
+        (["--try", "weight=0.5", "--model", "tinny"], ["tinny"]),
+    ],
+)
+def test_candidates_that_make_no_sense_are_refused(
+    arguments, words, files, shell_on_a_small_corpus
+):
+    error = shell("interpolation", *files[:2], *arguments).exception
+    assert isinstance(error, CmpError), error
+    assert all(word in str(error) for word in words)
 
 
 def test_merged_tensors_of_files_are_those_that_merge_returns(files):

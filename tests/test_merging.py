@@ -18,14 +18,15 @@ from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
 from cmp import config, models, registry
-from cmp.config import Merging
+from cmp.config import Merging, Schedule
 from cmp.errors import CmpError
-from cmp.merging import apply, policies, rules
+from cmp.merging import apply, policies, ranks, rules
 from cmp.merging.apply import merge
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
 from cmp.runs import checkpoints
 from cmp.runs.runner import Observer, execute
+from cmp.schedules import learning_rate
 from cmp.seeds import torch_generator
 
 RULES = registry.option_names("merge_rule")
@@ -168,6 +169,61 @@ def total_reference(tuned, base, options):
     return flat(base) + (options.scale or 1 / len(tuned)) * vectors(tuned, base).sum(0)
 
 
+def matrix_reference(on_matrix, otherwise):
+    """Task vectors merged tensor by tensor in fp64, those with two dimensions in a way of their
+    own; no name here says that it is a table of embeddings."""
+
+    def merged_vector(tuned, base, options):
+        merged = []
+        for name, x in base.items():
+            taus = [(model[name] - x).double() for model in tuned]
+            merged.append((on_matrix if x.ndim == 2 else otherwise)(taus, options).reshape(-1))
+        return torch.cat(merged)
+
+    return merged_vector
+
+
+def opcm_matrix(taus, options):
+    """As in the paper, with all of U and V."""
+    merged = taus[-1]
+    for tau in taus[-2::-1]:
+        u, s, vh = torch.linalg.svd(merged)
+        split = int((s.cumsum(0) / s.sum() <= options.protect).sum())
+        seen = u.T @ tau @ vh.T
+        seen.fill_diagonal_(0)
+        seen[:split, :split] = 0
+        merged = merged + u @ seen @ vh
+    return merged
+
+
+def opcm_reference(tuned, base, options):
+    merged = matrix_reference(opcm_matrix, lambda taus, _: sum(taus))(tuned, base, options)
+    mean = vectors(tuned, base).norm(dim=1).mean()
+    return flat(base) + ((options.scale or 1) * mean / merged.norm() * merged).float()
+
+
+def tsv_matrix(taus, options):
+    rank = min(taus[0].shape) // len(taus)
+    if not rank:
+        return sum(taus) / len(taus)
+    parts = [torch.linalg.svd(tau, full_matrices=False) for tau in taus]
+    left, s, right = (
+        torch.cat([u[:, :rank] for u, _, _ in parts], 1),
+        torch.cat([s[:rank] for _, s, _ in parts]),
+        torch.cat([vh[:rank] for _, _, vh in parts]),
+    )
+    near = [
+        u @ vh for u, _, vh in (torch.linalg.svd(x, full_matrices=False) for x in (left, right))
+    ]
+    return near[0] @ s.diag() @ near[1]
+
+
+def tsv_reference(tuned, base, options):
+    mean = lambda taus, _: sum(taus) / len(taus)  # noqa: E731
+    merged = matrix_reference(tsv_matrix, mean)(tuned, base, options)
+    return flat(base) + (options.scale or 1) * merged.float()
+
+
 REFERENCES = {
     "interpolation": lambda tuned, base, options: sum(
         w * flat(m) for w, m in zip(options.weights or [1 / len(tuned)] * len(tuned), tuned,
@@ -200,6 +256,8 @@ REFERENCES = {
     "breadcrumbs-ties": lambda tuned, base, options: flat(base) + (
         options.scale or 1
     ) * elect_reference(trim_reference(vectors(tuned, base), options.density, options.outliers)),
+    "opcm": opcm_reference,
+    "tsv": tsv_reference,
 }  # fmt: skip
 
 
@@ -224,7 +282,7 @@ def test_blocks_are_seamless(rule, monkeypatch):
     tuned, base = several(2, 5)
     merged = merge(rule, tuned, base_for(rule, base))
     monkeypatch.setattr(apply, "BLOCK_SIZES", {"linear": 4, "entries": 4})
-    monkeypatch.setattr(apply, "THRESHOLD_BLOCK", 4)
+    monkeypatch.setattr(ranks, "THRESHOLD_BLOCK", 4)
     monkeypatch.setattr(rules, "PRODUCT_BLOCK", 4)
     blocked = merge(rule, tuned, base_for(rule, base))
     if rule in DRAWING_RULES:
@@ -375,12 +433,12 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     }[kind]
     model = {str(i): torch.tensor(draw(n), dtype=torch.float32) for i, n in enumerate(sizes)}
     base = {name: torch.zeros_like(x) for name, x in model.items()}
-    kept, old = flat(model).abs(), apply.THRESHOLD_SAMPLE
+    kept, old = flat(model).abs(), ranks.THRESHOLD_SAMPLE
     try:
-        apply.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
-        [(below, most)] = apply.magnitude_thresholds([model], base, list(model), density)
+        ranks.THRESHOLD_SAMPLE = 16  # a small sample, as of a large model
+        [(below, most)] = ranks.magnitude_thresholds([model], base, model, density)
     finally:
-        apply.THRESHOLD_SAMPLE = old
+        ranks.THRESHOLD_SAMPLE = old
     rank = len(kept) - max(1, round(density * len(kept)))
     assert most == math.inf
     if rank == 0:
@@ -395,7 +453,7 @@ def test_a_sample_that_misleads_costs_time_but_no_truth():
     values = np.arange(1000, dtype=np.float32)
     for sample in (np.zeros(50), np.full(50, 5000.0), np.full(50, 400.0), np.array([1.0, 2.0])):
         for rank in (0, 399, 400, 401, 999):
-            entries = apply.select_ranks(
+            entries = ranks.select_ranks(
                 lambda: ((n, x) for x in np.split(values, 10) for n in (0, 1)),
                 [rank, 7], 1000, [sample.astype(np.float32), values],
             )  # fmt: skip
@@ -414,12 +472,12 @@ class Elsewhere(torch.Tensor):
 @pytest.mark.parametrize(("density", "outliers"), [(0.2, 0.0), (0.3, 0.01), (0.01, 0.5)])
 def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monkeypatch):
     model, base = ({"x": weights(seed, {"x": (9999,)})["x"].to(dtype)} for seed in (0, 1))
-    expected = apply.magnitude_thresholds([model], base, ["x"], density, outliers)
+    expected = ranks.magnitude_thresholds([model], base, model, density, outliers)
+    tau = model["x"].to(rules.compute_dtype([base["x"]])) - base["x"]
     model["x"] = model["x"].as_subclass(Elsewhere)
-    monkeypatch.setattr(apply, "_magnitudes", lambda name, one, other: iter(
-        (one.as_subclass(torch.Tensor).to(rules.compute_dtype([one])) - other).abs().split(4096)
-    ))  # fmt: skip
-    assert apply.magnitude_thresholds([model], base, ["x"], density, outliers) == expected
+    blocks = [(0, block) for block in tau.abs().split(4096)]
+    monkeypatch.setattr(ranks, "iter_magnitudes", lambda *arguments: iter(blocks))
+    assert ranks.magnitude_thresholds([model], base, model, density, outliers) == expected
 
 
 def test_breadcrumbs_drop_both_ends():
@@ -530,6 +588,116 @@ def test_doubles_are_merged_as_doubles():
     pair = [{"x": torch.tensor([1 + 2e-12], dtype=torch.float64)},
             {"x": torch.tensor([1.0], dtype=torch.float64)}]  # fmt: skip
     assert merge("interpolation", pair)["x"].item() == 1 + 1e-12
+
+
+# Rules on matrices.
+
+MATRIX_RULES = registry.option_names("merge_rule", matrix=True)
+MATRICES = {"wide": (6, 9), "tall": (11, 4), "token_embedding.weight": (12, 3)}
+
+
+def drawn(count, seed, shapes=None):
+    """Models that are one apart from a base of zeros."""
+    base = {name: torch.zeros(shape) for name, shape in (shapes or MATRICES).items()}
+    return [weights(seed + number, base_shapes(base)) for number in range(count)], base
+
+
+def base_shapes(model):
+    return {name: tuple(x.shape) for name, x in model.items()}
+
+
+@pytest.mark.parametrize("rule", MATRIX_RULES)
+@given(SEEDS, st.floats(0.01, 100))
+@settings(max_examples=10)
+def test_a_rule_on_matrices_scales_with_the_task_vectors(rule, seed, factor):
+    tuned, base = drawn(3, seed)
+    larger = [{name: factor * x for name, x in model.items()} for model in tuned]
+    merged = merge(rule, tuned, base)
+    expected = {name: factor * x for name, x in merged.items()}
+    close(merge(rule, larger, base), expected, rtol=1e-3, atol=1e-3 * factor)
+    twice = {name: 2 * x for name, x in merged.items()}
+    close(merge(rule, tuned, base, scale=2.0), twice)
+
+
+@pytest.mark.parametrize("rule", MATRIX_RULES)
+@given(SEEDS)
+@settings(max_examples=10)
+def test_one_model_comes_back_from_a_rule_on_matrices(rule, seed):
+    tuned, base = drawn(1, seed, SHAPES)
+    close(merge(rule, tuned, base), tuned[0])
+
+
+@given(SEEDS, st.permutations(range(3)))
+@settings(max_examples=10)
+def test_tsv_knows_no_order_and_opcm_does(seed, order):
+    tuned, base = drawn(3, seed)
+    turned = [tuned[place] for place in order]
+    close(merge("tsv", turned, base), merge("tsv", tuned, base), rtol=1e-3, atol=1e-4)
+    one, other = (merge("opcm", models_, base) for models_ in (tuned, turned))
+    same_matrices = all(torch.allclose(one[n], other[n], rtol=1e-3) for n in ("wide", "tall"))
+    assert same_matrices == (list(order) == [0, 1, 2])
+
+
+@given(SEEDS, st.integers(2, 4))
+@settings(max_examples=10)
+def test_equal_models_merge_into_their_leading_part(seed, count):
+    """By TSV, the best approximation of as many directions as each model may bring; by OPCM, whose
+    later models bring nothing new to a matrix, themselves."""
+    [model], base = drawn(1, seed, {"wide": (6, 9), "tall": (11, 4)})
+    close(merge("opcm", [model] * count, base), model, rtol=1e-3, atol=1e-4)
+    merged = merge("tsv", [model] * count, base)
+    for name, x in model.items():
+        u, s, vh = torch.linalg.svd(x, full_matrices=False)
+        rank = min(x.shape) // count
+        torch.testing.assert_close(
+            merged[name], u[:, :rank] * s[:rank] @ vh[:rank], rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("protect", [0.0, 0.5, 1.0])
+def test_opcm_protects_what_the_older_model_knows(protect):
+    """The newer model adds nothing between the protected directions, and keeps the rest."""
+    (newer, older), base = drawn(2, 3, {"wide": (6, 9)})
+    merged = merge("opcm", [newer, older], base, protect=protect)["wide"]
+    u, s, vh = torch.linalg.svd(older["wide"], full_matrices=False)
+    inside = u.T @ merged @ vh.T
+    scale = inside[0, 0] / s[0]
+    added = inside / scale - s.diag()
+    first = int((s.cumsum(0) <= protect * s.sum() * (1 + 1e-6)).sum())
+    assert first == {0.0: 0, 0.5: 1, 1.0: 6}[protect]
+    theirs = u.T @ newer["wide"] @ vh.T
+    theirs[:first, :first] = 0
+    torch.testing.assert_close(added, theirs.fill_diagonal_(0), rtol=1e-3, atol=1e-4)
+    mean = (newer["wide"].norm() + older["wide"].norm()) / 2
+    assert merged.norm().item() == pytest.approx(mean.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", MATRIX_RULES)
+def test_what_is_no_matrix_falls_back(rule):
+    """Vectors, convolutions and tables of embeddings are added by OPCM and averaged by TSV, and so
+    is a matrix that is too small to share."""
+    shapes = {"vector": (5,), "conv": (4, 3, 2), "pos_embed": (6, 5), "number": ()}
+    tuned, base = drawn(3, 7, shapes)
+    merged = merge(rule, tuned, base)
+    added = {name: sum(model[name] for model in tuned) for name in base}
+    ratio = merged["number"] / added["number"]
+    close(merged, {name: ratio * x for name, x in added.items()}, rtol=1e-3)
+    if rule == "tsv":
+        assert ratio.item() == pytest.approx(1 / 3)
+        thin, zero = drawn(3, 7, {"thin": (2, 9)})
+        close(merge(rule, thin, zero), merge("task-arithmetic", thin, zero))
+
+
+@pytest.mark.parametrize("rule", MATRIX_RULES)
+def test_directions_that_do_not_exist_play_no_part(rule):
+    """Models of low rank, one of which did not move: nothing depends on what a decomposition puts
+    where a singular value is zero."""
+    left, right = weights(1, {"x": (8, 2)})["x"], weights(2, {"x": (2, 7)})["x"]
+    low, zero = {"x": left @ right}, {"x": torch.zeros(8, 7)}
+    merged = merge(rule, [low, zero], zero)["x"]
+    assert torch.linalg.matrix_rank(merged, atol=1e-4) <= 2
+    scale = merged.norm() / low["x"].norm()
+    torch.testing.assert_close(merged, scale * low["x"], rtol=1e-3, atol=1e-4)
 
 
 # What is refused.
@@ -644,6 +812,8 @@ def test_a_setting_that_a_rule_does_not_read_is_refused(rule, settings_, words):
         ({"policy": "ema", "shares": "log"}, ["shares", "'ema' has none", "zero-all"]),
         ({"policy": "ema", "zero": True}, ["zero", "'ema' has none"]),
         ({"policy": "ema", "decay": 0.9}, ["decay", "step-ema"]),
+        ({"policy": "step-ema", "window": 0.9}, ["window", "'step-ema' has none", "wsm"]),
+        ({"policy": "ema", "rule": "tsv", "protect": 0.9}, ["protect", "'tsv' has none", "opcm"]),
         ({"policy": "zero-all", "weight": 0.3}, ["weight 0.3", "newest"]),
         ({"policy": "zero-all", "power": 2.0}, ["power 2", "shares 'power'"]),
         ({"policy": "zero-all", "shares": "power", "power": 1000}, ["merging.power", "100"]),
@@ -685,7 +855,7 @@ def stream(merging, tasks=3, seed=0):
     memory, start = {"zero": weights(100)}, weights(100)
     for task in range(1, tasks + 1):
         trained = {n: x + 0.1 * weights(task)[n] for n, x in start.items()}
-        if merging.policy == "step-ema":
+        if registry.get_option("merge_policy", merging.policy).facts["step_share"]:
             memory = memory | {"average": weights(50 + task)}
         memory, start, deployed = apply_policy(TaskEnd(merging, memory, trained, task, seed))
         yield memory, start, deployed, trained
@@ -698,7 +868,7 @@ def test_every_policy_and_rule_go_on_from_what_was_saved(policy, rule, tmp_path)
     assert identical(ends[0][0]["zero"], weights(100))
     assert identical(ends[2][0]["zero"], weights(100))
     saved, trained = copy.deepcopy(ends[1][0]), copy.deepcopy(ends[2][3])
-    if policy == "step-ema":
+    if registry.get_option("merge_policy", policy).facts["step_share"]:
         saved["average"] = weights(53)
     memory, start, deployed = apply_policy(TaskEnd(merging, saved, trained, 3, 0))
     assert identical(start, ends[2][1]) and identical(deployed, ends[2][2])
@@ -795,6 +965,7 @@ TABLE = {
     "last-all": ("last", "all"), "last-unrolled": ("last", "unrolled"),
     "unrolled-all": ("unrolled", "all"), "unrolled-last": ("unrolled", "last"),
     "zero-unrolled": ("zero", "unrolled"), "step-ema": ("steps", "steps"),
+    "wsm": ("steps", "steps"), "wsm-last": ("last", "steps"),
 }  # fmt: skip
 """By policy: where training goes on, and what is deployed (spec 4)."""
 
@@ -836,6 +1007,8 @@ def test_facts_of_rules_and_policies():
         (["slerp"], {"count": 2}),
         (trimming, {"trims": True}),
         (["random", "dare", "dare-ties"], {"draws": True}),
+        (["opcm", "tsv"], {"matrix": True}),
+        (["opcm"], {"keeps_norm": True}),
         (sums, {"running": "sum"}),
         (["magmax"], {"running": "maximum"}),
     ):
@@ -848,6 +1021,7 @@ def test_facts_of_rules_and_policies():
         "outliers": {"breadcrumbs", "breadcrumbs-ties"},
         "alpha": {"lines"},
         "beta": {"lines"},
+        "protect": {"opcm"},
     }.items():
         assert own & set(registry.option_names("merge_rule", key)) == own & expected, key
 
@@ -857,7 +1031,19 @@ def test_facts_of_rules_and_policies():
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIR_RULES])
 def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
-    run_config = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
+    resumes_to_the_bit(
+        small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1"), tmp_path
+    )
+
+
+@pytest.mark.parametrize("policy", ["step-ema", "wsm", "wsm-last"])
+def test_a_run_that_averages_steps_resumes_to_the_bit(policy, tmp_path):
+    window = [] if policy == "step-ema" else ["merging.window=0.6"]
+    resumes_to_the_bit(small(f"merging.policy={policy}", *window, "seed=1"), tmp_path)
+
+
+def resumes_to_the_bit(run_config, tmp_path):
+    """A run is what it was without a break, from each of three places in it."""
     corpus, manager = forked.small_corpus(), MemoryManager()
     result = execute(run_config, corpus, manager=manager)
     for place in (FIRST, MIDDLE, BOUNDARY):
@@ -886,6 +1072,43 @@ def test_a_per_step_average_is_its_recurrence(corpus):
     kept = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "merging/average/")
     assert identical(loaded, kept)  # the next task starts from the average
     assert not identical(loaded, seen[2])
+
+
+@pytest.mark.parametrize("policy", ["wsm", "wsm-last"])
+def test_merging_the_last_steps_stands_in_for_their_decay(policy, corpus):
+    """The mean of the last weights deploys, and training goes on from it or from the last."""
+    run_config = small(f"merging.policy={policy}", "merging.window=0.6", "training.steps=5")
+    ends = []
+
+    def step(task, number, result, network):
+        if number >= 2:  # three of five steps
+            ends.append((task, copy.deepcopy(network.state_dict())))
+
+    manager = MemoryManager()
+    result = execute(run_config, corpus, Observer(step), manager=manager)
+    for task, model in ((0, None), (1, result.model)):
+        last = [each for at, each in ends if at == task]
+        mean = {name: sum(each[name] for each in last) / 3 for name in last[0]}
+        if model is None:
+            loaded = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "weights/")
+            kept = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "merging/average/")
+            close(kept, mean, rtol=1e-4, atol=1e-6)
+            assert identical(loaded, kept if policy == "wsm" else last[-1])
+        else:
+            close(dict(models.split_attention(model).state_dict()), mean, rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 12), st.floats(0.05, 1), SEEDS)
+def test_a_mean_of_last_steps_is_a_decay_along_a_line(steps, window, seed):
+    """What each update enters with is the rate of schedule "wsd" with as long a cooldown."""
+    merging, moves = Merging("wsm", window=window), weights(seed, {"x": (steps, 3)})["x"].double()
+    memory, path = {"zero": {"x": torch.zeros(3).double()}}, moves.cumsum(0)
+    for step in range(steps):
+        policies.update_step_average(merging, memory, lambda s=step: {"x": path[s]}, step, steps)
+    curve = Schedule("wsd", peak=1.0, warmup=0.0, cooldown=window)
+    rates = [learning_rate(curve, steps, 0, step) for step in range(steps)]
+    decayed = (torch.tensor(rates).double()[:, None] * moves).sum(0)
+    torch.testing.assert_close(memory["average"]["x"], decayed, rtol=1e-4, atol=1e-6)
 
 
 def test_a_policy_merges_on_the_device_one_tensor_at_a_time(monkeypatch):

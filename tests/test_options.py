@@ -119,7 +119,7 @@ def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
     merging, zero = Merging(policy=policy), weights(0)
     memory, kept = {"zero": zero}, copy.deepcopy(zero)
     for task in range(3):
-        if policy == "step-ema":
+        if registry.get_option("merge_policy", policy).facts["step_share"]:
             memory["average"] = weights(9)
         memory, start, deployed = apply_policy(
             TaskEnd(merging, memory, weights(task + 1), task + 1, 0)

@@ -564,6 +564,41 @@ def test_recall_at_any_k_is_clip_benchmarks():
             assert hits.mean() == pytest.approx(recall, rel=TOLERANCE)
 
 
+# --- merging matrices: fusion_bench ----------------------------------------------------------
+
+
+def map_weights(count):
+    """Models, newest first, and their base."""
+    *models_, base = (dict(model.state_dict()) for model in peers.maps())
+    return models_[:count], base
+
+
+@pytest.mark.parametrize("protect", peers.PROTECTED)
+@pytest.mark.parametrize("count", [3, 2])
+def test_opcm_is_fusion_benchs(count, protect):
+    tuned, base = map_weights(count)
+    theirs = below(load("fusion_bench"), f"opcm-{count}-{protect}")
+    assert_agree(merge("opcm", tuned, base, protect=protect), theirs)
+    assert distance(merge("opcm", tuned, base, protect=0.9), theirs) > TOLERANCE
+    assert distance(merge("opcm", tuned[::-1], base, protect=protect), theirs) > TOLERANCE
+
+
+@pytest.mark.parametrize("count", [3, 2])
+def test_tsv_is_fusion_benchs_but_for_small_matrices_and_tables_of_embeddings(count):
+    """Upstream leaves matrices with fewer rows than models where they were, and averages embeddings
+    only where it is told to."""
+    tuned, base = map_weights(count)
+    merged, theirs = merge("tsv", tuned, base), below(load("fusion_bench"), f"tsv-{count}")
+    small = "small.weight"
+    assert torch.equal(theirs.pop(small), base[small])
+    assert_agree(merged.pop(small), sum(model[small] for model in tuned) / count)
+    assert_agree(merged, theirs)
+    table = load("fusion_bench")[f"tsv-tables-{count}/embedding.weight"]
+    assert distance(merged["embedding.weight"], table) > TOLERANCE
+    renamed = [{"table.weight": model["embedding.weight"]} for model in [*tuned, base]]
+    assert_agree(merge("tsv", renamed[:-1], renamed[-1])["table.weight"], table)
+
+
 # --- the files and the page ------------------------------------------------------------------
 
 

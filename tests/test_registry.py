@@ -16,6 +16,7 @@ from cmp import config, data, registry
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import forecast
+from cmp.merging.apply import merge
 from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 from cmp.runs import identity
@@ -300,6 +301,24 @@ def test_a_merge_rule_must_give_one_entry_per_entry():
     few = lambda models, base, options, depth: [1.0]  # noqa: E731
     refuse("merge_rule", few, "returns 1 factors for 3 models.*expected 3 factors", linear=True)
     refuse("merge_rule", few, "returns 1 factors for 2.*expected 2", linear=True, count=2)
+
+
+def test_a_merge_rule_may_ask_for_whole_matrices():
+    shapes = []
+
+    def turned(entries, block):
+        shapes.append(entries.shape[1:])
+        return entries.mean(0)
+
+    flat = lambda entries, block: entries.mean(0).reshape(-1)  # noqa: E731
+    refuse("merge_rule", flat, r"returns shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
+    refuse("merge_rule", turned, "needs base=True and matrix=True", keeps_norm=True)
+    refuse("merge_rule", turned, "declare one of them", matrix=True, linear=True)
+    register("merge_rule", "mine", matrix=True)(turned)
+    models = [{"x": torch.full((2, 5), value), "s": torch.tensor(value)} for value in (1.0, 3.0)]
+    merged = merge("mine", models)
+    assert merged["x"].tolist() == [[2.0] * 5] * 2 and merged["s"].item() == 2
+    assert shapes[-2:] == [(2, 5), ()]
 
 
 def test_a_merge_rule_must_leave_equal_models_alone_or_say_that_it_does_not():

@@ -147,7 +147,9 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "merging.outliers": [0.1, "merging.policy=ema", "merging.rule=breadcrumbs"],
         "merging.alpha": [0.1, "merging.policy=ema", "merging.rule=lines"],
         "merging.beta": [0.1, "merging.policy=ema", "merging.rule=lines"],
+        "merging.protect": [0.1, "merging.policy=ema", "merging.rule=opcm"],
         "merging.decay": [0.9, "merging.policy=step-ema"],
+        "merging.window": [0.6, "merging.policy=wsm"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
     for method in registry.option_names("method"):

@@ -97,13 +97,14 @@ def test_what_is_scored_and_kept_is_the_deployed_model():
 
 @pytest.mark.parametrize("rule", registry.option_names("merge_rule"))
 def test_a_merge_enters_three_files(rule):
-    """A rule that draws at random also enters the file of named seeds."""
+    """A rule that draws at random also enters the file of named seeds, one that trims that of
+    ranks."""
     facts = registry.get_option("merge_rule", rule).facts
     models = [{"a.0.weight": torch.randn(8, 8)} for _ in range(facts["count"] or 3)]
     base = {"a.0.weight": torch.randn(8, 8)} if facts["base"] else None
     files = files_entered(lambda: merging.apply.merge(rule, models, base))
     assert "merging/apply.py" in files
-    assert len(files) <= 3 + facts["draws"], files
+    assert len(files) <= 3 + facts["draws"] + facts["trims"], files
 
 
 @pytest.fixture

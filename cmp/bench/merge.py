@@ -23,7 +23,7 @@ from cmp.data import Corpus
 from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.policies import update_step_average
-from cmp.merging.rules import MergeOptions, Weights
+from cmp.merging.rules import MergeOptions, Weights, make_options
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
@@ -84,7 +84,8 @@ def merge_finite(
     **settings: Any,
 ) -> Weights:
     """Merge weights that are known to be finite, as a run does after it has checked them."""
-    option, options = get_option("merge_rule", rule), apply.parse_options(rule, **settings)
+    option = get_option("merge_rule", rule)
+    options = make_options(option, len(models), **settings)
     return dict(apply.iter_merged(option, models, base, options, out, finite=True))
 
 
@@ -100,7 +101,7 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
         ),
         "mean of 5": Operation(lambda: merge_finite("interpolation", tuned, **into), 6, 1.2),
         "EMA, a step": Operation(
-            lambda: update_step_average(section, memory, lambda: tuned[0]), 3, 1.3
+            lambda: update_step_average(section, memory, lambda: tuned[0], 0, 1), 3, 1.3
         ),
         "slerp of 2": Operation(lambda: merge_finite("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(
@@ -169,7 +170,8 @@ def from_files(tuned: list[Weights], rounds: int) -> tuple[str, list[dict[str, A
                     stack.enter_context(merging_files.open_tensors(paths[number % len(paths)]))
                     for number in range(STREAMED)
                 ]
-                for _ in apply.iter_merged(rule, files, None, MergeOptions()):
+                shapes = files[0].outline
+                for _ in apply.iter_merged(rule, files, None, MergeOptions(), outline=shapes):
                     peak[0] = max(peak[0], anonymous_megabytes() - before)
 
         name = f"mean of {STREAMED}, from files"

@@ -1,7 +1,10 @@
 """`cmpt merge`, `plan`, `doctor`, `pretrain` and `bench`: tools around a run."""
 
+import itertools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -10,13 +13,15 @@ from tqdm import tqdm
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.merging.files import merge_files
+from cmp.merging.rules import make_options
 from cmp.project import build_folder
+from cmp.registry import get_option
 
 
 def merge(
     rule: str,
     models: list[Path],
-    out: shared.OutFile,
+    out: Annotated[Path | None, typer.Option("--out", "-o")] = None,
     base: Path | None = None,
     weights: str | None = None,
     scale: float | None = None,
@@ -24,16 +29,24 @@ def merge(
     outliers: float | None = None,
     alpha: float | None = None,
     beta: float | None = None,
+    protect: float | None = None,
     seed: shared.NotNegative = 0,
+    candidates: Annotated[list[str] | None, typer.Option("--try", metavar="KEY=VALUE,...")] = None,
+    model: str | None = None,
+    data: str = "embedded",
     threads: shared.Threads = 1,
+    device: str | None = None,
 ) -> None:
     """Merge safetensors files into one, tensor by tensor.
 
-    The metadata of the new file name the files that it was merged from.
+    The metadata of the new file name the files that it was merged from. With --try, nothing is
+    written: the merge is made with each value, and scored on the validation images of --data.
 
     Args:
         rule: Merge rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random,
-            ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, or a rule of a plugin.
+            ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, opcm, tsv, or a rule of a plugin.
+            opcm decomposes each matrix once per model, tsv once more: of two ViT-B/16, about a
+            minute or two on one core; all others take seconds.
         models: Safetensors files to merge, newest first.
         out: File to write.
         base: Weights from which the models were trained, for rules on task vectors.
@@ -43,21 +56,129 @@ def merge(
         outliers: Fraction of the largest entries to drop, 0 to 1. Default: 0.01.
         alpha: Factor of the first block, for rule lines. Default: 0.5.
         beta: Increase of the factor from the first to the last block, for rule lines. Default: 0.5.
+        protect: Leading directions of earlier models that later ones may not change, for rule opcm,
+            as a fraction of the sum of singular values. Default: 0.5.
         seed: Seed of rules that draw at random.
+        candidates: Values of a setting to compare, such as density=0.1,0.3, or
+            weight=0.1,0.25,0.5 for the weight of the newest model; repeat for combinations.
+        model: Network of the files, for --try: an embedded model, or any model of open_clip.
+        data: Data to score on, for --try: embedded, fomo, or a folder of manifests.
+        device: Device for scoring: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
     """
-    shared.check_out(out)
+    if bool(candidates) == bool(out):
+        raise CmpError(
+            "give either -o FILE, to write a merge, or --try KEY=VALUES, to compare some"
+        )
     torch.set_num_threads(threads)
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
-                "beta": beta}  # fmt: skip
+                "beta": beta, "protect": protect}  # fmt: skip
     given = {key: value for key, value in settings.items() if value is not None}
-    numbers = parse_weights(weights)
+    given |= {"weights": parse_weights(weights), "draw": (seed,)}
+    if out is None:
+        if model is None:
+            raise CmpError("--try: name the network of the files with --model, such as small")
+        try_settings(rule, models, base, given, candidates or [], model, data, device)
+        return
+    shared.check_out(out)
     total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
-        merge_files(rule, models, out, base, bar.update, weights=numbers, draw=(seed,), **given)
+        merge_files(rule, models, out, base, bar.update, **given)
     typer.echo(f"{out}: {rule} of {len(models)} models")
+
+
+def try_settings(
+    rule: str,
+    paths: Sequence[Path],
+    base: Path | None,
+    given: dict[str, Any],
+    candidates: Sequence[str],
+    model: str,
+    data: str,
+    device: str | None,
+) -> None:
+    """Score merges with each combination of some settings on validation images, in a table.
+
+    Args:
+        rule: The rule.
+        paths: The files to merge, newest first, which are scored, too.
+        base: Weights from which they were trained.
+        given: Settings that all merges share.
+        candidates: Values to compare, "key=value,value", of one key each.
+        model: The network of the files.
+        data: The data to score on.
+        device: Where to score.
+
+    Raises:
+        CmpError: A candidate cannot be read, or the rule does not take it.
+    """
+    from cmp import evaluation, models
+    from cmp.data import load_data
+
+    option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
+    merged_bytes([*paths, *([base] if base else [])])
+    for trial in trials.values():  # before anything is computed
+        make_options(option, len(paths), **given | trial)
+    device, corpus, rows = models.default_device(model, device), load_data(data), []
+
+    def score(label: str, path: Path) -> None:
+        network = models.load_from_file(model, path).to(device)
+        scores = evaluation.evaluate(network, model, corpus, "validation")
+        summary = scores.summary()
+        cells = [
+            shared.score_text(value)
+            for key in evaluation.ROLES
+            for value in (
+                (summary[key], scores.aggregate(key)[1]) if key in summary else (None,) * 2
+            )
+        ]
+        rows.append((label, *cells, shared.score_text(summary.get("GM"))))
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(paths) + len(trials), desc=rule, disable=None) as bar,
+    ):
+        for path in paths:
+            score(path.name, path)
+            bar.update()
+        for label, trial in trials.items():
+            merged = Path(folder) / "merged.safetensors"
+            merge_files(rule, paths, merged, base, **given | trial)
+            score(label, merged)
+            bar.update()
+    columns = [rule, *(column for key in evaluation.ROLES for column in (key, "s.e.")), "GM"]
+    shared.print_table(columns, rows, f"{model}, validation, in per cent")
+
+
+def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of each combination of candidates, by what a table calls it.
+
+    Args:
+        candidates: "key=value,value" of one key each; "weight" is the newest model's, and the
+            others share the rest.
+        count: How many models are merged.
+
+    Raises:
+        CmpError: A candidate is not of this form.
+    """
+    choices = []
+    for text in candidates:
+        key, _, values = text.partition("=")
+        try:
+            choices.append([(key, float(value)) for value in values.split(",")])
+        except ValueError as error:
+            raise CmpError(f"--try {text}: expected numbers, such as weight=0.1,0.5") from error
+    found = {}
+    for combination in itertools.product(*choices):
+        trial: dict[str, Any] = dict(combination)
+        if "weight" in trial:
+            newest = trial.pop("weight")
+            others = (1 - newest) / max(count - 1, 1)
+            trial["weights"] = [newest, *[others] * (count - 1)]
+        found[" ".join(f"{key}={value:g}" for key, value in combination)] = trial
+    return found
 
 
 def merged_bytes(paths: Sequence[Path]) -> int:

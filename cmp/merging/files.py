@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
-from cmp.merging.apply import NotFiniteError, check_mergeable, iter_merged, parse_options
-from cmp.merging.rules import MERGE_SETTINGS
+from cmp.merging.apply import check_models, iter_merged
+from cmp.merging.rules import MERGE_SETTINGS, NotFiniteError, make_options
 from cmp.registry import get_option
 
 DTYPE_NAMES = {
@@ -77,6 +78,38 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         yield TensorFile(path, file)
 
 
+class ScratchFile:
+    """Tensors in a file without a name, which are read in the order in which they were kept."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.outline: list[Tensor] = []
+
+    def append(self, x: Tensor, /) -> None:
+        """Keep a tensor."""
+        self.outline.append(torch.empty((), dtype=x.dtype).expand(x.shape))
+        self.file.write(bytes_of(x))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.file.seek(0)
+        for like in self.outline:
+            x = torch.empty(like.shape, dtype=like.dtype)
+            bytes_of(x)[:] = self.file.read(x.numel() * x.element_size())
+            yield x
+
+
+@contextlib.contextmanager
+def open_scratch(folder: Path) -> Iterator[ScratchFile]:
+    """Open a file for tensors that wait, which vanishes afterwards."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield ScratchFile(file)
+
+
+def bytes_of(x: Tensor) -> memoryview:
+    """Return the bytes of a tensor, which are its own where it is on the CPU and in one piece."""
+    return x.cpu().reshape(-1).view(torch.uint8).numpy().data
+
+
 def merge_files(
     rule: str,
     paths: Sequence[Path],
@@ -108,12 +141,15 @@ def merge_files(
     check_target(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: is one of the models; write to another file")
-    option, options = get_option("merge_rule", rule), parse_options(rule, **settings)
+    option = get_option("merge_rule", rule)
+    options = make_options(option, len(paths), **settings)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]
         models = files[: len(paths)]
-        check_mergeable(option, models, start, options, [str(path) for path in parents])
+        outlines = [file.outline for file in files]
+        below = None if base is None else outlines[-1]
+        check_models(option, outlines[: len(paths)], below, [str(path) for path in parents])
         hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
         family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
         used = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
@@ -121,9 +157,12 @@ def merge_files(
         used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": used}
         metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
-        tensors = iter_merged(option, models, start, options)
         try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
+                scratch = stack.enter_context(open_scratch(partial.parent))
+                tensors = iter_merged(
+                    option, models, start, options, outline=outlines[0], scratch=scratch
+                )
                 write_safetensors(file, models[0].outline, metadata, tensors, progress)
         except NotFiniteError as error:
             for model in files:
@@ -177,5 +216,5 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, x in tensors:
-        file.write(x.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        file.write(bytes_of(x))
         progress(x.numel() * x.element_size())

@@ -1,4 +1,4 @@
-"""Which weights the next task starts from, and which are deployed and scored (spec 4).
+"""Which weights the next task starts from, and which are deployed and scored.
 
 A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own are pairs of
 choices: where training goes on, and what is deployed. Weights live on the CPU, except for a
@@ -6,6 +6,7 @@ per-step average, which lives where the network does; they are merged there, too
 time.
 """
 
+import math
 from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.apply import check_mergeable, iter_merged
+from cmp.merging.apply import check_models, iter_merged
 from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
 from cmp.registry import Option, get_option, register
 
@@ -94,10 +95,11 @@ class TaskEnd:
 def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
     """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
     base = end.memory["zero"] if rule.facts["base"] else None
-    check_mergeable(rule, models, base, options)
+    check_models(rule, models, base)
     moved = [MovedWeights(model, end.device) for model in models]
     start = MovedWeights(base, end.device) if base else None
-    return {n: x.cpu() for n, x in iter_merged(rule, moved, start, options, finite=True)}
+    merged = iter_merged(rule, moved, start, options, finite=True)
+    return {name: x.cpu() for name, x in merged}
 
 
 class MovedWeights(UserDict[str, Tensor]):
@@ -142,10 +144,9 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     other rules and weights the end of each task is remembered.
     """
     count, merging = end.done + end.merging.zero, end.merging
-    weights = tuple(merge_weights(merging, count)) if merging.rule == "interpolation" else None
     # where older models' weights shrink in proportion, their mean stands for all of them
-    if weights and merging.shares != "newest" and not merging.reverse:
-        return running_mean(end, weights[0])
+    if merging.rule == "interpolation" and merging.shares != "newest" and not merging.reverse:
+        return running_mean(end, merge_weights(merging, count)[0])
     if end.rule.facts["running"] == "sum":
         memory, mean = running_mean(end, 1 / count)
         scale = (merging.scale or 1 / count) * count
@@ -157,7 +158,7 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     memory = {f"task-{end.done}": copy_weights(end.trained)}
     past = [end.memory[f"task-{task}"] for task in range(end.done - 1, 0, -1)]
     models = [end.trained, *past, *([end.memory["zero"]] if merging.zero else [])]
-    return memory, end.merge(models, "all", weights=weights)
+    return memory, end.merge(models, "all")
 
 
 def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
@@ -231,7 +232,37 @@ for _name, _choices in _POLICIES.items():
     _merges = tuple(dict.fromkeys(_MERGES[choice] for choice in _choices if choice in _MERGES))
     _settings = ("shares", "power", "reverse", "zero") if "all" in _choices else ()
     register("merge_policy", _name, _settings, merges=_merges)(MergePolicy(*_choices))
-register("merge_policy", "step-ema", ("decay",), merges=())(MergePolicy("steps", "steps"))
+
+
+def ema_share(merging: Merging, step: int, steps: int) -> float:
+    """Return the share of a step's weights in E <- decay E + (1 - decay) theta, from theta_0."""
+    return 1 - merging.decay
+
+
+def window_share(merging: Merging, step: int, steps: int) -> float:
+    """Return the share of a step's weights in the mean of a task's last steps so far (WSM).
+
+    The mean of the weights after each of the last C steps at a constant rate is theta_{N-C} +
+    sum_j (C - j + 1) / C Delta_j: each of the C updates enters as far as under a rate that falls
+    along a line to zero, as in schedule "wsd" with a cooldown of C steps. With a rate that is
+    constant after its warm-up (`schedule.name=wsd schedule.cooldown=0`) the merge stands in for the
+    decay. Cost: a pass over the weights in each of those steps. Memory: one copy of the weights.
+
+    Source: "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for LLM Pre-training"
+    (arXiv 2507.17634), section 3, with the mean as the merge and a checkpoint at every step.
+    """
+    first = steps - max(1, math.ceil(merging.window * steps - 1e-9))
+    return 1 / (step - first + 1) if step >= first else 0.0
+
+
+for _name, _start, _key, _share in (
+    ("step-ema", "steps", "decay", ema_share),
+    ("wsm", "steps", "window", window_share),
+    ("wsm-last", "last", "window", window_share),
+):
+    register("merge_policy", _name, (_key,), merges=(), step_share=_share)(
+        MergePolicy(_start, "steps")
+    )
 
 
 def apply_policy(end: TaskEnd) -> MergedWeights:
@@ -244,24 +275,29 @@ def apply_policy(end: TaskEnd) -> MergedWeights:
 
 
 @torch.no_grad()
-def update_step_average(merging: Merging, memory: Memory, weights: Callable[[], Weights]) -> None:
-    """Update the average of policy "step-ema" after a step, in place.
+def update_step_average(
+    merging: Merging, memory: Memory, weights: Callable[[], Weights], step: int, steps: int
+) -> None:
+    """Update the average of a policy over steps, in place.
 
-    E <- decay E + (1 - decay) theta, from theta_0 (spec 3); integers are the network's.
+    E <- (1 - share) E + share theta, from theta_0; integers are the network's.
 
     Args:
-        merging: The config section; nothing happens under another policy.
+        merging: The config section; nothing happens where its policy gives the step no share.
         memory: What the policy remembers.
         weights: Returns the network's weights, called only where they are needed.
+        step: The step of the task that was made, from 0.
+        steps: How many steps the task has.
     """
-    if merging.policy != "step-ema":
+    share_of = get_option("merge_policy", merging.policy).facts["step_share"]
+    if not share_of or not (share := share_of(merging, step, steps)):
         return
     current = {name: x.detach() for name, x in weights().items()}
     before = memory.get("average") or copy_weights(memory["zero"])
     averages = memory["average"] = {n: before[n].to(x.device) for n, x in current.items()}
     floats = [name for name, x in current.items() if x.is_floating_point()]
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  # it has no public name
-        [averages[name] for name in floats], [current[name] for name in floats], 1 - merging.decay
+        [averages[name] for name in floats], [current[name] for name in floats], share
     )
     for name in current.keys() - set(floats):
         averages[name].copy_(current[name])

@@ -1,4 +1,4 @@
-"""How weights are merged (spec 4): a rule says it of one tensor, or of a block of its entries.
+"""How weights are merged: a rule says it of one tensor, or of a block of its entries.
 
 theta_0 is the base, the weights before the stream; tau_i = theta_i - theta_0 is a task vector.
 Models and their weights stand newest first, everywhere. `cmp.merging.apply` applies a rule to whole
@@ -8,59 +8,75 @@ A rule that is registered with `linear=True` is a function of (models, base, opt
 returns one factor per model: the result is the weighted sum of the models, or, if it is registered
 with `base=True`, theta_0 plus that of the task vectors. Any other rule is a function of (entries,
 block): `entries` [models, n] are task vectors if it is registered with `base=True`, else the
-weights themselves; it may change them and returns the merged entries [n].
+weights themselves; it may change them and returns the merged entries [n]. Where a rule is
+registered with `matrix=True`, the entries are whole tensors in their own shape, [models, *shape],
+and so is what it returns. With `keeps_norm=True` the merged task vector of the whole model is then
+scaled to the mean norm of the models' task vectors, times `scale`.
 """
 
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import Merging
+from cmp.config import STRICT, Merging
 from cmp.errors import CmpError
-from cmp.registry import Option, register
+from cmp.files import first_fault
+from cmp.registry import Option, get_option, option_names, register
 from cmp.seeds import torch_generator
 
 Weights = dict[str, Tensor]
 Factors = list[float]
 """What a linear rule returns: one per model, newest first."""
-Draw = tuple[int, *tuple[int | str, ...]]
-"""Seed and counters of a random draw."""
+Draw = tuple[Any, ...]
+"""Seed and counters of a random draw: a whole number, then numbers and words."""
 _PARALLEL_TOLERANCE = 1e-6
 """How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
 PRODUCT_BLOCK = 1 << 20
 
 
-MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta")
+MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta", "protect")
 """Keys of `cmp.config.Merging` that rules read tensor by tensor."""
 
 
-@dataclass(frozen=True)
-class MergeOptions:
-    """Settings of a rule; `cmp.config.Merging` explains those that it has, too.
+class NotFiniteError(CmpError):
+    """A tensor of a model holds NaN or infinity.
 
     Attributes:
-        weights: One per model, newest first, summing to 1; equal ones where None.
+        name: The tensor's name.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(f"{name}: holds NaN or infinite values; mend that model first")
+        self.name = name
+
+
+@dataclass(frozen=True, config=STRICT)
+class MergeOptions(Merging):
+    """The settings of one merge: a config's section, and what is said of this merge alone.
+
+    Attributes:
+        weights: One per model, newest first, summing to 1; where None, the section's shares.
         draw: Seed and counters of rules that draw at random.
     """
 
     weights: tuple[float, ...] | None = None
-    scale: float | None = Merging.scale
-    density: float = Merging.density
-    outliers: float = Merging.outliers
-    alpha: float = Merging.alpha
-    beta: float = Merging.beta
     draw: Draw = (0,)
+
+    def __post_init__(self) -> None:  # only the rule, as there may be no run and no policy
+        if check := get_option("merge_rule", self.rule).facts["check"]:
+            check(self)
 
     def weights_of(self, count: int) -> list[float]:
         """Return the weights of `count` models."""
-        return list(self.weights or [1 / count] * count)
+        return list(self.weights or merge_weights(self, count))
 
     def sum_scale(self, count: int) -> float:
         """Return the scale of a sum of task vectors.
@@ -70,10 +86,66 @@ class MergeOptions:
         return self.scale or 1 / count
 
 
+def make_options(
+    rule: Option,
+    count: int,
+    weights: Sequence[float] | None = None,
+    draw: Draw = (0,),
+    **settings: Any,
+) -> MergeOptions:
+    """Return the options of a merge, checked.
+
+    Args:
+        rule: The rule.
+        count: How many models it merges.
+        weights: One per model, newest first; equal ones where None.
+        draw: Seed and counters of rules that draw at random.
+        **settings: Those of `MERGE_SETTINGS` that the rule reads.
+
+    Raises:
+        CmpError: The rule does not read a key, or a value is impossible.
+    """
+    known = [key for key in MERGE_SETTINGS if key in rule.settings]
+    if unread := [key for key in settings if key not in known]:
+        takes, advice = known, ""
+        if "weight" in rule.settings:
+            takes = ["weights", *known]
+            advice = "; give weights=(0.9, 0.1): one per model, newest first"
+        listed = ", ".join(takes) or "no settings"
+        raise CmpError(f"merge: {rule.name!r} takes {listed}, not {unread[0]!r}{advice}")
+    if weights is not None:
+        weights = tuple(float(weight) for weight in weights)
+        check_weights(rule, count, weights)
+    try:
+        return MergeOptions(rule=rule.name, weights=weights, draw=draw, **settings)
+    except ValidationError as error:
+        key, fault = first_fault(error)
+        words = fault["msg"].removeprefix("Value error, ")
+        found = f"{key}: {words} (found {fault['input']!r:.80})" if key else words
+        raise CmpError(f"merge: {found}") from error
+
+
+def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:
+    """Check the weights of `count` models.
+
+    Raises:
+        CmpError: The rule takes none, or they do not match the models or sum to 1.
+    """
+    listed = f"weights {', '.join(f'{weight:g}' for weight in weights)}"
+    if "weight" not in rule.settings:
+        users = ", ".join(option_names("merge_rule", "weight"))
+        raise CmpError(f"{listed}: {rule.name!r} has none, only {users}")
+    if len(weights) != count:
+        raise CmpError(f"{listed}: {len(weights)} of them for {count} models")
+    if not abs(sum(weights) - 1) <= 1e-6:  # also true of NaN
+        raise CmpError(f"{listed}: must sum to 1, not {sum(weights):g}")
+    if rule.facts["count"] == 2 and min(weights) < 0:
+        raise CmpError(f"{listed}: {rule.name!r} goes from one model to the other, not beyond")
+
+
 def options_of(section: Merging, **others: Any) -> MergeOptions:
     """Return the options that a config section sets; `others` are further fields."""
-    settings = {key: getattr(section, key) for key in MERGE_SETTINGS}
-    return MergeOptions(**(settings | others))
+    return MergeOptions(**(vars(section) | others))
 
 
 class MagnitudeBounds(NamedTuple):
@@ -81,6 +153,9 @@ class MagnitudeBounds(NamedTuple):
 
     below: float
     most: float
+
+
+KEEP_ALL = MagnitudeBounds(0.0, math.inf)
 
 
 class BlockContext(NamedTuple):
@@ -144,7 +219,7 @@ def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: floa
 
 @register("merge_rule", "model-stock", linear=True, base=True)
 def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
-    """Return the factors of theta_0 + t mean(tau_i) (spec 12.3).
+    """Return the factors of theta_0 + t mean(tau_i) (Jang et al. 2024).
 
     t = k cos / ((k - 1) cos + 1) with cos the mean cosine between two of the k task vectors of a
     tensor, at least 0. Models that equal the base in a tensor are no samples of fine-tuning and are
@@ -199,17 +274,146 @@ def dare_ties(taus: Tensor, block: BlockContext) -> Tensor:
     return elect_signs(kept).mul_(block.options.scale or 1)
 
 
-@register("merge_rule", "breadcrumbs", ("scale", "density", "outliers"), base=True, trims=True)
+def check_kept(settings: Merging) -> None:
+    """Check that a rule does not keep and drop more than all entries together.
+
+    Raises:
+        ValueError: It does.
+    """
+    density, outliers = settings.density, settings.outliers
+    if outliers + density > 1:
+        raise ValueError(f"density {density:g} + outliers {outliers:g} are more than all entries")
+
+
+@register(
+    "merge_rule",
+    "breadcrumbs",
+    ("scale", "density", "outliers"),
+    base=True,
+    trims=True,
+    check=check_kept,
+)
 def breadcrumbs(taus: Tensor, block: BlockContext) -> Tensor:
     """Drop the largest entries and the small ones, and add up what is between."""
     return trim(taus, block.bounds).sum(0).mul_(block.options.sum_scale(len(taus)))
 
 
-@register("merge_rule", "breadcrumbs-ties", ("scale", "density", "outliers"), base=True, trims=True)
+@register(
+    "merge_rule",
+    "breadcrumbs-ties",
+    ("scale", "density", "outliers"),
+    base=True,
+    trims=True,
+    check=check_kept,
+)
 def breadcrumbs_ties(taus: Tensor, block: BlockContext) -> Tensor:
     """Drop the largest entries and the small ones, then elect signs as in TIES; scale 1 by
     default."""
     return ties(taus, block)
+
+
+@register("merge_rule", "opcm", ("scale", "protect"), base=True, matrix=True, keeps_norm=True)
+def opcm(taus: Tensor, block: BlockContext) -> Tensor:
+    """Add each model's task vector without what lies along the models before it (OPCM).
+
+    From the oldest model to the newest, D_1 = tau_1 and D_t = D_{t-1} + P(tau_t). For a matrix with
+    D_{t-1} = U S V^T, P takes u_i (u_i^T tau_t v_j) v_j^T out of tau_t where i = j, and where i and
+    j are both among the first singular values whose sum is at most `protect` times the sum of all.
+    The result is theta_0 + s D_T with one s for the whole model, which gives it the mean norm of
+    the tau_t, times `scale`.
+
+    A tensor that `is_matrix` does not call a matrix is added as it is, P(tau) = tau, as upstream
+    does with all but the weights of linear layers. So is one whose D_{t-1} is zero. The order of
+    the models matters.
+
+    Cost: one singular value decomposition per matrix and model but the oldest, about 10 m n
+    min(m, n) operations for m x n entries. Memory: the task vectors of one tensor, and the merged
+    task vector of the whole model, which waits for s (from files, on the disk).
+
+    Source: Tang et al. 2025, "Merging Models on the Fly Without Retraining: A Sequential Approach
+    to Scalable Continual Model Merging", section 4; fusion_bench has it as `opcm`.
+    """
+    merged = taus[-1].clone()
+    for tau in taus[:-1].flip(0):
+        merged += remove_known(tau, merged, block) if is_matrix(block.name, tau) else tau
+    return merged
+
+
+def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
+    """Return a task vector without what lies along the leading directions of another, see `opcm`.
+
+    Only the directions that the other has, [m, n], can be taken out, so that thin matrices do.
+    """
+    u, s, vh = decompose(merged)
+    first = s.cumsum(0) <= block.options.protect * s.sum()
+    known = torch.outer(first, first) | torch.eye(len(s), dtype=torch.bool, device=s.device)
+    exists = is_present(s, merged.shape)
+    known &= torch.outer(exists, exists)
+    return tau - u @ torch.where(known, u.T @ tau @ vh.T, 0) @ vh
+
+
+@register("merge_rule", "tsv", ("scale",), base=True, matrix=True)
+def tsv(taus: Tensor, block: BlockContext) -> Tensor:
+    """Add up the leading singular vectors of each task vector, made orthogonal (TSV-Merge).
+
+    Of a matrix [m, n] in each of k models, tau_i = U_i S_i V_i^T, the first r = min(m, n) // k
+    singular vectors and values are kept. With U and V those of all models side by side, and S their
+    values, the result is theta_0 + `scale` O(U) S O(V)^T. O(U) is the matrix with orthonormal
+    columns that is nearest to U: A B^T for U = A Sigma B^T.
+
+    A tensor that `is_matrix` does not call a matrix, or with r = 0, becomes the mean of the task
+    vectors, as upstream does with all that have not two dimensions. Directions whose singular value
+    is zero, up to rounding, are left out, since they are any: k equal models give the best
+    approximation of rank r. The order of the models does not matter; scale 1 by default.
+
+    Cost: k + 2 singular value decompositions per matrix, about 10 m n min(m, n) operations each.
+    Memory: the task vectors of one tensor, and as much again.
+
+    Source: Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model
+    Merging" (CVPR), section 4.2; fusion_bench has it as `TaskSingularVectorMerging`.
+    """
+    scale, rank = block.options.scale or 1, min(taus[0].shape, default=0) // len(taus)
+    if not is_matrix(block.name, taus[0]) or not rank:
+        return taus.mean(0).mul_(scale)
+    lefts, values, rights = [], [], []
+    for tau in taus:
+        u, s, vh = decompose(tau)
+        kept = is_present(s, tau.shape).nonzero()[:rank, 0]
+        lefts.append(u[:, kept])
+        values.append(s[kept])
+        rights.append(vh[kept])
+    left, right = nearest_orthonormal(torch.cat(lefts, 1)), nearest_orthonormal(torch.cat(rights))
+    return left * torch.cat(values).mul_(scale) @ right
+
+
+def decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U [m, r], S [r] and V^T [r, n] of a matrix, r = min(m, n).
+
+    A matrix with more columns than rows is turned, which on a CPU takes two thirds of the time.
+    """
+    if x.shape[0] >= x.shape[1]:
+        return torch.linalg.svd(x, full_matrices=False)
+    v, s, uh = torch.linalg.svd(x.T.contiguous(), full_matrices=False)
+    return uh.T, s, v.T
+
+
+def nearest_orthonormal(x: Tensor) -> Tensor:
+    """Return the nearest matrix whose rows, or columns if they are fewer, are orthonormal; of those
+    that depend on each other only the directions that they have together."""
+    u, s, vh = decompose(x)
+    kept = is_present(s, x.shape)
+    return u[:, kept] @ vh[kept]
+
+
+def is_present(s: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return which singular values of a matrix are not zero, up to rounding."""
+    return s > s[:1] * max(shape) * torch.finfo(s.dtype).eps if len(s) else s > 0
+
+
+def is_matrix(name: str, x: Tensor) -> bool:
+    """Return whether a tensor is a linear map: it has two dimensions and is no table of embeddings,
+    whose rows are looked up one by one."""
+    return x.ndim == 2 and "embed" not in name
 
 
 def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
@@ -277,42 +481,10 @@ def elect_signs(taus: Tensor) -> Tensor:
     return taus.mul_(agree).sum(0).div_(count)
 
 
-def check_option(option: Option) -> None:
-    """Check a merge rule on two small tensors.
-
-    Raises:
-        CmpError: Its result has another shape or is not finite, or models that are all equal merge
-            into something else although it is declared idempotent.
-    """
-    from cmp.merging.apply import KEEP_ALL, merge  # which imports this module
-
-    count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
-    models = [entries * (1 + number) for number in range(count)]
-    base = {"x": entries / 2} if option.facts["base"] else None
-    if option.facts["linear"]:
-        output = option.value(models, base and base["x"], MergeOptions(), 0.0)
-        returned, expected = f"{len(output)} factors", f"{count} factors"
-    else:
-        block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
-        output = option.value(torch.stack(models), block)
-        returned, expected = f"shape {list(output.shape)}", "shape [24]"
-    if returned != expected or not torch.as_tensor(output).isfinite().all():
-        raise CmpError(
-            f"merge_rule {option.name!r}: returns {returned} for {count} models of 24 entries; "
-            f"expected {expected}, all finite"
-        )
-    model = base or {"x": entries}
-    if option.facts["idempotent"]:
-        merged = merge(option.name, [model] * count, base)["x"]
-        if not torch.allclose(merged, model["x"], atol=1e-5):
-            raise CmpError(
-                f"merge_rule {option.name!r}: equal models merge into something else; declare "
-                "idempotent=False if that is meant"
-            )
-
-
 def merge_weights(merging: Merging, count: int) -> list[float]:
-    """Return the weights of models in an interpolation (spec 4, offline weightings).
+    """Return the weights of models in an interpolation, newest first.
+
+    They are the offline weightings of "How to merge your models over time" (Dziadzio et al. 2024).
 
     Args:
         merging: The config section; with `reverse` the oldest model has the newest one's weight.

@@ -295,7 +295,8 @@ class Run:
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
-        update_step_average(self.config.merging, self.memory, self.model.state_dict)
+        steps = self.config.training.steps
+        update_step_average(self.config.merging, self.memory, self.model.state_dict, step, steps)
         self.observer.step(task, step, result, self.model)
         done = step + 1
         if done == self.branch:
