@@ -1,4 +1,4 @@
-"""Update methods at equal compute: what a step costs, and how many a budget allows (spec 1.2).
+"""Update methods at equal compute: what a step costs, and how many a budget allows.
 
 The unit is memory-adjusted FLOPs (MAFs): the FLOPs of a step times its peak memory divided by that
 of full fine-tuning. Both are counted on torch's meta device, where nothing is computed: every

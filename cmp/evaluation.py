@@ -1,4 +1,4 @@
-"""Zero-shot classification and retrieval, A_KA, A_ZS and their geometric mean (spec 2).
+"""Zero-shot classification and retrieval, A_KA, A_ZS and their geometric mean.
 
 Every score is a mean of hits, so one table of hits holds them all. Standard errors come from the
 spread of hits between independent `group`s: all drawings of one emoji are hit or missed together,

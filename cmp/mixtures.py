@@ -1,7 +1,7 @@
 """Which samples make the batch at (task, step).
 
 A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates
-(spec 7). Every choice is a function of (config, task, step): nothing is carried along.
+Every choice is a function of (config, task, step): nothing is carried along.
 """
 
 import functools
@@ -59,7 +59,7 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
     """Return how many samples of a batch come from (P, D, B).
 
     Counts are rounded down; the remainder goes to the first pools that take part. While the buffer
-    is empty, its samples are split between P and D, as far as they take part (spec 7).
+    is empty, its samples are split between P and D, as far as they take part.
 
     Args:
         mixture: The config section.

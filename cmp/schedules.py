@@ -1,8 +1,8 @@
 """The learning rate at (task, step): pure functions, as multiples of the peak.
 
 A schedule is a curve within a task under a peak that a meta schedule gives each task; any two
-combine. Symbols follow spec 5: tasks t = 0, ..., T - 1; task t has N steps n = 0, ..., N - 1, of
-which the first W warm up and the last C cool down.
+combine. Tasks are t = 0, ..., T - 1; task t has N steps n = 0, ..., N - 1, of which the first W
+warm up and the last C cool down.
 """
 
 import dataclasses

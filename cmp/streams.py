@@ -1,4 +1,4 @@
-"""The order in which classes arrive, and its cut into tasks (spec 6); or updates as data name
+"""The order in which classes arrive, and its cut into tasks; or updates as data name
 them."""
 
 import collections
@@ -85,7 +85,7 @@ def cut_into_tasks(
         tasks: T, the number of tasks.
         images: Images per class, [n]. If given, tasks hold about equally many images: each ends
             where the sum of images is nearest to its share, and holds at least one class.
-            Otherwise they hold n // T classes, the first n % T of them one more (spec 6).
+            Otherwise they hold n // T classes, the first n % T of them one more.
 
     Raises:
         CmpError: There are fewer classes than tasks.

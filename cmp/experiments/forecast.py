@@ -54,7 +54,7 @@ class Device(NamedTuple):
 
 _CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
 DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
-"""By name. 40% of an H100 is 4e14 FLOP/s, at which spec 1.2 states the paper's budget in hours."""
+"""By name. 40% of an H100 is 4e14 FLOP/s, at which the paper states its budget in hours."""
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}

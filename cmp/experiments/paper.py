@@ -1,6 +1,6 @@
 """The paper's Table 4, and tables of what methods and real models cost.
 
-Table 4 is of ViT-B/16, batch 512, and 1.8e9 memory-adjusted GFLOPs over 20 tasks (spec 9.1). The
+Table 4 is of ViT-B/16, batch 512, and 1.8e9 memory-adjusted GFLOPs over 20 tasks. The
 column that the paper heads "Per-Task GFlops" is of one step. EWC's holds 98 batches of Fisher
 information beside each step's own, though they are measured once per task.
 """

@@ -32,7 +32,7 @@ NOTES: dict[str, str] = _WORDS["notes"]
 CLASSES, ARRIVING = 522, 6375
 """The embedded stream: its classes, and the images of all its updates."""
 FOMO = 1_760_000
-"""Images of all updates of FoMo-in-Flux (spec 9.2)."""
+"""Images of all updates of FoMo-in-Flux."""
 MANY_STEPS = 80
 """From so many steps per update on, an average of embedded models takes half of each, else a
 quarter: on the validation side a half was the better at 160 steps and a quarter at 20 and 40,
@@ -43,7 +43,7 @@ MAX_PASSES = 20
 """Times that a plan of a real model shows an image in its own update, at most: about twice what
 was measured. The paper's runs show it 2.8 times, and those of our study `scaling` 10.5 at most."""
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
-"""Pretrained weights of the paper (spec 1.3); of another model those that open_clip lists first."""
+"""Pretrained weights of the paper; of another model those that open_clip lists first."""
 REAL = config.profile("gpu")
 """Whose data, peak, optimiser and evaluation the plan of a real model has: the paper's."""
 MIN_STEPS = 10

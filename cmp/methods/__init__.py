@@ -1,4 +1,4 @@
-"""Update methods: what trains, and what is added to the loss (spec 3).
+"""Update methods: what trains, and what is added to the loss.
 
 A module per method, each registered under its name. `parameters`, `adapters` and `importance` hold
 what several methods share.

@@ -1,4 +1,4 @@
-"""BitFit: only biases train, those of norms too, in both towers (spec 3)."""
+"""BitFit: only biases train, those of norms too, in both towers (Ben Zaken et al. 2022)."""
 
 from cmp.methods.parameters import train_only
 from cmp.registry import register

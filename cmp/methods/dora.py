@@ -1,4 +1,4 @@
-"""DoRA: each row of W + scale B A is brought to a trained length m (spec 3).
+"""DoRA: each row of W + scale B A is brought to a trained length m (Liu et al. 2024).
 
 m starts as the lengths of W's rows; the length that a row has is held fixed in the gradient.
 """

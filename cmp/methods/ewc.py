@@ -1,4 +1,4 @@
-"""EWC: L + (strength / 2) sum F (theta - theta*)^2 (spec 3).
+"""EWC: L + (strength / 2) sum F (theta - theta*)^2 (Kirkpatrick et al. 2017).
 
 theta* are the weights that a task starts from, F is the diagonal of the Fisher information, with
 F <- gamma F + F_new after each task. The Fisher pass sees the temperature that training sees,

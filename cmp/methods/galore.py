@@ -1,4 +1,4 @@
-"""GaLore: AdamW in a few directions of each matrix's gradient (Zhao et al. 2024; spec 3).
+"""GaLore: AdamW in a few directions of each matrix's gradient (Zhao et al. 2024).
 
 A gradient G [long, short], transposed if need be, is seen as R = G P [long, rank]. P [short, rank]
 spans the leading singular directions of a gradient, computed again every `gap` steps. Moments are

@@ -1,4 +1,4 @@
-"""LNFit: only the gains and biases of norms train, in both towers (spec 3)."""
+"""LNFit: only the gains and biases of norms train, in both towers."""
 
 from torch import Tensor, nn
 

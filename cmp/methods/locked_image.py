@@ -1,4 +1,4 @@
-"""Locked-image tuning: the text tower learns to read a frozen image tower (LiT; spec 3)."""
+"""LiT: the text tower learns to read a frozen image tower (Zhai et al. 2022)."""
 
 from cmp.registry import register
 from cmp.training import TrainState

@@ -1,4 +1,4 @@
-"""Locked-text tuning: only the image tower trains, neither text tower nor logit scale (spec 3)."""
+"""Locked-text tuning: only the image tower trains, neither text tower nor logit scale."""
 
 from cmp.registry import register
 from cmp.training import TrainState

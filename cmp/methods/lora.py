@@ -1,4 +1,4 @@
-"""LoRA: W + scale B A, with A [rank, in] drawn and B [out, rank] zero at the start (spec 3)."""
+"""LoRA: W + scale B A, with A [rank, in] drawn and B [out, rank] zero (Hu et al. 2021)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""SI: L + strength sum Omega (theta - theta_prev)^2 (Zenke et al. 2017; spec 3).
+"""SI: L + strength sum Omega (theta - theta_prev)^2 (Zenke et al. 2017).
 
 A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
 ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of

@@ -1,5 +1,5 @@
 """VeRA: W + scale diag(b) B diag(d) A, with A and B drawn once and shared by all layers of a shape;
-only the vectors d [rank] and b [out] train (spec 3).
+only the vectors d [rank] and b [out] train (Kopiczko et al. 2024).
 
 d starts at 0.1 and b at zero, as in VeRA's own paper; the reference has it the other way round.
 """

@@ -1,4 +1,4 @@
-"""FoMo-in-Flux in its authors' layout (spec 10).
+"""FoMo-in-Flux in its authors' layout.
 
 `FOLDER/` holds the images, or `FOLDER.tar` does, with members `FOLDER/...`. They are listed in
 `00_info/FOLDER_train.json` and `FOLDER_test.json`, or in `FOLDER_train_224.json` for images made

@@ -35,7 +35,7 @@ MAX_PIXELS, LARGE = 100_000_000, 10_000_000
 _large_images = threading.Lock()
 CROP_AREA, CROP_RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
 """Ranges of a training crop: its share of the image's area, and its width over its height, as in
-the reference (spec 1.3)."""
+the reference."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """What Pillow raises at a damaged file, and at one that unpacks to too much."""
