@@ -1,6 +1,6 @@
 """Which samples make the batch at (task, step).
 
-A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates
+A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates.
 Every choice is a function of (config, task, step): nothing is carried along.
 """
 

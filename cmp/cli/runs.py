@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from cmp import budgets, config, evaluation, mixtures, models
 from cmp.cli import shared
-from cmp.data import Corpus, Preprocessing, load_data
+from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
+from cmp.runs.resolve import ResolvedRun, resolve_run
 from cmp.runs.runner import Observer
 from cmp.runs.store import find_model, find_unfinished, recorded_threads
 from cmp.scale import processes
@@ -63,11 +64,9 @@ def run(
         return plan_run(run_config, device, execution)
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
-        corpus = preflight.load_run_data(run_config)
+        resolved = resolve_run(run_config)
         try:
-            compute_run(
-                run_config, corpus, local_device, execution, keep_weights, tensorboard, stop_after
-            )
+            compute_run(resolved, local_device, execution, keep_weights, tensorboard, stop_after)
         except Interrupted:
             if not stop_after:
                 raise
@@ -111,9 +110,8 @@ def resume(
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
-        store.fetch_start(run_config)
-        corpus = preflight.load_run_data(run_config)
-        if identity.run_id_of(run_config, corpus) != progress.run:
+        resolved = resolve_run(run_config)
+        if resolved.id != progress.run:
             raise CmpError(
                 f"{name} was begun with other data, other starting weights or another version of "
                 "this package; `cmpt run` begins it anew"
@@ -122,7 +120,7 @@ def resume(
             words = [f"{key} {value}" for key, value in sorted(options.items())]
             words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
             typer.echo(f"{name} goes on: {local_device}, {words}")
-        compute_run(run_config, corpus, local_device, execution, keep, board)
+        compute_run(resolved, local_device, execution, keep, board)
 
 
 def evaluate(
@@ -253,8 +251,7 @@ def read_config(what: str, settings: list[str]) -> config.RunConfig:
 
 
 def compute_run(
-    run_config: config.RunConfig,
-    corpus: Corpus,
+    run: ResolvedRun,
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
@@ -265,16 +262,13 @@ def compute_run(
 
     Of several processes the first alone prints.
     """
-    total = budgets.total_steps(run_config)
     is_first = processes.rank() == 0
-    run_config = store.fetch_start(run_config)
-    run_id = identity.run_id_of(run_config, corpus)
-    if (is_kept := launch.is_kept(run_id, keep_weights)) and is_first:
+    if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
         typer.echo("this run is stored; nothing to compute")
-    with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        observer = progress_observer(bar, run_config.training.batch, stop_after)
-        stored = launch.run_one(
-            run_config, observer, device, execution=execution, keep=keep_weights, board=board
+    with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
+        observer = progress_observer(bar, run.config.training.batch, stop_after)
+        stored = launch.compute(
+            run, observer, device, execution=execution, keep=keep_weights, board=board
         )
     if is_first:
         print_run(stored)

@@ -1,6 +1,7 @@
 """Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,15 @@ from tqdm.auto import tqdm
 
 from cmp import budgets, config, models
 from cmp.config import RunConfig
-from cmp.data import Corpus, load_data
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
-from cmp.runs import identity, store
+from cmp.runs import store
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog
+from cmp.runs.resolve import ResolvedRun, resolve_run
 from cmp.runs.runner import NO_OBSERVER, Observer, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -55,15 +57,14 @@ def run(
     """
     run_config = from_keywords(profile, settings)
     device = models.default_device(run_config.model.name, device)
-    store.fetch_start(run_config)
-    is_stored = store.is_stored(identity.run_id_of(run_config))
-    total = budgets.total_steps(run_config)
-    with tqdm(total=total, unit=" steps", disable=is_stored or not progress) as bar:
+    resolved = resolve_run(run_config)
+    is_stored = store.is_stored(resolved.id)
+    with tqdm(total=resolved.steps, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
             step=lambda task, step, result, model: bar.update() and None,
             resumed=lambda steps: bar.update(steps) and None,
         )
-        return run_one(run_config, observer, device)
+        return compute(resolved, observer, device)
 
 
 def read_settings(what: str) -> dict[str, Any]:
@@ -124,8 +125,13 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     return weights
 
 
-def run_one(
-    run_config: RunConfig,
+def run_one(run_config: RunConfig, *arguments: Any, **options: Any) -> store.StoredRun:
+    """Resolve a run and return it, see `compute` for the other arguments."""
+    return compute(resolve_run(run_config), *arguments, **options)
+
+
+def compute(
+    run: ResolvedRun,
     observer: Observer = NO_OBSERVER,
     device: str = "cpu",
     wait: bool = False,
@@ -133,13 +139,13 @@ def run_one(
     keep: bool = False,
     board: Path | None = None,
 ) -> store.StoredRun:
-    """Return the stored run of a config; compute it in this process if it is missing.
+    """Return a run from the store; compute it in this process if it is missing.
 
     An unfinished run goes on from its last checkpoint. Of several processes
     (`cmp.scale.processes`) all call this.
 
     Args:
-        run_config: The run's config.
+        run: The run.
         observer: Hears of the progress; of several processes that of the first.
         device: "cpu" or "cuda".
         wait: Whether to wait for another process that computes the run, instead of an error.
@@ -152,38 +158,34 @@ def run_one(
         CmpError: The run cannot be computed, or another process computes it.
         Interrupted: SIGINT or SIGTERM came; the run's state is saved.
     """
-    run_config = store.fetch_start(run_config)
-    with processes.first_process_first():
-        corpus = load_data(run_config.data)
-        models.tokenize(run_config.model.name, tuple(corpus.texts))
-    content = identity.run_identity(run_config, corpus)
-    run_id = identity.json_digest(content)
-    delete_leftovers(store.run_folder(run_id).parent)
+    delete_leftovers(store.run_folder(run.id).parent)
+    execute_run = functools.partial(
+        execute, run.config, run.corpus, device=device, execution=execution, fitted=run.fitted
+    )
     if processes.rank():
         if processes.broadcast("") != _IS_STORED:
-            execute(run_config, corpus, device=device, execution=execution)
-    elif is_kept(run_id, keep):
+            execute_run()
+    elif is_kept(run.id, keep):
         processes.broadcast(_IS_STORED)
         # a kill may have come between the last two lines below; or another process computes the run
         # for its weights, and needs its checkpoints
-        if checkpoint_folder(run_id).exists():
-            with contextlib.suppress(CmpError), CheckpointManager(run_id) as manager:
+        if checkpoint_folder(run.id).exists():
+            with contextlib.suppress(CmpError), CheckpointManager(run.id) as manager:
                 manager.remove()
     else:
-        with CheckpointManager(run_id, wait=wait) as manager:
+        with CheckpointManager(run.id, wait=wait) as manager:
             manager.launch = launch_options(execution or ExecutionConfig(), keep, board)
-            stored = is_kept(run_id, keep)  # another process may have been faster
+            stored = is_kept(run.id, keep)  # another process may have been faster
             processes.broadcast(_IS_STORED if stored else "")
             if not stored:
-                with RunLog(run_id, run_config, device, board) as log:
-                    watch = log.observe(observer)
-                    result = execute(run_config, corpus, watch, None, device, manager, execution)
-                keep = keep or run_config.model.name not in models.family_names()
-                run = store.make_stored_run(run_config, result, content)
-                store.save_run(run, result.model if keep else None)
+                with RunLog(run.id, run.fitted, device, board) as log:
+                    result = execute_run(observer=log.observe(observer), manager=manager)
+                keep = keep or run.config.model.name not in models.family_names()
+                made = store.make_stored_run(run.config, result, run.identity)
+                store.save_run(made, result.model if keep else None)
             manager.remove()
     processes.barrier()
-    return store.load_run(run_id)
+    return store.load_run(run.id)
 
 
 def launch_options(

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
@@ -105,7 +104,7 @@ class RunLog:
 
         Args:
             run_id: The run's id.
-            run_config: Its config.
+            run_config: The config that is computed, with the steps that its budget allows.
             device: Where it is computed.
             board: A folder for TensorBoard, which needs the package of that name.
 
@@ -113,7 +112,7 @@ class RunLog:
             CmpError: A board is asked for, and TensorBoard is not installed.
         """
         self.path, self.device, self.board = log_path(run_id), device, None
-        self.steps = budgets.apply_budget(run_config).training.steps
+        self.steps = run_config.training.steps
         self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []
         self.flushed, self._stack = time.monotonic(), contextlib.ExitStack()

@@ -152,6 +152,7 @@ def execute(
     device: str = "cpu",
     manager: CheckpointManager | None = None,
     execution: ExecutionConfig | None = None,
+    fitted: RunConfig | None = None,
 ) -> RunResult:
     """Take a model through the stream of a config.
 
@@ -167,12 +168,15 @@ def execute(
         device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
         manager: Keeps checkpoints; the run goes on from the last one.
         execution: How a step is computed; it decides the last bits only.
+        fitted: The config with the steps that its budget allows and a mixture that its data can
+            fill, as `cmp.runs.resolve` finds them; worked out where None.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
-    original, config = config, mixtures.fit_mixture(budgets.apply_budget(config), corpus)
+    original = config
+    config = fitted or mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     pools = mixtures.task_pools(config, corpus)
     execution = execution or ExecutionConfig()
     state = make_train_state(config, corpus, model, device, execution)
