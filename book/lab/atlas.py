@@ -62,6 +62,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         "settings": rows,
         "runs": runs,
         "verdicts": judged.to_dict(),
+        "profiles": explorers.profile_settings(),
         "defaults": {"split": "test", "colour": "merging"},
     }
 

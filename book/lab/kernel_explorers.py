@@ -28,7 +28,16 @@ from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import option_names
 from lab import analyses, figures
-from lab.explorers import AXES, SHEET, Answer, Explorer, draw_still, half_widths, stored_runs
+from lab.explorers import (
+    AXES,
+    SHEET,
+    Answer,
+    Explorer,
+    draw_still,
+    half_widths,
+    profile_settings,
+    stored_runs,
+)
 
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
@@ -134,6 +143,7 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
         row["state"] = {key: getattr(configs[row["label"]].stream, key) for key in STREAM}
     menus = {"order": option_names("order", partial=False, updates=False)}
     facts = {"stored": stored, "datasets": sorted(corpus.by_role("adapt"))}
+    facts["profiles"] = profile_settings()
     answer = functools.partial(_stream_answer, corpus)
     return _make_table("stream", answer, with_answers, menus, **facts)
 

@@ -14,8 +14,8 @@ from playwright.sync_api import Page
 from lab import site
 
 HANDLES = {
-    "schedule": "circle.knee",
-    "mixture": "circle.shares",
+    "schedule": ".knees .handle",
+    "mixture": ".handle.shares",
     "atlas": ".brush .overlay",
 }
 """What is dragged in an explorer."""

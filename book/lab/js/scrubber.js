@@ -1,5 +1,7 @@
 // The forgetting scrubber: the names that a model gives to the same test images after each update.
-import { axes, button, d3, draggable, drawing, element, group, join, linked, slider } from "./common.js";
+import { button, element } from "./form.js";
+import { axes, d3, drawing, group, handles, join } from "./plane.js";
+import { linked, within } from "./state.js";
 
 const SIDE = 64; // pixels of a picture, which has half as many
 const PACE = 1000; // milliseconds between updates while it plays
@@ -69,21 +71,12 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
       .attr("r", 3)
       .attr("cx", (_, n) => x(n))
       .attr("cy", y);
-    const mark = svg
-      .selectAll("circle.mark")
-      .data([0])
-      .join("circle")
-      .attr("class", "mark")
-      .attr("r", 8)
-      .attr("cx", x(update))
-      .attr("cy", y(percent[update]));
-    draggable(
-      mark,
-      (px) => go(Math.round(x.invert(px))),
-      (across, up) => go(update + across + up),
-    );
-    mark.attr("aria-valuemin", 0).attr("aria-valuemax", last);
-    slider(mark, "Update", update, `${when(update)}: ${Math.round(percent[update])}%`);
+    const words = `${when(update)}: ${Math.round(percent[update])}%`;
+    const mark = { key: "mark", name: "Update", now: update, least: 0, most: last, words, x: x(update), y: y(percent[update]) };
+    handles(group(svg, "knees"), [mark], 8, {
+      move: (px) => go(Math.round(x.invert(px))),
+      nudge: (across, up) => go(update + across + up),
+    });
   }
 
   function show() {
@@ -112,7 +105,8 @@ export function explore(el, { table: { images, right, scored, lost, sprite }, st
     element("ul", {}, ...cards),
     element("p", { class: "how" }, rule),
   );
-  go({ ...start, ...linked("scrubber") }.update ?? 0);
+  const [found] = linked(location.href, "scrubber", { update: within([0, last]) }) ?? [start];
+  go(found?.update ?? 0);
   new ResizeObserver(draw).observe(range.parentNode);
   el.dataset.ready = "";
 }
