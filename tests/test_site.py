@@ -166,6 +166,37 @@ def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
         site.build_pages(tmp_path)
 
 
+FINDS = """import fs from "node:fs";
+const [{ find, read }, index] = [await import(process.argv[1]), fs.readFileSync(process.argv[2])];
+const queries = JSON.parse(fs.readFileSync(0, "utf-8"));
+console.log(JSON.stringify(queries.map((query) => find(read(String(index)), query))));
+"""
+QUERIES = {
+    "forgeting": "out-of-date", "replay": "data-mixtures", "papermill": "learning-rates",
+    "learning rate of ViT-B": "learning-rates", "catastrofic forgetting": "out-of-date",
+    "merge weights": "merging", "how long does an update take": "scaling",
+    "order of classes": "order-of-updates", "buffer size": "data-mixtures",
+    "use my own pictures": "a1-your-model-and-data", "LoRA": "methods",
+    "what is the geometric mean": "fomo-in-flux",
+}  # fmt: skip
+"""What a reader types, two of them misspelt -> the page that must come first."""
+
+
+def test_search_finds_the_right_page_first(pages):
+    command = ["node", "--input-type=module", "-e", FINDS, str(pages / "search.mjs")]
+    done = subprocess.run(
+        [*command, str(pages / "search.json")], input=json.dumps([*QUERIES, "xyzzy"]), text=True,
+        capture_output=True, env=os.environ | {"PATH": site.node_path()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *found, nothing = json.loads(done.stdout)
+    first = [hits[0]["url"].partition("#")[0].strip("/") for hits in found]
+    assert dict(zip(QUERIES, first, strict=True)) == QUERIES
+    assert nothing == []
+    for hit in found[0]:
+        assert any(marked for _, marked in hit["excerpt"]) or not hit["excerpt"]
+
+
 def test_parts_of_a_package_are_placed(tmp_path):
     archive = tmp_path / "thing.tgz"
     with tarfile.open(archive, "w:gz") as file:

@@ -34,7 +34,7 @@ def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
     """
     for prefix, target in parts.items():
         for name, content in packages.archive_members(archive, prefix):
-            if not prefix.endswith("/") or name.endswith(".woff2"):
+            if name == prefix or (prefix.endswith("/") and name.endswith(".woff2")):
                 path = theme / (target + name.removeprefix(prefix))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -137,6 +137,10 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
     lines = (done.stdout + done.stderr).splitlines()
+    if (html / "myst.search.json").exists():
+        command = ["node", str(THEME / "index.mjs"), str(html)]
+        words = json.dumps(read_yaml(THEME / "keywords.yaml"))
+        subprocess.run(command, input=words, text=True, env=environment, check=True)
     if html.is_dir():  # for who wants to run a page
         make_folder(html / "notebooks")
         for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:

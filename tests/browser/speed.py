@@ -23,7 +23,7 @@ MOVES = 200
 """Moves of the mouse in a drag, a frame apart."""
 NOTE_FRAMES = """
 window.delays = [];
-window.addEventListener("mousemove", (event) => requestAnimationFrame(() => {
+window.addEventListener("pointermove", (event) => requestAnimationFrame(() => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => window.delays.push(performance.now() - event.timeStamp);
     port2.postMessage(0);  // arrives once the frame is painted
