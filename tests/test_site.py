@@ -125,10 +125,13 @@ def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
 def test_dangling_links_are_found(tmp_path):
     (tmp_path / "b").mkdir()
     links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]
+    links += ["/b#explorer=atlas", "/b#explorer=gone&amp;state=%7B%7D"]
     text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
     (tmp_path / "index.html").write_text(text)
-    (tmp_path / "b" / "index.html").write_text('<p id="there">')
-    assert site.dangling_links(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
+    (tmp_path / "b" / "index.html").write_text('<p id="there" data-explorer="atlas">')
+    assert site.dangling_links(tmp_path) == [
+        ".: /b#gone", ".: #nor", ".: /c", ".: x.md", ".: /b#explorer=gone&amp;state=%7B%7D",
+    ]  # fmt: skip
 
 
 def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
@@ -136,6 +139,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     text = (folder / "index.html").read_text()
     for part in (
         'role="tablist"', '<details class="box solution', 'class="box exercise', 'class="katex',
+        '<a class="sets" href="#explorer=atlas&amp;state=%7B%22study%22%3A+%22all%22%7D">Sixty</a>',
         'id="cite-someone2024"', 'class="footnote"', 'class="hljs-keyword"', 'type="checkbox"',
         'href="#here"', '<p class="filename">some.py', '<details class="box admonition warning',
         f'<p class="caption"><strong>Figure 1.1.</strong> What {INDEX} is, beside <code>A_KA<',

@@ -83,6 +83,7 @@ export function document({ project, page, slug, base, assets }) {
   const context = { page, slug, base, assets };
   const body = render(page.mdast, context);
   const { title, subtitle, content_includes_title: titled } = page.frontmatter ?? {};
+  const [, number] = /^([A0]\d) ·/.exec(title ?? "") ?? [];
   const heading = titled || !title ? "" : `<h1>${escape(title)}</h1>`;
   const file = page.location?.split("/").at(-1) ?? "";
   const notebook = file.endsWith(".ipynb") ? `<p class="notebook"><a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
@@ -92,7 +93,7 @@ export function document({ project, page, slug, base, assets }) {
 <head>
 ${head(page, project, base)}
 </head>
-<body>
+<body${number ? ` data-chapter="${number}"` : ""}>
 <a class="skip" href="#text">Skip to the text</a>
 ${bar(project, base)}
 <div class="columns">

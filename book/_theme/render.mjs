@@ -130,6 +130,12 @@ function explorer({ name }, context) {
   return `<div class="answering" data-explorer="${escape(name)}"><p>This explorer needs JavaScript.</p></div>`;
 }
 
+// A link that sets an explorer of the page; book.js and the explorer follow the address.
+function setExplorer(node, context) {
+  const address = new URLSearchParams({ explorer: node.name, state: node.state });
+  return `<a class="sets" href="#${escape(address)}">${children(node, context)}</a>`;
+}
+
 const kinds = {
   ...cells,
   abbreviation: (node, context) => `<abbr title="${escape(node.title)}">${children(node, context)}</abbr>`,
@@ -179,7 +185,7 @@ const kinds = {
   mystTarget: (node) => `<span${id(node)}></span>`,
   paragraph,
   proof: box("proof", "Proof"),
-  root: children,
+  setExplorer,
   solution: box("solution", "Solution", () => true),
   span: element("span"),
   strong: element("strong"),

@@ -12,11 +12,13 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import nbformat
+
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from lab import atlas, chapters, explorers, figures, kernel_explorers
+from lab import atlas, chapters, explorers, figures, kernel_explorers, reader
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
@@ -113,7 +115,11 @@ def dangling_links(html: Path) -> list[str]:
             address, _, name = unescape(link).removeprefix(base).partition("#")
             target = html / address.lstrip("/") if address.startswith("/") else folder / address
             exists = target.is_file() or target in texts
-            if not exists or (name and name not in names.get(target, {name})):
+            if shown := re.match(r"explorer=(\w+)", name):
+                exists = f'data-explorer="{shown[1]}"' in texts.get(target, "")
+            elif name:
+                exists = exists and name in names.get(target, {name})
+            if not exists:
                 dangling.append(f"{folder.relative_to(html)}: {link}")
     return dangling
 
@@ -144,7 +150,8 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     if html.is_dir():  # for who wants to run a page
         make_folder(html / "notebooks")
         for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
-            shutil.copy(path, html / "notebooks")
+            text = nbformat.writes(reader.make_download(path))
+            write_atomic(html / "notebooks" / path.name, text)
     faults = []
     if done.returncode or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]
