@@ -165,6 +165,7 @@ function html(content, context) {
     context.answers ||= answers;
     return answers ? content : indexed(content);
   }
+  if (/class="(?:recall|verdict)\b/.test(content)) return indexed(content);
   if (!/class="highlight"/.test(content)) return table(content);
   // The colours are the theme's, for light and dark.
   const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
