@@ -16,6 +16,16 @@ function listed() {
     .map(([, number, title, file, line]) => `* [${number} · ${title}](${file}): ${line}.`);
 }
 
+const DOOR = /^(\w\w) \[(.+?)\]\((.+?)\) (.+)$/;
+function doors(body, context) {
+  return body.trim().split("\n").flatMap((line) => {
+    const [, number, title, file, words] = DOOR.exec(line) ?? [];
+    if (!number) throw new Error(`{doors}: “${line}”: expected CHAPTER [title](file) words`);
+    const [paragraph] = context.parseMyst(`[**${title}** ${words}](${file})`).children;
+    return [{ type: "door", number, children: paragraph.children }];
+  });
+}
+
 const SET = /^(.+?)\s*<(\w+):\s*(\{.*\})>$/s;
 
 function set({ body }) {
@@ -32,7 +42,18 @@ export default {
   name: "The list of chapters, and explorers",
   roles: [{ name: "set", body: { type: String, required: true }, run: set }],
   directives: [
-    { name: "explorer", arg: { type: String, required: true }, run: ({ arg }) => [{ type: "explorer", name: arg }] },
+    {
+      name: "explorer",
+      arg: { type: String, required: true },
+      body: { type: "myst" }, // what stands there without JavaScript
+      run: ({ arg, body }) => [{ type: "explorer", name: arg, children: body ?? [] }],
+    },
+    {
+      // {doors}: each line is "CHAPTER [title](file) words", a large link to a chapter
+      name: "doors",
+      body: { type: String, required: true },
+      run: ({ body }, file, context) => [{ type: "doors", children: doors(body, context) }],
+    },
     { name: "chapters", run: (data, file, context) => context.parseMyst(listed().join("\n")).children },
   ],
 };

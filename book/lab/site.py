@@ -18,12 +18,21 @@ from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import build_folder, make_folder, write_atomic
 from cmp.readers.files import read_yaml
-from lab import atlas, chapters, explorers, figures, kernel_explorers, reader
+from lab import (
+    atlas,
+    chapters,
+    explorers,
+    figures,
+    first_screen,
+    kernel_explorers,
+    reader,
+)
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
-TABLES = explorers.TABLES | kernel_explorers.TABLES | {"atlas": atlas.atlas_table}
+TABLES = explorers.TABLES | kernel_explorers.TABLES
+TABLES |= {"atlas": atlas.atlas_table, "first": first_screen.stored_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:

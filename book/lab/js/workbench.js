@@ -49,6 +49,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
     },
     // Called at the end of each whole drawing.
     drawn() {
+      if (!place.presets.isConnected) return;
       place.presets.querySelector(".undo").toggleAttribute("disabled", !model.past.length);
     },
   };
