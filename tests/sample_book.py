@@ -17,8 +17,9 @@ title: Sample
 (here)=
 ## A part
 
-{set}`Sixty <atlas: {"study": "all"}>` of them, with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`, and
-{ref}`here`. See {ref}`the equation <eq>`.
+{set}`Sixty <atlas: {"study": "all"}>`
+of them, with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`,
+and {ref}`here`. See {ref}`the equation <eq>`.
 
 [^one]: The footnote.
 

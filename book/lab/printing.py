@@ -1,4 +1,4 @@
-"""The book on paper: a PDF of all its pages, and a card of one page, by a browser without a screen."""
+"""The book on paper: a PDF of all pages, and a card of one, by a browser without a screen."""
 
 import contextlib
 import functools
@@ -50,13 +50,11 @@ def find_browser() -> str:
     for name in BROWSERS:
         if path := shutil.which(name):
             return path
-    raise CmpError(
-        "no browser to print with: install chromium (on Debian, apt-get install chromium)"
-    )
+    raise CmpError("no browser to print with: install chromium (apt-get install chromium)")
 
 
 def whole_book(pages: Path) -> str:
-    """Return all pages of a built site as one, for paper: what is folded is open, links lead inside.
+    """Return all pages of a built site as one, with what is folded open and links inside.
 
     Args:
         pages: The folder of the built site.
@@ -74,7 +72,8 @@ def whole_book(pages: Path) -> str:
     head = '<meta charset="utf-8"><title>' + project["title"] + "</title>"
     for sheet in ("vendor/katex/katex.min.css", "myst-theme.css"):
         head += f'<link rel="stylesheet" href="/{sheet}">'
-    return f'<!doctype html><html lang="en"><head>{head}{SHEET}</head><body>{"".join(parts)}</body></html>'
+    body = "".join(parts)
+    return f'<!doctype html><html lang="en"><head>{head}{SHEET}</head><body>{body}</body></html>'
 
 
 def _inside(article: str, slug: str, slugs: list[str]) -> str:

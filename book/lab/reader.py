@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import nbformat
 
 from cmp.errors import CmpError, explain_errors
 from cmp.files import build_folder, write_atomic
-from lab import chapters
+from lab import chapters, first_screen
 
-START = "start.md"
+START, FIRST = "start.md", "first_screen.ipynb"
+LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
 MINE = " (mine)"
 """What the name of a reader's copy ends with once the book's has taken its place."""
 FOLDED = re.compile(
@@ -60,16 +62,16 @@ def make_copy(source: Path):
     return copy
 
 
-NEEDS = """**To run this notebook**, put it into the folder `book` of a checkout of the project. There,
-`make study` sets up the environment and the data, and `make lab` opens all chapters with their
-explorers. Anywhere else you can read it: the outputs are those of the book, and explorers are pictures.
+NEEDS = """**To run this notebook**, put it into the folder `book` of a checkout of the project.
+There, `make study` sets up the environment and the data, and `make lab` opens all chapters with
+their explorers. Anywhere else you can read it: outputs are the book's, and explorers are pictures.
 """
 CHECK = """# Everything below comes from a checkout; say so before something less clear does.
 import importlib.util
 
 missing = [name for name in ("cmp", "lab") if importlib.util.find_spec(name) is None]
 if missing:
-    raise ImportError(f"no package {' and '.join(missing)} here: see the first cell of this notebook")
+    raise ImportError(f"no package {' and '.join(missing)} here: see the first cell")
 """
 
 
@@ -145,6 +147,11 @@ def prepare_copies() -> dict[str, str]:
                 continue  # with the edits, and with the outputs of the reader's own runs
         write_atomic(target, nbformat.writes(fresh))
     write_atomic(copies_folder() / START, start_page(notes))
+    shutil.copy(first_screen.PICTURE, copies_folder())
+    if not (copies_folder() / FIRST).exists():
+        live = nbformat.v4.new_notebook(metadata={"kernelspec": dict(chapters.KERNELSPEC)})
+        live.cells = [nbformat.v4.new_code_cell(LIVE, id="first")]
+        write_atomic(copies_folder() / FIRST, nbformat.writes(live))
     return notes
 
 

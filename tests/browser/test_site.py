@@ -1,5 +1,6 @@
 """The built pages in a real browser: whole, offline, for everybody, and explorers that answer."""
 
+import gzip
 import json
 import os
 import re
@@ -333,10 +334,44 @@ def phone(browser, address):
     assert (found.errors, found.elsewhere) == ([], [])
 
 
+def test_the_first_screen_saves_pictures_by_replay(watched, address, pages):
+    watched.emulate_media(reduced_motion="reduce")  # so that it does not play by itself
+    ready(watched, f"{address}/")
+    place = watched.locator('[data-explorer="first"]')
+    wrong, right = place.locator("li.wrong"), place.locator("li.right")
+    assert place.bounding_box()["y"] < 300  # it is the first thing that a reader meets
+    expect(right).to_have_count(24)
+    slider = place.get_by_label("Share of replay in each batch")
+    slider.focus()
+    watched.keyboard.press("ArrowRight")  # who chooses sees where it ends
+    watched.keyboard.press("ArrowLeft")
+    expect(wrong).to_have_count(24)
+    watched.keyboard.press("End")
+    expect(place.locator(".said")).to_contain_text("The recipe")
+    assert right.count() > 12
+    place.locator(".handle.mark").focus()
+    for _ in range(5):
+        watched.keyboard.press("ArrowLeft")
+    expect(right).to_have_count(24)
+    place.get_by_role("button", name="Play").click()
+    expect(place.get_by_text("After update 5", exact=True)).to_be_visible()
+    place.get_by_role("button", name="0%", exact=True).click()
+    expect(wrong).to_have_count(24)
+    watched.wait_for_function("location.hash.includes('explorer=first')")
+
+
+def test_the_start_page_is_small(watched, address, pages):
+    """All that it loads, gzipped, is at most 600 kB."""
+    loaded = []
+    watched.on("response", lambda answer: loaded.append(answer.body()) if answer.ok else None)
+    ready(watched, f"{address}/")
+    assert sum(len(gzip.compress(body)) for body in loaded) < 600_000
+
+
 HANDLED = [
     ("schedule", ".handle.peak", (0, 60)), ("schedule", ".handle.warmup", (30, 0)),
     ("schedule", ".handle.update-1", (0, 60)), ("mixture", ".handle.shares", (0, -50)),
-    ("scrubber", ".handle.mark", (90, 0)),
+    ("scrubber", ".handle.mark", (90, 0)), ("first", ".handle.mark", (90, 0)),
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ const [SOLID, EDGE] = [0.6, 0.01]; // opacity of a dot; share of runs that may l
 const FADED = 0.2; // opacity of dots outside the box
 const ROWS = 25; // of the list; more would neither be read nor drawn within a frame
 const SHARE = 0.05; // of the plane: half a new box, and what a key moves it by
+const NEAR = 6; // pixels from a click to the dot that it means
 const GROWTHS = { "+": 1.25, "=": 1.25, "-": 0.8 };
 
 // A dot of each class as a picture, whose copies are drawn faster than paths.
@@ -128,7 +129,12 @@ export function explore(el, { table: data, kernel, start }) {
       .extent(ends)
       .on("brush end", ({ sourceEvent, selection }) => {
         if (!sourceEvent) return;
-        if (!selection) return change({ box: boxOf(...inverted(d3.pointer(sourceEvent, svg.node()))) });
+        if (!selection) {
+          const [px, py] = d3.pointer(sourceEvent, svg.node());
+          const hit = view.order.findLast((n) => Math.hypot(view.px[n] - px, view.py[n] - py) < NEAR);
+          const picked = hit === undefined ? {} : { picked: nameOf(settings[setting[hit]]) };
+          return change({ box: boxOf(...inverted([px, py])), ...picked });
+        }
         const [one, other] = selection.map(inverted);
         const at = one.map((each, k) => (each + other[k]) / 2);
         const half = one.map((each, k) => Math.abs(each - other[k]) / 2);
@@ -233,8 +239,41 @@ export function explore(el, { table: data, kernel, start }) {
     place.about.replaceChildren(
       element("p", {}, element("b", {}, chosen.name), words),
       element("ul", {}, ...sentences),
+      lostPictures(chosen),
     );
     take();
+  }
+
+  // Which of the first screen's pictures a setting names wrong in the end. They are stored for a few settings;
+  // for others of our small network, a kernel can train one run and look.
+  const SIDE = 48;
+  const answers = new Map();
+  kernel?.listen(({ kind, id, answer, refused }) => {
+    if (kind === "answer" && answers.has(id)) answers.set(id, { names: answer, refused });
+    if (kind === "answer") draw(true);
+  });
+  function lostPictures({ names: stored, changes }) {
+    const key = canonical(changes);
+    const { names = stored, refused, asked } = answers.get(key) ?? {};
+    if (refused) return element("p", {}, `Its pictures cannot be shown: ${refused}.`);
+    if (asked) return element("p", {}, "It is trained once, to see which pictures it loses: a minute or two …");
+    if (!names) {
+      const ask = () => {
+        answers.set(key, { asked: true });
+        kernel.send({ verb: "ask", id: key, request: { changes } });
+        draw(true);
+      };
+      return kernel ? button("Train it once: which pictures does it lose?", ask) : element("p", { class: "how" }, "Which pictures it loses is stored for the settings of the first page, and found in JupyterLab for all others.");
+    }
+    const { images, sprite } = data.pictures;
+    const lost = images.map(({ truth }, n) => ({ truth, n, name: names[n] })).filter(({ truth, name }) => name !== truth);
+    const rows = lost.map(({ truth, n, name }) => {
+      const style = `background: #fff url(${sprite}) -${n * SIDE}px 0 / auto ${SIDE}px`;
+      const picture = element("div", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, title: truth, style });
+      return element("li", { class: "wrong" }, picture, element("p", {}, `✗ ${name}`));
+    });
+    const said = `Of the ${images.length} pictures of the first page, a run of it loses ${lost.length} in the end:`;
+    return element("div", { class: "lost" }, element("p", {}, said), element("ul", {}, ...rows));
   }
 
   place.atlas.append(canvas);

@@ -129,8 +129,8 @@ export function explore(el, { table, kernel, start }) {
     });
     const count = (test) => d3.sum(images, (_, n) => test(isRight(n, 0), isRight(n, update)));
     const since = `, ${count((was, is) => was && !is)} were lost since the start, ${count((was, is) => !was && is)} were gained`;
-    const sum = `${when(update)}: ${count((_, is) => is)} of ${images.length} names are right${update ? since : ""}.`;
-    say(place.said, label ? `${label}. ${sum}` : sum);
+    const right = `${count((_, is) => is)} of ${images.length} names are right`;
+    say(place.said, isFirst ? `${label}: ${right}.` : `${when(update)}: ${right}${update ? since : ""}.`);
     if (scores) {
       const [now, first] = [scores[update], scores[0]];
       const number = (value, words) => element("div", {}, element("b", {}, `${Math.round(value)}%`), words);
@@ -142,8 +142,10 @@ export function explore(el, { table, kernel, start }) {
 
   const how = element("p", { class: "how" }, rule);
   if (isFirst) {
-    const right = element("div", {}, place.scores, place.chart, place.tools);
-    el.append(place.stops, place.said, element("div", { class: "halves" }, list, right), place.warned, how);
+    place.stops.style.setProperty("--stops", stops.length);
+    const now = element("div", { class: "when" }, place.tools, place.said);
+    const beside = element("div", {}, place.scores, place.chart);
+    el.append(place.stops, now, element("div", { class: "halves" }, list, beside), place.warned, how);
   } else el.append(place.tools, place.said, place.chart, list, place.warned, how);
   bench.begin();
   // it plays once, where the reader can see it and does not mind
