@@ -8,7 +8,6 @@ from .config import Mixture as Mixture
 from .config import Model as Model
 from .config import Optimizer as Optimizer
 from .config import RunConfig as RunConfig
-from .config import Schedule as Schedule
 from .config import Seeds as Seeds
 from .config import Stream as Stream
 from .config import Training as Training
@@ -16,7 +15,6 @@ from .data import Corpus as Corpus
 from .data import load_data as load_data
 from .errors import CmpError as CmpError
 from .evaluation import evaluate as evaluate
-from .experiments.runs import run as run
 from .merging.apply import merge as merge
 from .merging.files import merge_files as merge_files
 from .merging.policies import MergedWeights as MergedWeights
@@ -28,6 +26,8 @@ from .models import load_model as load_model
 from .registry import load_plugin as load_plugin
 from .registry import option_names as option_names
 from .registry import register as register
+from .runs.launch import run as run
+from .schedules import Schedule as Schedule
 from .schedules import TaskSchedule as TaskSchedule
 from .schedules import learning_rate as learning_rate
 from .schedules import lr_scheduler as lr_scheduler

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmp import config, mixtures, models, training
 from cmp.config import Method, Model, RunConfig
 from cmp.errors import CmpError
+from cmp.losses import model_loss
 from cmp.models import Network
 from cmp.registry import Option, get_option
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
@@ -158,7 +159,7 @@ def step_cost(
     def loss() -> Tensor:
         output = meta(*arguments)
         outputs = output if isinstance(output, tuple) else (output,)
-        return training.add_up(x.sum() for x in outputs)
+        return torch.stack([x.sum() for x in outputs]).sum()
 
     parameters = [*meta.parameters(), *meta.buffers()]
     gradients = storage_bytes(training.trainable_parameters(meta).values())
@@ -222,12 +223,13 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
     image = models.encode_image(model, pixels)
     text = models.encode_text_unpacked(model, tokens)
     place = torch.arange(batch, device=device)
-    return ForwardOutput(pixels, tokens, place, image, text, replayed)
+    return ForwardOutput(image, text, pixels, tokens, place, replayed)
 
 
 def total_loss(state: TrainState, output: ForwardOutput) -> Tensor:
     """Return the loss of a batch, all terms added up."""
-    return training.add_up(training.loss_terms(state, output.image, output.text, output).values())
+    loss = model_loss(state.model, output.image, output.text)
+    return sum(state.method.losses(state, output).values(), loss)
 
 
 def count_flops(call: Callable[[], object]) -> int:

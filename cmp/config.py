@@ -8,38 +8,33 @@ import copy
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from cmp import registry
+from cmp import registry, schedules
 from cmp.errors import CmpError, did_you_mean
 from cmp.files import first_fault, parse_yaml
-from cmp.registry import check_name
+from cmp.registry import SECTION_KEYS, check_name
+from cmp.schedules import Schedule
+from cmp.values import (
+    MAX_COUNT,
+    STRICT,
+    Count,
+    Location,
+    ModelName,
+    Multiple,
+    Name,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+)
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-MAX_COUNT = 2**31 - 1
-Positive = Annotated[float, Field(gt=0)]
-Multiple = Annotated[float, Field(gt=0, le=1e6)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-Steps = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
-Location = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,1000}$")]
-_PLACE = r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|hf-hub:[A-Za-z0-9._~/+@-]{1,500}"
-_PLACE += r"|local-dir:[A-Za-z0-9._~/+@ -]{1,500})$"
-ModelName = Annotated[str, Field(pattern=_PLACE)]
-
-
-CurveName = Annotated[str, AfterValidator(partial(check_name, "schedule"))]
-MetaName = Annotated[str, AfterValidator(partial(check_name, "meta_schedule"))]
 MethodName = Annotated[str, AfterValidator(partial(check_name, "method"))]
 RuleName = Annotated[str, AfterValidator(partial(check_name, "merge_rule"))]
 PolicyName = Annotated[str, AfterValidator(partial(check_name, "merge_policy"))]
@@ -54,87 +49,6 @@ stand in for it."""
 NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
 NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 """The key of a section that names its option."""
-DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
-"""Parts of a task that warm up and cool down where a schedule does not say."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class Schedule:
-    """The learning rate at (task, step); `cmp.schedules` has the formulas.
-
-    Attributes:
-        name: The curve within a task, up to `peak`.
-        meta: How the peak changes from task to task.
-        peak: The highest learning rate.
-        warmup: The part of a task that warms up; a tenth where neither this nor `warmup_steps` is
-            given.
-        warmup_steps: How long a task warms up, in place of `warmup`. [steps]
-        cooldown: The part of a task that cools down; a quarter where neither this nor
-            `cooldown_steps` is given.
-        cooldown_steps: How long a task cools down, in place of `cooldown`. [steps]
-        shift: How long after its warmup "rsqrt" takes up its decay. [steps]
-        level: The constant phase of "infinite", as a multiple of the peak.
-        decay: The factor per task of meta schedule "geometric".
-        peaks: The peaks of meta schedule "free", per task, as multiples of `peak`.
-
-    Example:
-        >>> cmp.Schedule("wsd", cooldown=0.5).durations(100)  # steps of warmup and cooldown
-        (10, 50)
-    """
-
-    name: CurveName = "cosine"
-    meta: MetaName = "none"
-    peak: Positive = 1e-3
-    warmup: Share | None = None
-    warmup_steps: Steps | None = None
-    cooldown: Share | None = None
-    cooldown_steps: Steps | None = None
-    shift: Steps = 0
-    level: Share = 0.5
-    decay: Share = 0.5
-    peaks: tuple[Share, ...] = ()
-
-    def __post_init__(self) -> None:
-        registry.check_settings("schedule", self.name, self)
-        registry.check_settings("meta_schedule", self.meta, self)
-        for kind in DEFAULT_SHARES:
-            share, steps = getattr(self, kind), getattr(self, f"{kind}_steps")
-            if share is not None and steps is not None:
-                raise ValueError(f"{kind} {share:g} and {kind}_steps {steps}: give one of them")
-        curve = registry.get_option("meta_schedule", self.meta).facts["curve"]
-        if curve not in (None, self.name):
-            raise ValueError(f"meta {self.meta!r} goes with {curve!r}, not with {self.name!r}")
-        if self.is_over_stream and self.meta != "none":
-            raise ValueError(f"meta {self.meta!r}: {self.name!r} is one curve over the stream")
-
-    @property
-    def is_over_stream(self) -> bool:
-        """Whether the curve is one for the whole stream, with a branch for each task."""
-        return registry.get_option("schedule", self.name).facts["over_stream"]
-
-    def durations(self, steps: int) -> tuple[int, int]:
-        """Return the steps of warmup and of cooldown in a task of `steps` steps.
-
-        Parts of a task are rounded up; rounding alone never makes them too long.
-
-        Raises:
-            ValueError: They are longer than the task.
-        """
-        settings = registry.get_option("schedule", self.name).settings
-        counts = []
-        for kind, default in DEFAULT_SHARES.items():
-            share, exact = getattr(self, kind), getattr(self, f"{kind}_steps")
-            share = 0.0 if kind not in settings else default if share is None else share
-            counts.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
-        warmup, cooldown = counts
-        rounded = self.warmup_steps is None and self.cooldown_steps is None
-        if warmup + cooldown > steps + rounded:
-            raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
-        if self.is_over_stream and cooldown >= steps:
-            raise ValueError(
-                f"cooldown {cooldown} steps of {steps}: {self.name!r} has nothing to go on from"
-            )
-        return warmup, min(cooldown, steps - warmup)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -487,8 +401,6 @@ class RunConfig:
                 f"merging.policy {self.merging.policy!r}: with schedule {self.schedule.name!r} "
                 "training goes on from its constant phase, not from merged weights"
             )
-        from cmp import schedules  # which imports this module
-
         reads_peaks = "peaks" in registry.get_option("meta_schedule", self.schedule.meta).settings
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
@@ -600,6 +512,11 @@ for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig)))
     if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
         _refuse_in_words(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
+SECTION_KEYS.update(
+    (field.name, [*field.type.__dataclass_fields__])
+    for field in dataclasses.fields(RunConfig)
+    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
+)
 
 
 @functools.cache

@@ -1,16 +1,10 @@
 """The data of a run: datasets side by side, their images as training and evaluation see them, and
-images that other processes decode ahead."""
+images that are decoded ahead of their use."""
 
-import contextlib
 import dataclasses
 import functools
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -20,12 +14,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from cmp import distributed
-from cmp.config import STRICT, Count, Positive
 from cmp.errors import CmpError
 from cmp.registry import entry_names, load_entry
+from cmp.values import STRICT, Count, Positive
 
 IMAGE_SIZE = 32
 """Side of an embedded image in pixels: the resolution that the models see."""
@@ -43,12 +35,6 @@ RANDOM_RANGES = (
 parts of half the side; whether the background has a tint, how much darker each channel is then;
 contrast, brightness, saturation."""
 TINT_PROBABILITY = 0.6
-STOPS = {signal.SIGINT, signal.SIGTERM}
-"""Signals that a run notes and that its decoding processes leave to it."""
-HAS_SENDERS = hasattr(signal, "sigwaitinfo")
-"""Whether a process can tell who sent a signal: on Linux, not on macOS."""
-JOBS = "CMP_JOBS"
-"""The environment variable that tells a study's workers how many they are."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -110,6 +96,13 @@ class ImageFiles(Protocol):
     ) -> Tensor:
         """Return a random part of each image of a batch, of those that `local` chooses, uint8
         [B, 3, side, side]."""
+        ...
+
+    def ahead(
+        self, make: Callable[[Any], Any], keys: Sequence, device: torch.device
+    ) -> Iterator[Any]:
+        """Return an iterator over what `make` makes of each key from these images, perhaps ahead of
+        its use on a device."""
         ...
 
 
@@ -392,87 +385,5 @@ def stored_images(
     blocks = np.split(rows, range(size, len(rows), size))
     if isinstance(corpus.images, Tensor):
         return (corpus.images[block] for block in blocks)
-    return prefetch(corpus.images.at(how).__getitem__, blocks, worker_count(device), device)
-
-
-def usable_cores() -> float:
-    """Return how many cores this job may use: of its affinity and its control group, the fewer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores or 1, int(quota) / int(period))
-    return cores or 1
-
-
-def worker_count(device: torch.device) -> int:
-    """Return how many processes decode images: `$CMP_WORKERS`, if it is set.
-
-    By default there are none beside training on a CPU; for a GPU there are as many as cores but
-    one, of this process's share of the job's cores where several train on a machine. `srun` may
-    have given each its cores, or let all use all.
-
-    Args:
-        device: Where the images are used.
-
-    Raises:
-        CmpError: `$CMP_WORKERS` is no number from 0 to 1024.
-    """
-    setting = os.environ.get("CMP_WORKERS")
-    if setting is None:
-        cores, tasks = usable_cores(), distributed.srun_tasks()
-        cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE", cores * tasks)) / tasks)
-        sharing = max(distributed.local_world_size() / tasks, int(os.environ.get(JOBS, 1)))
-        return max(1, int(cores / sharing) - 1) if device.type == "cuda" else 0
-    if not setting.isdecimal() or int(setting) > 1024:
-        raise CmpError(f"CMP_WORKERS: {setting!r}: expected a number of processes, 0 to 1024")
-    return int(setting)
-
-
-def prefetch(
-    make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
-) -> Iterator[Any]:
-    """Return an iterator over items that other processes make ahead, two each; 0 make none ahead.
-
-    The processes are forked where that is possible, so that they share what is in memory. A signal
-    to all processes of a job, as a batch system sends it, does not end them: the run needs them for
-    the step that it still takes.
-
-    Args:
-        make: Makes the item of a key.
-        keys: The keys in order.
-        workers: How many processes.
-        device: Where the items are used.
-
-    Raises:
-        CmpError: As `make` raised it.
-    """
-    context = "fork" if workers and sys.platform == "linux" else None  # 3.14 forks no more else
-    options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
-    options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}
-    try:
-        yield from _start(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
-    except CmpError as error:  # torch has put that process's traceback before its sentence
-        raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error
-
-
-def _start(loader: DataLoader) -> Iterator[Any]:
-    """Start a loader's processes, which have `STOPS` blocked from their first moment on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if HAS_SENDERS else ())
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _await_parent(_: int) -> None:
-    """Let this process end at SIGTERM of its parent only; torch ends it by that, too."""
-    parent = os.getppid()
-
-    def wait() -> None:
-        while True:
-            found = signal.sigwaitinfo(STOPS)
-            if (found.si_signo, found.si_pid) == (signal.SIGTERM, parent):
-                os._exit(0)
-
-    if HAS_SENDERS:
-        threading.Thread(target=wait, daemon=True).start()
+    images = corpus.images.at(how)
+    return images.ahead(images.__getitem__, blocks, device)

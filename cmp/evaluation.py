@@ -7,7 +7,9 @@ so they count as one observation.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,7 @@ from torch import Tensor
 from cmp import models
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus, DatasetInfo, normalise, stored_images, to_rgb
-from cmp.distributed import share_rows
 from cmp.errors import CmpError
-from cmp.execution import autocast
 from cmp.models import Network
 from cmp.seeds import unit_interval
 
@@ -27,6 +27,10 @@ RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
 ENCODE_BLOCK = 256
 """Images, texts or rows at a time; activations of more would leave the caches."""
+
+
+ShareRows = Callable[[Any, Callable[[Any], Tensor]], Tensor]
+"""What has the features of items, [items, E], computed by a function of some of them."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,12 @@ def evaluate(
     split: str = "test",
     subset: int | None = None,
     precision: str = "bf16",
+    share_rows: ShareRows = lambda items, encode: encode(items),
 ) -> Scores:
     """Score a network on every dataset of a corpus that has images in a split.
 
-    Each distinct text is encoded once, and so is each image; of several processes each encodes its
-    share, and all call this. The network's training mode is left as it was.
+    Each distinct text is encoded once, and so is each image. The network's training mode is left as
+    it was.
 
     Args:
         model: The network.
@@ -78,6 +83,8 @@ def evaluate(
         split: "test" or "validation".
         subset: Images per dataset; all where None.
         precision: "bf16" or "fp32".
+        share_rows: (items, encode) -> the features of all items, such as of several processes that
+            encode a share each (`cmp.scale.processes.share_rows`).
 
     Raises:
         CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
@@ -191,7 +198,7 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
     for block in stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device):
         x = to_rgb(block.to(device))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
-        with autocast(precision, device):
+        with models.autocast(precision, device):
             features.append(models.encode_image(model, x))
     return torch.cat(features)
 
@@ -212,7 +219,7 @@ def text_features(model: Network, name: str, texts: list[str], precision: str) -
     tokens = models.tokenize(name, tuple(texts))  # on the CPU, where `encode_text` packs them
     by_length = tokens.argmax(dim=1).argsort(stable=True)
     for block in by_length.split(ENCODE_BLOCK):
-        with autocast(precision, device):
+        with models.autocast(precision, device):
             features.append(models.encode_text(model, tokens[block]))
     return torch.cat(features)[by_length.argsort().to(device)]
 

@@ -1,10 +1,9 @@
-"""Paths of a project, strict YAML and JSON, and files and folders that are written whole or not at
-all; `cmp.readers.files` reads."""
+"""What is read from files: YAML, JSON, records and tables, each checked; and files and folders that
+are written whole or not at all."""
 
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -13,79 +12,32 @@ import stat
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from safetensors import SafetensorError
 
 from cmp.errors import CmpError, explain_errors
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
 T = TypeVar("T")
 DIGESTS = "SHA256SUMS"
 """The name of the list of sha256 of the files beside it."""
-DISTRIBUTION = "continual-multimodal-pretraining"
-"""What this package is called where it is installed."""
+MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
+"""Largest text that is read, such as a list of images, and YAML, which is written by hand."""
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at once."""
 PARTIAL_PREFIX = ".cmp-partial-"
 """What the names of folders begin with in which something is being written."""
-PROJECT_MARKERS = ("_build", "data_manifests")
-"""Folders by which a project is recognised."""
 SHORT_ID = 12
 """Characters of a run's id that name its folder and are shown to people."""
 WEIGHTS = "weights.safetensors"
 """The file of a stored run's final weights, where they were kept."""
-_IN_WHEEL = Path(__file__).resolve().parent / "book"
-SHIPPED_BOOK = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "book"
-"""The studies and results that come with this package, in a wheel or beside it in its checkout."""
-
-
-def project_folder() -> Path:
-    """Return the nearest folder, from the current one upwards, that holds one of `PROJECT_MARKERS`.
-
-    Returns:
-        The folder; the current one where none above it does.
-    """
-    current = Path.cwd()
-    for folder in (current, *current.parents):
-        if any((folder / name).is_dir() for name in PROJECT_MARKERS):
-            return folder
-    return current
-
-
-def book_folder() -> Path:
-    """Return the folder of the book's studies and results.
-
-    Returns:
-        The folder `book` of the project; where there is none, the installed package's own.
-    """
-    folder = project_folder() / "book"
-    return folder if (folder / "studies").is_dir() else SHIPPED_BOOK
-
-
-def build_folder() -> Path:
-    """Return where downloads and results are kept: `$CMP_BUILD`, else `_build` in the project."""
-    return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
-
-
-def foreign_owners() -> list[str]:
-    """Return the other installed distributions that have files in `cmp`, such as ["cmp 0.0.1"].
-
-    pip overwrites a file of one distribution by that of another without a word.
-    """
-    owners = set(importlib.metadata.packages_distributions().get("cmp", ())) - {DISTRIBUTION}
-    return [f"{name} {importlib.metadata.version(name)}" for name in sorted(owners)]
-
-
-def foreign_sentence(owners: list[str]) -> str:
-    """Return what is wrong where others have files in `cmp`, and how to mend it."""
-    names = ", ".join(owners) or "unknown"
-    return (
-        f"another distribution has put files into the package cmp ({names}): uninstall it by pip, "
-        f"and then install {DISTRIBUTION} again"
-    )
 
 
 def child_path(folder: Path, name: str, suffix: str = "") -> Path:
@@ -121,6 +73,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_UNQUOTED_DAY = re.compile(r"(?m)^[^#\n]{0,1000}?([\w-]{1,100})['\"]?:\s+(\d{4}-\d\d?-\d\d?)")
+"""A key and a day as YAML takes it for a date, which JSON could not hold."""
 _FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
@@ -380,6 +334,30 @@ def listed_file(target: Path) -> Iterator[Path]:
         write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
 
 
+def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name: str) -> Path:
+    """Write NAME-HASH.safetensors, HASH of its content, and return its path.
+
+    It is whole and on the disk before it gets its name.
+
+    Args:
+        tensors: The tensors.
+        header: Text for its header.
+        folder: Where it will lie; it is made where it is missing.
+        name: What its name begins with.
+    """
+    from safetensors.torch import save_file  # imports torch, which most commands do without
+
+    tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
+    with partial_folder(folder) as place:
+        partial = place / "tensors"
+        save_file(tensors, partial, header)
+        path = folder / f"{name}-{file_digest(partial)}.safetensors"
+        sync_to_disk(partial)
+        os.replace(partial, path)
+        sync_to_disk(folder)
+    return path
+
+
 def check_digest(path: Path, remedy: str) -> None:
     """Raise `CmpError` unless a file is what the list beside it says.
 
@@ -392,3 +370,128 @@ def check_digest(path: Path, remedy: str) -> None:
         is_known = f"{file_digest(path)}  {path.name}" in lines
     if not is_known:
         raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
+
+
+def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
+    """Return a tree of keys as an instance of a pydantic dataclass, or a tuple or dict of them.
+
+    Args:
+        tree: The tree.
+        kind: What it must fit.
+        source: What errors begin with, before the key.
+        remedy: What they end with.
+
+    Raises:
+        CmpError: It does not fit.
+    """
+    try:
+        return parse_record(json.dumps(tree), kind)
+    except (TypeError, ValueError) as error:
+        raise CmpError(f"{source}{error}{remedy}") from error
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a file.
+
+    Args:
+        path: A regular file; a pipe might never end, and a device never does.
+        limit: Its largest size in bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, too large, or not in UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+        raise ValueError(f"it is no regular file of at most {limit:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the tree of keys in a YAML file.
+
+    Raises:
+        CmpError: The file cannot be read or holds no keys.
+    """
+    try:
+        text = read_text(path, MAX_YAML_BYTES)
+    except FileNotFoundError as error:
+        raise CmpError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise CmpError(f"{path}: cannot be read ({error})") from error
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise CmpError(f"{path}: {_explain_yaml(error, text)}") from error
+    if not isinstance(tree, dict):
+        raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
+    return tree
+
+
+def _explain_yaml(error: ValueError, text: str) -> str:
+    """Say in one line what in a text is not taken, and where."""
+    if "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
+        return f'{found[1]}: put it in quotes: "{found[2]}"'
+    words, cause = " ".join(str(error).split()), error.__cause__
+    if isinstance(cause, yaml.MarkedYAMLError):
+        mark = cause.problem_mark or cause.context_mark
+        words = cause.problem or cause.context
+        words = f"line {mark.line + 1}: {words}" if mark else words
+    return f"cannot be read as YAML ({words})"
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, nested too deeply, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python would take the last of several values of a key."""
+    counts = Counter(key for key, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"{max(counts, key=counts.__getitem__)!r} stands there twice")
+    return dict(pairs)
+
+
+def read_table(
+    path: Path, columns: Mapping[str, type], optional: Mapping[str, type] | None = None
+) -> "pd.DataFrame":
+    """Return the table of a parquet file.
+
+    Args:
+        path: The file.
+        columns: What each column that must be there holds: str, int, float, list for anything, or
+            `pd.Categorical` for long texts that repeat, each of which is then held once.
+        optional: The same of columns that may be missing.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a table, or lacks a column.
+    """
+    import pandas as pd  # takes half a second, and most commands read no table
+    import pyarrow
+    from pandas.api import types
+
+    checks: dict[Any, Callable[[Any], bool]] = {
+        str: types.is_string_dtype,
+        int: types.is_integer_dtype,
+        float: types.is_numeric_dtype,
+        pd.Categorical: pd.CategoricalDtype.is_dtype,
+    }
+    repeated = [name for name, kind in columns.items() if kind is pd.Categorical]
+    try:
+        table = pd.read_parquet(path, read_dictionary=repeated)
+    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
+        raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
+    held = {name: kind for name, kind in (optional or {}).items() if name in table}
+    for name, kind in {**columns, **held}.items():
+        if [*table].count(name) != 1 or (kind in checks and not checks[kind](table[name])):
+            raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
+    return table

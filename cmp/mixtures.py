@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
-from cmp.config import MAX_COUNT, Mixture, RunConfig, parse
-from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, prefetch, to_device, worker_count
+from cmp.config import Mixture, RunConfig, parse
+from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, to_device
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option, register
 from cmp.seeds import numpy_generator, unit_interval
+from cmp.values import MAX_COUNT
 
 MANY_SAMPLES = 10_000
 """Up to which batches are tried one by one."""
@@ -174,29 +175,29 @@ def make_batch(
 
 
 class BatchLoader:
-    """The batches of a run, made ahead by other processes where images have to be decoded.
+    """The batches of a run, made ahead of their step where images have to be decoded.
 
     It has no state that would have to be saved: any process makes the same batch of (task, step).
     """
 
     def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
         self.config, self.corpus, self.side, self.device = config, corpus, side, device
-        self.workers = worker_count(device) if corpus.in_files else 0
         self._next: tuple[Pools, int, int, slice] | None = None
         self._batches: Iterator[Batch] = iter(())
 
     def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
         """Return the batch at (task, step), with the images of its `local` samples."""
-        if not self.workers:
-            return make_batch(self.config, self.corpus, pools, task, step, self.side, local)
+        config, images = self.config, self.corpus.images
+        if isinstance(images, Tensor):
+            return make_batch(config, self.corpus, pools, task, step, self.side, local)
         if self._next != (pools, task, step, local):
             sizes = {"side": self.side, "local": local}
-            make = functools.partial(make_batch, self.config, self.corpus, pools, task, **sizes)
-            steps = range(step, max(self.config.training.steps, step + 1))
-            self._batches = prefetch(make, steps, self.workers, self.device)
+            make = functools.partial(make_batch, config, self.corpus, pools, task, **sizes)
+            steps = range(step, max(config.training.steps, step + 1))
+            self._batches = images.ahead(make, steps, self.device)
         batch = next(self._batches)
         self._next = (pools, task, step + 1, local)
-        if step + 1 >= self.config.training.steps:
+        if step + 1 >= config.training.steps:
             self._next, self._batches = None, iter(())
         return batch
 

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import files
-from cmp.checkpoints import write_tensors
+from cmp import files, project
 from cmp.config import STARTS, Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
+from cmp.files import write_tensors
 from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -308,7 +308,7 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     if len(texts) < MANY_TEXTS:
         return tokenizer(name)(list(texts))
     digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
-    folder = files.build_folder() / "tokens"
+    folder = project.build_folder() / "tokens"
     for path in folder.glob(f"{digest}-*.safetensors"):
         if path.stem.endswith(files.file_digest(path)):
             return load_file(path)["tokens"]
@@ -505,6 +505,32 @@ def join_attention(model: Network) -> Network:
     return model
 
 
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
+    if device.type == "meta":  # has no arithmetic
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Put a network into training mode, all but the batch norms that do not train as a whole: the
+    statistics of what is frozen stay. A norm without parameters follows the layer around it."""
+    model.train()
+    for layer, around in batch_norms(model).items():
+        parameters = [*layer.parameters()] or [*around.parameters()]
+        layer.train(all(p.requires_grad for p in parameters))
+
+
+def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return the layers of a network that keep running statistics, each with what it is part of."""
+    norms: dict[nn.Module, nn.Module] = {}
+    for around in model.modules():
+        for layer in around.children():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                norms[layer] = around
+    return norms
+
+
 def load_weights(
     model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
 ) -> None:
@@ -627,7 +653,7 @@ def cached_weights(name: str, start: str) -> Path | None:
     """
     location, tag = name.partition(":")[2], pretrained_tag(name, start)
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
-        stored = files.build_folder() / "runs"
+        stored = project.build_folder() / "runs"
         paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
     elif name.startswith("local-dir:") and start == HUB:
         paths = [factory._find_checkpoint_in_dir(Path(location))]

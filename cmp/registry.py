@@ -93,6 +93,8 @@ class Option:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+SECTION_KEYS: dict[str, list[str]] = {}
+"""The keys of each section of a config, which `cmp.config` enters."""
 _entry_points = functools.cache(lambda group: {x.name: x for x in entry_points(group=group)})
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
@@ -123,9 +125,10 @@ def register(
         >>> cmp.learning_rate(cmp.Schedule("sawtooth", peak=1.0), 40, 0, 5)
         0.5
     """
-    _check_near(kind, KINDS, "kind of option")
-    for fact in facts:
-        _check_near(fact, KINDS[kind].facts, f"property of a {kind}")
+    if kind not in KINDS:
+        raise CmpError(_unknown("kind of option", kind, KINDS))
+    for fact in facts.keys() - KINDS[kind].facts.keys():
+        raise CmpError(_unknown(f"property of a {kind}", fact, KINDS[kind].facts))
     declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
@@ -144,17 +147,16 @@ def register(
 
 def _add_foreign(option: Option) -> None:
     """Add an option that is not the package's own, or raise `CmpError` and leave all as it was."""
-    options = _loaded(option.kind)
+    options = _options[option.kind]
     before = options.get(option.name)
     if before and not _is_redefined(before, option):
         owner = "the package" if is_own(before.module) else "another definition"
         raise CmpError(
             f"{option.kind} {option.name!r}: {owner} has this name already; choose another"
         )
-    sections = importlib.import_module("cmp.config").RunConfig.__dataclass_fields__
     section = KINDS[option.kind].key.partition(".")[0]
-    for key in option.settings:
-        _check_near(key, sections[section].type.__dataclass_fields__, f"key of section {section}")
+    for key in option.settings.keys() - SECTION_KEYS[section]:
+        raise CmpError(_unknown(f"key of section {section}", key, SECTION_KEYS[section]))
     _options[option.kind] = options | {option.name: option}
     try:
         importlib.import_module(KINDS[option.kind].home).check_option(option)
@@ -163,12 +165,20 @@ def _add_foreign(option: Option) -> None:
         raise
 
 
+def options_of(kind: str) -> Mapping[str, Option]:
+    """Return the registered options of a kind by name, the package's own among them."""
+    if kind not in KINDS:
+        raise CmpError(_unknown("kind of option", kind, KINDS))
+    importlib.import_module(KINDS[kind].home)  # where they register themselves
+    return _options[kind]
+
+
 def get_option(kind: str, name: str) -> Option:
-    """Return a registered option; raise `CmpError` as `check_name` does for an unknown name."""
-    try:
-        return _loaded(kind)[check_name(kind, name)]
-    except ValueError as error:
-        raise CmpError(f"{KINDS[kind].key}: {error}") from error
+    """Return a registered option; raise `CmpError` for an unknown name."""
+    options = options_of(kind)
+    if name not in options:
+        raise CmpError(f"{KINDS[kind].key}: {_unknown(kind.replace('_', ' '), name, options)}")
+    return options[name]
 
 
 def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[str]:
@@ -183,9 +193,9 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         >>> cmp.option_names("merge_rule", base=False)
         ['interpolation', 'slerp']
     """
-    options = _loaded(kind)
-    for fact in facts:
-        _check_near(fact, KINDS[kind].facts, f"property of a {kind}")
+    options = options_of(kind)
+    for fact in facts.keys() - KINDS[kind].facts.keys():
+        raise CmpError(_unknown(f"property of a {kind}", fact, KINDS[kind].facts))
     return [
         name
         for name, option in options.items()
@@ -195,7 +205,9 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 
 def check_name(kind: str, name: str) -> str:
     """Return a name if it is registered; raise `ValueError` that lists the names otherwise."""
-    _check_near(name, _loaded(kind), kind.replace("_", " "), ValueError)
+    options = options_of(kind)
+    if name not in options:
+        raise ValueError(_unknown(kind.replace("_", " "), name, options))
     return name
 
 
@@ -210,12 +222,13 @@ def check_settings(kind: str, name: str, section: Any) -> None:
     Raises:
         ValueError: A key that belongs to other options of this kind is not at its default.
     """
-    read = _loaded(kind)[name].settings
-    for key in dict.fromkeys(key for each in _loaded(kind).values() for key in each.settings):
-        default = type(section).__dataclass_fields__[key].default
-        if key not in read and getattr(section, key) != default:
-            users = ", ".join(option_names(kind, key))
-            raise ValueError(f"{key}: {name!r} has none, only {users}")
+    options = options_of(kind)
+    read, fields = options[name].settings, type(section).__dataclass_fields__
+    for option in options.values():
+        for key in option.settings:
+            if key not in read and getattr(section, key) != fields[key].default:
+                users = ", ".join(option_names(kind, key))
+                raise ValueError(f"{key}: {name!r} has none, only {users}")
 
 
 def load_plugin(path: Path) -> None:
@@ -269,18 +282,8 @@ def load_entry(group: str, name: str) -> Any:
         raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error
 
 
-def _loaded(kind: str) -> dict[str, Option]:
-    """Return the options of a kind, the package's own among them."""
-    _check_near(kind, KINDS, "kind of option")
-    importlib.import_module(KINDS[kind].home)
-    return _options[kind]
-
-
-def _check_near(
-    name: str, names: Collection[str], what: str, error: type[Exception] = CmpError
-) -> None:
-    if name not in names:
-        raise error(f"no {what} is called {name!r:.60}{name_choices(name, names)}")
+def _unknown(what: str, name: str, names: Collection[str]) -> str:
+    return f"no {what} is called {name!r:.60}{name_choices(name, names)}"
 
 
 def _is_redefined(old: Option, new: Option) -> bool:

@@ -10,15 +10,23 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 
-from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.registry import Option, get_option, register
+from cmp.registry import (
+    SECTION_KEYS,
+    Option,
+    check_name,
+    check_settings,
+    get_option,
+    register,
+)
+from cmp.values import STRICT, Positive, Share, Steps
 
 FLOOR = 1e-3
 """Lowest rate of the curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
@@ -27,8 +35,95 @@ CHECKED_TASKS = 200
 WARMUP = ("warmup", "warmup_steps")
 COOLDOWN = ("cooldown", "cooldown_steps")
 
+CurveName = Annotated[str, AfterValidator(functools.partial(check_name, "schedule"))]
+MetaName = Annotated[str, AfterValidator(functools.partial(check_name, "meta_schedule"))]
+DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
+"""Parts of a task that warm up and cool down where a schedule does not say."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
+class Schedule:
+    """The learning rate at (task, step); `cmp.schedules` has the formulas.
+
+    Attributes:
+        name: The curve within a task, up to `peak`.
+        meta: How the peak changes from task to task.
+        peak: The highest learning rate.
+        warmup: The part of a task that warms up; a tenth where neither this nor `warmup_steps` is
+            given.
+        warmup_steps: How long a task warms up, in place of `warmup`. [steps]
+        cooldown: The part of a task that cools down; a quarter where neither this nor
+            `cooldown_steps` is given.
+        cooldown_steps: How long a task cools down, in place of `cooldown`. [steps]
+        shift: How long after its warmup "rsqrt" takes up its decay. [steps]
+        level: The constant phase of "infinite", as a multiple of the peak.
+        decay: The factor per task of meta schedule "geometric".
+        peaks: The peaks of meta schedule "free", per task, as multiples of `peak`.
+
+    Example:
+        >>> cmp.Schedule("wsd", cooldown=0.5).durations(100)  # steps of warmup and cooldown
+        (10, 50)
+    """
+
+    name: CurveName = "cosine"
+    meta: MetaName = "none"
+    peak: Positive = 1e-3
+    warmup: Share | None = None
+    warmup_steps: Steps | None = None
+    cooldown: Share | None = None
+    cooldown_steps: Steps | None = None
+    shift: Steps = 0
+    level: Share = 0.5
+    decay: Share = 0.5
+    peaks: tuple[Share, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_settings("schedule", self.name, self)
+        check_settings("meta_schedule", self.meta, self)
+        for kind in DEFAULT_SHARES:
+            share, steps = getattr(self, kind), getattr(self, f"{kind}_steps")
+            if share is not None and steps is not None:
+                raise ValueError(f"{kind} {share:g} and {kind}_steps {steps}: give one of them")
+        curve = get_option("meta_schedule", self.meta).facts["curve"]
+        if curve not in (None, self.name):
+            raise ValueError(f"meta {self.meta!r} goes with {curve!r}, not with {self.name!r}")
+        if self.is_over_stream and self.meta != "none":
+            raise ValueError(f"meta {self.meta!r}: {self.name!r} is one curve over the stream")
+
+    @property
+    def is_over_stream(self) -> bool:
+        """Whether the curve is one for the whole stream, with a branch for each task."""
+        return get_option("schedule", self.name).facts["over_stream"]
+
+    def durations(self, steps: int) -> tuple[int, int]:
+        """Return the steps of warmup and of cooldown in a task of `steps` steps.
+
+        Parts of a task are rounded up; rounding alone never makes them too long.
+
+        Raises:
+            ValueError: They are longer than the task.
+        """
+        settings = get_option("schedule", self.name).settings
+        counts = []
+        for kind, default in DEFAULT_SHARES.items():
+            share, exact = getattr(self, kind), getattr(self, f"{kind}_steps")
+            share = 0.0 if kind not in settings else default if share is None else share
+            counts.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
+        warmup, cooldown = counts
+        rounded = self.warmup_steps is None and self.cooldown_steps is None
+        if warmup + cooldown > steps + rounded:
+            raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
+        if self.is_over_stream and cooldown >= steps:
+            raise ValueError(
+                f"cooldown {cooldown} steps of {steps}: {self.name!r} has nothing to go on from"
+            )
+        return warmup, min(cooldown, steps - warmup)
+
+
+SECTION_KEYS["schedule"] = [*Schedule.__dataclass_fields__]
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskSchedule:
     """One task of a stream as a schedule sees it.
 
@@ -59,12 +154,12 @@ class TaskSchedule:
         """Tasks of the stream, or `t + 1` where steps are one number for an endless stream."""
         return len(self.steps)
 
-    @property
+    @functools.cached_property
     def warmup(self) -> int:
         """Steps of this task that warm up."""
         return self.durations(self.t)[0]
 
-    @property
+    @functools.cached_property
     def cooldown(self) -> int:
         """Steps of this task that cool down."""
         return self.durations(self.t)[1]
@@ -231,15 +326,38 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     Raises:
         ValueError: Warmup and cooldown are longer than a task.
     """
-    tasks = (steps,) * (task + 1) if isinstance(steps, int) else tuple(steps)
-    info = TaskSchedule(schedule, task, tasks)
-    peak = get_option("meta_schedule", schedule.meta).value(info)
-    info = dataclasses.replace(info, peak=peak)
+    tasks = (steps,) * (task + 1) if isinstance(steps, int) else steps
+    return task_curve(schedule, tasks, task)(step)
+
+
+def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[[int], float]:
+    """Return what gives the learning rate at each step of a task, as a multiple of the peak.
+
+    Args:
+        schedule: The config section.
+        steps: Steps of each task.
+        task: The task's number, from 0.
+
+    Raises:
+        ValueError: Warmup and cooldown are longer than a task.
+    """
     curve = get_option("schedule", schedule.name)
-    if step < info.warmup and not (curve.facts["over_stream"] and task > 0):
-        target = curve.facts["warmup_target"]
-        return (target(info) if target else info.peak) * (step + 1) / info.warmup
-    return curve.value(info, step)
+    info = TaskSchedule(schedule, task, tuple(steps))
+    info = dataclasses.replace(info, peak=get_option("meta_schedule", schedule.meta).value(info))
+    target = curve.facts["warmup_target"]
+    top = target(info) if target else info.peak
+    warmup = 0 if curve.facts["over_stream"] and task > 0 else info.warmup
+
+    def rate(step: int) -> float:
+        return top * (step + 1) / warmup if step < warmup else curve.value(info, step)
+
+    return rate
+
+
+def task_rates(schedule: Schedule, steps: Sequence[int], task: int) -> list[float]:
+    """Return the learning rate of each step of a task; see `task_curve` for the arguments."""
+    rate = task_curve(schedule, steps, task)
+    return [schedule.peak * rate(step) for step in range(steps[task])]
 
 
 def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
@@ -269,9 +387,9 @@ def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
 def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> int | None:
     every = (steps,) * tasks  # the options are part of the key, as another may get the name
     for t in range(tasks):
-        warmup = TaskSchedule(schedule, t, every).warmup
+        rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
-        if not any(learning_rate(schedule, every, t, n) for n in probes):
+        if not any(schedule.peak * rate(step) for step in probes):
             return t
     return None
 
@@ -279,9 +397,7 @@ def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> 
 def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
     """Return the learning rates of a stream of equal tasks, [tasks, steps]."""
     every = (steps,) * tasks
-    return np.array(
-        [[learning_rate(schedule, every, t, n) for n in range(steps)] for t in range(tasks)]
-    )
+    return np.array([task_rates(schedule, every, t) for t in range(tasks)])
 
 
 def branch_step(schedule: Schedule, steps: int) -> int | None:

@@ -12,7 +12,8 @@ from typing import Any
 import griffe
 
 import cmp
-from cmp.files import project_folder, write_atomic
+from cmp.files import write_atomic
+from cmp.project import project_folder
 
 PAGE = project_folder() / "book" / "api.md"
 HEADING = re.compile(r"^### `cmp\.(\w+)`\n", re.M)

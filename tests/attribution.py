@@ -1,7 +1,8 @@
 """The table of ATTRIBUTION.md, one row per package: `python -m tests.attribution`."""
 
 from cmp.embedded.manifest import embedded_manifests, load_packages
-from cmp.files import project_folder, write_atomic
+from cmp.files import write_atomic
+from cmp.project import project_folder
 
 PAGE = project_folder() / "ATTRIBUTION.md"
 TABLE_HEAD = "|---|---|---|---|\n"

@@ -76,11 +76,11 @@ def corpus():
 @pytest.fixture
 def own_options():
     """What a test registers is gone afterwards."""
-    before = {kind: dict(registry._loaded(kind)) for kind in registry.KINDS}
+    before = {kind: dict(registry.options_of(kind)) for kind in registry.KINDS}
     yield
     for kind, known in before.items():
-        registry._loaded(kind).clear()
-        registry._loaded(kind).update(known)
+        registry.options_of(kind).clear()
+        registry.options_of(kind).update(known)
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ import yaml
 
 from cmp.budgets import apply_budget
 from cmp.data import load_data
-from cmp.experiments import results, store
-from cmp.files import project_folder
-from cmp.runner import execute
+from cmp.experiments import results
+from cmp.project import project_folder
+from cmp.runs import store
+from cmp.runs.runner import execute
 
 PATH = project_folder() / "book" / "drift.yaml"
 NARROW = {

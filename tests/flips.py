@@ -24,19 +24,21 @@ from pictures import classes, fileset, picture, tar
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from cmp import checkpoints, config, models, streams
-from cmp.checkpoints import CheckpointManager
+from cmp import config, models, streams
 from cmp.data import Corpus
 from cmp.embedded import drawn, packed
 from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
-from cmp.experiments import logs, pretraining, results, store, studies, workers
-from cmp.files import DIGESTS, build_folder
+from cmp.experiments import pretraining, results, studies
+from cmp.files import DIGESTS
 from cmp.merging.files import merge_files
+from cmp.project import build_folder
 from cmp.readers import class_tables, collection, images, tars
 from cmp.readers.manifest import FileSet
-from cmp.runner import execute
+from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import execute
 
 REFUSED, SAME, SEEN, MADE = "refused", "the same", "another id", "made again"
 DIFFERENT = "silently different"
@@ -129,7 +131,7 @@ def read_packed() -> str:
 def read_start(path: Path) -> str:
     """How weights to start from enter a run's id, and their tensors."""
     run_config = config.parse({"model": {"start": str(path)}})
-    return store.start_identity(run_config)[1] + text_of(load_file(path))
+    return identity.start_identity(run_config)[1] + text_of(load_file(path))
 
 
 def read_tokens(texts: tuple[str, ...]) -> str:
@@ -175,7 +177,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     patch.setattr(results, "RESULTS", place / "results")
     patch.setattr(studies, "STUDIES", place)
     run_config = small_config(*SETTINGS)
-    run = workers.run_one(run_config, keep=True)
+    run = launch.run_one(run_config, keep=True)
     folder, files = store.run_folder(run.id), []
     for path in folder.iterdir():
         files.append(Stored(path, partial(read_run, run.id)))
@@ -209,7 +211,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     (place / "77.yaml").write_text(json.dumps(grid))
     tree = run_config.to_dict()
     patch.setitem(config.PROFILES, "quick", tree | {"seed": 0})
-    workers.run_one(studies.load_study("77").configs("quick")["a", 0])
+    launch.run_one(studies.load_study("77").configs("quick")["a", 0])
     published = results.publish_study(studies.load_study("77"), "quick")
     for path in (published, published.with_name(DIGESTS)):
         files.append(Stored(path, lambda: text_of(results.published_metrics("77"))))

@@ -23,20 +23,22 @@ from typing import NamedTuple
 import options
 import pandas as pd
 import pytest
+import safetensors.torch
 from torch import nn
 
-from cmp import checkpoints, cli, config, files
-from cmp.checkpoints import CheckpointManager
+from cmp import cli, config, files
 from cmp.cli import runs
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
-from cmp.execution import ExecutionConfig
-from cmp.experiments import store, studies, workers
+from cmp.experiments import studies, workers
 from cmp.files import SHORT_ID, WEIGHTS
-from cmp.runner import Observer
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
 
 STORING = "storing"
@@ -61,7 +63,7 @@ def small_config(*settings: str) -> RunConfig:
 
 def small_id() -> str:
     """The id of the run that every child computes."""
-    return store.run_id_of(small_config(), small_corpus())
+    return identity.run_id_of(small_config(), small_corpus())
 
 
 class Family(NamedTuple):
@@ -185,7 +187,7 @@ def compute(
 ) -> None:
     """Compute the small run, a checkpoint a step. trouble: one of `TROUBLES`, from save number
     `save` on, the first being 1; family: settings of another run, whose weights are stored, too."""
-    workers.CheckpointManager = functools.partial(CheckpointManager, interval=0.0)
+    launch.CheckpointManager = functools.partial(CheckpointManager, interval=0.0)
     if trouble:
         _before_save(save, TROUBLES[trouble])
     steps_done: list[int] = []
@@ -204,7 +206,7 @@ def compute(
     run_config = small_config() if family is None else options.small(*family.settings)
     tell("begun")
     try:
-        run = workers.run_one(
+        run = launch.run_one(
             run_config, observer, execution=family and ExecutionConfig(family.micro_batch),
             keep=family is not None,
         )  # fmt: skip
@@ -258,7 +260,7 @@ def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
     With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
     """
     packed.load_embedded = lambda *roles: small_corpus()
-    place, run_one = Path(f"{environment['CMP_BUILD']}-workers"), workers.run_one
+    place, run_one = Path(f"{environment['CMP_BUILD']}-workers"), launch.run_one
     place.mkdir(exist_ok=True)
 
     def watched(run_config: RunConfig, **options) -> store.StoredRun:
@@ -278,7 +280,7 @@ def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
 
         return run_one(run_config, Observer(step, resumed=resumed), **options)
 
-    workers.run_one = watched
+    launch.run_one = watched
     (place / str(os.getpid())).touch()
     _serve(pipe, device, environment)
 
@@ -328,14 +330,14 @@ def _die_instead(place: object, name: str) -> Callable[[], None]:
 
 
 def _die_half_written() -> None:
-    save_file = checkpoints.save_file
+    save_file = safetensors.torch.save_file
 
     def write_half(tensors: dict, path: Path, header: dict) -> None:
         save_file(tensors, path, header)
         os.truncate(path, path.stat().st_size // 2)
         die()
 
-    checkpoints.save_file = write_half
+    safetensors.torch.save_file = write_half
 
 
 def _die_flushing(pattern: str) -> Callable[[], None]:

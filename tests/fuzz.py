@@ -41,7 +41,7 @@ from cmp.cli.runs import read_config  # noqa: E402
 from cmp.config import Model  # noqa: E402
 from cmp.errors import CmpError  # noqa: E402
 from cmp.experiments import statistics, studies  # noqa: E402
-from cmp.files import build_folder  # noqa: E402
+from cmp.project import build_folder  # noqa: E402
 from cmp.readers import collection  # noqa: E402
 from cmp.readers.manifest import load_manifests  # noqa: E402
 

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from cmp import NUMERICS, config, models
+from cmp import NUMERICS, config, models, schedules
 from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies
+from cmp.experiments import results, studies
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import get_option, option_names
-from cmp.runner import Observer, execute, machine_differences, machine_record
+from cmp.runs import identity
+from cmp.runs.runner import Observer, execute, machine_differences, machine_record
 from cmp.seeds import numpy_generator
 from tests import forked, options
 
@@ -112,7 +113,7 @@ def compute_run(case: Case) -> dict[str, Any]:
     observer = Observer(step=lambda task, step, result, model: losses.append(result.loss.item()))
     result = execute(case.config, corpus(case.whole), observer)
     return {
-        "id": store.run_id_of(case.config, corpus(case.whole)),
+        "id": identity.run_id_of(case.config, corpus(case.whole)),
         "weights": models.weights_digest(result.model),
         "losses": losses,
         "scores": result.metrics["score"].round(9).tolist(),
@@ -212,7 +213,7 @@ def unequal(known: dict, found: dict) -> dict:
 
 def defaults() -> dict[str, Any]:
     """What a config means where it says nothing."""
-    shares = {f"schedule.{kind} share": x for kind, x in config.DEFAULT_SHARES.items()}
+    shares = {f"schedule.{kind} share": x for kind, x in schedules.DEFAULT_SHARES.items()}
     methods = {
         f"method.{key} of {name}": x
         for name in option_names("method")
@@ -242,8 +243,8 @@ def recomputed(chapter: str) -> tuple[dict[str, list[str | None]], int]:
     that does not ship, and not here."""
     found: dict[str, list[str | None]] = {}
     for (name, _), each in studies.load_study(chapter).configs("cpu").items():
-        known = each.model.start != options.NOT_SHIPPED[1] or store.has_start(each)
-        run_id = store.run_id_of(each, load_data(each.data)) if known else None
+        known = each.model.start != options.NOT_SHIPPED[1] or identity.has_start(each)
+        run_id = identity.run_id_of(each, load_data(each.data)) if known else None
         found.setdefault(f"{chapter}: {name}", []).append(run_id)
     return found, sum(ids.count(None) for ids in found.values())
 

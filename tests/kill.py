@@ -30,8 +30,8 @@ from forked import (
 )
 from tqdm import tqdm
 
-from cmp.experiments import store
 from cmp.files import PARTIAL_PREFIX
+from cmp.runs import identity
 
 LANES = 2
 """Children at the same time."""
@@ -78,7 +78,7 @@ class Campaign:
         """Note where a run did not end as its reference did, or left something behind."""
         self.runs += 1
         reference, name = self.references[family][0], f"{build.name} {family or ''}"
-        run_id = family and store.run_id_of(options.small(*family.settings), small_corpus())
+        run_id = family and identity.run_id_of(options.small(*family.settings), small_corpus())
         if end.status != 0 or end.weights is None:
             self.differences.append(f"{name}: status {end.status} {end.error}: {said[-2000:]}")
         elif (end.weights, end.hits) != (reference.weights, reference.hits):

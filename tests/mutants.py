@@ -36,8 +36,8 @@ MUTANTS = {
     ),
     "gradients are not clipped": Mutant(
         "cmp/training.py",
-        "state.model.parameters(), state.config.optimizer.clip)",
-        "state.model.parameters(), 1e9)",
+        "model.parameters(), state.config.optimizer.clip)",
+        "model.parameters(), 1e9)",
         "test_golden",
     ),
     "gradients add up over steps": Mutant(
@@ -57,13 +57,13 @@ MUTANTS = {
     ),
     # the loss
     "the loss looks one way": Mutant(
-        "cmp/training.py",
+        "cmp/losses.py",
         "(F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))",
         "(F.cross_entropy(logits, target) + F.cross_entropy(logits, target))",
         "test_fast",
     ),
     "the sigmoid loss has no bias": Mutant(
-        "cmp/training.py", "image @ text.T + logit_bias", "image @ text.T", "test_parts"
+        "cmp/losses.py", "image @ text.T + logit_bias", "image @ text.T", "test_parts"
     ),
     # schedules
     "a cosine never reaches its floor": Mutant(
@@ -71,8 +71,8 @@ MUTANTS = {
     ),
     "warmup ends a step early": Mutant(
         "cmp/schedules.py",
-        "* (step + 1) / info.warmup",
-        "* (step + 2) / info.warmup",
+        "top * (step + 1) / warmup",
+        "top * (step + 2) / warmup",
         "test_schedules",
     ),
     "a meta schedule counts warmups twice": Mutant(
@@ -144,7 +144,7 @@ MUTANTS = {
         "cmp/merging/rules.py", "blocks = [x - origin for x in blocks]", "pass", "test_merging"
     ),
     "the trained weights are scored, not the deployed ones": Mutant(
-        "cmp/runner.py",
+        "cmp/runs/runner.py",
         "adapters.load_merged(self.model, deployed)\n",
         "adapters.load_merged(self.model, end.trained)\n",
         "test_steps",
@@ -180,20 +180,20 @@ MUTANTS = {
     ),
     # checkpoints
     "a checkpoint forgets the moments": Mutant(
-        "cmp/checkpoints.py",
+        "cmp/runs/checkpoints.py",
         "optimizer.state.get(parameter, {}) if optimizer else {}",
         "{}",
         "test_resume",
     ),
     "a resumed run forgets its average": Mutant(
-        "cmp/runner.py",
+        "cmp/runs/runner.py",
         '        self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") '
         "for name in names}\n",
         "",
         "test_resume",
     ),
     "a damaged checkpoint is believed": Mutant(
-        "cmp/checkpoints.py",
+        "cmp/runs/checkpoints.py",
         "if not match or match[3] != files.file_digest(path):",
         "if not match:",
         "test_kill",

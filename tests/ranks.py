@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cmp import config, distributed
-from cmp.checkpoints import CheckpointManager
+from cmp import config
 from cmp.embedded import packed
 from cmp.errors import Interrupted
-from cmp.execution import ExecutionConfig
-from cmp.runner import Observer, execute
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, execute
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
 
 SMALL = (
     "model.name=tiny-vit", "model.start=random",
@@ -54,7 +55,7 @@ def noted(
 
     def step(task, step, result, model):
         losses.append(result.loss.item())
-        if len(losses) == stop_at and distributed.rank() == distributed.world_size() - 1:
+        if len(losses) == stop_at and processes.rank() == processes.world_size() - 1:
             os.kill(os.getpid(), number)
 
     result = execute(
@@ -66,23 +67,23 @@ def noted(
 def main(folder: Path) -> None:
     """All of `RUNS`, one that is stopped and goes on, and one that was killed and goes on."""
     torch.set_num_threads(1)
-    with distributed.init_distributed():
+    with processes.init_distributed():
         for name, (settings, execution) in RUNS.items():
             losses, weights, metrics = noted(small(*settings), execution)
             scores = torch.tensor(metrics["score"].tolist())
-            assert torch.equal(scores, distributed.all_gather(scores[None])[0])  # on all the same
-            if distributed.rank():
+            assert torch.equal(scores, processes.all_gather(scores[None])[0])  # on all the same
+            if processes.rank():
                 continue
             save_file(weights, folder / f"{name}.safetensors")
             (folder / f"{name}.json").write_text(json.dumps([losses, metrics["score"].tolist()]))
         for name, weights in {"resumed": stop_and_go_on(), "after": go_on()}.items():
-            if distributed.rank() == 0:
+            if processes.rank() == 0:
                 save_file(weights, folder / f"{name}.safetensors")
 
 
 def manager_of(run_id: str, **options) -> CheckpointManager | None:
     """What saves a run, in the first process."""
-    return None if distributed.rank() else CheckpointManager(run_id, **options).__enter__()
+    return None if processes.rank() else CheckpointManager(run_id, **options).__enter__()
 
 
 def stop_and_go_on() -> dict:
@@ -101,7 +102,7 @@ def stop_and_go_on() -> dict:
 def be_killed() -> None:
     """Begin the first of `RUNS`, saved after each step; the last process is killed in it."""
     torch.set_num_threads(1)
-    with distributed.init_distributed():
+    with processes.init_distributed():
         manager = manager_of("cd" * 32, interval=0)
         noted(small(), manager=manager, stop_at=4, number=signal.SIGKILL)
 

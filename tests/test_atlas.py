@@ -12,7 +12,7 @@ from PIL import Image
 
 import cmp
 from cmp.experiments import verdicts
-from cmp.files import build_folder
+from cmp.project import build_folder
 from lab import atlas, figures, scrubber
 
 CLAIMS = verdicts.load_claims()

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from cmp import cli, config
 from cmp.errors import CmpError
-from cmp.experiments import studies, workers
-from cmp.files import build_folder
+from cmp.experiments import studies
+from cmp.project import build_folder
+from cmp.runs import launch
 from lab import chapters, run
 
 PARAMETERS = """\
@@ -488,7 +489,7 @@ def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path,
         elif way == "shell":
             CliRunner().invoke(cli.app, ["run", "quick", *settings])
         else:
-            workers.run_one(run_config)
+            launch.run_one(run_config)
         frame = studies.collect_metrics({("it", 0): run_config})
         found[way] = f"{frame['run'][0]} {float(frame['score'].sum())!r}"
     assert found["chapter"] == found["shell"] == found["library"] == printed

@@ -19,8 +19,9 @@ from cmp.budgets import Budget, Cost
 from cmp.cli import budget as budget_command
 from cmp.config import Method
 from cmp.errors import CmpError
-from cmp.experiments import paper, store
-from cmp.runner import Observer, execute
+from cmp.experiments import paper
+from cmp.runs import store
+from cmp.runs.runner import Observer, execute
 from cmp.training import create_optimizer
 
 GIGA = 1e9

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import checkpoints, config, models
+from cmp import config, models
 from cmp.bench import networks
-from cmp.checkpoints import StopRequest
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import cluster, store, studies, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import build_folder
+from cmp.experiments import cluster, studies, workers
+from cmp.project import build_folder
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.checkpoints import StopRequest
+from cmp.runs.store import unfinished_runs
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(5)
@@ -177,7 +178,7 @@ def test_a_lost_node_loses_no_run_and_no_bit(nodes, noted, build, corpus, tmp_pa
     on_ray = tables(configs)
     fresh(tmp_path / "local", monkeypatch)
     for run_config in configs:
-        workers.run_one(run_config)
+        launch.run_one(run_config)
     pd.testing.assert_frame_equal(on_ray, tables(configs), check_exact=True)
 
 
@@ -208,7 +209,7 @@ def test_a_node_with_other_data_refuses(corpus, build):
 def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monkeypatch):
     """Those that are kept: of a model that is not embedded."""
     run_config = small("model.name=bench-nano", "stream.tasks=1", steps=1)
-    run_id = store.run_id_of(run_config)
+    run_id = identity.run_id_of(run_config)
     fresh(tmp_path / "node", monkeypatch)
     result = pickle.dumps(cluster._compute_on_node(run_id, run_config, "cpu"))
     monkeypatch.setenv("CMP_BUILD", str(build))

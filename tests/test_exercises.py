@@ -8,7 +8,7 @@ import lab
 from cmp import mixtures, schedules
 from cmp.errors import CmpError
 from cmp.experiments import paper
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from lab import chapters, exercises
 
 SHEET = read_yaml(exercises.SHEET)

@@ -18,14 +18,15 @@ import pytest
 import synthetic
 from scipy import stats
 
-from cmp import checkpoints, config, schedules
+from cmp import config, schedules
 from cmp.cli import runs as cli_runs
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import logs, planner, runs, store, verdicts
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import build_folder, project_folder
+from cmp.experiments import planner, verdicts
+from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
+from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs.store import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
 
 CASES = """import { rates, drawable } from "./schedules.js";
@@ -258,7 +259,7 @@ def computed_by(form, text, size, folder, source):
         run = SimpleNamespace(run=lambda what, _, **more: given.update(config=(what, more)))
         exec(cell, scope | {"cmp": run})
     what, more = given["config"]
-    return runs.from_keywords(what, more)
+    return launch.from_keywords(what, more)
 
 
 @pytest.mark.parametrize("explorer, changes", [("schedule", SCHEDULES), ("mixture", MIXED)])
@@ -271,14 +272,14 @@ def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
     for shown in node(FORMS, given, tmp_path):
         assert (shown["back"], shown["warning"]) == (shown["changes"], "")
         for size, forms in zip(given["sizes"], shown["forms"], strict=True):
-            wanted = store.run_id_of(explorers.changed_run(size, shown["changes"]))
+            wanted = identity.run_id_of(explorers.changed_run(size, shown["changes"]))
             for form in ("command", "YAML", "Python", "papermill"):
                 if forms[form] is None:  # the chapter has no parameter for it, and says so
                     assert form == "papermill" and shown["lacks"]
                     continue
                 through_chapter += form == "papermill"
                 found = computed_by(form, forms[form], size, tmp_path, source)
-                assert store.run_id_of(found) == wanted, f"{form}: {forms[form]}"
+                assert identity.run_id_of(found) == wanted, f"{form}: {forms[form]}"
     assert through_chapter >= 4
 
 
@@ -495,7 +496,7 @@ def test_a_run_lands(build, monkeypatch):
     told = follow(run)
     assert told[0]["words"] == "starting"
     assert told[-1]["done"] and told[-1]["over"]
-    stored = store.scores_on_way(store.load_run(store.run_id_of(run)))
+    stored = store.scores_on_way(store.load_run(identity.run_id_of(run)))
     trail = [about["trail"] for about in told if "trail" in about][-1]
     assert np.array(trail) == pytest.approx(stored[["A_KA", "A_ZS"]].to_numpy(), abs=0.01)
     again = follow(run)
@@ -508,7 +509,7 @@ def test_a_run_stops_and_goes_on(build):
     assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
     [progress] = unfinished_runs()
     assert progress.step > 0  # in the middle of a task, where only a stop saves
-    assert not store.is_stored(store.run_id_of(run))
+    assert not store.is_stored(identity.run_id_of(run))
 
 
 def test_a_run_that_fails_says_why(build):
@@ -517,7 +518,7 @@ def test_a_run_that_fails_says_why(build):
 
 
 def test_a_third_run_waits(build, monkeypatch):
-    monkeypatch.setattr(runs, "runs_in_progress", lambda: 2)
+    monkeypatch.setattr(store, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
     assert [about["words"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it again to go on",
@@ -556,14 +557,14 @@ def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build, monkeypatch)
         fcntl.flock(lock, fcntl.LOCK_SH)
         monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
         with checkpoints.CheckpointManager("a" * 64):
-            assert runs.runs_in_progress() == 1
+            assert store.runs_in_progress() == 1
 
 
 def test_runs_in_progress_are_counted(build):
-    assert runs.runs_in_progress() == 0
+    assert store.runs_in_progress() == 0
     with checkpoints.CheckpointManager("a" * 64), checkpoints.CheckpointManager("b" * 64):
-        assert runs.runs_in_progress() == 2
-    assert runs.runs_in_progress() == 0
+        assert store.runs_in_progress() == 2
+    assert store.runs_in_progress() == 0
 
 
 def test_a_run_ends_with_the_kernel(build):
@@ -574,7 +575,7 @@ def test_a_run_ends_with_the_kernel(build):
     )
     process.stdin.write(json.dumps(small_run("training.steps=4000").to_dict()).encode() + b"\n")
     process.stdin.flush()
-    run_id, end = store.run_id_of(small_run("training.steps=4000")), time.monotonic() + 300
+    run_id, end = identity.run_id_of(small_run("training.steps=4000")), time.monotonic() + 300
     while "loss" not in logs.read_log(run_id):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)

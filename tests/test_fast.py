@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, execution, mixtures, models, schedules, training
+from cmp import cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import compact, evaluate, gpu, networks, pictures, step, timing
 from cmp.bench.networks import FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
+from cmp.scale import compiling
 from cmp.seeds import torch_generator
 from cmp.training import train_task
 
@@ -255,8 +256,8 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     """Everything but the device itself, on embedded images and on JPEGs."""
     for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(execution, "BACKEND", "eager")
-    monkeypatch.setattr(execution, "LAUNCH_BOUND", 0)
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
     monkeypatch.setattr(networks, "LARGE", "bench-nano")
     monkeypatch.setitem(timing.SIDE, "cpu", 64)
     rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)

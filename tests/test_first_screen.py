@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import cmp
-from cmp.experiments import results, store
-from cmp.files import project_folder
-from cmp.readers.files import read_yaml
+from cmp.experiments import results
+from cmp.files import read_yaml
+from cmp.project import project_folder
+from cmp.runs import store
 from lab import atlas, explorers, first_screen
 
 SHEET = read_yaml(first_screen.SHEET)

@@ -23,11 +23,13 @@ from cmp.cli import runs
 from cmp.config import Model, RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import logs, preflight, store, studies, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import SHORT_ID, build_folder
+from cmp.experiments import preflight, studies
+from cmp.files import SHORT_ID
 from cmp.merging.files import merge_files
-from cmp.runner import Observer
+from cmp.project import build_folder
+from cmp.runs import identity, launch, logs, store
+from cmp.runs.runner import Observer
+from cmp.runs.store import unfinished_runs
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
@@ -157,7 +159,9 @@ def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_
         else:
             assert check.state == preflight.PRESENT
     assert [*of_start.values()].count(preflight.PRESENT) == 2
-    ids = {store.run_id_of(RunConfig(model=Model(name, start)), corpus) for start in (file, "hub")}
+    ids = {
+        identity.run_id_of(RunConfig(model=Model(name, start)), corpus) for start in (file, "hub")
+    }
     assert len(ids) == 2
 
 
@@ -192,7 +196,7 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
 
     def run_id(path):
         tree = config.override({}, [*SMALL, f"model.name={NANO}", f"model.start={path}"])
-        return store.run_id_of(config.parse(tree), corpus)
+        return identity.run_id_of(config.parse(tree), corpus)
 
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes((folder / "model.safetensors").read_bytes())
@@ -240,7 +244,7 @@ TAGGED = [*SMALL, f"model.name={NANO}", "model.start=theirs"]
 def test_a_run_without_its_weights_has_no_id(corpus, fetched):
     run_config = config.parse(config.override({}, TAGGED))
     with pytest.raises(CmpError, match=r"weights 'theirs' .* are not on this machine"):
-        store.run_id_of(run_config, corpus)
+        identity.run_id_of(run_config, corpus)
     assert studies.missing_runs([run_config]) == [run_config]
     assert fetched == []
 
@@ -251,12 +255,12 @@ def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path,
     run_config = config.parse(config.override({}, TAGGED))
     for _ in range(2):  # computed, and then looked up
         if way == "library":
-            workers.run_one(run_config)
+            launch.run_one(run_config)
         else:
             command = ["run", str(tmp_path / "mine.yaml"), *TAGGED, "--device", "cpu"]
             result = CliRunner().invoke(cli.app, command)
             assert result.exit_code == 0, result.output
-        assert store.stored_ids() == [store.run_id_of(run_config, corpus)[:SHORT_ID]]
+        assert store.stored_ids() == [identity.run_id_of(run_config, corpus)[:SHORT_ID]]
     assert fetched == ["theirs"]
 
 
@@ -267,7 +271,7 @@ def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, mo
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        workers.run_one(run_config, Observer(step=stop))
+        launch.run_one(run_config, Observer(step=stop))
     [progress] = unfinished_runs()
     result = CliRunner().invoke(cli.app, ["resume", progress.run[:6]])
     assert result.exit_code == 0, result.exception
@@ -279,7 +283,7 @@ def test_a_study_fetches_weights_before_its_workers_start(corpus, fetched, monke
     begun = []
 
     def compute(todo, jobs, device, finished, stop):
-        begun.extend(store.run_id_of(each, corpus) for each in todo)
+        begun.extend(identity.run_id_of(each, corpus) for each in todo)
         return {todo[0]: "no reason"}
 
     monkeypatch.setitem(studies.BACKENDS, "local", compute)
@@ -316,7 +320,7 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     result = CliRunner().invoke(cli.app, ["run", "quick", *given, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     run_config = config.parse(config.override(config.profile("quick"), given))
-    run = store.load_run(store.run_id_of(run_config, corpus))
+    run = store.load_run(identity.run_id_of(run_config, corpus))
     out = tmp_path / "out.safetensors"
     done = CliRunner().invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out)])
     assert done.exit_code == 0, done.output
@@ -337,7 +341,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     command = ["run", "quick", *given, "--keep-weights", "--device", "cpu"]
     assert invoke(cli.app, command).exit_code == 0
     run_config = config.parse(config.override(config.profile("quick"), given))
-    run = store.load_run(store.run_id_of(run_config, corpus))
+    run = store.load_run(identity.run_id_of(run_config, corpus))
     out = tmp_path / "updated"
     done = invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out), "--to", "hf"])
     assert done.exit_code == 0, done.output
@@ -377,7 +381,7 @@ def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp
     invoke = CliRunner().invoke
     assert invoke(cli.app, ["run", "quick", *SMALL]).exit_code == 0
     run_config = config.parse(config.override(config.profile("quick"), SMALL))
-    run_id, out = store.run_id_of(run_config, corpus)[:SHORT_ID], tmp_path / "tiny.safetensors"
+    run_id, out = identity.run_id_of(run_config, corpus)[:SHORT_ID], tmp_path / "tiny.safetensors"
     refused = invoke(cli.app, ["export", run_id, "-o", str(out)])
     assert "--keep-weights" in str(refused.exception)
     before = store.load_run(run_id).weights

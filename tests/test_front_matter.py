@@ -6,7 +6,8 @@ import re
 import pytest
 
 import cmp
-from cmp.files import parse_yaml, project_folder
+from cmp.files import parse_yaml
+from cmp.project import project_folder
 
 ROOT = project_folder()
 

@@ -29,16 +29,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from cmp import NUMERICS, checkpoints, config, models
+from cmp import NUMERICS, config, models
 from cmp.cli.runs import read_config
 from cmp.embedded import manifest, packages, packed
 from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, results, store, studies
-from cmp.experiments.runs import recorded_threads
+from cmp.experiments import pretraining, results, studies
 from cmp.files import file_digest, listed_file
 from cmp.readers.manifest import MANIFESTS, read_manifest
+from cmp.runs import checkpoints, identity, store
+from cmp.runs.store import recorded_threads
 from lab import chapters, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
@@ -199,7 +200,7 @@ RUN_CONFIG = config.parse(config.PROFILES["quick"])
 IDENTITY = {"config": RUN_CONFIG.changes()}
 RUN = {
     "format": store.RUN_FORMAT,
-    "id": store.json_digest(IDENTITY),
+    "id": identity.json_digest(IDENTITY),
     "identity": IDENTITY,
     "config": RUN_CONFIG.to_dict(),
     "weights_sha256": "0" * 64,
@@ -349,7 +350,7 @@ def read_run(folder: Path, run: bytes, metrics: bytes | None = None) -> Any:
         tree = json.loads(run)
         if "files" in tree and "identity" in tree:
             tree["files"] = {store.METRICS: file_digest(path)}
-        run = to_json(tree | {"sha256": store.json_digest(tree)})
+        run = to_json(tree | {"sha256": identity.json_digest(tree)})
     put(place / "run.json", run)
     found = store.load_run(RUN["id"])
     return f"{found.provenance['seconds']:.1f}{found.provenance['threads']:d}"

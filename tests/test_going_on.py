@@ -16,15 +16,18 @@ import torch
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import checkpoints, cli, config, distributed, evaluation, models
+from cmp import cli, config, evaluation, models
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.execution import ExecutionConfig
-from cmp.experiments import preflight, results, store, workers
-from cmp.experiments.runs import from_keywords, unfinished_runs
+from cmp.experiments import preflight, results
 from cmp.files import SHORT_ID
-from cmp.runner import Observer
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.launch import from_keywords
+from cmp.runs.runner import Observer
+from cmp.runs.store import unfinished_runs
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
 
 invoke = CliRunner().invoke
@@ -81,12 +84,12 @@ def test_a_parent_counts_by_its_weights_as_an_exported_file_does(build):
     file = build / "exported.safetensors"
     assert invoke(cli.app, ["export", parent.id[:6], "-o", str(file)]).exit_code == 0
     ids = {
-        store.run_id_of(forked.small_config(f"model.start={start}"))
+        identity.run_id_of(forked.small_config(f"model.start={start}"))
         for start in (f"run:{parent.id}", f"run:{parent.id[:5]}", file)
     }
     assert len(ids) == 1
     other = computed(*EMA, "seeds.data=1")
-    assert store.run_id_of(forked.small_config(f"model.start=run:{other.id}")) not in ids
+    assert identity.run_id_of(forked.small_config(f"model.start=run:{other.id}")) not in ids
 
 
 def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
@@ -132,7 +135,7 @@ def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
 
 
 def test_a_run_that_is_not_finished_is_named(build):
-    with workers.CheckpointManager("ab" * 32):
+    with launch.CheckpointManager("ab" * 32):
         say = refused("run", "quick", *QUICK, "model.start=run:abab")
     assert "run abababababab is not finished; `cmpt resume abababababab`" in say
 
@@ -148,7 +151,7 @@ def stopped(*settings, step=6):
 
     tree = config.override(config.profile("quick"), [*QUICK, *settings])
     with pytest.raises(Interrupted):
-        workers.run_one(config.parse(tree), Observer(step=after), keep=True)
+        launch.run_one(config.parse(tree), Observer(step=after), keep=True)
     [progress] = unfinished_runs()
     return progress
 
@@ -214,9 +217,9 @@ def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, m
     progress = stopped()
     run_config = config.parse(progress.config)
     saved = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(progress.run))
-    workers.run_one(run_config, keep=True)  # as the first one does meanwhile
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "local_slice", lambda count: slice(0, count))
+    launch.run_one(run_config, keep=True)  # as the first one does meanwhile
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "local_slice", lambda count: slice(0, count))
     monkeypatch.setattr(checkpoints, "latest", lambda manager: saved[1])
     capsys.readouterr()
     runs.compute_run(run_config, forked.small_corpus(), "cpu", ExecutionConfig(), True, None)
@@ -230,7 +233,7 @@ def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch,
     monkeypatch.setattr(cli, "app", stop)
     monkeypatch.setattr(warnings, "showwarning", None)  # so that it is put back after the test
     for number, said in enumerate(("cmpt: stopped\n", "")):
-        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setattr(processes, "rank", lambda number=number: number)
         with pytest.raises(SystemExit, match="143"):
             cli.main()
         assert capsys.readouterr().err == said
@@ -244,7 +247,7 @@ def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
     published.to_parquet(build / "book" / "77.parquet")
     assert "77.parquet, so it is kept" in refused("results", "rm", run.id[:6])
     published[:1].to_parquet(build / "book" / "77.parquet")
-    with workers.CheckpointManager(run.id):
+    with launch.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
     assert "the nearest is" in refused("results", "rm", other_end(run.id))
     said = invoke(cli.app, ["results", "rm", run.id]).output

@@ -13,13 +13,14 @@ import torch
 from pictures import classes
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, distributed, mixtures
-from cmp.checkpoints import StopRequest
+from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, preflight, studies, workers
-from cmp.files import build_folder
+from cmp.project import build_folder
+from cmp.runs.checkpoints import StopRequest
+from cmp.scale import processes
 from lab import chapter_setup, chapters, run
 
 GPU = config.parse(config.profile("gpu"))
@@ -110,8 +111,8 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
 
 def test_of_several_processes_the_first_decodes_a_run_s_data(corpus, monkeypatch):
     events = []
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "barrier", lambda: events.append("wait"))
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "barrier", lambda: events.append("wait"))
     monkeypatch.setattr(preflight, "load_data", lambda name: events.append("load") or corpus)
     assert preflight.load_run_data(config.parse({})) is corpus
     assert events == ["wait", "load"]

@@ -8,7 +8,7 @@ import test_book
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
-from cmp.files import build_folder
+from cmp.project import build_folder
 from lab import grids, run
 
 PARAMETERS = """\

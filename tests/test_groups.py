@@ -19,14 +19,15 @@ import torch
 from forked import TIMEOUT, Child, await_true
 from pictures import picture, tree
 
-from cmp import checkpoints, config
-from cmp.checkpoints import StopRequest
+from cmp import config
 from cmp.cli import runs
-from cmp.data import prefetch
-from cmp.experiments import store, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import project_folder
-from cmp.runner import Observer
+from cmp.project import project_folder
+from cmp.runs import checkpoints, store
+from cmp.runs.checkpoints import StopRequest
+from cmp.runs.launch import run_one
+from cmp.runs.runner import Observer
+from cmp.runs.store import unfinished_runs
+from cmp.scale.decoding import prefetch
 
 SETTINGS = ("model.name=tiny", "model.start=random", "stream.tasks=2", "training.batch=8",
             "evaluation.subset=4", "evaluation.full=false", "mixture.replay=1.0")  # fmt: skip
@@ -158,7 +159,7 @@ def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeyp
     assert again.outcome().status == 0, again.said()
     monkeypatch.setenv("CMP_BUILD", str(build.parent / "whole"))
     monkeypatch.setenv("CMP_WORKERS", "0")
-    whole = workers.run_one(config.parse(progress.config))
+    whole = run_one(config.parse(progress.config))
     monkeypatch.setenv("CMP_BUILD", str(build))
     assert store.load_run(progress.run).weights == whole.weights
 

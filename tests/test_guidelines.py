@@ -8,7 +8,7 @@ import synthetic
 
 from cmp.experiments import guidelines, verdicts
 from cmp.experiments.guidelines import Guideline, guideline_box, measure_guideline
-from cmp.readers.files import check_record
+from cmp.files import check_record
 from lab import boxes
 
 LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006, 0.0009)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cmp.files import build_folder
+from cmp.project import build_folder
 
 SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
 SECTIONS = {

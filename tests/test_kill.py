@@ -25,19 +25,20 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cmp import NUMERICS, checkpoints, config, mixtures, models, training
-from cmp.checkpoints import CheckpointManager
+from cmp import NUMERICS, config, mixtures, models, training
 from cmp.cli import runs as cli_runs
 from cmp.cli import streams
 from cmp.embedded import models as embedded_models
 from cmp.embedded import packed, sheets
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Diverged
-from cmp.experiments import pretraining, results, store, studies
+from cmp.experiments import pretraining, results, studies
 from cmp.files import SHORT_ID, delete_leftovers
+from cmp.losses import model_loss
 from cmp.merging.files import merge_files
-from cmp.runner import Observer, RunResult, execute
-from cmp.training import model_loss
+from cmp.runs import checkpoints, identity, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, RunResult, execute
 
 TOTAL = forked.TASKS * forked.STEPS
 
@@ -234,7 +235,7 @@ def run_until(count, *settings, model=None):
             raise Stop
 
     config = small_config(*settings)
-    with CheckpointManager(store.run_id_of(config, small_corpus()), interval=0.0) as manager:
+    with CheckpointManager(identity.run_id_of(config, small_corpus()), interval=0.0) as manager:
         return execute(config, small_corpus(), Observer(step), model, manager=manager)
 
 
@@ -399,7 +400,7 @@ def batch_of(config, task, step):
 
 def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
     config = small_config("schedule.peak=1e6")
-    place = checkpoints.checkpoint_folder(store.run_id_of(config, small_corpus()))
+    place = checkpoints.checkpoint_folder(identity.run_id_of(config, small_corpus()))
     with pytest.raises(Diverged, match=r"task 0, step 1: loss nan.*diverged.json") as error:
         run_until(0, "schedule.peak=1e6")
     report = json.loads((place / "diverged.json").read_text())
@@ -417,7 +418,7 @@ def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
 @pytest.mark.parametrize("peak", ["1e30", "1e300"])
 def test_weights_that_are_not_finite_are_never_kept(build, peak):
     place = checkpoints.checkpoint_folder(
-        store.run_id_of(small_config(f"schedule.peak={peak}"), small_corpus())
+        identity.run_id_of(small_config(f"schedule.peak={peak}"), small_corpus())
     )
     with pytest.raises(Diverged, match="weights are not finite after 1 steps of task 0"):
         run_until(0, f"schedule.peak={peak}")
@@ -523,7 +524,7 @@ TINY = ("model.name=tiny-half", "model.start=random")
 
 
 def tiny_id():
-    return store.run_id_of(small_config(*TINY), small_corpus())
+    return identity.run_id_of(small_config(*TINY), small_corpus())
 
 
 def state_of_a_run():
@@ -550,8 +551,8 @@ def finish_a_run(folder):
     metrics = pd.DataFrame([row | {"role": "eval", "score": time.time()}])
     model, about = models.create_model("tiny-half"), {"threads": 1, "numerics": NUMERICS}
     result = RunResult(metrics, model, 1.0, about, {"0/shapes": np.ones(9, bool)})
-    identity = store.run_identity(run_config, small_corpus())
-    store.save_run(store.make_stored_run(run_config, result, identity), model)
+    content = identity.run_identity(run_config, small_corpus())
+    store.save_run(store.make_stored_run(run_config, result, content), model)
 
 
 def export(folder):

@@ -15,18 +15,20 @@ from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli, config, data, mixtures, models
-from cmp.checkpoints import CheckpointManager
+from cmp import cli, config, mixtures, models
 from cmp.config import Model
-from cmp.data import Preprocessing, load_data, stored_images, worker_count
+from cmp.data import Preprocessing, load_data, stored_images
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
-from cmp.experiments import store
-from cmp.files import project_folder
+from cmp.project import project_folder
 from cmp.readers import collection, tables
-from cmp.runner import Observer, execute
+from cmp.runs import identity, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, execute
+from cmp.scale import decoding
+from cmp.scale.decoding import worker_count
 from cmp.training import make_train_state, train_task
 
 CPU = torch.device("cpu")
@@ -67,30 +69,30 @@ def test_a_collection_of_files(folder):
 
 def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     first = small(folder)
-    run_id = store.run_id_of(first, load_data(first.data))
+    run_id = identity.run_id_of(first, load_data(first.data))
     moved = small(folder.rename(tmp_path / "elsewhere"))
-    assert store.run_id_of(moved, load_data(moved.data)) == run_id
+    assert identity.run_id_of(moved, load_data(moved.data)) == run_id
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
     collection._load_folder.cache_clear()
-    assert store.run_id_of(moved, load_data(moved.data)) != run_id
+    assert identity.run_id_of(moved, load_data(moved.data)) != run_id
 
 
 @pytest.mark.defect
 def test_runs_over_pictures_of_16_bits_alone_have_a_further_entry_in_their_identity(folder):
     run_config, path = small(folder), folder / "mine/fox 0/0.png"
 
-    def identity():
+    def content():
         collection._load_folder.cache_clear()
-        return store.run_identity(run_config, load_data(run_config.data))
+        return identity.run_identity(run_config, load_data(run_config.data))
 
-    usual, whole = identity(), path.read_bytes()
+    usual, whole = content(), path.read_bytes()
     assert "scaled" not in usual
     Image.new("RGBA", (40, 40)).save(path)
-    assert identity().keys() == usual.keys()
+    assert content().keys() == usual.keys()
     Image.fromarray(np.full((40, 40), 9 * 257, np.uint16)).save(path)
-    assert identity()["scaled"] == ["mine"]
+    assert content()["scaled"] == ["mine"]
     path.write_bytes(whole)
-    assert identity() == usual
+    assert content() == usual
 
 
 @pytest.mark.defect
@@ -130,13 +132,12 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
     corpus = load_data(run_config.data)
     pools = mixtures.task_pools(run_config, corpus)
-    alone = mixtures.BatchLoader(run_config, corpus, 32, CPU)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     ahead = mixtures.BatchLoader(run_config, corpus, 32, CPU)
-    assert (alone.workers, ahead.workers) == (0, count)
     # in order, from the middle, back again, another task, beyond the last step
     for task, step in [(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (0, 0)]:
-        one, other = (loader.batch(pools[task], task, step) for loader in (alone, ahead))
+        one = mixtures.make_batch(run_config, corpus, pools[task], task, step)
+        other = ahead.batch(pools[task], task, step)
         np.testing.assert_array_equal(one.rows, other.rows)
         assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
     rows = np.arange(11)
@@ -174,25 +175,25 @@ def watched(read, rows):
 
 def test_processes_on_a_machine_share_its_cores(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
-    monkeypatch.setattr(data, "usable_cores", lambda: 16)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 16)
     assert worker_count(torch.device("cuda")) == 15
-    monkeypatch.setenv(data.JOBS, "2")  # a study of two runs at a time
+    monkeypatch.setenv(decoding.JOBS, "2")  # a study of two runs at a time
     assert worker_count(torch.device("cuda")) == 7
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert worker_count(torch.device("cuda")) == 3 and worker_count(CPU) == 0
-    monkeypatch.setattr(data, "usable_cores", lambda: 1.5)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 1.5)
     assert worker_count(torch.device("cuda")) == 1
 
 
 def test_processes_that_srun_has_given_cores_of_their_own_share_none(monkeypatch):
     monkeypatch.delenv("CMP_WORKERS", raising=False)
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 8)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 8)
     for name, value in (("STEP_TASKS_PER_NODE", "4(x2)"), ("NODEID", "1"), ("CPUS_ON_NODE", "32")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     for usable in (8, 32):  # its own; those of all, where srun binds no process
-        monkeypatch.setattr(data, "usable_cores", lambda usable=usable: usable)
+        monkeypatch.setattr(decoding, "usable_cores", lambda usable=usable: usable)
         assert worker_count(torch.device("cuda")) == 7
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2)")  # which is torchrun, with all of them
     assert worker_count(torch.device("cuda")) == 7
@@ -200,13 +201,13 @@ def test_processes_that_srun_has_given_cores_of_their_own_share_none(monkeypatch
 
 def test_cores_are_those_of_the_job_and_not_of_the_machine(monkeypatch):
     """A job of four cores on a machine of 128 starts three processes, not 127."""
-    monkeypatch.setattr(data.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 128)
     for content, cores in (("max 100000", 4), ("250000 100000", 2.5), ("900000 100000", 4)):
         monkeypatch.setattr(Path, "read_text", lambda path, x=content: x)
-        assert data.usable_cores() == cores
+        assert decoding.usable_cores() == cores
     monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(OSError))
-    assert data.usable_cores() == 4
+    assert decoding.usable_cores() == 4
 
 
 @pytest.mark.long
@@ -261,7 +262,7 @@ def test_a_few_pictures_beside_the_embedded_sets(corpus, tmp_path):
     metrics = execute(run_config, mine).metrics
     assert set(metrics["dataset"]) >= {"mine", "shapes"} and set(metrics["task"]) == {0, 1, 2}
     default = config.parse(config.override(config.profile("quick"), SMALL))
-    assert store.run_id_of(run_config, mine) != store.run_id_of(default, corpus)
+    assert identity.run_id_of(run_config, mine) != identity.run_id_of(default, corpus)
     assert "data" not in default.changes()
     taken = fileset(name="shapes", beside="embedded").model_dump_json(exclude_none=True)
     (root / "m.yaml").write_text(taken)

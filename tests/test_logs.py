@@ -11,12 +11,12 @@ import torch
 from forked import small_config, small_corpus
 from typer.testing import CliRunner
 
-from cmp import checkpoints, cli
+from cmp import cli
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import logs, store, workers
-from cmp.runner import Observer
+from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs.runner import Observer
 from cmp.training import StepResult
 from lab import chapter_setup
 
@@ -40,7 +40,7 @@ def every_step(table: pd.DataFrame) -> bool:
 def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     losses = []
     watch = Observer(lambda task, step, result, model: losses.append(result.loss.item()))
-    run = workers.run_one(small_config(*RUN), watch)
+    run = launch.run_one(small_config(*RUN), watch)
     table = logs.read_log(run.id)
     assert every_step(table)
     steps, scores = table.dropna(subset="step"), table.dropna(subset="done")
@@ -74,13 +74,13 @@ def test_a_progress_bar_waits_for_no_step(monkeypatch):
 def test_a_cell_shows_the_losses_of_runs_in_progress(build):
     live = {("thirds", 0): small_config(*RUN)}
     assert chapter_setup.loss_curves(live) == ""
-    log = logs.log_path(store.run_id_of(live["thirds", 0]))
+    log = logs.log_path(identity.run_id_of(live["thirds", 0]))
     log.parent.mkdir(parents=True)
     lines = [{"task": 0, "step": n, "loss": 4.0 - n} for n in range(3)]
     log.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     line = f"thirds: step 3 of {TASKS * STEPS}, loss 4.00 █▅▁ 2.00"
     assert chapter_setup.loss_curves(live) == line
-    workers.run_one(live["thirds", 0])
+    launch.run_one(live["thirds", 0])
     assert chapter_setup.loss_curves(live) == ""  # it has ended
 
 
@@ -96,10 +96,10 @@ def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interva
             raise Interrupted("here", 15)
 
     make = functools.partial(checkpoints.CheckpointManager, interval=interval)
-    monkeypatch.setattr(workers, "CheckpointManager", make)
+    monkeypatch.setattr(launch, "CheckpointManager", make)
     with pytest.raises(Interrupted):
-        workers.run_one(run_config, Observer(step))
-    run = workers.run_one(run_config)
+        launch.run_one(run_config, Observer(step))
+    run = launch.run_one(run_config)
     table = logs.read_log(run.id)
     assert every_step(table)
     assert list(table["done"].dropna()) == [0, 1, 2, 3]
@@ -115,7 +115,7 @@ def test_a_log_can_be_read_while_it_is_written(build):
 
 def test_a_run_that_is_refused_leaves_no_log(build):
     with pytest.raises(CmpError, match="no annealed base 99"):
-        workers.run_one(small_config("seeds.init=99"))
+        launch.run_one(small_config("seeds.init=99"))
     assert not list(build.rglob("*.jsonl"))
 
 
@@ -123,13 +123,13 @@ def test_steps_are_written_every_few_seconds(build, monkeypatch):
     now, seen = {"seconds": 0.0}, []
     monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
     run_config = small_config(*RUN)
-    path = logs.log_path(store.run_id_of(run_config))
+    path = logs.log_path(identity.run_id_of(run_config))
 
     def step(*_):
         now["seconds"] += 2.0
         seen.append(path.read_text().count('"step"'))
 
-    workers.run_one(run_config, Observer(step))
+    launch.run_one(run_config, Observer(step))
     assert seen[:4] == [0, 0, 0, 3]  # three steps make more than five seconds
 
 
@@ -141,7 +141,7 @@ def test_numbers_are_shown_as_bars():
 
 
 def test_results_show_the_course_of_a_run(build):
-    run = workers.run_one(small_config(*RUN))
+    run = launch.run_one(small_config(*RUN))
     shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if "▁" in line}
     assert {"loss", "gradient_norm", "rate"} <= lines.keys()
@@ -153,7 +153,7 @@ def test_results_show_the_course_of_a_run(build):
 def test_a_board_that_is_not_installed_is_said(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(CmpError, match="pip install tensorboard"):
-        workers.run_one(small_config(*RUN), board=build / "board")
+        launch.run_one(small_config(*RUN), board=build / "board")
 
 
 def test_a_board_gets_every_number(build, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_board_gets_every_number(build, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard", type("M", (), {"SummaryWriter": Writer})
     )
-    workers.run_one(small_config(*RUN), board=build / "board")
+    launch.run_one(small_config(*RUN), board=build / "board")
     assert told[0] == str(build / "board")
     assert told[-1] == "closed"
     assert [place for name, place in told[1:-1] if name == "loss"] == list(range(TASKS * STEPS))
@@ -193,10 +193,10 @@ def stopped_run():
 
     with pytest.MonkeyPatch.context() as patch:
         make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
-        patch.setattr(workers, "CheckpointManager", make)
+        patch.setattr(launch, "CheckpointManager", make)
         with pytest.raises(Interrupted):
-            workers.run_one(small_config(*RUN), Observer(step))
-    return store.run_id_of(small_config(*RUN))
+            launch.run_one(small_config(*RUN), Observer(step))
+    return identity.run_id_of(small_config(*RUN))
 
 
 def change_line(path, number, change):
@@ -227,7 +227,7 @@ def test_a_damaged_line_of_a_log_stops_nothing_and_is_said(build, damage):
     change_line(path, 2, damage)
     before = CliRunner().invoke(cli.app, ["results", "show", run_id[:8]])
     assert before.exit_code == 0 and "1 lines are damaged" in before.output
-    run = workers.run_one(small_config(*RUN))
+    run = launch.run_one(small_config(*RUN))
     table = logs.read_log(run.id)
     steps = table.dropna(subset="step")
     assert len(steps) == TASKS * STEPS - 1
@@ -242,7 +242,7 @@ def test_a_damaged_line_of_a_log_stops_nothing_and_is_said(build, damage):
 @pytest.mark.parametrize("trouble", ["a folder", "a file above it", "full", "gone"])
 def test_a_log_that_cannot_be_written_costs_no_run(build, monkeypatch, trouble):
     run_config = small_config(*RUN)
-    path = logs.log_path(store.run_id_of(run_config))
+    path = logs.log_path(identity.run_id_of(run_config))
 
     def step(task, step, *_):
         if trouble == "gone" and (task, step) == (1, 1):
@@ -257,7 +257,7 @@ def test_a_log_that_cannot_be_written_costs_no_run(build, monkeypatch, trouble):
         path.parent.mkdir(parents=True)
         path.symlink_to("/dev/full")
     with pytest.warns(UserWarning, match=path.name):
-        run = workers.run_one(run_config, Observer(step))
+        run = launch.run_one(run_config, Observer(step))
     assert store.is_stored(run.id)
     assert CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).exit_code == 0
 
@@ -289,5 +289,5 @@ def test_a_board_that_fails_costs_no_run(build, monkeypatch):
     module = type("M", (), {"SummaryWriter": Writer})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     with pytest.warns(UserWarning, match="--tensorboard: .*no space"):
-        run = workers.run_one(small_config(*RUN), board=build / "board")
+        run = launch.run_one(small_config(*RUN), board=build / "board")
     assert every_step(logs.read_log(run.id))

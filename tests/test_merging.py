@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
-from cmp import checkpoints, config, models, registry
+from cmp import config, models, registry
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, rules
 from cmp.merging.apply import merge
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
-from cmp.runner import Observer, execute
+from cmp.runs import checkpoints
+from cmp.runs.runner import Observer, execute
 from cmp.seeds import torch_generator
 
 RULES = registry.option_names("merge_rule")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cmp import config, evaluation, models
-from cmp.experiments.runs import task_end_weights
-from cmp.runner import execute
+from cmp.runs.launch import task_end_weights
+from cmp.runs.runner import execute
 from lab import figures, kernel_explorers
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

@@ -17,14 +17,14 @@ from options import small
 from cmp import budgets, mixtures, models
 from cmp.config import Method
 from cmp.evaluation import evaluate
-from cmp.experiments import store
 from cmp.methods import distillation, ewc, galore, importance, locked_text, si
-from cmp.runner import Observer, execute
+from cmp.runs import identity
+from cmp.runs.runner import Observer, execute
 from cmp.seeds import torch_generator
 from cmp.training import (
     ForwardOutput,
     create_optimizer,
-    forward_batch,
+    encode_batch,
     make_train_state,
     train_task,
     trainable_parameters,
@@ -60,7 +60,7 @@ def two_steps(state, batch):
         tokens = torch.randint(1, most, (batch, model.context_length), generator=noise)
         tokens[:, -1] = most
         image, text = models.encode_image(model, pixels), models.encode_text(model, tokens)
-        output = ForwardOutput(pixels, tokens, torch.arange(batch), image, text, replayed=batch - 1)
+        output = ForwardOutput(image, text, pixels, tokens, torch.arange(batch), replayed=batch - 1)
         optimizer.zero_grad()
         budgets.total_loss(state, output).backward()
         method.after_backward(state)
@@ -205,14 +205,14 @@ def test_without_strength_a_penalty_is_full_fine_tuning_to_the_bit(settings):
     assert run_losses(*settings, "method.strength=1e6") != full
 
 
-def make_forward_step(state):
+def make_encode_step(state):
     """What passes any batch of the first task through the network, as `train_task` does."""
     pools = mixtures.task_pools(state.config, state.corpus)[0]
 
-    def forward_step(step):
-        return forward_batch(state, state.loader.batch(pools, 0, step), 0, step)
+    def encode_step(step):
+        return encode_batch(state, state.loader.batch(pools, 0, step), 0, step)
 
-    return forward_step
+    return encode_step
 
 
 def test_fisher_by_hand():
@@ -223,13 +223,13 @@ def test_fisher_by_hand():
         run_config = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
                        "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
         state = make_train_state(run_config, forked.small_corpus())
-        forward_step = make_forward_step(state)
+        encode_step = make_encode_step(state)
         for name in trainable_parameters(state.model):
             state.method_state[f"importance/{name}"] += 1.0
-        ewc.end_task(state, forward_step)
-        states[kind] = (state, forward_step)
-    for kind, (state, forward_step) in states.items():
-        output = forward_step(state.config.training.steps)
+        ewc.end_task(state, encode_step)
+        states[kind] = (state, encode_step)
+    for kind, (state, encode_step) in states.items():
+        output = encode_step(state.config.training.steps)
         scale = state.model.logit_scale
         logits = scale.exp() * output.image @ output.text.T
         rows = torch.arange(len(logits))
@@ -353,14 +353,14 @@ def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
     state = make_train_state(run_config, forked.small_corpus())
     pools = mixtures.task_pools(run_config, state.corpus)
     batch = state.loader.batch(pools[1], 1, 0)
-    output = forward_batch(state, batch, 1, 0)
+    output = encode_batch(state, batch, 1, 0)
     in_pool = state.corpus.table["dataset"].iloc[batch.rows].isin(state.corpus.by_role("pool"))
     assert in_pool.tolist() == [False] * (8 - output.replayed) + [True] * output.replayed
     assert output.replayed == 3
     assert abs(distillation.losses(state, output)["distillation"].item()) < 1e-6
     with torch.no_grad():
         state.model.text_projection.add_(0.1 * matrix(*state.model.text_projection.shape))
-    output = forward_batch(state, batch, 1, 0)
+    output = encode_batch(state, batch, 1, 0)
     far = distillation.losses(state, output)["distillation"]
     assert far.item() > 1e-4
     others = dataclasses.replace(output, image=output.image.clone(), text=output.text.clone())
@@ -483,7 +483,7 @@ def test_runs_whose_running_statistics_stay_have_ids_of_their_own_and_no_others(
     def is_marked(model, method):
         settings = [f"model.name={model}", "model.start=random", f"method.name={method}"]
         settings += ["method.rank=2"] * (method == "galore")  # of the narrowest matrix
-        return "batch_norm" in store.run_identity(small(*settings), forked.small_corpus())
+        return "batch_norm" in identity.run_identity(small(*settings), forked.small_corpus())
 
     marked = {name for name in NAMES if is_marked(resnet, name)}
     assert marked == {"locked-image", "bitfit", "lnfit", "lora", "dora", "vera", "ewc"}

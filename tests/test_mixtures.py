@@ -34,7 +34,7 @@ from cmp.mixtures import (
     sample_evenly,
 )
 from cmp.readers import class_tables
-from cmp.runner import Observer, execute
+from cmp.runs.runner import Observer, execute
 from cmp.seeds import numpy_generator
 
 

@@ -22,8 +22,10 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import preflight
 from cmp.experiments.pretraining import PRETRAINING
-from cmp.files import DIGESTS, project_folder
-from cmp.training import TrainState, contrastive_loss, make_train_state, train_task
+from cmp.files import DIGESTS
+from cmp.losses import contrastive_loss
+from cmp.project import project_folder
+from cmp.training import TrainState, make_train_state, train_task
 
 
 def open_clip_attention(name, seed):

@@ -17,7 +17,7 @@ from cmp.cli import runs
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.policies import TaskEnd, apply_policy
-from cmp.runner import Observer, execute
+from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task
 
 PLAIN = {

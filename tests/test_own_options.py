@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from typer.testing import CliRunner
 
 from cmp import cli, config, registry
-from cmp.files import build_folder
+from cmp.project import build_folder
 
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"
@@ -110,7 +110,7 @@ def cmpt(own_options, monkeypatch):
     monkeypatch.setenv("CMP_PLUGINS", "")  # so that it is as before after the test
 
     def invoke(*words: str) -> tuple[int, str]:
-        registry._loaded("schedule").pop("halved", None)
+        registry.options_of("schedule").pop("halved", None)
         result = CliRunner().invoke(cli.app, words)
         return result.exit_code, f"{result.output} {result.exception}"
 

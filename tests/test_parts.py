@@ -18,27 +18,19 @@ from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
 import cmp
-from cmp import config, distributed, mixtures, models, training
+from cmp import config, mixtures, models
 from cmp.bench import networks
-from cmp.checkpoints import StopRequest
-from cmp.config import Training
 from cmp.data import Batch
 from cmp.embedded import packed
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.execution import ExecutionConfig, check_divisible
-from cmp.files import build_folder, project_folder
-from cmp.runner import NO_OBSERVER, Run, machine_differences, machine_record
-from cmp.seeds import torch_generator
-from cmp.training import (
-    backward,
-    backward_in_micro_batches,
-    clamp_logit_scale,
-    forward,
-    forward_batch,
-    make_train_state,
-    model_loss,
-    train_task,
-)
+from cmp.losses import model_loss
+from cmp.project import build_folder, project_folder
+from cmp.runs.checkpoints import StopRequest
+from cmp.runs.runner import NO_OBSERVER, Run, machine_differences, machine_record
+from cmp.scale import micro_batches, processes
+from cmp.scale.execution import ExecutionConfig
+from cmp.scale.micro_batches import check_divisible
+from cmp.training import clamp_logit_scale, encode_batch, make_train_state, train_task
 
 SAME = {"atol": 1e-5, "rtol": 0}
 WHOLE_ONLY = ("distillation",)
@@ -101,13 +93,13 @@ def test_losses_of_one_s_own_are_refused_in_parts_unless_they_say_that_they_take
 
 def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
     """Else the tests above would say nothing."""
-    sizes, plain_forward = [], forward
+    sizes = []
 
-    def note_size(model, batch, *rest, **more):
+    def note_size(state, batch, *rest):
         sizes.append((len(batch.rows), torch.is_grad_enabled()))
-        return plain_forward(model, batch, *rest, **more)
+        return encode_batch(state, batch, *rest)
 
-    monkeypatch.setattr(training, "forward", note_size)
+    monkeypatch.setattr(micro_batches, "encode_batch", note_size)
     trained(ExecutionConfig(micro_batch=5), "stream.tasks=1", "training.steps=1")
     assert sizes == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
 
@@ -120,8 +112,7 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     part = slice(4, 9)
 
     def pixels(batch, part=None):
-        generator = torch_generator("augment", 0, 1, 0)
-        return forward(state.model, batch, state.tokens, generator, "fp32", part).pixels
+        return encode_batch(state, batch, 1, 0, part).pixels
 
     piece = Batch(batch.rows[part], batch.images[part], batch.texts[part])
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
@@ -147,7 +138,7 @@ def launch(folder, *arguments):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "torch.processes.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run(
         [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,
@@ -179,12 +170,10 @@ def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     state = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
     pools = mixtures.task_pools(run_config, corpus)[1]
     batch = mixtures.make_batch(run_config, corpus, pools, 1, 0)
-    terms = backward_in_micro_batches(state, batch, 1, 0)
-    output = forward_batch(state, batch, 1, 0)
-    scale = state.model.logit_scale.exp()
-    expected = open_clip.ClipLoss()(output.image, output.text, scale)
-    torch.testing.assert_close(terms["contrastive"], expected, **SAME)
-    assert terms.keys() == {"contrastive"}
+    seen = state.execution.encode(state, batch, 1, 0)
+    output = encode_batch(state, batch, 1, 0)
+    expected = open_clip.ClipLoss()(output.image, output.text, state.model.logit_scale.exp())
+    torch.testing.assert_close(model_loss(state.model, seen.image, seen.text), expected, **SAME)
     assert len(batch.rows) == 12
 
 
@@ -208,7 +197,8 @@ def step_of(state, corpus):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        backward(state, batch, 1, 0)
+        seen = state.execution.encode(state, batch, 1, 0)
+        model_loss(state.model, seen.image, seen.text).backward()
     return {name: p.grad for name, p in state.model.named_parameters()}, len(kept)
 
 
@@ -276,33 +266,33 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
         trained(ExecutionConfig(), f"model.name={sigmoid}", "method.name=ewc")
 
 
-def test_a_batch_that_cannot_be_dealt_is_refused(monkeypatch):
-    monkeypatch.setattr("cmp.distributed.world_size", lambda: 5)
+def test_a_batch_that_cannot_be_dealt_is_refused(corpus, monkeypatch):
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
-        ExecutionConfig().prepare(models.create_model("tiny"), "tiny", Training(batch=12))
+        make_train_state(ranks.small(), corpus, execution=ExecutionConfig())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
 def test_rows_are_shared_whatever_their_number(monkeypatch, count):
     rows, parts = torch.arange(2.0 * count).view(count, 2), []
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
     for number in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda n=number: n)
-        monkeypatch.setattr(distributed, "all_gather", lambda x: parts.append(x) or x)
-        distributed.share_rows(rows, lambda part: part)
+        monkeypatch.setattr(processes, "rank", lambda n=number: n)
+        monkeypatch.setattr(processes, "all_gather", lambda x: parts.append(x) or x)
+        processes.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
 
 
 def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_saves(monkeypatch):
     reduce = lambda *numbers: [0, 1] if len(numbers) == 2 else list(numbers)  # noqa: E731
-    monkeypatch.setattr(distributed, "all_reduce_max", reduce)  # (signal, whether to save)
+    monkeypatch.setattr(processes, "all_reduce_max", reduce)  # (signal, whether to save)
     with pytest.raises(Diverged, match="weights are not finite after 1 steps"):
         ranks.noted(ranks.small("schedule.peak=1e30"))
 
 
 def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, monkeypatch):
-    monkeypatch.setattr(distributed, "broadcast", lambda text: text or "abababababab")
+    monkeypatch.setattr(processes, "broadcast", lambda text: text or "abababababab")
     run = Run(make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}, None)
     run.save_or_stop(1, 0)
     run.stop.signal = 15
@@ -316,20 +306,20 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
         monkeypatch.delenv(name)
     for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    distributed._follow_slurm()  # a command of a batch script, which is no step of eight tasks
+    processes._follow_slurm()  # a command of a batch script, which is no step of eight tasks
     assert "RANK" not in os.environ
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
-        distributed._follow_slurm()
+        processes._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),3,1")
     monkeypatch.setenv("SLURM_NODEID", "2")
-    distributed._follow_slurm()
+    processes._follow_slurm()
     found = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["3", "8", "1"]
     assert os.environ["LOCAL_WORLD_SIZE"] == "3"
     monkeypatch.setenv("SLURM_PROCID", "5")
-    distributed._follow_slurm()
+    processes._follow_slurm()
     assert os.environ["RANK"] == "3"  # what torchrun says stays
 
 
@@ -338,7 +328,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    refused = distributed.init_distributed("cuda")
+    refused = processes.init_distributed("cuda")
     with pytest.raises(CmpError, match="process 2 of this machine has no card: 2"), refused:
         pass
 
@@ -346,23 +336,23 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
 LEFT_ALONE = """
 import os, signal
 import torch
-from cmp import distributed
+from cmp.scale import processes
 from cmp.errors import CmpError
 
 def add_gradients():
     weight = torch.nn.Parameter(torch.ones(3))
-    with distributed.all_reduce_gradients([weight]):
+    with processes.all_reduce_gradients([weight]):
         weight.sum().backward()
 
 torch.set_num_threads(1)
-with distributed.init_distributed():
-    distributed.barrier()
-    if distributed.rank():
+with processes.init_distributed():
+    processes.barrier()
+    if processes.rank():
         os.kill(os.getpid(), signal.SIGKILL)
     for call in (
-        lambda: distributed.all_gather(torch.ones(1, 1)), add_gradients,
-        lambda: distributed.all_reduce_max(1), lambda: distributed.broadcast("words"),
-        distributed.barrier,
+        lambda: processes.all_gather(torch.ones(1, 1)), add_gradients,
+        lambda: processes.all_reduce_max(1), lambda: processes.broadcast("words"),
+        processes.barrier,
     ):
         try:
             call()

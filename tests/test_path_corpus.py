@@ -14,14 +14,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cmp import checkpoints, config, files, models
+from cmp import config, files, models
 from cmp.cli.runs import read_config
 from cmp.embedded import manifest, packages, packed, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, results, store, studies
-from cmp.experiments.runs import find_unfinished, unfinished_runs
+from cmp.experiments import pretraining, results, studies
 from cmp.files import (
     PARTIAL_PREFIX,
     atomic_file,
@@ -30,7 +29,9 @@ from cmp.files import (
     make_folder,
     partial_folder,
 )
-from cmp.runner import Observer, RunResult
+from cmp.runs import checkpoints, identity, store
+from cmp.runs.runner import Observer, RunResult
+from cmp.runs.store import find_unfinished, unfinished_runs
 from lab import chapters, run
 
 OUTSIDE = [
@@ -147,7 +148,7 @@ def test_checkpoints_are_kept_under_a_name_only(place, name):
 
 RUN_CONFIG = config.parse(config.PROFILES["quick"])
 IDENTITY = {"config": RUN_CONFIG.changes()}
-RUN_ID = store.json_digest(IDENTITY)
+RUN_ID = identity.json_digest(IDENTITY)
 
 
 def keep_run(place: Path) -> str:

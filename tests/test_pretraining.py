@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from cmp import config, evaluation, models
-from cmp.checkpoints import CheckpointManager
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import pretraining
-from cmp.files import DIGESTS, check_digest, file_digest, project_folder
-from cmp.runner import NO_OBSERVER, Observer, execute
+from cmp.files import DIGESTS, check_digest, file_digest
+from cmp.project import project_folder
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import NO_OBSERVER, Observer, execute
 
 SHIPPED = embedded_models.base_folders("annealed")[:2]
 """Where the bases that ship lie: in the package and in the project."""

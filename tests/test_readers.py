@@ -24,9 +24,10 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp import files as core_files
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
-from cmp.files import build_folder
+from cmp.project import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
@@ -651,7 +652,7 @@ def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp
 
 def test_keys_that_stand_there_twice_are_refused():
     with pytest.raises(ValueError, match="'a' stands there twice"):
-        files.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
+        core_files.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
 
 
 @pytest.mark.parametrize("path", ["/**/*.csv", "../**/*.csv"])
@@ -851,7 +852,7 @@ def test_yaml_that_cannot_be_read(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(CmpError) as error:
-        files.read_yaml(path)
+        core_files.read_yaml(path)
     assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
 
 

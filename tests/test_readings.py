@@ -7,11 +7,12 @@ import time
 import pytest
 from forked import small_config, small_corpus
 
-from cmp import checkpoints, config, data
+from cmp import config, data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, results, store, studies, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import build_folder
+from cmp.experiments import forecast, results, studies
+from cmp.project import build_folder
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.store import unfinished_runs
 from lab import chapter_setup, chapters, run
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
@@ -51,9 +52,9 @@ def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_f
         "Stored: 0 of 3 live runs. To compute: 3, about 20 s."
     )
     assert "To compute: 3, about 10 s." in chapter_setup.run_status(grid, [], jobs=2)
-    workers.run_one(grid[0])
+    launch.run_one(grid[0])
     text = chapter_setup.run_status([*grid, grid[0]], [])  # two settings may come to one run
-    took = store.load_record(store.run_id_of(grid[0], small_corpus()))[0].provenance["seconds"]
+    took = store.load_record(identity.run_id_of(grid[0], small_corpus()))[0].provenance["seconds"]
     assert text == (
         f"Stored: 1 of 3 live runs, which took about {forecast.round_time(took)}. "
         "To compute: 2, about 10 s."

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 import cmp
-from cmp.files import build_folder
+from cmp.project import build_folder
 from tests import readme
 
 PRINTED = readme.printed_commands((readme.ROOT / "README.md").read_text(encoding="utf-8"))

@@ -15,9 +15,10 @@ import cmp
 from cmp import config, data, registry
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
-from cmp.experiments import forecast, store
+from cmp.experiments import forecast
 from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
+from cmp.runs import identity
 
 pytestmark = pytest.mark.usefixtures("own_options")
 MODULES: dict[str, dict] = {}
@@ -343,10 +344,10 @@ def test_options_of_the_package_have_no_sources_and_leave_run_ids_alone():
         for name in option_names(kind):
             assert get_option(kind, name).sources == {}, (kind, name)
     run_config, corpus = forked.small_config(), forked.small_corpus()
-    before = store.run_id_of(run_config, corpus)
+    before = identity.run_id_of(run_config, corpus)
     assert run_config.option_record() == {}
     register("schedule", "mine")(lambda task, step: task.peak)
-    assert store.run_id_of(run_config, corpus) == before
+    assert identity.run_id_of(run_config, corpus) == before
 
 
 CELL = """
@@ -371,7 +372,7 @@ CELL = """
 
 def digest_of(cell, kind="schedule"):
     """The digest of the option "mine" that a cell of a fresh notebook registers."""
-    registry._loaded(kind).pop("mine", None)
+    registry.options_of(kind).pop("mine", None)
     MODULES.clear()
     run_cell(IMPORTS)
     run_cell(cell)
@@ -639,7 +640,7 @@ def test_what_has_no_source_is_refused():
 
 
 def test_sources_are_recorded_and_enter_the_run_id(notebook):
-    plain = store.run_id_of(forked.small_config(), forked.small_corpus())
+    plain = identity.run_id_of(forked.small_config(), forked.small_corpus())
     ids = set()
     for cell in (CELL, CELL.replace("UNUSED = 4", "UNUSED = 8")):
         notebook(cell)
@@ -652,7 +653,7 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
         assert "UNUSED" not in sources
         assert sources["TABLE"] == '{"a": null, "b": [1, 2]}'
         assert sources["helper"].startswith("def helper(x, power=1):")
-        ids.add(store.run_id_of(run_config, forked.small_corpus()))
+        ids.add(identity.run_id_of(run_config, forked.small_corpus()))
     assert len(ids | {plain}) == 3
 
 
@@ -662,7 +663,7 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
 @pytest.mark.parametrize("cell", [SAWTOOTH.replace('"sawtooth"', '"mine"'), CELL])
 def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     digest = digest_of(cell)
-    registry._loaded("schedule").pop("mine")
+    registry.options_of("schedule").pop("mine")
     path = tmp_path / "mine.py"
     path.write_text(IMPORTS + textwrap.dedent(cell))
     load_plugin(path)
@@ -686,7 +687,7 @@ def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     load_plugin(tmp_path / "link/mine.py")  # the same file
     (tmp_path / "b/mine.py").write_text((tmp_path / "a/mine.py").read_text())
-    registry._loaded("schedule").pop("sawtooth")
+    registry.options_of("schedule").pop("sawtooth")
     load_plugin(tmp_path / "b/mine.py")
     assert get_option("schedule", "sawtooth").digest == first.digest  # wherever it lies
     assert get_option("schedule", "sawtooth").module != first.module

@@ -17,9 +17,10 @@ from cmp import NUMERICS, cli, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.evaluation import list_questions
-from cmp.experiments import forecast, results, store, studies, workers
+from cmp.experiments import forecast, results, studies
 from cmp.files import DIGESTS, SHORT_ID, listed_file
 from cmp.mixtures import is_kept_concept
+from cmp.runs import identity, launch, store
 
 invoke = CliRunner().invoke
 GRID = {
@@ -38,7 +39,7 @@ def computed(tmp_path_factory):
         small_corpus()
         prepare(patch, place)
         for run_config in studies.load_study("77").configs("quick").values():
-            workers.run_one(run_config)
+            launch.run_one(run_config)
     return place
 
 
@@ -84,7 +85,7 @@ def test_scores_of_the_validation_split_are_published_apart_from_all_others(plac
     grid = GRID | {"common": {"evaluation.split": "validation"}}
     (place / "77.yaml").write_text(json.dumps(grid))
     for run_config in studies.load_study("77").configs("quick").values():
-        workers.run_one(run_config)
+        launch.run_one(run_config)
     publish()
     frame = results.published_metrics("77")
     assert {json.loads(text)["evaluation"]["split"] for text in frame["config"]} == {"validation"}
@@ -119,12 +120,12 @@ def test_replicates_are_published_once_all_settings_have_them(place):
     whole = publish().read_bytes()
     grid = studies.load_study("77").configs("quick")
     shutil.rmtree(place / "results")
-    last = store.load_run(store.run_id_of(grid["a", 1]))
+    last = store.load_run(identity.run_id_of(grid["a", 1]))
     shutil.rmtree(store.run_folder(last.id))
     publish()
     assert set(results.published_metrics("77")["replicate"]) == {0}
     for key in (("a", 0), ("z", 0)):  # on another machine these are published only
-        shutil.rmtree(store.run_folder(store.run_id_of(grid[key])))
+        shutil.rmtree(store.run_folder(identity.run_id_of(grid[key])))
     store.save_run(last)
     assert publish().read_bytes() == whole
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 from options import small
 
-from cmp import checkpoints, distributed, models
-from cmp.checkpoints import CheckpointManager, RunState
+from cmp import models
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.evaluation import evaluate
-from cmp.experiments import store, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.runner import Observer, RunResult, execute, machine_differences, machine_record
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.checkpoints import CheckpointManager, RunState
+from cmp.runs.runner import Observer, RunResult, execute, machine_differences, machine_record
+from cmp.runs.store import unfinished_runs
+from cmp.scale import processes
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
@@ -104,9 +105,9 @@ def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_sco
         resumed = execute(run_config, corpus, manager=MemoryManager(manager.states[place]))
         assert resumed.hits.keys() == result.hits.keys()
         assert all(np.array_equal(x, result.hits[name]) for name, x in resumed.hits.items())
-    identity = store.run_identity(run_config, corpus)
-    store.save_run(store.make_stored_run(run_config, result, identity))
-    stored = store.load_run(store.json_digest(identity))
+    content = identity.run_identity(run_config, corpus)
+    store.save_run(store.make_stored_run(run_config, result, content))
+    stored = store.load_run(identity.json_digest(content))
     full = stored.metrics.query("scope == 'full'")
     assert set(full["task"]) == {0, 2}
     assert stored.hits.keys() == {f"{row.task}/{row.dataset}" for row in full.itertuples()}
@@ -123,7 +124,7 @@ def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_sco
 
 
 def test_a_run_without_whole_test_sets_keeps_no_hits(build):
-    run = workers.run_one(small(), wait=False)
+    run = launch.run_one(small(), wait=False)
     assert run.hits == {}
     assert not (store.run_folder(run.id) / store.HITS).exists()
 
@@ -183,7 +184,7 @@ def test_a_state_survives_the_disk(corpus, tmp_path):
 
 def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     assert store.is_stored(run.id)
     assert unfinished_runs() == []
     assert not checkpoints.checkpoint_folder(run.id).exists()
@@ -236,7 +237,7 @@ def test_evaluation_does_not_move_training(corpus):
 @pytest.fixture
 def stored(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    return workers.run_one(small())
+    return launch.run_one(small())
 
 
 def test_a_stored_run_is_verified_to_the_bit(stored, corpus):
@@ -407,8 +408,8 @@ def test_the_first_process_reads_its_checkpoint_once_and_tells_the_others_of_it(
     manager.finish()
     read, reads = checkpoints.read_checkpoint, []
     monkeypatch.setattr(checkpoints, "read_checkpoint", lambda x: reads.append(x) or read(x))
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "broadcast", lambda text: text or str(manager.last))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "broadcast", lambda text: text or str(manager.last))
     assert equal(checkpoints.latest(manager), some_state())
     assert reads == [manager.last]
     assert equal(checkpoints.latest(None), some_state())

@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import cmp
-from cmp import cli, config, mixtures, models, registry, runner
-from cmp.checkpoints import CheckpointManager
+from cmp import cli, config, mixtures, models, registry
 from cmp.cli import shared
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies, workers
-from cmp.experiments.runs import joint_training
+from cmp.experiments import results, studies
+from cmp.experiments.studies import joint_training
 from cmp.files import SHORT_ID, file_digest
 from cmp.methods import adapters
-from cmp.runner import execute
+from cmp.runs import identity, launch, runner, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import execute
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 
@@ -39,11 +40,11 @@ def build(tmp_path, monkeypatch):
 
 
 def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
-    first = workers.run_one(small())
+    first = launch.run_one(small())
     assert first.metrics["task"].tolist() == sorted(first.metrics["task"])
     assert set(first.metrics["task"]) == {0, 1, 2}
     monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("computed again"))
-    again = workers.run_one(small())
+    again = launch.run_one(small())
     assert again.id == first.id
     assert again.config == small()
     pd.testing.assert_frame_equal(again.metrics, first.metrics)
@@ -52,11 +53,11 @@ def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
 
 def test_a_look_up_leaves_the_checkpoints_of_another_process(corpus, build):
     """Such as of one that computes the run again, for its weights."""
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     with CheckpointManager(run.id) as manager:
-        assert workers.run_one(small()).id == run.id
+        assert launch.run_one(small()).id == run.id
         assert (manager.folder / "lock").exists()
-    assert workers.run_one(small()).id == run.id  # what a killed process left
+    assert launch.run_one(small()).id == run.id  # what a killed process left
     assert not manager.folder.exists()
 
 
@@ -113,7 +114,7 @@ def test_the_shell_stores_the_same_run_as_the_library(corpus, build):
     result = CliRunner().invoke(cli.app, ["run", "quick", *SMALL])
     assert result.exit_code == 0, result.output
     run_config = config.parse(config.override(config.profile("quick"), SMALL))
-    run_id = store.run_id_of(run_config, corpus)
+    run_id = identity.run_id_of(run_config, corpus)
     by_shell = store.load_run(run_id)
     assert run_id[:SHORT_ID] in result.output
     fresh = execute(run_config, corpus).metrics
@@ -161,15 +162,15 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         plain = value + 1 if type(value) is int else value
         plain = plain / 2 if isinstance(plain, float) else plain
         changed, *companions = other.get(key, [names[0] if key in options.choices() else plain])
-        ids.add(store.run_id_of(small(f"{key}={json.dumps(changed)}", *companions), corpus))
+        ids.add(identity.run_id_of(small(f"{key}={json.dumps(changed)}", *companions), corpus))
         changes += 1
-    assert store.run_id_of(base, corpus) not in ids
+    assert identity.run_id_of(base, corpus) not in ids
     assert len(ids) == changes > 30
 
 
 def test_other_data_are_another_run(corpus):
     hashes = corpus.hashes | {"new-flags": "0"}
-    assert store.run_id_of(small(), corpus) != store.run_id_of(
+    assert identity.run_id_of(small(), corpus) != identity.run_id_of(
         small(), dataclasses.replace(corpus, hashes=hashes)
     )
 
@@ -222,7 +223,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, setting
 
 
 def test_results_are_listed_and_shown(corpus, build, monkeypatch):
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     short = run.id[:SHORT_ID]
     invoke = CliRunner().invoke
     rows = []
@@ -240,14 +241,14 @@ def test_results_are_listed_and_shown(corpus, build, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["{", '{"id": 3}', ""])
 def test_a_damaged_run_is_named(corpus, build, damage):
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     (store.run_folder(run.id) / "run.json").write_text(damage)
     with pytest.raises(CmpError, match=run.id[:SHORT_ID]):
         store.load_run(run.id)
 
 
 def test_one_unreadable_run_does_not_take_the_list_down(corpus, build):
-    one, two = workers.run_one(small()), workers.run_one(small("seeds.data=1"))
+    one, two = launch.run_one(small()), launch.run_one(small("seeds.data=1"))
     (store.run_folder(one.id) / store.METRICS).write_bytes(b"")
     result = CliRunner().invoke(cli.app, ["results", "ls"])
     assert result.exit_code == 0
@@ -258,7 +259,7 @@ def test_one_unreadable_run_does_not_take_the_list_down(corpus, build):
 
 
 def test_a_run_of_an_older_format_is_said_to_be_one(corpus, build):
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     path = store.run_folder(run.id) / "run.json"
     tree = json.loads(path.read_text())
     path.write_text(json.dumps(tree | {"format": store.RUN_FORMAT - 1}))
@@ -274,7 +275,7 @@ def changed_steps(tree):
 def changed_steps_and_hash(tree):
     changed_steps(tree)
     del tree["sha256"]
-    tree["sha256"] = store.json_digest(tree)
+    tree["sha256"] = identity.json_digest(tree)
 
 
 def changed_identity_too(tree):
@@ -291,7 +292,7 @@ def changed_identity_too(tree):
     ],
 )
 def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     path = store.run_folder(run.id) / "run.json"
     tree = json.loads(path.read_text())
     change(tree)
@@ -301,10 +302,10 @@ def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
 
 
 def test_a_run_on_data_that_were_made_anew_is_not_damaged(corpus, build, monkeypatch):
-    run = workers.run_one(small())
+    run = launch.run_one(small())
     other = dataclasses.replace(corpus, hashes=corpus.hashes | {"shapes": "0" * 64})
-    monkeypatch.setattr(store, "load_data", lambda name: other)
-    assert store.run_id_of(small()) != run.id
+    monkeypatch.setattr(identity, "load_data", lambda name: other)
+    assert identity.run_id_of(small()) != run.id
     assert store.load_run(run.id).id == run.id
 
 
@@ -369,7 +370,7 @@ def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, 
     with pytest.raises(CmpError, match="6 runs"):
         results.publish_study(study, "quick")
     for run_config in study.configs("quick").values():
-        workers.run_one(run_config)
+        launch.run_one(run_config)
     assert studies.missing_runs(list(study.configs("quick").values())) == []
     results.publish_study(study, "quick")
     frame = results.published_metrics("77")
@@ -394,7 +395,7 @@ def run_with_hits():
     hits = {f"{task}/{name}": np.arange(9) % 2 == task for task in (0, 1) for name in "abc"}
     about = {"threads": 1, "seconds": 1.0}
     identity = {"config": config.RunConfig().changes()}
-    run_id, run_config = store.json_digest(identity), config.RunConfig()
+    run_id, run_config = identity.json_digest(identity), config.RunConfig()
     run = store.StoredRun(run_id, run_config, about, pd.DataFrame([row]), "", identity, hits)
     store.save_run(run)
     return run
@@ -419,7 +420,7 @@ def test_a_run_that_0_2_0_stored_is_read(build):
     record = json.loads((folder / "run.json").read_text())
     record.pop("sha256")
     record["files"][store.HITS] = file_digest(folder / store.HITS)
-    record["sha256"] = store.json_digest(record)
+    record["sha256"] = identity.json_digest(record)
     (folder / "run.json").write_text(json.dumps(record))
     loaded = store.load_run(run.id).hits
     assert loaded.keys() == run.hits.keys()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, store, verdicts
+from cmp.experiments import pretraining, verdicts
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import (
     AGGREGATES,
@@ -22,7 +22,8 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
+from cmp.runs import store
 from lab import analyses, chapters, figures
 
 SIZES = {"tiny-half": 0.5, "tiny-one": 1, "tiny-double": 2, "tiny-quad": 4}

@@ -6,9 +6,10 @@ import torch
 
 from cmp import config, mixtures, models
 from cmp.data import augment
-from cmp.experiments import store, studies
-from cmp.files import build_folder
-from cmp.runner import execute
+from cmp.experiments import studies
+from cmp.project import build_folder
+from cmp.runs import identity, store
+from cmp.runs.runner import execute
 from cmp.seeds import torch_generator
 
 SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
@@ -74,5 +75,5 @@ def test_a_run_is_the_same_in_any_process(corpus, tmp_path, monkeypatch, jobs):
     (tmp_path / "data").symlink_to(build_folder() / "data")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     studies.compute_runs(configs, jobs)
-    ids = [store.run_id_of(run_config, corpus) for run_config in configs]
+    ids = [identity.run_id_of(run_config, corpus) for run_config in configs]
     assert [store.load_run(run_id).weights for run_id in ids] == digests

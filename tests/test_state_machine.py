@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cmp import checkpoints, evaluation, models
-from cmp.checkpoints import CheckpointManager
+from cmp import evaluation, models
 from cmp.errors import Interrupted
-from cmp.experiments import store
-from cmp.runner import Observer, execute
+from cmp.runs import checkpoints, identity
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, execute
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +42,7 @@ def table():
     assert len(set(digests)) == TOTAL + 1
     Life.digests, Life.metrics = digests, metrics
     Life.model = models.create_model(CONFIG.model.name)
-    Life.run_id = store.run_id_of(CONFIG, small_corpus())
+    Life.run_id = identity.run_id_of(CONFIG, small_corpus())
 
 
 def count(position):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, execution, merging, mixtures, models, registry, training
+from cmp import config, merging, mixtures, models, registry, training
 from cmp.errors import CmpError, Diverged
-from cmp.execution import ExecutionConfig
-from cmp.runner import execute
+from cmp.runs.runner import execute
+from cmp.scale import compiling, execution
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_step
 from tests import forked, options
 
@@ -108,8 +109,8 @@ def test_a_merge_enters_three_files(rule):
 @pytest.fixture
 def traced(monkeypatch):
     """Towers are traced as if to be compiled, and computed as they are; there are no graphs."""
-    monkeypatch.setattr(execution, "BACKEND", "eager")
-    monkeypatch.setattr(execution, "LAUNCH_BOUND", 0)
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
 
 
 @pytest.mark.parametrize("name", ["small", "tiny-vit"])
@@ -156,12 +157,12 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
 @pytest.mark.parametrize(("replay", "limit"), [(True, 10**9), (False, 10**9), (True, 10)])
 def test_towers_of_a_small_network_become_cuda_graphs(monkeypatch, replay, limit):
     """Unless a step computes its batch in parts, since a graph overwrites what it gave before."""
-    monkeypatch.setattr(execution, "LAUNCH_BOUND", limit)
+    monkeypatch.setattr(compiling, "LAUNCH_BOUND", limit)
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda tower, **how: asked.append(how))
-    execution.compile_towers(models.create_on_meta("small"), replay)
+    compiling.compile_towers(models.create_on_meta("small"), replay)
     mode = "reduce-overhead" if replay and limit > 10 else None
-    assert [how["mode"] for how in asked if how["backend"] == execution.BACKEND] == [mode, mode]
+    assert [how["mode"] for how in asked if how["backend"] == compiling.BACKEND] == [mode, mode]
     assert mode is None or torch._inductor.list_mode_options(mode)["triton.cudagraphs"]
 
 
@@ -191,14 +192,14 @@ def test_only_steps_are_compiled(corpus, traced):
 def deferred(monkeypatch):
     """The CPU is treated as a card: nobody waits for whether a step was finite."""
     copy_later = lambda flag: functools.partial(bool, flag.clone())  # noqa: E731
-    monkeypatch.setattr(training, "DEFERRED", {"cpu", "meta"})
-    monkeypatch.setattr(training, "copy_to_host", copy_later)
+    monkeypatch.setattr(execution, "DEFERRED", {"cpu", "meta"})
+    monkeypatch.setattr(execution, "copy_to_host", copy_later)
 
 
 def train(poisoned=None):
     """Five steps of task 1; the losses of some are not finite. Returns the weights before each
     step, and the step that an error names."""
-    state = make_train_state(DEFAULT, forked.small_corpus())
+    state = make_train_state(DEFAULT, forked.small_corpus(), execution=ExecutionConfig())
     pools, weights = mixtures.task_pools(DEFAULT, state.corpus)[1], []
     optimizer = create_optimizer(state)
     try:
@@ -230,11 +231,11 @@ def test_a_deferred_check_finds_the_step_and_leaves_its_weights(deferred, poison
 
 
 def test_an_optimizer_that_cannot_skip_a_step_is_waited_for(deferred):
-    state = make_train_state(DEFAULT, forked.small_corpus())
+    state = make_train_state(DEFAULT, forked.small_corpus(), execution=ExecutionConfig())
     optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
     bad = torch.tensor(False)
     with pytest.raises(Diverged):
-        training.check_step(state, optimizer, bad, lambda: Diverged("now", {}))
+        ExecutionConfig().check(optimizer, bad, lambda: Diverged("now", {}))
 
 
 class Skipping(torch.optim.SGD):
@@ -248,8 +249,10 @@ class Skipping(torch.optim.SGD):
 
 def test_nothing_in_a_step_waits_for_the_device(deferred, monkeypatch):
     """Numbers on the device `meta` cannot be had at all."""
-    monkeypatch.setattr(training, "copy_to_host", lambda flag: lambda: True)
-    state = make_train_state(DEFAULT, forked.small_corpus(), device="meta")
+    monkeypatch.setattr(execution, "copy_to_host", lambda flag: lambda: True)
+    state = make_train_state(
+        DEFAULT, forked.small_corpus(), device="meta", execution=ExecutionConfig()
+    )
     optimizer = Skipping(state.model.parameters(), lr=0.1)
     batch = state.loader.batch(mixtures.task_pools(DEFAULT, state.corpus)[1], 1, 0)
     for step in range(2):

@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 from cmp import cli, config, models, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
-from cmp.experiments import statistics, store
+from cmp.experiments import statistics
 from cmp.files import DIGESTS, check_digest, listed_file
 from cmp.readers import class_tables
-from cmp.runner import execute
+from cmp.runs import identity
+from cmp.runs.runner import execute
 
 MEASURED = registry.option_names("order", partial=False, updates=False)
 """Orders that go by statistics of every class, or by none."""
@@ -285,18 +286,18 @@ def test_an_order_depends_on_no_other_seed_than_the_streams():
 def test_another_order_is_another_run(corpus, tmp_path, monkeypatch):
     """Of what a table says, the order alone decides the id: what it leads to, not its bytes."""
     run_config = config.parse({"stream": {"order": "easy-loss"}})
-    shipped = store.run_id_of(run_config, corpus)
+    shipped = identity.run_id_of(run_config, corpus)
     measured = streams.class_statistics("embedded")
     monkeypatch.setattr(
         streams, "class_statistics", lambda name: measured.assign(loss=measured["loss"] * 2)
     )
     streams._class_order.cache_clear()
-    assert store.run_id_of(run_config, corpus) == shipped
+    assert identity.run_id_of(run_config, corpus) == shipped
     monkeypatch.setattr(
         streams, "class_statistics", lambda name: measured.assign(loss=-measured["loss"])
     )
     streams._class_order.cache_clear()
-    assert store.run_id_of(run_config, corpus) != shipped
+    assert identity.run_id_of(run_config, corpus) != shipped
     streams._class_order.cache_clear()
 
 

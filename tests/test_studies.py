@@ -20,14 +20,16 @@ from kill_study import Campaign
 from typer.testing import CliRunner
 
 from cmp import cli, config, schedules
-from cmp.checkpoints import CheckpointManager
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import forecast, results, store, studies, workers
-from cmp.experiments.runs import unfinished_runs
-from cmp.files import SHORT_ID, build_folder, project_folder
+from cmp.experiments import forecast, results, studies, workers
+from cmp.files import SHORT_ID
 from cmp.mixtures import empty_shares
-from cmp.runner import execute
+from cmp.project import build_folder, project_folder
+from cmp.runs import identity, launch, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import execute
+from cmp.runs.store import unfinished_runs
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,
@@ -168,14 +170,14 @@ def test_what_is_no_shard_is_refused(text):
 
 def save_as(run_config, run):
     """Store a run under the id of a config."""
-    identity = store.run_identity(run_config, small_corpus())
-    run_id = store.json_digest(identity)
-    store.save_run(dataclasses.replace(run, id=run_id, identity=identity))
+    content = identity.run_identity(run_config, small_corpus())
+    run_id = identity.json_digest(content)
+    store.save_run(dataclasses.replace(run, id=run_id, content=content))
 
 
 def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
     grid = write({"a": {}, "b": {"schedule.peak": 0.5}, "same as a": {}}, 2)
-    workers.run_one(configs_of(grid)[0])
+    launch.run_one(configs_of(grid)[0])
     plan = studies.plan_study(configs_of(grid))
     assert (plan.runs, len(plan.todo)) == (4, 3)  # two settings come to the same
     assert str(plan).startswith("4 runs, 1 stored, 3 to compute: 0.00 core-hours")
@@ -184,7 +186,7 @@ def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
 
 
 def test_a_forecast_from_stored_runs_is_their_median(build, monkeypatch):
-    run = workers.run_one(small_config("model.start=random"))
+    run = launch.run_one(small_config("model.start=random"))
     for index, (seconds, threads) in enumerate([(12.0, 1), (24.0, 1), (600.0, 1), (1e6, 4)]):
         about = run.provenance | {"seconds": seconds, "threads": threads}
         other = small_config("model.start=random", f"seeds.augment={index + 1}")
@@ -258,7 +260,7 @@ def test_a_study_that_fails_stops_no_later_one(build, write, monkeypatch):
 
 
 def test_a_plan_of_what_is_stored_reads_no_other_run(build, monkeypatch):
-    run = workers.run_one(small_config("model.start=random"))
+    run = launch.run_one(small_config("model.start=random"))
     monkeypatch.setattr(store, "stored_ids", lambda: pytest.fail("the whole store was read"))
     assert studies.plan_study([run.config]).todo == {}
 
@@ -392,7 +394,7 @@ def test_every_failure_is_a_line(monkeypatch, error, line):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(workers, "run_one", fail)
+    monkeypatch.setattr(launch, "run_one", fail)
     assert workers._attempt_run(small_config(), "cpu") == line
 
 
@@ -411,7 +413,7 @@ def test_killed_workers_cost_their_own_run_only(build, write):
 
 
 def failed_id(grid, name):
-    return store.run_id_of(grid.configs("quick")[name, 0], small_corpus())[:SHORT_ID]
+    return identity.run_id_of(grid.configs("quick")[name, 0], small_corpus())[:SHORT_ID]
 
 
 @pytest.mark.parametrize(
@@ -478,8 +480,8 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
 def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build, write):
     grid = write({"a": {}})
     [run_config] = configs_of(grid)
-    identity = store.run_identity(run_config, small_corpus())
-    run_id = store.json_digest(identity)
+    content = identity.run_identity(run_config, small_corpus())
+    run_id = identity.json_digest(content)
     with CheckpointManager(run_id) as manager:
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
@@ -490,7 +492,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
         child = start(build)
         await_true(lambda: workers_of(build), "with a worker")
         result = execute(run_config, small_corpus(), manager=manager)
-        store.save_run(store.make_stored_run(run_config, result, identity))
+        store.save_run(store.make_stored_run(run_config, result, content))
         before = (store.run_folder(run_id) / "run.json").stat()
     assert child.outcome().status == 0, child.said()
     assert (store.run_folder(run_id) / "run.json").stat().st_ino == before.st_ino

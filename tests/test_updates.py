@@ -13,7 +13,7 @@ from cmp.config import Stream
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.readers import collection, infer
-from cmp.runner import execute
+from cmp.runs.runner import execute
 
 SIZES = {"2026-2": 12, "2026-9": 5, "2026-10": 20}
 """Training pictures by month; as texts, October would come before February."""
@@ -142,7 +142,7 @@ def test_updates_count_in_a_sets_hash_where_there_are_any(tmp_path):
 
 
 def test_an_order_of_updates_can_be_added(months, monkeypatch):
-    monkeypatch.setitem(registry._options, "order", dict(registry._loaded("order")))
+    monkeypatch.setitem(registry._options, "order", dict(registry.options_of("order")))
     registry.register("order", "shuffled-updates", updates=True)(
         lambda table, seed: np.random.default_rng(seed).permutation(len(table))
     )

@@ -14,7 +14,7 @@ from cmp import evaluation
 from cmp.errors import CmpError
 from cmp.experiments import fronts, guidelines, results, studies, verdicts
 from cmp.experiments.scores import level_in_words, t_factor
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from lab import figures
 
 ORDERS = ["order a", "order b", "order c"]

@@ -1,6 +1,6 @@
 """What chapters compute from stored runs: where settings end, schedules, mixtures.
 
-A trajectory frame is what `cmp.experiments.store.trajectory` returns: a row per (setting,
+A trajectory frame is what `cmp.runs.store.trajectory` returns: a row per (setting,
 replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
 `cmp.experiments.results.published_metrics` returns.
 """
@@ -17,12 +17,13 @@ import pandas as pd
 from cmp import config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, results, scores, statistics, store, studies, verdicts
+from cmp.experiments import forecast, paper, results, scores, statistics, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
-from cmp.files import project_folder
+from cmp.files import read_yaml
 from cmp.merging.rules import Weights
-from cmp.readers.files import read_yaml
+from cmp.project import project_folder
+from cmp.runs import store
 from lab import chapters
 
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}

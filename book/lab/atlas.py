@@ -10,7 +10,8 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import guidelines, results, store, studies, verdicts
+from cmp.experiments import guidelines, results, studies, verdicts
+from cmp.runs import store
 from lab import chapters, explorers, figures, first_screen
 from lab.explorers import AXES
 

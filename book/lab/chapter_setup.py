@@ -11,10 +11,11 @@ import torch
 from IPython.display import display
 
 from cmp import budgets, config
-from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
-from cmp.experiments import forecast, logs, preflight, results, store, studies, workers
+from cmp.experiments import forecast, preflight, results, studies, workers
 from cmp.experiments.forecast import round_time
+from cmp.runs import identity, logs, store
+from cmp.runs.checkpoints import StopRequest
 from lab import chapters
 
 LOOK_SECONDS = 1.0
@@ -143,7 +144,7 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
     """Return a line for each run in progress: how far it is, and its loss so far as bars."""
     lines = []
     for name, run_config in live.items():
-        run_id = store.known_id(run_config)
+        run_id = identity.known_id(run_config)
         log = logs.read_log(run_id) if run_id else {}  # its weights are still being fetched
         if "loss" not in log or store.is_stored(run_id):
             continue
@@ -173,7 +174,7 @@ def run_status(
     """
     plan, words = studies.plan_study(live, device), []
     if live:
-        ids = [store.run_id_of(run) for run in set(live) - set(plan.todo)]
+        ids = [identity.run_id_of(run) for run in set(live) - set(plan.todo)]
         took = [store.load_record(run_id)[0].provenance["seconds"] for run_id in ids]
         stored, todo = f"{len(took)} of {plan.runs} live runs", len(plan.todo)
         if took:

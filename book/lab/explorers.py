@@ -23,11 +23,12 @@ from matplotlib.figure import Figure
 
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
-from cmp.experiments import fronts, planner, results, store, studies, verdicts, workers
-from cmp.experiments.runs import changes_to_cpu
+from cmp.experiments import fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.scores import estimate_mean, t_factor, t_interval
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
+from cmp.runs import store
+from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, keeping, live_runs
 
 SCRIPTS = Path(__file__).with_name("js")
@@ -295,7 +296,7 @@ def option_keys(option: Option) -> list[str]:
 def _schedule_state(run: config.RunConfig) -> dict[str, Any]:
     """Return a schedule's keys, with what holds where the config leaves it open."""
     section = run.to_dict()["schedule"]
-    for key, share in config.DEFAULT_SHARES.items():
+    for key, share in schedules.DEFAULT_SHARES.items():
         steps = section.pop(f"{key}_steps")
         if section[key] is None:
             section[key] = share if steps is None else steps / run.training.steps

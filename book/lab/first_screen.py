@@ -19,11 +19,10 @@ import cmp
 from cmp import evaluation, models
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.experiments import runs
-from cmp.files import write_atomic
+from cmp.files import parse_json, read_text, read_yaml, write_atomic
 from cmp.merging.rules import Weights
-from cmp.readers.files import parse_json, read_text, read_yaml
-from cmp.runner import execute
+from cmp.runs import launch
+from cmp.runs.runner import execute
 from lab import chapters, explorers, scrubber
 
 SHEET = chapters.BOOK / "first_screen.yaml"
@@ -56,7 +55,7 @@ def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
         corpus: The embedded benchmark.
     """
     share, served = run.merging.weight, None
-    for trained in runs.task_end_weights(run, corpus):
+    for trained in launch.task_end_weights(run, corpus):
         if served is None or run.merging.policy == "none":
             served = trained
         else:

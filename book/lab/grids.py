@@ -12,7 +12,8 @@ import pandas as pd
 
 from cmp.errors import CmpError
 from cmp.experiments import hub
-from cmp.files import build_folder, write_atomic
+from cmp.files import write_atomic
+from cmp.project import build_folder
 from lab import chapters, figures, run
 
 Points = Mapping[Path, Mapping[str, str]]

@@ -22,11 +22,11 @@ from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
 from cmp.experiments.forecast import GIGA
-from cmp.experiments.runs import changes_to_cpu
 from cmp.experiments.scores import setting_means
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import option_names
+from cmp.runs.launch import changes_to_cpu
 from lab import analyses, figures
 from lab.explorers import (
     AXES,

@@ -18,8 +18,9 @@ import torch
 from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.errors import Interrupted
-from cmp.experiments import logs, runs, store, workers
-from cmp.files import build_folder
+from cmp.experiments import workers
+from cmp.project import build_folder
+from cmp.runs import identity, launch, logs, store
 from lab import chapters
 
 AT_A_TIME = 2
@@ -39,9 +40,9 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         with `over` once it has ended and `done` if it is stored.
     """
     await asyncio.to_thread(store.fetch_start, run_config)
-    run_id = store.run_id_of(run_config)
+    run_id = identity.run_id_of(run_config)
     if not store.is_stored(run_id):
-        while runs.runs_in_progress() >= AT_A_TIME and not stop.is_set():
+        while store.runs_in_progress() >= AT_A_TIME and not stop.is_set():
             yield {"words": "queued: two runs are in progress", "progress": 0.0}
             await asyncio.sleep(POLL_SECONDS)
         if not stop.is_set():
@@ -104,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(1)
     workers.load_plugins()
     try:
-        workers.run_one(run_config, wait=True)
+        launch.run_one(run_config, wait=True)
     except Interrupted as stop:
         sys.exit(128 + stop.signal)
     except Exception as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from cmp.errors import CmpError
-from cmp.files import build_folder, write_atomic
+from cmp.files import write_atomic
+from cmp.project import build_folder
 from lab import chapters, values
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

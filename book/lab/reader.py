@@ -18,7 +18,8 @@ from pathlib import Path
 import nbformat
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, write_atomic
+from cmp.files import write_atomic
+from cmp.project import build_folder
 from lab import chapters, first_screen
 
 START, FIRST = "start.md", "first_screen.ipynb"

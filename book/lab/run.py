@@ -25,8 +25,8 @@ from tqdm import tqdm
 from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import build_folder, write_atomic
-from cmp.readers.files import parse_json
+from cmp.files import parse_json, write_atomic
+from cmp.project import build_folder
 from lab import chapters, values
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")

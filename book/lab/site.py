@@ -16,17 +16,9 @@ import nbformat
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.files import build_folder, make_folder, write_atomic
-from cmp.readers.files import read_yaml
-from lab import (
-    atlas,
-    chapters,
-    explorers,
-    figures,
-    first_screen,
-    kernel_explorers,
-    reader,
-)
+from cmp.files import make_folder, read_yaml, write_atomic
+from cmp.project import build_folder
+from lab import atlas, chapters, explorers, figures, first_screen, kernel_explorers, reader
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")

@@ -23,7 +23,7 @@ from cmp.experiments.scores import (
     signed,
     study_trajectory,
 )
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from cmp import checkpoints
 from cmp.bench import networks, timing
 from cmp.bench.networks import BF16, TASK
 from cmp.bench.report import Report
-from cmp.checkpoints import INTERVAL, SCHEMA, CheckpointManager, Progress, RunState
 from cmp.data import Corpus
-from cmp.runner import machine_record
+from cmp.runs import checkpoints
+from cmp.runs.checkpoints import INTERVAL, SCHEMA, CheckpointManager, Progress, RunState
+from cmp.runs.runner import machine_record
 from cmp.training import build_adamw, train_task
 
 COLUMNS = ("model", "% of the time", "ms", "10-90 %", "ms until it goes on", "MB")

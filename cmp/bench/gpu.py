@@ -22,8 +22,8 @@ from cmp.bench.report import Report
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.execution import ExecutionConfig
 from cmp.mixtures import Pools
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import (
     StepResult,
     TrainState,

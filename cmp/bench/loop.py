@@ -13,9 +13,10 @@ from cmp.bench.networks import BF16, TASK, Setting
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
 from cmp.errors import CmpError
-from cmp.execution import autocast
+from cmp.losses import contrastive_loss
+from cmp.scale.execution import autocast
 from cmp.seeds import torch_generator
-from cmp.training import build_adamw, contrastive_loss, train_task
+from cmp.training import build_adamw, train_task
 
 STEPS = 8
 """Steps of one task, the unit that is timed."""

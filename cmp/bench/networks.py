@@ -22,9 +22,10 @@ from cmp.bench import compact
 from cmp.config import RunConfig
 from cmp.data import Batch, Corpus, augment, normalise
 from cmp.errors import CmpError
+from cmp.losses import contrastive_loss
 from cmp.mixtures import Pools
 from cmp.seeds import torch_generator
-from cmp.training import TrainState, build_adamw, contrastive_loss, forward
+from cmp.training import TrainState, build_adamw
 
 CONFIGS = Path(__file__).resolve().parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
@@ -64,7 +65,7 @@ class Pieces:
 
     @property
     def precision(self) -> str:
-        """The precision as `training.forward` takes it."""
+        """The precision as `cmp.models.autocast` takes it."""
         return "bf16" if self.bf16 else "fp32"
 
 
@@ -170,12 +171,13 @@ def loss_of(
         generator: Randomness of the augmentation.
         pieces: The pieces of the fast path.
     """
-    if pieces.distinct:
-        output = forward(model, batch, tokens, generator, pieces.precision)
-        image, text = output.image, output.text
-        return contrastive_loss(image, text, model.logit_scale)
     x = augment(batch.images, generator)
     x = normalise(x, model.visual.image_mean, model.visual.image_std)
+    if pieces.distinct:
+        texts, place = batch.texts.unique(return_inverse=True)
+        with models.autocast(pieces.precision, x.device):
+            image, text = models.encode_image(model, x), models.encode_text(model, tokens[texts])
+        return contrastive_loss(image, text[place], model.logit_scale)
     if pieces.paired:
         image, text = models.encode_image(model, x), models.encode_text(model, tokens[batch.texts])
         return contrastive_loss(image, text, model.logit_scale)

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cmp.files import build_folder, write_atomic
-from cmp.runner import machine_record
+from cmp.files import write_atomic
+from cmp.project import build_folder
+from cmp.runs.runner import machine_record
 
 
 @dataclass(frozen=True)

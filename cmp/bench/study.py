@@ -14,7 +14,7 @@ from cmp.bench.report import Report
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.experiments import studies
-from cmp.files import build_folder
+from cmp.project import build_folder
 
 COLUMNS = ("model", "1 / 2 jobs", "1 job s", "2 jobs s", "first s")
 RUNS = 8

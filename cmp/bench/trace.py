@@ -22,12 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from cmp import execution, models
+from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.data import Corpus, augment, normalise
+from cmp.losses import model_loss
 from cmp.models import Network
-from cmp.training import model_loss
+from cmp.scale import compiling
 
 PEAK = 989e12
 """FLOP/s of dense bf16 products of an H100, by its maker."""
@@ -290,7 +291,7 @@ def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
     for name in names:
         size = batch or networks.SIZES.get(name, networks.SIZE)
         model = models.create_on_meta(name)
-        longest, is_replayed = model.context_length, execution.is_launch_bound(model)
+        longest, is_replayed = model.context_length, compiling.is_launch_bound(model)
         for caption in sorted({min(caption, longest) for caption in CAPTIONS}):
             recorder = trace_step(models.create_on_meta(name), size, caption)
             title = f"{name} {caption}"

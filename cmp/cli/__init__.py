@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 import cmp
 from cmp.cli import shared
 from cmp.errors import CmpError, Interrupted
-from cmp.files import DISTRIBUTION, foreign_owners, foreign_sentence
+from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
@@ -109,9 +109,9 @@ def run_command() -> None:
         complain(f"this command needs the package {error.name!r}: {words}")
         sys.exit(2)
     except Interrupted as stop:
-        from cmp import distributed  # which what was stopped has imported
+        from cmp.scale import processes
 
-        if distributed.rank() == 0:
+        if processes.rank() == 0:
             complain(stop)
         sys.exit(128 + stop.signal)
 
@@ -126,7 +126,8 @@ def report_fault(error: Exception) -> str:
     what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
     fault = f"a fault of this program, not of your command ({what:.300})"
     try:
-        from cmp.files import build_folder, write_atomic
+        from cmp.files import write_atomic
+        from cmp.project import build_folder
 
         packages = {each.name: each.version for each in importlib.metadata.distributions()}
         lines = [

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from cmp import config
 from cmp.cli import shared
 from cmp.errors import CmpError
-from cmp.files import project_folder
+from cmp.project import project_folder
 
 if TYPE_CHECKING:
     from cmp.experiments.studies import StudyPlan

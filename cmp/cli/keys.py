@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from pydantic import TypeAdapter
 
-from cmp import config
+from cmp import config, values
 from cmp.cli import shared
 from cmp.errors import CmpError, did_you_mean
 from cmp.registry import KINDS, option_names
@@ -100,7 +100,7 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         parts = schema.get("prefixItems") or [schema["items"]]
         count = len(schema.get("prefixItems", ()))
         return f"list of {count or 'any number'}, each a {describe_type(parts[0])}"
-    small = {key: value for key, value in schema.items() if value not in (config.MAX_COUNT, 2**31)}
+    small = {key: value for key, value in schema.items() if value not in (values.MAX_COUNT, 2**31)}
     bounds = " and ".join(
         f"{words} {small[key]:g}" for key, words in BOUNDS.items() if key in small
     )

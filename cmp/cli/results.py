@@ -11,8 +11,10 @@ from cmp import budgets
 from cmp.cli import shared
 from cmp.cli.runs import print_config, print_run, progress_observer
 from cmp.errors import CmpError
-from cmp.experiments import logs, results, runs, store
-from cmp.files import SHORT_ID, build_folder
+from cmp.experiments import results
+from cmp.files import SHORT_ID
+from cmp.project import build_folder
+from cmp.runs import launch, logs, store
 
 
 def ls() -> None:
@@ -29,11 +31,11 @@ def ls() -> None:
             rows.append(_row(store.load_run(run_id), ""))
         except CmpError as error:  # damaged, or of a version with other settings
             left_out.append(f"left out: {error}")
-    for progress in runs.unfinished_runs():
+    for progress in store.unfinished_runs():
         try:
             if store.is_stored(progress.run):  # a kill may come before checkpoints are removed
                 continue
-            run = runs.run_so_far(progress, progress.task)
+            run = store.run_so_far(progress, progress.task)
             rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
         except CmpError as error:
             left_out.append(f"left out: {error}")
@@ -47,7 +49,7 @@ def ls() -> None:
 def _row(run: store.StoredRun, unfinished: str) -> tuple[str, ...]:
     """Return the row of `ls` of a run, or of one as far as it has come."""
     [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
-    words = " ".join(f"{k}={value}" for k, value in runs.changes_to_cpu(run.config).items())
+    words = " ".join(f"{k}={value}" for k, value in launch.changes_to_cpu(run.config).items())
     scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS, last.GM)]
     seconds = f"{run.provenance['seconds']:.0f}"
     return run.id[:SHORT_ID], unfinished, str(last.scope), *scores, seconds, words
@@ -59,7 +61,7 @@ def show(run_id: str) -> None:
     Example:
         cmpt results show 3f2a
     """
-    run = runs.find_any_run(run_id)
+    run = store.find_any_run(run_id)
     print_config(run.config)
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")

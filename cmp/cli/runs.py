@@ -10,16 +10,19 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, checkpoints, config, distributed, evaluation, mixtures, models
+from cmp import budgets, config, evaluation, mixtures, models
 from cmp.cli import shared
 from cmp.data import Corpus, Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.execution import ExecutionConfig
-from cmp.experiments import forecast, hub, preflight, pretraining, statistics, store, workers
-from cmp.experiments.runs import find_model, find_unfinished, read_settings, recorded_threads
+from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
-from cmp.runner import Observer
-from cmp.training import StepResult, copy_to_host, make_train_state
+from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs.launch import read_settings
+from cmp.runs.runner import Observer
+from cmp.runs.store import find_model, find_unfinished, recorded_threads
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig, copy_to_host
+from cmp.training import StepResult, make_train_state
 
 
 def run(
@@ -58,7 +61,7 @@ def run(
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     if dry_run:
         return plan_run(run_config, device, execution)
-    with distributed.init_distributed(device) as local_device:
+    with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         corpus = preflight.load_run_data(run_config)
         try:
@@ -68,7 +71,7 @@ def run(
         except Interrupted:
             if not stop_after:
                 raise
-            if distributed.rank() == 0:
+            if processes.rank() == 0:
                 typer.echo("stopped; `cmpt results ls` has the scores, `cmpt resume` goes on")
 
 
@@ -99,26 +102,26 @@ def resume(
     torch.set_num_threads(threads or recorded_threads(progress))
     given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
     given |= {"compile_towers": compile, "keep_weights": keep_weights}
-    launch = progress.launch | {key: value for key, value in given.items() if value is not None}
+    options = progress.launch | {key: value for key, value in given.items() if value is not None}
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
-    execution, keep, board = workers.take_launch(launch)
+    execution, keep, board = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
-    with distributed.init_distributed(device) as local_device:
+    with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         store.fetch_start(run_config)
         corpus = preflight.load_run_data(run_config)
-        if store.run_id_of(run_config, corpus) != progress.run:
+        if identity.run_id_of(run_config, corpus) != progress.run:
             raise CmpError(
                 f"{name} was begun with other data, other starting weights or another version of "
                 "this package; `cmpt run` begins it anew"
             )
-        if distributed.rank() == 0:
-            options = [f"{key} {value}" for key, value in sorted(launch.items())]
-            options = ", ".join([f"{torch.get_num_threads()} thread(s)", *options])
-            typer.echo(f"{name} goes on: {local_device}, {options}")
+        if processes.rank() == 0:
+            words = [f"{key} {value}" for key, value in sorted(options.items())]
+            words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
+            typer.echo(f"{name} goes on: {local_device}, {words}")
         compute_run(run_config, corpus, local_device, execution, keep, board)
 
 
@@ -263,14 +266,14 @@ def compute_run(
     Of several processes the first alone prints.
     """
     total = budgets.total_steps(run_config)
-    is_first = distributed.rank() == 0
+    is_first = processes.rank() == 0
     run_config = store.fetch_start(run_config)
-    run_id = store.run_id_of(run_config, corpus)
-    if (is_kept := workers.is_kept(run_id, keep_weights)) and is_first:
+    run_id = identity.run_id_of(run_config, corpus)
+    if (is_kept := launch.is_kept(run_id, keep_weights)) and is_first:
         typer.echo("this run is stored; nothing to compute")
     with tqdm(total=total, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         observer = progress_observer(bar, run_config.training.batch, stop_after)
-        stored = workers.run_one(
+        stored = launch.run_one(
             run_config, observer, device, execution=execution, keep=keep_weights, board=board
         )
     if is_first:
@@ -299,10 +302,10 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         for line in preflight.missing_images(run_config.data):
             typer.echo(line)
     report_checks(checks)
-    if corpus is None or not store.has_start(run_config):
+    if corpus is None or not identity.has_start(run_config):
         return typer.echo("run: its id is known once the weights that it starts from are here")
     make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
-    run_id = store.run_id_of(run_config, corpus)
+    run_id = identity.run_id_of(run_config, corpus)
     saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
     state = "goes on from its last checkpoint" if saved else "to be computed"
     typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")

@@ -134,7 +134,7 @@ def import_lab(name: str) -> ModuleType:
     Raises:
         CmpError: The current folder is not in a checkout.
     """
-    from cmp.files import project_folder
+    from cmp.project import project_folder
 
     book = project_folder() / "book"
     if not (book / "lab").is_dir():

@@ -18,8 +18,7 @@ from cmp.cli.runs import read_config
 from cmp.data import load_data
 from cmp.errors import explain_errors
 from cmp.experiments import statistics
-from cmp.files import atomic_file
-from cmp.readers.files import read_text
+from cmp.files import atomic_file, read_text
 
 
 def show(

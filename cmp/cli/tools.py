@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from cmp.cli import shared
 from cmp.errors import CmpError
-from cmp.files import build_folder
 from cmp.merging.files import merge_files
+from cmp.project import build_folder
 
 
 def merge(
@@ -143,8 +143,8 @@ def doctor(
     """
     from cmp import models
     from cmp.cli.runs import read_config, report_checks
-    from cmp.execution import ExecutionConfig
     from cmp.experiments import preflight
+    from cmp.scale.execution import ExecutionConfig
 
     if profile is None:
         checks = preflight.check_setup()

@@ -12,10 +12,10 @@ import multiprocessing
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.data import usable_cores
 from cmp.embedded import drawn, icons, packed
 from cmp.embedded.manifest import Dataset, load_packages, select_datasets
 from cmp.embedded.packages import cache_path, fetch_package
+from cmp.scale.decoding import usable_cores
 
 RECIPES = {
     "emoji": icons.make_emoji,

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from cmp.data import IMAGE_SIZE
 from cmp.errors import CmpError
-from cmp.files import build_folder, check_digest, project_folder
+from cmp.files import check_digest
+from cmp.project import build_folder, project_folder
 
 MODEL_CONFIGS = Path(__file__).resolve().parent / "model_configs"
 WEIGHTS = Path(__file__).resolve().parent / "weights"

@@ -15,7 +15,8 @@ from typing import IO
 
 from cmp.embedded.manifest import Package
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder, file_digest, partial_folder, report_disk_errors
+from cmp.files import file_digest, partial_folder, report_disk_errors
+from cmp.project import build_folder
 
 MEMBER_CAP = 64 * 2**20
 """Largest size in bytes that a file of an archive may unpack to."""

@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp.config import STRICT
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
 from cmp.embedded import manifest
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_folder, file_digest, parse_record
-from cmp.readers.files import read_table
+from cmp.files import atomic_folder, file_digest, parse_record, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
+from cmp.values import STRICT
 
 SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
 """Column of a dataset's table -> type. `group` is what an image shows (an emoji's codepoint, shared

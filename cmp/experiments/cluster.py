@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from cmp.checkpoints import StopRequest
 from cmp.config import RunConfig
 from cmp.errors import CmpError, Interrupted, first_line
-from cmp.experiments import store, workers
-from cmp.files import build_folder
+from cmp.experiments import workers
 from cmp.models import Network
+from cmp.project import build_folder
+from cmp.runs import identity, launch, store
+from cmp.runs.checkpoints import StopRequest
 
 STOP_SECONDS = 20
 """Seconds that runs are given to finish their step and save, once a stop was requested."""
@@ -59,7 +60,7 @@ def run_on_ray(
 
         def start(run_config: RunConfig) -> Any:
             # without the weights the node, too, is asked for them, and says what is missing
-            reference = task.remote(store.known_id(run_config), run_config, device)
+            reference = task.remote(identity.known_id(run_config), run_config, device)
             references.add(reference)
             return reference
 
@@ -152,9 +153,9 @@ def _compute_on_node(
     try:
         workers.load_plugins()
         store.fetch_start(run_config)
-        if store.run_id_of(run_config) != run_id:
+        if identity.run_id_of(run_config) != run_id:
             raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
-        run = workers.run_one(run_config, device=device, wait=True)
-        return run, store.final_model(run) if workers.is_kept(run.id, weights=True) else None
+        run = launch.run_one(run_config, device=device, wait=True)
+        return run, store.final_model(run) if launch.is_kept(run.id, weights=True) else None
     except (Exception, Interrupted) as error:
         return workers.failure_reason(error)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp import config
+from cmp import config, values
 from cmp.experiments import results, scores, studies
-from cmp.files import book_folder
-from cmp.readers.files import check_record, read_yaml
+from cmp.files import check_record, read_yaml
+from cmp.project import book_folder
 
 CHOICES_FILE = book_folder() / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
@@ -158,7 +158,7 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     return Evidence(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), runs)
 
 
-@checked_dataclass(frozen=True, config=config.STRICT)
+@checked_dataclass(frozen=True, config=values.STRICT)
 class Choice:
     """A contrast of published settings that shows what a choice does.
 

@@ -17,9 +17,9 @@ from cmp import budgets, evaluation, mixtures, models
 from cmp.config import Method, RunConfig
 from cmp.data import load_data
 from cmp.errors import CmpError, first_line
-from cmp.experiments import store
 from cmp.registry import Option, get_option
-from cmp.runner import evaluation_sizes
+from cmp.runs import store
+from cmp.runs.runner import evaluation_sizes
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
 GIGA = 1e9

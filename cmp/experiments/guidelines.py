@@ -11,14 +11,14 @@ from typing import Literal
 import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp.config import STRICT
 from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
 from cmp.experiments.scores import signed
 from cmp.experiments.verdicts import FrontOf, Text
-from cmp.files import book_folder
-from cmp.readers.files import check_record, read_yaml
+from cmp.files import check_record, read_yaml
+from cmp.project import book_folder
+from cmp.values import STRICT
 
 ADVICE = book_folder() / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")

@@ -14,10 +14,9 @@ import pandas as pd
 from cmp import budgets, models
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import store
-from cmp.files import atomic_folder
+from cmp.files import atomic_folder, read_yaml
 from cmp.readers import notes
-from cmp.readers.files import read_yaml
+from cmp.runs import store
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
 CARD_FILE = "README.md"
@@ -32,7 +31,7 @@ def write_hub_folder(
 
     Args:
         run: The run.
-        model: Its model, see `cmp.experiments.runs.find_model`.
+        model: Its model, see `cmp.runs.store.find_model`.
         corpus: Its data, for their licences.
         folder: The folder; one that holds nothing but these three files is replaced.
 

@@ -12,13 +12,13 @@ import open_clip
 import pandas as pd
 import yaml
 
-from cmp import budgets, config, mixtures, models
+from cmp import budgets, config, mixtures, models, values
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -133,15 +133,15 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
     if not 0 < compute <= MAX_COMPUTE:
         yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
-    if not 1 <= request.updates <= config.MAX_COUNT:
-        yield PROBLEMS["updates"].format(updates=request.updates, most=config.MAX_COUNT)
+    if not 1 <= request.updates <= values.MAX_COUNT:
+        yield PROBLEMS["updates"].format(updates=request.updates, most=values.MAX_COUNT)
     if not 0 <= request.replay <= 1:
         yield f"pool {request.replay:g}: the part of the pool that is replayed is 0 to 1"
     if request.embedded and request.updates > CLASSES:
         yield PROBLEMS["classes"].format(updates=request.updates, classes=CLASSES)
-    if not 2 <= request.arriving <= config.MAX_COUNT:
+    if not 2 <= request.arriving <= values.MAX_COUNT:
         yield PROBLEMS["images"].format(images=request.arriving)
-    if request.buffer is not None and not 0 <= request.buffer <= config.MAX_COUNT:
+    if request.buffer is not None and not 0 <= request.buffer <= values.MAX_COUNT:
         yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
     if request.keep == "all" and request.replay == 0:
         yield PROBLEMS["keep all"]
@@ -298,7 +298,7 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
         first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
         if first < len(trees):
             run = parse(trees[first])
-            steps, limit = _affordable_steps(request, run), config.MAX_COUNT
+            steps, limit = _affordable_steps(request, run), values.MAX_COUNT
             if not request.embedded:
                 limit = int(MAX_PASSES * request.arriving / _update_share(run))
             trees[first]["training"]["steps"] = steps = min(steps, limit)
@@ -338,7 +338,7 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
             f"{most:,} update{'s' * (most > 1)} at most" if most else "not even one update"
         )
         raise ImpossibleRequest(PROBLEMS["few steps"].format(**facts))
-    if budget.steps > config.MAX_COUNT:
+    if budget.steps > values.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update: more than a run can count")
     return budget.steps
 

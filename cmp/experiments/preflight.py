@@ -11,17 +11,20 @@ import open_clip
 import torch
 from packaging.requirements import Requirement
 
-from cmp import budgets, distributed, mixtures, models
+from cmp import budgets, mixtures, models
 from cmp.config import STARTS, RunConfig, parse
-from cmp.data import Corpus, load_data, named_sources, worker_count
+from cmp.data import Corpus, load_data, named_sources
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.execution import ExecutionConfig
-from cmp.experiments import forecast, paper, store
+from cmp.experiments import forecast, paper
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
-from cmp.files import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
+from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
+from cmp.runs import identity, store
+from cmp.scale import processes
+from cmp.scale.decoding import worker_count
+from cmp.scale.execution import ExecutionConfig
 
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
 TO_FETCH = "to fetch"
@@ -50,7 +53,7 @@ def load_run_data(run_config: RunConfig) -> Corpus:
 
     Of several processes the first decodes them, and the others find what it kept.
     """
-    with distributed.first_process_first():
+    with processes.first_process_first():
         corpus, name = load_data(run_config.data), run_config.model.name
     if not corpus.in_files:
         corpus.check_side(models.preprocessing(models.create_on_meta(name)).size, name)
@@ -125,7 +128,7 @@ def _check_weights(run_config: RunConfig) -> Check:
     except CmpError as error:
         return Check("weights", MISSING, str(error).removeprefix("model.start: "))
     sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
-    if path := store.start_file(run_config):
+    if path := identity.start_file(run_config):
         return _check_base_files("weights", [path] if start in STARTS else [], sentence)
     if start == "random":
         return Check("weights", PRESENT, sentence)

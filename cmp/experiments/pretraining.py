@@ -11,14 +11,21 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors.torch import save_file
 
 from cmp import config, evaluation, models
-from cmp.checkpoints import CheckpointManager
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
-from cmp.experiments import store
-from cmp.files import check_digest, listed_file, make_folder, parse_record, write_atomic
-from cmp.readers.files import parse_json, read_yaml
-from cmp.runner import Observer, RunResult, execute
+from cmp.files import (
+    check_digest,
+    listed_file,
+    make_folder,
+    parse_json,
+    parse_record,
+    read_yaml,
+    write_atomic,
+)
+from cmp.runs import identity, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer, RunResult, execute
 from cmp.training import StepResult
 
 _TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))
@@ -110,7 +117,7 @@ def pretrain(
         observer.resumed(steps)
 
     hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
-    with CheckpointManager(store.run_id_of(run_config, corpus)) as manager:
+    with CheckpointManager(identity.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
         save_base(models.split_attention(result.model).state_dict(), paths[starts[0]])
         if "unannealed" in paths:

@@ -19,25 +19,24 @@ import pandas as pd
 
 import cmp
 from cmp import config
-from cmp.checkpoints import CheckpointManager
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import forecast, logs, store, studies
-from cmp.experiments.runs import unfinished_runs
-from cmp.experiments.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun, Verdict
-from cmp.files import (
-    SHORT_ID,
-    book_folder,
-    build_folder,
-    check_digest,
-    child_path,
-    delete_folder,
-    listed_file,
-)
+from cmp.experiments import forecast, studies
+from cmp.files import SHORT_ID, check_digest, child_path, delete_folder, listed_file, read_table
 from cmp.mixtures import is_kept_concept
-from cmp.readers.files import read_table
-from cmp.runner import NO_OBSERVER, Observer
+from cmp.project import book_folder, build_folder
+from cmp.runs import identity, logs, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import NO_OBSERVER, Observer
+from cmp.runs.store import (
+    METRIC_COLUMNS,
+    METRIC_KEYS,
+    RUN_KEYS,
+    StoredRun,
+    Verdict,
+    unfinished_runs,
+)
 from cmp.seeds import numpy_generator
 
 RESULTS = book_folder() / "results"
@@ -121,7 +120,7 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
             the file is too large.
     """
     path, configs = results_file(study.name), study.configs(profile)
-    grid = {key: store.run_id_of(each) for key, each in configs.items()}
+    grid = {key: identity.run_id_of(each) for key, each in configs.items()}
     ids = set(grid.values())
     runs = {run_id: store.load_run(run_id) for run_id in ids if store.is_stored(run_id)}
     if runs.keys() != ids and path.exists():
@@ -256,13 +255,13 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
         return 0
     count = 0
     for run in published:
-        if store.is_stored(run.id) or not store.has_start(run.config):
+        if store.is_stored(run.id) or not identity.has_start(run.config):
             continue
-        identity = store.run_identity(run.config)
-        if store.json_digest(identity) == run.id:
+        content = identity.run_identity(run.config)
+        if identity.json_digest(content) == run.id:
             count += 1
             if not dry_run:
-                store.save_run(dataclasses.replace(run, identity=identity))
+                store.save_run(dataclasses.replace(run, identity=content))
     return count
 
 
@@ -275,7 +274,7 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
     """
     names = sorted(path.stem for path in RESULTS.glob("*.parquet"))
     published = [run for name in names for run in published_runs(name)]
-    runs = [run for run in published if store.has_start(run.config)]
+    runs = [run for run in published if identity.has_start(run.config)]
     order = numpy_generator("sample of results", seed).permutation(len(runs))
     return [runs[number] for number in order[:count]]
 
@@ -287,7 +286,7 @@ def verify_published(
     forecast.check_device(device)
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
-    if store.run_id_of(run.config, corpus) != run.id:
+    if identity.run_id_of(run.config, corpus) != run.id:
         reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
         return Verdict("different", reason)
     return store.verify_run(run, corpus, observer, device)

@@ -15,10 +15,11 @@ import pandas as pd
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import results, store, studies
-from cmp.experiments.store import RUN_KEYS
-from cmp.files import book_folder
-from cmp.readers.files import read_yaml
+from cmp.experiments import results, studies
+from cmp.files import read_yaml
+from cmp.project import book_folder
+from cmp.runs import store
+from cmp.runs.store import RUN_KEYS
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
 CLAIMS = book_folder() / "claims.yaml"
@@ -173,7 +174,7 @@ def study_trajectory(study: str) -> pd.DataFrame:
     """Return the trajectory of a published study with what intervals take.
 
     Returns:
-        As `cmp.experiments.store.trajectory`, with the `base` of each run, and how many streams are
+        As `cmp.runs.store.trajectory`, with the `base` of each run, and how many streams are
         `planned` of its setting.
     """
     published = results.published_metrics(study)
@@ -188,7 +189,7 @@ def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Return the mean of each aggregate at the end over replicates, a row per setting.
 
     Args:
-        trajectory: As `cmp.experiments.store.trajectory` returns it, of several settings and
+        trajectory: As `cmp.runs.store.trajectory` returns it, of several settings and
             replicates; so for the other functions of this module.
     """
     return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()

@@ -31,14 +31,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
-from cmp import config
-from cmp.checkpoints import StopRequest
-from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, STRICT, RunConfig, Stream, Training
+from cmp import config, values
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
 from cmp.errors import CmpError
-from cmp.experiments import cluster, forecast, store, workers
-from cmp.experiments.runs import joint_training
-from cmp.files import SHORT_ID, book_folder, child_path
-from cmp.readers.files import check_record, read_yaml
+from cmp.experiments import cluster, forecast, workers
+from cmp.files import SHORT_ID, check_record, child_path, read_yaml
+from cmp.project import book_folder
+from cmp.runs import identity, store
+from cmp.runs.checkpoints import StopRequest
+from cmp.values import STRICT
 
 STUDIES = book_folder() / "studies"
 MAX_LIVE = 4
@@ -256,7 +257,7 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
     """Return the configs whose run is not stored, each once: two settings may come to the same."""
-    ids = {each: store.known_id(each) for each in configs}
+    ids = {each: identity.known_id(each) for each in configs}
     return [each for each, run_id in ids.items() if not run_id or not store.is_stored(run_id)]
 
 
@@ -296,7 +297,7 @@ def compute_runs(
         with contextlib.nullcontext(stop) if stop else StopRequest() as request:
             failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
-        names = [store.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
+        names = [identity.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())
         raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
@@ -324,7 +325,7 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
     """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
     frames = []
     for (setting, replicate), run_config in configs.items():
-        run = store.load_run(store.run_id_of(run_config))
+        run = store.load_run(identity.run_id_of(run_config))
         short = run.id[:SHORT_ID]
         frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
     return pd.concat(frames, ignore_index=True)
@@ -361,3 +362,18 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
             usual = cpu.get(section, {}).get(leaf, default)
             translated[key] = round(translated[key] * own[section][leaf] / usual)
     return translated
+
+
+def joint_training(run_config: RunConfig) -> RunConfig:
+    """Return the upper bound of a run: all its classes in one task of as many steps.
+
+    Raises:
+        CmpError: The task would have too many steps.
+    """
+    tree = run_config.to_dict()
+    steps, most = run_config.stream.tasks * run_config.training.steps, values.MAX_COUNT
+    if steps > most:
+        raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
+    tree["mixture"] |= {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0}
+    tree["training"]["steps"], tree["stream"]["tasks"] = steps, 1
+    return config.parse(tree, "joint training")

@@ -26,11 +26,10 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cmp.config import STRICT
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import fronts, results, store, studies
+from cmp.experiments import fronts, results, studies
 from cmp.experiments.scores import (
     AGGREGATES,
     CLAIMS,
@@ -43,8 +42,10 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.experiments.store import RUN_KEYS
-from cmp.readers.files import check_record, read_yaml
+from cmp.files import check_record, read_yaml
+from cmp.runs import store
+from cmp.runs.store import RUN_KEYS
+from cmp.values import STRICT
 
 REPLICATES = 20
 """What each setting of a claim must have."""

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -18,114 +17,21 @@ from typing import Any
 
 import torch
 
-from cmp import distributed, models
-from cmp.checkpoints import SIGNALS, CheckpointManager, StopRequest, checkpoint_folder
 from cmp.config import RunConfig
-from cmp.data import JOBS, load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.execution import ExecutionConfig
-from cmp.experiments import store
-from cmp.experiments.logs import RunLog
-from cmp.files import build_folder, delete_leftovers, write_atomic
+from cmp.files import write_atomic
+from cmp.project import build_folder
 from cmp.registry import load_plugin
-from cmp.runner import NO_OBSERVER, Observer, execute
+from cmp.runs import launch
+from cmp.runs.checkpoints import SIGNALS, StopRequest
+from cmp.scale.decoding import JOBS
 
 ATTEMPTS = 5
 """Times that a run is started or resumed before its lost workers are taken for its own fault."""
 
-_IS_STORED = "stored"
-"""What the first of several processes tells the others of a run that need not be computed."""
 
 Failures = dict[RunConfig, str]
 """Why runs failed."""
-
-
-def run_one(
-    run_config: RunConfig,
-    observer: Observer = NO_OBSERVER,
-    device: str = "cpu",
-    wait: bool = False,
-    execution: ExecutionConfig | None = None,
-    keep: bool = False,
-    board: Path | None = None,
-) -> store.StoredRun:
-    """Return the stored run of a config; compute it in this process if it is missing.
-
-    An unfinished run goes on from its last checkpoint. Of several processes (`cmp.distributed`) all
-    call this.
-
-    Args:
-        run_config: The run's config.
-        observer: Hears of the progress; of several processes that of the first.
-        device: "cpu" or "cuda".
-        wait: Whether to wait for another process that computes the run, instead of an error.
-        execution: How a step is computed.
-        keep: Whether to store the final weights, as is always done for models that are not
-            embedded; a run that is stored without them is computed again.
-        board: A folder for TensorBoard.
-
-    Raises:
-        CmpError: The run cannot be computed, or another process computes it.
-        Interrupted: SIGINT or SIGTERM came; the run's state is saved.
-    """
-    run_config = store.fetch_start(run_config)
-    with distributed.first_process_first():
-        corpus = load_data(run_config.data)
-        models.tokenize(run_config.model.name, tuple(corpus.texts))
-    identity = store.run_identity(run_config, corpus)
-    run_id = store.json_digest(identity)
-    delete_leftovers(store.run_folder(run_id).parent)
-    if distributed.rank():
-        if distributed.broadcast("") != _IS_STORED:
-            execute(run_config, corpus, device=device, execution=execution)
-    elif is_kept(run_id, keep):
-        distributed.broadcast(_IS_STORED)
-        # a kill may have come between the last two lines below; or another process computes the run
-        # for its weights, and needs its checkpoints
-        if checkpoint_folder(run_id).exists():
-            with contextlib.suppress(CmpError), CheckpointManager(run_id) as manager:
-                manager.remove()
-    else:
-        with CheckpointManager(run_id, wait=wait) as manager:
-            manager.launch = launch_options(execution or ExecutionConfig(), keep, board)
-            stored = is_kept(run_id, keep)  # another process may have been faster
-            distributed.broadcast(_IS_STORED if stored else "")
-            if not stored:
-                with RunLog(run_id, run_config, device, board) as log:
-                    watch = log.observe(observer)
-                    result = execute(run_config, corpus, watch, None, device, manager, execution)
-                keep = keep or run_config.model.name not in models.family_names()
-                run = store.make_stored_run(run_config, result, identity)
-                store.save_run(run, result.model if keep else None)
-            manager.remove()
-    distributed.barrier()
-    return store.load_run(run_id)
-
-
-def launch_options(
-    execution: ExecutionConfig, keep: bool, board: Path | None
-) -> dict[str, bool | int | str]:
-    """Return the options of a command as `cmp.checkpoints.Progress.launch` has them; those that
-    have their default are left out."""
-    options = asdict(execution) | {"keep_weights": keep, "tensorboard": board and str(board)}
-    options["workers"] = os.environ.get("CMP_WORKERS")
-    return {name: value for name, value in options.items() if value}
-
-
-def take_launch(options: dict[str, bool | int | str]) -> tuple[ExecutionConfig, bool, Path | None]:
-    """Return what `launch_options` was made from; processes that decode images are as many as then,
-    unless this environment names a number."""
-    options = {**options}
-    keep, board = bool(options.pop("keep_weights", False)), options.pop("tensorboard", None)
-    if decoders := options.pop("workers", None):
-        os.environ.setdefault("CMP_WORKERS", str(decoders))
-    execution: Any = options
-    return ExecutionConfig(**execution), keep, Path(str(board)) if board else None
-
-
-def is_kept(run_id: str, weights: bool) -> bool:
-    """Return whether a run is stored, with its final weights where `weights` asks for them."""
-    return store.is_stored(run_id) and (not weights or store.weights_path(run_id).exists())
 
 
 def list_devices(device: str) -> list[str]:
@@ -372,7 +278,7 @@ def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> 
 def _attempt_run(run_config: RunConfig, device: str) -> str | None:
     """Compute a run and return why it failed, if it did; a run that is stopped ends the worker."""
     try:
-        run_one(run_config, device=device, wait=True)
+        launch.run_one(run_config, device=device, wait=True)
     except Interrupted as stop:
         sys.exit(128 + stop.signal)
     except Exception as error:

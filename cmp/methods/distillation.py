@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models
-from cmp.execution import autocast
 from cmp.registry import register
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
@@ -37,13 +36,12 @@ def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+def losses(state: TrainState, output: ForwardOutput) -> dict[str, Tensor]:
     """Return how far both towers are from the pretrained network on the replayed samples."""
-    assert output is not None, "`whole_batch_reason` keeps batches whole"
     section, teacher = state.config.method, state.frozen_models["teacher"]
     first = len(output.pixels) - output.replayed
     tokens = output.tokens[output.place[first:].to(output.tokens.device)]
-    with torch.no_grad(), autocast(state.config.training.precision, output.pixels.device):
+    with torch.no_grad(), models.autocast(state.config.training.precision, output.pixels.device):
         image = models.encode_image(teacher, output.pixels[first:])  # [P, E]
         text = models.encode_text(teacher, tokens)  # [P, E]
     scale = teacher.logit_scale.exp() / section.get("temperature")

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from cmp import config as configs
 from cmp import models, training
 from cmp.errors import CmpError
-from cmp.execution import autocast
+from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.methods import importance
 from cmp.registry import register
-from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod
+from cmp.training import EncodeStep, Features, ForwardOutput, TrainState, UpdateMethod
 
 Gradients = Iterator[tuple[Tensor, ...]]
 
@@ -26,7 +26,7 @@ Gradients = Iterator[tuple[Tensor, ...]]
 def batch_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
     """Yield the gradient of a batch's mean loss, as the reference squares it."""
     output = forward()
-    yield gradients(state, training.model_loss(state.model, output.image, output.text))
+    yield gradients(state, model_loss(state.model, output.image, output.text))
 
 
 def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
@@ -39,7 +39,7 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
         output = forward()
     for index in range(len(output.pixels)):
         place = output.place[index, None].to(output.tokens.device)
-        with autocast(precision, output.pixels.device):
+        with models.autocast(precision, output.pixels.device):
             image = models.encode_image(model, output.pixels[index, None])  # [1, E]
             text = models.encode_text_unpacked(model, output.tokens[place])  # [1, E]
         yield gradients(state, sample_loss(image, text, output, index, model.logit_scale))
@@ -75,12 +75,12 @@ def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def end_task(state: TrainState, forward_step: ForwardStep) -> None:
+def end_task(state: TrainState, encode_step: EncodeStep) -> None:
     """Measure the Fisher information of this task and add it to that of the tasks before."""
     config, total, count = state.config, None, 0
     first = config.training.steps
     for step in range(first, first + config.method.get("batches")):
-        samples = FISHERS[config.method.fisher](state, functools.partial(forward_step, step))
+        samples = FISHERS[config.method.fisher](state, functools.partial(encode_step, step))
         for gradient in samples:
             squares = [x.square() for x in gradient]
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares
@@ -90,14 +90,14 @@ def end_task(state: TrainState, forward_step: ForwardStep) -> None:
         state.method_state[f"importance/{name}"] = kept + new / count
 
 
-def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+def losses(state: TrainState, output: Features) -> dict[str, Tensor]:
     """Return the penalty on moving what mattered."""
     return {"ewc": state.config.method.get("strength") / 2 * importance.penalty(state)}
 
 
 def prepare(state: TrainState) -> None:
     """Start with importance zero; raise `CmpError` for the sample-wise loss of a sigmoid model."""
-    if state.config.method.fisher == "sample" and training.uses_sigmoid_loss(state.model):
+    if state.config.method.fisher == "sample" and uses_sigmoid_loss(state.model):
         raise CmpError(
             "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
             "set method.fisher=batch"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmp.methods import importance
 from cmp.registry import register
-from cmp.training import ForwardOutput, ForwardStep, TrainState, UpdateMethod, trainable_parameters
+from cmp.training import EncodeStep, Features, TrainState, UpdateMethod, trainable_parameters
 
 
 def begin_task(state: TrainState, task: int) -> None:
@@ -21,7 +21,7 @@ def begin_task(state: TrainState, task: int) -> None:
         state.method_state[f"path/{name}"] = torch.zeros_like(parameter)
 
 
-def losses(state: TrainState, output: ForwardOutput | None) -> dict[str, Tensor]:
+def losses(state: TrainState, output: Features) -> dict[str, Tensor]:
     """Return the penalty on moving what mattered."""
     return {"si": state.config.method.get("strength") * importance.penalty(state)}
 
@@ -49,7 +49,7 @@ def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def end_task(state: TrainState, forward_step: ForwardStep) -> None:
+def end_task(state: TrainState, encode_step: EncodeStep) -> None:
     """Add what mattered in this task to the importance."""
     kept, damping = state.method_state, state.config.method.get("damping")
     for name, parameter in trainable_parameters(state.model).items():

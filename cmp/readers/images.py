@@ -9,8 +9,8 @@ import math
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterable
-from typing import get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.data import IMAGE_SIZE, Preprocessing, usable_cores
+from cmp.data import IMAGE_SIZE, Preprocessing
 from cmp.errors import CmpError, explain_errors
-from cmp.files import build_folder
+from cmp.project import build_folder
 from cmp.readers.files import ReadImage, keep_value
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split
+from cmp.scale import decoding
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS, LARGE = 100_000_000, 10_000_000
@@ -242,6 +243,18 @@ class ImageFiles:
         """
         return dataclasses.replace(self, preprocessing=preprocessing)
 
+    def ahead(
+        self, make: Callable[[Any], Any], keys: Sequence, device: torch.device
+    ) -> Iterator[Any]:
+        """Return an iterator over items that decoding processes make ahead.
+
+        Args:
+            make: Makes the item of a key from these images.
+            keys: The keys in order.
+            device: Where the items are used.
+        """
+        return decoding.prefetch(make, keys, decoding.worker_count(device), device)
+
     def read(self, row: int) -> bytes:
         """Return the file of one image.
 
@@ -346,7 +359,10 @@ def _examine(
         block = positions[start : start + CHECK_BLOCK]
         return [_check_image(index.read, position) for position in block]
 
-    starts, bar = range(0, len(positions), CHECK_BLOCK), {"max_workers": math.ceil(usable_cores())}
+    starts, bar = (
+        range(0, len(positions), CHECK_BLOCK),
+        {"max_workers": math.ceil(decoding.usable_cores())},
+    )
     bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
     blocks = thread_map(check_block, starts, **bar)  # Pillow frees the lock
     results = [result for block in blocks for result in block]

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError
-from cmp.files import write_atomic
+from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
-from cmp.readers.files import read_yaml
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
 from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
 from cmp.readers.tables import check_width, list_columns, read_csv, split_folders, walk_files

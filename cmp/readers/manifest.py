@@ -25,8 +25,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, name_choices
-from cmp.files import build_folder, first_fault
-from cmp.readers.files import MAX_YAML_BYTES, is_inside, read_text, read_yaml
+from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
+from cmp.project import build_folder
+from cmp.readers.files import is_inside
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cmp.evaluation import RETRIEVAL_K, chance_of_recall
-from cmp.readers.files import read_yaml
+from cmp.files import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
 
 SEEN_OTHERWISE: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))

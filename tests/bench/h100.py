@@ -37,17 +37,19 @@ from harness import (
 )
 from torch import Tensor
 
-from cmp import checkpoints, config, evaluation, execution, mixtures, models
+from cmp import config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
 from cmp.bench.networks import TASK
-from cmp.checkpoints import CheckpointManager
-from cmp.data import worker_count
-from cmp.execution import ExecutionConfig
-from cmp.experiments import store, studies
-from cmp.files import build_folder
+from cmp.experiments import studies
 from cmp.merging import apply
+from cmp.project import build_folder
 from cmp.registry import option_names
-from cmp.runner import machine_record
+from cmp.runs import checkpoints, identity, store
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import machine_record
+from cmp.scale import compiling
+from cmp.scale.decoding import worker_count
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_task
 
 PREDICTED: dict[str, dict[str, float]] = {
@@ -176,7 +178,7 @@ def count_waits(lab: Lab) -> Values:
 def measure_open_clip(lab: Lab, compiled: bool) -> Values:
     """Train open_clip's own network by its own loss, the batch on the card beforehand."""
     model: Any = models.create_fused_model(lab.model).to(lab.device).train()
-    call = torch.compile(model, backend=execution.BACKEND) if compiled else model
+    call = torch.compile(model, backend=compiling.BACKEND) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     side, noise = models.preprocessing(model).size, torch.Generator(lab.device).manual_seed(0)
     pixels = torch.randn(lab.batch, 3, side, side, generator=noise, device=lab.device)
@@ -347,7 +349,7 @@ def measure_small_runs(lab: Lab) -> Values:
         trees = [config.override(config.profile("quick"), [*settings, seed]) for seed in seeds]
         runs = [config.parse(tree, "h100") for tree in trees]
         studies.compute_runs(runs, jobs, lab.device, finished=lambda run: None)
-        stored = [store.load_run(store.run_id_of(run)) for run in runs]
+        stored = [store.load_run(identity.run_id_of(run)) for run in runs]
         seconds = float(np.median([run.provenance["seconds"] for run in stored]))
         rates[f"{jobs} processes, runs an hour"] = 3600 * jobs / seconds
     return rates | {"most to one": max(rates.values()) / next(iter(rates.values()))}
@@ -366,7 +368,7 @@ def main() -> None:
     lab = Lab("cpu" if arguments.small else "cuda", arguments.small, work, out)
     if lab.small:
         gpu.DEVICE, gpu.STEPS, timing.SIDE[lab.device] = lab.device, 1, 128
-        execution.BACKEND = "eager"  # inductor is refused on a CPU
+        compiling.BACKEND = "eager"  # inductor is refused on a CPU
     went_well = [work_through(lab, stage, PREDICTED) for stage in arguments.stages]
     sys.exit(0 if all(went_well) else 1)
 

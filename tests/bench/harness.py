@@ -21,7 +21,7 @@ from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
-from cmp.execution import ExecutionConfig
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_step
 
 Values = dict[str, Any]

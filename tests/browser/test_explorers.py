@@ -10,7 +10,7 @@ import pytest
 from browser import cut, lab
 from playwright.sync_api import expect
 
-from cmp.files import build_folder, project_folder
+from cmp.project import build_folder, project_folder
 from lab import chapters
 
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"

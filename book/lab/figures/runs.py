@@ -27,7 +27,7 @@ from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
 from cmp.experiments import scores
-from cmp.experiments.store import StoredRun
+from cmp.runs.store import StoredRun
 from lab import analyses, chapters
 from lab.figures import style
 

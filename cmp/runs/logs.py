@@ -26,9 +26,9 @@ from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
-from cmp.files import SHORT_ID, build_folder, child_path, make_folder
-from cmp.readers.files import parse_json
-from cmp.runner import Observer
+from cmp.files import SHORT_ID, child_path, make_folder, parse_json
+from cmp.project import build_folder
+from cmp.runs.runner import Observer
 from cmp.training import StepResult
 
 FLUSH_SECONDS = 5.0

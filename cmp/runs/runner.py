@@ -19,27 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import (
-    NUMERICS,
-    __version__,
-    budgets,
-    checkpoints,
-    distributed,
-    mixtures,
-    models,
-    training,
-)
-from cmp.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
+from cmp import NUMERICS, __version__, budgets, mixtures, models, training
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
-from cmp.execution import ExecutionConfig
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.models import Network
+from cmp.runs import checkpoints
+from cmp.runs.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
 from cmp.schedules import branch_step
 from cmp.training import StepResult, TrainState, make_train_state, train_task
 
@@ -175,9 +168,10 @@ def execute(
     """
     original, config = config, mixtures.fit_mixture(budgets.apply_budget(config), corpus)
     pools = mixtures.task_pools(config, corpus)
+    execution = execution or ExecutionConfig()
     state = make_train_state(config, corpus, model, device, execution)
     with StopRequest() as stop:
-        machine = machine_record(device) | state.execution.record()
+        machine = machine_record(device) | execution.record()
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(state, observer, manager, stop, machine, original)
@@ -281,6 +275,7 @@ class Run:
                 scores = evaluate(
                     self.model, self.config.model.name, self.state.corpus,
                     self.config.evaluation.split, size, self.config.training.precision,
+                    processes.share_rows,
                 )  # fmt: skip
             scope = "full" if size is None else "subset"
             table = scores.datasets.reset_index().assign(task=done, scope=scope)
@@ -289,7 +284,7 @@ class Run:
                 for name, hits in scores.hits.groupby("dataset")["hit"]:
                     self.hits[f"{done}/{name}"] = hits.to_numpy(bool)
             scored.append(scores)
-        if distributed.rank() == 0:
+        if processes.rank() == 0:
             self.observer.task(done, scored[0])
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
@@ -357,15 +352,15 @@ class Run:
             Diverged: The weights that are to be saved are not finite.
         """
         is_due = self.manager and self.manager.is_due(step, self.config.training.steps)
-        signal, is_due = distributed.all_reduce_max(self.stop.signal or 0, bool(is_due))
+        signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
         if unsaved and (signal or is_due):
             self.save(task, step, unsaved)
         if not signal:
             return
         if self.manager:
             self.manager.finish()
-        run_id = distributed.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
-        distributed.barrier()  # until all know that the first process has saved
+        run_id = processes.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
+        processes.barrier()  # until all know that the first process has saved
         kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
 

@@ -26,12 +26,14 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import distributed, files
+from cmp import files, project
 from cmp.errors import CmpError, Interrupted, explain_errors
+from cmp.files import write_tensors
+from cmp.scale import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
@@ -84,7 +86,7 @@ class Progress:
             evaluation of those before it.
         metrics: The rows so far.
         seconds: Computing time so far.
-        machine: Where the run began, see `cmp.runner.machine_record`.
+        machine: Where the run began, see `cmp.runs.runner.machine_record`.
         options: Sources of options that are not the package's own, see `RunConfig.option_record`.
         launch: Options of the command that computed it last, which `cmpt resume` takes over.
     """
@@ -112,7 +114,7 @@ class RunState:
         progress: Where the run is.
         tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/..." that
             a method and a merge policy carry; "trunk/..." that a branch left; "hits/TASK/DATASET"
-            of `cmp.runner.RunResult`.
+            of `cmp.runs.runner.RunResult`.
     """
 
     progress: Progress
@@ -157,28 +159,6 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
         return write_tensors(state.tensors, header, folder, name)
 
 
-def write_tensors(tensors: dict[str, Tensor], header: dict, folder: Path, name: str) -> Path:
-    """Write NAME-HASH.safetensors, HASH of its content, and return its path.
-
-    It is whole and on the disk before it gets its name.
-
-    Args:
-        tensors: The tensors.
-        header: Text for its header.
-        folder: Where it will lie; it is made where it is missing.
-        name: What its name begins with.
-    """
-    tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
-    with files.partial_folder(folder) as place:
-        partial = place / "tensors"
-        save_file(tensors, partial, header)
-        path = folder / f"{name}-{files.file_digest(partial)}.safetensors"
-        files.sync_to_disk(partial)
-        os.replace(partial, path)
-        files.sync_to_disk(folder)
-    return path
-
-
 def read_checkpoint(path: Path) -> RunState:
     """Return the state of a checkpoint.
 
@@ -220,7 +200,7 @@ def read_progress(path: Path) -> Progress:
 
 def checkpoint_folder(run_id: str) -> Path:
     """Return where the checkpoints of an unfinished run are."""
-    return files.child_path(files.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
+    return files.child_path(project.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -278,7 +258,7 @@ def latest(manager: "CheckpointManager | None") -> RunState | None:
     disk that all see.
     """
     state = manager.load() if manager else None
-    path = distributed.broadcast(str(manager.last or "") if manager else "")
+    path = processes.broadcast(str(manager.last or "") if manager else "")
     return read_checkpoint(Path(path)) if path and not manager else state
 
 

@@ -9,8 +9,7 @@ others, of itself, and what the id was made from; all are checked when they are 
 """
 
 import datetime
-import functools
-import hashlib
+import fcntl
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,31 +18,33 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from open_clip import factory
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-import cmp
-from cmp import budgets, config, distributed, mixtures, models, registry, streams, training
-from cmp.config import STARTS, STRICT, Method, RunConfig
-from cmp.data import Corpus, load_data, named_sources
+from cmp import config, models, registry
+from cmp.config import RunConfig
+from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
 from cmp.files import (
     SHORT_ID,
     WEIGHTS,
     atomic_folder,
-    build_folder,
     child_path,
     file_digest,
+    parse_json,
     parse_record,
+    read_table,
 )
 from cmp.models import RUN_PREFIX
-from cmp.readers.files import parse_json, read_table
-from cmp.registry import Option
-from cmp.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
-from cmp.training import batch_norms
+from cmp.project import build_folder
+from cmp.runs import checkpoints
+from cmp.runs.checkpoints import Progress, latest_progress
+from cmp.runs.identity import PLACEHOLDERS, json_digest
+from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
+from cmp.scale import processes
+from cmp.values import STRICT
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
 """Columns that the metrics of every run have."""
@@ -57,8 +58,6 @@ FILES = ("run.json", METRICS, HITS, WEIGHTS)
 """All that is stored of a run."""
 COUNTS = "counts"
 """The key in the header of `HITS` that says how many questions each dataset asks."""
-PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
-"""What stands in an id for a path, whose content counts and not where it lies."""
 RERUN = "; delete the folder and rerun"
 TOLERANCE = 3.0
 """Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
@@ -104,11 +103,11 @@ class StoredRun:
         id: The run's id.
         config: Its config.
         provenance: Where, when and in how many seconds it was computed.
-        metrics: A row per (task, scope, dataset), see `cmp.runner.RunResult`.
+        metrics: A row per (task, scope, dataset), see `cmp.runs.runner.RunResult`.
         weights: Hash of the final weights, see `cmp.models.weights_digest`.
         identity: What the id is the hash of; empty for a published run.
-        hits: Which questions of whole test sets were answered right, see `cmp.runner.RunResult`;
-            empty for a published run.
+        hits: Which questions of whole test sets were answered right, see
+            `cmp.runs.runner.RunResult`; empty for a published run.
     """
 
     id: str
@@ -118,127 +117,6 @@ class StoredRun:
     weights: str
     identity: dict[str, Any] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def json_digest(tree: dict[str, Any]) -> str:
-    """Return the sha256 of a tree, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
-    """Return a run's id, the hash of `run_identity`."""
-    return json_digest(run_identity(run_config, corpus))
-
-
-def known_id(run_config: RunConfig) -> str:
-    """Return a run's id, "" as long as the weights that it starts from are not on this machine."""
-    return run_id_of(run_config) if has_start(run_config) else ""
-
-
-def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:
-    """Return everything that decides a run's result.
-
-    A folder of data counts by its content, wherever it lies, and so do weights: `fetch_start` comes
-    before this.
-
-    Args:
-        run_config: The run's config.
-        corpus: Its data; they are loaded where None.
-
-    Raises:
-        CmpError: The weights that it starts from are not on this machine.
-    """
-    corpus = corpus or load_data(run_config.data)
-    start, weights = start_identity(run_config)
-    is_named = run_config.data in named_sources()
-    location = {} if is_named else {"data": PLACEHOLDERS["data"]}
-    unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
-    content = {
-        "config": run_config.changes() | location | start,
-        "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
-        "weights": weights,
-        "numerics": cmp.NUMERICS,
-    }
-    if options := run_config.option_record():  # another definition is another run
-        content["options"] = {name: record["sha256"] for name, record in options.items()}
-    if run_config.training.budget is not None:  # another way of counting is another run
-        content["steps"] = budgets.apply_budget(run_config).training.steps
-    if run_config.stream.order != "random":  # the order counts, not the table that it comes from
-        order = streams.class_order(corpus, run_config.stream, run_config.seeds.stream)
-        content["order"] = hashlib.sha256("\n".join(order).encode()).hexdigest()
-    if run_config.mixture.select != "random":
-        fitted = mixtures.fit_mixture(run_config, corpus)
-        _, kept = mixtures.choose_replay(corpus, fitted.mixture, fitted.seeds.data)
-        content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
-    option = registry.get_option("method", run_config.method.name)
-    if _holds_statistics(run_config.model.name, run_config.method, option):
-        content["batch_norm"] = "held"  # in 0.2 these statistics moved
-    if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
-        content["scaled"] = scaled  # sets of which pictures were white before they were scaled
-    return content
-
-
-@functools.cache
-def _holds_statistics(name: str, method: Method, option: Option) -> bool:
-    """Return whether a method leaves running statistics of a network alone that a step in training
-    mode would move: those of what it freezes, or all of them while it measures.
-
-    Args:
-        name: The network.
-        method: The config section.
-        option: The method itself, which may be defined anew.
-    """
-    if not _has_batch_norm(name):
-        return False
-    if option.sources or "batches" in option.settings:  # a user's may freeze and measure anything
-        return True
-    state = budgets.shape_state(name, method, models.create_on_meta(name))
-    training.set_train_mode(state.model)
-    return not all(layer.training for layer in batch_norms(state.model))
-
-
-@functools.cache
-def _has_batch_norm(name: str) -> bool:
-    """Return whether a network keeps running statistics."""
-    return bool(batch_norms(models.create_on_meta(name)))
-
-
-def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
-    """Return how a run's starting weights enter its id.
-
-    Returns:
-        Changes to the flat config, and the hash of the weights. A file counts by its tensors,
-        wherever it lies.
-
-    Raises:
-        CmpError: The weights are not on this machine.
-    """
-    model, path = run_config.model, start_file(run_config)
-    if model.start == "random":
-        return {}, model.start
-    if path is None:  # an id by their name would change once they are here
-        words = "are not on this machine, and a run's id counts their content"
-        raise CmpError(f"model.start: the weights {model.start!r} of {model.name!r} {words}")
-    is_base, is_hub = model.start in STARTS, model.start == models.HUB
-    digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
-    is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)
-    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
-
-
-@functools.lru_cache(maxsize=64)
-def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
-    """Return the hash of starting weights, read once for as long as the file's stamp stays.
-
-    A base counts by its file, which is known by its sha256. Other files count by their tensors,
-    whatever the format that they are in.
-    """
-    if is_base:
-        return file_digest(path)
-    try:
-        read = np.load if path.suffix == ".npz" else factory.load_state_dict  # of tensors alone
-        return models.tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
-    except Exception as error:  # whatever readers raise at what is no checkpoint
-        raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
 
 
 def run_folder(run_id: str) -> Path:
@@ -525,31 +403,10 @@ def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
     return Verdict(answer, reason)
 
 
-def start_file(run_config: RunConfig) -> Path | None:
-    """Return the file of the weights that a run starts from; nothing is downloaded.
-
-    Returns:
-        The file; None for random weights, and where the file is not on this machine.
-    """
-    config = run_config.model
-    if config.start == "random":
-        return None
-    if config.start not in STARTS:
-        return models.cached_weights(config.name, config.start)
-    family = models.family_of(config.name)
-    path = family and family.base_path(config.name, config.start, run_config.seeds.init)
-    return path if path and path.exists() else None
-
-
-def has_start(run_config: RunConfig) -> bool:
-    """Return whether the weights that a run starts from are on this machine."""
-    return run_config.model.start == "random" or start_file(run_config) is not None
-
-
 def fetch_start(run_config: RunConfig) -> RunConfig:
     """Have the weights that a run starts from on this machine: its id counts their content.
 
-    Of several processes (`cmp.distributed`) all call this, and the first downloads.
+    Of several processes (`cmp.scale.processes`) all call this, and the first downloads.
 
     Returns:
         The config, with the whole id of the run that it goes on from, if it does.
@@ -558,7 +415,7 @@ def fetch_start(run_config: RunConfig) -> RunConfig:
         CmpError: The weights are missing, and cannot be downloaded; or see `find_parent`.
     """
     parent = find_parent(run_config)
-    with distributed.first_process_first():
+    with processes.first_process_first():
         models.fetch_weights(run_config.model, run_config.seeds.init)
     if parent is None:
         return run_config
@@ -594,3 +451,95 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
     except CmpError as error:
         raise CmpError(f"model.start: {error}") from error
     return parent
+
+
+def unfinished_runs(prefix: str = "") -> list[Progress]:
+    """Return how far each unfinished run has come whose id starts with a prefix."""
+    folders = sorted((build_folder() / "checkpoints").glob("*/"))
+    named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
+    found = filter(None, map(latest_progress, named))
+    return [progress for progress in found if progress.run.startswith(prefix)]
+
+
+def recorded_threads(progress: Progress) -> int:
+    """Return the torch threads where a run began; raise `CmpError` if it does not say."""
+    threads = progress.machine.get("threads")
+    if not isinstance(threads, int) or threads < 1:
+        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
+    return threads
+
+
+def find_unfinished(prefix: str) -> Progress:
+    """Return the one unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
+    matching = unfinished_runs(prefix)
+    if len(matching) != 1:
+        names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
+        raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
+    return matching[0]
+
+
+def runs_in_progress() -> int:
+    """Return how many runs of this build folder are being computed, by whatever process."""
+    count = 0
+    for path in (build_folder() / "checkpoints").glob("*/lock"):
+        try:
+            with path.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            count += 1
+        except OSError:  # the run has just ended
+            continue
+    return count
+
+
+def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
+    """Return the one run whose id starts with a prefix, and its model.
+
+    Returns:
+        A stored run, or an unfinished one as if its last finished task had been the last of all:
+        its metrics end there.
+        The final network, or what was deployed after that task.
+
+    Raises:
+        CmpError: There is no such run, its weights were not kept, or none of its tasks is finished.
+    """
+    if (progress := _progress_of(prefix)) is None:
+        run = find_run(prefix)
+        return run, final_model(run)
+    name = f"run {progress.run[:SHORT_ID]}"
+    folder = checkpoints.checkpoint_folder(progress.run)
+    numbers = {checkpoints.file_number(path): path for path in checkpoints.model_files(folder)}
+    done = max((number for number in numbers if number <= progress.task), default=0)
+    if not done:
+        words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
+        raise CmpError(f"{name}: {words}")
+    checkpoints.check_content(numbers[done])
+    run = run_so_far(progress, done)
+    return run, models.load_from_file(run.config.model.name, numbers[done])
+
+
+def find_any_run(prefix: str) -> StoredRun:
+    """Return the one run whose id starts with a prefix, stored or as far as it has come; raise
+    `CmpError` otherwise."""
+    progress = _progress_of(prefix)
+    return run_so_far(progress, progress.task) if progress else find_run(prefix)
+
+
+def _progress_of(prefix: str) -> Progress | None:
+    """Return the one unfinished run whose id starts with a prefix, None where stored runs have it;
+    raise `CmpError` where there is neither."""
+    if any(name.startswith(prefix[:SHORT_ID]) for name in stored_ids()):
+        return None
+    if not unfinished_runs(prefix):
+        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
+    return find_unfinished(prefix)
+
+
+def run_so_far(progress: Progress, done: int) -> StoredRun:
+    """Return an unfinished run as if it had ended after `done` tasks, with no weights."""
+    run_config = config.parse(progress.config, f"checkpoint of run {progress.run[:SHORT_ID]}")
+    rows = pd.DataFrame(progress.metrics).query("task <= @done")
+    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored at the ends alone
+    rows = rows[rows["scope"].isin(scopes)]
+    provenance = progress.machine | {"seconds": progress.seconds}
+    return StoredRun(progress.run, run_config, provenance, rows, "")

@@ -1,0 +1,1 @@
+"""A run as a fact: its identity, its checkpoints, its log, and where it is stored."""

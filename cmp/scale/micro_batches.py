@@ -1,0 +1,113 @@
+"""Batches that no process sees at once: in micro-batches, or shared by several processes.
+
+A contrastive loss compares every sample with every other, so it is no sum over parts of a batch.
+But it depends on the weights through the features alone (GradCache, Gao et al. 2021): the features
+of all parts come first, without what a backward pass needs; then the loss and its gradient with
+respect to the features; then each part again, with that gradient sent back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from cmp.data import Batch
+from cmp.errors import CmpError
+from cmp.models import Network
+from cmp.scale import processes
+from cmp.training import Features, TrainState, encode_batch
+
+Towers = tuple[Tensor, Tensor]
+"""Features of images and of texts."""
+
+_STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
+"""Where layers that draw at random while they train keep their rate."""
+
+
+@dataclass(frozen=True)
+class CutFeatures(Features):
+    """Features of a whole batch, cut from the graphs of the parts that they were computed in.
+
+    Attributes:
+        image: Unit image features of all processes, [B, E].
+        text: Unit text features of all processes, [B, E].
+        model: The network.
+        parts: The samples of each part of this process.
+        encode: Computes the features of a part.
+        whole: The features of the only part with their graph; None where there are several.
+    """
+
+    model: Network
+    parts: list[slice]
+    encode: Callable[[slice], Towers]
+    whole: Towers | None
+
+    def finish_backward(self) -> None:
+        """Send the gradients of the features through each part to the weights, and add them up over
+        all processes."""
+        if (
+            processes.rank()
+        ):  # what does not go through the features counts once, and not per process
+            self.model.zero_grad(set_to_none=False)
+        for rows in self.parts:
+            towers = self.whole or self.encode(rows)
+            gradients = [cast(Tensor, x.grad)[rows] for x in (self.image, self.text)]
+            trained = [
+                pair for pair in zip(towers, gradients, strict=True) if pair[0].requires_grad
+            ]
+            parameters = self.model.parameters() if rows is self.parts[-1] else ()
+            with processes.all_reduce_gradients(parameters):
+                if trained:  # both towers may be frozen
+                    torch.autograd.backward([x for x, _ in trained], [x for _, x in trained])
+
+
+def encode_in_parts(
+    state: TrainState, batch: Batch, task: int, step: int, own: slice, size: int
+) -> CutFeatures:
+    """Return the features of a batch, computed part by part.
+
+    Args:
+        state: The network and its run.
+        batch: All samples, with the images of this process's own.
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
+        own: The samples of this process.
+        size: Samples per part.
+    """
+    starts = range(own.start, own.stop, size)
+    parts = [slice(start, min(start + size, own.stop)) for start in starts]
+
+    def encode(rows: slice) -> Towers:
+        """Return the features of a part, augmented as in the whole batch."""
+        images = batch.images[rows.start - own.start : rows.stop - own.start]
+        part = Batch(batch.rows[rows], images, batch.texts[rows])
+        output = encode_batch(state, part, task, step, (rows.start, len(batch.rows)))
+        return output.image, output.text
+
+    with torch.set_grad_enabled(len(parts) == 1):
+        outputs = [encode(rows) for rows in parts]
+    image, text = (
+        processes.all_gather(torch.cat(tower).detach()).requires_grad_()
+        for tower in zip(*outputs, strict=True)
+    )
+    whole = outputs[0] if len(parts) == 1 else None
+    return CutFeatures(image, text, state.model, parts, encode, whole)
+
+
+def check_divisible(model: nn.Module, name: str) -> None:
+    """Check that a network treats each sample alike, whatever batch it is in.
+
+    Raises:
+        CmpError: A layer normalises over the batch or draws at random.
+    """
+    for where, layer in model.named_modules():
+        kind = type(layer).__name__
+        rates = [getattr(layer, key, 0) for key, word in _STOCHASTIC_LAYERS.items() if word in kind]
+        if any(rates) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            what = "draws at random" if any(rates) else "normalises over the batch"
+            raise CmpError(
+                f"model.name: {where} of {name!r} is a {kind}, which {what}: a batch in parts "
+                "would be another batch; leave out --micro-batch and compute in one process"
+            )
