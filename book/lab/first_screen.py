@@ -147,7 +147,7 @@ def first_table(
         f"Shown are {len(rows)} of the {lost} emoji that training on new data alone loses, from "
         "each dataset in turn, in the order of the data. So they do worse than others do. It is "
         f"one stream of {len(stops[0]['scores']) - 1} updates. Each way to train has the learning "
-        "rate that was best for it in the book's longer runs; 10%, 25% and 50% have that of 67%."
+        "rate that was best for it in the book's longer runs, and 25% and 50% have that of 67%."
     )
     return {
         "script": "scrubber",

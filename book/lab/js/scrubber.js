@@ -101,7 +101,7 @@ export function explore(el, { table, kernel, start }) {
     const mark = { key: "mark", name: "Update", now: update, least: 0, most: last, words, x: x(update), y: y(percent[update]) };
     handles(group(svg, "knees"), [mark], 8, {
       move: (px) => (stop(), go(x.invert(px))),
-      nudge: (across, up) => (stop(), go(update + across + up)),
+      nudge: (across, up) => (stop(), go(bench.model.state.update + across + up)), // keys may outrun a frame
     });
   }
 
