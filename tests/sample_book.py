@@ -17,8 +17,9 @@ title: Sample
 (here)=
 ## A part
 
-Text with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`, and
-{ref}`here`. See {ref}`the equation <eq>`.
+{set}`Sixty <atlas: {"study": "all"}>`
+of them, with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`,
+and {ref}`here`. See {ref}`the equation <eq>`.
 
 [^one]: The footnote.
 
@@ -82,6 +83,9 @@ Batch
 
 ## Another part
 
+:::{explorer} atlas
+:::
+
 More text.
 """
 BIBLIOGRAPHY = """\
@@ -105,6 +109,8 @@ project:
   title: Sample
   bibliography:
     - refs.bib
+  plugins:
+    - {theme}/chapters.mjs
   toc:
     - file: index.md
     - file: cells.ipynb

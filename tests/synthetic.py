@@ -11,6 +11,7 @@ from cmp.data import load_data
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import results, studies
 from cmp.files import listed_file
+from cmp.runs import identity
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
 
@@ -49,9 +50,9 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         luck = np.argsort(np.argsort(luck)) / len(luck)  # uniform again
         hits = luck < np.clip(chance / 100 + shared + easiness * 0.2, 0, 1)
         about = {"numerics": cmp.NUMERICS, "threads": 1, "seconds": 1.0}
-        identity = {"study": name, "setting": setting, "replicate": replicate}
+        place = {"study": name, "setting": setting, "replicate": replicate}
         columns = {
-            "setting": setting, "replicate": replicate, "run": identity.json_digest(identity),
+            "setting": setting, "replicate": replicate, "run": identity.json_digest(place),
             "weights": "0", "config": json.dumps(run_config.to_dict()),
             "provenance": json.dumps(about), "task": run_config.stream.tasks,
         }  # fmt: skip

@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,14 +19,15 @@ import synthetic
 from scipy import stats
 
 from cmp import config, schedules
+from cmp.cli import runs as cli_runs
 from cmp.config import Schedule
 from cmp.errors import CmpError
 from cmp.experiments import planner, verdicts
-from cmp.project import build_folder
+from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
-from cmp.runs import checkpoints, identity, logs, store
+from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.store import unfinished_runs
-from lab import analyses, chapters, explorers, live_runs, site
+from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
 
 CASES = """import { rates, drawable } from "./schedules.js";
 const { cases, curves } = JSON.parse(await new Promise((resolve) => {
@@ -43,17 +46,33 @@ def curves():
     }
 
 
-def script_rates(cases, folder):
-    """The rates of schedules as the explorers' script has them."""
-    script = explorers.SCRIPTS / "schedules.js"
-    (folder / "schedules.js").write_text(script.read_text())
-    (folder / "cases.mjs").write_text(CASES)
+def node(source, given, folder):
+    """What a module of the scripts' folder prints as JSON, of what it reads as JSON."""
+    for name in [*explorers.NEEDS, "schedule", "mixture", "kernel", "atlas", "loader"]:
+        (folder / f"{name}.js").write_text(explorers.script(name))
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "source.mjs").write_text(source)
     done = subprocess.run(
-        ["node", "cases.mjs"], cwd=folder, input=json.dumps({"cases": cases, "curves": curves()}),
-        env=os.environ | {"PATH": site.node_path()}, capture_output=True, text=True, timeout=120,
+        ["node", "source.mjs"], cwd=folder, input=json.dumps(given), capture_output=True,
+        env=os.environ | {"PATH": site.node_path()}, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def script_rates(cases, folder):
+    """The rates of schedules as the explorers' script has them."""
+    return node(CASES, {"cases": cases, "curves": curves()}, folder)
+
+
+def test_the_reducer_and_what_is_keyed_by_it(tmp_path):
+    tests = sorted((project_folder() / "tests" / "js").glob("*.test.mjs"))
+    assert tests
+    done = subprocess.run(
+        ["node", "--test", *map(str, tests)], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PATH": site.node_path()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +197,118 @@ def test_images_are_seen_as_often_as_the_table_says(published, corpus):
     assert first == pytest.approx(buffer, rel=0.5)  # updates differ in size
 
 
+# what a reader takes away
+
+
+FORMS = """import fs from "node:fs";
+import { FORMS } from "./export.js";
+import { linked, linkTo, differing, accepted } from "./state.js";
+const { explorer, table, changes, sizes } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { model } = await import(`./${explorer}.js`);
+const { settle, describe, kinds } = model(table);
+console.log(JSON.stringify(changes.map((each) => {
+  const state = settle({ ...table.defaults, ...each }, each);
+  const shown = describe(state);
+  const link = linkTo("https://a.b/c", explorer, differing(state, table.defaults));
+  const [again, warning] = linked(link, explorer, kinds);
+  const back = settle({ ...table.defaults, ...again }, {});
+  const forms = sizes.map((profile) => {
+    const about = { ...shown, profile, profiles: table.profiles, chapter: table.chapter, link };
+    return Object.fromEntries(Object.entries(FORMS).map(([name, form]) => [name, form(about)]));
+  });
+  return { ...shown, forms, warning, back: describe(back).changes };
+})));
+"""
+SCHEDULES = [
+    {}, {"warmup": 0.6}, {"peak": 1.23e-05}, {"name": "rsqrt", "meta": "rsqrt", "peak": 0.0016},
+    {"name": "rsqrt", "meta": "rsqrt", "peak": 0.0016, "warmup": 0.6, "shift": 7},
+    {"name": "rsqrt"}, {"name": "cosine", "meta": "cosine", "peak": 0.001},
+    {"name": "infinite", "level": 0.37, "cooldown": 0.825, "warmup": 0.3},
+    {"meta": "geometric", "decay": 0.9}, {"meta": "free", "peaks": [1, *[0.125] * 19]},
+]  # fmt: skip
+MIXED = [
+    {}, {"shares": [0.5, 0.5, 0]}, {"shares": [0.375, 0.375, 0.25]}, {"pretraining": 0.3},
+    {"shares": [0.25, 0.5, 0.25], "varies": True, "last": [0.5, 0.25, 0.25]},
+]  # fmt: skip
+
+
+def computed_by(form, text, size, folder, source):
+    """The config of the run that a copied form computes."""
+    if form == "command":
+        words = shlex.split(text.replace("\\\n", ""))  # as a shell joins lines
+        assert words[:2] == ["cmpt", "run"]
+        return cli_runs.read_config(words[2], words[3:])
+    if form == "YAML":
+        (folder / "copied.yaml").write_text(text)
+        return cli_runs.read_config(str(folder / "copied.yaml"), [])
+    given = {}
+    if form == "Python":
+        run = SimpleNamespace(run=lambda what, **more: given.update(config=(what, more)))
+        exec(text, {"cmp": run})
+    else:
+        words = shlex.split(text)
+        assert words[:5] == ["cmpt", "book", "--chapter", source.stem[:2], "--profile"]
+        values = dict(word.split("=") for word in words[6:] if word != "-P")
+        scope = chapters.check_parameters(source, values | {"profile": words[5]})
+        cells = [cell.source for cell in chapters.notebook(source).cells]
+        before = [
+            line for cell in cells for line in cell.split("\n") if line.startswith("mixture = ")
+        ]
+        [cell] = ["\n".join([*before, each]) for each in cells if "mine = cmp.run(" in each]
+        scope |= {"others": None, "figures": SimpleNamespace(plot_among_runs=lambda *_: None)}
+        run = SimpleNamespace(run=lambda what, _, **more: given.update(config=(what, more)))
+        exec(cell, scope | {"cmp": run})
+    what, more = given["config"]
+    return launch.from_keywords(what, more)
+
+
+@pytest.mark.parametrize("explorer, changes", [("schedule", SCHEDULES), ("mixture", MIXED)])
+def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
+    """What is copied computes the run that was shown, by its id, and a link shows it again."""
+    table = explorers.TABLES[explorer]()
+    given = {"explorer": explorer, "table": table, "changes": changes, "sizes": ["cpu", "quick"]}
+    [source] = chapters.select([table["chapter"]])
+    through_chapter = 0
+    for shown in node(FORMS, given, tmp_path):
+        assert (shown["back"], shown["warning"]) == (shown["changes"], "")
+        for size, forms in zip(given["sizes"], shown["forms"], strict=True):
+            wanted = identity.run_id_of(explorers.changed_run(size, shown["changes"]))
+            for form in ("command", "YAML", "Python", "papermill"):
+                if forms[form] is None:  # the chapter has no parameter for it, and says so
+                    assert form == "papermill" and shown["lacks"]
+                    continue
+                through_chapter += form == "papermill"
+                found = computed_by(form, forms[form], size, tmp_path, source)
+                assert identity.run_id_of(found) == wanted, f"{form}: {forms[form]}"
+    assert through_chapter >= 4
+
+
+def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_path):
+    for explorer, changes in (("schedule", SCHEDULES), ("mixture", MIXED)):
+        table = explorers.TABLES[explorer]()
+        given = {"explorer": explorer, "table": table, "changes": changes, "sizes": ["cpu"]}
+        shown = node(FORMS, given, tmp_path)
+        assert len({each["label"] for each in shown}) == len(changes)
+        assert len({json.dumps(each["changes"], sort_keys=True) for each in shown}) == len(changes)
+
+
+ATLAS_FORMS = """import fs from "node:fs";
+import { FORMS } from "./export.js";
+const { settings, profiles } = JSON.parse(fs.readFileSync(0, "utf-8"));
+console.log(JSON.stringify(settings.map(({ changes }) =>
+  ["command", "YAML", "Python"].map((form) =>
+    FORMS[form]({ profile: "cpu", profiles, changes })))));
+"""
+
+
+def test_roundtrip_of_every_form_of_every_published_setting(tmp_path):
+    table = atlas.atlas_table()
+    for setting, forms in zip(table["settings"], node(ATLAS_FORMS, table, tmp_path), strict=True):
+        wanted = explorers.changed_run("cpu", setting["changes"])
+        for form, text in zip(("command", "YAML", "Python"), forms, strict=True):
+            assert computed_by(form, text, "cpu", tmp_path, None) == wanted, text
+
+
 # what a widget answers
 
 
@@ -239,12 +370,15 @@ def test_an_answer_and_a_refusal():
     ]
 
 
+RUN_IT = {"verb": "run", "size": "quick", "key": "k", "label": "it"}
+
+
 def test_an_impossible_run_fails_with_its_sentence():
-    message = {"verb": "run", "id": "a", "profile": "quick", "changes": {"schedule.meta": "none5"}}
-    messages = hear(Sent(), message)
-    assert messages[0] == {"kind": "run", "id": "a", "about": {"state": "asked"}}
-    last = messages[-1]["about"]
-    assert last["over"] and last["state"].startswith("failed: ") and "none5" in last["state"]
+    explorer = Sent()
+    hear(explorer, RUN_IT | {"changes": {"schedule.meta": "none5"}})
+    [run] = explorer.runs
+    assert (run["size"], run["key"], run["label"], run["heard"]) == ("quick", "k", "it", True)
+    assert run["over"] and run["words"].startswith("failed: ") and "none5" in run["words"]
 
 
 def test_a_run_that_breaks_is_over(monkeypatch):
@@ -252,8 +386,79 @@ def test_a_run_that_breaks_is_over(monkeypatch):
         raise KeyError("a bug")
 
     monkeypatch.setattr(live_runs, "follow_run", broken)
-    messages = hear(Sent(), {"verb": "run", "id": "a", "profile": "quick", "changes": {}})
-    assert messages[-1]["about"] == {"state": "failed: KeyError: 'a bug'", "over": True}
+    explorer = Sent()
+    hear(explorer, RUN_IT | {"changes": {}})
+    assert [(run["words"], run["over"]) for run in explorer.runs] == [
+        ("failed: KeyError: 'a bug'", True)
+    ]
+
+
+def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):
+    """What is told goes to the run that it names, and stays for a page that is opened again."""
+    begun = []
+
+    async def follow(run, stop):
+        begun.append(run)
+        yield {"words": "starting"}
+        await stop.wait()
+        yield {"words": "stopped", "over": True}
+
+    monkeypatch.setattr(live_runs, "follow_run", follow)
+    explorer, run = Sent(), RUN_IT | {"changes": {}}
+    other = run | {"key": "other", "changes": {"schedule.peak": 0.001}}
+    ends = [{**each, "verb": "stop"} for each in (run, other)]
+    hear(explorer, run, run, other, {**run, "verb": "forget"}, *ends)
+    assert [run.schedule.peak for run in begun] == [6.3e-4, 0.001]
+    assert [(each["key"], each["words"]) for each in explorer.runs] == [
+        ("k", "stopped"), ("other", "stopped"),
+    ]  # fmt: skip
+    hear(explorer, {**run, "verb": "forget"})
+    assert [each["key"] for each in explorer.runs] == ["other"]
+    assert {"kept", "runs"} <= {*explorer.keys}  # are told to the page, also to one that comes late
+
+
+def test_a_ping_is_answered():
+    assert hear(Sent(), {"verb": "ping"}) == [{"kind": "pong"}]
+
+
+# what is saved
+
+
+def saved(process):
+    """A notebook with the output of an explorer, and of a widget of another kind."""
+    view = {"model_id": "m", "version_major": 2}
+    still = {"text/html": "<p>still</p>", keeping.VIEW: view}
+    outputs = [
+        {"data": dict(still), "metadata": {keeping.MARK: {"process": process}}},
+        {"data": dict(still), "metadata": {}},
+    ]
+    return {"cells": [{"source": "# text"}, {"outputs": outputs}]}, outputs
+
+
+def test_a_saved_notebook_keeps_the_still_alone():
+    notebook, (explorer, other) = saved(7)
+    keeping.keep_stills(model={"type": "notebook", "content": notebook}, path="a.ipynb")
+    assert [*explorer["data"]] == ["text/html"]
+    assert keeping.VIEW in other["data"]  # of another widget, which is not ours to change
+    json.dumps(notebook)
+
+
+def test_a_reopened_notebook_finds_its_explorer_in_the_same_process_alone():
+    for process, found in ((7, True), (8, False), (None, False)):
+        notebook, (explorer, _) = saved(7)
+        before = json.loads(json.dumps(explorer["data"]))
+        keeping.keep_stills(model={"type": "notebook", "content": notebook})
+        keeping.restore_views(notebook, process)
+        assert (explorer["data"] == before) == found
+    _, metadata = Sent()._repr_mimebundle_()
+    assert metadata[keeping.MARK] == {"process": os.getpid()}
+
+
+def test_a_file_that_is_no_notebook_is_saved_as_it_is():
+    for model in ({"type": "file", "content": "text"}, {"type": "notebook", "content": None}):
+        before = dict(model)
+        keeping.keep_stills(model=model)
+        assert model == before
 
 
 # runs in processes of their own
@@ -278,7 +483,7 @@ def follow(run, stop_after=None):
         stop, told = asyncio.Event(), []
         async for about in live_runs.follow_run(run, stop):
             told.append(about)
-            if stop_after and about.get("state", "").startswith(stop_after):
+            if stop_after and about.get("words", "").startswith(stop_after):
                 stop.set()
         return told
 
@@ -289,19 +494,19 @@ def test_a_run_lands(build, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", os.path.relpath(build))  # the process has another folder
     run = small_run()
     told = follow(run)
-    assert told[0]["state"] == "starting"
+    assert told[0]["words"] == "starting"
     assert told[-1]["done"] and told[-1]["over"]
     stored = store.scores_on_way(store.load_run(identity.run_id_of(run)))
     trail = [about["trail"] for about in told if "trail" in about][-1]
     assert np.array(trail) == pytest.approx(stored[["A_KA", "A_ZS"]].to_numpy(), abs=0.01)
     again = follow(run)
-    assert [about.get("state") for about in again] == [None, "done"]  # it is looked up
+    assert [about.get("words") for about in again] == [None, "done"]  # it is looked up
 
 
 def test_a_run_stops_and_goes_on(build):
     run = small_run("training.steps=4000")
     told = follow(run, stop_after="step")
-    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
     [progress] = unfinished_runs()
     assert progress.step > 0  # in the middle of a task, where only a stop saves
     assert not store.is_stored(identity.run_id_of(run))
@@ -309,20 +514,20 @@ def test_a_run_stops_and_goes_on(build):
 
 def test_a_run_that_fails_says_why(build):
     told = follow(small_run("training.batch=100000"))
-    assert told[-1]["over"] and "training.batch: 100000 takes more samples" in told[-1]["state"]
+    assert told[-1]["over"] and "training.batch: 100000 takes more samples" in told[-1]["words"]
 
 
 def test_a_third_run_waits(build, monkeypatch):
     monkeypatch.setattr(store, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
-    assert [about["state"] for about in told] == [
+    assert [about["words"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it again to go on",
     ]  # fmt: skip
 
 
 def test_a_run_stops_before_it_begins(build):
     told = follow(small_run("training.steps=4000"), stop_after="starting")
-    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
 
 
 def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
@@ -335,14 +540,14 @@ def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_and_stop)
     told = follow(small_run())
-    assert told[-1] == {"state": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
 
 
 def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
     kill = asyncio.subprocess.Process.kill
     monkeypatch.setattr(asyncio.subprocess.Process, "terminate", kill)
     told = follow(small_run("training.steps=4000"), stop_after="starting")
-    assert told[-1] == {"state": "failed: its process ended with status -9", "over": True}
+    assert told[-1] == {"words": "failed: its process ended with status -9", "over": True}
 
 
 def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build, monkeypatch):

@@ -1,5 +1,8 @@
 """The path between two models: what is shown is what was computed."""
 
+import json
+import re
+
 import forked
 import pandas as pd
 import pytest
@@ -39,6 +42,14 @@ def test_the_path_is_scored_where_it_is_asked(monkeypatch):
         found = explorer._answer({"rule": "interpolation", "share": share})
         assert found == pytest.approx(expected, abs=2)  # rounding may flip an answer
     assert explorer._answer({"rule": "slerp", "share": 0.0}).keys() == expected.keys()
+    # what stands in its place moves, too, on a page without a kernel
+    still = explorer.still["text/html"]
+    assert 'data-explorer="path" data-script="kernel"' in still
+    table = json.loads(re.search(r'<script type="application/json">(.*)</script>', still)[1])
+    assert len(table["answers"]) == len(table["each"]["share"]) == 9
+    for key, answer in table["answers"].items():
+        rule, share = json.loads(key)
+        assert answer == explorer._answer({"rule": rule, "share": share})
 
 
 def test_a_path_is_drawn():

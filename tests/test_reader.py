@@ -46,14 +46,33 @@ def edit(path, words="# mine"):
 
 def test_every_chapter_is_copied_once_and_listed(copies):
     names = [source.stem for source in chapters.chapters().values()]
-    assert sorted(path.stem for path in copies.glob("*.ipynb")) == sorted(names)
+    found = {path.stem for path in copies.glob("*.ipynb")}
+    assert found == {*names, "first_screen"}
     start = (copies / reader.START).read_text()
     assert all(f"({name}.ipynb)" in start for name in names)
     assert set(reader.prepare_copies().values()) == {""}
 
 
+def test_a_download_says_what_it_needs_and_holds_its_pictures():
+    for source in chapters.chapters().values():
+        alone = reader.make_download(source.with_suffix(".ipynb"))
+        nbformat.validate(alone)
+        text = "\n".join(cell.source for cell in alone.cells if cell.cell_type == "markdown")
+        assert alone.cells[0].source.startswith("**To run this notebook**")
+        assert not re.search(r"\{cite|\{set\}|:::|\]\(diagrams/", text), source.stem
+    *_, check = [cell.source for cell in alone.cells[:2]]
+    clean = [sys.executable, "-I", "-S", "-c", check]  # which knows no package of ours
+    done = subprocess.run(clean, capture_output=True, text=True)
+    assert "ImportError: no package cmp and lab here: see the first cell" in done.stderr
+
+
+def test_links_that_set_an_explorer_become_words():
+    text = 'Try {set}`60% <schedule: {"warmup": 0.6}>` of it, {set}`P <mixture: {"a": [1]}>`.'
+    assert reader.plain_markdown(text, {}) == "Try 60% of it, P."
+
+
 def test_a_copy_is_valid_and_in_plain_markdown(copies):
-    for path in copies.glob("*.ipynb"):
+    for path in copies.glob("[0A]*.ipynb"):
         copy = reader.read_copy(path)
         nbformat.validate(copy)
         text = "\n".join(cell.source for cell in copy.cells if cell.cell_type == "markdown")
@@ -66,7 +85,7 @@ def test_a_copy_is_valid_and_in_plain_markdown(copies):
 def test_an_update_replaces_what_nobody_edited(copies, update):
     update()
     assert set(reader.prepare_copies().values()) == {""}
-    for path in copies.glob("*.ipynb"):
+    for path in copies.glob("[0A]*.ipynb"):
         assert WORDS in (cell.source for cell in reader.read_copy(path).cells)
 
 

@@ -126,10 +126,13 @@ def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
 def test_dangling_links_are_found(tmp_path):
     (tmp_path / "b").mkdir()
     links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]
+    links += ["/b#explorer=atlas", "/b#explorer=gone&amp;state=%7B%7D"]
     text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
     (tmp_path / "index.html").write_text(text)
-    (tmp_path / "b" / "index.html").write_text('<p id="there">')
-    assert site.dangling_links(tmp_path) == [".: /b#gone", ".: #nor", ".: /c", ".: x.md"]
+    (tmp_path / "b" / "index.html").write_text('<p id="there" data-explorer="atlas">')
+    assert site.dangling_links(tmp_path) == [
+        ".: /b#gone", ".: #nor", ".: /c", ".: x.md", ".: /b#explorer=gone&amp;state=%7B%7D",
+    ]  # fmt: skip
 
 
 def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
@@ -137,6 +140,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     text = (folder / "index.html").read_text()
     for part in (
         'role="tablist"', '<details class="box solution', 'class="box exercise', 'class="katex',
+        '<a class="sets" href="#explorer=atlas&amp;state=%7B%22study%22%3A+%22all%22%7D">Sixty</a>',
         'id="cite-someone2024"', 'class="footnote"', 'class="hljs-keyword"', 'type="checkbox"',
         'href="#here"', '<p class="filename">some.py', '<details class="box admonition warning',
         f'<p class="caption"><strong>Figure 1.1.</strong> What {INDEX} is, beside <code>A_KA<',
@@ -165,6 +169,37 @@ def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
     with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
         site.build_pages(tmp_path)
+
+
+FINDS = """import fs from "node:fs";
+const [{ find, read }, index] = [await import(process.argv[1]), fs.readFileSync(process.argv[2])];
+const queries = JSON.parse(fs.readFileSync(0, "utf-8"));
+console.log(JSON.stringify(queries.map((query) => find(read(String(index)), query))));
+"""
+QUERIES = {
+    "forgeting": "out-of-date", "replay": "data-mixtures", "papermill": "learning-rates",
+    "learning rate of ViT-B": "learning-rates", "catastrofic forgetting": "out-of-date",
+    "merge weights": "merging", "how long does an update take": "scaling",
+    "order of classes": "order-of-updates", "buffer size": "data-mixtures",
+    "use my own pictures": "a1-your-model-and-data", "LoRA": "methods",
+    "what is the geometric mean": "fomo-in-flux",
+}  # fmt: skip
+"""What a reader types, two of them misspelt -> the page that must come first."""
+
+
+def test_search_finds_the_right_page_first(pages):
+    command = ["node", "--input-type=module", "-e", FINDS, str(pages / "search.mjs")]
+    done = subprocess.run(
+        [*command, str(pages / "search.json")], input=json.dumps([*QUERIES, "xyzzy"]), text=True,
+        capture_output=True, env=os.environ | {"PATH": site.node_path()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *found, nothing = json.loads(done.stdout)
+    first = [hits[0]["url"].partition("#")[0].strip("/") for hits in found]
+    assert dict(zip(QUERIES, first, strict=True)) == QUERIES
+    assert nothing == []
+    for hit in found[0]:
+        assert any(marked for _, marked in hit["excerpt"]) or not hit["excerpt"]
 
 
 def test_parts_of_a_package_are_placed(tmp_path):

@@ -153,7 +153,6 @@ def test_every_page_opens_with_the_answer():
     for page in front_door.PAGES:
         text = page.read_text(encoding="utf-8")
         assert front_door.with_answer(text, str(page)) == text
-    assert front_door.PICTURE.read_bytes() == front_door.picture()
 
 
 def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():

@@ -35,12 +35,12 @@ function code(node) {
   return node.visibility === "hide" ? folded(`Code, ${lines} line${lines === 1 ? "" : "s"}`, shown) : shown;
 }
 
-function block(node, context) {
+function block(node, context, long = LONG) {
   if (node.visibility === "remove") return "";
   if (node.kind !== "notebook-code") return `<div class="block"${id(node)}>${children(node, context)}</div>`;
   const [cell, outputs] = ["code", "outputs"].map((type) => node.children.find((each) => each.type === type));
   const bare = !outputs?.children?.length;
-  const folds = bare && cell?.value.split("\n").length > LONG;
+  const folds = bare && cell?.value.split("\n").length > long;
   context.cell = cell?.value ?? "";
   const parts = node.children.map((each) =>
     each === cell && folds && cell.visibility !== "remove"
@@ -48,6 +48,35 @@ function block(node, context) {
       : context.render(each),
   );
   return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
+}
+
+// A chapter begins with its parameters, its imports, and what is stored of its runs: one fold for all.
+const isSetUp = ({ kind, data, children: parts = [] }) => {
+  if (kind !== "notebook-code") return false;
+  const [cell, shown] = ["code", "outputs"].map((type) => parts.find((each) => each.type === type));
+  const prints = (shown?.children ?? []).every((each) => each.jupyter_data?.output_type === "stream");
+  return data?.tags?.includes("parameters") || (cell?.visibility === "hide" && prints);
+};
+const asShown = (cell) => ({
+  ...cell,
+  children: cell.children.map((each) => (each.type === "code" ? { ...each, visibility: "show" } : each)),
+});
+
+function root(node, context) {
+  const parts = [];
+  for (const each of node.children ?? []) {
+    if (!isSetUp(each)) parts.push(context.render(each));
+    else if (Array.isArray(parts.at(-1))) parts.at(-1).push(each);
+    else parts.push([each]);
+  }
+  return parts.map((part) => (Array.isArray(part) ? setUp(part, context) : part)).join("");
+}
+
+function setUp(cells, context) {
+  const first = cells.some(({ data }) => data?.tags?.includes("parameters"));
+  const words = first ? "Set-up: parameters, imports, and what is stored" : "Code and its log";
+  const inner = cells.map((each) => block(asShown(each), context, Infinity)).join("");
+  return `<div class="block cell set-up">${folded(words, inner)}</div>`;
 }
 
 function outputs(node, context) {
@@ -136,6 +165,7 @@ function html(content, context) {
     context.answers ||= answers;
     return answers ? content : indexed(content);
   }
+  if (/class="(?:recall|verdict)\b/.test(content)) return indexed(content);
   if (!/class="highlight"/.test(content)) return table(content);
   // The colours are the theme's, for light and dark.
   const bare = content.replace(/<style[\s\S]*?<\/style>/, "");
@@ -157,4 +187,4 @@ function output(node, context) {
   return words && printed(words);
 }
 
-export const cells = { block, code, output, outputs };
+export const cells = { block: (node, context) => block(node, context), code, output, outputs, root };

@@ -72,7 +72,7 @@ function bar(project, base) {
 <button class="menu" type="button" aria-controls="chapters" aria-expanded="false" aria-label="Chapters"><svg width="20" height="20" viewBox="0 0 20 20" aria-hidden="true"><path d="M2 5h16M2 10h16M2 15h16" stroke="currentColor" stroke-width="2" stroke-linecap="round"/></svg></button>
 <a class="brand" href="${base}/">${escape(project.title)}</a>
 <div class="search" role="search">
-<input type="search" placeholder="Search" aria-label="Search the book" autocomplete="off" data-index="${base}/myst.search.json" data-base="${base}">
+<input type="search" placeholder="Search" aria-label="Search the book" autocomplete="off" data-index="${base}/search.json" data-base="${base}">
 <ul class="found" aria-label="Found" hidden></ul><p class="none" role="status"></p>
 </div>
 <button class="theme" type="button" aria-label="Dark or light"><svg width="20" height="20" viewBox="0 0 20 20" aria-hidden="true"><circle cx="10" cy="10" r="7.5" fill="none" stroke="currentColor" stroke-width="1.8"/><path d="M10 2.5a7.5 7.5 0 0 1 0 15z" fill="currentColor"/></svg></button>
@@ -83,6 +83,7 @@ export function document({ project, page, slug, base, assets }) {
   const context = { page, slug, base, assets };
   const body = render(page.mdast, context);
   const { title, subtitle, content_includes_title: titled } = page.frontmatter ?? {};
+  const [, number] = /^([A0]\d) ·/.exec(title ?? "") ?? [];
   const heading = titled || !title ? "" : `<h1>${escape(title)}</h1>`;
   const file = page.location?.split("/").at(-1) ?? "";
   const notebook = file.endsWith(".ipynb") ? `<p class="notebook"><a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
@@ -92,7 +93,7 @@ export function document({ project, page, slug, base, assets }) {
 <head>
 ${head(page, project, base)}
 </head>
-<body>
+<body${number ? ` data-chapter="${number}"` : ""}>
 <a class="skip" href="#text">Skip to the text</a>
 ${bar(project, base)}
 <div class="columns">

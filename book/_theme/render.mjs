@@ -125,10 +125,20 @@ function citations(node, context) {
 }
 
 // A place on a page that no cell draws.
-function explorer({ name }, context) {
+function explorer(node, context) {
   context.answers = true;
-  return `<div class="answering" data-explorer="${escape(name)}"><p>This explorer needs JavaScript.</p></div>`;
+  const still = children(node, context) || "<p>This explorer needs JavaScript.</p>";
+  return `<div class="answering" data-explorer="${escape(node.name)}"><noscript>${still}</noscript></div>`;
 }
+
+// A link that sets an explorer of the page; book.js and the explorer follow the address.
+function setExplorer(node, context) {
+  const address = new URLSearchParams({ explorer: node.name, state: node.state });
+  return `<a class="sets" href="#${escape(address)}">${children(node, context)}</a>`;
+}
+
+// A large link in the colour of its chapter.
+const door = (node, context) => `<div data-chapter="${escape(node.number)}">${children(node, context)}</div>`;
 
 const kinds = {
   ...cells,
@@ -152,6 +162,8 @@ const kinds = {
   definitionTerm: element("dt"),
   delete: element("del"),
   details: element("details", ' class="box"'),
+  door,
+  doors: (node, context) => `<div class="doors">${children(node, context)}</div>`,
   emphasis: element("em"),
   exercise: box("exercise", "Exercise"),
   explorer,
@@ -179,7 +191,7 @@ const kinds = {
   mystTarget: (node) => `<span${id(node)}></span>`,
   paragraph,
   proof: box("proof", "Proof"),
-  root: children,
+  setExplorer,
   solution: box("solution", "Solution", () => true),
   span: element("span"),
   strong: element("strong"),

@@ -2,15 +2,17 @@
 
 import contextlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+import cmp
 from cmp import config
 from cmp.errors import CmpError
 from cmp.experiments import guidelines, results, studies, verdicts
 from cmp.runs import store
-from lab import chapters, explorers, figures
+from lab import chapters, explorers, figures, first_screen
 from lab.explorers import AXES
 
 FIELDS = {
@@ -35,11 +37,13 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
 
     Returns:
         `fields`: words by key; `settings`: per setting its `name`, the fields, `changes` to the
-        profile `cpu` of its first run, `claims` and `fronts` that it is a part of, and whether it
-        is `own`; `runs`: [place in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim.
+        profile `cpu` of its first run, the `names` that it ends with for the pictures of the first
+        screen if these are stored, `claims` and `fronts` that it is a part of, and whether it
+        is `own`; `runs`: [place in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim;
+        `pictures`: those of the first screen.
     """
     numbers, known = _chapters_by_study(), verdicts.load_claims()
-    rows, runs, published = [], [], set[str]()
+    rows, runs, published, stops = [], [], set[str](), first_screen.stop_names()
     for study in sorted(path.stem for path in results.RESULTS.glob("*.parquet")):
         metrics = results.published_metrics(study)
         published |= {*metrics["run"]}
@@ -49,6 +53,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         configs = results.setting_configs(metrics)
         rows += [
             {"name": name, "study": words, **_about_setting(configs[name])}
+            | {"stop": stops.get((study, name))}
             | _parts_in_claims(study, name, known)
             for name in configs
         ]
@@ -57,13 +62,19 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         rows_own, metrics = _own_runs(published)
         runs += _run_rows(metrics, len(rows)) if rows_own else []
         rows += rows_own
+    first = first_screen.stored_table()
+    for row in rows:
+        if (stop := row.pop("stop", None)) is not None:
+            row["names"] = [names[-1] for names in first["stops"][stop]["names"]]
     judged = guidelines.judged_claims()[["reading", "claimed", "sentence"]].T
     return {
         "fields": FIELDS,
         "settings": rows,
         "runs": runs,
         "verdicts": judged.to_dict(),
+        "profiles": explorers.profile_settings(),
         "defaults": {"split": "test", "colour": "merging"},
+        "pictures": {key: first[key] for key in ("images", "sprite")},
     }
 
 
@@ -154,4 +165,10 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
     title = "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
     still = explorers.draw_still("atlas", figures.with_title(figure, title), words, state)
-    return explorers.Explorer("atlas", table, still, state)
+    return explorers.Explorer("atlas", table, still, state, answer=_answer)
+
+
+def _answer(request: Mapping[str, Any]) -> list[str]:
+    """Return the names that a setting ends with for the pictures of the first screen."""
+    run = explorers.changed_run("cpu", request["changes"])
+    return first_screen.names_at_end(run, cmp.load_data("embedded"))

@@ -18,6 +18,7 @@ from typing import Any
 import anywidget
 import numpy as np
 import pandas as pd
+import traitlets
 from matplotlib.figure import Figure
 
 from cmp import config, schedules
@@ -26,11 +27,12 @@ from cmp.experiments import fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.scores import estimate_mean, t_factor, t_interval
 from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
+from cmp.runs import store
 from cmp.runs.launch import changes_to_cpu
-from lab import analyses, chapters, figures, live_runs
+from lab import analyses, chapters, figures, keeping, live_runs
 
 SCRIPTS = Path(__file__).with_name("js")
-NEEDS = ("d3", "common", "schedules")
+NEEDS = ("d3", "state", "form", "export", "plane", "runs", "workbench", "schedules")
 """Scripts that explorers import, in an order in which each comes after what it imports."""
 SHEET = read_yaml(chapters.BOOK / "explorers.yaml")
 AXES = ["A_KA", "A_ZS"]
@@ -53,9 +55,19 @@ def script(name: str) -> str:
 
 
 class Explorer(anywidget.AnyWidget):
-    """An explorer in a notebook."""
+    """An explorer in a notebook.
+
+    Attributes:
+        kept: What its page keeps of it, for a page that is opened again: its state, pins, size of
+            runs and guesses, as `state.js` has them.
+        runs: The runs that it trains or has trained, in the order in which they were asked for.
+            Each has the `key` of its setting, a `size`, a `label`, the `words` for how it goes on,
+            its `progress`, and the `trail` of its scores so far.
+    """
 
     _esm = SCRIPTS / "loader.js"
+    kept = traitlets.Dict().tag(sync=True)
+    runs = traitlets.List().tag(sync=True)
 
     def __init__(
         self,
@@ -80,44 +92,56 @@ class Explorer(anywidget.AnyWidget):
         style = (SCRIPTS / "explorers.css").read_text(encoding="utf-8")
         about = {"kind": "start", "name": name, "scripts": scripts, "style": style}
         self._start = about | {"table": table, "state": state or {}}
-        self._stops: dict[str, asyncio.Event] = {}
+        self._stops: dict[tuple[str, str], asyncio.Event] = {}
         self._tasks: set[asyncio.Task] = set()
         self.on_msg(self._hear)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        return data | self.still, metadata
+        return data | self.still, metadata | keeping.kernel_mark()
 
     def _hear(self, _: Any, message: dict[str, Any], __: Any) -> None:
-        verb, identity = message.get("verb"), message.get("id")
+        verb = message.get("verb")
+        run = message.get("size", ""), message.get("key", "")
         if verb == "start":
             self.send(self._start)
-        elif verb == "run":
-            self._tell(identity, state="asked")
-            self._begin(self._run(identity, message["profile"], message["changes"]))
-        elif verb == "stop" and identity in self._stops:
-            self._stops[identity].set()
+        elif verb == "ping":
+            self.send({"kind": "pong"})
+        elif verb == "run" and run not in self._stops:
+            self._forget(run)
+            about = {"size": run[0], "key": run[1], "label": message["label"], "heard": True}
+            self.runs = [*self.runs, about | {"words": "asked", "progress": 0.0, "trail": []}]
+            self._begin(self._run(run, message["changes"]))
+        elif verb == "stop" and run in self._stops:
+            self._stops[run].set()
+        elif verb == "forget" and run not in self._stops:
+            self._forget(run)
         elif verb == "ask" and self._answer:
-            self.send({"kind": "heard", "id": identity})
-            self._begin(self._reply(identity, message["request"]))
+            self.send({"kind": "heard", "id": message["id"]})
+            self._begin(self._reply(message["id"], message["request"]))
 
     def _begin(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)  # the loop itself may forget it
         task.add_done_callback(self._tasks.discard)
 
-    def _tell(self, identity: Any, **about: Any) -> None:
-        self.send({"kind": "run", "id": identity, "about": about})
+    def _forget(self, run: tuple[str, str]) -> None:
+        self.runs = [each for each in self.runs if (each["size"], each["key"]) != run]
 
-    async def _run(self, identity: str, profile: str, changes: Mapping[str, Any]) -> None:
-        self._stops[identity] = stop = asyncio.Event()
+    def _tell(self, run: tuple[str, str], **about: Any) -> None:
+        self.runs = [
+            each | about if (each["size"], each["key"]) == run else each for each in self.runs
+        ]
+
+    async def _run(self, run: tuple[str, str], changes: Mapping[str, Any]) -> None:
+        self._stops[run] = stop = asyncio.Event()
         try:
-            async for about in live_runs.follow_run(changed_run(profile, changes), stop):
-                self._tell(identity, **about)
+            async for about in live_runs.follow_run(changed_run(run[0], changes), stop):
+                self._tell(run, **about)
         except Exception as error:  # else its row would wait for ever
-            self._tell(identity, state=f"failed: {workers.failure_reason(error)}", over=True)
+            self._tell(run, words=f"failed: {workers.failure_reason(error)}", over=True)
         finally:
-            del self._stops[identity]
+            del self._stops[run]
 
     async def _reply(self, identity: Any, request: Mapping[str, Any]) -> None:
         try:
@@ -198,9 +222,20 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def scores_before(published: pd.DataFrame) -> list[float] | None:
+    """Return A_KA and A_ZS before the stream, as means over published runs; None if not stored."""
+    start = store.trajectory(published).query("task == 0")[AXES].mean()
+    return None if start.isna().any() else start.round(2).tolist()
+
+
 def half_widths(halves: Sequence[float]) -> list[float] | None:
     """Return half the widths of intervals as a script gets them: none where one is not known."""
     return None if np.isnan(halves).any() else np.round(halves, 2).tolist()
+
+
+def profile_settings() -> dict[str, dict[str, Any]]:
+    """Return what each profile of an embedded model sets, by dotted key: what a YAML file needs."""
+    return {name: dict(config.flat_keys(config.profile(name))) for name in SHEET["sizes"]}
 
 
 def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, Any]:
@@ -214,6 +249,8 @@ def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, An
         "band": analyses.runs_of_size("quick", study)[AXES].round(2).to_numpy().tolist(),
         "front": front[AXES].round(2).to_numpy().tolist(),
         "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
+        "profiles": profile_settings(),
+        "before": scores_before(published),
         "bases": bases,
         "factors": factors,
     }

@@ -28,12 +28,23 @@ from cmp.merging.rules import Weights
 from cmp.registry import option_names
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, figures
-from lab.explorers import AXES, SHEET, Answer, Explorer, draw_still, half_widths, stored_runs
+from lab.explorers import (
+    AXES,
+    SHEET,
+    Answer,
+    Explorer,
+    draw_still,
+    half_widths,
+    profile_settings,
+    stored_runs,
+)
 
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
 READY = 5
 """Answers of a question for each value that are there from the start, and in the still."""
+STORED = 9
+"""Points of a path that are scored for pages without a kernel."""
 LONG = 48
 """Hours above which compute is given in days."""
 STREAM = ("order", "reverse", "equal", "tasks")
@@ -110,10 +121,19 @@ def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, A
         yield {key: state[key] for key in dict.fromkeys([*keys, *table["each"]])}
 
 
-def _explorer(table: Table, figure: Figure, words: str, answer: Answer) -> Explorer:
-    """Return the explorer of a table, with what stands in its place without a kernel."""
-    name = table["kind"] if table["kind"] in TABLES else ""  # a page cannot answer the others
-    still = draw_still(name, figure, words, script="kernel")
+def _explorer(
+    table: Table, figure: Figure, words: str, answer: Answer, stored: Table | None = None
+) -> Explorer:
+    """Return the explorer of a table, with what stands in its place without a kernel.
+
+    Args:
+        table: The table in a notebook.
+        figure: Its picture.
+        words: What the picture shows.
+        answer: Answers its questions.
+        stored: The table of a page without a kernel, where only the notebook has it.
+    """
+    still = draw_still(table["kind"], figure, words, table=stored, script="kernel")
     return Explorer("kernel", table, still, answer=answer)
 
 
@@ -134,6 +154,7 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
         row["state"] = {key: getattr(configs[row["label"]].stream, key) for key in STREAM}
     menus = {"order": option_names("order", partial=False, updates=False)}
     facts = {"stored": stored, "datasets": sorted(corpus.by_role("adapt"))}
+    facts["profiles"] = profile_settings()
     answer = functools.partial(_stream_answer, corpus)
     return _make_table("stream", answer, with_answers, menus, **facts)
 
@@ -251,11 +272,27 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
     menus = {"rule": option_names("merge_rule", "weight", base=False)}
     table = _make_table("path", answer, False, menus, subset=SUBSET)
     rule, share = table["defaults"].values()
+    stored = _stored_path(table, answer)
     shares = sorted(table["each"]["share"][:READY])
     between = pd.DataFrame([score(rule, each) for each in shares], shares)
     scores = ", ".join(f"{key} {value:.1f}%" for key, value in between.loc[share].items())
     words = f"{share:.2f} of the fine-tuned weights, by {rule}: {scores}."
-    return _explorer(table, figures.plot_merge_path(between, between.loc[share]), words, answer)
+    figure = figures.plot_merge_path(between, between.loc[share])
+    return _explorer(table, figure, words, answer, stored)
+
+
+def _stored_path(table: Table, answer: Answer) -> Table:
+    """Return the table of a path for a page without a kernel: one rule, at `STORED` points."""
+    rule, shares = table["defaults"]["rule"], [n / (STORED - 1) for n in range(STORED)]
+    fields = []
+    for field in table["fields"]:
+        only = {"options": [[rule, rule]]} if field["key"] == "rule" else {"step": shares[1]}
+        fields.append(field | only)
+    answers = {
+        json.dumps([rule, share], separators=(",", ":")): answer({"rule": rule, "share": share})
+        for share in (int(share) if share in (0, 1) else share for share in shares)
+    }
+    return table | {"fields": fields, "each": {"share": shares}, "answers": answers}
 
 
 def planner_table(with_answers: bool = False) -> Table:

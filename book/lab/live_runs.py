@@ -36,14 +36,14 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         stop: Set to stop the run, which saves its state.
 
     Yields:
-        {"trail": [[A_KA, A_ZS] of each evaluation so far]}, and {"state": words, "progress": share}
+        {"trail": [[A_KA, A_ZS] of each evaluation so far]}, and {"words": text, "progress": share}
         with `over` once it has ended and `done` if it is stored.
     """
     await asyncio.to_thread(store.fetch_start, run_config)
     run_id = identity.run_id_of(run_config)
     if not store.is_stored(run_id):
         while store.runs_in_progress() >= AT_A_TIME and not stop.is_set():
-            yield {"state": "queued: two runs are in progress", "progress": 0.0}
+            yield {"words": "queued: two runs are in progress", "progress": 0.0}
             await asyncio.sleep(POLL_SECONDS)
         if not stop.is_set():
             async for message in _computed(run_config, run_id, stop):
@@ -53,9 +53,9 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
     if store.is_stored(run_id):
         scores = store.scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
-        yield {"state": "done", "done": True, "progress": 1.0, "over": True}
+        yield {"words": "done", "done": True, "progress": 1.0, "over": True}
     else:  # whoever stopped it
-        yield {"state": "stopped; run it again to go on", "over": True}
+        yield {"words": "stopped; run it again to go on", "over": True}
 
 
 async def _computed(
@@ -72,26 +72,26 @@ async def _computed(
         env=os.environ | {"CMP_BUILD": str(build_folder().absolute())},
     )  # fmt: skip
     try:
-        yield {"state": "starting", "progress": 0.0}
+        yield {"words": "starting", "progress": 0.0}
         process.stdin.write(json.dumps(run_config.to_dict()).encode() + b"\n")
         total = budgets.total_steps(run_config)
         seen, ended = 0, asyncio.create_task(process.wait())
         while not ended.done():
             await asyncio.wait([ended], timeout=POLL_SECONDS)
             if stop.is_set() and not ended.done():
-                yield {"state": "stopping"}
+                yield {"words": "stopping"}
                 process.terminate()
             log = logs.read_log(run_id)
             if seen < len(log) and "loss" in log:
                 seen, steps = len(log), int(log["loss"].count())
-                yield {"state": f"step {steps} of {total}", "progress": steps / total}
+                yield {"words": f"step {steps} of {total}", "progress": steps / total}
                 done = log.dropna(subset="done") if "done" in log else log[:0]
                 yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         # asked to stop it has saved, or had not begun
         if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             reason = (await process.stdout.read()).decode().strip()
             cause = reason or f"its process ended with status {process.returncode}"
-            yield {"state": f"failed: {cause}", "over": True}
+            yield {"words": f"failed: {cause}", "over": True}
     finally:  # the explorer or the kernel is gone
         if process.returncode is None:
             process.stdin.close()

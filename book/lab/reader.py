@@ -4,10 +4,12 @@ A copy lies in `_build/lab`, so that reading and running a chapter leaves the pr
 whose cells a reader has edited survives an update of the book; every other one is replaced.
 """
 
+import base64
 import difflib
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,10 @@ import nbformat
 from cmp.errors import CmpError, explain_errors
 from cmp.files import write_atomic
 from cmp.project import build_folder
-from lab import chapters
+from lab import chapters, first_screen
 
-START = "start.md"
+START, FIRST = "start.md", "first_screen.ipynb"
+LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
 MINE = " (mine)"
 """What the name of a reader's copy ends with once the book's has taken its place."""
 FOLDED = re.compile(
@@ -60,6 +63,40 @@ def make_copy(source: Path):
     return copy
 
 
+NEEDS = """**To run this notebook**, put it into the folder `book` of a checkout of the project.
+There, `make study` sets up the environment and the data, and `make lab` opens all chapters with
+their explorers. Anywhere else you can read it: outputs are the book's, and explorers are pictures.
+"""
+CHECK = """# Everything below comes from a checkout; say so before something less clear does.
+import importlib.util
+
+missing = [name for name in ("cmp", "lab") if importlib.util.find_spec(name) is None]
+if missing:
+    raise ImportError(f"no package {' and '.join(missing)} here: see the first cell")
+"""
+
+
+def make_download(path: Path):
+    """Return a notebook as it can stand alone: in plain Markdown, with its diagrams inside, after a
+    cell that says what it takes to run it and one that checks that."""
+    copy, works = read_copy(path), cited_works()
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            text = plain_markdown(cell.source, works)
+            cell.source = re.sub(r"\]\((diagrams/[\w-]+\.svg)\)", _inline_diagram, text)
+    copy.cells[:0] = [
+        nbformat.v4.new_markdown_cell(NEEDS, id="needs"),
+        nbformat.v4.new_code_cell(CHECK, id="check"),
+    ]
+    return copy
+
+
+def _inline_diagram(match: re.Match) -> str:
+    """Return the end of an image's Markdown with the picture itself as its address."""
+    content = (chapters.BOOK / match[1]).read_bytes()
+    return f"](data:image/svg+xml;base64,{base64.b64encode(content).decode()})"
+
+
 def cited_works() -> dict[str, tuple[str, str]]:
     """Return the works of `references.bib`: key -> words such as "Roth et al., 2024", address."""
     works = {}
@@ -74,12 +111,13 @@ def cited_works() -> dict[str, tuple[str, str]]:
 
 def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
     """Return MyST Markdown as Markdown: citations become links, folded boxes HTML's details, and
-    labels such as `(A4-01)=` are left out."""
+    labels such as `(A4-01)=` are left out, and so are links that set an explorer."""
 
     def cite(match: re.Match) -> str:
         found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]
         return "(" + "; ".join(f"[{words}]({url})" if url else words for words, url in found) + ")"
 
+    text = re.sub(r"\{set\}`(.+?)\s*<\w+:[^`]*>`", r"\1", text)
     text = re.sub(r"\{cite:[pt]\}`([^`]+)`", cite, re.sub(r"(?m)^\([\w-]+\)=$", "", text))
     return FOLDED.sub(r"<details><summary>\1</summary>\n\n\2\n\n</details>", text)
 
@@ -110,6 +148,11 @@ def prepare_copies() -> dict[str, str]:
                 continue  # with the edits, and with the outputs of the reader's own runs
         write_atomic(target, nbformat.writes(fresh))
     write_atomic(copies_folder() / START, start_page(notes))
+    shutil.copy(first_screen.PICTURE, copies_folder())
+    if not (copies_folder() / FIRST).exists():
+        live = nbformat.v4.new_notebook(metadata={"kernelspec": dict(chapters.KERNELSPEC)})
+        live.cells = [nbformat.v4.new_code_cell(LIVE, id="first")]
+        write_atomic(copies_folder() / FIRST, nbformat.writes(live))
     return notes
 
 

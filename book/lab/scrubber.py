@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,39 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
         `lost`: how many lose their right name.
     """
     answers, rows = names.drop(columns="truth"), shown_images(names, corpus)
-    pixels = np.asarray(corpus.images[rows]).transpose(2, 0, 3, 1)  # side by side
-    pixels = pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
-    Image.fromarray(pixels).save(file := io.BytesIO(), "png", optimize=True)
     return {
         "images": [
             {"truth": names.loc[row, "truth"], "names": answers.loc[row].tolist()} for row in rows
         ],
-        "sprite": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}",
+        "sprite": sprite(corpus, rows),
         "right": answers.eq(names["truth"], axis=0).sum().tolist(),
         "scored": len(names),
         "lost": int(_lost(names).sum()),
     }
+
+
+def sprite(corpus: Corpus, rows: Sequence[int]) -> str:
+    """Return pictures side by side, as the address of one PNG.
+
+    Args:
+        corpus: The embedded benchmark.
+        rows: Their corpus positions.
+    """
+    pixels = np.asarray(corpus.images[np.asarray(rows)]).transpose(2, 0, 3, 1)
+    return _address(pixels.reshape(pixels.shape[0], -1, pixels.shape[-1]))
+
+
+def one_picture(address: str, place: int) -> str:
+    """Return the address of one picture of a `sprite`, counted from 0."""
+    with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as pictures:
+        pixels = np.asarray(pictures)
+    side = pixels.shape[0]
+    return _address(pixels[:, place * side : (place + 1) * side])
+
+
+def _address(pixels: np.ndarray) -> str:
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file := io.BytesIO(), "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def scrubber_explorer(names: pd.DataFrame, corpus: Corpus) -> explorers.Explorer:

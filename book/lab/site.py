@@ -12,16 +12,19 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import nbformat
+
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.files import make_folder, read_yaml, write_atomic
 from cmp.project import build_folder
-from lab import atlas, chapters, explorers, figures, kernel_explorers
+from lab import atlas, chapters, explorers, figures, first_screen, kernel_explorers, reader
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> place in the theme."""
-TABLES = explorers.TABLES | kernel_explorers.TABLES | {"atlas": atlas.atlas_table}
+TABLES = explorers.TABLES | kernel_explorers.TABLES
+TABLES |= {"atlas": atlas.atlas_table, "first": first_screen.stored_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
@@ -34,7 +37,7 @@ def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
     """
     for prefix, target in parts.items():
         for name, content in packages.archive_members(archive, prefix):
-            if not prefix.endswith("/") or name.endswith(".woff2"):
+            if name == prefix or (prefix.endswith("/") and name.endswith(".woff2")):
                 path = theme / (target + name.removeprefix(prefix))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -113,7 +116,11 @@ def dangling_links(html: Path) -> list[str]:
             address, _, name = unescape(link).removeprefix(base).partition("#")
             target = html / address.lstrip("/") if address.startswith("/") else folder / address
             exists = target.is_file() or target in texts
-            if not exists or (name and name not in names.get(target, {name})):
+            if shown := re.match(r"explorer=(\w+)", name):
+                exists = f'data-explorer="{shown[1]}"' in texts.get(target, "")
+            elif name:
+                exists = exists and name in names.get(target, {name})
+            if not exists:
                 dangling.append(f"{folder.relative_to(html)}: {link}")
     return dangling
 
@@ -137,10 +144,15 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
     lines = (done.stdout + done.stderr).splitlines()
+    if (html / "myst.search.json").exists():
+        command = ["node", str(THEME / "index.mjs"), str(html)]
+        words = json.dumps(read_yaml(THEME / "keywords.yaml"))
+        subprocess.run(command, input=words, text=True, env=environment, check=True)
     if html.is_dir():  # for who wants to run a page
         make_folder(html / "notebooks")
         for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
-            shutil.copy(path, html / "notebooks")
+            text = nbformat.writes(reader.make_download(path))
+            write_atomic(html / "notebooks" / path.name, text)
     faults = []
     if done.returncode or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]

@@ -165,19 +165,30 @@ def book(
     shared.import_lab("run").run_book(profile, chapter, parameters, jobs, dry_run)
 
 
-def site(picture: bool = False) -> None:
+def site(picture: bool = False, predictions: bool = False, pdf: bool = False) -> None:
     """Build the book as static pages; the first build fetches the theme's packages.
 
     Args:
-        picture: Draw the picture of the first page and build nothing.
+        picture: Draw the pictures of the first page and of README, and build nothing.
+        predictions: Train what the first screen shows, about a minute for each of its settings,
+            store its predictions, and build nothing.
+        pdf: Print the book and the card "Keep CLIP current", too, by a chromium that is installed.
 
     Example:
         cmpt site
     """
+    if predictions:
+        typer.echo(f"stored: {shared.import_lab('first_screen').write_predictions()}")
+        return
     if picture:
         typer.echo(f"drawn: {shared.import_lab('figures').write_idea()}")
+        typer.echo(f"drawn: {shared.import_lab('first_screen').write_picture()}")
         return
-    typer.echo(f"the book: {shared.import_lab('site').make_site()}")
+    pages = shared.import_lab("site").make_site()
+    typer.echo(f"the book: {pages}")
+    if pdf:
+        for path in shared.import_lab("printing").print_book(pages):
+            typer.echo(f"printed: {path}")
     typer.echo("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")
 
 

@@ -81,6 +81,9 @@ def _start(root: Path, log: Path, own: Path, port: int, token: str) -> subproces
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
         "JUPYTER_CONFIG_PATH": str(project_folder() / "book" / "_lab"),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(project_folder() / "book"), os.environ.get("PYTHONPATH")])
+        ),
         "IPYTHONDIR": str(own / "ipython"),
         "JUPYTER_TOKEN": token,
     }  # fmt: skip

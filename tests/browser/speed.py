@@ -14,8 +14,8 @@ from playwright.sync_api import Page
 from lab import site
 
 HANDLES = {
-    "schedule": "circle.knee",
-    "mixture": "circle.shares",
+    "schedule": ".knees .handle",
+    "mixture": ".handle.shares",
     "atlas": ".brush .overlay",
 }
 """What is dragged in an explorer."""
@@ -23,7 +23,7 @@ MOVES = 200
 """Moves of the mouse in a drag, a frame apart."""
 NOTE_FRAMES = """
 window.delays = [];
-window.addEventListener("mousemove", (event) => requestAnimationFrame(() => {
+window.addEventListener("pointermove", (event) => requestAnimationFrame(() => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => window.delays.push(performance.now() - event.timeStamp);
     port2.postMessage(0);  // arrives once the frame is painted

@@ -170,7 +170,7 @@ def small(served):
 
 def test_a_schedule_is_moved_by_mouse_keyboard_and_typing(small):
     watched, explorer = small
-    before, knee = explorer.said.text_content(), explorer.place.locator("circle.knee").first
+    before, knee = explorer.said.text_content(), explorer.place.locator(".knees .handle").first
     explorer.drag(knee, 0, 60)
     expect(explorer.said).not_to_have_text(before)  # while it is dragged
     watched.page.mouse.up()
@@ -200,6 +200,68 @@ def test_a_meta_schedule_runs_beside_its_constant_twin(small):
     expect(explorer.place.locator(".pins")).to_contain_text("too small to test")
     assert explorer.place.locator(".own circle").count() >= 4
     keep(explorer, "twin")
+
+
+def test_two_clicks_make_one_run_and_runs_have_their_own_numbers(small):
+    """A pin shows its own run: of two schedules that differ in the warmup alone, one is trained."""
+    _, explorer = small
+    explorer.press("meta rsqrt, tuned")
+    explorer.press("Pin to compare")
+    warmup = explorer.place.get_by_label("Warmup, as a number")
+    warmup.fill("60")
+    warmup.press("Enter")
+    explorer.press("Pin to compare")
+    explorer.place.get_by_label("Size of a run").select_option("quick")
+    explorer.place.get_by_role("button", name="Run this").dblclick()
+    explorer.shows("warmup 60% (quick): done", 2 * SECONDS)
+    assert explorer.runs.locator(".run").count() == 1
+    rows = explorer.place.locator(".pins tbody tr")
+    expect(rows.nth(0).locator("td").nth(4)).to_have_text("–")
+    expect(rows.nth(1).locator("td").nth(4)).to_contain_text(",")
+    text = explorer.place.locator("pre")
+    expect(text).to_contain_text("cmpt run quick")
+    expect(text).to_contain_text("schedule.warmup=0.6")
+
+
+def test_reopen_with_a_kernel_finds_state_pins_and_runs(served):
+    with lab.opened(*served, "small.ipynb") as watched:
+        page = watched.page
+        watched.command("notebook:run-all-cells")
+        explorer = Explorer(page, "schedule_explorer")
+        explorer.press("infinite")
+        explorer.press("Pin to compare")
+        explorer.run()
+        explorer.shows("done", 2 * SECONDS)
+        explorer.press("the paper's meta cosine")
+        page.wait_for_timeout(1000)  # until the kernel has it
+        words = explorer.said.text_content()
+        watched.command("docmanager:save")
+        page.goto(page.url)
+        watched.idle()
+        again = Explorer(page, "schedule_explorer")
+        expect(again.said).to_have_text(words)
+        expect(again.place.locator(".pins tbody tr")).to_have_count(1)
+        expect(again.place.locator(".pins tbody tr")).to_contain_text("infinite")
+        again.shows("done")
+        again.press("infinite")  # and it still answers
+        expect(again.said).not_to_have_text(words)
+    assert watched.elsewhere == []
+
+
+def test_reopen_without_a_kernel_shows_the_still(served):
+    with lab.opened(*served, "small.ipynb") as watched:
+        page = watched.page
+        watched.command("notebook:run-all-cells")
+        Explorer(page, "schedule_explorer")
+        watched.command("docmanager:save")
+        page.evaluate(lab.SHUT_DOWN)
+        page.goto(page.url)
+        watched.idle()  # another kernel has begun
+        cell = page.locator(".jp-CodeCell", has_text="schedule_explorer(")
+        expect(cell.locator(".answering")).to_contain_text("This picture stands still")
+        expect(page.get_by_text("Error displaying widget")).to_have_count(0)
+        watched.command("notebook:run-all-cells")
+        Explorer(page, "schedule_explorer")
 
 
 @pytest.mark.long
@@ -234,11 +296,11 @@ def test_beside_a_busy_cell_a_run_begins_or_waits_and_can_be_cancelled(served):
     with lab.opened(*served, "busy.ipynb") as watched:
         explorer = beside_last_cell(watched)
         explorer.run()
-        explorer.shows(re.compile("queued|starting|step|done"), AWAKE - 10)
+        explorer.shows(re.compile("busy or gone|queued|starting|step|done"), AWAKE - 10)
         before = explorer.said.text_content()
         explorer.press("infinite")  # what needs no kernel goes on
         expect(explorer.said).not_to_have_text(before, timeout=10_000)
-        if "queued" not in explorer.runs.text_content():
+        if "busy or gone" not in explorer.runs.text_content():
             explorer.shows("done")  # the kernel answers beside a busy cell, by a subshell
             return
         explorer.runs.get_by_role("button", name="Cancel").click()
@@ -262,17 +324,25 @@ def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(se
         explorer.shows("done", 2 * SECONDS)
 
 
-@pytest.mark.long
-def test_a_kernel_that_is_gone_is_said(served):
+@pytest.mark.parametrize("when", ["before", "while it trains"])
+def test_a_kernel_that_is_gone_is_said_within_a_second(served, when):
     with lab.opened(*served, "small.ipynb") as watched:
         watched.command("notebook:run-all-cells")
         explorer = Explorer(watched.page, "schedule_explorer")
-        watched.page.evaluate(lab.SHUT_DOWN)
-        explorer.run()
-        explorer.shows("kernel busy or gone: queued")
+        if when == "before":
+            watched.page.evaluate(lab.SHUT_DOWN)
+            explorer.run()
+        else:
+            explorer.run("cpu")
+            explorer.shows("step", 2 * SECONDS)
+            watched.page.evaluate(lab.SHUT_DOWN)
+        asked = time.monotonic()
+        explorer.shows("kernel busy or gone")
+        assert time.monotonic() - asked < 2  # one, and what looking takes
         before = explorer.said.text_content()
         explorer.press("infinite")
         expect(explorer.said).not_to_have_text(before)
+        explorer.runs.get_by_role("button").click()
     assert watched.elsewhere == []
 
 

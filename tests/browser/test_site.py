@@ -1,8 +1,10 @@
 """The built pages in a real browser: whole, offline, for everybody, and explorers that answer."""
 
+import gzip
 import json
 import os
 import re
+from urllib.parse import quote
 
 import pytest
 import sample_book
@@ -108,7 +110,7 @@ def test_search_finds(watched, address):
     with watched.expect_navigation():
         watched.keyboard.press("Enter")
     assert watched.locator("h1").count() == 1
-    watched.locator(".search input").fill("no such word anywhere")
+    watched.locator(".search input").fill("qzxvw blorf")
     watched.get_by_text("Nothing found").wait_for()
 
 
@@ -164,16 +166,16 @@ def drag(page, handle, right, down):
 
 def test_the_triangle_of_mixtures_is_dragged_without_a_kernel(watched, address, pages):
     place = page_with(watched, address, pages, "mixture")
-    said, handle = place.locator(".said"), place.locator("circle.shares")
-    expect(said).to_contain_text("pool P 33%, update D 33%, buffer B 33%")
+    said, handle = place.locator(".said"), place.locator(".handle.shares")
+    expect(said).to_contain_text("pool P 33.3%, update D 33.3%, buffer B 33.3%")
     drag(watched, handle, 0, -40)
-    expect(said).not_to_contain_text("pool P 33%")  # while it is dragged
+    expect(said).not_to_contain_text("pool P 33.3%")  # while it is dragged
     watched.mouse.up()
     place.get_by_role("button", name="thirds", exact=True).click()
-    expect(said).to_contain_text("pool P 33%")
+    expect(said).to_contain_text("pool P 33.3%")
     handle.focus()
     watched.keyboard.press("ArrowUp")
-    expect(said).to_contain_text("pool P 38%")  # the grid has no thirds
+    expect(said).to_contain_text("pool P 37.5%")  # the grid has no thirds
     place.get_by_role("button", name="no pool", exact=True).click()
     expect(said).to_contain_text("Stored, ")
     place.get_by_role("button", name="Pin to compare").click()
@@ -191,7 +193,7 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     said = place.locator(".said")
     expect(place.get_by_label("Curve of an update")).to_have_value('"rsqrt"')  # as its cell says
     before = said.text_content()
-    drag(watched, place.locator("circle.knee").first, 0, 60)
+    drag(watched, place.locator(".knees .handle").first, 0, 60)
     expect(said).not_to_have_text(before)
     watched.mouse.up()
     place.get_by_role("button", name="the paper's meta cosine").click()
@@ -213,6 +215,222 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     expect(said).to_have_text(words)
     place.get_by_label("Copy as").select_option("YAML")
     expect(place.locator("pre")).to_contain_text("peak: 0.01")
+
+
+# what edition 0.2 got wrong, a test for each
+
+
+def test_presets_start_from_the_defaults_and_undo_and_reset_go_back(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    warmup = place.get_by_label("Warmup, as a number")
+    press = lambda name: place.get_by_role("button", name=name, exact=True).click()  # noqa: E731
+    warmup.fill("60%")
+    warmup.press("Enter")
+    expect(warmup).to_have_value("60%")
+    press("the paper's meta cosine")
+    expect(warmup).to_have_value("10%")
+    press("Undo")
+    expect(warmup).to_have_value("60%")
+    press("Undo")
+    expect(warmup).to_have_value("10%")
+    expect(place.get_by_role("button", name="Undo")).to_be_disabled()
+    press("infinite")
+    press("Reset")
+    expect(place.get_by_label("Curve of an update")).to_have_value('"rsqrt"')  # as its cell says
+
+
+def test_settings_that_differ_in_the_warmup_are_two_pins(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    pin, rows = place.get_by_role("button", name="Pin to compare"), place.locator(".pins tbody tr")
+    pin.click()
+    pin.click()
+    expect(rows).to_have_count(1)
+    warmup = place.get_by_label("Warmup, as a number")
+    warmup.fill("60")
+    warmup.press("Enter")
+    pin.click()
+    expect(rows).to_have_count(2)
+    labels = rows.locator(".name").all_text_contents()
+    assert labels == [
+        "rsqrt, meta rsqrt, peak 0.0016",
+        "rsqrt, meta rsqrt, peak 0.0016, warmup 60%",
+    ]
+    colours = rows.locator(".name").evaluate_all("all => all.map((each) => each.style.borderColor)")
+    rows.get_by_role("button", name="Unpin").first.click()
+    expect(rows).to_have_count(1)
+    kept = rows.locator(".name").evaluate_all("all => all.map((each) => each.style.borderColor)")
+    assert len(set(colours)) == 2 and kept == colours[1:]
+
+
+def test_shares_that_are_typed_sum_to_one(watched, address, pages):
+    place = page_with(watched, address, pages, "mixture")
+    for name, text in (("pool P", "45"), ("update D", "101"), ("buffer B", "-3"), ("pool P", "x")):
+        typed = place.get_by_label(f"Share of {name}, as a number")
+        typed.fill(text)
+        typed.press("Enter")
+        shares = re.findall(r"([\d.]+)%", place.locator(".said").text_content())[:3]
+        assert sum(map(float, shares)) == pytest.approx(100, abs=0.15)
+        expect(place.locator(".warned")).not_to_be_empty() if text != "45" else None
+
+
+@pytest.mark.parametrize(
+    "state", ['{"peak":7}', '{"peak"', '{"name":"sine"}', '{"unknown":1}', "[]", '{"warmup":1.01}']
+)
+def test_a_malformed_link_says_so_and_shows_the_defaults(watched, address, pages, state):
+    page_with(watched, address, pages, "schedule")
+    page = watched.url.split("#")[0]
+    watched.goto("about:blank")
+    watched.goto(f"{page}#explorer=schedule&state={quote(state)}")
+    place = watched.locator('[data-explorer="schedule"]')
+    expect(place.locator(".warned")).to_contain_text("This link cannot be read")
+    expect(place.get_by_label("Curve of an update")).to_have_value('"wsd"')
+
+
+def test_a_link_lands_at_its_explorer_and_the_address_follows(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    assert "#" not in watched.url
+    place.get_by_role("button", name="infinite", exact=True).click()
+    watched.wait_for_function("location.hash.includes('infinite')")
+    link = watched.url
+    place.get_by_role("button", name="Undo", exact=True).click()
+    watched.wait_for_function("!location.hash.includes('infinite')")
+    watched.goto("about:blank")
+    ready(watched, link)
+    expect(place.get_by_label("Curve of an update")).to_have_value('"infinite"')
+    seen = "each => Math.abs(each.getBoundingClientRect().top) < innerHeight / 2"
+    watched.wait_for_function(f"({seen})(document.querySelector('[data-explorer=schedule]'))")
+    # a link in the text of the same page
+    watched.evaluate("location.hash = 'explorer=schedule&state={\"warmup\":0.6}'")
+    expect(place.get_by_label("Warmup, as a number")).to_have_value("60%")
+
+
+def finger(page, handle, right, down):
+    """Drag by a finger, as the browser itself hears of it; return what lifts the finger."""
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *at):
+        points = [{"x": at[0], "y": at[1]}] if at else []
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", x, y)
+    for part in range(1, 9):
+        touch("touchMove", x + right * part / 8, y + down * part / 8)
+        page.wait_for_timeout(20)
+    return lambda: touch("touchEnd")
+
+
+@pytest.fixture
+def phone(browser, address):
+    """A page of a phone that is touched."""
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(1000 * lab.PAGE_SECONDS)
+    found = lab.Watched(page)
+    yield page
+    context.close()
+    assert (found.errors, found.elsewhere) == ([], [])
+
+
+def test_the_first_screen_saves_pictures_by_replay(watched, address, pages):
+    watched.emulate_media(reduced_motion="reduce")  # so that it does not play by itself
+    ready(watched, f"{address}/")
+    place = watched.locator('[data-explorer="first"]')
+    wrong, right = place.locator("li.wrong"), place.locator("li.right")
+    assert place.bounding_box()["y"] < 300  # it is the first thing that a reader meets
+    expect(right).to_have_count(24)
+    slider = place.get_by_label("Share of replay in each batch")
+    slider.focus()
+    watched.keyboard.press("ArrowRight")  # who chooses sees where it ends
+    watched.keyboard.press("ArrowLeft")
+    expect(wrong).to_have_count(24)
+    watched.keyboard.press("End")
+    expect(place.locator(".said")).to_contain_text("The recipe")
+    assert right.count() > 12
+    place.locator(".handle.mark").focus()
+    for _ in range(5):
+        watched.keyboard.press("ArrowLeft")
+    expect(right).to_have_count(24)
+    place.get_by_role("button", name="Play").click()
+    expect(place.get_by_text("After update 5", exact=True)).to_be_visible()
+    place.get_by_role("button", name="0%", exact=True).click()
+    expect(wrong).to_have_count(24)
+    watched.wait_for_function("location.hash.includes('explorer=first')")
+
+
+def test_the_start_page_is_small(watched, address, pages):
+    """All that it loads, gzipped, is at most 600 kB."""
+    loaded = []
+    watched.on("response", lambda answer: loaded.append(answer.body()) if answer.ok else None)
+    ready(watched, f"{address}/")
+    assert sum(len(gzip.compress(body)) for body in loaded) < 600_000
+
+
+HANDLED = [
+    ("schedule", ".handle.peak", (0, 60)), ("schedule", ".handle.warmup", (30, 0)),
+    ("schedule", ".handle.update-1", (0, 60)), ("mixture", ".handle.shares", (0, -50)),
+    ("scrubber", ".handle.mark", (90, 0)), ("first", ".handle.mark", (90, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("explorer, handle, way", HANDLED)
+def test_touch_drags_to_where_the_finger_goes(phone, address, pages, explorer, handle, way):
+    place = page_with(phone, address, pages, explorer)
+    handle = place.locator(handle).first
+    handle.scroll_into_view_if_needed()
+    before, scrolled = handle.bounding_box(), phone.evaluate("scrollY")
+    lift = finger(phone, handle, *way)
+    phone.wait_for_timeout(300)  # longer than a drawing at rest waits
+    after = handle.bounding_box()
+    lift()
+    assert phone.evaluate("scrollY") == scrolled  # the page stays where it is
+    side, wanted = ("x", way[0]) if way[0] else ("y", way[1])
+    assert after[side] - before[side] == pytest.approx(wanted, abs=25)
+    assert min(before["width"], before["height"]) >= 24
+
+
+STOPS = """place => [...place.querySelectorAll('*')].filter((each) => each.tabIndex >= 0
+    && !each.disabled && each.checkVisibility()).length"""
+
+
+@pytest.mark.parametrize(
+    "explorer", ["schedule", "mixture", "stream", "budget", "planner", "atlas"]
+)
+def test_an_explorer_has_few_stops_of_the_tab_key(watched, address, pages, explorer):
+    place = page_with(watched, address, pages, explorer)
+    assert place.evaluate(STOPS) <= 32
+
+
+def test_stored_settings_are_walked_through_by_arrow_keys(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    place.locator(".place[tabindex='0']").focus()
+    watched.keyboard.press("ArrowRight")
+    name = watched.evaluate("document.activeElement.getAttribute('aria-label')")
+    watched.keyboard.press("Enter")
+    scores = re.search(r"A_KA [\d.]+", name)[0]
+    expect(place.locator(".said")).to_contain_text(scores)
+
+
+def test_a_guess_is_revealed_scored_and_remembered(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    ask = place.get_by_role("button", name="Guess where it ends")
+    ask.click()
+    expect(place.locator(".said")).not_to_contain_text("Stored")
+    expect(place.locator(".stored")).to_be_hidden()
+    ring = place.locator(".handle.mine")
+    drag(watched, ring, -60, 0)
+    watched.mouse.up()
+    ring.focus()
+    watched.keyboard.press("ArrowUp")
+    place.get_by_role("button", name="Reveal").click()
+    expect(place.locator(".guesses")).to_contain_text(re.compile(r"It ended [\d.]+ points away"))
+    expect(place.locator(".said")).to_contain_text("Stored")
+    ask.click()
+    expect(place.locator(".guesses")).to_be_empty()
+    ask.click()
+    expect(place.locator(".guesses")).to_contain_text("You guessed")  # once is all
 
 
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):

@@ -31,60 +31,42 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// Search: every word must begin a word of the record; titles first.
+// Search: the index is fetched when the field is first used.
 const field = document.querySelector(".search input");
 const list = document.querySelector(".found");
 const status = document.querySelector(".none");
-const MOST = 12;
-let records;
+let index;
 
-async function index() {
-  records ??= fetch(field.dataset.index)
-    .then((answer) => answer.json())
-    .then((found) => found.records);
-  return records;
-}
+const load = () =>
+  (index ??= Promise.all([
+    import("./search.mjs"),
+    fetch(field.dataset.index).then((answer) => answer.text()),
+  ]).then(([{ find, read }, text]) => {
+    const known = read(text);
+    return (query) => find(known, query);
+  }));
 
-const escaped = (text) =>
-  text.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
-const pattern = (word) =>
-  new RegExp(`(^|[^\\p{L}\\p{N}])(${word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")})`, "iu");
-
-function hit(record, words) {
-  const titles = Object.values(record.hierarchy).filter((title) => title);
-  const text = record.content ?? "";
-  const all = `${titles.join(" ")} ${text}`;
-  if (!words.every((word) => word.test(all))) return null;
-  return { record, titles, text, score: words.filter((word) => word.test(titles.at(-1))).length };
-}
-
-function excerpt(text, words) {
-  const at = Math.max(0, text.search(words[0]) - 40);
-  const cut = `${at ? "…" : ""}${text.slice(at, at + 130)}${text.length > at + 130 ? "…" : ""}`;
-  return words.reduce((marked, word) => marked.replace(word, "$1<mark>$2</mark>"), escaped(cut));
-}
+const made = (tag, ...inner) => {
+  const element = document.createElement(tag);
+  element.append(...inner);
+  return element;
+};
 
 async function search() {
-  const words = field.value
-    .trim()
-    .split(/\s+/)
-    .filter((word) => word)
-    .map(pattern);
-  if (!words.length) return close();
-  const found = (await index()).map((record) => hit(record, words)).filter((each) => each);
-  const pages = new Set();
-  const shown = found
-    .sort((one, other) => other.score - one.score)
-    .filter(({ record }) => !pages.has(record.url) && pages.add(record.url))
-    .slice(0, MOST);
-  list.innerHTML = shown
-    .map(({ record, titles, text }) => {
-      const place = escaped([...new Set([titles[0], titles.at(-1)])].join(" › "));
-      return `<li><a href="${field.dataset.base}${record.url}"><b>${place}</b>${excerpt(text, words)}</a></li>`;
-    })
-    .join("");
-  list.hidden = !shown.length;
-  status.textContent = shown.length ? "" : "Nothing found";
+  if (!field.value.trim()) return close();
+  const asked = field.value;
+  const found = (await load())(asked);
+  if (asked !== field.value) return;
+  list.replaceChildren(
+    ...found.map(({ url, page, title, excerpt }) => {
+      const words = excerpt.map(([text, marked]) => (marked ? made("mark", text) : text));
+      const link = made("a", made("b", [page, title].filter(Boolean).join(" › ")), ...words);
+      link.href = field.dataset.base + url;
+      return made("li", link);
+    }),
+  );
+  list.hidden = !found.length;
+  status.textContent = found.length ? "" : "Nothing found";
 }
 
 function close() {
@@ -92,7 +74,7 @@ function close() {
   status.textContent = "";
 }
 
-field.addEventListener("focus", index, { once: true });
+field.addEventListener("focus", load, { once: true });
 field.addEventListener("input", search);
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches?.("input, select, textarea, [role=slider]");

@@ -1,26 +1,11 @@
 // The atlas: every run as a dot in the plane of A_KA and A_ZS, and the settings of those in a box.
-import {
-  ARROWS,
-  axes,
-  button,
-  d3,
-  drawing,
-  element,
-  form,
-  FORMS,
-  group,
-  keywords,
-  linked,
-  linkTo,
-  PALETTE,
-  perFrame,
-  places,
-  points,
-  say,
-  table,
-  takeAway,
-} from "./common.js";
+import { keywords, takeAway } from "./export.js";
+import { ARROWS, button, element, form, places, points, roving, say, table } from "./form.js";
+import { axes, d3, drawing, group } from "./plane.js";
+import { among, canonical, COLOURS, differing, within } from "./state.js";
+import { frame } from "./workbench.js";
 
+const PALETTE = COLOURS.slice(0, 4);
 const ALL = "all";
 const CLASSES = 2 * PALETTE.length; // numbered from 1: each colour as a disc, then as a ring
 const [OTHERS, OWN] = [0, CLASSES + 1];
@@ -30,6 +15,7 @@ const [SOLID, EDGE] = [0.6, 0.01]; // opacity of a dot; share of runs that may l
 const FADED = 0.2; // opacity of dots outside the box
 const ROWS = 25; // of the list; more would neither be read nor drawn within a frame
 const SHARE = 0.05; // of the plane: half a new box, and what a key moves it by
+const NEAR = 6; // pixels from a click to the dot that it means
 const GROWTHS = { "+": 1.25, "=": 1.25, "-": 0.8 };
 
 // A dot of each class as a picture, whose copies are drawn faster than paths.
@@ -68,26 +54,33 @@ export function explore(el, { table: data, kernel, start }) {
   const values = new Map(keys.map((key) => [key, frequencies(runs, (run) => valueOf(run[0], key))]));
   const options = (key) => [[ALL, ALL], ...values.get(key).map(([value, n]) => [value, `${value} (${n})`])];
   const filters = keys.map((key) => ({ key, label: fields[key], options: options(key) }));
-  const place = places(el, ["controls", "atlas", "legend", "said", "list", "about", "away"]);
+  const place = places(el, ["presets", "controls", "atlas", "legend", "said", "warned", "list", "about", "away"]);
   const [canvas, all] = [element("canvas", { "aria-hidden": true }), element("canvas")];
   const nameOf = ({ study, name }) => `${study}: ${name}`; // in links, which outlive places in the table
-  let state = {
-    ...Object.fromEntries(keys.map((key) => [key, ALL])),
-    ...data.defaults,
-    ...start,
-    ...linked("atlas"),
+  const every = Object.fromEntries(keys.map((key) => [key, ALL]));
+  const defaults = { ...every, ...data.defaults, box: null, picked: "" };
+  const isBox = (value) => value === null || [value?.at, value?.half].every((pair) => pair?.length === 2 && pair.every(within([0, 100])));
+  const kinds = {
+    ...Object.fromEntries(keys.map((key) => [key, among([ALL, ...values.get(key).map(([value]) => value)])])),
+    colour: among(keys),
+    box: isBox,
+    picked: among(["", ...settings.map(nameOf)]),
   };
+  const rules = { defaults, settle: (state) => state, keyOf: canonical };
+  const bench = frame(el, { name: "atlas", rules, kinds, kernel, start, place, draw });
   let view = null; // what does not depend on the box
+  let looked = "";
   let listed = "";
-  const refresh = perFrame(() => {
-    if (!view) look();
-    update();
-  });
+  const change = (changes) => bench.act({ change: changes });
+  const state = new Proxy({}, { get: (_, key) => bench.model.state[key] });
 
-  function change(changes) {
-    state = { ...state, ...changes };
-    if (!("box" in changes || "picked" in changes)) view = null;
-    refresh();
+  function draw(everything) {
+    const { box, picked, ...shown } = bench.model.state;
+    const needs = canonical([shown, place.controls.clientWidth]);
+    if (needs !== looked) look();
+    looked = needs;
+    update();
+    if (everything) bench.drawn();
   }
 
   function look() {
@@ -136,7 +129,12 @@ export function explore(el, { table: data, kernel, start }) {
       .extent(ends)
       .on("brush end", ({ sourceEvent, selection }) => {
         if (!sourceEvent) return;
-        if (!selection) return change({ box: boxOf(...inverted(d3.pointer(sourceEvent, svg.node()))) });
+        if (!selection) {
+          const [px, py] = d3.pointer(sourceEvent, svg.node());
+          const hit = view.order.findLast((n) => Math.hypot(view.px[n] - px, view.py[n] - py) < NEAR);
+          const picked = hit === undefined ? {} : { picked: nameOf(settings[setting[hit]]) };
+          return change({ box: boxOf(...inverted([px, py])), ...picked });
+        }
         const [one, other] = selection.map(inverted);
         const at = one.map((each, k) => (each + other[k]) / 2);
         const half = one.map((each, k) => Math.abs(each - other[k]) / 2);
@@ -174,6 +172,7 @@ export function explore(el, { table: data, kernel, start }) {
     const focused = [...place.legend.children].indexOf(document.activeElement);
     place.legend.replaceChildren(...named, ...rest.map(([n, words]) => element("span", {}, dots[n], words)));
     place.legend.children[focused]?.focus();
+    roving(place.legend, "button");
   }
 
   function update() {
@@ -189,7 +188,7 @@ export function explore(el, { table: data, kernel, start }) {
     context.globalAlpha = 1;
     if (at) paint(canvas, inside);
     view.move(edges ?? []);
-    draw([...filters, { key: "colour", label: "Colour by", options: Object.entries(fields) }], state);
+    drawForm([...filters, { key: "colour", label: "Colour by", options: Object.entries(fields) }], state);
     const counts = frequencies(inside, (n) => setting[n]);
     const range = (k) => `${points(at[k] - half[k])} to ${points(at[k] + half[k])}`;
     const where = at
@@ -222,6 +221,7 @@ export function explore(el, { table: data, kernel, start }) {
       table(["setting", "study", "runs", "A_KA, mean", "A_ZS, mean", "its claims and their verdicts"], rows),
       element("p", { class: "how" }, more),
     );
+    roving(place.list, "button");
   }
 
   function about() {
@@ -239,21 +239,50 @@ export function explore(el, { table: data, kernel, start }) {
     place.about.replaceChildren(
       element("p", {}, element("b", {}, chosen.name), words),
       element("ul", {}, ...sentences),
+      lostPictures(chosen),
     );
-    take({
-      profile: "cpu",
-      changes: chosen.changes,
-      link: kernel ? `atlas.atlas_explorer(${keywords(state)})` : linkTo("atlas", state),
+    take();
+  }
+
+  // Which of the first screen's pictures a setting names wrong in the end. They are stored for a few settings;
+  // for others of our small network, a kernel can train one run and look.
+  const SIDE = 48;
+  const answers = new Map();
+  kernel?.listen(({ kind, id, answer, refused }) => {
+    if (kind === "answer" && answers.has(id)) answers.set(id, { names: answer, refused });
+    if (kind === "answer") draw(true);
+  });
+  function lostPictures({ names: stored, changes }) {
+    const key = canonical(changes);
+    const { names = stored, refused, asked } = answers.get(key) ?? {};
+    if (refused) return element("p", {}, `Its pictures cannot be shown: ${refused}.`);
+    if (asked) return element("p", {}, "It is trained once, to see which pictures it loses: a minute or two …");
+    if (!names) {
+      const ask = () => {
+        answers.set(key, { asked: true });
+        kernel.send({ verb: "ask", id: key, request: { changes } });
+        draw(true);
+      };
+      return kernel ? button("Train it once: which pictures does it lose?", ask) : element("p", { class: "how" }, "Which pictures it loses is stored for the settings of the first page, and found in JupyterLab for all others.");
+    }
+    const { images, sprite } = data.pictures;
+    const lost = images.map(({ truth }, n) => ({ truth, n, name: names[n] })).filter(({ truth, name }) => name !== truth);
+    const rows = lost.map(({ truth, n, name }) => {
+      const style = `background: #fff url(${sprite}) -${n * SIDE}px 0 / auto ${SIDE}px`;
+      const picture = element("div", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, title: truth, style });
+      return element("li", { class: "wrong" }, picture, element("p", {}, `✗ ${name}`));
     });
+    const said = `Of the ${images.length} pictures of the first page, a run of it loses ${lost.length} in the end:`;
+    return element("div", { class: "lost" }, element("p", {}, said), element("ul", {}, ...rows));
   }
 
   place.atlas.append(canvas);
   el.append(...Object.values(place));
-  const { command, YAML, Python, link } = FORMS;
-  const take = takeAway(place.away, { command, YAML, Python, link });
-  const draw = form(place.controls, change);
-  new ResizeObserver(() => change({})).observe(place.controls); // whose size the list does not change
-  look();
-  update();
-  el.dataset.ready = "";
+  const take = takeAway(place.away, ["command", "YAML", "Python", "link"], () => {
+    const { changes } = settings.find((each) => nameOf(each) === state.picked) ?? {};
+    const link = kernel ? `atlas.atlas_explorer(${keywords(differing(bench.model.state, defaults))})` : bench.address();
+    return changes && { profile: "cpu", profiles: data.profiles, changes, link };
+  });
+  const drawForm = form(place.controls, change, bench.warn);
+  bench.begin();
 }

@@ -1,30 +1,10 @@
 // Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
-import {
-  axes,
-  button,
-  d3,
-  draggable,
-  drawing,
-  element,
-  form,
-  FORMS,
-  group,
-  join,
-  linked,
-  linkTo,
-  PATIENCE,
-  perFrame,
-  places,
-  plane,
-  points,
-  say,
-  score,
-  short,
-  slider,
-  table,
-  takeAway,
-  write,
-} from "./common.js";
+import { takeAway } from "./export.js";
+import { element, form, places, points, say, score, short, table, tidy } from "./form.js";
+import { axes, d3, drawing, group, handles, join, plane, write } from "./plane.js";
+import { SILENT, watch } from "./runs.js";
+import { among, canonical, flag, within } from "./state.js";
+import { frame } from "./workbench.js";
 
 const SLOW = 150; // milliseconds after which an answer is said to be on its way
 const [BLUE, ORANGE] = ["#0173b2", "#de8f05"];
@@ -39,10 +19,10 @@ function asker(kernel, stored, changed) {
   const open = () => wanted.filter((each) => !known.has(keyOf(each)));
   let wanted = [];
   let asked = null;
+  const watched = watch(kernel, () => asked !== null, changed);
   kernel?.listen(({ kind, id, answer, refused }) => {
     if (kind === "answer") known.set(id, refused ? { refused } : answer);
     if (id !== asked?.id) return;
-    if (kind === "heard") asked.heard = true;
     if (kind === "answer") asked = null;
     next();
     changed();
@@ -52,7 +32,8 @@ function asker(kernel, stored, changed) {
     if (asked || !kernel || !question) return;
     asked = { id: keyOf(question), since: performance.now() };
     kernel.send({ verb: "ask", id: asked.id, request: question });
-    for (const wait of [SLOW, PATIENCE]) setTimeout(changed, wait + 1);
+    watched.begin();
+    setTimeout(changed, SLOW + 1);
   }
   return {
     want(questions) {
@@ -66,7 +47,7 @@ function asker(kernel, stored, changed) {
       const waited = asked ? performance.now() - asked.since : 0;
       if (!kernel && count) return "This page has no answer to this setting; in JupyterLab there is one.";
       if (!count || waited < SLOW) return "";
-      if (!asked.heard && waited > PATIENCE) return "kernel busy or gone: queued";
+      if (watched.isSilent()) return `${SILENT}: queued`;
       return `computing …${wanted.length > 1 ? ` ${wanted.length - count} of ${wanted.length}` : ""}`;
     },
   };
@@ -142,7 +123,7 @@ function stream({ picture, drawPlane, more }, data, state, [[, answer]]) {
   );
   return {
     sentence: answer.sentence,
-    away: { profile: "cpu", changes: answer.changes, parameters: { order: state.order } },
+    away: { profile: "cpu", changes: answer.changes },
   };
 }
 
@@ -244,16 +225,13 @@ function path({ picture, drawPlane }, data, state, found, change) {
     .attr("x", x(1) + 10)
     .attr("y", (d) => y(last.at[d.k]) + 4)
     .call(write, (d) => d.name);
-  const rule = join(group(svg, "rule"), "g", [0]).attr("transform", `translate(${x(state.share)},0)`);
-  join(rule, "path", [0]).attr("d", `M0,${height - 44}V26`);
-  const handle = join(rule, "circle", [0]).attr("r", 8).attr("cy", 26);
-  slider(handle, "Share of the fine-tuned weights", state.share);
-  handle.attr("aria-valuemin", 0).attr("aria-valuemax", 1);
-  draggable(
-    handle,
-    (px) => change({ share: x.invert(px) }),
-    (right, up) => change({ share: state.share + 0.05 * (right + up) }),
-  );
+  join(group(svg, "rule"), "path", [0]).attr("d", `M${x(state.share)},${height - 44}V26`);
+  const name = "Share of the fine-tuned weights";
+  const mark = { key: "share", name, now: state.share, least: 0, most: 1, words: short(state.share), x: x(state.share), y: 26 };
+  handles(group(svg, "knees"), [mark], 8, {
+    move: (px) => change({ share: x.invert(px) }),
+    nudge: (right, up) => change({ share: state.share + 0.05 * (right + up) }),
+  });
   const trail = known.map((d) => d.at);
   drawPlane({
     front: [first.at, last.at],
@@ -301,7 +279,7 @@ function planner({ picture, drawPlane, more }, data, state, [[, plan]]) {
 }
 
 const KINDS = {
-  stream: [stream, "command", "YAML", "Python", "papermill"],
+  stream: [stream, "command", "YAML", "Python"],
   budget: [budget, "command"],
   path: [path, "command", "Python"],
   planner: [planner, "command", "YAML"],
@@ -314,86 +292,77 @@ const LAYERS = {
   planner: { dots: "stored setting", stored: "nearest to this plan" },
 };
 
+// What a state can be, from the fields of a table.
+export function model({ fields }) {
+  const kindOf = (field) => (field.options ? among(field.options.map(([value]) => value)) : field.range ? within(field.range) : flag);
+  const kinds = Object.fromEntries(fields.map((field) => [field.key, kindOf(field)]));
+  const numbers = fields.filter(({ options, range }) => range && !options);
+  const settle = (state) => ({ ...state, ...Object.fromEntries(numbers.map((field) => [field.key, tidy(field, state[field.key])])) });
+  return { kinds, settle };
+}
+
 export function explore(el, { table: data, kernel, start }) {
   const [chart, ...forms] = KINDS[data.kind];
-  const keys = ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"];
-  const place = places(el, keys);
+  const place = places(el, ["presets", "controls", "said", "warned", "waiting", "picture", "plane", "more", "away"]);
   const sides = element("div", { class: "sides" }, place.picture, place.plane);
   const { presets, controls, said, warned, waiting, more, away } = place;
   el.append(presets, controls, said, warned, waiting, sides, more, away);
-  const buttons = data.presets.map(({ label, state: to }) => button(label, () => change(to)));
-  place.presets.append(...(buttons.length ? ["Begin from", ...buttons] : []));
   const units = {
     minutes: () => "minutes",
     hours: (value) => (value > data.long ? `hours, ${short(value / 24)} GPU-days` : "hours"),
   };
   const fields = data.fields.map((field) => ({ ...field, unit: units[field.unit] }));
-  const refresh = perFrame(update);
-  const ask = asker(kernel, data.answers, refresh);
-  const draw = {
-    form: form(place.controls, change, (words) => (warning = words)),
-    plane: plane(place.plane, {
-      preview() {},
-      choose: (run) => run.state && change(run.state),
-      key: LAYERS[data.kind],
-    }),
-    away: takeAway(
-      place.away,
-      Object.fromEntries(
-        [...forms, ...(kernel ? [] : ["link"])].map((name) => [
-          name,
-          (given) => given[name] ?? FORMS[name](given),
-        ]),
-      ),
-    ),
-  };
-  let state = data.defaults;
-  let warning = "";
+  const { kinds, settle } = model(data);
+  const rules = { defaults: data.defaults, settle, keyOf: canonical };
+  const bench = frame(el, { name: data.kind, rules, kinds, kernel, start, presets: data.presets, place, draw });
+  const change = (changes) => bench.act({ change: changes });
+  const ask = asker(kernel, data.answers, () => draw(true));
+  kernel?.gone(() => bench.warn("The kernel is gone: run the cell again for new answers."));
+  const drawForm = form(place.controls, change, bench.warn);
+  const layers = plane(place.plane, {
+    preview() {},
+    choose: (run) => run.state && change(run.state),
+    key: LAYERS[data.kind],
+  });
+  let taken = {};
+  const names = [...forms, ...(kernel ? [] : ["link"])];
+  const drawAway = takeAway(place.away, names, () => ({ ...taken, profiles: data.profiles, chapter: data.chapter, link: bench.address() }));
 
-  function drawPlane(layers) {
-    place.plane.hidden = !layers;
-    if (layers) draw.plane(layers);
-  }
-  function tidy({ key, range: [low, high] = [], whole: isWhole, step, log }, value) {
-    if (low === undefined) return [key, value];
-    const near = isWhole ? Math.round(value) : log ? value : Math.round(value / step) * step;
-    return [key, Number(Math.min(high, Math.max(low, near)).toPrecision(6))];
-  }
-  function change(changes) {
-    warning = "";
-    const touched = fields.filter(({ key }) => key in changes);
-    state = { ...state, ...Object.fromEntries(touched.map((field) => tidy(field, changes[field.key]))) };
-    refresh();
+  function drawPlane(shown) {
+    place.plane.hidden = !shown;
+    if (shown) layers(shown);
   }
   // What a state asks: the values of its fields, and where `each` has a key, that once per value.
-  function questions(shown) {
+  function questions(shown, state) {
     const own = Object.fromEntries(shown.filter((field) => !field.local).map(({ key }) => [key, state[key]]));
     const [[key, values] = []] = Object.entries(data.each);
     const all = key ? values.map((value) => ({ ...own, [key]: value })) : [];
     return key in own ? [own, ...all.filter((each) => each[key] !== own[key])] : all.length ? all : [own];
   }
 
-  function update() {
+  function draw(everything) {
+    const { state } = bench.model;
     const shown = fields.filter((field) =>
       Object.entries(field.when ?? {}).every(([key, values]) => values.includes(state[key])),
     );
-    draw.form(shown, state);
-    const answers = ask.want(questions(shown));
+    drawForm(shown, state);
+    const answers = ask.want(questions(shown, state));
     const refusal = answers.find(([, answer]) => answer?.refused)?.[1].refused;
     const found = answers.filter(([, answer]) => answer && !answer.refused);
-    const said = found.length ? chart({ ...place, drawPlane }, data, state, found, change) : null;
-    place.warned.textContent = refusal ? `Refused: ${refusal}.` : warning;
+    const drawn = found.length ? chart({ ...place, drawPlane }, data, state, found, change) : null;
+    if (refusal) bench.warn(`Refused: ${refusal}.`);
     place.waiting.textContent = ask.progress();
-    const isOld = !said && (refusal || place.waiting.textContent);
+    const isOld = !drawn && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
-    if (!said) return;
-    say(place.said, said.sentence);
-    draw.away({ ...said.away, chapter: data.chapter, link: linkTo(data.kind, state) });
+    if (drawn) {
+      say(place.said, drawn.sentence);
+      taken = drawn.away;
+    }
+    if (!everything) return;
+    drawAway();
+    bench.drawn();
   }
 
   place.plane.hidden = true;
-  new ResizeObserver(refresh).observe(el);
-  change({ ...start, ...linked(data.kind) });
-  update();
-  el.dataset.ready = "";
+  bench.begin();
 }

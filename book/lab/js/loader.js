@@ -16,13 +16,30 @@ function addresses(scripts) {
   return places;
 }
 
-// The kernel as an explorer sees it: messages to it, and what listens to its answers.
+// The kernel as an explorer sees it: messages to it and from it, what it keeps of the explorer for a page
+// that is opened again, and the runs that it trains.
 function kernelOf(model) {
   const listeners = new Set();
-  model.on("msg:custom", (message) => listeners.forEach((listener) => listener(message)));
+  const told = (message) => listeners.forEach((listener) => listener(message));
+  const bound = [["msg:custom", told]];
+  const on = (event, listener) => (model.on(event, listener), bound.push([event, listener]));
+  model.on("msg:custom", told);
+  const quietly = (act) => {
+    try {
+      act();
+    } catch {
+      // the kernel is gone, as its silence will say
+    }
+  };
   return {
-    send: (message) => model.send(message),
+    send: (message) => quietly(() => model.send(message)),
     listen: (listener) => (listeners.add(listener), () => listeners.delete(listener)),
+    saved: () => model.get("kept"),
+    save: (kept) => quietly(() => (model.set("kept", kept), model.save_changes())),
+    runs: () => model.get("runs"),
+    onRuns: (listener) => on("change:runs", () => (told({ kind: "runs" }), listener(model.get("runs")))),
+    gone: (listener) => on("comm_live_update", listener),
+    leave: () => bound.forEach(([event, listener]) => model.off(event, listener)),
   };
 }
 
@@ -32,7 +49,8 @@ function render({ model, el }) {
   el.addEventListener("focusin", ({ target }) => target.setAttribute("data-lm-suppress-shortcuts", ""));
   el.textContent = "The explorer starts …";
   const late = setTimeout(() => {
-    el.textContent = "The kernel is busy: the explorer starts when the running cell ends.";
+    el.textContent =
+      "The kernel is busy or gone. The explorer starts when the running cell ends; if none runs, run its cell again.";
   }, PATIENCE);
   const forget = kernel.listen(async (message) => {
     if (message.kind !== "start") return;
@@ -46,6 +64,7 @@ function render({ model, el }) {
     explore(el.lastChild, { table: message.table, kernel, start: message.state });
   });
   kernel.send({ verb: "start" });
+  return kernel.leave;
 }
 
 export default { render };

@@ -1,17 +1,8 @@
 // What a batch is made of: a point in the triangle of pool, update and buffer, and where such runs end.
-import {
-  d3,
-  draggable,
-  drawing,
-  group,
-  hovered,
-  join,
-  points,
-  signed,
-  slider,
-  workbench,
-  write,
-} from "./common.js";
+import { percent, points, short, signed } from "./form.js";
+import { d3, drawing, group, handles, hovered, join, write } from "./plane.js";
+import { among, flag, optional, shares as sharesKind } from "./state.js";
+import { workbench } from "./workbench.js";
 
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
@@ -20,14 +11,14 @@ const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
 const VALUES = Object.keys(HEATS);
 const BAR = { width: 12, height: 96, parts: 24 };
 const whole = (value) => String(value).replace("-", "−");
-const inWords = (shares) => shares.map((share, k) => `${NAMES[k]} ${Math.round(100 * share)}%`).join(", ");
+const inWords = (shares) => shares.map((share, k) => `${NAMES[k]} ${percent(share)}`).join(", ");
 
-export function explore(el, { table, kernel, start }) {
+// What a state can be, what it means, and what is known of it.
+export function model(table) {
   const parts = table.parts;
   const grid = new Map(
     table.grid.map(({ at, value, half }) => [at.join(), { at: at.map((each) => each / parts), value, half }]),
   );
-  const known = (n) => [...grid.values()].filter((each) => each.value?.[n] != null);
   const third = [1 / 3, 1 / 3, 1 / 3];
 
   // Whole parts that sum to one: what rounding leaves over goes to the largest share. Thirds stay.
@@ -53,7 +44,7 @@ export function explore(el, { table, kernel, start }) {
       );
     }
     next.shares = rounded(next.shares);
-    if (next.varies) next.last = rounded(next.last ?? next.shares);
+    next.last = next.varies ? rounded(next.last ?? next.shares) : null;
     KEYS.forEach((key, k) => (next[key] = next.shares[k]));
     return next;
   }
@@ -91,15 +82,25 @@ export function explore(el, { table, kernel, start }) {
       label: usual && !varies ? "thirds" : from(shares) + (varies ? ` to ${from(last)}` : ""),
       sentence: `${inWords(shares)}${varies ? `, in the last update ${inWords(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
       changes,
-      parameters: Object.fromEntries(KEYS.map((key, k) => [key, Number(shares[k].toFixed(3))])),
+      parameters: [...["pool", "update", "buffer"].map((key, k) => [key, shares[k]]), ["stream_seed", 0]],
+      lacks: varies ? ["a change over the updates"] : [],
       predicted,
     };
   }
-  const from = (shares) => `P/D/B ${shares.map((share) => Math.round(100 * share)).join("/")}`;
+  const from = (shares) => `P/D/B ${shares.map((share) => short(100 * share)).join("/")}`;
 
   // Times that an image is seen: of the pool; in its own update; in the buffer, if it came first.
   const passes = (shares) => shares.map((share, k) => share * table.passes[k]);
 
+  const kinds = { shares: sharesKind, last: optional(sharesKind), varies: flag, heat: among(VALUES) };
+  return { settle, fields, describe, kinds, grid, rounded, passes };
+}
+
+export function explore(el, { table, kernel, start }) {
+  const parts = table.parts;
+  const about = model(table);
+  const { grid, rounded, passes } = about;
+  const known = (n) => [...grid.values()].filter((each) => each.value?.[n] != null);
   let drawn = "";
 
   // The triangle coloured by what runs came to, with lines of equal value, as far as there are runs.
@@ -167,7 +168,7 @@ export function explore(el, { table, kernel, start }) {
     join(group(svg, "mixtures"), "circle", runs)
       .attr("r", 3)
       .attr("transform", (d) => `translate(${at(d.shares)})`)
-      .on("click", (_, d) => change(d.state))
+      .on("click", (_, d) => change({ shares: d.state.shares, varies: false }))
       .call(hovered);
     join(group(svg, "marks"), "circle", pins)
       .attr("r", 9)
@@ -175,19 +176,17 @@ export function explore(el, { table, kernel, start }) {
       .attr("transform", (d) => `translate(${at(d.state.shares)})`);
     const ends = state.varies ? [state.shares, state.last] : [];
     join(group(svg, "way"), "path", [ends.map(at)]).attr("d", d3.line());
-    const handles = [
-      ...(state.varies ? [{ key: "last", shares: state.last, name: "Mixture of the last update" }] : []),
-      { key: "shares", shares: state.shares, name: state.varies ? "Mixture of the first update" : "Mixture" },
+    const ways = [
+      ...(state.varies ? [["last", state.last, "Mixture of the last update"]] : []),
+      ["shares", state.shares, state.varies ? "Mixture of the first update" : "Mixture"],
     ];
-    const made = join(group(svg, "handles"), "circle", handles)
-      .attr("r", 9)
-      .attr("class", (d) => d.key)
-      .attr("transform", (d) => `translate(${at(d.shares)})`);
-    slider(made, (d) => d.name, (d) => Math.round(100 * d.shares[0]), (d) => inWords(d.shares));
-    draggable(
-      made,
-      (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
-      (right, up, d) => {
+    const made = ways.map(([key, shares, name]) => {
+      const [x, y] = at(shares);
+      return { key, shares, name, x, y, now: Math.round(100 * shares[0]), words: inWords(shares) };
+    });
+    handles(group(svg, "handles"), made, 9, {
+      move: (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
+      nudge(right, up, d) {
         const next = [...d.shares];
         const other = up > 0 === d.shares[1] >= d.shares[2] ? 1 : 2; // keeps update and buffer near
         next[0] += up / parts;
@@ -195,7 +194,7 @@ export function explore(el, { table, kernel, start }) {
         if (!up) next[1] -= right / parts;
         if (d3.min(next) > -1e-9) change({ [d.key]: rounded(next) });
       },
-    );
+    });
     // how often an image is seen
     const seen = passes(state.shares);
     const rows = [
@@ -239,7 +238,7 @@ export function explore(el, { table, kernel, start }) {
 
   for (const run of table.runs) run.state = run.shares ? { shares: rounded(run.shares), varies: false } : {};
   const hint = "Drag the circle. A small white dot is a stored mixture.";
-  workbench(el, { table, kernel, start, name: "mixture", fields, picture, describe, settle, hint });
+  workbench(el, { table, kernel, start, name: "mixture", model: about, picture, hint });
 }
 
 // Labels that do not lie on an earlier one.

@@ -1,13 +1,19 @@
 // The learning rate over a stream: the curve of an update, the peaks of all, and where such runs end.
-import { axes, d3, draggable, drawing, group, join, short, slider, workbench } from "./common.js";
+import { percent, short } from "./form.js";
+import { axes, d3, drawing, group, handles, isHeld, join } from "./plane.js";
 import { drawable, durations, peaks, rates } from "./schedules.js";
+import { among, flag, listOf, within } from "./state.js";
+import { workbench } from "./workbench.js";
 
 const WIDTH = 0.35; // of the neighbourhood in which stored schedules predict, see `distance`
 const FAINT = 0.05; // weight of the nearest stored schedule below which nothing is predicted
 const PARTS = 4;
 const KEYS = ["name", "meta", "peak", "warmup", "cooldown", "level", "decay", "shift", "peaks"];
+const SHIFTS = [0, 400]; // steps
+const SHARES = ["warmup", "cooldown"];
 
-export function explore(el, { table, kernel, start }) {
+// What a state can be, what it means, and what is predicted for it.
+export function model(table) {
   const { curves, metas, tasks: T, steps: N } = table;
   const scheduleOf = (state) => Object.fromEntries(KEYS.map((key) => [key, state[key]]));
   const settingsOf = ({ name, meta }) => [...curves[name].settings, ...metas[meta].settings];
@@ -30,7 +36,7 @@ export function explore(el, { table, kernel, start }) {
     // 1 - 33 / 40 is 0.17500000000000004
     for (const key of ["warmup", "cooldown"]) next[key] = Number(next[key].toFixed(6));
     if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
-    if (next.lock && !("peak" in changes)) {
+    if (next.lock && !("peak" in changes) && (changes.lock || Number.isFinite(next.mean))) {
       const wanted = changes.lock ? d3.mean(ratesOf(next)) : next.mean;
       next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
     }
@@ -54,7 +60,7 @@ export function explore(el, { table, kernel, start }) {
       { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01 },
       uses.has("warmup") && { key: "warmup", label: "Warmup", ...share },
       uses.has("cooldown") && { key: "cooldown", label: "Cooldown", ...share },
-      uses.has("shift") && { key: "shift", label: "Shift, steps", range: [0, 400], step: 1 },
+      uses.has("shift") && { key: "shift", label: "Shift, steps", range: SHIFTS, step: 1 },
       uses.has("level") && { key: "level", label: "Level (multiple of the peak)", range: [0, 1], step: 0.01 },
       uses.has("decay") && { key: "decay", label: "Decay per update", range: [0, 1], step: 0.01 },
       { key: "lock", label: "Keep the mean rate" },
@@ -118,22 +124,56 @@ export function explore(el, { table, kernel, start }) {
       words: `The mean of stored schedules by how near they are, nearest ${guess.near.label}. Left out in turn, stored schedules are missed by ${misses.map((miss) => miss.toFixed(1)).join(" and ")} points.`,
     };
     const mean = d3.mean(values);
-    const meta = state.meta === "none" ? "" : `, meta ${state.meta}`;
     return {
-      label: `${state.name}${meta}, peak ${short(state.peak)}`,
+      label: labelOf(state, changes),
       sentence: `Mean rate ${short(mean)}, ${(mean / state.peak).toFixed(2)} of the peak; sum of all rates ${short(mean * T * N)}.`,
       changes,
-      parameters: { meta: state.meta, peak: short(state.peak) },
+      parameters: [["meta", state.meta], ["peak", state.peak], ["stream_seed", 0]],
+      lacks: [
+        ...(state.name === "rsqrt" ? [] : [`the curve ${state.name}`]),
+        ...Object.keys(changes)
+          .map((key) => key.split(".")[1])
+          .filter((key) => !["name", "meta", "peak"].includes(key)),
+      ],
       predicted,
     };
   }
+
+  // A label says the curve and its peak, and all else that is not as usual.
+  function labelOf({ name, meta, peak }, changes) {
+    const more = Object.entries(changes)
+      .map(([key, value]) => [key.split(".")[1], value])
+      .filter(([key]) => !["name", "meta", "peak"].includes(key))
+      .map(([key, value]) => `${key} ${SHARES.includes(key) ? percent(value) : [value].flat().map((each) => short(each)).join("/")}`);
+    return [name, ...(meta === "none" ? [] : [`meta ${meta}`]), `peak ${short(peak)}`, ...more].join(", ");
+  }
+
+  const kinds = {
+    name: among(Object.keys(curves)),
+    meta: among(Object.keys(metas)),
+    peak: within(table.ranges.peak),
+    shift: within(SHIFTS),
+    peaks: listOf(within([0, 1])),
+    lock: flag,
+    ...Object.fromEntries(["warmup", "cooldown", "level", "decay"].map((key) => [key, within([0, 1])])),
+  };
+  return { settle, fields, describe, kinds, ratesOf, scheduleOf };
+}
+
+export function explore(el, { table, kernel, start }) {
+  const { curves, metas, tasks: T, steps: N } = table;
+  const about = model(table);
+  const { ratesOf, scheduleOf } = about;
+  let most = 0; // of the rates that the axis has room for
 
   // Left the first update with its knees, right the whole stream with the peaks of its updates.
   function picture(place, state, change, pins) {
     const svg = drawing(place, 330, "The learning rate: of the first update, and over the stream", 640);
     const [width, height] = svg.property("extent");
     const own = ratesOf(state);
-    const most = Math.max(d3.max(own), ...pins.map((pin) => d3.max(ratesOf(pin.state))));
+    // the axis stays while a handle is held, or a peak would run away from its pointer
+    const highest = Math.max(d3.max(own), ...pins.map((pin) => d3.max(ratesOf(pin.state))));
+    most = isHeld() ? Math.max(most, highest) : highest;
     const split = 0.32 * width;
     const y = d3.scaleLinear([0, most * 1.08e3], [height - 44, 26]);
     const first = d3.scaleLinear([0, N], [44, split]);
@@ -162,16 +202,17 @@ export function explore(el, { table, kernel, start }) {
     const tops = peaks(scheduleOf(state), T, N, curves);
     const top = d3.max(own.subarray(0, N));
     const knees = [
-      { key: "peak", label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * top) },
+      { key: "peak", now: state.peak, label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * top) },
       settings.includes("cooldown") && {
         key: "cooldown",
+        now: C,
         label: `Cooldown ${C} steps`,
         x: first(N - C),
         y: y(1000 * own[Math.max(0, N - C - 1)]),
       },
-      settings.includes("warmup") && { key: "warmup", label: `Warmup ${W} steps`, x: first(W), y: y(0) },
+      settings.includes("warmup") && { key: "warmup", now: W, label: `Warmup ${W} steps`, x: first(W), y: y(0) },
     ].filter((knee) => knee);
-    const share = (place) => Math.min(1, Math.max(0, Math.round(first.invert(place)) / N));
+    const share = (at) => Math.min(1, Math.max(0, Math.round(first.invert(at)) / N));
     const moves = {
       peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * top) }),
       warmup: (px) => ({ warmup: share(px) }),
@@ -182,41 +223,37 @@ export function explore(el, { table, kernel, start }) {
       warmup: (right, up) => ({ warmup: Math.max(0, state.warmup + (right + up) / N) }),
       cooldown: (right, up) => ({ cooldown: Math.max(0, state.cooldown - (right - up) / N) }),
     };
-    const handles = group(svg, "handles")
-      .selectAll("circle.knee")
-      .data(knees, (d) => d.key)
-      .join("circle")
-      .attr("class", "knee")
-      .attr("r", 7);
-    labelled(handles.attr("cx", (d) => d.x).attr("cy", (d) => d.y));
-    draggable(
-      handles,
-      (px, py, d) => change(moves[d.key](px, py)),
-      (right, up, d) => change(nudges[d.key](right, up)),
-    );
+    const named = knees.map((d) => ({ ...d, name: d.label, words: d.label }));
+    handles(group(svg, "knees"), named, 7, {
+      move: (px, py, d) => change(moves[d.key](px, py)),
+      nudge: (right, up, d) => change(nudges[d.key](right, up)),
+    });
     // A dragged peak of one update makes the meta schedule free.
     const set = (t, value) => {
       const free = tops.map((each, k) => Number(Math.min(1, Math.max(0, k === t ? value : each)).toFixed(3)));
       change({ meta: "free", peaks: free });
     };
     const bars = tops.map((value, t) => ({
+      key: `update-${t + 1}`,
       t,
       value,
-      label: `Peak of update ${t + 1}, ${short(value)} of the highest`,
+      now: value,
+      least: 0,
+      most: 1,
+      name: `Peak of update ${t + 1}`,
+      words: `${short(value)} of the highest`,
+      x: x(t + (W + 0.5) / N),
+      y: y(1000 * state.peak * value),
     }));
-    const every = Math.ceil(12 / (x(1) - x(0))); // as many handles as do not touch
+    const every = Math.ceil(25 / (x(1) - x(0))); // as many handles as have room for a finger
     const isFixed = curves[state.name].overStream || !drawable(state.name, "free") || !metas.free;
-    const shown = isFixed ? [] : bars.filter(({ t }) => t % every === 0);
-    const dots = join(group(svg, "peaks"), "circle", shown).attr("r", 5);
-    labelled(dots.attr("cx", (d) => x(d.t + (W + 0.5) / N)).attr("cy", (d) => y(1000 * state.peak * d.value)));
-    draggable(
-      dots,
-      (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak),
-      (right, up, d) => set(d.t, d.value + 0.02 * (right + up)),
-    );
+    const dots = handles(group(svg, "peaks"), isFixed ? [] : bars.filter(({ t }) => t % every === 0), 5, {
+      move: (_, py, d) => set(d.t, y.invert(py) / 1000 / state.peak),
+      nudge: (_, up, d) => set(d.t, d.value + 0.02 * up),
+      led: ["ArrowLeft", "ArrowRight"],
+    });
+    dots.select(".finger").attr("r", 12.5);
   }
-
-  const labelled = (handles) => slider(handles, (d) => d.label, 0, (d) => d.label);
 
   // The same curve at a constant peak, and of the same mean rate.
   const twin = (state) => {
@@ -225,5 +262,5 @@ export function explore(el, { table, kernel, start }) {
   };
   const actions = [{ label: "Compare with its constant twin", to: twin }];
   const hint = "Drag a circle: a peak, the end of the warmup (on the axis), or the start of the cooldown.";
-  workbench(el, { table, kernel, start, name: "schedule", fields, picture, describe, settle, hint, actions });
+  workbench(el, { table, kernel, start, name: "schedule", model: about, picture, hint, actions });
 }

@@ -1,0 +1,314 @@
+"""The first screen: the same pictures and their names, update by update, for some ways to update.
+
+`compute_predictions` trains each way once, and `write_predictions` stores what the first screen
+shows of it. The site, JupyterLab's start page and README's picture are made from what is stored.
+"""
+
+import dataclasses
+import functools
+import html
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import cmp
+from cmp import evaluation, models
+from cmp.config import RunConfig
+from cmp.data import Corpus
+from cmp.files import parse_json, read_text, read_yaml, write_atomic
+from cmp.merging.rules import Weights
+from cmp.runs import launch
+from cmp.runs.runner import execute
+from lab import chapters, explorers, scrubber
+
+SHEET = chapters.BOOK / "first_screen.yaml"
+STORED = chapters.BOOK / "first_screen.json"
+PICTURE = chapters.BOOK / "forgetting.svg"
+SHOWN = 24
+SUBSET = 64
+"""Images of each dataset that are scored after each update."""
+KINDS = ("emoji-living", "emoji-things", "emoji-signs", "emoji-line")
+"""The datasets whose pictures are shown."""
+FORGETS, KEEPS = "at a normal rate", "recipe"
+"""The stops that README's picture shows beside each other."""
+
+
+def stop_configs() -> dict[str, RunConfig]:
+    """Return the run of each stop of the slider, by its name."""
+    sheet = read_yaml(SHEET)
+    found = {}
+    for stop in sheet["stops"]:
+        changes = sheet["all"] | stop["changes"]
+        found[stop["name"]] = explorers.changed_run(sheet["profile"], changes)
+    return found
+
+
+def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
+    """Yield the weights that are served before the stream and after each update.
+
+    Args:
+        run: A run without merging, or with EMA-Merge.
+        corpus: The embedded benchmark.
+    """
+    share, served = run.merging.weight, None
+    for trained in launch.task_end_weights(run, corpus):
+        if served is None or run.merging.policy == "none":
+            served = trained
+        else:
+            served = cmp.merge("interpolation", [trained, served], weights=(share, 1 - share))
+        yield served
+
+
+def predictions(run: RunConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[dict[str, float]]]:
+    """Return what a run's model calls old pictures before the stream and after each update.
+
+    Args:
+        run: The run, which is computed for this alone.
+        corpus: The embedded benchmark.
+
+    Returns:
+        A row per picture, index its corpus position: `truth`, and the answers in columns 0, 1, ...;
+        and A_KA and A_ZS at each of these moments.
+    """
+    network, columns, scores = models.create_model(run.model.name), dict[Any, pd.Series](), []
+    for update, served in enumerate(served_weights(run, corpus)):
+        network.load_state_dict(served)
+        found = evaluation.evaluate(network, run.model.name, corpus, subset=SUBSET)
+        kept = found.datasets.index[found.datasets["role"] == evaluation.ROLES["A_ZS"]]
+        hits = found.hits[found.hits["dataset"].isin(kept) & (found.hits["answer"] != "")]
+        columns[update] = hits.set_index("row")["answer"]
+        scores.append({key: round(found.summary()[key], 1) for key in ("A_KA", "A_ZS")})
+    table = pd.DataFrame(columns)
+    table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
+    return table, scores
+
+
+def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
+    """Choose emoji that new data alone loses: named right before the updates, and wrong after them.
+
+    Args:
+        names: What `predictions` returns for training on new data alone.
+        corpus: The embedded benchmark.
+
+    Returns:
+        The corpus positions of as many as are shown, from each dataset in turn, and how many are
+        lost. A picture whose name another one has is left out.
+    """
+    first, last = names.columns[1], names.columns[-1]
+    lost = names.index[names[first].eq(names["truth"]) & names[last].ne(names["truth"])]
+    datasets = corpus.table["dataset"].astype(str)
+    queues = {kind: [row for row in sorted(lost) if datasets[row] == kind] for kind in KINDS}
+    count, chosen, seen = sum(map(len, queues.values())), list[int](), set[str]()
+    for kind in itertools.cycle(KINDS):
+        if len(chosen) == SHOWN or not any(queues.values()):
+            return chosen, count
+        while queues[kind]:
+            row = queues[kind].pop(0)
+            if (truth := names.loc[row, "truth"]) not in seen:
+                seen.add(truth)
+                chosen.append(int(row))
+                break
+    raise AssertionError("the cycle does not end")
+
+
+def compute_predictions() -> dict[str, Any]:
+    """Train each stop of the slider once, and return what the first screen shows of it.
+
+    Returns:
+        `stops`: per stop its words, the `names` of the shown images after each update, `right`, how
+        many of all `scored` images are named right then, and the `scores`; `images`: the `truth` of
+        each; `sprite`: their pictures side by side, as an address; `rule`: how they were chosen.
+    """
+    corpus = cmp.load_data("embedded")
+    found = {name: predictions(run, corpus) for name, run in stop_configs().items()}
+    return first_table(found, corpus)
+
+
+def first_table(
+    found: Mapping[str, tuple[pd.DataFrame, list[dict[str, float]]]], corpus: Corpus
+) -> dict[str, Any]:
+    """Return the table of `compute_predictions` from what `predictions` returns for each stop."""
+    sheet, (alone, _) = read_yaml(SHEET), found[FORGETS]
+    rows, lost = shown_images(alone, corpus)
+    stops = []
+    for stop in sheet["stops"]:
+        names, scores = found[stop["name"]]
+        answers = names.drop(columns="truth")
+        stops.append(
+            {key: stop[key] for key in ("name", "stop", "label")}
+            | {"names": answers.loc[rows].to_numpy().tolist(), "scores": scores}
+            | {"right": answers.eq(names["truth"], axis=0).sum().tolist()}
+        )
+    rule = (
+        f"Shown are {len(rows)} of the {lost} emoji that training on new data alone loses, from "
+        "each dataset in turn, in the order of the data. So they do worse than others do. It is "
+        f"one stream of {len(stops[0]['scores']) - 1} updates. Each way to train has the learning "
+        "rate that was best for it in the book's longer runs, and 25% and 50% have that of 67%."
+    )
+    return {
+        "script": "scrubber",
+        "begins": [stop["name"] for stop in stops].index(sheet["begins"]),
+        "images": [{"truth": alone.loc[row, "truth"], "row": row} for row in rows],
+        "sprite": scrubber.sprite(corpus, rows),
+        "stops": stops,
+        "scored": len(alone),
+        "rule": rule,
+    }
+
+
+@functools.cache
+def stored_table() -> dict[str, Any]:
+    """Return the stored table of the first screen."""
+    return parse_json(read_text(STORED))
+
+
+def stop_names() -> dict[tuple[str, str], int]:
+    """Return the places of the stops that are published settings, by study and setting."""
+    sheet = read_yaml(SHEET)
+    stops = enumerate(sheet["stops"])
+    return {(sheet["study"], stop["setting"]): n for n, stop in stops if "setting" in stop}
+
+
+def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:
+    """Return what a run's model calls the shown pictures after its last update.
+
+    Args:
+        run: The run, which is computed for this alone.
+        corpus: The embedded benchmark.
+    """
+    rows = [image["row"] for image in stored_table()["images"]]
+    quiet = dataclasses.replace(run.evaluation, full=False, subset=1)
+    network = execute(dataclasses.replace(run, evaluation=quiet), corpus).model
+    hits = evaluation.evaluate(network, run.model.name, corpus, subset=SUBSET).hits
+    return hits[hits["answer"] != ""].set_index("row")["answer"].loc[rows].tolist()
+
+
+def first_explorer(**state: Any) -> explorers.Explorer:
+    """Explore which pictures a model still names right, by how much old data is replayed.
+
+    Args:
+        **state: What it begins with: `stop`, counted from 0, and `update`.
+
+    Returns:
+        The explorer.
+    """
+    still = {"text/html": f'<div data-explorer="first">{picture()}</div>'}
+    return explorers.Explorer("scrubber", stored_table(), still, state)
+
+
+# README's picture: a drawing that moves by itself, without a script
+
+COLUMNS, ROWS = 4, 3
+TILE, GAP, HEAD = (92, 74), 6, 46
+HOLD, ENDS = 0.9, 2.4
+"""Seconds for which a moment is shown, and the last one."""
+MOMENTS = (0, 1, 2, 3, 4, 5, 7, 10, 14)
+"""Updates that are shown, and the last one."""
+LONGEST = 15
+RIGHT, WRONG = "#0173b2", "#b04a00"
+
+
+def picture() -> str:
+    """Draw the same pictures with and without the recipe, update by update, as an animated SVG."""
+    table = stored_table()
+    stops = {stop["name"]: stop for stop in table["stops"]}
+    wide, high = COLUMNS * (TILE[0] + GAP) - GAP, ROWS * (TILE[1] + GAP) - GAP
+    width, height = 2 * wide + 44, HEAD + high + 34
+    titles = {FORGETS: "New data alone", KEEPS: "The recipe: replay and averaging"}
+    last = len(table["stops"][0]["scores"]) - 1
+    moments = [*(update for update in MOMENTS if update < last), last]
+    parts = [
+        _style(len(moments)),
+        f'<rect x="-14" y="-10" width="{width + 28}" height="{height + 20}" rx="10" fill="#fff"/>',
+    ]
+    for side, (name, title) in enumerate(titles.items()):
+        left = side * (wide + 44)
+        parts.append(f'<text class="title" x="{left}" y="18">{html.escape(title)}</text>')
+        parts += [
+            f'<text class="sum m{n}" x="{left}" y="38">after {update} updates: '
+            f"{stops[name]['scores'][update]['A_ZS']:.0f}% of what is old, "
+            f"{stops[name]['scores'][update]['A_KA']:.0f}% of what is new</text>"
+            for n, update in enumerate(moments)
+        ]
+        for place in range(COLUMNS * ROWS):
+            row, column = divmod(place, COLUMNS)
+            x, y = left + column * (TILE[0] + GAP), HEAD + row * (TILE[1] + GAP)
+            parts.append(_tile(table, stops[name], moments, place, x, y))
+    words = "Each picture was named right before the updates. Blue: right. Orange: a wrong name."
+    parts.append(f'<text class="sum" x="0" y="{height - 8}">{words}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="-14 -10 {width + 28} {height + 20}" width="{width + 28}" '
+        f'height="{height + 20}" role="img" '
+        f'aria-label="{ALT}">\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+ALT = (
+    "Twelve small pictures and their names, twice, update by update: with training on new data "
+    "alone all names become wrong, and with the recipe most stay right."
+)
+
+
+def _style(count: int) -> str:
+    """Return the style of the picture: the words of each of so many moments, in their turn."""
+    total = HOLD * (count - 1) + ENDS
+    lines = [
+        "text{font-family:system-ui,sans-serif;fill:#1d2329}.title{font-size:16px;font-weight:700}",
+        f".sum{{font-size:12px}}.n{{font-size:10.5px;text-anchor:middle}}.w{{fill:{WRONG}}}",
+        f".r{{fill:{RIGHT}}}.c{{fill:#fff;stroke:#d5dbe1}}",
+    ]
+    for n in range(count):
+        begin = 100 * n * HOLD / total
+        end = 100 * min(total, (n + 1) * HOLD if n < count - 1 else total) / total
+        shown = f"{begin:.2f}%,{end - 0.01:.2f}%{{opacity:1}}"
+        hidden = "0%{opacity:0}" if n else ""
+        before = f"{max(0.0, begin - 0.01):.2f}%{{opacity:0}}" if n else ""
+        after = f"{end:.2f}%,100%{{opacity:0}}" if n < count - 1 else ""
+        lines.append(f"@keyframes k{n}{{{hidden}{before}{shown}{after}}}")
+        lines.append(f".m{n}{{opacity:0;animation:k{n} {total:.1f}s linear infinite}}")
+    still = f".m{count - 1}{{animation:none;opacity:1}}"
+    others = ",".join(f".m{n}" for n in range(count - 1))
+    lines.append(f"@media (prefers-reduced-motion:reduce){{{others}{{animation:none}}{still}}}")
+    return f"<style>{''.join(lines)}</style>"
+
+
+def _tile(
+    table: dict[str, Any], stop: dict[str, Any], moments: list[int], place: int, x: int, y: int
+) -> str:
+    """Draw a picture, and its name at each moment; equal names that follow each other are one."""
+    truth, names = table["images"][place]["truth"], stop["names"][place]
+    wide, high = TILE
+    pixels = scrubber.one_picture(table["sprite"], place)
+    parts = [
+        f'<g transform="translate({x},{y})">',
+        f'<rect class="c" width="{wide}" height="{high}" rx="6"/>',
+        f'<image x="{wide / 2 - 20}" y="6" width="40" height="40" xlink:href="{pixels}" '
+        'style="image-rendering:pixelated"/>',
+    ]
+    for n, update in enumerate(moments):
+        name = names[update]
+        kind = "r" if name == truth else "w"
+        short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+        parts.append(
+            f'<g class="m{n}">'
+            f'<rect class="{kind}" y="{high - 4}" width="{wide}" height="4" rx="2"/>'
+            f'<text class="n {kind}" x="{wide / 2}" y="{high - 12}">{html.escape(short)}</text></g>'
+        )
+    return "".join(parts) + "</g>"
+
+
+def write_picture() -> Path:
+    """Draw README's picture from the stored predictions; return where it is."""
+    write_atomic(PICTURE, picture())
+    return PICTURE
+
+
+def write_predictions() -> Path:
+    """Compute the predictions of the first screen and store them; return where they are."""
+    write_atomic(STORED, json.dumps(compute_predictions(), ensure_ascii=False, indent=0) + "\n")
+    return STORED

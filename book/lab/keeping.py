@@ -1,0 +1,78 @@
+"""What a saved notebook keeps of its explorers, and how JupyterLab finds them again.
+
+A saved explorer is its still: HTML and a picture, which every reader of notebooks shows. The view
+of a live widget would be an error message there, since its model lives in a kernel. So the view is
+moved into the output's metadata when a notebook is saved, and put back when it is opened while the
+same process of its kernel is alive.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+MARK = "cmp"
+"""The key of an output's metadata under which the view waits, beside the kernel's process id."""
+
+
+def kernel_mark() -> dict[str, Any]:
+    """Return what an explorer's output says of the process that it was made in."""
+    return {MARK: {"process": os.getpid()}}
+
+
+def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the outputs of a notebook that explorers made."""
+    for cell in notebook.get("cells", ()):
+        for output in cell.get("outputs", ()):
+            if "process" in output.get("metadata", {}).get(MARK, {}):
+                yield output
+
+
+def keep_stills(model: Mapping[str, Any], **_: Any) -> None:
+    """Move the views of explorers out of a notebook that is about to be saved.
+
+    Args:
+        model: What a contents manager saves; changed in place.
+    """
+    if model.get("type") != "notebook" or not model.get("content"):
+        return
+    for output in _outputs(model["content"]):
+        if view := output["data"].pop(VIEW, None):
+            output["metadata"][MARK]["view"] = view
+
+
+def restore_views(notebook: Mapping[str, Any], process: int | None) -> None:
+    """Put the views of explorers back into a notebook whose kernel still has their models.
+
+    Args:
+        notebook: Its content; changed in place.
+        process: The process id of its kernel; None where it has no kernel.
+    """
+    for output in _outputs(notebook):
+        mark = output["metadata"][MARK]
+        if mark["process"] == process and "view" in mark:
+            output["data"][VIEW] = mark["view"]
+
+
+def contents_manager() -> type:
+    """Return JupyterLab's manager of files with `restore_views` for what is opened."""
+    from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+
+    class ExplorersManager(AsyncLargeFileManager):
+        async def get(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            model = await super().get(path, *args, **kwargs)
+            if model.get("type") == "notebook" and model.get("content"):
+                restore_views(model["content"], await self._kernel_process(path))
+            return model
+
+        async def _kernel_process(self, path: str) -> int | None:
+            """Return the process id of the kernel that a notebook has a session with."""
+            sessions = getattr(self.parent, "session_manager", None)
+            with contextlib.suppress(Exception):  # no session, or one that is just ending
+                session = await sessions.get_session(path=path.strip("/"))
+                kernel = self.parent.kernel_manager.get_kernel(session["kernel"]["id"])
+                return kernel.provisioner.pid
+            return None
+
+    return ExplorersManager

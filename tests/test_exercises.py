@@ -1,0 +1,112 @@
+"""Exercises: answers that are right, near or wrong, and the book's own answers, computed again."""
+
+import numpy as np
+import pytest
+
+import cmp
+import lab
+from cmp import mixtures, schedules
+from cmp.errors import CmpError
+from cmp.experiments import paper
+from cmp.files import read_yaml
+from lab import chapters, exercises
+
+SHEET = read_yaml(exercises.SHEET)
+CHECKED = SHEET["exercises"]
+
+
+@pytest.mark.parametrize("number", CHECKED)
+def test_the_right_answer_is_right_and_each_hint_is_said_of_its_mistake(number):
+    exercise = CHECKED[number]
+    assert lab.check(number, exercise["answer"]).word == "right"
+    assert str(lab.check(number, exercise["answer"])) == f"Right. {exercise['right']}"
+    for hint in exercise["hints"]:
+        verdict = lab.check(number, hint["answer"])
+        assert (verdict.word != "right", verdict.why) == (True, hint["say"])
+
+
+@pytest.mark.parametrize(
+    "number, answer, word",
+    [
+        ("05.1", 4, "right"), ("05.1", np.float32(4), "right"), ("05.1", np.array([4]), "right"),
+        ("05.1", 3.2, "near"), ("05.1", 40, "not yet"), ("05.1", "four", "not yet"),
+        ("05.1", True, "not yet"), ("05.1", None, "not yet"), ("05.1", [4, 4], "not yet"),
+        ("05.1", float("nan"), "not yet"),
+        ("03.2", (0.05, 0.0189), "right"), ("03.2", [0.06, 0.0189], "near"),
+        ("03.2", 0.05, "not yet"), ("03.2", np.array([0.3, 0.0]), "not yet"),
+        ("02.1", " Locked-Image ", "right"), ("02.1", "bitfit", "not yet"), ("02.1", 3, "not yet"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_right_near_or_wrong(number, answer, word):
+    verdict = lab.check(number, answer)
+    assert verdict.word == word and verdict.why
+    assert f'class="verdict {word.replace(" ", "-")}"' in verdict._repr_html_()
+
+
+def test_what_cannot_be_checked_is_refused_with_what_can():
+    with pytest.raises(CmpError, match=r"99\.9.*03\.2"):
+        lab.check("99.9", 1)
+    with pytest.raises(CmpError, match="03"):
+        lab.recall("99")
+
+
+def test_recall_questions_hide_their_answers():
+    for chapter, pairs in SHEET["recall"].items():
+        assert chapter in chapters.chapters()
+        shown = lab.recall(chapter)
+        for question, answer in pairs:
+            assert question in str(shown) and answer not in str(shown)
+        assert shown._repr_html_().count("<details>") == len(pairs)
+
+
+def test_texts_are_shown_as_they_are():
+    questions = exercises.Questions((("Is a < b in `x`?", "<script>"),))
+    assert "a &lt; b in <code>x</code>" in questions._repr_html_()
+    assert "<script>" not in questions._repr_html_()
+
+
+# the answers themselves
+
+
+def test_every_checked_exercise_stands_in_its_chapter():
+    for number in CHECKED:
+        chapter, exercise = number.split(".")
+        text = chapters.source_text(chapters.chapters()[chapter]).partition("\n## Exercises")[2]
+        assert f"\n{exercise}. " in text, number
+
+
+def answer(number):
+    return CHECKED[number]["answer"]
+
+
+def test_answers_of_schedules_and_merging():
+    w = np.linspace(0.001, 0.5, 5000)
+    left = w * (1 - w) ** 19
+    assert answer("03.2") == pytest.approx([w[left.argmax()], left.max()], abs=1e-4)
+    falling = cmp.Schedule("rsqrt", meta="rsqrt", peak=0.0016)
+    meta = schedules.learning_rates(falling, 20, 40).mean()
+    plain = schedules.learning_rates(cmp.Schedule("wsd", peak=1.0), 20, 40).mean()
+    assert answer("04.1") == pytest.approx(meta / plain, abs=1e-6)
+    peaks = np.sin(np.pi / (2 * (np.arange(20) + 1))) ** 2
+    assert answer("04.2") == int((peaks < 0.01).argmax()) + 1
+
+
+def test_the_answer_about_the_reservoir():
+    run = cmp.config.parse(cmp.config.profile("quick"))
+    draws = run.training.steps * run.training.batch / 3
+    assert answer("07.2") == pytest.approx(draws / 300, abs=0.01)
+    assert mixtures.batch_counts(run.mixture, batch=64, empty_buffer=False)[2] in (21, 22)
+
+
+def test_the_answer_about_budgets():
+    def ratio(method):
+        return [
+            paper.method_cost(model, 64, "full").step / paper.method_cost(model, 64, method).step
+            * paper.method_cost(model, 64, "full").memory
+            / paper.method_cost(model, 64, method).memory
+            for model in ("small", "ViT-B-16")
+        ]  # fmt: skip
+
+    methods = ("locked-image", "bitfit", "lora", "ewc", "locked-text")
+    gains = {name: large / small for name in methods for small, large in [ratio(name)]}
+    assert max(gains, key=gains.get) == answer("02.1")
