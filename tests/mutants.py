@@ -90,8 +90,8 @@ MUTANTS = {
     # mixtures
     "what is left of a batch goes to the last pools": Mutant(
         "cmp/mixtures.py",
-        "taking_part[: batch - sum(counts)]",
-        "taking_part[sum(counts) - batch :]",
+        "flatnonzero(shares)[: batch - counts.sum()]",
+        "flatnonzero(shares)[counts.sum() - batch :]",
         "test_mixtures",
     ),
     "an empty buffer's share goes to the pool": Mutant(
