@@ -387,7 +387,7 @@ def _make_read_only() -> None:
 
 
 TROUBLES: dict[str, Callable[[], None]] = {
-    "before the write": _die_instead(checkpoints, "save_file"),
+    "before the write": _die_instead(safetensors.torch, "save_file"),
     "half written": _die_half_written,
     "before the hash": _die_instead(files, "file_digest"),
     "before the rename": _die_instead(os, "replace"),

@@ -73,7 +73,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         ),
         (
             ["run", "quick", "model.name=local-dir:/no", "model.start=hub", "--device", "cpu"],
-            ["model.name", "not found"],
+            ["model.name", "no weights"],
         ),
         (
             ["run", "quick", "model.name=hf-hub:///", "model.start=hub", "--dry-run"],

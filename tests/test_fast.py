@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, mixtures, models, schedules, training
+from cmp import arithmetic, cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import compact, evaluate, gpu, networks, pictures, step, timing
 from cmp.bench.networks import FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
@@ -257,6 +257,7 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     for name, value in {"DEVICE": "cpu", "STEPS": 1, "RUN_STEPS": 2}.items():
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(compiling, "BACKEND", "eager")
+    monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: False)  # dynamo needs it
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
     monkeypatch.setattr(networks, "LARGE", "bench-nano")
     monkeypatch.setitem(timing.SIDE, "cpu", 64)

@@ -24,6 +24,7 @@ from cmp.experiments import preflight, results
 from cmp.files import SHORT_ID
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import from_keywords
+from cmp.runs.resolve import resolve_run
 from cmp.runs.runner import Observer
 from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
@@ -222,7 +223,7 @@ def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, m
     monkeypatch.setattr(processes, "local_slice", lambda count: slice(0, count))
     monkeypatch.setattr(checkpoints, "latest", lambda manager: saved[1])
     capsys.readouterr()
-    runs.compute_run(run_config, forked.small_corpus(), "cpu", ExecutionConfig(), True, None)
+    runs.compute_run(resolve_run(run_config), "cpu", ExecutionConfig(), True, None)
     assert capsys.readouterr() == ("", "")
 
 

@@ -17,7 +17,7 @@ peak: float = 0.5  # learning rate
 stream_seed: int = 0  # its stream
 """
 RUNS = """\
-from cmp.experiments import store
+from cmp.runs import store
 runs = {"thirds": store.load_run(RUN_IDS[stream_seed])}
 if stream_seed == 1:
     raise ValueError("no such stream")"""

@@ -18,6 +18,7 @@ import forked
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from forked import Child, Family, small_config, small_corpus, small_id
 from kill import Campaign, uninterrupted
@@ -483,7 +484,7 @@ class Disk:
         self.refused = set()
         for place, name in (
             *((os, name) for name in ("mkdir", "open", "fsync", "rename", "replace", "unlink")),
-            *((place, "save_file") for place in (checkpoints, models, store, pretraining)),
+            *((place, "save_file") for place in (safetensors.torch, models, store, pretraining)),
             *(
                 (builtins, "open"),
                 (io, "open"),

@@ -307,7 +307,7 @@ HARMLESS = [
     "import re\nre.compile('x')",
     "import torch\ntorch.compile(model)",
     "store.load('x')",
-    "from cmp.experiments import store\nstore.load('x')",
+    "from cmp.runs import store\nstore.load('x')",
     "loader.load(text)",
     "def load(x): ...\nload('x')",
     "import numpy as np\nnp.load('x')",

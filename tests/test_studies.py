@@ -172,7 +172,7 @@ def save_as(run_config, run):
     """Store a run under the id of a config."""
     content = identity.run_identity(run_config, small_corpus())
     run_id = identity.json_digest(content)
-    store.save_run(dataclasses.replace(run, id=run_id, content=content))
+    store.save_run(dataclasses.replace(run, id=run_id, identity=content))
 
 
 def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
