@@ -150,7 +150,7 @@ def register(
 
 def _add_foreign(option: Option) -> None:
     """Add an option that is not the package's own, or raise `CmpError` and leave all as it was."""
-    options = _options[option.kind]
+    options = options_of(option.kind)
     before = options.get(option.name)
     if before and not _is_redefined(before, option):
         owner = "the package" if is_own(before.module) else "another definition"

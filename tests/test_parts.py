@@ -138,7 +138,7 @@ def launch(folder, *arguments):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    command = ["-m", "torch.processes.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run(
         [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,

@@ -2,6 +2,7 @@
 
 import linecache
 import shutil
+import subprocess
 import sys
 import textwrap
 from importlib.metadata import EntryPoint
@@ -785,3 +786,30 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(CmpError, match=r"--plugin .*mine\.txt: .*must end in \.py"):
         load_plugin(tmp_path / "mine.txt")
+
+
+FIRST = """
+import cmp
+import cmp.registry
+
+def option(*arguments):
+    return 0.5
+
+for kind in cmp.registry.KINDS:
+    try:
+        cmp.register(kind, "mine", settings=["nothing"])(option)
+    except cmp.CmpError as error:
+        print(error)
+try:
+    cmp.register("schedule", "wsd")(option)
+except cmp.CmpError as error:
+    print(error)
+"""
+
+
+def test_a_process_may_begin_with_an_option_of_its_own():
+    """The package's own options, and the keys of all sections, are known by then."""
+    command = [sys.executable, "-c", FIRST]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 8 and all("key of section" in line for line in said[:7])
+    assert "the package has this name already" in said[7]
