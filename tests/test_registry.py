@@ -807,9 +807,10 @@ except cmp.CmpError as error:
 """
 
 
-def test_a_process_may_begin_with_an_option_of_its_own():
+def test_a_process_may_begin_with_an_option_of_its_own(tmp_path):
     """The package's own options, and the keys of all sections, are known by then."""
-    command = [sys.executable, "-c", FIRST]
+    (tmp_path / "first.py").write_text(FIRST)
+    command = [sys.executable, str(tmp_path / "first.py")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(said) == 8 and all("key of section" in line for line in said[:7])
     assert "the package has this name already" in said[7]
