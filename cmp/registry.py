@@ -168,7 +168,7 @@ def _add_foreign(option: Option) -> None:
         raise
 
 
-def options_of(kind: str) -> Mapping[str, Option]:
+def options_of(kind: str) -> dict[str, Option]:
     """Return the registered options of a kind by name, the package's own among them."""
     if kind not in KINDS:
         raise CmpError(_unknown("kind of option", kind, KINDS))
