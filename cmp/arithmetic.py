@@ -49,7 +49,10 @@ class ProductsInFp32(TorchDispatchMode):
 @functools.cache
 def lacks_bf16_kernels(kind: str) -> bool:
     """Return whether devices of a kind, such as "cpu", compute bf16 much more slowly than fp32."""
-    return kind == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if kind != "cpu":
+        return False
+    has_library = torch.backends.mkldnn.is_available()  # some builds are without it
+    return not (has_library and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def bf16_products(device: torch.device) -> contextlib.AbstractContextManager:

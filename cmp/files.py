@@ -411,7 +411,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the tree of keys in a YAML file.
 
     Raises:
-        CmpError: The file cannot be read or holds no keys.
+        CmpError: The file cannot be read, or has no keys at its top.
     """
     try:
         text = read_text(path, MAX_YAML_BYTES)
@@ -444,7 +444,7 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: It is no JSON, nested too deeply, or an object has a key twice.
+        ValueError: The text is not JSON or is nested too deeply, or an object has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)

@@ -204,7 +204,18 @@ class Execution:
     """Whether a step sees its whole batch at once."""
 
     def prepare(self, state: TrainState) -> None:
-        """Make a network ready, before its method prepares it."""
+        """Make a network ready, before its method prepares it.
+
+        Raises:
+            CmpError: Several processes compute this run; each would train by itself.
+        """
+        processes = torch.distributed
+        is_shared = processes.is_available() and processes.is_initialized()
+        if is_shared and processes.get_world_size() > 1:
+            raise CmpError(
+                "make_train_state: several processes compute this run; give "
+                "execution=cmp.scale.execution.ExecutionConfig()"
+            )
 
     def own_samples(self, batch: int) -> slice:
         """Return which of the samples of a batch this process loads."""
@@ -243,7 +254,7 @@ class UpdateMethod:
             network, fills `method_state`; draws by `cmp.seeds` only.
         begin_task: (state, task), before the task's first step, whatever weights it starts from.
         losses: (state, output), after each forward pass: terms by name that are added to the
-            contrastive loss. Of a batch that is seen in parts `output` has features alone.
+            contrastive loss. When a batch is seen in parts, `output` has its features only.
         whole_batch_reason: (section) -> why the method needs the whole batch at once, or "". A
             method with `losses` that does not say is taken to need it.
         optimizer: (section) -> a function that takes AdamW's arguments.

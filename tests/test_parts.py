@@ -266,6 +266,14 @@ def test_fisher_information_of_samples_is_refused_with_a_sigmoid(corpus, sigmoid
         trained(ExecutionConfig(), f"model.name={sigmoid}", "method.name=ewc")
 
 
+def test_the_plain_execution_refuses_several_processes(corpus, monkeypatch):
+    """Else each process would train by itself, and nothing would say so."""
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(CmpError, match="several processes compute this run"):
+        make_train_state(ranks.small(), corpus)
+
+
 def test_a_batch_that_cannot_be_dealt_is_refused(corpus, monkeypatch):
     monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
     with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):

@@ -20,6 +20,7 @@ from cmp.errors import CmpError, first_line
 from cmp.registry import Option, get_option
 from cmp.runs import store
 from cmp.runs.runner import evaluation_sizes
+from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
@@ -187,7 +188,8 @@ def _step_seconds(
     """Return the seconds of a step of the last task, and of the method's work at a task's end."""
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, budget=None)
     short = dataclasses.replace(run_config, training=training)
-    state = make_train_state(short, load_data(run_config.data), model, device)
+    corpus = load_data(run_config.data)
+    state = make_train_state(short, corpus, model, device, ExecutionConfig())
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
     def after_step(step: int, result: StepResult) -> None:

@@ -105,11 +105,11 @@ class ExecutionConfig(Execution):
     ) -> None:
         """Check a step before its weights change, without waiting for a card.
 
-        There the optimiser is told to leave weights and moments as they are if the step is not
-        finite, and the host looks at the answer during the next step, while the card is busy.
+        On a card, the optimiser itself skips a step that is not finite. The host learns of it
+        during the next step, while the card is busy.
 
         Args:
-            optimizer: What takes the step; it is waited for one that cannot be told.
+            optimizer: What takes the step. The host waits if it cannot skip one.
             finite: Whether the step is finite, bool [].
             report: Returns the error.
 

@@ -161,7 +161,7 @@ for _captions in ("short", "long"):
 def count_waits(lab: Lab) -> Values:
     """Count how often, and where, the host waits for the card in a step of a run."""
     run_config, corpus = lab.prepare(steps=8)
-    state = make_train_state(run_config, corpus, device=lab.device)
+    state = make_train_state(run_config, corpus, device=lab.device, execution=ExecutionConfig())
     pools = mixtures.task_pools(run_config, corpus)[TASK]
     switch = torch.cuda.set_sync_debug_mode if lab.device == "cuda" else lambda mode: None
     with warnings.catch_warnings(record=True) as seen:
@@ -219,7 +219,7 @@ def measure_large(lab: Lab) -> Values:
 def measure_checkpoint(lab: Lab) -> Values:
     """Save and restore the state of a run."""
     run_config, corpus = lab.prepare(steps=2)
-    state = make_train_state(run_config, corpus, device=lab.device)
+    state = make_train_state(run_config, corpus, device=lab.device, execution=ExecutionConfig())
     model, optimizer = state.model, create_optimizer(state)
     train_task(state, mixtures.task_pools(run_config, corpus)[TASK], TASK, optimizer=optimizer)
     with CheckpointManager("h100") as manager:
