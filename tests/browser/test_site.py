@@ -93,7 +93,7 @@ def test_every_page_is_whole_and_for_everybody(watched, address, pages):
         assert watched.evaluate(unsized) == [], path
     assert found == {}
     tables = {path.stem for path in (pages / "explorers" / "data").iterdir()}
-    assert names == tables | {"scrubber"}  # whose table is in its notebook
+    assert names == tables | {"scrubber", "path"}  # whose tables are in their notebooks
 
 
 def test_search_finds(watched, address):
