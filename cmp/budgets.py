@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import config, mixtures, models, training
 from cmp.config import Method, Model, RunConfig
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.losses import model_loss
 from cmp.models import Network
@@ -350,9 +351,18 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
     return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
 
 
+def settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
+    """Return the config that is computed: with the steps that its budget allows or its passes take,
+    and a mixture that its data can fill."""
+    fitted = mixtures.fit_mixture(apply_budget(run_config), corpus)
+    return mixtures.fit_steps(fitted, corpus)
+
+
 def total_steps(run_config: RunConfig) -> int:
-    """Return the steps of a run, over all tasks, that its budget allows."""
-    return run_config.stream.tasks * apply_budget(run_config).training.steps
+    """Return the steps of a run over all tasks, those of passes from its data."""
+    if run_config.training.passes is not None:
+        run_config = settle(run_config, load_data(run_config.data))
+    return sum(apply_budget(run_config).steps)
 
 
 def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:

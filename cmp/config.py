@@ -310,6 +310,10 @@ class Training:
 
     Attributes:
         steps: Optimiser steps per task. [steps]
+        passes: How often a task shows each of its new images, on average. It gives each task steps
+            of its own in place of `steps`, see `cmp.mixtures.fit_steps`.
+        task_steps: The steps of each task, in place of `steps`; beside `passes`, those of the first
+            tasks. [steps]
         batch: Samples per step. [samples]
         precision: The arithmetic of the forward pass.
         budget: What a task may cost, as a multiple of `steps` of full fine-tuning; the method's
@@ -321,9 +325,16 @@ class Training:
     """
 
     steps: Count = 40
+    passes: Annotated[float, Field(gt=0, le=100)] | None = None
+    task_steps: tuple[Count, ...] = ()
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
     budget: Multiple | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and (self.passes or self.task_steps):
+            key = "passes" if self.passes else "task_steps"
+            raise ValueError(f"budget {self.budget:g}: is a multiple of `steps`; leave out {key}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -397,7 +408,9 @@ class RunConfig:
     seeds: Seeds = _section(Seeds)
 
     def __post_init__(self) -> None:
-        self.schedule.durations(self.training.steps)
+        _check_steps(self)
+        for steps in sorted({*self.steps}):
+            self.schedule.durations(steps)
         _check_method(self)
         if self.schedule.is_over_stream and self.merging.policy != "none":
             raise ValueError(
@@ -408,13 +421,22 @@ class RunConfig:
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
             raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
-        idle = schedules.idle_task(self.schedule, self.stream.tasks, self.training.steps)
+        idle = schedules.idle_task(self.schedule, self.steps)
         if idle is not None:
             raise ValueError(
                 f"schedule {self.schedule.name!r} with meta {self.schedule.meta!r}: the learning "
-                f"rate is zero at every step of task {idle}, of {self.training.steps} steps; "
+                f"rate is zero at every step of task {idle}, of {self.steps[idle]} steps; "
                 "give tasks more steps, or choose another schedule"
             )
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of each task; with `training.passes` of the first tasks alone, until
+        `cmp.mixtures.fit_steps` has found the others."""
+        section = self.training
+        if section.task_steps or section.passes is not None:
+            return section.task_steps
+        return (section.steps,) * self.stream.tasks
 
     @property
     def carries_moments(self) -> bool:
@@ -446,6 +468,16 @@ class RunConfig:
             for option in options
             if option.sources
         }
+
+
+def _check_steps(config: RunConfig) -> None:
+    """Raise `ValueError` where the steps of tasks do not go with the rest of the config."""
+    section, tasks, known = config.training, config.stream.tasks, len(config.training.task_steps)
+    if known > tasks or (0 < known < tasks and section.passes is None):
+        raise ValueError(f"training.task_steps: {known} numbers for {tasks} tasks; give one each")
+    last = config.mixture.last or config.mixture.shares
+    if section.passes is not None and 0 in (config.mixture.update, last[1]):
+        raise ValueError(f"training.passes {section.passes:g}: batches hold no images of an update")
 
 
 def _check_method(config: RunConfig) -> None:

@@ -4,6 +4,7 @@ A batch mixes the pretraining pool P, the current update D and a buffer B of ear
 Every choice is a function of (config, task, step): nothing is carried along.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -27,6 +28,10 @@ from cmp.values import MAX_COUNT
 
 MANY_SAMPLES = 10_000
 """Up to which batches are tried one by one."""
+MIN_STEPS = 10
+"""The fewest steps of a task whose steps follow from `training.passes`."""
+MIN_BATCH = 2
+"""The fewest samples of a batch: its loss tells one from another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +43,19 @@ class Pools:
         update: The images that arrive in this task.
         buffer: Images of earlier tasks; empty in the first one.
         groups: The group number of each buffer image, where groups are drawn from equally often.
+        counts: How many samples of a batch come from pretraining pool, update and buffer.
     """
 
     pretraining: np.ndarray
     update: np.ndarray
     buffer: np.ndarray
     groups: np.ndarray | None = None
+    counts: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many images pretraining pool, update and buffer hold."""
+        return len(self.pretraining), len(self.update), len(self.buffer)
 
     @functools.cached_property
     def members(self) -> list[np.ndarray] | None:
@@ -164,11 +176,9 @@ def make_batch(
         side: Pixels per side of images that are decoded from files.
         local: The samples whose images are wanted, such as those of one process.
     """
-    seed, size = config.seeds.data, config.training.batch
-    mixture = config.mixture.at(task, config.stream.tasks)
-    counts = batch_counts(mixture, size, empty_buffer=len(pools.buffer) == 0)
-    rows = batch_rows(pools, counts, seed, task, step)
-    choice = numpy_generator("data/caption", seed, task, step).random(size)
+    seed = config.seeds.data
+    rows = batch_rows(pools, pools.counts, seed, task, step)
+    choice = numpy_generator("data/caption", seed, task, step).random(len(rows))
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
     if isinstance(corpus.images, Tensor):
@@ -178,7 +188,7 @@ def make_batch(
     else:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
-    return Batch(rows, images, torch.from_numpy(texts), replayed=counts[0])
+    return Batch(rows, images, torch.from_numpy(texts), replayed=pools.counts[0])
 
 
 class BatchLoader:
@@ -200,11 +210,11 @@ class BatchLoader:
         if self._next != (pools, task, step, local):
             sizes = {"side": self.side, "local": local}
             make = functools.partial(make_batch, config, self.corpus, pools, task, **sizes)
-            steps = range(step, max(config.training.steps, step + 1))
+            steps = range(step, max(config.steps[task], step + 1))
             self._batches = images.ahead(make, steps, self.device)
         batch = next(self._batches)
         self._next = (pools, task, step + 1, local)
-        if step + 1 >= config.training.steps:
+        if step + 1 >= config.steps[task]:
             self._next, self._batches = None, iter(())
         return batch
 
@@ -269,7 +279,7 @@ class MixtureSampler(Sampler[list[int]]):
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
     """Return the largest batch up to `batch` that asks no pool for more than it holds."""
-    sizes = (len(pools.pretraining), len(pools.update), len(pools.buffer))
+    sizes = pools.sizes
 
     def fits(candidate: int) -> bool:
         counts = batch_counts(mixture, candidate, empty_buffer=sizes[2] == 0)
@@ -299,6 +309,51 @@ def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     return parse(tree, "data without a set of role pool")
 
 
+def small_counts(
+    mixture: Mixture, batch: int, sizes: tuple[int, int, int], passes: float
+) -> tuple[int, int, int]:
+    """Return how many samples of a batch come from (P, D, B), where `training.passes` gives each
+    task its steps.
+
+    They are those of `batch_counts` as long as the pools hold them. Of an update that is so small
+    that `MIN_STEPS` would show it too often, a batch takes fewer images; buffer and pool fill it
+    up, in the ratio of their shares and as far as they can, then the update. A batch that all of
+    them cannot fill is smaller.
+
+    Args:
+        mixture: The config section, of one task.
+        batch: Samples per batch.
+        sizes: How many images pool, update and buffer hold.
+        passes: How often the task shows each image of the update, on average.
+    """
+    held_p, held_d, held_b = sizes
+    p, d, b = batch_counts(mixture, batch, empty_buffer=held_b == 0)
+    new = min(d, held_d, math.ceil(passes * held_d / MIN_STEPS))
+    if new == d and p <= held_p and b <= held_b:
+        return p, d, b
+    open_p, open_b = held_p * (p > 0), held_b * (b > 0)
+    wanted_p = round((batch - new) * p / max(p + b, 1))
+    b = min(batch - new - min(wanted_p, open_p), open_b)
+    p = min(batch - new - b, open_p)
+    return p, min(batch - p - b, held_d), b
+
+
+def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """Return the config with the steps that `training.passes` gives each task.
+
+    A task shows each image of its update that often on average, rounded up, and has `MIN_STEPS`
+    steps at least. Tasks whose steps `training.task_steps` gives keep them.
+    """
+    passes, known = config.training.passes, config.training.task_steps
+    if passes is None or len(known) == config.stream.tasks:
+        return config
+    pools = task_pools(config, corpus)[len(known) :]
+    wanted = (math.ceil(passes * len(each.update) / each.counts[1]) for each in pools)
+    tree = config.to_dict()
+    tree["training"]["task_steps"] = [*known, *(max(MIN_STEPS, steps) for steps in wanted)]
+    return parse(tree, f"training.passes: {passes:g}")
+
+
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
     """Return what each task may draw from, see also `fit_mixture`.
 
@@ -324,17 +379,39 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         history = buffer_history(updates[:task], labels)
         kept, groups = keep(history, mixture.capacity, seed)
         pools.append(Pools(replayed, update, history.rows[kept], groups))
-    batch = config.training.batch
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
+    return [
+        dataclasses.replace(each, counts=counts)
+        for each, counts in zip(pools, _task_counts(config, pools, shares), strict=True)
+    ]
+
+
+def _task_counts(
+    config: RunConfig, pools: list[Pools], shares: list[Mixture]
+) -> list[tuple[int, int, int]]:
+    """Return the samples of a batch from (P, D, B) in each task; refuse what pools cannot give."""
+    batch, passes = config.training.batch, config.training.passes
     has_none = [len(each.buffer) == 0 for each in pools]
     check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
+    if passes is not None:
+        counts = [
+            small_counts(mixture, batch, each.sizes, passes)
+            for mixture, each in zip(shares, pools, strict=True)
+        ]
+        if (least := min(map(sum, counts))) < MIN_BATCH:
+            task = [*map(sum, counts)].index(least)
+            raise CmpError(
+                f"training.passes: task {task} has {least} images to learn from, and a loss that "
+                f"compares them needs {MIN_BATCH}; give it more, or a pool to replay"
+            )
+        return counts
     largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
         raise CmpError(
             f"training.batch: {batch} takes more samples of a pool than it holds; "
             f"training.batch={largest} fits this stream and mixture"
         )
-    return pools
+    return list(map(batch_counts, shares, [batch] * len(pools), has_none))
 
 
 @functools.lru_cache(maxsize=32)

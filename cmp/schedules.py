@@ -130,7 +130,7 @@ class TaskSchedule:
     Attributes:
         schedule: The config section.
         t: The task's number, from 0.
-        steps: Optimiser steps of every task of the stream.
+        steps: Optimiser steps of every task of the stream, of later ones as far as they are known.
         peak: The task's peak as a multiple of `schedule.peak`.
 
     Example:
@@ -195,12 +195,12 @@ def cosine(task: TaskSchedule, n: int) -> float:
     """Return half a cosine from the peak to the floor at the last step.
 
     With meta schedule "cosine-dynamic" it is the part in this task of one half cosine that is
-    stretched over all tasks so far.
+    stretched over all tasks so far, each of which counts alike.
     """
     length, step = task.N - task.warmup, n - task.warmup + 1
     if task.schedule.meta != "cosine-dynamic":
         return _above_floor(task.peak * _half_cosine(step, length))
-    before = task.sum_before(lambda N, W, C: N - W)
+    before = task.t * length
     return _above_floor(_half_cosine(before + step, before + length))
 
 
@@ -217,9 +217,11 @@ def rsqrt(task: TaskSchedule, n: int) -> float:
 
 def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
     """Return `rsqrt` without its cooldown; with meta schedule "rsqrt-recovered" the decay goes on
-    from task to task, and neither warmups nor cooldowns count as its steps."""
+    from task to task, neither warmups nor cooldowns count as its steps, and its unit is the warmup
+    of the first task."""
     unit, shift = max(task.warmup, 1), task.schedule.shift
     if task.schedule.meta == "rsqrt-recovered":
+        unit = max(task.durations(0)[0], 1)
         shift += task.sum_before(lambda N, W, C: N - C - W)
     return _above_floor(task.peak * math.sqrt(unit / (n - task.warmup + unit + shift)))
 
@@ -270,28 +272,36 @@ def meta_none(task: TaskSchedule) -> float:
 @register("meta_schedule", "cosine")
 def meta_cosine(task: TaskSchedule) -> float:
     """Return where a half cosine that is stretched over all tasks so far stands at the task's
-    start."""
+    start. Tasks count alike, as if each had the steps of the first one."""
+    return _peak_of_cosine(task, task.steps[0] - task.durations(0)[0])
+
+
+@register("meta_schedule", "cosine-dynamic", curve="cosine")
+def meta_cosine_dynamic(task: TaskSchedule) -> float:
+    """Return the same of the half cosine that "cosine" then follows through the task."""
+    return _peak_of_cosine(task, task.N - task.warmup)
+
+
+def _peak_of_cosine(task: TaskSchedule, length: int) -> float:
     if task.t == 0:
         return 1.0
-    before = task.sum_before(lambda N, W, C: max(N - W, 1))
-    return _half_cosine(before + 1, before + max(task.N - task.warmup, 1))
-
-
-register("meta_schedule", "cosine-dynamic", curve="cosine")(meta_cosine)
+    return _half_cosine(task.t * max(length, 1) + 1, (task.t + 1) * max(length, 1))
 
 
 @register("meta_schedule", "rsqrt")
 def meta_rsqrt(task: TaskSchedule) -> float:
-    """Return where 1 / sqrt(steps), its warmup stretched as well, stands at the task's start."""
-    unit = max(task.warmup, 1)
+    """Return where 1 / sqrt(steps), its warmup stretched as well, stands at the task's start. Its
+    unit is the warmup of the first task."""
+    unit = max(task.durations(0)[0], 1)
     units = task.sum_before(lambda N, W, C: max(W, 1)) + unit
     return math.sqrt(units / (task.sum_before(lambda N, W, C: N) + unit))
 
 
 @register("meta_schedule", "rsqrt-continued")
 def meta_rsqrt_continued(task: TaskSchedule) -> float:
-    """Return where one 1 / sqrt(steps) over the stream stands, warmups and cooldowns left out."""
-    unit = max(task.warmup, 1)
+    """Return where one 1 / sqrt(steps) over the stream stands, warmups and cooldowns left out. Its
+    unit is the warmup of the first task."""
+    unit = max(task.durations(0)[0], 1)
     passed = task.sum_before(lambda N, W, C: N - C - max(W, 1)) + unit
     return math.sqrt(unit / max(passed, unit))
 
@@ -371,22 +381,20 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
-def idle_task(schedule: Schedule, tasks: int, steps: int) -> int | None:
+def idle_task(schedule: Schedule, steps: tuple[int, ...]) -> int | None:
     """Return the first task whose learning rate is zero throughout, None where all tasks learn.
 
     Args:
         schedule: The config section.
-        tasks: Tasks of the stream, of which the first `CHECKED_TASKS` are looked at.
-        steps: Steps of each task.
+        steps: Steps of each task, of which the first `CHECKED_TASKS` are looked at.
     """
     options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
-    return _idle_task(schedule, min(tasks, CHECKED_TASKS), steps, *options)
+    return _idle_task(schedule, steps[:CHECKED_TASKS], *options)
 
 
 @functools.lru_cache(maxsize=4096)
-def _idle_task(schedule: Schedule, tasks: int, steps: int, *options: Option) -> int | None:
-    every = (steps,) * tasks  # the options are part of the key, as another may get the name
-    for t in range(tasks):
+def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> int | None:
+    for t, steps in enumerate(every):  # the options are in the key, as another may get the name
         rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
         if not any(schedule.peak * rate(step) for step in probes):

@@ -108,9 +108,9 @@ def train_task(
         ...     cmp.train_task(state, pools, task)
     """
     config, method, execution = state.config, state.method, state.execution
-    steps = config.training.steps
-    rates = schedules.task_rates(config.schedule, (steps,) * config.stream.tasks, task)
-    own_samples = execution.own_samples(config.training.batch)
+    steps = config.steps[task]
+    rates = schedules.task_rates(config.schedule, config.steps, task)
+    own_samples = execution.own_samples(sum(pools.counts))
     set_train_mode(state.model)
     if first == 0 and not config.carries_moments:
         vars(state).pop("optimizer", None)
@@ -122,14 +122,15 @@ def train_task(
         batch = state.loader.batch(pools, task, step, own_samples)
         after_step(step, train_step(state, optimizer, batch, task, step, rates[step]))
 
-    def encode_step(step: int) -> ForwardOutput:
-        return encode_batch(state, state.loader.batch(pools, task, step), task, step)
+    def encode_further(number: int) -> ForwardOutput:
+        batch = state.loader.batch(pools, task, steps + number)
+        return encode_batch(state, batch, task, steps + number)
 
     execution.wait()
     for layer in batch_norms(state.model):  # a measurement leaves their statistics alone
         layer.eval()
     with execution.outside_steps():
-        method.end_task(state, encode_step)
+        method.end_task(state, encode_further)
     check_weights_finite(state, task, steps)
 
 
@@ -240,7 +241,7 @@ class Execution:
         return contextlib.nullcontext()
 
 
-EncodeStep = Callable[[int], ForwardOutput]
+EncodeFurther = Callable[[int], ForwardOutput]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
 
@@ -260,9 +261,9 @@ class UpdateMethod:
         optimizer: (section) -> a function that takes AdamW's arguments.
         after_backward: (state), when the gradients are there, before they are clipped.
         step: (state, optimizer), when they are clipped.
-        end_task: (state, encode_step), after the task's last step; `encode_step(step)` passes any
-            batch of the task through the network. Batch norms use their statistics there and
-            leave them alone.
+        end_task: (state, encode_further), after the task's last step; `encode_further(n)` passes
+            further batches of the task through the network, n = 0, 1, ... Batch norms use their
+            statistics there and leave them alone.
 
     Example:
         >>> def freeze_text(state):
@@ -277,7 +278,7 @@ class UpdateMethod:
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
-    end_task: Callable[[TrainState, EncodeStep], None] = lambda state, encode_step: None
+    end_task: Callable[[TrainState, EncodeFurther], None] = lambda state, encode_further: None
 
 
 @dataclass(frozen=True)

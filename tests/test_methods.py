@@ -205,14 +205,15 @@ def test_without_strength_a_penalty_is_full_fine_tuning_to_the_bit(settings):
     assert run_losses(*settings, "method.strength=1e6") != full
 
 
-def make_encode_step(state):
-    """What passes any batch of the first task through the network, as `train_task` does."""
+def make_encode_further(state):
+    """What passes further batches of the first task through the network, as `train_task` does."""
     pools = mixtures.task_pools(state.config, state.corpus)[0]
 
-    def encode_step(step):
+    def encode_further(number):
+        step = state.config.steps[0] + number
         return encode_batch(state, state.loader.batch(pools, 0, step), 0, step)
 
-    return encode_step
+    return encode_further
 
 
 def test_fisher_by_hand():
@@ -223,13 +224,13 @@ def test_fisher_by_hand():
         run_config = small("method.name=ewc", f"method.fisher={kind}", "method.batches=1",
                        "method.gamma=0.5", "training.precision=fp32")  # fmt: skip
         state = make_train_state(run_config, forked.small_corpus())
-        encode_step = make_encode_step(state)
+        encode_further = make_encode_further(state)
         for name in trainable_parameters(state.model):
             state.method_state[f"importance/{name}"] += 1.0
-        ewc.end_task(state, encode_step)
-        states[kind] = (state, encode_step)
-    for kind, (state, encode_step) in states.items():
-        output = encode_step(state.config.training.steps)
+        ewc.end_task(state, encode_further)
+        states[kind] = (state, encode_further)
+    for kind, (state, encode_further) in states.items():
+        output = encode_further(0)
         scale = state.model.logit_scale
         logits = scale.exp() * output.image @ output.text.T
         rows = torch.arange(len(logits))

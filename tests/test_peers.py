@@ -94,7 +94,7 @@ def forward(model, x):
     return ForwardOutput(image, text, x, x, torch.arange(len(x)))
 
 
-def encode_step_of(state, task):
+def encode_further_of(state, task):
     """What passes the batches of a task through the network, again after the last."""
     batches = peers.samples(task).split(peers.BATCH)
     return lambda step: forward(state.model, batches[step % len(batches)])
@@ -105,7 +105,7 @@ def train_task(state, optimizer, task):
     state.method.begin_task(state, task)
     parameters, of_penalty = dict(state.model.named_parameters()), {}
     for step in range(peers.BATCHES):
-        output = encode_step_of(state, task)(step)
+        output = encode_further_of(state, task)(step)
         optimizer.zero_grad()
         budgets.total_loss(state, output).backward()
         state.method.after_backward(state)
@@ -115,7 +115,7 @@ def train_task(state, optimizer, task):
         for name, p in parameters.items():
             moved = state.config.method.get("strength") * pull[name] * (before[name] - p.detach())
             of_penalty[name] = of_penalty.get(name, 0) + moved
-    state.method.end_task(state, encode_step_of(state, task))
+    state.method.end_task(state, encode_further_of(state, task))
     return of_penalty
 
 
@@ -146,7 +146,7 @@ def test_the_fisher_information_of_samples_is_avalanches_for_batches_of_one(monk
     found, fishers = load("avalanche"), {}
     for kind in ("sample", "batch"):
         state = make_state("ewc", fisher=kind, batches=1, gamma=1.0)
-        state.method.end_task(state, encode_step_of(state, 0))
+        state.method.end_task(state, encode_further_of(state, 0))
         fishers[kind] = kept(state, "importance")
     assert_agree(fishers["sample"], below(found, "ewc/sample"))
     assert distance(fishers["batch"], fishers["sample"]) > 0.5
@@ -198,7 +198,7 @@ def test_on_gradient_descent_the_path_is_what_mammoth_adds_up():
         optimizer, squares = kind(state.model.parameters(), lr=1 / 16), {}
         state.method.begin_task(state, 0)
         for step in range(peers.BATCHES):
-            output = encode_step_of(state, 0)(step)
+            output = encode_further_of(state, 0)(step)
             optimizer.zero_grad()
             budgets.total_loss(state, output).backward()
             state.method.after_backward(state)

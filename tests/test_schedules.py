@@ -164,14 +164,16 @@ def test_a_scheduler_walks_through_unequal_tasks_and_stays_at_the_last_rate(name
 
 
 def test_unequal_tasks_by_hand():
-    """Each task warms up and cools down by its own length; the stretched curves count all steps."""
+    """Each task warms up and cools down by its own length; to the stretched cosine tasks count
+    alike, whatever their steps."""
     wsd = Schedule("wsd", peak=1.0, warmup=0.5, cooldown=0.25)
     rates = [[schedules.learning_rate(wsd, (4, 8), t, n) for n in range((4, 8)[t])] for t in (0, 1)]
     assert rates == [[0.5, 1, 1, 1], [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]]
     steps, schedule = (200, 50, 120), Schedule("cosine", "cosine-dynamic", 1.0, warmup=0.1)
-    for task, before in ((0, 0), (1, 180), (2, 225)):
+    for task in range(3):
         length = 0.9 * steps[task]
-        curve = (1 + np.cos(np.pi * (before + np.arange(1, length + 1)) / (before + length))) / 2
+        passed = (task + np.arange(1, length + 1) / length) / (task + 1)
+        curve = (1 + np.cos(np.pi * passed)) / 2
         rates = [
             schedules.learning_rate(schedule, steps, task, n)
             for n in range(steps[task] // 10, steps[task])
@@ -183,6 +185,32 @@ def test_unequal_tasks_by_hand():
         assert trunk[int(0.9 * count) - 1] == pytest.approx(0.4)
         assert trunk[-1] == pytest.approx(0.4 / (0.1 * count))
     assert schedules.learning_rate(infinite, steps, 1, 0) == pytest.approx(0.4)
+
+
+TENS = st.lists(st.integers(1, 30).map(lambda tens: 10 * tens), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize("meta", ["cosine", "rsqrt", "rsqrt-continued", "geometric"])
+@given(steps=TENS)
+def test_no_update_is_large_enough_to_raise_the_peak(meta, steps):
+    """A long update after short ones once got a higher peak than they had."""
+    curve = Schedule("cosine", meta, 1.0, warmup=0.1)
+    tasks = [schedules.TaskSchedule(curve, t, tuple(steps)) for t in range(len(steps))]
+    peaks = [registry.get_option("meta_schedule", meta).value(task) for task in tasks]
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(peaks))
+    assert peaks[0] == 1
+
+
+@given(case=any_schedule(), steps=TENS)
+def test_what_comes_later_moves_no_rate(case, steps):
+    schedule, _ = case
+    if "peaks" in registry.get_option("meta_schedule", schedule.meta).settings:
+        return
+    try:
+        known = schedules.task_rates(schedule, steps[:-1], len(steps) - 2)
+    except ValueError:  # a task is too short for what this schedule warms up
+        return
+    assert known == schedules.task_rates(schedule, steps, len(steps) - 2)
 
 
 def test_a_stream_of_one_number_has_no_end():
@@ -389,7 +417,7 @@ def test_a_task_is_called_idle_where_it_learns_nothing(case):
     schedule, steps = case
     rates = schedules.learning_rates(schedule, TASKS, steps)
     idle = [task for task in range(TASKS) if not rates[task].any()]
-    assert schedules.idle_task(schedule, TASKS, steps) == (idle[0] if idle else None)
+    assert schedules.idle_task(schedule, (steps,) * TASKS) == (idle[0] if idle else None)
 
 
 @pytest.mark.defect

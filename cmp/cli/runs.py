@@ -282,12 +282,12 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
     checks = preflight.check_run(run_config, device, execution)
     has_data = checks[0].state == preflight.PRESENT
     corpus = preflight.load_run_data(run_config) if has_data else None
-    fitted = mixtures.fit_mixture(run_config, corpus) if corpus else run_config
+    fitted = budgets.settle(run_config, corpus) if corpus else run_config
     typer.echo("\n".join(preflight.describe_run(fitted)))
     if corpus:
         columns = ("dataset", "role", "classes", "train", "validation", "test")
         shared.print_table(columns, preflight.count_images(corpus))
-        pools = mixtures.task_pools(budgets.apply_budget(fitted), corpus)
+        pools = mixtures.task_pools(fitted, corpus)
         report = statistics.stream_report(run_config, corpus)
         passes = ", ".join(f"{number:.1f}" for number in report["passes"])
         typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")

@@ -80,7 +80,7 @@ def check_device(device: str) -> None:
 def training_flops(run_config: RunConfig) -> float:
     """Return the FLOPs of a run's training, without evaluations."""
     run_config, cost = budgets.apply_budget(run_config), budgets.method_cost(run_config)
-    return run_config.stream.tasks * (run_config.training.steps * cost.step + cost.end)
+    return sum(steps * cost.step + cost.end for steps in run_config.steps)
 
 
 def device_name(device: str) -> str:
@@ -186,7 +186,8 @@ def _step_seconds(
     run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at a task's end."""
-    training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, budget=None)
+    open_ended = {"budget": None, "passes": None, "task_steps": ()}
+    training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, **open_ended)
     short = dataclasses.replace(run_config, training=training)
     corpus = load_data(run_config.data)
     state = make_train_state(short, corpus, model, device, ExecutionConfig())

@@ -275,7 +275,7 @@ def _check_browser() -> Check:
 def describe_run(run_config: RunConfig) -> list[str]:
     """Return what a run would do, line by line: its steps, its batches and what they cost."""
     tasks, batch = run_config.stream.tasks, run_config.training.batch
-    steps = budgets.apply_budget(run_config).training.steps
+    steps = budgets.apply_budget(run_config).steps
     paper_steps = paper.table4_steps(run_config)
     is_paper = paper_steps and run_config.data == "fomo"
     rule = f" (the paper's rule gives {paper_steps})" if is_paper else ""
@@ -283,10 +283,11 @@ def describe_run(run_config: RunConfig) -> list[str]:
     first = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=True)
     cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)
     adjusted = budgets.make_budget(0.0, cost, full)
-    total = tasks * (steps * adjusted.step + adjusted.end)
+    total = sum(each * adjusted.step + adjusted.end for each in steps)
+    each = " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
     is_foreign = run_config.model.name not in embedded_models.NAMES
     return [
-        f"{tasks} tasks of {steps} steps{rule}, {tasks * steps} in all",
+        f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in all",
         f"batches of {batch}: {pool} of the pretraining pool, {update} of the update, {buffer} of "
         f"the buffer; {first[0]} and {first[1]} in the first task, which has none",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "

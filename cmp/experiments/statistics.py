@@ -96,14 +96,11 @@ def _words(text: str) -> str:
 
 def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
     """Return how often each task of a run shows each image of the corpus, [tasks, images]."""
-    config = mixtures.fit_mixture(budgets.apply_budget(config), corpus)
-    mixture, seed, training = config.mixture, config.seeds.data, config.training
+    config = budgets.settle(config, corpus)
     counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(config, corpus)):
-        now, is_first = mixture.at(task, config.stream.tasks), len(pools.buffer) == 0
-        per_pool = mixtures.batch_counts(now, training.batch, empty_buffer=is_first)
-        for step in range(training.steps):
-            rows = mixtures.batch_rows(pools, per_pool, seed, task, step)
+        for step in range(config.steps[task]):
+            rows = mixtures.batch_rows(pools, pools.counts, config.seeds.data, task, step)
             np.add.at(counts[task], rows, 1)
     return counts
 
@@ -115,14 +112,11 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
         A row per task, from 1: `classes`, `datasets` and `images` that arrive, `buffer` (images in
         it) and `passes` (how often the task goes over its own images).
     """
-    rows, config = [], mixtures.fit_mixture(budgets.apply_budget(config), corpus)
+    rows, config = [], budgets.settle(config, corpus)
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
     pools_of = mixtures.task_pools(config, corpus)
     for task, (block, pools) in enumerate(zip(blocks, pools_of, strict=True)):
-        batch, is_first = config.training.batch, len(pools.buffer) == 0
-        mixture = config.mixture.at(task, config.stream.tasks)
-        _, update, _ = mixtures.batch_counts(mixture, batch, empty_buffer=is_first)
-        passes = config.training.steps * update / max(len(pools.update), 1)
+        passes = config.steps[task] * pools.counts[1] / max(len(pools.update), 1)
         datasets = len({entry.partition("+++")[0] for entry in block})
         rows.append((len(block), datasets, len(pools.update), len(pools.buffer), passes))
     index = pd.RangeIndex(1, len(rows) + 1, name="task")

@@ -19,7 +19,7 @@ from cmp.errors import CmpError
 from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.methods import importance
 from cmp.registry import register
-from cmp.training import EncodeStep, Features, ForwardOutput, TrainState, UpdateMethod
+from cmp.training import EncodeFurther, Features, ForwardOutput, TrainState, UpdateMethod
 
 Gradients = Iterator[tuple[Tensor, ...]]
 
@@ -77,12 +77,11 @@ def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
-def end_task(state: TrainState, encode_step: EncodeStep) -> None:
+def end_task(state: TrainState, encode_further: EncodeFurther) -> None:
     """Measure the Fisher information of this task and add it to that of the tasks before."""
     config, total, count = state.config, None, 0
-    first = config.training.steps
-    for step in range(first, first + config.method.get("batches")):
-        samples = FISHERS[config.method.fisher](state, functools.partial(encode_step, step))
+    for number in range(config.method.get("batches")):
+        samples = FISHERS[config.method.fisher](state, functools.partial(encode_further, number))
         for gradient in samples:
             squares = [x.square() for x in gradient]
             total = [a + b for a, b in zip(total, squares, strict=True)] if total else squares

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmp.methods import importance
 from cmp.registry import register
-from cmp.training import EncodeStep, Features, TrainState, UpdateMethod, trainable_parameters
+from cmp.training import EncodeFurther, Features, TrainState, UpdateMethod, trainable_parameters
 
 
 def begin_task(state: TrainState, task: int) -> None:
@@ -49,7 +49,7 @@ def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.no_grad()
-def end_task(state: TrainState, encode_step: EncodeStep) -> None:
+def end_task(state: TrainState, encode_further: EncodeFurther) -> None:
     """Add what mattered in this task to the importance."""
     kept, damping = state.method_state, state.config.method.get("damping")
     for name, parameter in trainable_parameters(state.model).items():

@@ -113,8 +113,9 @@ class RunState:
     Attributes:
         progress: Where the run is.
         tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/..." that
-            a method and a merge policy carry; "trunk/..." that a branch left; "hits/TASK/DATASET"
-            of `cmp.runs.runner.RunResult`.
+            a method and a merge policy carry; "trunk/..." that a branch left; "deployed/..." after
+            the last task, where a next one would start from other weights; "hits/TASK/DATASET" of
+            `cmp.runs.runner.RunResult`.
     """
 
     progress: Progress

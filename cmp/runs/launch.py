@@ -114,10 +114,10 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     They are of a run that is computed for this alone, and not stored.
     """
     weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
-    last = budgets.apply_budget(config).training.steps - 1
+    steps = budgets.settle(config, corpus).steps
 
     def keep(task: int, step: int, result: StepResult, model: nn.Module) -> None:
-        if step == last:
+        if step == steps[task] - 1:
             merged = adapters.merged_state_dict(model)
             weights.append({name: x.cpu().clone() for name, x in merged.items()})
 

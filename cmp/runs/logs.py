@@ -8,6 +8,7 @@ that cannot be written costs a warning, never the run.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -112,7 +113,7 @@ class RunLog:
             CmpError: A board is asked for, and TensorBoard is not installed.
         """
         self.path, self.device, self.board = log_path(run_id), device, None
-        self.steps = run_config.training.steps
+        self.starts = [0, *itertools.accumulate(run_config.steps)]
         self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []
         self.flushed, self._stack = time.monotonic(), contextlib.ExitStack()
@@ -221,4 +222,4 @@ class RunLog:
 
     def _place(self, row: dict[str, Any]) -> int:
         """Return how many steps of the stream were done before a row's own."""
-        return (row["done"] if "done" in row else row["task"]) * self.steps + row.get("step", 0)
+        return self.starts[row["done"] if "done" in row else row["task"]] + row.get("step", 0)

@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from cmp import budgets, mixtures, models
+from cmp import budgets, models
 from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.runs import identity, store
@@ -17,8 +17,7 @@ class ResolvedRun:
 
     Attributes:
         config: The config as it was asked for, with the whole id of the run that it goes on from.
-        fitted: The config that is computed: with the steps that its budget allows, and a mixture
-            that its data can fill.
+        fitted: The config that is computed, see `cmp.budgets.settle`.
         corpus: The data.
         identity: All that decides the result, see `cmp.runs.identity.run_identity`.
     """
@@ -36,7 +35,7 @@ class ResolvedRun:
     @property
     def steps(self) -> int:
         """Steps over all tasks."""
-        return self.fitted.stream.tasks * self.fitted.training.steps
+        return sum(self.fitted.steps)
 
 
 def resolve_run(run_config: RunConfig) -> ResolvedRun:
@@ -55,5 +54,5 @@ def resolve_run(run_config: RunConfig) -> ResolvedRun:
     with processes.first_process_first():
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))
-    fitted = mixtures.fit_mixture(budgets.apply_budget(run_config), corpus)
+    fitted = budgets.settle(run_config, corpus)
     return ResolvedRun(run_config, fitted, corpus, identity.run_identity(run_config, corpus))

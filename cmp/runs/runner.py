@@ -153,6 +153,7 @@ def execute(
     manager: CheckpointManager | None = None,
     execution: ExecutionConfig | None = None,
     fitted: RunConfig | None = None,
+    start: RunState | None = None,
 ) -> RunResult:
     """Take a model through the stream of a config.
 
@@ -168,15 +169,16 @@ def execute(
         device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
         manager: Keeps checkpoints; the run goes on from the last one.
         execution: How a step is computed; it decides the last bits only.
-        fitted: The config with the steps that its budget allows and a mixture that its data can
-            fill, as `cmp.runs.resolve` finds them; worked out where None.
+        fitted: The config that is computed, see `cmp.budgets.settle`, which is asked where None.
+        start: The state at the end of an earlier task, from which the run goes on in place of its
+            start, where it has no checkpoint of its own.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
         Diverged: Training diverged; the last good state is kept, and a report beside it.
     """
     original = config
-    config = fitted or mixtures.fit_mixture(budgets.apply_budget(config), corpus)
+    config = fitted or budgets.settle(config, corpus)
     pools = mixtures.task_pools(config, corpus)
     execution = execution or ExecutionConfig()
     state = make_train_state(config, corpus, model, device, execution)
@@ -185,7 +187,7 @@ def execute(
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(state, observer, manager, stop, machine, original)
-        first_task, first_step = run.begin()
+        first_task, first_step = run.begin(start)
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
             try:
@@ -214,6 +216,7 @@ class Run:
         rows: Rows of the metrics so far.
         hits: As in `RunResult`, so far.
         trunk: State that a branch of the schedule left behind.
+        deployed: The network after the last task, where a next one would start from another.
         memory: What the merge policy remembers.
         seconds_before: Computing time of earlier processes.
         started: When this process started.
@@ -228,6 +231,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
+    deployed: dict[str, Tensor] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     seconds_before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -237,7 +241,6 @@ class Run:
         self.device = self.model.logit_scale.device
         if self.manager:
             self.manager.in_background = self.device.type == "cuda"
-        self.branch = branch_step(self.config.schedule, self.config.training.steps)
         if self.config.merging.policy != "none":
             self.memory = {"zero": self.weights()}
 
@@ -245,15 +248,19 @@ class Run:
         """Return a copy of the network's weights on the CPU, adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self) -> tuple[int, int]:
-        """Go on from the last checkpoint, or evaluate the weights that the run starts from.
+    def begin(self, start: RunState | None = None) -> tuple[int, int]:
+        """Go on from the last checkpoint, or from `start`, or evaluate the weights that the run
+        starts from.
 
         A run that goes on elsewhere than it began warns and keeps both in its provenance.
+
+        Args:
+            start: See `execute`.
 
         Returns:
             The task and step that come next.
         """
-        saved = checkpoints.latest(self.manager)
+        saved = checkpoints.latest(self.manager) or start
         if saved is None:
             self.evaluate(0)
             self.save(0, 0)
@@ -262,6 +269,7 @@ class Run:
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
         self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
+        self.deployed = checkpoints.strip_prefix(saved.tensors, "deployed/")
         for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
             self.state.method_state[name] = x.to(self.device, copy=True)
         memory = checkpoints.strip_prefix(saved.tensors, "merging/")
@@ -274,7 +282,7 @@ class Run:
             message = f"the run began elsewhere, its last bits may differ: {differences}"
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
-        self.observer.resumed(progress.task * self.config.training.steps + progress.step)
+        self.observer.resumed(sum(self.config.steps[: progress.task]) + progress.step)
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
@@ -299,11 +307,11 @@ class Run:
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
         """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
-        steps = self.config.training.steps
+        steps = self.config.steps[task]
         update_step_average(self.config.merging, self.memory, self.model.state_dict, step, steps)
         self.observer.step(task, step, result, self.model)
         done = step + 1
-        if done == self.branch:
+        if done == branch_step(self.config.schedule, steps):
             tensors = checkpoints.state_tensors(self.model, self.state.optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
         self.save_or_stop(task, done, self.state.optimizer)
@@ -311,18 +319,21 @@ class Run:
     def end_task(self, done: int) -> None:
         """Score what is deployed after some tasks, load what the next one starts from, save."""
         start: Weights = {}
+        scored: Weights = {}
         merging, seed = self.config.merging, self.config.seeds.data
         if merging.policy != "none":
             end = TaskEnd(merging, self.memory, self.weights(), done, seed, self.device)
-            self.memory, start, deployed = apply_policy(end)
-            adapters.load_merged(self.model, deployed)
+            self.memory, start, scored = apply_policy(end)
+            adapters.load_merged(self.model, scored)
         self.evaluate(done)
-        deployed = self.weights() if self.manager and done < self.config.stream.tasks else {}
-        if done < self.config.stream.tasks:
-            if self.trunk:
-                checkpoints.restore(self.trunk, self.model, self.state.optimizer)
-            elif start:
-                adapters.load_merged(self.model, start)
+        is_last = done == self.config.stream.tasks
+        deployed = self.weights() if self.manager and not is_last else {}
+        if is_last and (self.trunk or start is not scored):
+            self.deployed = {name: x.clone() for name, x in self.model.state_dict().items()}
+        if self.trunk:
+            checkpoints.restore(self.trunk, self.model, self.state.optimizer)
+        elif start:
+            adapters.load_merged(self.model, start)
         self.trunk = {}
         self.save(done, 0, self.state.optimizer if self.config.carries_moments else None)
         if self.manager and deployed:
@@ -342,6 +353,7 @@ class Run:
         )  # fmt: skip
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
+        tensors |= {f"deployed/{name}": x for name, x in self.deployed.items()}
         tensors |= {f"method/{name}": x for name, x in self.state.method_state.items()}
         tensors |= {f"hits/{name}": torch.from_numpy(x) for name, x in self.hits.items()}
         for kept, weights in self.memory.items():
@@ -362,7 +374,7 @@ class Run:
             Interrupted: The run stops; its state is saved.
             Diverged: The weights that are to be saved are not finite.
         """
-        is_due = self.manager and self.manager.is_due(step, self.config.training.steps)
+        is_due = step and self.manager and self.manager.is_due(step, self.config.steps[task])
         signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
         if unsaved and (signal or is_due):
             self.save(task, step, unsaved)
@@ -381,6 +393,8 @@ class Run:
 
     def result(self) -> RunResult:
         """Return the finished run, its network in open_clip's own layers."""
+        if self.deployed:
+            self.model.load_state_dict(self.deployed)
         model = models.join_attention(adapters.merge_and_unload(self.model))
         machine = self.machine
         if budget := budgets.task_budget(self.original):

@@ -96,7 +96,7 @@ class ExecutionConfig(Execution):
         """Return the features of a batch, from which its loss is computed."""
         if self.sees_whole_batch:
             return super().encode(state, batch, task, step)
-        own = self.own_samples(state.config.training.batch)
+        own = self.own_samples(len(batch.rows))
         size = self.micro_batch or own.stop - own.start
         return encode_in_parts(state, batch, task, step, own, size)
 
