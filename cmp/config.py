@@ -648,6 +648,10 @@ RECIPES: dict[str, dict[str, Any]] = _TREES["recipes"]
 """Settings on top of any profile, by name."""
 
 
+UPDATES: dict[str, dict[str, Any]] = _TREES["updates"]
+"""What `cmpt update` starts from, for "embedded" models and for "foreign" ones."""
+
+
 def profile(name: str) -> dict[str, Any]:
     """Return a copy of a profile's tree; raise `CmpError` for an unknown one."""
     if name not in PROFILES:

@@ -302,7 +302,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         folder.mkdir()
         previous.parent.mkdir()
         yield folder
-        for path in [*folder.iterdir(), folder]:
+        for path in [*folder.rglob("*"), folder]:
             sync_to_disk(path)
         if target.exists():  # stands aside until the new one is there
             os.rename(target, previous)

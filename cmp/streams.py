@@ -4,6 +4,7 @@ them."""
 import collections
 import functools
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -227,8 +228,12 @@ def listed_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 @register("order", "given", updates=True, seeded=False)
 def given_order(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Sort the updates that the data name by their names, numbers in them by their size."""
-    names = table.index.str.replace(r"\d+", lambda number: number[0].zfill(20), regex=True)
-    return np.argsort(names, kind="stable")
+    return np.argsort([*map(update_key, table.index)], kind="stable")
+
+
+def update_key(name: str) -> str:
+    """Return what the name of an update is sorted by, whose numbers count by their size."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), name)
 
 
 def check_option(option: Option) -> None:

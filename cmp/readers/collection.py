@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cmp import streams
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.readers import fomo, images, notes, pairs, tables, tars
@@ -69,14 +71,34 @@ def load_folder(source: str) -> Corpus:
 @functools.lru_cache(maxsize=4)
 def _load_folder(source: str, modified: tuple[tuple[Path, int], ...]) -> Corpus:
     """A collection, cached by its manifests and the times they were modified."""
-    return corpus_from_indexes(*load_collection(source))
+    indexes, with_embedded = load_collection(source)
+    return corpus_from_indexes(split_by_update(indexes), with_embedded)
+
+
+def split_by_update(indexes: list[ImageIndex]) -> list[ImageIndex]:
+    """Return sets cut into what arrives with each update, in the order of updates.
+
+    What is in no update comes first. So images of later updates lie behind those of earlier ones,
+    and what is drawn for these does not change when later ones arrive.
+
+    Args:
+        indexes: The sets.
+    """
+    names = {name for index in indexes for name in index.table["update"]}
+    parts = [
+        dataclasses.replace(index, table=index.table[index.table["update"] == name])
+        for name in sorted(names, key=streams.update_key)
+        for index in indexes
+    ]
+    return [part for part in parts if len(part.table)]
 
 
 def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) -> Corpus:
     """Join sets of image files into a corpus.
 
     Args:
-        indexes: The sets, checked.
+        indexes: The sets, checked; several parts of one set, such as what arrived later, may lie
+            behind each other.
         with_embedded: Whether the embedded pool and retention sets are added. All images are then
             in memory at 32 pixels, as the embedded ones are.
 
@@ -84,8 +106,9 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
         CmpError: If a set has the name of an embedded one that is added.
     """
     tables = [_corpus_table(index) for index in indexes]
-    about = [(index.dataset, index.classes, index.data_hash()) for index in indexes]
-    noted = {index.dataset.name: index.noted() for index in indexes if index.noted()}
+    sets = _parts_by_set(indexes)
+    about = [_describe(parts) for parts in sets.values()]
+    noted = {name: found for name, parts in sets.items() if (found := _join_parts(parts).noted())}
     if not with_embedded:
         corpus = build_corpus(images.image_files(indexes), tables, about)
         return dataclasses.replace(corpus, noted=noted)
@@ -103,6 +126,26 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
         [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
     )
     return dataclasses.replace(corpus, noted=noted)
+
+
+def _parts_by_set(indexes: list[ImageIndex]) -> dict[str, list[ImageIndex]]:
+    parts: dict[str, list[ImageIndex]] = {}
+    for index in indexes:
+        parts.setdefault(index.dataset.name, []).append(index)
+    return parts
+
+
+def _describe(parts: list[ImageIndex]) -> tuple[FileSet, list[str], str]:
+    """Return the manifest, the classes and the hash of a set of some parts."""
+    if len(parts) == 1:
+        return parts[0].dataset, parts[0].classes, parts[0].data_hash()
+    classes = sorted({name for part in parts for name in part.classes})
+    hashes = "".join(part.data_hash() for part in parts)
+    return parts[0].dataset, classes, hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def _join_parts(parts: list[ImageIndex]) -> ImageIndex:
+    return dataclasses.replace(parts[0], table=pd.concat([part.table for part in parts]))
 
 
 def _corpus_table(index: ImageIndex) -> pd.DataFrame:

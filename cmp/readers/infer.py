@@ -49,6 +49,12 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     path = folder / "manifest.yaml"
     refuse_two_levels(find_manifests(Path(os.path.abspath(folder)).parent, "*.yaml"), [path])
     refuse_two_levels([path], find_manifests(folder, "*/*.yaml"))
+    return path, *describe_folder(folder, role)
+
+
+def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
+    """Return the text of a manifest of a folder, and what was found in words; see
+    `infer_manifest`."""
     infer = (_infer_tars, _infer_pairs, _infer_table, _infer_folder)
     inference = next(filter(None, (each(folder) for each in infer)), None)
     if not inference:
@@ -65,7 +71,7 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     cells = {key: json.dumps(part) for key, part in parts.items()}
     text = _WORDS["template"].format(name=name, role=role, meaning=ROLES[role], **cells)
     text += _WORDS["beside"] if role == "adapt" else ""
-    return path, text, f"found: {words}{_describe_unused(reader, unused)}"
+    return text, f"found: {words}{_describe_unused(reader, unused)}"
 
 
 def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:

@@ -273,7 +273,13 @@ class CheckpointManager:
         launch: As in `Progress`.
     """
 
-    def __init__(self, run_id: str, interval: float = INTERVAL, wait: bool = False):
+    def __init__(
+        self,
+        run_id: str,
+        interval: float = INTERVAL,
+        wait: bool = False,
+        folder: Path | None = None,
+    ):
         """Prepare the manager.
 
         Args:
@@ -281,10 +287,11 @@ class CheckpointManager:
             interval: Seconds between two checkpoints within a task; one is also written at its end.
             wait: Whether entering waits for another process that computes the same run, instead
                 of raising `CmpError`.
+            folder: Where they are kept; the run's own place in the build folder where None.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
         self.launch: dict[str, bool | int | str] = {}
-        self.folder = checkpoint_folder(run_id)
+        self.folder = folder or checkpoint_folder(run_id)
         self.last: Path | None = None
         self.in_background = False
         self._lock = contextlib.ExitStack()

@@ -76,6 +76,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     option = registry.get_option("method", run_config.method.name)
     if _holds_statistics(run_config.model.name, run_config.method, option):
         content["batch_norm"] = "held"  # in 0.2 these statistics moved
+    if (corpus.table["update"] != "").any():
+        content["rows"] = "by arrival"  # in 0.2 sets followed each other by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # sets of which pictures were white before they were scaled
     return content

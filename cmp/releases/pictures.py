@@ -1,0 +1,408 @@
+"""The ledger of a release: every picture that ever arrived, in the order of arrival.
+
+A picture keeps its row for ever. One that is gone keeps it, too, without a split, so that nothing
+that was drawn for earlier updates moves.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+from PIL import Image
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from cmp.data import Corpus
+from cmp.errors import CmpError
+from cmp.files import parse_yaml
+from cmp.readers import collection, images, infer
+from cmp.readers.files import ReadImage
+from cmp.readers.index import ImageIndex
+from cmp.readers.manifest import FileSet, find_manifests, load_manifests
+from cmp.values import STRICT
+
+EMBEDDED = "embedded"
+"""In place of a folder: the embedded benchmark's pool and retention sets."""
+GONE = -1
+"""The position of a picture that is gone."""
+NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
+"""What an index knows of a file beside what the ledger does, of one that is gone."""
+NAMED = 3
+"""Pictures that a message names."""
+
+Role = Literal["adapt", "pool", "eval"]
+SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool", "eval": "kept"}
+"""What sets are called that no manifest names: what arrives is one catalogue, whose names grow."""
+OPTIONS: dict[Role, str] = {"adapt": "--data", "pool": "--pool", "eval": "--retain"}
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Arrival:
+    """A folder of pictures that was named once.
+
+    Attributes:
+        update: The number of the update that it is, from 1; 0 for a pool and for retention sets.
+        name: What the update is called.
+        role: "adapt", "pool" or "eval".
+        folder: Where the pictures are, or `EMBEDDED`.
+        sets: The manifests of its sets, as JSON has them.
+    """
+
+    update: int
+    name: str
+    role: Role
+    folder: str
+    sets: tuple[dict[str, Any], ...] = ()
+
+
+class Picture(NamedTuple):
+    """A row of the ledger.
+
+    Attributes:
+        arrival: The position of its arrival.
+        set: The set that it belongs to.
+        source: Its name in that folder.
+        split: "train", "validation" or "test"; "" where it is not used any more.
+        label: Its class.
+        captions: Its captions.
+        digest: A hash of its file.
+        pixels: A hash of what it shows.
+    """
+
+    arrival: int
+    set: str
+    source: str
+    split: str
+    label: str
+    captions: tuple[str, ...]
+    digest: int
+    pixels: int
+
+    @property
+    def key(self) -> tuple:
+        """What makes a picture that is sent again the same."""
+        return self.set, self.label, self.captions, self.digest
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """All pictures that arrived so far, in the order of arrival.
+
+    Attributes:
+        arrivals: The folders that they came from.
+        pictures: The pictures.
+    """
+
+    arrivals: tuple[Arrival, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def updates(self) -> int:
+        """How many updates arrived."""
+        return max((arrival.update for arrival in self.arrivals), default=0)
+
+    def digest(self, first: int = 0) -> str:
+        """Return the sha256 of all pictures from an arrival on."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            if picture.arrival >= first:
+                digest.update(json.dumps(picture).encode() + b"\n")
+        return digest.hexdigest()
+
+    def without(self, arrivals: Collection[int]) -> "Ledger":
+        """Return the ledger in which the pictures of some arrivals are not used any more."""
+        kept = [x._replace(split="") if x.arrival in arrivals else x for x in self.pictures]
+        return Ledger(self.arrivals, tuple(kept))
+
+
+@dataclass(frozen=True)
+class ArrivalReport:
+    """What an arrival brought.
+
+    Attributes:
+        new: Its new pictures by split.
+        again: Pictures that were there already, with the same class and captions.
+        held_out: Pictures that are held out since an earlier arrival, and stay so.
+        held_from: Names of some of them.
+        new_names: Class names that were never there before.
+        old_names: Class names that came again.
+    """
+
+    new: dict[str, int] = dataclasses.field(default_factory=dict)
+    again: int = 0
+    held_out: int = 0
+    held_from: tuple[str, ...] = ()
+    new_names: tuple[str, ...] = ()
+    old_names: tuple[str, ...] = ()
+
+
+def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
+    """Return arrivals from what JSON has of them."""
+    return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
+
+
+def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
+    """Return the manifests of a folder of pictures, or one that is made by looking at them.
+
+    Args:
+        folder: The folder.
+        role: What the pictures are for.
+
+    Returns:
+        (manifest, folder that its paths start from) pairs.
+
+    Raises:
+        CmpError: It holds no pictures, or sets for something else.
+    """
+    option = OPTIONS[role]
+    if not folder.is_dir():
+        raise CmpError(f"{option}: {folder} is no folder")
+    if find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"):
+        located = load_manifests(str(folder))
+        if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
+            words = f"{alien[0].name!r} has role {alien[0].role!r}"
+            names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
+            raise CmpError(f"{option}: {folder}: {words}; give it by {names}")
+    else:
+        text, _ = infer.describe_folder(folder, role)
+        tree = parse_yaml(text) | {"name": SET_NAMES[role], "licence": "not given"}
+        located = [(FileSet.model_validate(tree), folder)]
+    for dataset, _ in located:
+        if dataset.reader.kind == "fomo":
+            raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is a benchmark's own")
+    tree = {"role": role, "update": None, "counts": None, "beside": None}
+    splits = {} if role == "adapt" else {"splits": {}}
+    return [(each.model_copy(update=tree | splits), root) for each, root in located]
+
+
+def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Ledger, ArrivalReport]:
+    """Return the ledger with the pictures of a folder behind all others.
+
+    A picture that was seen before, in any file of the same pixels, keeps the split that it had
+    then, so that nothing that is held out is ever trained on.
+
+    Args:
+        ledger: What arrived before.
+        folder: A folder of pictures, or `EMBEDDED`.
+        role: What they are for.
+        name: What the update is called.
+
+    Returns:
+        The new ledger, and what is new in it.
+
+    Raises:
+        CmpError: A picture cannot be used, or the folder brings nothing new.
+    """
+    number = ledger.updates + 1 if role == "adapt" else 0
+    if folder == EMBEDDED:
+        arrival = Arrival(number, name, role, EMBEDDED)
+        return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    located = read_sets(path, role)
+    _check_prompts(ledger, [dataset for dataset, _ in located])
+    indexes = [collection.check_images(collection.read_index(*each)) for each in located]
+    named = {update for index in indexes for update in index.table["update"]}
+    if len(named) > 1:
+        some = ", ".join(sorted(named)[:NAMED])
+        raise CmpError(
+            f"{OPTIONS[role]}: {path} holds several updates ({some}); give one at a time"
+        )
+    sets = tuple(
+        {"root": os.path.relpath(root, path)} | dataset.model_dump(mode="json", exclude_unset=True)
+        for dataset, root in located
+    )
+    arrival = Arrival(number, name or path.name, role, str(path), sets)
+    found, free = [], set()  # splits that no file gave may be changed
+    for index in indexes:
+        columns = [index.table[name] for name in ("source", "split", "label", "captions")]
+        hashes = [index.table[name].tolist() for name in ("digest", "pixels")]
+        for (source, split, label, captions), *numbers, is_given in zip(
+            zip(*columns, strict=True), *hashes, index.table["given"], strict=True
+        ):
+            about = (len(ledger.arrivals), index.dataset.name, source, split, label)
+            found.append(Picture(*about, tuple(captions), *numbers))
+            free |= set() if is_given else {source}
+    return _append(ledger, arrival, found, free)
+
+
+def _check_prompts(ledger: Ledger, datasets: list[FileSet]) -> None:
+    """Raise `CmpError` if a set comes again with another prompt: it has one classifier."""
+    known = {tree["name"]: tree for arrival in ledger.arrivals for tree in arrival.sets}
+    for dataset in datasets:
+        before = known.get(dataset.name, {}).get("prompt", FileSet.model_fields["prompt"].default)
+        if dataset.name in known and dataset.prompt != before:
+            raise CmpError(f"{dataset.name}: prompt: {dataset.prompt!r}, and {before!r} before")
+
+
+def _append(
+    ledger: Ledger, arrival: Arrival, found: list[Picture], free: Collection[str]
+) -> tuple[Ledger, ArrivalReport]:
+    """Return the ledger with what is new of an arrival, see `arrive`.
+
+    Args:
+        ledger: The ledger.
+        arrival: The arrival.
+        found: Its pictures.
+        free: Names of those whose split no file gives.
+    """
+    used = [picture for picture in ledger.pictures if picture.split]
+    known, splits = {picture.key for picture in used}, _splits_of(used)
+    before, new, held = dict(splits), [], []
+    for picture in found:
+        if picture.key in known:
+            continue
+        names = ("file", picture.digest), ("pixels", picture.pixels)
+        earlier = [split for name in names if (split := before.get(name))]
+        if earlier and earlier[0] != "train":
+            held.append(picture.source)
+        split = next((splits[name] for name in names if name in splits), picture.split)
+        new.append(picture._replace(split=split))
+        for name in names:
+            splits.setdefault(name, split)
+    if arrival.role == "adapt" and not new:
+        raise CmpError(f"--data: {arrival.folder} brings no picture that was not there before")
+    if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
+        fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
+        new = [x if x.source in fixed else x._replace(split="train") for x in new]
+    labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
+    report = ArrivalReport(
+        dict(collections.Counter(picture.split for picture in new)), len(found) - len(new),
+        len(held), tuple(held[:NAMED]), tuple(sorted(name for _, name in labels - old_labels)),
+        tuple(sorted(name for _, name in labels & old_labels)),
+    )  # fmt: skip
+    return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
+
+
+def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
+    """Return the split of the first picture of each file and of each look."""
+    splits: dict[tuple[str, int], str] = {}
+    for picture in pictures:
+        splits.setdefault(("file", picture.digest), picture.split)
+        splits.setdefault(("pixels", picture.pixels), picture.split)
+    return splits
+
+
+def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
+    """Return the ledger with folders that lie elsewhere now.
+
+    Args:
+        ledger: The ledger.
+        moved: New folders by old ones; all below the old ones moves along.
+
+    Raises:
+        CmpError: No arrival lay there.
+    """
+    arrivals = list(ledger.arrivals)
+    for old, new in moved.items():
+        old, new = (os.path.abspath(os.path.expanduser(each)) for each in (old, new))
+        here = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
+        if not here:
+            folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
+            raise CmpError(f"--moved: no pictures came from {old}; they came from {folders}")
+        for n in here:
+            folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
+            arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
+    return Ledger(tuple(arrivals), ledger.pictures)
+
+
+def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
+    """Return the pictures of a ledger with their files, each checked by its hash.
+
+    Args:
+        ledger: The ledger.
+        skip_gone: Whether to go on without pictures that are gone or have changed.
+
+    Returns:
+        The ledger, without the splits of those that are gone; its sets as they arrived; and how
+        many are gone.
+
+    Raises:
+        CmpError: Pictures are gone, and are not to be skipped.
+    """
+    parts, gone = [], set()
+    for number, arrival in enumerate(ledger.arrivals):
+        for tree in arrival.sets:
+            places = [
+                place for place, picture in enumerate(ledger.pictures)
+                if picture.arrival == number and picture.set == tree["name"]
+            ]  # fmt: skip
+            part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
+            gone |= {places[n] for n in lost}
+            parts.append(part)
+    if gone and not skip_gone:
+        some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
+        names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
+        raise CmpError(
+            f"pictures of earlier updates that are gone or have changed: {len(gone)}, such as "
+            f"{names}; put them back, or say --moved OLD=NEW, or --gone skip to go on without them"
+        )
+    kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
+    return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
+
+
+def _locate_set(
+    arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
+) -> tuple[ImageIndex, list[int]]:
+    """Return a set of an arrival as the ledger has it, and the positions of those that are gone."""
+    about = {key: value for key, value in tree.items() if key != "root"}
+    dataset = FileSet.model_validate(about)
+    files: dict[str, dict[str, Any]] = {}
+    read, task = blank, dataset.task
+    with contextlib.suppress(CmpError):  # the folder itself may be gone
+        index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
+        index, _ = images.usable_images(index)
+        read, task = index.read, index.dataset.task
+        files = {row["source"]: row for row in index.table.to_dict("records")}
+    update = f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
+    rows, lost = [], []
+    for place, picture in enumerate(pictures):
+        file = files.get(picture.source, {})
+        is_here = bool(picture.split) and file.get("digest") == picture.digest
+        if picture.split and not is_here:
+            lost.append(place)
+        facts = file if is_here else NO_FACTS
+        row = {name: facts[name] for name in NO_FACTS} | picture._asdict()
+        split = picture.split if is_here else ""
+        rows.append(row | {"split": split, "captions": list(picture.captions)})
+    table = pd.DataFrame(rows).assign(given=True, update=update)
+    dataset = dataset.model_copy(update={"task": task or "classification"})
+    classes = sorted({picture.label for picture in pictures})
+    return ImageIndex(dataset, table, functools.partial(read_or_blank, read), [], classes), lost
+
+
+@functools.cache
+def _blank_file() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "png")
+    return file.getvalue()
+
+
+def blank(position: int) -> bytes:
+    """Return the file of one white pixel, in place of a picture that is gone."""
+    return _blank_file()
+
+
+def read_or_blank(read: ReadImage, position: int) -> bytes:
+    """Return the file of a picture, or that of one pixel where it is gone."""
+    return blank(position) if position == GONE else read(position)
+
+
+def corpus_of(ledger: Ledger, parts: list[ImageIndex]) -> Corpus:
+    """Return the data of a ledger, whose rows follow the order of arrival.
+
+    Args:
+        ledger: The ledger.
+        parts: Its sets, see `locate`.
+    """
+    with_embedded = any(arrival.folder == EMBEDDED for arrival in ledger.arrivals)
+    return collection.corpus_from_indexes(parts, with_embedded)

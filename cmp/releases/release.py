@@ -1,0 +1,224 @@
+"""A release: a folder with all that is needed to serve a model, to judge it, and to go on from it.
+
+It is written once, whole, and never changed; `slim` alone takes away what only a next update needs.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from cmp import config, models
+from cmp.config import RunConfig
+from cmp.errors import CmpError
+from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
+from cmp.releases.pictures import Ledger, Picture, arrivals_from
+from cmp.runs import checkpoints
+from cmp.runs.checkpoints import RunState
+from cmp.runs.identity import json_digest
+
+SCHEMA = 1
+RECORD_FILE = "stream.json"
+WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+CARD_FILE, REPORT_FILE = "README.md", "report.html"
+SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
+LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class UpdateRecord:
+    """One update of a stream.
+
+    Attributes:
+        name: What it is called.
+        id: Its id.
+        steps: How long it was trained. [steps]
+        counts: Samples of a batch from pretraining pool, update and buffer.
+        peak: The highest learning rate.
+        images: Its training pictures.
+        seconds: Computing time.
+    """
+
+    name: str
+    id: str
+    steps: int
+    counts: tuple[int, int, int]
+    peak: float
+    images: int
+    seconds: float
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class ReleaseRecord:
+    """What stream.json holds.
+
+    Attributes:
+        schema: The format.
+        id: The id of the last update, which is the release's.
+        parent: The id of the release that it goes on from, "" for the first.
+        config: The config, as a tree.
+        updates: All updates so far.
+        arrivals: All folders that pictures came from, see `cmp.releases.pictures.Arrival`.
+        provenance: Where the update was computed.
+        state: The file of the state.
+        files: The sha256 of each file of the release.
+    """
+
+    schema: int
+    id: str
+    parent: str
+    config: dict[str, Any]
+    updates: tuple[UpdateRecord, ...]
+    arrivals: tuple[dict[str, Any], ...]
+    provenance: dict[str, Any]
+    state: str
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on a disk.
+
+    Attributes:
+        folder: Where it is.
+        record: What its stream.json says.
+        config: The config of its stream.
+
+    Example:
+        >>> cmp.read_release("releases/2026-02").record.updates[-1].name  # doctest: +SKIP
+        '2026-02'
+    """
+
+    folder: Path
+    record: ReleaseRecord
+    config: RunConfig
+
+    def path(self, name: str) -> Path:
+        """Return a file of the release, once its content is what was written.
+
+        Raises:
+            CmpError: It is missing or damaged.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            removed = "; `cmpt release slim` removed it, so nothing can go on from here"
+            raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
+        if file_digest(path) != self.record.files[name]:
+            raise CmpError(f"{path}: damaged: its content is not what {RECORD_FILE} says")
+        return path
+
+    def slimmable(self) -> tuple[str, str]:
+        """Return the files that only a next update needs."""
+        return self.record.state, START_FILE
+
+    def ledger(self) -> Ledger:
+        """Return the pictures that arrived so far."""
+        rows = pq.read_table(self.path(LEDGER_FILE)).to_pylist()
+        known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
+        return Ledger(arrivals_from(self.record.arrivals), tuple(known))
+
+    def state(self) -> RunState:
+        """Return the state that a next update goes on from."""
+        return checkpoints.read_checkpoint(self.path(self.record.state))
+
+
+def is_release(folder: Path) -> bool:
+    """Return whether a folder holds a release."""
+    return (folder / RECORD_FILE).is_file()
+
+
+def read_release(folder: str | Path) -> Release:
+    """Return the release of a folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        CmpError: It holds none, or its record is damaged.
+    """
+    folder = Path(os.path.expanduser(folder))
+    if not is_release(folder):
+        raise CmpError(f"{folder}: is no release, since it holds no {RECORD_FILE}")
+    path = folder / RECORD_FILE
+    try:
+        tree = parse_json(read_text(path))
+        if json_digest(tree["record"]) != tree["sha256"]:
+            raise CmpError(f"{path}: damaged: its content is not what was written")
+        record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
+    except (ValueError, LookupError, TypeError) as error:
+        raise CmpError(f"{path}: cannot be read ({error})") from error
+    if record.schema != SCHEMA:
+        raise CmpError(f"{path}: written in schema {record.schema}; this is schema {SCHEMA}")
+    return Release(folder, record, config.parse(record.config, str(path)))
+
+
+def write_record(folder: Path, record: ReleaseRecord) -> None:
+    """Write stream.json into a folder, with the hashes of all other files that it holds."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in paths}
+    tree = json.loads(json.dumps(asdict(record) | {"files": digests}))
+    text = json.dumps({"sha256": json_digest(tree), "record": tree}, indent=1)
+    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+
+
+def write_ledger(ledger: Ledger, path: Path) -> None:
+    """Write the pictures of a ledger as a table."""
+    pq.write_table(pa.Table.from_pylist([x._asdict() for x in ledger.pictures]), path)
+
+
+def write_served_model(model: models.Network, name: str, folder: Path) -> None:
+    """Write a network and its config as open_clip loads them: `local-dir:FOLDER`.
+
+    Args:
+        model: The network.
+        name: Its name.
+        folder: Where they are written.
+    """
+    about = {
+        "model_cfg": open_clip.get_model_config(name),
+        "preprocess_cfg": asdict(models.preprocessing(model)),
+    }
+    models.export_weights(model, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a file stand in a second place, without a copy where the disk can do so."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one that has no links
+        shutil.copyfile(source, target)
+
+
+def slim(folder: str | Path) -> int:
+    """Remove the weights and moments that only a next update needs; the ledger stays.
+
+    Args:
+        folder: The release.
+
+    Returns:
+        How many bytes were freed.
+    """
+    release = read_release(folder)
+    paths = [release.folder / name for name in release.slimmable()]
+    freed = sum(path.stat().st_size for path in paths if path.exists())
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return freed
+
+
+def describe(release: Release) -> str:
+    """Return a line on a release."""
+    last = release.record.updates[-1]
+    return (
+        f"release {release.record.id[:SHORT_ID]}: update {len(release.record.updates)}, {last.name}"
+    )

@@ -1,0 +1,173 @@
+"""`cmpt tune`: choose the peak of an update's learning rate, on pictures held out for choices."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cmp import config
+from cmp.errors import CmpError, Interrupted
+from cmp.files import child_path, make_folder, write_atomic
+from cmp.readers.files import keep_value
+from cmp.releases.update import UpdatePlan, plan_update, train_update
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import NO_OBSERVER, Observer
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
+
+FACTOR = 3.0
+"""How far apart two peaks lie that are tried."""
+MOST_PEAKS = 9
+"""Peaks that are tried at most."""
+SCORES = ("A_KA", "A_ZS", "GM")
+
+
+def tune(
+    start: str | Path,
+    data: str | Path,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    folder: Path,
+    peaks: Sequence[float] = (),
+    device: str = "cpu",
+    execution: ExecutionConfig | None = None,
+    observer: Callable[[UpdatePlan], Observer] = lambda plan: NO_OBSERVER,
+    tell: Callable[[pd.Series], object] = lambda row: None,
+    **pictures: Any,
+) -> pd.DataFrame:
+    """Try an update at several peaks, and score each on the validation split.
+
+    While the best peak is the lowest or the highest, the next one beyond it is tried as well. What
+    was scored is kept in a folder, so that the same call goes on after a stop.
+
+    Args:
+        start, data, settings, **pictures: As of `cmp.releases.update.plan_update`.
+        folder: Where the scores are kept, and the checkpoints meanwhile.
+        peaks: The peaks to begin with; where none are given, the config's own, a third of it, and
+            three times as much.
+        device: "cpu" or "cuda".
+        execution: How a step is computed.
+        observer: Returns what hears of the progress of an update.
+        tell: Hears of each row of the table once it is there.
+
+    Returns:
+        A row per peak, sorted: `peak`, A_KA, A_ZS and GM in percent as far as there is something to
+        score, and `is_best`.
+
+    Raises:
+        CmpError: The update cannot be computed, or nothing is held out for choices.
+        Interrupted: SIGINT or SIGTERM came; the same call goes on.
+    """
+    tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
+    tree = config.overlay(tree, {"evaluation": {"split": "validation"}})
+
+    def plan_at(peak: float | None) -> UpdatePlan:
+        own = {} if peak is None else {"schedule": {"peak": peak}}
+        return plan_update(start, data, config.overlay(tree, own), **pictures)
+
+    middle = plan_at(None)
+    arrived = middle.corpus.by_role("adapt")
+    if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
+        raise CmpError(
+            "cmpt tune: no picture of an update is held out for choices (split validation); give "
+            "some by the column `split` of a table, or wait for a larger update"
+        )
+    center = middle.config.schedule.peak
+    waiting = [*peaks] or [center / FACTOR, center, center * FACTOR]
+    rows: dict[float, dict[str, float]] = {}
+    while waiting and len(rows) < MOST_PEAKS:
+        peak = float(f"{waiting.pop(0):.3g}")
+        if peak in rows:
+            continue
+        plan = plan_at(peak)
+        rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
+        tell(pd.Series({"peak": peak} | rows[peak]))
+        if not waiting:
+            best, known = max(rows, key=lambda each: goal(rows[each])), sorted(rows)
+            waiting += [best / FACTOR] * (best == known[0]) + [best * FACTOR] * (best == known[-1])
+    best = max(rows, key=lambda each: goal(rows[each]))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    found = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
+    return found.assign(is_best=found["peak"] == best)
+
+
+def goal(scores: Mapping[str, float]) -> float:
+    """Return what the best peak has most of: GM, or A_KA where nothing else is scored."""
+    return scores.get("GM", scores["A_KA"])
+
+
+def _scores_of(
+    plan: UpdatePlan,
+    folder: Path,
+    observer: Observer,
+    device: str,
+    execution: ExecutionConfig | None,
+) -> dict[str, float]:
+    """Return the scores after an update, from the folder if they are there."""
+
+    def compute() -> dict[str, float]:
+        found: dict[str, float] = {}
+
+        def keep(done: int, scores: Any) -> None:
+            observer.task(done, scores)
+            found.update(scores.summary())
+
+        listener = Observer(observer.step, keep, observer.resumed)
+        if processes.rank():
+            train_update(plan, listener, None, device, execution)
+            return {}
+        place = folder / "checkpoints" / plan.id[:12]
+        with CheckpointManager(plan.id, folder=place) as manager:
+            try:
+                train_update(plan, listener, manager, device, execution)
+            except Interrupted as error:
+                words = "stopped; all is saved, and the same command goes on"
+                raise Interrupted(words, error.signal) from None
+            manager.remove()
+        return found
+
+    if processes.rank():
+        return compute()
+    make_folder(folder)
+    return keep_value(child_path(folder, plan.id[:12], ".json"), compute)
+
+
+def write_choice(table: pd.DataFrame, path: Path) -> float:
+    """Write the best peak as settings that `cmpt update --settings` takes, and return it.
+
+    Args:
+        table: What `tune` returned.
+        path: The file, NAME.yaml.
+    """
+    peak = float(table.loc[table["is_best"], "peak"].iloc[0])
+    lines = ["# Chosen by `cmpt tune` on the validation split:"]
+    rounded = table.round(dict.fromkeys(SCORES, 2))
+    lines += [f"# {line}" for line in rounded.to_string(index=False).splitlines()]
+    write_atomic(path, "\n".join(lines) + "\n" + json.dumps({"schedule": {"peak": peak}}) + "\n")
+    return peak
+
+
+def draw_front(table: pd.DataFrame, width: int = 48, height: int = 12) -> str:
+    """Return the peaks in the plane of A_KA and A_ZS, drawn with letters; "" without both scores.
+
+    Args:
+        table: What `tune` returned.
+        width: Characters of a line.
+        height: Lines.
+    """
+    if not {"A_KA", "A_ZS"} <= {*table}:
+        return ""
+    x, y = (table[name].to_numpy() for name in ("A_KA", "A_ZS"))
+    places = [
+        ((each - each.min()) / ((each.max() - each.min()) or 1) * (size - 1)).round().astype(int)
+        for each, size in ((x, width), (y, height))
+    ]
+    grid = [[" "] * width for _ in range(height)]
+    for number, (column, row) in enumerate(zip(*places, strict=True)):
+        grid[height - 1 - row][column] = chr(ord("a") + number)
+    lines = [f"{'A_ZS' if not n else '':>4} |{''.join(row)}" for n, row in enumerate(grid)]
+    keys = ", ".join(f"{chr(ord('a') + n)} {peak:g}" for n, peak in enumerate(table["peak"]))
+    return "\n".join([*lines, f"     +{'-' * width} A_KA", f"     peaks: {keys}"])

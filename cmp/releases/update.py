@@ -1,0 +1,481 @@
+"""`cmpt update`: the next task of a stream without an end.
+
+An update is planned first: what is new, how long it is trained, what it starts from. Whatever can
+be refused is refused then. It is trained by the same loop as a task of a simulated stream, and
+written as a release.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+from torch import from_numpy
+from tqdm.auto import tqdm
+
+import cmp
+from cmp import budgets, config, mixtures, models
+from cmp.config import RunConfig
+from cmp.data import Corpus
+from cmp.errors import CmpError, Interrupted
+from cmp.evaluation import Scores
+from cmp.files import atomic_folder
+from cmp.mixtures import Pools
+from cmp.releases import pictures, release
+from cmp.releases.pictures import EMBEDDED, ArrivalReport, Ledger
+from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
+from cmp.runs import identity, store
+from cmp.runs.checkpoints import CheckpointManager, RunState
+from cmp.runs.identity import json_digest
+from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
+
+KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
+"""What a stream keeps from its first update on, since its state rests on it."""
+FIXED_KEYS = {
+    "data": "pictures are given by --data, --pool and --retain",
+    "stream": "an update is one task, and its classes are what its pictures show",
+    "training.steps": "set training.passes, or training.task_steps=[N] for a number of steps",
+    "training.budget": "set training.passes, or training.task_steps=[N] for a number of steps",
+    "mixture.last": "it needs to know how many updates there will be",
+    "schedule.peaks": "it needs to know how many updates there will be; set schedule.peak for each",
+}
+"""Settings that an update cannot have, with the reason or what to set instead."""
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """An update that can be computed.
+
+    Attributes:
+        id: Its id: the hash of what it goes on from, of its config and of its new pictures.
+        parent: The release that it goes on from, None for the first update.
+        config: The config, as it was asked for.
+        fitted: The config that is computed.
+        ledger: All pictures so far, the new ones included.
+        corpus: The data.
+        pools: What the update draws from.
+        report: What is new.
+        notes: What a user should know of it, in sentences.
+        name: What the update is called.
+    """
+
+    id: str
+    parent: Release | None
+    config: RunConfig
+    fitted: RunConfig
+    ledger: Ledger
+    corpus: Corpus
+    pools: Pools
+    report: ArrivalReport
+    notes: tuple[str, ...]
+    name: str
+
+    @property
+    def number(self) -> int:
+        """The update's number, from 1."""
+        return self.ledger.updates
+
+    @property
+    def steps(self) -> int:
+        """How long it is trained."""
+        return self.fitted.steps[-1]
+
+
+def plan_update(
+    start: str | Path,
+    data: str | Path,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    pool: str | Path | None = None,
+    retain: Sequence[str | Path] = (),
+    name: str = "",
+    skip_gone: bool = False,
+    moved: Mapping[str, str] | None = None,
+) -> UpdatePlan:
+    """Work out an update; nothing is trained, and nothing is written.
+
+    Args:
+        start: The folder of a release; for the first update "NAME" or "NAME:START" of a model, such
+            as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
+        data: The folder of the new pictures.
+        settings: Keys of the config to change, as nested dicts or as "key=value" texts.
+        pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
+        retain: Folders of pictures that A_ZS is scored on; kept from then on.
+        name: What the update is called; the folder's name if it is not given.
+        skip_gone: Whether to go on without pictures of earlier updates that are gone.
+        moved: New folders of earlier pictures by old ones.
+
+    Raises:
+        CmpError: It cannot be computed as it was asked for.
+    """
+    tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
+    _refuse_settings(tree)
+    is_first = not release.is_release(Path(start))
+    if is_first and Path(start).is_dir():
+        raise CmpError(f"{start}: is no release, since it holds no {release.RECORD_FILE}")
+    parent = None if is_first else release.read_release(start)
+    base = parent.config.to_dict() if parent else _first_tree(str(start))
+    ledger = parent.ledger() if parent else Ledger()
+    if moved:
+        ledger = pictures.move(ledger, moved)
+    for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
+        if folder is not None:
+            ledger, _ = _arrive_beside(ledger, str(folder), role)
+    ledger, report = pictures.arrive(ledger, str(data), "adapt", name)
+    ledger, parts, gone = pictures.locate(ledger, skip_gone)
+    corpus = pictures.corpus_of(ledger, parts)
+    run_config = _update_config(base, tree, parent, ledger.updates)
+    fitted = _settle(run_config, corpus)
+    pools = mixtures.task_pools(fitted, corpus)[-1]
+    arrival = ledger.arrivals[-1]
+    plan = UpdatePlan(
+        _update_id(run_config, parent, ledger, gone), parent, run_config, fitted, ledger, corpus,
+        pools, report, (), arrival.name,
+    )  # fmt: skip
+    return dataclasses.replace(plan, notes=tuple(_notes(plan, gone)))
+
+
+def _refuse_settings(tree: Mapping[str, Any]) -> None:
+    """Raise `CmpError` for a setting that an update cannot have."""
+    given = dict(config.flat_keys(tree))
+    for key, reason in FIXED_KEYS.items():
+        found = [name for name in given if name == key or name.startswith(f"{key}.")]
+        if found:
+            raise CmpError(f"{found[0]}: not in an update: {reason}")
+
+
+def _first_tree(start: str) -> dict[str, Any]:
+    """Return what the first update of a model starts from, as a tree."""
+    name, _, weights = start.partition(":")
+    if models.is_hub(start):
+        name, weights = start, models.HUB
+    family = models.family_of(name)
+    section = {"name": name} | ({"start": weights} if weights else {})
+    if not weights and not family:
+        raise CmpError(
+            f"--start: {start!r}: name the weights, too, as in ViT-B-16:laion2b_s34b_b88k, or give "
+            "the folder of a release"
+        )
+    tree = config.overlay(config.UPDATES["embedded" if family else "foreign"], {"model": section})
+    return config.overlay(tree, config.recipe_tree("default"))
+
+
+def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> tuple[Ledger, ArrivalReport]:
+    """Return the ledger with a pool or a retention set, which takes the place of an earlier one."""
+    if ledger.updates and folder == EMBEDDED:
+        raise CmpError("--pool: the embedded pool can be named at the first update only")
+    if role == "pool":
+        ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
+    return pictures.arrive(ledger, folder, role)
+
+
+def _update_config(
+    base: dict[str, Any], tree: dict[str, Any], parent: Release | None, number: int
+) -> RunConfig:
+    """Return the config of an update: that of the one before, with what the user changes."""
+    steps = [update.steps for update in parent.record.updates] if parent else []
+    own = list(tree.get("training", {}).get("task_steps", ()))
+    if len(own) > 1:
+        raise CmpError("training.task_steps: an update is one task; give one number")
+    fixed = {"stream": {"order": "given", "tasks": number}, "training": {"task_steps": steps + own}}
+    if "policy" in tree.get("merging", {}):  # whose other settings are another policy's
+        base = base | {"merging": {}}
+    above = config.overlay(tree, fixed)
+    result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
+    if parent:
+        before, after = (dict(config.flat_keys(x.to_dict())) for x in (parent.config, result))
+        for key in before:
+            if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in KEPT_KEYS):
+                raise CmpError(
+                    f"{key}: {after[key]!r}, and {before[key]!r} so far: a stream keeps it, since "
+                    "its state rests on it; begin a new one with --start"
+                )
+        store.check_sources(parent.record.id, parent.state().progress.options)
+    if "peaks" in cmp.registry.get_option("meta_schedule", result.schedule.meta).settings:
+        raise CmpError(f"schedule.meta: {result.schedule.meta!r}: {FIXED_KEYS['schedule.peaks']}")
+    return result
+
+
+def _settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
+    """Return the config that is computed; the fewest pictures are refused in words of an update."""
+    return budgets.settle(run_config, corpus)
+
+
+def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
+    """Return the id of an update, the hash of all that decides its result."""
+    count = len(parent.record.arrivals) if parent else 0
+    changes = {key: x for key, x in run_config.changes().items() if key != "data"}
+    content = {
+        "parent": parent.record.id if parent else "",
+        "config": changes,
+        "pictures": ledger.digest(count),
+        "numerics": cmp.NUMERICS,
+    }
+    if not parent:
+        changes, content["weights"] = identity.start_identity(run_config)
+        content["config"] |= changes
+    if options := run_config.option_record():
+        content["options"] = {name: record["sha256"] for name, record in options.items()}
+    if gone:
+        content["ledger"] = ledger.digest()
+    return json_digest(content)
+
+
+def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
+    """Return what a user should know of an update, in sentences."""
+    report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
+    new = report.new
+    yield (
+        f"update {plan.number}, {plan.name}: {sum(new.values()):,} new pictures: "
+        f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for choices, "
+        f"{new.get('test', 0):,} for tests"
+    )
+    yield f"{_count(report.new_names, 'new name')}, {_count(report.old_names, 'name')} again"
+    if report.again:
+        yield f"{report.again:,} pictures were there already, with the same name; left out"
+    if report.held_out:
+        some = ", ".join(report.held_from)
+        yield f"{report.held_out:,} pictures are held out since before, and stay so, such as {some}"
+    if gone:
+        yield f"{gone:,} pictures of earlier updates are gone; it goes on without them"
+    passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
+    yield (
+        f"{plan.steps} steps of {sum(counts)}: {counts[1]} new pictures, {counts[2]} of earlier "
+        f"updates, {counts[0]} of the pool; each new picture is seen {passes:.1f} times"
+    )
+    usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
+    if counts[1] < usual[1]:
+        yield (
+            f"the update is small, so a batch takes {counts[1]} of its pictures instead of "
+            f"{usual[1]}: {mixtures.MIN_STEPS} steps would show them too often"
+        )
+    if not plan.corpus.by_role("pool"):
+        yield (
+            "no pool is replayed, so merging alone keeps what the model knew before its first "
+            "update; --pool FOLDER names pictures like those that it was pretrained on"
+        )
+    if not plan.corpus.by_role("eval"):
+        yield "nothing is scored that the model knew before; --retain FOLDER names such pictures"
+
+
+def _count(names: Sequence[str], word: str) -> str:
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} {word}{plural}"
+
+
+@contextlib.contextmanager
+def _update_manager(plan: UpdatePlan, folder: Path) -> Any:
+    """Yield the checkpoints of an update beside its release, None for all processes but one."""
+    if processes.rank():
+        yield None
+        return
+    work = working_folder(folder)
+    with CheckpointManager(plan.id, folder=work) as manager:
+        yield manager
+        manager.remove()
+
+
+def working_folder(folder: Path) -> Path:
+    """Return where the checkpoints of a release are while it is computed."""
+    return folder.parent / f".{folder.name}.update"
+
+
+def compute_update(
+    plan: UpdatePlan,
+    folder: Path,
+    observer: Observer = NO_OBSERVER,
+    device: str = "cpu",
+    execution: ExecutionConfig | None = None,
+) -> Release:
+    """Train a planned update and write its release; one that was stopped goes on.
+
+    Args:
+        plan: The update.
+        folder: Where the release will be.
+        observer: Hears of the progress.
+        device: "cpu" or "cuda".
+        execution: How a step is computed.
+
+    Raises:
+        CmpError: The folder is there already, or another process computes it.
+        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+    """
+    if release.is_release(folder):
+        found = release.read_release(folder)
+        if found.record.id == plan.id:
+            return found
+        raise CmpError(
+            f"{folder}: holds another release; a release is never changed, name a new one"
+        )
+    if folder.exists():
+        raise CmpError(f"{folder}: is there already; name a new folder")
+    last: dict[str, Scores] = {}
+
+    def keep_scores(done: int, scores: Scores) -> None:
+        observer.task(done, scores)
+        last["scores"] = scores
+
+    listener = dataclasses.replace(observer, task=keep_scores)
+    with _update_manager(plan, folder) as manager:
+        try:
+            result = train_update(plan, listener, manager, device, execution)
+        except Interrupted as error:
+            raise Interrupted(
+                "stopped; all is saved, and the same command goes on", error.signal
+            ) from None
+        if manager:
+            scores = last.get("scores") or _score_again(plan, result)
+            write_release(plan, result, scores, manager.last, folder)
+    processes.barrier()
+    return release.read_release(folder)
+
+
+def train_update(
+    plan: UpdatePlan,
+    observer: Observer = NO_OBSERVER,
+    manager: CheckpointManager | None = None,
+    device: str = "cpu",
+    execution: ExecutionConfig | None = None,
+) -> RunResult:
+    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`."""
+    start, model = None, None
+    if plan.parent:
+        start: RunState | None = plan.parent.state()
+        path = plan.parent.path(release.START_FILE)
+        model = models.load_from_file(plan.config.model.name, path)
+    return execute(
+        plan.config, plan.corpus, observer, model, device, manager, execution, plan.fitted, start
+    )
+
+
+def _score_again(plan: UpdatePlan, result: RunResult) -> Scores:
+    """Return the scores of an update that was trained by an earlier process."""
+    section = plan.config
+    return cmp.evaluation.evaluate(
+        models.split_attention(result.model), section.model.name, plan.corpus,
+        section.evaluation.split, None, section.training.precision,
+    )  # fmt: skip
+
+
+def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
+    """Return how the pictures of each update are named, a row per update.
+
+    Args:
+        scores: An evaluation of all pictures.
+        corpus: Its data.
+
+    Returns:
+        `update`, the number of the update that pictures arrived with; `score` in percent; `images`.
+    """
+    names = corpus.table["update"].astype(str).to_numpy()[scores.hits["row"]]
+    numbers = np.array([int(name.partition(" ")[0] or 0) for name in names])
+    hits = scores.hits["hit"].to_numpy()
+    present = np.unique(numbers[numbers > 0])
+    return pd.DataFrame(
+        {
+            "update": present,
+            "score": [100 * hits[numbers == number].mean() for number in present],
+            "images": [int((numbers == number).sum()) for number in present],
+        }
+    )
+
+
+def write_release(
+    plan: UpdatePlan, result: RunResult, scores: Scores, state: Path | None, folder: Path
+) -> None:
+    """Write a release, whole or not at all.
+
+    Args:
+        plan: The update.
+        result: What was trained.
+        scores: Its scores.
+        state: The checkpoint at its end.
+        folder: Where the release will be.
+    """
+    assert state is not None
+    parent = plan.parent
+    matrix = update_scores(scores, plan.corpus).assign(after=plan.number)
+    if parent:
+        matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
+    done = UpdateRecord(
+        plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
+        len(plan.pools.update), result.seconds,
+    )  # fmt: skip
+    earlier = parent.record.updates if parent else ()
+    record = ReleaseRecord(
+        release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
+        (*earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
+        result.provenance, f"state/{state.name}",
+    )  # fmt: skip
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as partial:
+        (partial / "state").mkdir()
+        release.link_or_copy(state, partial / record.state)
+        if parent:
+            release.link_or_copy(parent.path(release.START_FILE), partial / release.START_FILE)
+        else:
+            first = models.load_model(plan.config.model, plan.config.seeds.init)
+            models.export_weights(first, partial / release.START_FILE)
+        release.write_ledger(plan.ledger, partial / release.LEDGER_FILE)
+        release.write_served_model(result.model, plan.config.model.name, partial)
+        result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
+        matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
+        hits = {name: from_numpy(x) for name, x in result.hits.items()}
+        save_file(hits, partial / release.HITS_FILE)
+        release.write_record(partial, record)
+
+
+def max_rate(fitted: RunConfig) -> float:
+    """Return the highest learning rate of the last task of a config."""
+    return max(cmp.schedules.task_rates(fitted.schedule, fitted.steps, fitted.stream.tasks - 1))
+
+
+def update(
+    start: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    pool: str | Path | None = None,
+    retain: Sequence[str | Path] = (),
+    name: str = "",
+    device: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Release:
+    """Bring a model up to date with a folder of new pictures, and write a release.
+
+    Args:
+        start: The release that it goes on from; for the first update a model, "NAME:START".
+        data: The folder of the new pictures.
+        out: Where the release will be.
+        pool: For the first update: a folder of pictures that are replayed, or "embedded".
+        retain: For the first update: folders of pictures that A_ZS is scored on.
+        name: What the update is called; the folder's name if it is not given.
+        device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
+        progress: Whether a progress bar and what is new are shown.
+        **settings: Sections of the config, as dicts.
+
+    Returns:
+        The release.
+
+    Raises:
+        CmpError: It cannot be computed as it was asked for.
+
+    Example:
+        >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
+    """
+    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name)
+    device = models.default_device(plan.config.model.name, device)
+    with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
+        for note in plan.notes if progress else ():
+            bar.write(note)
+        observer = Observer(step=lambda task, step, result, model: bar.update() and None)
+        return compute_update(plan, Path(os.path.expanduser(out)), observer, device)

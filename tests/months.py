@@ -1,0 +1,224 @@
+"""Updates one at a time against the same stream at once: every tensor must have the same bits.
+
+`python -m tests.months --updates 12 --kills 50` tries every setting of `SETTINGS`, and kills
+processes that compute updates until so many have died; the tests do fewer.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from zlib import crc32
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pictures import picture, tree
+
+from cmp import config
+from cmp.data import load_data
+from cmp.releases import update
+from cmp.releases.release import Release
+from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import execute
+
+SIZES = (60, 7, 13, 150, 30, 40, 5, 90, 33, 24, 64, 18)
+"""Pictures of each update, training pictures and others."""
+NAMES = ("mug", "shirt", "lamp", "shoe", "ring", "sofa", "vase")
+START = "tiny:random"
+COMMON = ("training.batch=12", "evaluation.subset=2", "evaluation.full=false")
+PLAIN = ("merging.policy=none",)
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "plain": PLAIN,
+    "EMA": (),
+    "average deployed": ("merging.policy=last-unrolled",),
+    "merged at the end": ("merging.policy=ft-last",),
+    "all merged": ("merging.policy=last-all", "merging.rule=ties", "merging.zero=true"),
+    "average of steps": ("merging.policy=step-ema",),
+    "LoRA": ("method.name=lora", *PLAIN),
+    "LoRA that goes on": ("method.name=lora", "method.fold=false", *PLAIN),
+    "EWC": ("method.name=ewc", "method.batches=1", *PLAIN),
+    "SI": ("method.name=si", *PLAIN),
+    "GaLore": ("method.name=galore", *PLAIN),
+    "distillation": ("method.name=distillation", *PLAIN),
+    "meta rsqrt": ("schedule.name=cosine", "schedule.meta=rsqrt"),
+    "meta cosine": ("schedule.name=cosine", "schedule.meta=cosine-dynamic"),
+    "infinite": ("schedule.name=infinite", *PLAIN),
+    "moments begin anew": ("optimizer.carry=false",),
+    "reservoir": ("mixture.policy=reservoir", "mixture.capacity=30"),
+    "class-balanced": ("mixture.policy=class-balanced", "mixture.capacity=30"),
+    "task-balanced": ("mixture.policy=task-balanced",),
+}
+
+
+def month_name(number: int) -> str:
+    """Return the folder of a month, which sorts before that of the month before it."""
+    return f"{chr(ord('z') - number)}-month"
+
+
+def write_pictures(root: Path, updates: int) -> None:
+    """Write a pool, a folder for each month, and all months as one table.
+
+    Names come again with new looks, and each month may bring one that is new.
+    """
+    rows, place = [], 0
+    pool = {f"pool/{'abc'[n % 3]}/{n}.png": picture(crc32(b"%d" % n)) for n in range(40)}
+    tree(root, pool)
+    for month in range(updates):
+        own = []
+        for n in range(SIZES[month % len(SIZES)]):
+            label = NAMES[(n + month) % min(len(NAMES), 2 + month)]
+            split = ("train", "train", "train", "test", "validation")[n % 5]
+            own.append((f"{n}.png", label, split))
+            tree(root / month_name(month), {f"{n}.png": picture(place)})
+            rows.append((f"../{month_name(month)}/{n}.png", label, split, month + 1))
+            place += 1
+        frame = pd.DataFrame(own, columns=["filepath", "label", "split"])
+        frame.to_csv(root / month_name(month) / "months.csv", index=False)
+    table = root / "all"
+    table.mkdir()
+    frame = pd.DataFrame(rows, columns=["filepath", "label", "split", "update"])
+    frame["filepath"] = frame["filepath"].str.removeprefix("../")
+    frame.to_csv(root / "all.csv", index=False)
+    shutil.rmtree(table)
+    columns = {"label": "label", "split": "split", "update": "update"}
+    manifests = {
+        "pool": {"role": "pool", "reader": {"kind": "folder", "path": "pool"}},
+        "catalogue": {"role": "adapt", "reader": {"kind": "csv", "path": "all.csv", **columns}},
+    }
+    for name, about in manifests.items():
+        text = json.dumps({"name": name, "title": name, "licence": "own"} | about)
+        (root / f"{name}.yaml").write_text(text)
+
+
+def update_months(root: Path, releases: Path, updates: int, settings: tuple[str, ...]) -> Release:
+    """Bring a model up to date with one month after the other; return the last release."""
+    start: str | Path = START
+    for month in range(updates):
+        first = {"pool": root / "pool"} if month == 0 else {}
+        own = [*COMMON, *settings] if month == 0 else []
+        plan = update.plan_update(start, root / month_name(month), own, **first)
+        start = update.compute_update(plan, releases / str(month + 1)).folder
+    return update.release.read_release(start)
+
+
+def stream_at_once(root: Path, folder: Path, last: Release) -> Path:
+    """Take a model through all months of a release in one run, whose steps follow from its data;
+    return its last checkpoint."""
+    settings = [f"data={root}", "training.task_steps=[]"]
+    run_config = config.parse(config.override(last.config.to_dict(), settings))
+    with CheckpointManager("at-once", folder=folder) as manager:
+        execute(run_config, load_data(str(root)), manager=manager)
+        assert manager.last
+    return manager.last
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Return the tensors of two states that differ; what was scored does not count."""
+    states = [
+        {name: x for name, x in load_file(path).items() if not name.startswith("hits/")}
+        for path in (one, other)
+    ]
+    names = sorted(states[0].keys() | states[1].keys())
+    return [n for n in names if n not in states[0] or n not in states[1] or not same(n, *states)]
+
+
+def same(name: str, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Return whether both have the same bits under a name."""
+    return torch.equal(one[name], other[name])
+
+
+def compare_setting(root: Path, folder: Path, updates: int, settings: tuple[str, ...]) -> list[str]:
+    """Return where updates one at a time end otherwise than the stream at once."""
+    last = update_months(root, folder / "releases", updates, settings)
+    state = last.path(last.record.state)
+    return differences(state, stream_at_once(root, folder / "once", last))
+
+
+def kill_updates(root: Path, folder: Path, updates: int, kills: int, seed: int = 0) -> list[str]:
+    """Kill processes that compute updates, and start them again; return what ends otherwise."""
+    reference = update_months(root, folder / "reference", updates, ())
+    expected = reference.path(reference.record.state)
+    random_seconds, killed, found, turn = random.Random(seed), 0, [], 0
+    with tqdm(total=kills, unit=" kills") as bar:
+        while killed < kills:
+            turn += 1
+            releases = folder / f"killed-{turn}"
+            pid, is_done = 0, False
+            while not is_done:
+                pid = os.fork()
+                if not pid:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        code = 1
+                        try:
+                            go_on(root, releases, updates)
+                            code = 0
+                        finally:
+                            os._exit(code)
+                end = time.monotonic() + random_seconds.expovariate(1 / 4)
+                while killed < kills and time.monotonic() < end and not is_done:
+                    is_done = os.waitpid(pid, os.WNOHANG)[0] == pid
+                    time.sleep(0.01)
+                if not is_done and killed < kills:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    killed += 1
+                    bar.update()
+                elif not is_done:
+                    is_done = os.waitpid(pid, 0)[0] == pid
+            last = update.release.read_release(releases / str(updates))
+            found += [
+                f"turn {turn}: {x}" for x in differences(last.path(last.record.state), expected)
+            ]
+            left = [x.name for x in releases.iterdir() if x.name.startswith(".")]
+            found += [f"turn {turn}: left {x}" for x in left]
+            shutil.rmtree(releases)
+    return found
+
+
+def go_on(root: Path, releases: Path, updates: int) -> None:
+    """Compute the updates whose releases are not there yet."""
+    update_months(root, releases, updates, ())
+
+
+def main() -> None:
+    """Compare and kill, and print what differed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--only", help="one setting")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    bad = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["CMP_BUILD"] = str(folder / "build")
+        write_pictures(folder / "data", given.updates)
+        for setting, settings in SETTINGS.items():
+            if given.only in (None, setting):
+                place = folder / setting.replace(" ", "-")
+                found = compare_setting(folder / "data", place, given.updates, settings)
+                print(f"{setting}: {len(found)} tensors differ {found[:3] or ''}", flush=True)
+                bad += len(found)
+                shutil.rmtree(place)
+        if given.kills:
+            found = kill_updates(folder / "data", folder / "kills", given.updates, given.kills)
+            print(f"{given.kills} kills: {len(found)} differences {found[:3] or ''}")
+            bad += len(found)
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
