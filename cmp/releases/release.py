@@ -20,7 +20,7 @@ from cmp import config, models
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
-from cmp.releases.pictures import Ledger, Picture, arrivals_from
+from cmp.releases.ledger import Ledger, Picture, arrivals_from
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import RunState
 from cmp.runs.identity import json_digest
@@ -66,7 +66,7 @@ class ReleaseRecord:
         parent: The id of the release that it goes on from, "" for the first.
         config: The config, as a tree.
         updates: All updates so far.
-        arrivals: All folders that pictures came from, see `cmp.releases.pictures.Arrival`.
+        arrivals: All folders that pictures came from, see `cmp.releases.ledger.Arrival`.
         provenance: Where the update was computed.
         state: The file of the state.
         files: The sha256 of each file of the release.

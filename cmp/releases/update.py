@@ -27,8 +27,9 @@ from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import Scores
 from cmp.files import atomic_folder
 from cmp.mixtures import Pools
-from cmp.releases import pictures, release
-from cmp.releases.pictures import EMBEDDED, ArrivalReport, Ledger
+from cmp.releases import ledger as ledgers
+from cmp.releases import release
+from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
@@ -125,13 +126,13 @@ def plan_update(
     base = parent.config.to_dict() if parent else _first_tree(str(start))
     ledger = parent.ledger() if parent else Ledger()
     if moved:
-        ledger = pictures.move(ledger, moved)
+        ledger = ledgers.move(ledger, moved)
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
             ledger, _ = _arrive_beside(ledger, str(folder), role)
-    ledger, report = pictures.arrive(ledger, str(data), "adapt", name)
-    ledger, parts, gone = pictures.locate(ledger, skip_gone)
-    corpus = pictures.corpus_of(ledger, parts)
+    ledger, report = ledgers.arrive(ledger, str(data), "adapt", name)
+    ledger, parts, gone = ledgers.locate(ledger, skip_gone)
+    corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     fitted = _settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
@@ -174,7 +175,7 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> tuple[Ledger, Arri
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return pictures.arrive(ledger, folder, role)
+    return ledgers.arrive(ledger, folder, role)
 
 
 def _update_config(
