@@ -16,7 +16,7 @@ from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
-from cmp.releases import exports, hugging_face, onnx_files
+from cmp.releases import hugging_face, onnx_files
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
 from cmp.runs.resolve import ResolvedRun, resolve_run
@@ -213,7 +213,8 @@ def export(
         write_export(name, network, out, to)
     elif to == "hf":
         if found is None:
-            raise CmpError(f"--to hf: the model card is that of a run, and {name!r} is none")
+            words = f"a model card is made of a run, and {name!r} is none"
+            raise CmpError(f"--to hf: {words}; give the id of a run, or choose another format")
         hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
@@ -242,10 +243,8 @@ def write_export(name: str, network: models.Network, out: Path, to: str) -> None
     written = EXPORTERS[to](name, network, out)
     image, text = written.differences
     typer.echo(f"written: {out}\n{written.loading}")
-    words = (
-        f"{image:.1g} for {exports.PICTURES} pictures, {text:.1g} for {len(exports.TEXTS)} texts"
-    )
-    typer.echo(f"checked: the largest difference of a feature from the network's is {words}")
+    words = f"differ from the network's by at most {image:.1g} (pictures) and {text:.1g} (texts)"
+    typer.echo(f"checked: features {words}")
     for sentence in written.notes:
         typer.echo(f"note: {sentence}")
 

@@ -1,4 +1,4 @@
-"""A network as two ONNX files, one for pictures and one for texts, and the facts about their inputs.
+"""A network as two ONNX files, one for pictures and one for texts, and the facts about their use.
 
 Any network will do. onnxruntime, and whatever else reads ONNX, then needs neither torch nor
 open_clip; only tokens are still made by the model's tokenizer.
