@@ -202,9 +202,8 @@ def find_kind(name: str, model: Network) -> str:
     if isinstance(visual, VisionTransformer):
         kind, wanted = CLIP, ("argmax", True)
         if visual.pool_type != "tok" or visual.attn_pool is not None:
-            raise refuse(
-                name, f"its VisionTransformer pools by {visual.pool_type!r}, not by a token"
-            )
+            words = f"pools by {visual.pool_type!r}, not at its class token alone"
+            raise refuse(name, f"its VisionTransformer {words}")
     elif isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
         kind, wanted = SIGLIP, ("last", False)
     else:
@@ -214,9 +213,7 @@ def find_kind(name: str, model: Network) -> str:
     pool: Any = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
     if (pool, text.attn_mask is not None) != wanted or getattr(text, "use_pad_mask", False):
         words = "causal" if text.attn_mask is not None else "not causal"
-        raise refuse(
-            name, f"its text tower, pooled by {pool!r} and {words}, is another than {kind}'s"
-        )
+        raise refuse(name, f"its text tower, {words} and pooled by {pool!r}, is not that of {kind}")
     return kind
 
 

@@ -133,8 +133,8 @@ def describe(name: str, model: Network, differences: tuple[float, float]) -> dic
         differences: The largest differences of features that the check found.
     """
     how, bias = models.preprocessing(model), model.logit_bias
-    family = name in models.family_names()
-    tokenizer = f"{'cmp.models.tokenizer' if family else 'open_clip.get_tokenizer'}({name!r})"
+    known = models.known_name(name)
+    tokenizer = "cmp.models.tokenizer" if models.family_of(known) else "open_clip.get_tokenizer"
     return {
         "model": name,
         "opset": OPSET,
@@ -151,7 +151,7 @@ def describe(name: str, model: Network, differences: tuple[float, float]) -> dic
             "input": "tokens",
             "type": "int64",
             "shape": ["batch", model.context_length],
-            "tokenizer": tokenizer,
+            "tokenizer": f"{tokenizer}({known!r})",
         },
         "output": "features",
         "note": "features have length one; logit = logit_scale * (image . text) + logit_bias",
