@@ -1,9 +1,12 @@
 """Models in the formats of `transformers` and ONNX, and models of a hub as others name them.
 
-What needs an extra is skipped where it is missing; the rest runs everywhere.
+What needs an extra is skipped where it is missing, unless REQUIRE_EXTRAS=1 says that it must not
+be; the rest runs everywhere.
 """
 
+import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +49,13 @@ SQUASHED = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
 WORDS = "a cat photo of two dogs running the shops 3 red shoes size 42 an octopus very long"
 
 
+def need(package):
+    """Return a package of an extra; skip the test where it is missing and may be."""
+    if os.environ.get("REQUIRE_EXTRAS") == "1":
+        return importlib.import_module(package)
+    return pytest.importorskip(package)
+
+
 @timm.models.register_model
 def cmp_test_siglip(pretrained=False, **options):
     """A small tower of SigLIP's kind; `pretrained` is timm's."""
@@ -71,8 +81,7 @@ def make_folder(folder, config, preprocess=None, seed=0):
 
 def add_tokenizer(folder):
     """Give a folder a tokenizer of a few words, without capitals and punctuation."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
+    tokenizers, transformers = need("tokenizers"), need("transformers")
     vocabulary = {
         word: i for i, word in enumerate(["<unk>", "</s>", *dict.fromkeys(WORDS.split())])
     }
@@ -120,7 +129,7 @@ def features_by_transformers(folder, class_name, texts):
 @pytest.mark.parametrize("quick", [False, True])
 def test_clip_loads_in_transformers(tmp_path, quick):
     """The towers, the logits, the preprocessing and the tokens are those of open_clip alone."""
-    pytest.importorskip("transformers")
+    need("transformers")
     name = make_folder(tmp_path / "clip", {**CLIP, "quick_gelu": quick})
     out = tmp_path / "out"
     said = invoke("export", name, "--to", "transformers", "-o", out)
@@ -145,7 +154,7 @@ def test_clip_loads_in_transformers(tmp_path, quick):
 
 
 def test_siglip_loads_in_transformers(tmp_path):
-    pytest.importorskip("transformers")
+    need("transformers")
     name = make_folder(tmp_path / "siglip", SIGLIP, SQUASHED)
     add_tokenizer(tmp_path / "siglip")
     out = tmp_path / "out"
@@ -171,7 +180,7 @@ def test_siglip_loads_in_transformers(tmp_path):
 
 def test_a_tokenizer_that_is_not_here_is_said_to_be_missing(tmp_path):
     """The towers are compared all the same, on tokens drawn at random."""
-    pytest.importorskip("transformers")
+    need("transformers")
     name = make_folder(tmp_path / "siglip", SIGLIP, SQUASHED)
     said = invoke("export", name, "--to", "transformers", "-o", tmp_path / "out")
     assert "no tokenizer is written" in said
@@ -187,7 +196,7 @@ def swap(tensors):
 
 
 def test_an_export_with_other_features_leaves_nothing(tmp_path, monkeypatch):
-    pytest.importorskip("transformers")
+    need("transformers")
     name, out = make_folder(tmp_path / "clip", CLIP), tmp_path / "out"
     rename = hugging_face.rename_tensors
     monkeypatch.setattr(hugging_face, "rename_tensors", lambda *given: swap(rename(*given)))
@@ -258,7 +267,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_transformers_does_not_have_is_refused_by_name(tmp_path, case):
-    pytest.importorskip("transformers")
     what, words = REFUSED[case]
     name = what if isinstance(what, str) else make_folder(tmp_path / "x", what)
     model = models.create_model(name)
@@ -268,7 +276,6 @@ def test_what_transformers_does_not_have_is_refused_by_name(tmp_path, case):
 
 
 def test_pictures_that_are_filled_up_are_refused(tmp_path):
-    pytest.importorskip("transformers")
     name = make_folder(tmp_path / "x", CLIP, {"resize_mode": "longest"})
     with pytest.raises(CmpError, match="resize_mode 'longest'"):
         invoke("export", name, "--to", "transformers", "-o", tmp_path / "out")
@@ -290,8 +297,7 @@ def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch, package, to):
 @pytest.mark.parametrize("what", ["clip", "siglip", "small", "tiny-vit", "resnet"])
 def test_any_network_runs_in_onnxruntime(tmp_path, what):
     """From what the page of facts says alone: batches of any size, features, logits."""
-    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnx, runtime, _ = map(need, ("onnx", "onnxruntime", "onnxscript"))
     out = tmp_path / "out"
     if what in models.family_names():
         model, name = models.create_model(what).eval(), what
@@ -325,9 +331,10 @@ def test_any_network_runs_in_onnxruntime(tmp_path, what):
         torch.testing.assert_close(torch.from_numpy(ours), logits, atol=1e-3, rtol=0)
 
 
+@pytest.mark.long
 def test_weights_of_two_gigabytes_go_into_a_file_of_their_own(tmp_path, monkeypatch):
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package)
+        need(package)
     monkeypatch.setattr(onnx_files, "MAX_INLINE_BYTES", 1000)
     name, out = make_folder(tmp_path / "clip", CLIP), tmp_path / "out"
     onnx_files.export_onnx(name, load(name), out)

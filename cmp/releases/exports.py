@@ -83,15 +83,14 @@ def make_probe(name: str, model: Network) -> Probe:
             tokens = models.tokenizer(name)([*TEXTS])
     except (ImportError, OSError, ValueError) as error:  # a package or a hub's file is not here
         reason, size = first_line(error), (len(TEXTS), model.context_length)
-        tokens = torch.randint(count_tokens(model), size, generator=generator)
+        tokens = torch.randint(text_tower(model).vocab_size, size, generator=generator)
     features = models.encode_image(model, pixels), models.encode_text(model, tokens)
     return Probe(pixels, tokens, *features, reason)
 
 
-def count_tokens(model: Network) -> int:
-    """Return how many tokens a network's vocabulary has."""
-    size: Any = getattr(model, "vocab_size", None) or getattr(model, "text", model).vocab_size
-    return int(size)
+def text_tower(model: Network) -> Any:
+    """Return a network's text tower: a part of it, or in CLIP's own case the network itself."""
+    return getattr(model, "text", model)
 
 
 def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tuple[float, float]:

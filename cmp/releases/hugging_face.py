@@ -31,9 +31,9 @@ from cmp.releases.exports import (
     Export,
     Probe,
     compare_features,
-    count_tokens,
     export_folder,
     make_probe,
+    text_tower,
     write_json,
 )
 
@@ -126,11 +126,11 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
             be written; nothing is.
         ModuleNotFoundError: The extra `transformers` is not installed.
     """
-    import transformers  # an extra
-
     model.eval()
     kind, how = find_kind(name, model), models.preprocessing(model)
     tensors, settings = rename_tensors(name, model), describe_preprocessing(name, how)
+    import transformers  # an extra, which takes seconds; what it does not have is refused before
+
     probe = make_probe(name, model)
     if probe.no_tokenizer and kind == CLIP:  # its pooling needs to know the last token
         words = f"its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
@@ -197,7 +197,7 @@ def find_kind(name: str, model: Network) -> str:
     Raises:
         CmpError: `transformers` has no such network.
     """
-    visual, text = model.visual, getattr(model, "text", model)
+    visual, text = model.visual, text_tower(model)
     tower: Any = visual.trunk if isinstance(visual, TimmModel) else visual
     if isinstance(visual, VisionTransformer):
         kind, wanted = CLIP, ("argmax", True)
@@ -285,11 +285,11 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
         probe: Texts, in whose tokens those of the start and the end are looked up.
         tokenizer: The tokenizer, None where it is not here.
     """
-    visual, text = model.visual, getattr(model, "text", model)
+    visual, text = model.visual, text_tower(model)
     width = text.ln_final.normalized_shape[0]
     size = probe.image_features.shape[1]
     text_config = _describe_blocks(text.transformer.resblocks, text.ln_final) | {
-        "vocab_size": count_tokens(model),
+        "vocab_size": text.vocab_size,
         "max_position_embeddings": model.context_length,
         "hidden_size": width,
     }
