@@ -191,7 +191,8 @@ def export(
     features are equal.
 
     Args:
-        model: Id of a run, or its first digits; or hf-hub:ORG/NAME, or local-dir:FOLDER.
+        model: Id of a run, or its first digits; or a model with its weights: hf-hub:ORG/NAME, or a
+            folder as open_clip or `--to hf` writes it.
         out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
         to: Format: open_clip; hf, a folder of the Hugging Face hub with a model card, which
             open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, a file for
@@ -201,6 +202,8 @@ def export(
         cmpt export 3f2a -o new.safetensors
     """
     shared.check_out(out)
+    if (Path(model) / hub.CONFIG_FILE).is_file():
+        model = f"local-dir:{model}"
     if models.is_hub(model):
         tree = {"model": {"name": model, "start": models.HUB}}
         found, name = None, model

@@ -104,6 +104,10 @@ PUNCTUATION = r"[!-/:-@\[-`{-~]"
 """Python's `string.punctuation` as a regular expression."""
 LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
+PIXELS = (
+    "a prepared picture may differ from open_clip's by one level of 255, since `transformers` "
+    'resizes by torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") gives the same'
+)
 OTHERWISE = (
     "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip mends "
     "them first, `transformers` does not"
@@ -140,7 +144,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         save_file(tensors, partial / "model.safetensors", {"format": "pt"})
         write_json(partial / "preprocessor_config.json", settings)
         write_json(partial / "config.json", describe_network(model, kind, probe, tokenizer))
-        notes = write_tokenizer(name, tokenizer, probe, partial)
+        notes = [PIXELS, *write_tokenizer(name, tokenizer, probe, partial)]
         load: Any = getattr(transformers, CLASSES[kind]).from_pretrained
         network, report = load(partial, local_files_only=True, output_loading_info=True)
         if wrong := sorted(map(str, (*report["missing_keys"], *report["unexpected_keys"]))):
@@ -399,8 +403,9 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
         write_fast_tokenizer(tokenizer, length, folder)
         expected = probe.tokens
     else:
-        reason = probe.no_tokenizer or f"of a {type(tokenizer).__name__}"
-        words = f"no tokenizer is written ({reason:.200}): take that of the original model"
+        reason = probe.no_tokenizer or f"it is a {type(tokenizer).__name__}"
+        own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+        words = f"no tokenizer is written ({reason:.200}): use {own or 'that of the first model'}"
         return [f"{words}, and fill texts up to {length} tokens"]
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     found = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")
