@@ -12,7 +12,7 @@ import stat
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -160,6 +160,21 @@ def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) ->
             f"{target}: is there, as a link, a folder, a device or the like, and is not replaced; "
             "give another name"
         )
+
+
+def check_held_files(folder: Path, names: Collection[str]) -> None:
+    """Refuse to replace a folder that holds more than what is written anew.
+
+    Args:
+        folder: The folder, which may be missing.
+        names: The names of the files that may be in it.
+
+    Raises:
+        CmpError: It holds another file or folder, which would be lost.
+    """
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := held - {*names}:
+        raise CmpError(f"{folder}: holds {min(others)!r}, which would be lost; name a new folder")
 
 
 def file_digest(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:

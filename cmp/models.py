@@ -159,6 +159,17 @@ def family_of(name: str) -> Any:
     return next((family for family in families if name in family.NAMES), None)
 
 
+def known_name(name: str) -> str:
+    """Return the embedded model that a hub's or a folder's model is, by its config; else the name.
+
+    Its own tokenizer is then used, since open_clip would give tokens of CLIP's larger vocabulary.
+    """
+    if not is_hub(name):
+        return name
+    about = open_clip.get_model_config(name)
+    return next((x for x in family_names() if open_clip.get_model_config(x) == about), name)
+
+
 def family_names() -> list[str]:
     """Return the models of all families."""
     return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
@@ -290,6 +301,7 @@ def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
 @functools.cache
 def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a model: n texts -> int64 [n, context_length]."""
+    name = known_name(name)
     family = family_of(name)
     return family.tokenizer(name) if family else open_clip.get_tokenizer(name)
 

@@ -33,7 +33,8 @@ def budget(
     Costs are counted from shapes, so nothing is trained.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip.
+        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
+            local-dir:FOLDER, a folder as open_clip writes it.
         batch: Samples per step.
         total: Budget of the whole stream, in memory-adjusted GFLOPs. Default: that of a cpu run.
         tasks: Number of updates that share the budget.
@@ -56,18 +57,22 @@ def budget(
             raise CmpError("--table4 has its own methods and total: leave out --method and --total")
         print_table4()
     else:
-        print_methods(model, batch, total, tasks, method or option_names("method"))
+        print_methods(model, batch, total, tasks, method)
 
 
 def print_methods(
-    model: str, batch: int, total: float | None, tasks: int, methods: Sequence[str]
+    model: str, batch: int, total: float | None, tasks: int, methods: Sequence[str] | None
 ) -> None:
-    """Print what methods cost under one total, in memory-adjusted GFLOPs."""
+    """Print what methods cost under one total, in memory-adjusted GFLOPs; without a choice of
+    methods, what all that the model takes cost, and why others are left out."""
+    refused: dict[str, str] = {}
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
         total = tasks * config.parse(config.profile("cpu")).training.steps * full
     has_card = torch.cuda.is_available()
-    table = paper.budget_table(model, batch, total / tasks / full, methods, has_card)
+    names, left_out = (methods, None) if methods else (option_names("method"), refused)
+    steps = total / tasks / full
+    table = paper.budget_table(model, batch, steps, names, has_card, left_out)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
     shared.print_table(("method", *table.columns), table.itertuples(), title)
     kind = "measured on this card" if has_card else "accounted for"
@@ -75,6 +80,8 @@ def print_methods(
         f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\n"
         "per task: GMAFs at its end, charged once, its steps and samples"
     )
+    for name, reason in refused.items():
+        typer.echo(f"left out: {name}: {reason}")
 
 
 def print_table4() -> None:

@@ -16,6 +16,7 @@ from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
+from cmp.releases import hugging_face, onnx_files
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
 from cmp.runs.resolve import ResolvedRun, resolve_run
@@ -24,6 +25,9 @@ from cmp.runs.store import find_model, find_unfinished, recorded_threads
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig, copy_to_host
 from cmp.training import StepResult, make_train_state
+
+EXPORTERS = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
+"""By format, what writes a network in it and checks it."""
 
 
 def run(
@@ -126,7 +130,7 @@ def resume(
 def evaluate(
     model: str,
     seed: shared.NotNegative = 0,
-    start: str = "annealed",
+    start: str | None = None,
     weights: Path | None = None,
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
@@ -136,9 +140,11 @@ def evaluate(
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip.
+        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
+            local-dir:FOLDER, a folder as open_clip writes it.
         start: Weights to score: annealed or unannealed, of an embedded model; a pretrained tag of
-            open_clip, the path of a file, or random.
+            open_clip, the path of a file, or random. Default: annealed; of a hub or a folder, its
+            own.
         weights: Score this file, of open_clip or of a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
@@ -148,6 +154,7 @@ def evaluate(
     """
     torch.set_num_threads(threads)
     forecast.check_device(device := models.default_device(model, device))
+    start = start or (models.HUB if models.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: there is no such regular file")
     if weights:
@@ -172,37 +179,76 @@ def evaluate(
     shared.print_table(columns, rows, title)
 
 
-def export(run_id: str, out: shared.OutFile, to: Literal["open_clip", "hf"] = "open_clip") -> None:
-    """Write a run's final weights to a file that open_clip loads.
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL")],
+    out: shared.OutFile,
+    to: Literal["open_clip", "hf", "transformers", "onnx"] = "open_clip",
+) -> None:
+    """Write a run's final weights, or a model of a hub, in a format that other libraries load.
 
-    Of a run that is not finished, the model after its last finished task is written.
+    Of a run that is not finished, the model after its last finished task is written. What is
+    written for transformers and as ONNX is compared with the network, and stays only if the
+    features are equal.
 
     Args:
-        out: File to write, NAME.safetensors; with --to hf, a folder.
-        to: Format: open_clip, or hf for a folder of the Hugging Face hub with a model card.
+        model: Id of a run, or its first digits; or a model with its weights: hf-hub:ORG/NAME, or a
+            folder as open_clip or `--to hf` writes it.
+        out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
+        to: Format: open_clip; hf, a folder of the Hugging Face hub with a model card, which
+            open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, a file for
+            pictures and one for texts.
 
     Example:
         cmpt export 3f2a -o new.safetensors
     """
     shared.check_out(out)
-    found, model = find_model(run_id)
-    name, done = found.config.model.name, found.metrics["task"].max()
-    if done < (tasks := found.config.stream.tasks):
-        words = f"is not finished: this is its model after {done} of {tasks} tasks"
-        typer.echo(f"run {found.id[:SHORT_ID]} {words}")
-    if to == "hf":
-        hub.write_hub_folder(found, model, load_data(found.config.data), out)
+    if (Path(model) / hub.CONFIG_FILE).is_file():
+        model = f"local-dir:{model}"
+    if models.is_hub(model):
+        tree = {"model": {"name": model, "start": models.HUB}}
+        found, name = None, model
+        network = models.load_model(config.parse(tree, "cmpt export").model, 0)
+    else:
+        found, network = find_model(model)
+        name = found.config.model.name
+        report_unfinished(found)
+    if to in EXPORTERS:
+        write_export(name, network, out, to)
+    elif to == "hf":
+        if found is None:
+            words = f"a model card is made of a run, and {name!r} is none"
+            raise CmpError(f"--to hf: {words}; give the id of a run, or choose another format")
+        hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
     else:
         if out.suffix != ".safetensors":
             raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
         with atomic_file(out) as partial:
-            models.export_weights(model, partial)
-        typer.echo(f"written: {out}\n{loading_code(name, model, out)}")
-    if name in models.family_names():
+            models.export_weights(network, partial)
+        typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
+    if name in models.family_names() and to not in EXPORTERS:
         typer.echo("open_clip knows that name once cmp.embedded.models is imported")
-    for sentence in hub.served_otherwise(found):
+    for sentence in hub.served_otherwise(found) if found else ():
+        typer.echo(f"note: {sentence}")
+
+
+def report_unfinished(run: store.StoredRun) -> None:
+    """Say so if a run that is exported has not come to its end."""
+    done = run.metrics["task"].max()
+    if done < (tasks := run.config.stream.tasks):
+        words = f"is not finished: this is its model after {done} of {tasks} tasks"
+        typer.echo(f"run {run.id[:SHORT_ID]} {words}")
+
+
+def write_export(name: str, network: models.Network, out: Path, to: str) -> None:
+    """Write a network in a format that is checked, and print how to load it and what it lacks."""
+    written = EXPORTERS[to](name, network, out)
+    image, text = written.differences
+    typer.echo(f"written: {out}\n{written.loading}")
+    words = f"differ from the network's by at most {image:.1g} (pictures) and {text:.1g} (texts)"
+    typer.echo(f"checked: features {words}")
+    for sentence in written.notes:
         typer.echo(f"note: {sentence}")
 
 

@@ -13,8 +13,7 @@ import pandas as pd
 
 from cmp import budgets, models
 from cmp.data import Corpus
-from cmp.errors import CmpError
-from cmp.files import atomic_folder, read_yaml
+from cmp.files import atomic_folder, check_held_files, read_yaml
 from cmp.readers import notes
 from cmp.runs import store
 
@@ -38,9 +37,7 @@ def write_hub_folder(
     Raises:
         CmpError: The folder holds other files, or the disk refuses.
     """
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := held - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}:
-        raise CmpError(f"{folder}: holds {min(others)!r}, which would be lost; name a new folder")
+    check_held_files(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
     about = {
         "model_cfg": open_clip.get_model_config(run.config.model.name),
         "preprocess_cfg": asdict(models.preprocessing(model)),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from cmp import budgets, config, models
+from cmp.errors import CmpError
 from cmp.experiments.forecast import GIGA, measured_memory
 
 TABLE4_MODEL, TABLE4_BATCH, TABLE4_TOTAL, TABLE4_TASKS = "ViT-B-16", 512, 1.8e9, 20
@@ -111,7 +112,12 @@ def method_cost(model: str, batch: int, text: str, measured: bool = False) -> bu
 
 
 def budget_table(
-    model: str, batch: int, full_steps: float, methods: Iterable[str], measured: bool = False
+    model: str,
+    batch: int,
+    full_steps: float,
+    methods: Iterable[str],
+    measured: bool = False,
+    refused: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return how many steps each method has for the cost of some steps of full fine-tuning.
 
@@ -121,6 +127,8 @@ def budget_table(
         full_steps: Steps of full fine-tuning per task that the budget pays for.
         methods: As `method_cost` takes them.
         measured: Whether memory is measured on this machine's CUDA card.
+        refused: Gets the reasons of methods that the network does not take, which are then left
+            out; None raises instead.
 
     Returns:
         A row per method: `GFLOPs` and `GB` of a step, `x full` (its memory over that of full
@@ -129,7 +137,13 @@ def budget_table(
     """
     full, rows = method_cost(model, batch, "full", measured), {}
     for text in methods:
-        cost = method_cost(model, batch, text, measured)
+        try:
+            cost = method_cost(model, batch, text, measured)
+        except CmpError as error:
+            if refused is None:
+                raise
+            refused[text] = str(error)
+            continue
         bought = budgets.make_budget(full_steps * full.step, cost, full)
         sizes = (cost.step / GIGA, cost.memory / GIGA, bought.multiplier)
         adjusted = (bought.step / GIGA, bought.end / GIGA)

@@ -58,8 +58,9 @@ class ProjectedAdamW(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         count = int(state.get("step", 0))  # on the CPU until it comes from a checkpoint
-        wide = parameter.ndim > 1 and len(parameter) < parameter[0].numel()
-        if parameter.ndim > 1:
+        projected = is_matrix(parameter)
+        wide = projected and len(parameter) < parameter[0].numel()
+        if projected:
             gradient = gradient.flatten(1).T if wide else gradient.flatten(1)
             if count % self.gap == 0:
                 basis = leading_directions(gradient, self.rank)
@@ -71,10 +72,16 @@ class ProjectedAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(gradient)
         state["step"] += 1
         update = adam_update(state, gradient, count + 1, group["betas"], group["eps"])
-        if parameter.ndim > 1:
+        if projected:
             update = self.scale * update @ state["basis"].T  # [long, short]
             update = (update.T if wide else update).reshape(parameter.shape)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Return whether a parameter is projected: one of a single row, such as the positions [1, N, W]
+    of timm's towers, is a vector."""
+    return parameter.ndim > 1 and len(parameter) > 1
 
 
 def adam_update(
@@ -89,7 +96,7 @@ def adam_update(
 
 def prepare(state: TrainState) -> None:
     """Train everything; raise `CmpError` for a rank that a matrix cannot have."""
-    matrices = {name: p for name, p in trainable_parameters(state.model).items() if p.ndim > 1}
+    matrices = {name: p for name, p in trainable_parameters(state.model).items() if is_matrix(p)}
     check_rank(state.config.method.get("rank"), matrices, " for 'galore', which projects them all")
 
 

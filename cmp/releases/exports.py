@@ -1,0 +1,144 @@
+"""What every export to another library's format shares: it is compared with the network, and the
+folder is there only if both give the same features."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmp import models
+from cmp.errors import CmpError, first_line
+from cmp.files import atomic_folder, check_held_files
+from cmp.models import Network
+from cmp.seeds import torch_generator
+
+TOLERANCE = 1e-5
+"""The largest difference of any entry of a feature, a unit vector in fp32, that is accepted."""
+TEXTS = (
+    "", "a cat", "A photo of two Dogs, running!", "the shop's 3 red shoes (size 42)",
+    "Straße in München, 1987", "猫の写真", "an octopus 🐙", "a very long description of " * 30,
+)  # fmt: skip
+"""Texts to compare features of: empty, in capitals, in other scripts, and longer than any tower
+takes."""
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Pictures and texts, and what the network makes of them.
+
+    Attributes:
+        pixels: Normalised pictures, [8, 3, S, S].
+        tokens: Tokens of texts, [8, L].
+        image_features: Unit features of the pictures, [8, E].
+        text_features: Unit features of the texts, [8, E].
+        no_tokenizer: Why the tokens are drawn at random and are not those of `TEXTS`; empty where
+            they are.
+    """
+
+    pixels: Tensor
+    tokens: Tensor
+    image_features: Tensor
+    text_features: Tensor
+    no_tokenizer: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        differences: The largest difference of a feature from the network's, for pictures and for
+            texts.
+        loading: Lines of Python that load it.
+        notes: Sentences on what is missing in it, or works in another way than in open_clip.
+    """
+
+    differences: tuple[float, float]
+    loading: str
+    notes: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def make_probe(name: str, model: Network) -> Probe:
+    """Return pictures and texts to compare features of, the same ones each time.
+
+    Args:
+        name: The model, which chooses the tokenizer.
+        model: Its network, in evaluation mode and on the CPU.
+    """
+    generator, side = torch_generator("export", 0), models.preprocessing(model).size
+    fine = torch.randn(PICTURES // 2, 3, side, side, generator=generator)
+    coarse = torch.randn(PICTURES - len(fine), 3, 4, 4, generator=generator)
+    pixels = torch.cat([fine, F.interpolate(coarse, side, mode="bilinear")])
+    reason = ""
+    try:
+        with models.quiet_logging():
+            tokens = models.tokenizer(name)([*TEXTS])
+    except (ImportError, OSError, ValueError) as error:  # a package or a hub's file is not here
+        reason, size = first_line(error), (len(TEXTS), model.context_length)
+        tokens = torch.randint(text_tower(model).vocab_size, size, generator=generator)
+    features = models.encode_image(model, pixels), models.encode_text(model, tokens)
+    return Probe(pixels, tokens, *features, reason)
+
+
+def text_tower(model: Network) -> Any:
+    """Return a network's text tower: a part of it, or in CLIP's own case the network itself."""
+    return getattr(model, "text", model)
+
+
+def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tuple[float, float]:
+    """Return the largest difference of the features of pictures, and of texts.
+
+    Args:
+        probe: What the network gives.
+        image: What the other format gives for the pictures, [8, E].
+        text: The same for the texts, [8, E].
+        what: The format, for the error.
+
+    Raises:
+        CmpError: One of them is above `TOLERANCE`.
+    """
+    pairs = (image, probe.image_features), (text, probe.text_features)
+    for found, expected in pairs:
+        if found.shape != expected.shape:
+            words = f"{[*found.shape]}, where the network's are {[*expected.shape]}"
+            raise CmpError(f"{what}: features are {words}; nothing was written")
+    image_difference, text_difference = ((x - y).abs().max().item() for x, y in pairs)
+    if not max(image_difference, text_difference) <= TOLERANCE:  # NaN is refused, too
+        raise CmpError(
+            f"{what}: features differ from the network's by {image_difference:.1g} (pictures) and "
+            f"{text_difference:.1g} (texts), more than {TOLERANCE:g}; nothing was written"
+        )
+    return image_difference, text_difference
+
+
+@contextlib.contextmanager
+def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
+    """Write a folder of an export, whole or not at all.
+
+    Args:
+        folder: The folder; an earlier export in it is replaced.
+        names: The files that an export may have.
+
+    Yields:
+        An empty folder to fill, see `cmp.files.atomic_folder`.
+
+    Raises:
+        CmpError: The folder holds other files, or the disk refuses.
+    """
+    check_held_files(folder, names)
+    with atomic_folder(folder) as partial:
+        yield partial
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Write a tree as JSON, for people, too."""
+    text = json.dumps(tree, indent=2, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")

@@ -1,0 +1,471 @@
+"""A network as a folder of `transformers`: `CLIPModel` or `SiglipModel`, with its preprocessing and
+its tokenizer.
+
+Both libraries compute the same from the same tensors under other names, so that an export is a
+table of names, and little else. What has no place there is refused by name.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
+from open_clip.transformer import TextTransformer, VisionTransformer
+from safetensors.torch import save_file
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmp import models
+from cmp.data import Preprocessing
+from cmp.errors import CmpError
+from cmp.models import Network
+from cmp.releases.exports import (
+    TEXTS,
+    Export,
+    Probe,
+    compare_features,
+    export_folder,
+    make_probe,
+    text_tower,
+    write_json,
+)
+
+CLIP, SIGLIP = "clip", "siglip"
+CLASSES = {CLIP: "CLIPModel", SIGLIP: "SiglipModel"}
+"""The class in `transformers` by kind of network, `model_type` there."""
+FILES = {
+    "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json",
+    "tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+}  # fmt: skip
+"""Whatever an export may consist of."""
+
+TENSORS = {
+    "logit_scale": "logit_scale",
+    "logit_bias": "logit_bias",
+    # the text tower, of CLIP in the network itself, of others in its part `text`
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "transformer.resblocks": "text_model.encoder.layers",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection.weight",
+    "text_projection.weight": "text_model.head.weight",
+    "text_projection.bias": "text_model.head.bias",
+    # open_clip's image tower
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # so it is called there
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection.weight",
+    # timm's image tower
+    "visual.trunk.patch_embed.proj": "vision_model.embeddings.patch_embedding",
+    "visual.trunk.pos_embed": "vision_model.embeddings.position_embedding.weight",
+    "visual.trunk.blocks": "vision_model.encoder.layers",
+    "visual.trunk.norm": "vision_model.post_layernorm",
+    "visual.trunk.attn_pool.latent": "vision_model.head.probe",
+    "visual.trunk.attn_pool.in_proj_weight": "vision_model.head.attention.in_proj_weight",
+    "visual.trunk.attn_pool.in_proj_bias": "vision_model.head.attention.in_proj_bias",
+    "visual.trunk.attn_pool.proj": "vision_model.head.attention.out_proj",
+    "visual.trunk.attn_pool.norm": "vision_model.head.layernorm",
+    "visual.trunk.attn_pool.mlp": "vision_model.head.mlp",
+}
+"""A tensor or a layer of open_clip -> what it is called in `transformers`."""
+BLOCKS = {
+    "ln_1": "layer_norm1", "norm1": "layer_norm1",
+    "ln_2": "layer_norm2", "norm2": "layer_norm2",
+    "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj",
+    "attn.v_proj": "self_attn.v_proj",
+    "attn.out_proj": "self_attn.out_proj", "attn.proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1", "mlp.fc1": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2", "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
+"""The same within a block of a transformer."""
+TRANSPOSED = {"visual.proj", "text_projection"}
+"""Matrices that features are multiplied with from the left, where `transformers` has a layer."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""Names of activations in `transformers`, and what they compute."""
+FILTERS = {"bicubic": 3, "random": 3, "bilinear": 2}
+"""Interpolations as Pillow numbers them; `random` is bicubic in evaluation."""
+SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+"""What open_clip and `transformers` call the tokens around a text."""
+PUNCTUATION = r"[!-/:-@\[-`{-~]"
+"""Python's `string.punctuation` as a regular expression."""
+LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
+processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
+PIXELS = (
+    "a prepared picture may differ from open_clip's by one level of 255, since `transformers` "
+    'resizes by torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") gives the same'
+)
+OTHERWISE = (
+    "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip mends "
+    "them first, `transformers` does not"
+)
+
+
+def export_transformers(name: str, model: Network, folder: Path) -> Export:
+    """Write a network as `transformers` loads it, and check it.
+
+    Args:
+        name: The model, which chooses the tokenizer.
+        model: Its network, on the CPU; it is put into evaluation mode.
+        folder: The folder; an earlier export in it is replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CmpError: `transformers` has no such network, or gives other features, or the folder cannot
+            be written; nothing is.
+        ModuleNotFoundError: The extra `transformers` is not installed.
+    """
+    model.eval()
+    kind, how = find_kind(name, model), models.preprocessing(model)
+    tensors, settings = rename_tensors(name, model), describe_preprocessing(name, how)
+    import transformers  # an extra, which takes seconds; what it does not have is refused before
+
+    probe = make_probe(name, model)
+    if probe.no_tokenizer and kind == CLIP:  # its pooling needs to know the last token
+        words = f"its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
+        raise CmpError(f"model.name: {name!r}: {words}")
+    tokenizer = None if probe.no_tokenizer else models.tokenizer(name)
+    with export_folder(folder, FILES) as partial, quiet_transformers():
+        save_file(tensors, partial / "model.safetensors", {"format": "pt"})
+        write_json(partial / "preprocessor_config.json", settings)
+        write_json(partial / "config.json", describe_network(model, kind, probe, tokenizer))
+        notes = [PIXELS, *write_tokenizer(name, tokenizer, probe, partial)]
+        load: Any = getattr(transformers, CLASSES[kind]).from_pretrained
+        network, report = load(partial, local_files_only=True, output_loading_info=True)
+        if wrong := sorted(map(str, (*report["missing_keys"], *report["unexpected_keys"]))):
+            raise refuse(name, f"{wrong[0]} has no counterpart")
+        with torch.no_grad():
+            image = _pooled(network.get_image_features(pixel_values=probe.pixels))
+            text = _pooled(network.get_text_features(input_ids=probe.tokens))
+        unit = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+        differences = compare_features(probe, *unit, str(folder))
+    return Export(differences, LOADING.format(kind=CLASSES[kind], folder=folder), notes)
+
+
+def _pooled(output: Any) -> Tensor:
+    """Return the features of a tower, which older versions of `transformers` give alone."""
+    return getattr(output, "pooler_output", output)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep `transformers` from drawing bars and from warnings while a network is loaded."""
+    from transformers.utils import logging
+
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with models.quiet_logging():
+            yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def refuse(name: str, reason: str) -> CmpError:
+    """Return the error for a network that `transformers` does not have.
+
+    Args:
+        name: The model.
+        reason: What of it has no place there.
+    """
+    return CmpError(
+        f"--to transformers: {name!r}: {reason}; what can be exported is CLIP (open_clip's own "
+        "vision transformer and its causal text tower) and SigLIP (timm's vision transformer with "
+        "attention pooling, and a text tower that looks both ways); --to onnx takes any network"
+    )
+
+
+def find_kind(name: str, model: Network) -> str:
+    """Return the kind of a network, by its towers.
+
+    Args:
+        name: The model, for the error.
+        model: Its network.
+
+    Raises:
+        CmpError: `transformers` has no such network.
+    """
+    visual, text = model.visual, text_tower(model)
+    tower: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+    if isinstance(visual, VisionTransformer):
+        kind, wanted = CLIP, ("argmax", True)
+        if visual.pool_type != "tok" or visual.attn_pool is not None:
+            words = f"pools by {visual.pool_type!r}, not at its class token alone"
+            raise refuse(name, f"its VisionTransformer {words}")
+    elif isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
+        kind, wanted = SIGLIP, ("last", False)
+    else:
+        raise refuse(name, f"its image tower is a {type(tower).__name__}")
+    if not isinstance(text, open_clip.CLIP | TextTransformer):
+        raise refuse(name, f"its text tower is a {type(text).__name__}")
+    pool: Any = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
+    if (pool, text.attn_mask is not None) != wanted or getattr(text, "use_pad_mask", False):
+        words = "causal" if text.attn_mask is not None else "not causal"
+        raise refuse(name, f"its text tower, {words} and pooled by {pool!r}, is not that of {kind}")
+    return kind
+
+
+def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
+    """Return the tensors of a network under their names in `transformers`.
+
+    Args:
+        name: The model, for the error.
+        model: Its network, its attention split.
+
+    Raises:
+        CmpError: A tensor has no place there.
+    """
+    renamed = {}
+    for old, x in split_timm(model.state_dict()).items():
+        if (new := rename(old.removeprefix("text."))) is None:
+            raise refuse(name, f"{old!r} has no counterpart")
+        renamed[new] = (x.T if old.removeprefix("text.") in TRANSPOSED else x).clone().contiguous()
+    if "vision_model.head.probe" in renamed:  # SigLIP's
+        renamed["logit_scale"] = renamed["logit_scale"].reshape(1)
+        bias = renamed.get("logit_bias", torch.zeros(1))
+        renamed["logit_bias"] = bias.reshape(1)
+        positions = "vision_model.embeddings.position_embedding.weight"
+        renamed[positions] = renamed[positions].flatten(0, -2)  # without timm's batch of one
+    else:
+        renamed["logit_scale"] = renamed["logit_scale"].reshape(())
+    return renamed
+
+
+def rename(name: str) -> str | None:
+    """Return what a tensor of open_clip is called in `transformers`, None where it has no place."""
+    if found := re.fullmatch(r"(.*blocks)\.(\d+)\.(.*)", name):
+        place, number, rest = found.groups()
+        stack, part = _replace_start(place, TENSORS), _replace_start(rest, BLOCKS)
+        return f"{stack}.{number}.{part}" if stack and part else None
+    return _replace_start(name, TENSORS)
+
+
+def _replace_start(name: str, table: dict[str, str]) -> str | None:
+    """Return a name whose longest start that a table has is replaced; None where it has none."""
+    start = name
+    while start and start not in table:
+        start = start.rpartition(".")[0]
+    return table[start] + name.removeprefix(start) if start else None
+
+
+def split_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with timm's attention as `transformers` has it: one matrix per projection in a
+    block, and all three in one where tokens are pooled."""
+    split = {}
+    for name, x in tensors.items():
+        if name.startswith("visual.trunk.blocks.") and ".attn.qkv." in name:
+            parts = zip(models.PROJECTIONS, x.chunk(3), strict=True)
+            split |= {name.replace("qkv", part): piece for part, piece in parts}
+        elif found := re.fullmatch(r"(visual\.trunk\.attn_pool)\.q\.(weight|bias)", name):
+            keys_and_values = tensors[f"{found[1]}.kv.{found[2]}"]
+            split[f"{found[1]}.in_proj_{found[2]}"] = torch.cat([x, keys_and_values])
+        elif not name.startswith("visual.trunk.attn_pool.kv."):
+            split[name] = x
+    return split
+
+
+def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) -> dict[str, Any]:
+    """Return the config of a network in `transformers`.
+
+    Args:
+        model: The network.
+        kind: Its kind.
+        probe: Texts, in whose tokens those of the start and the end are looked up.
+        tokenizer: The tokenizer, None where it is not here.
+    """
+    visual, text = model.visual, text_tower(model)
+    width = text.ln_final.normalized_shape[0]
+    size = probe.image_features.shape[1]
+    text_config = _describe_blocks(text.transformer.resblocks, text.ln_final) | {
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": model.context_length,
+        "hidden_size": width,
+    }
+    if kind == CLIP:
+        first, last = int(probe.tokens[0, 0]), int(probe.tokens[0].max())
+        text_config |= {"projection_dim": size, "bos_token_id": first, "eos_token_id": last}
+        vision_config = _describe_blocks(visual.transformer.resblocks, visual.ln_post)
+        patches, vision_config["projection_dim"] = visual.conv1, size
+    else:
+        own = getattr(tokenizer, "tokenizer", None)
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        text_config |= {key: getattr(own, key, None) for key in keys} | {"projection_size": size}
+        vision_config = _describe_blocks(visual.trunk.blocks, visual.trunk.norm)
+        patches = visual.trunk.patch_embed.proj
+    vision_config |= {
+        "hidden_size": patches.out_channels,
+        "image_size": models.preprocessing(model).size,
+        "patch_size": patches.kernel_size[0],
+    }
+    about = {"architectures": [CLASSES[kind]], "model_type": kind, "dtype": "float32"}
+    about |= {"projection_dim": size} if kind == CLIP else {}
+    return about | {"text_config": text_config, "vision_config": vision_config}
+
+
+def _describe_blocks(blocks: Any, norm: nn.LayerNorm) -> dict[str, Any]:
+    """Return what the config of a tower says of its blocks and of its norms."""
+    block = blocks[0]
+    heads = block.attn.heads if hasattr(block.attn, "heads") else block.attn.num_heads
+    is_timm = hasattr(block.mlp, "fc1")
+    inner, activation = (
+        (block.mlp.fc1, block.mlp.act) if is_timm else (block.mlp.c_fc, block.mlp.gelu)
+    )
+    return {
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": heads,
+        "intermediate_size": inner.out_features,
+        "hidden_act": name_activation(activation),
+        "layer_norm_eps": norm.eps,
+    }
+
+
+def name_activation(activation: nn.Module) -> str:
+    """Return what `transformers` calls an activation, by what it computes.
+
+    Raises:
+        CmpError: It is none of `ACTIVATIONS`.
+    """
+    x = torch.linspace(-4, 4, 101)
+    for name, function in ACTIVATIONS.items():
+        if torch.allclose(activation(x), function(x), atol=1e-6):
+            return name
+    words = f"{type(activation).__name__} is none of {', '.join(ACTIVATIONS)}"
+    raise CmpError(f"--to transformers: the activation {words}; --to onnx takes any network")
+
+
+def describe_preprocessing(name: str, how: Preprocessing) -> dict[str, Any]:
+    """Return how pictures are prepared, as `transformers` writes it.
+
+    Args:
+        name: The model, for the error.
+        how: How open_clip prepares them.
+
+    Raises:
+        CmpError: Pictures are filled up to a square, which `transformers` does not do.
+    """
+    side = {"height": how.size, "width": how.size}
+    if how.resize_mode == "longest":
+        raise refuse(name, "its resize_mode 'longest' has no counterpart")
+    crops = how.resize_mode == "shortest"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": how.size} if crops else side,
+        "resample": FILTERS[how.interpolation],
+        "do_center_crop": crops,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [*how.mean],
+        "image_std": [*how.std],
+        "do_convert_rgb": True,
+    }
+
+
+def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> list[str]:
+    """Write a tokenizer, if it gives the tokens that open_clip's gives.
+
+    Args:
+        name: The model.
+        tokenizer: Its tokenizer, None where it is not here.
+        probe: Texts with their tokens.
+        folder: Where the network is.
+
+    Returns:
+        Sentences on what is missing, or works in another way.
+    """
+    from transformers import AutoTokenizer
+
+    length, before = probe.tokens.shape[1], {*folder.iterdir()}
+    if isinstance(tokenizer, SimpleTokenizer):
+        write_byte_pairs(tokenizer, length, folder)
+        ends = probe.tokens.argmax(dim=1, keepdim=True)
+        is_text = torch.arange(length) <= ends
+        expected = probe.tokens.where(is_text, probe.tokens.max())  # its padding is the last token
+    elif getattr(getattr(tokenizer, "tokenizer", None), "is_fast", False):
+        write_fast_tokenizer(tokenizer, length, folder)
+        expected = probe.tokens
+    else:
+        reason = probe.no_tokenizer or f"it is a {type(tokenizer).__name__}"
+        own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+        words = f"no tokenizer is written ({reason:.200}): use {own or 'that of the first model'}"
+        return [f"{words}, and fill texts up to {length} tokens"]
+    again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")
+    if torch.equal(found["input_ids"], expected):
+        return [OTHERWISE]
+    for path in {*folder.iterdir()} - before:
+        path.unlink()
+    return [
+        "no tokenizer is written, since `transformers` would give other tokens: use "
+        f"open_clip.get_tokenizer({name!r})"
+    ]
+
+
+def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> None:
+    """Write CLIP's vocabulary and merges.
+
+    Args:
+        tokenizer: open_clip's tokenizer.
+        length: Tokens of the longest text.
+        folder: Where to.
+    """
+    vocabulary = {SPECIAL_TOKENS.get(token, token): i for token, i in tokenizer.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
+    merges = [" ".join(pair) for pair in tokenizer.bpe_ranks if len(pair) == 2]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    start, end = SPECIAL_TOKENS.values()
+    tokens = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+    write_json(folder / "tokenizer_config.json", about | tokens)
+
+
+def write_fast_tokenizer(tokenizer: HFTokenizer, length: int, folder: Path) -> None:
+    """Write a tokenizer of `transformers` which cleans texts as open_clip does before.
+
+    It gives tokens alone, and no mask: SigLIP was trained with all places of a text in view.
+
+    Args:
+        tokenizer: open_clip's wrapper around it.
+        length: Tokens of the longest text.
+        folder: Where to.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    own = tokenizer.tokenizer
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    punctuation = [normalizers.Replace(Regex(x), y) for x, y in (("_", " "), (PUNCTUATION, ""))]
+    steps = {
+        get_clean_fn("whitespace"): spaces,
+        get_clean_fn("lower"): [*spaces, normalizers.Lowercase()],
+        get_clean_fn("canonicalize"): [*punctuation, normalizers.Lowercase(), *spaces],
+    }[tokenizer.clean_fn]
+    backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
+    after = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([*steps, *after])
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=length,
+        model_input_names=["input_ids"],
+        padding_side=own.padding_side,
+        **{key: getattr(own, key) for key in names if getattr(own, key)},
+    ).save_pretrained(folder)

@@ -1,0 +1,161 @@
+"""A network as two ONNX files, one for pictures and one for texts, and the facts about their use.
+
+Any network will do. onnxruntime, and whatever else reads ONNX, then needs neither torch nor
+open_clip; only tokens are still made by the model's tokenizer.
+"""
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmp import models
+from cmp.models import Network
+from cmp.releases.exports import Export, compare_features, export_folder, make_probe, write_json
+
+OPSET = 18
+"""The version of ONNX's operators that the files ask for."""
+IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", "export.json"
+DATA_SUFFIX = ".data"
+"""What is added to a file's name for the file of its weights, where they are kept apart."""
+MAX_INLINE_BYTES = 2_000_000_000
+"""Weights above this are kept apart, since a file of protocol buffers has at most 2 GiB."""
+BATCHES = (1, 3, 4)
+"""Sizes of the batches that the files are tried with; the exporter sees another."""
+
+
+LOADING = f"""image = onnxruntime.InferenceSession("{{folder}}/{IMAGE_FILE}")
+text = onnxruntime.InferenceSession("{{folder}}/{TEXT_FILE}")"""
+
+
+class ImageTower(nn.Module):
+    """A network's image tower: normalised pictures [B, 3, S, S] -> unit features [B, E]."""
+
+    def __init__(self, model: Network):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return models.encode_image(self.model, pixels)
+
+
+class TextTower(nn.Module):
+    """A network's text tower: tokens [N, L] -> unit features [N, E]."""
+
+    def __init__(self, model: Network):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return models.encode_text_unpacked(self.model, tokens)
+
+
+def export_onnx(name: str, model: Network, folder: Path) -> Export:
+    """Write both towers of a network as ONNX files of any batch size, and check them.
+
+    Args:
+        name: The model, which chooses the tokenizer.
+        model: Its network, on the CPU; it is put into evaluation mode.
+        folder: The folder; an earlier export in it is replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CmpError: The features of onnxruntime are not those of the network, or the folder cannot be
+            written; nothing is.
+        ModuleNotFoundError: The extra `onnx` is not installed.
+    """
+    import onnxruntime  # all three are an extra
+    import onnxscript  # noqa: F401  torch's exporter needs it, and says so less clearly
+
+    model.eval()
+    probe = make_probe(name, model)
+    towers = {
+        IMAGE_FILE: (ImageTower(model), "pixels", probe.pixels),
+        TEXT_FILE: (TextTower(model), "tokens", probe.tokens),
+    }
+    files = {*towers, *(file + DATA_SUFFIX for file in towers), FACTS_FILE}
+    with export_folder(folder, files) as partial:
+        features = []
+        for file, (tower, key, values) in towers.items():
+            write_tower(tower.eval(), key, values, partial / file)
+            session = onnxruntime.InferenceSession(partial / file)
+            parts = [session.run(None, {key: x.numpy()})[0] for x in values.split(BATCHES)]
+            features.append(torch.from_numpy(np.concatenate(parts)))
+        differences = compare_features(probe, features[0], features[1], str(folder))
+        write_json(partial / FACTS_FILE, describe(name, model, differences))
+    notes = [f"opset {OPSET}; what the inputs are and how they are made is in {FACTS_FILE}"]
+    if probe.no_tokenizer:
+        notes.append(
+            f"the tokenizer cannot be loaded here ({probe.no_tokenizer:.200}), so the text tower "
+            "was compared on tokens drawn at random"
+        )
+    return Export(differences, LOADING.format(folder=str(folder)), notes)
+
+
+def write_tower(tower: nn.Module, key: str, values: Tensor, path: Path) -> None:
+    """Write a tower as an ONNX file that takes batches of any size.
+
+    Args:
+        tower: The tower, in evaluation mode.
+        key: What its input is called.
+        values: A batch.
+        path: The file.
+    """
+    size = sum(x.nbytes for x in tower.state_dict().values())
+    with models.quiet_logging(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own functions
+        torch.onnx.export(
+            tower,
+            (values,),
+            path,
+            input_names=[key],
+            output_names=["features"],
+            dynamic_shapes={key: {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=size > MAX_INLINE_BYTES,
+            verbose=False,
+        )
+
+
+def describe(name: str, model: Network, differences: tuple[float, float]) -> dict[str, Any]:
+    """Return what a program must know to use the two files.
+
+    Args:
+        name: The model.
+        model: Its network.
+        differences: The largest differences of features that the check found.
+    """
+    how, bias = models.preprocessing(model), model.logit_bias
+    known = models.known_name(name)
+    tokenizer = "cmp.models.tokenizer" if models.family_of(known) else "open_clip.get_tokenizer"
+    return {
+        "model": name,
+        "opset": OPSET,
+        "image": {
+            "file": IMAGE_FILE,
+            "input": "pixels",
+            "type": "float32",
+            "shape": ["batch", 3, how.size, how.size],
+            "preprocessing": asdict(how),
+            "note": "colours from 0 to 1, minus mean, divided by std",
+        },
+        "text": {
+            "file": TEXT_FILE,
+            "input": "tokens",
+            "type": "int64",
+            "shape": ["batch", model.context_length],
+            "tokenizer": f"{tokenizer}({known!r})",
+        },
+        "output": "features",
+        "note": "features have length one; logit = logit_scale * (image . text) + logit_bias",
+        "logit_scale": model.logit_scale.exp().item(),
+        "logit_bias": 0.0 if bias is None else bias.item(),
+        "largest_difference": max(differences),
+    }
