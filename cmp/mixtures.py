@@ -316,9 +316,8 @@ def small_counts(
     task its steps.
 
     They are those of `batch_counts` as long as the pools hold them. Of an update that is so small
-    that `MIN_STEPS` would show it too often, a batch takes fewer images; buffer and pool fill it
-    up, in the ratio of their shares and as far as they can, then the update. A batch that all of
-    them cannot fill is smaller.
+    that `MIN_STEPS` would show it too often, a batch takes fewer images, and buffer and pool fill
+    it up, in the ratio of their shares. A batch that they cannot fill is smaller.
 
     Args:
         mixture: The config section, of one task.
@@ -335,7 +334,7 @@ def small_counts(
     wanted_p = round((batch - new) * p / max(p + b, 1))
     b = min(batch - new - min(wanted_p, open_p), open_b)
     p = min(batch - new - b, open_p)
-    return p, min(batch - p - b, held_d), b
+    return p, new if p + b else min(batch, held_d), b
 
 
 def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:

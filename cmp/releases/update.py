@@ -134,7 +134,7 @@ def plan_update(
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
-    fitted = _settle(run_config, corpus)
+    fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
     arrival = ledger.arrivals[-1]
     plan = UpdatePlan(
@@ -151,6 +151,9 @@ def _refuse_settings(tree: Mapping[str, Any]) -> None:
         found = [name for name in given if name == key or name.startswith(f"{key}.")]
         if found:
             raise CmpError(f"{found[0]}: not in an update: {reason}")
+    meta = given.get("schedule.meta", "none")
+    if "peaks" in cmp.registry.get_option("meta_schedule", meta).settings:
+        raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
 def _first_tree(start: str) -> dict[str, Any]:
@@ -200,14 +203,7 @@ def _update_config(
                     "its state rests on it; begin a new one with --start"
                 )
         store.check_sources(parent.record.id, parent.state().progress.options)
-    if "peaks" in cmp.registry.get_option("meta_schedule", result.schedule.meta).settings:
-        raise CmpError(f"schedule.meta: {result.schedule.meta!r}: {FIXED_KEYS['schedule.peaks']}")
     return result
-
-
-def _settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
-    """Return the config that is computed; the fewest pictures are refused in words of an update."""
-    return budgets.settle(run_config, corpus)
 
 
 def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
