@@ -402,11 +402,11 @@ def write_release(
     matrix = update_scores(scores, plan.corpus).assign(after=plan.number)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
+    earlier = parent.record.updates if parent else ()
     done = UpdateRecord(
         plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
-        len(plan.pools.update), result.seconds,
+        len(plan.pools.update), result.seconds - sum(x.seconds for x in earlier),
     )  # fmt: skip
-    earlier = parent.record.updates if parent else ()
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
         (*earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
