@@ -1,7 +1,7 @@
 """Limits that a new model must keep before it is served, read from a YAML file.
 
     all: {drop: 1}                  # the mean of all sets falls by at most a point
-    A_ZS: {drop: 2, lost: 15}       # of what the sets of old content named right, 15 % go wrong
+    A_ZS: {drop: 2, lost: 15}       # of what the sets of old content named right, 15% may go wrong
     A_KA: {gain: 3}                 # new content gains at least three points
     each: {drop: 5}                 # of every single set
     sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
@@ -156,24 +156,22 @@ def _numbers(limits: Limits) -> dict[str, float | None]:
 
 def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
     """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
-    lines = []
+    lines, ends = [], " at the interval's worse end" * limits.sure
     for name, limit in _numbers(limits).items():
         if limit is None:
             continue
         if name == "lost":
             value = row["lost_high"] if limits.sure else row["lost_share"]
             value = value if row["old"] else 0.0  # where nothing was right nothing is lost
-            kept = f"{value:.1f} % of what was right is wrong now, at most {limit:g} % may be"
+            kept = f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
         else:
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change
             asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
-            kept = f"{row['old']:.1f} to {row['new']:.1f} ({change:+.1f}), asked is {asked}"
+            kept = f"{row['old']:.1f} became {row['new']:.1f} ({change:+.1f}{ends}); asked is {asked}"
         passed = value >= limit if name == "gain" else value <= limit
-        ends = "" if not limits.sure else " at the interval's worse end"
         if np.isnan(value):
-            kept, ends = "one group of pictures is too few for an interval", ""
-        words = f"{scope}: {name}: {kept}{ends}".replace("-", "−") if False else ""
-        words = words or f"{scope}: {name}: {kept}{ends} ({key}.{name})"
+            kept = "one group of pictures is too few for an interval"
+        words = f"{key}.{name}: {kept}" if scope in key else f"{key}.{name}: {scope}: {kept}"
         lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), words))
     return lines
