@@ -1,5 +1,6 @@
 """Models that a user names in one text: an embedded base, a tag, a file, a run, a folder, a hub."""
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -109,6 +110,6 @@ def _folder_candidate(folder: Path) -> Candidate:
         about = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
     for name in models.family_names():
         if json.dumps(open_clip.get_model_config(name)) == json.dumps(about):
-            path = folder / HF_SAFE_WEIGHTS_NAME
-            return Candidate(str(folder), name, lambda: models.load_from_file(name, path))
+            load = functools.partial(models.load_from_file, name, folder / HF_SAFE_WEIGHTS_NAME)
+            return Candidate(str(folder), name, load)
     return _candidate(str(folder), f"local-dir:{folder}", HUB)

@@ -254,9 +254,7 @@ def _are_equal(features: list[Features]) -> bool:
     return torch.equal(old.image, new.image) and torch.equal(old.text, new.text)
 
 
-def _pair_questions(
-    corpus: Corpus, features: Features, old: Scores, new: Scores
-) -> pd.DataFrame:
+def _pair_questions(corpus: Corpus, features: Features, old: Scores, new: Scores) -> pd.DataFrame:
     """Return a row per question with both models' hits and answers, and what it asks for."""
     table = old.hits.rename(columns={"hit": "hit_old", "answer": "said_old"})
     table = table.assign(hit_new=new.hits["hit"], said_new=new.hits["answer"])

@@ -168,7 +168,8 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change
             asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
-            kept = f"{row['old']:.1f} became {row['new']:.1f} ({change:+.1f}{ends}); asked is {asked}"
+            signed = f"{change:+.1f}".replace("-", "−")
+            kept = f"{row['old']:.1f} became {row['new']:.1f} ({signed}{ends}); asked is {asked}"
         passed = value >= limit if name == "gain" else value <= limit
         if np.isnan(value):
             kept = "one group of pictures is too few for an interval"

@@ -19,7 +19,7 @@ KNOWN, NEW = "known", "new"
 TIE_BREAK = 1e-6
 """Weight of the identity in the fit of a map, as a part of the largest singular value: directions
 that no picture shows are left as they are."""
-GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first")
+GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
 """The columns of recall, see `measure_index`."""
 
 
@@ -90,23 +90,24 @@ def measure_index(
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
         in percent, of old queries on the old index (`before`), and of new ones on an index that is
         wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`), and
-        on the old one where only new pictures were encoded again (`new_first`); `loses`, reencoded
+        on the old one where only new pictures were encoded again, as they are (`new_first`), or
+        they and the queries through the map (`new_first_mapped`); `loses`, reencoded
         minus as_is, with the ends `low` and `high` of its 95 % interval, and `recovers`, mapped
         minus as_is. What cannot be asked is NaN.
     """
     picture, text = _pairs(corpus, new)
-    same_size = old.image.shape[1] == new.image.shape[1]
+    chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
     columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and picture queries
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
     }
-    if same_size:
+    if old.image.shape[1] == new.image.shape[1]:
         columns["as_is"] = (old.image, new.text, new.image)
-        chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
         columns["new_first"] = (new.image.where(chosen, old.image), new.text, new.image)
     if index_map.matrix is not None:
         mapped = index_map.apply(new.text), index_map.apply(new.image)
         columns["mapped"] = (old.image, *mapped)
+        columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
     nearest = {
         key: (_nearest(texts, gallery), _nearest(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()
@@ -124,7 +125,9 @@ def measure_index(
         }
         tables += _recall_rows(content, "text", found, np.arange(len(asked)))
         asked, label = _picture_questions(picture, text, chosen & labelled)
-        found = {key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()}
+        found = {
+            key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()
+        }
         tables += _recall_rows(content, "picture", found, group[asked])
     return pd.DataFrame(tables)
 

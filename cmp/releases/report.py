@@ -4,7 +4,7 @@ import html
 import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import pandas as pd
 from cmp.files import write_atomic
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
 from cmp.releases.gate import GateLine
-from cmp.releases.index import NEW
+from cmp.releases.index import NEW, RECALL_AT
 from cmp.releases.pictures import SIDE, picture_uris
 
 LARGEST = 3_000_000
 """Bytes that a page has at most."""
-ON_WALL, PER_CONCEPT = {"lost": 72, "gained": 48}, 2
+ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
 """Pictures on each wall, and of one concept among them."""
 WORST, SHOTS = 20, (3, 8)
-"""Concepts of each set in the list of the worst; pictures of each concept, and concepts with any."""
+"""Concepts of each set in the list of the worst; pictures of each concept, and how many concepts
+have any."""
 MOST_SETS = 80
 """Sets with a list of their worst concepts."""
 LONGEST = 90
@@ -33,7 +34,8 @@ INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
     "mapped": "the same, queries through the map",
-    "new_first": "only new pictures encoded again",
+    "new_first": "new pictures encoded again",
+    "new_first_mapped": "the same, all through the map",
     "reencoded": "everything encoded again",
 }
 
@@ -92,16 +94,14 @@ def report_page(
 
 
 def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
-    """Return the flips that the page shows: one set after the other in turn, of each what changed
+    """Return the flips that a wall shows: one set after the other in turn, of each what changed
     most first, and at most a few of one concept.
 
     Args:
         comparison: The models.
         kind: "lost" or "gained".
     """
-    flips = comparison.flips
-    flips = flips[(flips["kind"] == kind) & flips["asked"].isin([NAMING, TO_IMAGE])]
-    flips = flips.drop_duplicates(["dataset", "row"])
+    flips = _shown_flips(comparison, kind)
     size = flips.groupby(["dataset", "concept"])["row"].transform("size")
     flips = flips.assign(size=size).sort_values("size", ascending=False, kind="stable")
     place = flips.groupby(["dataset", "concept"]).cumcount()
@@ -111,6 +111,14 @@ def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
         turn=flips.groupby("dataset").cumcount(), share=-flips["dataset"].map(share).astype(float)
     )
     return flips.sort_values(["turn", "share"], kind="stable").head(ON_WALL[kind])
+
+
+def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
+    """Return the pictures that lost or gained their name, or where no picture is asked for its
+    name, those that a caption no longer finds, or finds now."""
+    flips, has_names = comparison.flips, (comparison.sets["metric"] == "top-1").any()
+    chosen = (flips["kind"] == kind) & (flips["asked"] == (NAMING if has_names else TO_IMAGE))
+    return flips[chosen].drop_duplicates(["dataset", "row"])
 
 
 def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
@@ -147,7 +155,8 @@ def _range(low: float, high: float) -> str:
 
 
 def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _document(title: str, body: str) -> str:
@@ -241,20 +250,19 @@ def _side(comparison: Comparison) -> int:
     return SIDE if comparison.corpus.in_files else images.shape[-1]
 
 
-def _wall(
-    comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]
-) -> str:
+def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
     heading = "What lost its name" if kind == "lost" else "What gained its name"
     if flips.empty:
         words = "No picture was named right before and is wrong now."
         words = words if kind == "lost" else "No picture was wrong before and is right now."
         return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
-    total = len(
-        comparison.flips.loc[comparison.flips["kind"] == kind].drop_duplicates(["dataset", "row"])
-    )
+    total = len(_shown_flips(comparison, kind))
     shown = f"{len(flips)} of {_count(total, 'picture')}" if total > len(flips) else "All of them"
-    words = f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn."
+    words = (
+        f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn. The upper name is what "
+    )
+    words += "the old model says, the lower one what the new model says."
     options = "".join(f"<option>{_text(name)}</option>" for name in flips["dataset"].unique())
     controls = (
         f'<div class="filter" data-wall="wall-{kind}"><select aria-label="Set"><option value="">'
@@ -354,10 +362,10 @@ def _percent(value: float, scale: tuple[float, float]) -> str:
 
 
 def _axis(scale: tuple[float, float]) -> str:
-    """Return the line with the numbers of the axis: zero and two round numbers on either side."""
+    """Return the line with the numbers of the axis: zero and round numbers on either side."""
     span = max(-scale[0], scale[1])
-    step = next(x for x in (0.5, 1, 2, 5, 10, 20, 50, 100) if span / x <= 3 or x == 100)
-    ticks = [n * step for n in range(-3, 4) if scale[0] <= n * step <= scale[1]]
+    step = next(x for x in (0.5, 1, 2, 5, 10, 20, 50, 100) if span / x <= 4 or x == 100)
+    ticks = [n * step for n in range(-4, 5) if scale[0] <= n * step <= scale[1]]
     texts = "".join(
         f'<text x="{_percent(tick, scale)}%" y="70%" text-anchor="middle">'
         f"{f'{tick:+g}'.replace('-', '−') if tick else '0'}</text>"
@@ -381,17 +389,15 @@ def _concepts(
         about = f"{_text(first['concept'])}, {first['old']:.0f}% → {first['new']:.0f}%"
         opened = " open" if not number else ""
         parts.append(
-            f"<details{opened}><summary>{_text(name)} <span>worst: {about}</span></summary>"
-            '<div class="scroll"><table class="concepts"><thead><tr><th>concept</th>'
-            '<th class="n">right before</th><th class="n">now</th><th class="n">pictures</th>'
-            f"<th>lost ones are called</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
-            "</div></details>"
+            f"<details{opened}><summary>{_text(name)} <span>worst: {about}</span></summary>\n"
+            f'<ul class="concepts">\n{rows}</ul></details>'
         )
     worse = int((comparison.concepts["change"] < 0).sum())
     heading = f"{_count(worse, 'concept')} of {len(comparison.concepts):,} got worse"
     return (
         f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} of each set, '
-        "those first that lost most pictures.</p>\n" + "\n".join(parts) + "\n</section>"
+        "those first that lost most pictures: the share that had its right name, before and now, "
+        "and what the lost ones are mostly called.</p>\n" + "\n".join(parts) + "\n</section>"
     )
 
 
@@ -404,21 +410,11 @@ def _concept_row(
     chosen = shots.get((row.dataset, row.concept), [])
     side, alt = _side(comparison), f"{_text(row.concept)}, which lost its name"
     images = [f"<span>{_image(side, uris[n], alt)}</span>" for n in chosen if n in uris]
+    called = f"called <b>{_text(row.became)}</b>" if row.became else ""
     return (
-        f'<tr><td class="name">{_text(row.concept)}</td><td class="n">{row.old:.0f}%</td>'
-        f'<td class="n">{row.new:.0f}%</td><td class="n">{row.questions}</td>'
-        f'<td class="name">{_text(row.became)}</td>'
-        f'<td><div class="shots">{"".join(images)}</div></td></tr>'
-    )
-
-
-def _table(kind: str, columns: Iterable[tuple[str, bool]], rows: Iterable[str]) -> str:
-    """Return a table that scrolls on its own; each column is (heading, whether of numbers)."""
-    head = "".join(f"<th{' class=n' * numeric}>{name}</th>" for name, numeric in columns)
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
+        f"<li><b>{_text(row.concept)}</b><span>{row.old:.0f}% → {row.new:.0f}% of "
+        f'{row.questions}</span><span class="lost">{called}</span>'
+        f'<span class="shots">{"".join(images)}</span></li>\n'
     )
 
 
@@ -426,18 +422,18 @@ def _retrieval(comparison: Comparison) -> str:
     table = comparison.retrieval
     if table.empty:
         return ""
-    rows = [
-        f"<td>{_text(row.dataset)}</td><td>{row.asked}</td><td class=n>{row.k}</td>"
-        f"<td class=n>{_number(row.old)}</td><td class=n>{_number(row.new)}</td>"
-        f"<td class=n>{_number(row.change, '+')}</td><td class=n>{_range(row.low, row.high)}</td>"
+    rows = "\n".join(
+        f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
+        f"<td class=n>{_number(row.old)} → {_number(row.new)}</td>"
+        f"<td class=n>{_number(row.change, '+')} ({_range(row.low, row.high)})</td></tr>"
         for row in table.itertuples()
-    ]
-    columns = [("set", False), ("query", False), ("among the first", True), ("before", True),
-               ("now", True), ("change", True), ("95% interval", True)]  # fmt: skip
+    )
     return (
         '<section id="retrieval">\n<h2>Captions and pictures that find each other</h2>\n'
         '<p class="quiet">Per cent of queries with a match among the first one or five.</p>\n'
-        f"{_table('', columns, rows)}\n</section>"
+        "<table><thead><tr><th>set and query</th><th class=n>before → now</th>"
+        f"<th class=n>change (95% interval)</th></tr></thead><tbody>\n{rows}\n</tbody></table>\n"
+        "</section>"
     )
 
 
@@ -446,26 +442,42 @@ def _index(comparison: Comparison) -> str:
     table = comparison.index
     if table.empty:
         return ""
-    rows = []
-    for row in table.itertuples():
-        cells = "".join(
-            f"<td class=n style='--v:{0 if math.isnan(v) else v:.1f}'>{_number(v)}</td>"
-            for v in (getattr(row, key) for key in INDEX_COLUMNS)
-        )
-        rows.append(
-            f"<td>{row.content}</td><td>{QUERIES[row.query]}</td><td class=n>{row.k}</td>{cells}"
-            f"<td class=n>{_number(row.loses)} ({_range(row.low, row.high)})</td>"
-        )
-    columns = [("content", False), ("query", False), ("among the first", True)]
-    columns += [(words, True) for words in INDEX_COLUMNS.values()]
-    columns += [("the old index loses", True)]
+    groups = "\n".join(
+        _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
+    )
     return (
         f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">Pictures that '
-        "were indexed by the old model need not all be encoded again at once. Here one index has "
-        "all scored pictures; per cent of queries that find what they ask for. The map: "
-        f"{_text(comparison.index_map.sentence, 300)}.</p>\n{_table('index', columns, rows)}\n"
-        "</section>"
+        "the old model has indexed need not all be encoded again at once. Here one index has all "
+        "scored pictures. The bars are the per cent of queries that find what they ask for among "
+        f"the first {max(RECALL_AT)}, and in brackets as the very first. The map: "
+        f'{_text(comparison.index_map.sentence, 300)}.</p>\n<div class="index">\n{groups}\n</div>'
+        "\n</section>"
     )
+
+
+def _index_bars(part: pd.DataFrame) -> str:
+    """Return the bars of one kind of content and query, whose rows differ in k."""
+    first, last = part.iloc[0], part.iloc[-1]
+    lines = []
+    for key, words in INDEX_COLUMNS.items():
+        if math.isnan(last[key]):
+            continue
+        numbers = f"{_number(last[key])} ({_number(first[key])})"
+        lines.append(
+            f'<li><span>{words}</span><span class="bar"><i style="width:{last[key]:.1f}%"></i>'
+            f"</span><span>{numbers}</span></li>"
+        )
+    loses = "" if math.isnan(last["loses"]) else (
+        f'<p class="quiet">The old index as it is loses {_number(last["loses"])} points '
+        f"({_range(last['low'], last['high'])})"
+        + ("" if math.isnan(last["recovers"]) else
+           f"; the map gives {_number(last['recovers'])} of them back"
+           if last["recovers"] >= 0 else f"; the map takes {_number(-last['recovers'])} more")
+        + ".</p>"
+    )  # fmt: skip
+    heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
+    count = f'<span class="quiet">{_count(int(last["queries"]), "query")}</span>'
+    return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{loses}</div>"
 
 
 def _index_finding(table: pd.DataFrame) -> str:
@@ -484,17 +496,27 @@ def _index_finding(table: pd.DataFrame) -> str:
 def _gate(gate: Sequence[GateLine]) -> str:
     if not gate:
         return ""
-    lines = [
-        f'<li class="{"" if line.passed else "broken"}">{"✓" if line.passed else "✗"} '
-        f"{_text(line.sentence, 400)}</li>"
-        for line in sorted(gate, key=lambda line: line.passed)
-    ]
-    broken = sum(not line.passed for line in gate)
-    heading = f"{broken} of {_count(len(gate), 'limit')} broken" if broken else "All limits kept"
-    return (
-        f'<section id="gate">\n<h2>The gate: {heading}</h2>\n<ul class="gate">\n'
-        f"{chr(10).join(lines)}\n</ul>\n</section>"
+    broken = [line for line in gate if not line.passed]
+    heading = (
+        f"{len(broken)} of {_count(len(gate), 'limit')} broken" if broken else "all limits kept"
     )
+    kept = _gate_list([line for line in gate if line.passed])
+    if broken and kept:
+        count = len(gate) - len(broken)
+        kept = f"<details><summary>{_count(count, 'limit')} kept</summary>{kept}</details>"
+    return (
+        f'<section id="gate">\n<h2>The gate: {heading}</h2>\n{_gate_list(broken)}\n{kept}\n'
+        "</section>"
+    )
+
+
+def _gate_list(lines: list[GateLine]) -> str:
+    items = "\n".join(
+        f"<li{'' if line.passed else ' class=broken'}>{'✓' if line.passed else '✗'} "
+        f"{_text(line.sentence, 400)}</li>"
+        for line in lines
+    )
+    return f'<ul class="gate">\n{items}\n</ul>' if lines else ""
 
 
 def _caveats(comparison: Comparison) -> str:
