@@ -71,10 +71,18 @@ class Comparison:
     index_map: IndexMap
     is_same: bool
 
-    def worst_concepts(self, count: int = 20) -> pd.DataFrame:
-        """Return up to so many concepts of each dataset that got worse, as in `concepts`."""
+    def worst_concepts(self, count: int = 20, each: bool = True) -> pd.DataFrame:
+        """Return concepts that got worse, as in `concepts`.
+
+        Args:
+            count: Up to how many.
+            each: Whether so many of each dataset, or of all, those first that lost most pictures.
+        """
         worse = self.concepts[self.concepts["change"] < 0]
-        return worse.groupby("dataset", sort=False).head(count)
+        if each:
+            return worse.groupby("dataset", sort=False).head(count)
+        order = np.lexsort((worse["change"], worse["gained"] - worse["lost"]))
+        return worse.iloc[order].head(count)
 
 
 def compare(

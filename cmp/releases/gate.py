@@ -12,6 +12,7 @@ the limit, which a set of a few hundred pictures can hardly show for less than s
 with the very features of the old one passes either way where only losses are limited.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -98,7 +99,7 @@ def read_gate(path: Path) -> Gate:
     """
     gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
     limits = [*_means(gate).values(), gate.each, *gate.sets.values()]
-    if all(value is None for each in limits for value in _numbers(each).values()):
+    if not any(map(_asks, limits)):
         raise CmpError(f"{path}: limits nothing{EXAMPLE}")
     return gate
 
@@ -111,25 +112,34 @@ def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
         comparison: The models.
 
     Raises:
-        CmpError: It limits a set or a mean that was not compared, so that it would pass unseen.
+        CmpError: It limits a set or a mean that was not compared, and would pass unseen.
     """
+    check_scopes(gate, dict(comparison.sets["role"]))
     lines = []
     for scope, limits in _means(gate).items():
-        asks = any(value is not None for value in _numbers(limits).values())
-        if asks and scope not in comparison.summary.index:
-            role = ROLES[scope]
-            words = f"no set of role {role} was compared; take the key out, or give such a set"
-            raise CmpError(f"gate: {scope}: {words}")
-        if asks:
+        if _asks(limits):
             lines += _apply(limits, scope, scope, comparison.summary.loc[scope])
-    for name in gate.sets:
-        if name not in comparison.sets.index:
-            choices = name_choices(name, list(comparison.sets.index))
-            raise CmpError(f"gate: sets.{name}: no such set was compared{choices}")
     for name, row in comparison.sets.iterrows():
         key = f"sets.{name}" if name in gate.sets else "each"
         lines += _apply(gate.sets.get(str(name), gate.each), key, str(name), row)
     return lines
+
+
+def check_scopes(gate: Gate, roles: Mapping[str, str]) -> None:
+    """Raise `CmpError` if a gate limits a set or a mean that is not compared.
+
+    Args:
+        gate: The limits.
+        roles: The role of each set that is compared.
+    """
+    for scope, role in ROLES.items():
+        if _asks(_means(gate)[scope]) and role not in roles.values():
+            words = f"no set of role {role} is compared; take the key out, or give such a set"
+            raise CmpError(f"gate: {scope}: {words}")
+    for name in gate.sets:
+        if name not in roles:
+            choices = name_choices(name, list(roles))
+            raise CmpError(f"gate: sets.{name}: no such set is compared{choices}")
 
 
 def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
@@ -148,6 +158,10 @@ def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
 
 def _means(gate: Gate) -> dict[str, Limits]:
     return {ALL: gate.all, "A_KA": gate.A_KA, "A_ZS": gate.A_ZS}
+
+
+def _asks(limits: Limits) -> bool:
+    return any(value is not None for value in _numbers(limits).values())
 
 
 def _numbers(limits: Limits) -> dict[str, float | None]:

@@ -228,9 +228,7 @@ def _finding(comparison: Comparison) -> str:
         f"{lost:,} wrong ({100 * lost / right:.0f}%). It names {gained:,} others right that the "
         "old one did not."
     )
-    worst = comparison.concepts.assign(net=lambda t: t["lost"] - t["gained"])
-    worst = worst.sort_values("net", ascending=False, kind="stable").head(1)
-    for row in worst[worst["net"] > 0].itertuples():
+    for row in comparison.worst_concepts(1, each=False).itertuples():
         was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
             f" Worst is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
@@ -448,7 +446,9 @@ def _index(comparison: Comparison) -> str:
     return (
         f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">Pictures that '
         "the old model has indexed need not all be encoded again at once. Here one index has all "
-        "scored pictures. The bars are the per cent of queries that find what they ask for among "
+        "scored pictures. Where only the new ones are encoded again, they lie nearer to the new "
+        "model's queries and can push known ones out of the first places. The bars "
+        "are the per cent of queries that find what they ask for among "
         f"the first {max(RECALL_AT)}, and in brackets as the very first. The map: "
         f'{_text(comparison.index_map.sentence, 300)}.</p>\n<div class="index">\n{groups}\n</div>'
         "\n</section>"
