@@ -75,6 +75,10 @@ class Features:
         for test_set, image in zip(self.test_sets, parts, strict=True):
             yield test_set, image, self.text[[place[text] for text in test_set.texts]]
 
+    def equals(self, other: "Features") -> bool:
+        """Return whether another network's features are the same to the last bit."""
+        return torch.equal(self.image, other.image) and torch.equal(self.text, other.text)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -146,14 +150,25 @@ def encode(
     model: Network,
     name: str,
     corpus: Corpus,
-    split: str = "test",
-    subset: int | None = None,
-    precision: str = "bf16",
+    split: str,
+    subset: int | None,
+    precision: str,
     share_rows: ShareRows = lambda items, encode: encode(items),
 ) -> Features:
     """Return what a network makes of all images and texts that an evaluation asks about.
 
-    The arguments are those of `evaluate`, which see.
+    Args:
+        model: The network, whose training mode is left as it was.
+        name: Its name, for the tokenizer.
+        corpus: The data.
+        split: "test" or "validation".
+        subset: Images per dataset; all where None.
+        precision: "bf16" or "fp32".
+        share_rows: As in `evaluate`.
+
+    Raises:
+        CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
+            would be an accident.
     """
     test_sets = make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))

@@ -62,11 +62,12 @@ def find_candidate(what: str) -> Candidate:
         found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name))
         assert found
         return _candidate(what, name, found[1], int(found[2] or 0))
-    if Path(what).is_dir():
+    exists = what and Path(what).exists()
+    if exists and Path(what).is_dir():
         return _folder_candidate(Path(what))
     if what.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", what):
         return _run_candidate(what.removeprefix(RUN_PREFIX))
-    if Path(what).exists():
+    if exists:
         words = "a file does not say which network its weights are of"
         raise CmpError(f"{what}: {words}; write NAME:{what}, such as ViT-B-32:{what}")
     near = did_you_mean(name, open_clip.list_models())

@@ -121,7 +121,9 @@ def compare(
         progress: Whether a progress bar is shown on standard error.
 
     Returns:
-        Tables, see `Comparison`.
+        A `Comparison` with pandas tables: `sets` and `summary` (scores, change, lost and gained
+        answers, with intervals), `flips` (a row per answer that changed between right and wrong),
+        `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
 
     Raises:
         CmpError: A model cannot be loaded or does not take these images, or nothing is scored.
@@ -144,7 +146,7 @@ def compare(
         fitted.append(others)
     old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
     questions = _pair_questions(corpus, features[0], old_scores, new_scores)
-    is_same = _are_equal(features)
+    is_same = features[0].equals(features[1])
     summaries = _summaries(questions, old_scores.datasets, is_same)
     rows = np.concatenate([test_set.rows for test_set in features[0].test_sets])
     index_map = fit_map(fitted[1], fitted[0])
@@ -255,11 +257,6 @@ def _in_blocks(bar: tqdm, items: Any, encode: Callable[[Any], Tensor]) -> Tensor
         features.append(encode(items[start : start + step]))
         bar.update(len(features[-1]))
     return torch.cat(features)
-
-
-def _are_equal(features: list[Features]) -> bool:
-    old, new = features
-    return torch.equal(old.image, new.image) and torch.equal(old.text, new.text)
 
 
 def _pair_questions(corpus: Corpus, features: Features, old: Scores, new: Scores) -> pd.DataFrame:

@@ -145,12 +145,27 @@ def check_scopes(gate: Gate, roles: Mapping[str, str]) -> None:
 def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
     """Return the limits that a new model breaks, in sentences.
 
+    A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
+    `sets` by name, in place of `each`. It limits a `drop` and asks for a `gain` in points, and
+    limits the percentage of right answers that became wrong, `lost`. Estimates are compared, or
+    with `sure: true` the worse end of the 95% interval.
+
     Args:
         gate: The limits, or their file.
         comparison: The models.
 
+    Returns:
+        A sentence per limit that is broken, which begins with its key; none where all are kept.
+
     Raises:
-        CmpError: See `read_gate` and `apply_gate`.
+        CmpError: The file cannot be read, has an unknown key, or limits a set or a mean that was
+            not compared.
+
+    Example:
+        >>> _ = (folder / "gate.yaml").write_text("A_ZS: {drop: 1, lost: 5, sure: true}")
+        >>> itself = cmp.compare("small", "small", cmp.load_data("embedded"), subset=4)
+        >>> cmp.check_gate(folder / "gate.yaml", itself)
+        []
     """
     limits = read_gate(gate) if isinstance(gate, Path) else gate
     return [line.sentence for line in apply_gate(limits, comparison) if not line.passed]

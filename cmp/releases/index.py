@@ -96,6 +96,7 @@ def measure_index(
         minus as_is. What cannot be asked is NaN.
     """
     picture, text = _pairs(corpus, new)
+    is_same = old.equals(new)
     chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
     columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and picture queries
         "before": (old.image, old.text, old.image),
@@ -123,12 +124,12 @@ def measure_index(
             key: _text_hits(texts[asked], asked, picture[pairs], text[pairs], len(rows))
             for key, (texts, _) in nearest.items()
         }
-        tables += _recall_rows(content, "text", found, np.arange(len(asked)))
+        tables += _recall_rows(content, "text", found, np.arange(len(asked)), is_same)
         asked, label = _picture_questions(picture, text, chosen & labelled)
         found = {
             key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()
         }
-        tables += _recall_rows(content, "picture", found, group[asked])
+        tables += _recall_rows(content, "picture", found, group[asked], is_same)
     return pd.DataFrame(tables)
 
 
@@ -187,7 +188,7 @@ def _picture_questions(
 
 
 def _recall_rows(
-    content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray
+    content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray, is_same: bool
 ) -> list[dict[str, object]]:
     """Return a row of `measure_index` for each k, none where nothing is asked.
 
@@ -196,6 +197,7 @@ def _recall_rows(
         query: "text" or "picture".
         found: By column, whether each of a query's nearest is right, bool [queries, k].
         group: The group of each query.
+        is_same: Whether both models have the same features.
     """
     rows: list[dict[str, object]] = []
     for k in RECALL_AT if len(group) else ():
@@ -203,7 +205,9 @@ def _recall_rows(
         row = {"content": content, "query": query, "k": k, "queries": len(group)}
         row |= {key: 100 * hits[key].mean() if key in hits else np.nan for key in GALLERIES}
         ends = (np.nan,) * 3
-        if "as_is" in hits:
+        if is_same:
+            ends = (0.0,) * 3
+        elif "as_is" in hits:
             even, one = np.full(len(group), 1 / len(group)), np.zeros(len(group), int)
             ends = mean_interval(hits["reencoded"] - hits["as_is"], even, one, group)
         row |= {key: 100 * end for key, end in zip(("loses", "low", "high"), ends, strict=True)}

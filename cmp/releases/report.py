@@ -16,8 +16,8 @@ from cmp.releases.gate import GateLine
 from cmp.releases.index import NEW, RECALL_AT
 from cmp.releases.pictures import SIDE, picture_uris
 
-LARGEST = 3_000_000
-"""Bytes that a page has at most."""
+LARGEST, RESERVE = 3_000_000, 200_000
+"""Bytes that a page has at most, and those of them for what is written around the pictures."""
 ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
 """Pictures on each wall, and of one concept among them."""
 WORST, SHOTS = 20, (3, 8)
@@ -58,6 +58,13 @@ def write_report(
 
     Raises:
         CmpError: The disk refuses.
+
+    Example:
+        >>> corpus = cmp.load_data("embedded")
+        >>> tables = cmp.compare("small:annealed", "small:unannealed", corpus, subset=4)
+        >>> cmp.write_report(tables, folder / "report.html")
+        >>> (folder / "report.html").stat().st_size < 3_000_000
+        True
     """
     write_atomic(path, report_page(comparison, title, gate, notes))
 
@@ -89,7 +96,7 @@ def report_page(
         return _document(title, "\n".join(filter(None, parts)))
 
     # pictures take what the text leaves
-    budget = LARGEST - 200_000 - len(make({}).encode())
+    budget = LARGEST - RESERVE - len(make({}).encode())
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
 
