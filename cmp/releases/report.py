@@ -427,14 +427,18 @@ def _retrieval(comparison: Comparison) -> str:
     table = comparison.retrieval
     if table.empty:
         return ""
+    means = table[(table["asked"] == TO_IMAGE) & (table["k"] == max(RECALL_AT))]
+    was, now = (_number(means[key].mean()) for key in ("old", "new"))
+    heading = f"Captions find their picture in {now}% of searches, {was}% before"
     rows = "\n".join(
         f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
         f"<td class=n>{_number(row.old)} → {_number(row.new)}</td>"
-        f"<td class=n>{_number(row.change, '+')} ({_range(row.low, row.high)})</td></tr>"
+        f"<td class=n>{_number(row.change, '+')} <span>({_range(row.low, row.high)})</span></td>"
+        "</tr>"
         for row in table.itertuples()
     )
     return (
-        '<section id="retrieval">\n<h2>Captions and pictures that find each other</h2>\n'
+        f'<section id="retrieval">\n<h2>{heading}</h2>\n'
         '<p class="quiet">Per cent of queries with a match among the first one or five.</p>\n'
         "<table><thead><tr><th>set and query</th><th class=n>before → now</th>"
         f"<th class=n>change (95% interval)</th></tr></thead><tbody>\n{rows}\n</tbody></table>\n"
@@ -495,7 +499,7 @@ def _index_finding(table: pd.DataFrame) -> str:
         return "The old index cannot be asked by the new model: their features differ in size"
     parts = []
     for row in chosen.itertuples():
-        words = f"{_number(row.as_is)} instead of {_number(row.reencoded)} for {row.content}"
+        words = f"{_number(row.as_is)}% instead of {_number(row.reencoded)}% for {row.content}"
         parts.append(f"{words} content" if row.content == NEW or len(chosen) == 1 else words)
     return f"On the old index, search finds {' and '.join(parts)}"
 
