@@ -24,10 +24,12 @@ from cmp.errors import CmpError
 from cmp.evaluation import Features, ScoredSet
 from cmp.releases import candidates, gate, intervals, report
 from cmp.releases.candidates import find_candidate
-from cmp.releases.compare import NAMING, Comparison, arrived_images, compare
+from cmp.releases.compare import NAMING, Comparison, arrived_images, common_device, compare
 from cmp.releases.gate import Gate, Limits
 from cmp.releases.index import GALLERIES, fit_map, measure_index
+from cmp.runs import launch
 from cmp.runs.launch import from_keywords
+from cmp.runs.resolve import resolve_run
 from cmp.runs.runner import execute
 
 SETS = ("new-solids", "new-digits", "pool-emoji", "pool-shapes", "shapes", "emoji-living",
@@ -312,6 +314,8 @@ def test_what_is_new_is_named_by_set_update_or_picture(few):
     assert set(table["label"][arrived_images(months, ["may"])]) == {"three"}
     given = np.arange(len(few.table)) % 2
     assert arrived_images(few, given).sum() == given.sum()
+    with pytest.raises(CmpError, match="a bool for each of"):
+        arrived_images(few, given[:5])
     with pytest.raises(CmpError, match=r"--new: .*'shape'; did you mean 'shapes'"):
         arrived_images(few, ["shape"])
 
@@ -678,6 +682,25 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
 def test_what_names_no_model_is_refused(what, words):
     with pytest.raises(CmpError, match=re.escape(words)):
         find_candidate(what)
+
+
+def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    settings = {"stream": {"tasks": 1}, "steps": 1, "evaluation": {"subset": 1, "full": False}}
+    run = launch.compute(resolve_run(from_keywords("quick", settings)), keep=True)
+    tables = compare(f"run:{run.id}", run.id[:8], few, subset=5, fit_pictures=0)
+    assert tables.is_same and tables.old == f"run {run.id[:12]}"
+    (tmp_path / "runs" / run.id[:12] / "weights.safetensors").unlink()
+    with pytest.raises(CmpError, match="weights were not kept"):
+        find_candidate(run.id)
+
+
+def test_both_models_are_computed_on_one_device():
+    pair = [candidates.Candidate(name, name, lambda: None) for name in ("small", "ViT-B-32")]
+    assert [common_device(each, None) for each in (pair, pair[:1], pair[1:])] == [
+        "cuda", "cpu", "cuda"
+    ]  # fmt: skip
+    assert common_device(pair, "cpu") == "cpu"
 
 
 def test_a_file_and_a_half_folder_are_refused_with_the_fix(tmp_path):

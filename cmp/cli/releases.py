@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from cmp import models
 from cmp.cli import shared
 from cmp.data import load_data
 from cmp.errors import CmpError
@@ -14,7 +13,7 @@ from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
 from cmp.releases import candidates, gate, report
-from cmp.releases.compare import Comparison
+from cmp.releases.compare import Comparison, common_device
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
 
@@ -66,8 +65,7 @@ def compare(
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
     pair = [candidates.find_candidate(what) for what in (old, new)]
-    for candidate in pair:
-        forecast.check_device(models.default_device(candidate.name, device))
+    forecast.check_device(device := common_device(pair, device))
     corpus = load_data(data)
     if limits:
         scored = [each.dataset for each in make_test_sets(corpus, split, subset)]

@@ -138,8 +138,8 @@ def compare(
     is_new = arrived_images(corpus, arrived)
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
+    target = common_device(candidates, device)
     for candidate, role in zip(candidates, ("old", "new"), strict=True):
-        target = models.default_device(candidate.name, device)
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
         scored, others = encode(target, role if progress else "")
         features.append(scored)
@@ -175,6 +175,13 @@ def _as_candidate(model: str | Candidate | tuple[str, Network]) -> Candidate:
     return Candidate(name, name, lambda: network)
 
 
+def common_device(candidates: Collection[Candidate], device: str | None) -> str:
+    """Return the device that was given, or else the one on which both models are encoded: a card if
+    one of them would be computed there."""
+    usual = {models.default_device(candidate.name, device) for candidate in candidates}
+    return device or ("cuda" if "cuda" in usual else "cpu")
+
+
 def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None) -> np.ndarray:
     """Return whether each image of a corpus is new to an index of the old model, bool [images].
 
@@ -185,9 +192,12 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     Raises:
         CmpError: A name is neither a dataset's nor an update's.
     """
-    if isinstance(arrived, np.ndarray):
-        return arrived.astype(bool)
     table = corpus.table
+    if isinstance(arrived, np.ndarray):
+        if arrived.shape != (len(table),):
+            words = f"must have a bool for each of {len(table):,} images"
+            raise CmpError(f"arrived: {words}, has the shape {arrived.shape}")
+        return arrived.astype(bool)
     if arrived is None:
         adapted = corpus.by_role("adapt")
         scored = [x for x in corpus.datasets if corpus.datasets[x].role in ("eval", "transfer")]

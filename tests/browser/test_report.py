@@ -1,5 +1,5 @@
-"""The page that `cmpt compare --report` writes, in a real browser: without a network, readable by all,
-on a phone and by dark."""
+"""The page that `cmpt compare --report` writes, in a browser: without a network, for everybody, on
+a phone and by dark."""
 
 import os
 
