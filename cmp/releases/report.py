@@ -478,17 +478,16 @@ def _index_bars(part: pd.DataFrame) -> str:
             f'<li><span>{words}</span><span class="bar"><i style="width:{last[key]:.1f}%"></i>'
             f"</span><span>{numbers}</span></li>"
         )
-    loses = "" if math.isnan(last["loses"]) else (
-        f'<p class="quiet">The old index as it is loses {_number(last["loses"])} points '
-        f"({_range(last['low'], last['high'])})"
-        + ("" if math.isnan(last["recovers"]) else
-           f"; the map gives {_number(last['recovers'])} of them back"
-           if last["recovers"] >= 0 else f"; the map takes {_number(-last['recovers'])} more")
-        + ".</p>"
-    )  # fmt: skip
+    gains = ""
+    if not math.isnan(last["loses"]):
+        again = f"{_number(last['loses'], '+')} points ({_range(last['low'], last['high'])})"
+        gains = f"Against the old index as it is, encoding everything again brings {again}"
+        if not math.isnan(last["recovers"]):
+            gains += f", the map {_number(last['recovers'], '+')}"
+        gains = f'<p class="quiet">{gains}.</p>'
     heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
     count = f'<span class="quiet">{_count(int(last["queries"]), "query")}</span>'
-    return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{loses}</div>"
+    return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
 
 
 def _index_finding(table: pd.DataFrame) -> str:
