@@ -22,6 +22,8 @@ from cmp.releases.intervals import mean_interval, share_interval
 
 FIT_PICTURES = 2000
 """Pictures, none of them scored, on which the map to an old index is fitted."""
+SMALL_SIDE = 64
+"""Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
 """What a question asks for."""
 ALL = "all"
@@ -239,14 +241,14 @@ def _encode(
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
     network = candidate.load().to(device)
-    corpus.check_side(models.preprocessing(network).size, candidate.name)
+    corpus.check_side(side := models.preprocessing(network).size, candidate.name)
     corpus = corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
     with tqdm(
         total=total, desc=f"encode {progress}", unit=" pictures", disable=not progress, delay=1
     ) as bar:
-        share = functools.partial(_in_blocks, bar)
+        share = functools.partial(_in_blocks, bar, _block_size(side, device))
         name = candidate.name
         scored = evaluation.encode(network, name, corpus, split, subset, precision, share)
         if not len(others):
@@ -257,14 +259,23 @@ def _encode(
             )
 
 
-def _in_blocks(bar: tqdm, items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
-    """Encode images some blocks at a time, to move a bar in between; texts at once, since they are
+def _block_size(side: int, device: str) -> int:
+    """Return how many images of so many pixels per side are encoded between two moves of a bar. A
+    card gets many, since processes that decode begin anew each time; a CPU few that are large,
+    whose pixels and activations take half a gigabyte otherwise."""
+    if device != "cpu":
+        return 8 * ENCODE_BLOCK
+    return ENCODE_BLOCK if side <= SMALL_SIDE else ENCODE_BLOCK // 8
+
+
+def _in_blocks(bar: tqdm, size: int, items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
+    """Encode images a block at a time, to move a bar in between; texts at once, since they are
     packed by length."""
     if not isinstance(items, np.ndarray):
         return encode(items)
-    features, step = [], ENCODE_BLOCK * (8 if torch.cuda.is_available() else 1)
-    for start in range(0, len(items), step):
-        features.append(encode(items[start : start + step]))
+    features = []
+    for start in range(0, len(items), size):
+        features.append(encode(items[start : start + size]))
         bar.update(len(features[-1]))
     return torch.cat(features)
 
