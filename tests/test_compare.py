@@ -180,7 +180,19 @@ def test_one_model_is_in_memory_at_a_time(few, monkeypatch):
 
     pair = [candidates.Candidate(f"{n}", "small", lambda n=n: load(n)) for n in (0, 1)]
     compare(*pair, few, subset=4, fit_pictures=0)
-    assert len(alive) == 2
+    assert len(alive) == 3  # the new one is tried first
+
+
+def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encoded(
+    few, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "encode", None)
+    path = tmp_path / "other.safetensors"
+    models.export_weights(base()[1], path)
+    with pytest.raises(CmpError, match="the weights of another architecture"):
+        compare("small", f"tiny:{path}", few)
+    with pytest.raises(CmpError, match="takes images of 224 pixels, the data have 32"):
+        compare("small", "ViT-B-32:random", few, device="cpu")
 
 
 # the index

@@ -141,6 +141,7 @@ def compare(
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
     target = common_device(candidates, device)
+    _load_checked(candidates[1], corpus)  # its faults are found before the old model is computed
     for candidate, role in zip(candidates, ("old", "new"), strict=True):
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
         scored, others = encode(target, role if progress else "")
@@ -240,9 +241,8 @@ def _encode(
 ) -> tuple[Features, Tensor]:
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
-    network = candidate.load().to(device)
-    corpus.check_side(side := models.preprocessing(network).size, candidate.name)
-    corpus = corpus.on(device)
+    network = _load_checked(candidate, corpus).to(device)
+    side, corpus = models.preprocessing(network).size, corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
     with tqdm(
@@ -257,6 +257,13 @@ def _encode(
             return scored, share(
                 others, lambda rows: evaluation.image_features(network, corpus, rows, precision)
             )
+
+
+def _load_checked(candidate: Candidate, corpus: Corpus) -> Network:
+    """Return a candidate's network; raise `CmpError` if it does not take the corpus's images."""
+    network = candidate.load()
+    corpus.check_side(models.preprocessing(network).size, candidate.name)
+    return network
 
 
 def _block_size(side: int, device: str) -> int:
