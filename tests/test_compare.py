@@ -258,7 +258,7 @@ def test_a_picture_finds_others_of_its_class_and_never_itself(encoded):
     hits = [(labels[np.argsort(-similarity[n])[:5]] == labels[n]).any() for n in asked]
     [row] = table[(table["query"] == "picture") & (table["k"] == 5)].itertuples()
     assert (row.queries, row.as_is) == (len(asked), pytest.approx(100 * np.mean(hits)))
-    assert set(table["content"]) == {"known"}
+    assert set(table["content"]) == {"known"} and table["new_first"].isna().all()
 
 
 def rotated(features, matrix):

@@ -48,7 +48,7 @@ def compare(
         old: The model that is served.
         new: The model that may take its place.
         arrived: Datasets or updates whose pictures are new to an index of the old model. Default:
-            the datasets of role adapt, if there are others.
+            the datasets of role adapt, if there are others; "" for none.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write a page of HTML to this file, with the pictures that lost or gained their name.
         split: Images to score: test, or validation.

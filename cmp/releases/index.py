@@ -102,13 +102,16 @@ def measure_index(
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
     }
+    has_both = 0 < is_new.sum() < len(is_new)
     if old.image.shape[1] == new.image.shape[1]:
         columns["as_is"] = (old.image, new.text, new.image)
+    if "as_is" in columns and has_both:
         columns["new_first"] = (new.image.where(chosen, old.image), new.text, new.image)
     if index_map.matrix is not None:
         mapped = index_map.apply(new.text), index_map.apply(new.image)
         columns["mapped"] = (old.image, *mapped)
-        columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
+        if has_both:
+            columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
     nearest = {
         key: (_nearest(texts, gallery), _nearest(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()
