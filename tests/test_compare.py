@@ -737,7 +737,7 @@ def call(*arguments):
 
 def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     quick = functools.partial(compare, fit_pictures=100)
-    monkeypatch.setattr("cmp.cli.releases.compare_models", quick)
+    monkeypatch.setattr("cmp.cli.comparing.compare_models", quick)
     page, path = tmp_path / "report.html", tmp_path / "gate.yaml"
     path.write_text("each: {drop: 0, lost: 0, sure: true}")
     common = ("small", "small:annealed:1", "--subset", 8, "--threads", 1, "--report", page)

@@ -25,7 +25,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
-    "Keep a model current": {"compare": "releases.compare"},
+    "Keep a model current": {"compare": "comparing.compare"},
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "export": "runs.export", "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},

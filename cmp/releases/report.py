@@ -14,7 +14,7 @@ from cmp.files import write_atomic
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
 from cmp.releases.gate import GateLine
 from cmp.releases.index import NEW, RECALL_AT
-from cmp.releases.pictures import SIDE, picture_uris
+from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
 """Bytes that a page has at most, and those of them for what is written around the pictures."""
