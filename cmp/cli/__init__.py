@@ -26,7 +26,10 @@ from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
     "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
-                             "release": "releases.app", "export": "runs.export"},
+                             "compare": "comparing.compare", "release": "releases.app",
+                             "export": "runs.export"},
+    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
+            "results": "results.app", "config": "keys.show"},
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
