@@ -30,8 +30,6 @@ PANELS = {
                              "export": "runs.export"},
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "results": "results.app", "config": "keys.show"},
-    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
-            "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",

@@ -94,6 +94,11 @@ class Picture(NamedTuple):
         return self.set, self.label, self.captions, self.digest
 
 
+def update_label(arrival: Arrival) -> str:
+    """Return what a corpus calls the update of an arrival; "" for a pool or a retention set."""
+    return f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Ledger:
     """All pictures that arrived so far, in the order of arrival.
@@ -363,7 +368,7 @@ def _locate_set(
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
         files = {row["source"]: row for row in index.table.to_dict("records")}
-    update = f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
+    update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):
         file = files.get(picture.source, {})

@@ -7,6 +7,7 @@ written as a release.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,12 @@ from cmp.files import atomic_folder
 from cmp.mixtures import Pools
 from cmp.releases import ledger as ledgers
 from cmp.releases import release
+from cmp.releases.candidates import Candidate
+from cmp.releases.card import release_card
+from cmp.releases.compare import Comparison, compare
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
+from cmp.releases.report import write_report
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
 from cmp.runs.identity import json_digest
@@ -330,7 +335,7 @@ def compute_update(
             ) from None
         if manager:
             scores = last.get("scores") or _score_again(plan, result)
-            write_release(plan, result, scores, manager.last, folder)
+            write_release(plan, result, scores, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
 
@@ -386,7 +391,12 @@ def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
 
 
 def write_release(
-    plan: UpdatePlan, result: RunResult, scores: Scores, state: Path | None, folder: Path
+    plan: UpdatePlan,
+    result: RunResult,
+    scores: Scores,
+    state: Path | None,
+    folder: Path,
+    device: str = "cpu",
 ) -> None:
     """Write a release, whole or not at all.
 
@@ -396,10 +406,12 @@ def write_release(
         scores: Its scores.
         state: The checkpoint at its end.
         folder: Where the release will be.
+        device: Where models are compared.
     """
     assert state is not None
     parent = plan.parent
     matrix = update_scores(scores, plan.corpus).assign(after=plan.number)
+    comparison = compare_with_before(plan, result, device)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
     earlier = parent.record.updates if parent else ()
@@ -427,7 +439,34 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
+        card = release_card(record, plan.config, comparison, folder.name)
+        (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
+        if comparison:
+            title = f"{plan.name}: what update {plan.number} taught, and what it cost"
+            write_report(comparison, partial / release.REPORT_FILE, title, notes=plan.notes)
         release.write_record(partial, record)
+
+
+def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
+    """Compare the model after an update with the one before it, None where nothing is held out."""
+    section, name = plan.config.evaluation, plan.config.model.name
+    if not len(plan.corpus.rows(section.split)):
+        return None
+    if plan.parent:
+        path = plan.parent.path(release.WEIGHTS_FILE)
+        before = functools.partial(models.load_from_file, name, path)
+        title = f"after {plan.parent.record.updates[-1].name}"
+    else:
+        before = functools.partial(models.load_model, plan.config.model, plan.config.seeds.init)
+        title = f"{name} as it was"
+    arrived = (
+        plan.corpus.table["update"] == ledgers.update_label(plan.ledger.arrivals[-1])
+    ).to_numpy()
+    return compare(
+        Candidate(title, name, before), Candidate(f"after {plan.name}", name, lambda: result.model),
+        plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
+        precision=plan.config.training.precision, device=device,
+    )  # fmt: skip
 
 
 def max_rate(fitted: RunConfig) -> float:
