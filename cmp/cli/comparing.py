@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import typer
 
 from cmp.cli import shared
-from cmp.data import load_data
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, gate, report
+from cmp.releases import candidates, gate, ledger, report
 from cmp.releases.compare import Comparison, common_device
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
+from cmp.releases.release import Release, is_release, read_release
 
 WORST = 8
 """Concepts that are printed."""
@@ -24,7 +26,7 @@ WORST = 8
 def compare(
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
-    data: str = "embedded",
+    data: str | None = None,
     arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
     gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
     page: Annotated[Path | None, typer.Option("--report")] = None,
@@ -47,8 +49,11 @@ def compare(
     Args:
         old: The model that is served.
         new: The model that may take its place.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: of a release
+            all pictures that arrived until then; else embedded.
         arrived: Datasets or updates whose pictures are new to an index of the old model. Default:
-            the datasets of role adapt, if there are others; "" for none.
+            of a release its last update; else the datasets of role adapt, if there are others; ""
+            for none.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write a page of HTML to this file, with the pictures that lost or gained their name.
         split: Images to score: test, or validation.
@@ -56,7 +61,7 @@ def compare(
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
     Example:
-        cmpt compare small:annealed run:3f2a --gate gate.yaml --report report.html
+        cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml --report report.html
     """
     torch.set_num_threads(threads)
     if page:
@@ -66,11 +71,14 @@ def compare(
     limits = gate.read_gate(gate_file) if gate_file else None
     pair = [candidates.find_candidate(what) for what in (old, new)]
     forecast.check_device(device := common_device(pair, device))
-    corpus = load_data(data)
+    names = [name for name in arrived.split(",") if name] if arrived is not None else None
+    if data is None and is_release(Path(new)):
+        corpus, names = release_data(read_release(new), names)
+    else:
+        corpus = load_data(data or "embedded")
     if limits:
         scored = [each.dataset for each in make_test_sets(corpus, split, subset)]
         gate.check_scopes(limits, {dataset.name: dataset.role for dataset in scored})
-    names = [name for name in arrived.split(",") if name] if arrived is not None else None
     comparison = compare_models(
         *pair, corpus, arrived=names, split=split, subset=subset, device=device, progress=True
     )
@@ -86,6 +94,18 @@ def compare(
         typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
     if broken:
         raise typer.Exit(1)
+
+
+def release_data(
+    release: Release, arrived: list[str] | None
+) -> tuple[Corpus, list[str] | np.ndarray]:
+    """Return the pictures of a release that are still there, and which of them are new."""
+    known, parts, _ = ledger.locate(release.ledger(), skip_gone=True)
+    corpus = ledger.corpus_of(known, parts)
+    if arrived is not None:
+        return corpus, arrived
+    last = ledger.update_label(known.arrivals[-1])
+    return corpus, (corpus.table["update"] == last).to_numpy(bool)
 
 
 def print_comparison(comparison: Comparison) -> None:
