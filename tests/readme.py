@@ -25,15 +25,16 @@ WAYS = {
     # what the Makefile says, with one chapter; the copies without JupyterLab
     "make study": f"make --dry-run study | {ONE_CHAPTER} | bash -e",
     "make lab": "make --dry-run lab | sed 's/cmpt lab/cmpt lab --prepare/' | bash -e",
-    "cmpt update --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool pictures/general "
-    "--retain pictures/kept -o releases/2026-01":
+    "cmpt update --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool "
+    "pictures/general --retain pictures/kept -o releases/2026-01":
         "cmpt update --start small --data pictures/2026-01 --pool pictures/general "
         "--retain pictures/kept -o releases/2026-01",
     "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02": PRINTED,
     "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml":
         "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml || test $? -eq 1",
     "cmpt tune releases/2026-02 --data pictures/2026-03 -o tuned.yaml": PRINTED,
-    "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03 --settings tuned.yaml":
+    "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03 --settings "
+    "tuned.yaml":
         PRINTED,
     "cmpt release slim releases/2026-01": PRINTED,
     "make site": PRINTED,
