@@ -92,6 +92,23 @@ def test_a_held_out_picture_stays_held_out(root, tmp_path):
     assert plan.report.held_out == 2 and any("held out since before" in x for x in plan.notes)
 
 
+def test_pictures_that_look_like_held_out_ones_are_reported(root, tmp_path):
+    """They stay in training: the same look is no proof."""
+    made = first(root, tmp_path)
+    held = next(x for x in made.ledger().pictures if x.split == "test")
+    folder = tmp_path / "near"
+    tree(folder, {f"fresh/{n}.png": picture(7000 + n) for n in range(9)})
+    near = Image.open(root / "z-month" / held.source)
+    near.resize((96, 80), Image.Resampling.BICUBIC).save(folder / "fresh" / "train-larger.png")
+    for number in range(20):  # one of these names falls into training
+        shutil.copy(folder / "fresh" / "train-larger.png", folder / "fresh" / f"near-{number}.png")
+        if update.plan_update(made.folder, folder).report.similar:
+            break
+    plan = update.plan_update(made.folder, folder)
+    assert plan.report.similar and plan.report.held_out == 0
+    assert any("look like a picture that is held out" in note for note in plan.notes)
+
+
 def test_what_was_there_already_is_left_out(root, tmp_path):
     made = first(root, tmp_path)
     with pytest.raises(CmpError, match="no picture that was not there before"):

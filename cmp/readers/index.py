@@ -53,8 +53,8 @@ class ImageIndex:
         table: One row per image: `source`, its name; `size` in bytes and `changed`, see
             `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
             texts; `update`, "" where none is named; `position`, by which `read` takes it. Once they
-            were checked also `digest` and `pixels`, numbers that equal files and equal pictures
-            share, and `traits`, see `TRAITS`.
+            were checked also `digest`, `pixels` and `look`, numbers that equal files, equal pixels
+            and similar pictures share, and `traits`, see `TRAITS`.
         read: What returns the file of an image.
         faults: What cannot be used.
         classes: Class names in the order of labels, those without images included.

@@ -246,6 +246,12 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
     if report.held_out:
         some = ", ".join(report.held_from)
         yield f"{report.held_out:,} pictures are held out since before, and stay so, such as {some}"
+    if report.similar:
+        some = ", ".join(report.similar_names)
+        yield (
+            f"{report.similar:,} of the new training pictures look like a picture that is held "
+            f"out, such as {some}; they stay, but scores may be too high"
+        )
     if gone:
         yield f"{gone:,} pictures of earlier updates are gone; it goes on without them"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
