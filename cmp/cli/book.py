@@ -134,7 +134,7 @@ def book(
     dry_run: bool = False,
     publish: bool = False,
 ) -> None:
-    """Execute the chapters whose notebooks are not up to date.
+    """Execute the chapters with papermill, skipping notebooks that are up to date.
 
     Args:
         profile: Size of the runs: quick, cpu or gpu.
